@@ -1,0 +1,679 @@
+package config
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const fqrn = "atlas.example.org"
+
+// folder writes a configuration folder: contents by name, plus a key.
+func folder(t testing.TB, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// complete is what any repository needs, to be added to.
+const complete = "CVMFS_SERVER_URL=http://s1.example.org/cvmfs/@fqrn@\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/example.org.pub\n"
+
+// minimal is a folder with complete and more in the repository's own file.
+func minimal(t testing.TB, more string) string {
+	return folder(t, map[string]string{"config.d/" + fqrn + ".conf": complete + more})
+}
+
+// packaged has the constructs and the arrangement of the files that CernVM-FS and its configuration packages install.
+func packaged(t testing.TB, more map[string]string) string {
+	files := map[string]string{
+		"default.conf": `# Don't edit here.
+CVMFS_CACHE_BASE=/var/lib/cvmfs
+CVMFS_QUOTA_LIMIT=4000
+CVMFS_TIMEOUT=5
+CVMFS_TIMEOUT_DIRECT=10
+CVMFS_STRICT_MOUNT=no
+CVMFS_CLAIM_OWNERSHIP=yes
+CVMFS_KEYS_DIR=/etc/cvmfs/keys
+CVMFS_PROXY_RESET_AFTER=300
+CVMFS_HOST_RESET_AFTER=1800
+CVMFS_SEND_INFO_HEADER=no
+if [ "x$CVMFS_BASE_ENV" = "x" ]; then
+  readonly CVMFS_USER=cvmfs
+  readonly CVMFS_MOUNT_DIR=/cvmfs
+  readonly CVMFS_BASE_ENV=1
+fi
+`,
+		"default.d/50-site.conf": "CVMFS_CONFIG_REPO_DEFAULT_ENV=\nCVMFS_DEFAULT_DOMAIN=example.org\n",
+		"default.d/README":       "this is (not a script\n",
+		"domain.d/example.org.conf": `if [ "$CVMFS_CONFIG_REPO_DEFAULT_ENV" != "" ]; then
+  # the configuration repository has it all
+  return
+fi
+
+CVMFS_HTTP_PROXY="$CVMFS_HTTP_PROXY"
+. ../common.conf
+
+if [ "$CVMFS_USE_CDN" = "yes" ]; then
+  CVMFS_SERVER_URL="http://cdn.example.org/cvmfs/@fqrn@"
+else
+  CVMFS_SERVER_URL="http://s1.example.org:8000/cvmfs/@fqrn@;http://s2.example.org/opt/@org@/"
+fi
+CVMFS_KEYS_DIR=/etc/cvmfs/keys/example.org
+CVMFS_USE_GEOAPI=yes
+`,
+		"common.conf": `if [ -z "$CVMFS_USE_CDN" ]; then
+  if [ "$CVMFS_HTTP_PROXY" = "DIRECT" ] || [ "$CVMFS_HTTP_PROXY" = "auto;DIRECT" ]; then
+    CVMFS_USE_CDN=yes
+  fi
+fi
+if [ "$CVMFS_USE_CDN" != "yes" ] && [ "$CVMFS_CLIENT_PROFILE" != "custom" ]; then
+  CVMFS_FALLBACK_PROXY="http://back1.example.org:3126;http://back2.example.org:3126"
+fi
+`,
+		"keys/example.org/b.pub": "", "keys/example.org/a.pub": "", "keys/example.org/a.key": "", "keys/other.pub": "",
+	}
+	for name, content := range more {
+		files[name] = content
+	}
+	return folder(t, files)
+}
+
+func TestPackagedConfigurationIsUnderstood(t *testing.T) {
+	dir := packaged(t, map[string]string{"default.local": "CVMFS_HTTP_PROXY='http://p1:3128|p2:3128;DIRECT'\n"})
+	for _, name := range []string{fqrn, "atlas"} {
+		got, err := Load(dir, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		params := got.Params
+		got.Params = nil
+		want := &Config{
+			FQRN:    fqrn,
+			Servers: []string{"http://s1.example.org:8000/cvmfs/" + fqrn, "http://s2.example.org/opt/atlas"},
+			ProxyGroups: [][]string{
+				{"http://p1:3128", "http://p2:3128"}, {"http://back1.example.org:3126"}, {"http://back2.example.org:3126"},
+			},
+			Timeout: 5 * time.Second, TimeoutDirect: 10 * time.Second, LowSpeedLimit: 1024, MaxRetries: 1,
+			BackoffInit: 2 * time.Second, BackoffMax: 10 * time.Second,
+			ProxyResetAfter: 300 * time.Second, HostResetAfter: 1800 * time.Second,
+			PublicKeys:     []string{filepath.Join(dir, "keys/example.org/a.pub"), filepath.Join(dir, "keys/example.org/b.pub")},
+			Blacklists:     []string{filepath.Join(dir, "blacklist")},
+			ClaimOwnership: true,
+			QuotaLimit:     4000 << 20,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+		for name, want := range map[string]string{"CVMFS_USER": "cvmfs", "CVMFS_BASE_ENV": "1", "CVMFS_CACHE_BASE": "/var/lib/cvmfs", "CVMFS_CONFIG_REPO_DEFAULT_ENV": ""} {
+			if got, ok := params[name]; !ok || got != want {
+				t.Errorf("%s: got %q, %t, want %q", name, got, ok, want)
+			}
+		}
+	}
+}
+
+func TestReturnEndsItsFileOnly(t *testing.T) {
+	dir := packaged(t, map[string]string{
+		"default.local":              "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_CONFIG_REPO_DEFAULT_ENV=1\n",
+		"config.d/" + fqrn + ".conf": complete + ". ./sub.conf\nAFTER=yes\n",
+		"config.d/sub.conf":          "if [ a ]; then return; fi\nSUB=yes\n",
+	})
+	got, err := Load(dir, fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Params["CVMFS_USE_GEOAPI"] != "" || got.Params["SUB"] != "" || got.Params["AFTER"] != "yes" {
+		t.Errorf("got %q", got.Params)
+	}
+}
+
+func TestBuiltInDefaultsApplyWithoutPackage(t *testing.T) {
+	dir := minimal(t, "")
+	got, err := Load(dir, fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Params = nil
+	want := &Config{
+		FQRN: fqrn, Servers: []string{"http://s1.example.org/cvmfs/" + fqrn}, ProxyGroups: [][]string{{Direct}},
+		Timeout: 5 * time.Second, TimeoutDirect: 5 * time.Second, LowSpeedLimit: 1024, MaxRetries: 1,
+		BackoffInit: 2 * time.Second, BackoffMax: 10 * time.Second,
+		PublicKeys: []string{filepath.Join(dir, "keys/example.org.pub")}, Blacklists: []string{filepath.Join(dir, "blacklist")},
+		QuotaLimit: 1 << 30,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestLaterFilesOverride(t *testing.T) {
+	order := []string{
+		"default.conf", "default.d/10-a.conf", "default.d/20-b.conf", "default.local",
+		"domain.d/example.org.conf", "domain.d/example.org.local", "config.d/" + fqrn + ".conf", "config.d/" + fqrn + ".local",
+	}
+	files := map[string]string{"default.d/30-c.local": "ORDER=wrong\n", "domain.d/org.conf": "ORDER=wrong\n", "config.d/other.example.org.conf": "ORDER=wrong\n"}
+	for _, name := range order {
+		files[name] = complete + "ORDER=\"$ORDER " + name + "\"\nLAST=" + name + "\n"
+	}
+	got, err := Load(folder(t, files), fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Join(order, " "); got.Params["ORDER"] != want || got.Params["LAST"] != order[len(order)-1] {
+		t.Errorf("got %q, last %q", got.Params["ORDER"], got.Params["LAST"])
+	}
+}
+
+func TestValuesAreThoseOfTheShell(t *testing.T) {
+	for script, want := range map[string]string{
+		`V=plain`:                   "plain",
+		`V=`:                        "",
+		`V=""`:                      "",
+		`V="a  b	c"`:                "a b c",
+		"V=' a\n b '":               "a b",
+		`V='a'\''b'`:                "a'b",
+		`V=a\ b\\`:                  `a b\`,
+		`V="a\"b\$c\d\\"`:           `a"b$c\d\`,
+		"V=a\\\nb":                  "ab",
+		`V=a#b # comment`:           "a#b",
+		`A=x; V=$A$A"-$A"'$A'`:      "xx-x$A",
+		`A=x; V=${A}y`:              "xy",
+		`V=${A:-"d e"}`:             "d e",
+		`V="${A:-d e}"`:             "d e",
+		`A=; V=${A:-d}${A-n}`:       "d",
+		`A=x; V=${A:-d}`:            "x",
+		`V=${A:-${B:-deep}}`:        "deep",
+		`V=${A:=s}$A`:               "ss",
+		`A=; V=${A=s}${A:=t}$A`:     "tt",
+		`A=; V=${A:+a}${A+b}${B+c}`: "b",
+		`A=x; V=${A:?needed}`:       "x",
+		`export V="x y" W=z`:        "x y",
+		`readonly V=a\;b; readonly V; export V W`: "a;b",
+		`V=1 V=2`:                              "2",
+		`V=*`:                                  "*",
+		`V={a,b}`:                              "{a,b}",
+		`V=@fqrn@:@org@:@x@`:                   fqrn + ":atlas:@x@",
+		`V=$CVMFS_FQRN`:                        fqrn,
+		`V=http://h/~user`:                     "http://h/~user",
+		`if [ a = a ]; then V=1; else V=2; fi`: "1",
+		`if [ a = b ]; then V=1; else V=2; fi`: "2",
+		`if [ a == b ]; then V=1; elif [ a == a ]; then V=2; else V=3; fi`: "2",
+		`V=0; if [ "$A" != "" ]; then V=1; fi`:                             "0",
+		`V=0; if ! [ -n "$A" ]; then V=1; fi`:                              "1",
+		`V=0; [ -z "$A" ] && V=1`:                                          "1",
+		`V=0; [ -n "$A" ] && V=1`:                                          "0",
+		`V=0; [ -n $A ] && V=1`:                                            "1",
+		`V=0; [ $A = yes ] && V=1`:                                         "0",
+		`V=0; [ $A ] || V=1`:                                               "1",
+		`V=0; [ ] || V=1`:                                                  "1",
+		`V=0; [ x ] && V=1`:                                                "1",
+		`V=0; test x != y -a ! -z x && V=1`:                                "1",
+		`V=0; [ x = y -a x = x -o y = y ] && V=1`:                          "1",
+		`V=0; [ ! = ! ] && V=1`:                                            "1",
+		`A=-n; V=0; [ "$A" = -n ] && V=1`:                                  "1",
+		`V=0; [ ! x = y ] && { V=1; }`:                                     "1",
+		`V=0; ! [ x ] || [ y ] && V=1`:                                     "1",
+		`V=0; [ -f /etc/cvmfs/default.conf ] || V=1`:                       "1",
+		`V=0; [ -f /etc/cvmfs/config.d/atlas.example.org.conf ] && V=1`:    "1",
+		`V=0; [ -e atlas.example.org.conf -a -r ./atlas.example.org.conf -a -s ./atlas.example.org.conf ] && V=1`: "1",
+		`V=0; [ -d ../config.d ] && [ ! -f ../config.d ] && [ ! -e "" ] && V=1`:                                   "1",
+	} {
+		got, err := Load(minimal(t, script+"\n"), fqrn)
+		if err != nil {
+			t.Errorf("%s: %v", script, err)
+		} else if got.Params["V"] != want {
+			t.Errorf("%s: got %q, want %q", script, got.Params["V"], want)
+		}
+	}
+}
+
+func TestWhatCannotBeReadIsRefusedByPlaceAndName(t *testing.T) {
+	for script, want := range map[string]string{
+		"V=$(date)":                       "a command substitution is not supported",
+		"V=`date`":                        "a command substitution is not supported",
+		`V="${A:-$(date)}"`:               "a command substitution is not supported",
+		"V=$((1 + 2))":                    "arithmetic is not supported",
+		"V=$$":                            "this expansion of a parameter is not supported",
+		"V=$1":                            "this expansion of a parameter is not supported",
+		"V=${#A}":                         "this expansion of a parameter is not supported",
+		"V=${A%x}":                        "this expansion of a parameter is not supported",
+		"V=${A/x/y}":                      "search and replace is a bash",
+		"V=~/x":                           "a home folder (~) is not supported",
+		"V=/x:~/y":                        "a home folder (~) is not supported",
+		"V=${A:?is needed}":               "A is not set: is needed",
+		"V=(a b)":                         "arrays are a bash",
+		"V+=x":                            `the command "V+=x" is not supported`,
+		"V=x rm -rf /":                    "a command is not supported",
+		"rm -rf /":                        `the command "rm" is not supported`,
+		"$A -rf /":                        "a command is not supported",
+		"eval V=x":                        `the command "eval" is not supported`,
+		"unset V":                         `the command "unset" is not supported`,
+		"[[ a = a ]]":                     `the command "[[" is not supported`,
+		"export $A=x":                     "a name that isn't written out is not supported",
+		"export A$B":                      "a name that isn't written out is not supported",
+		"V=x > /tmp/file":                 "a redirection is not supported",
+		"V=x &":                           "a background command is not supported",
+		"[ a ] | [ b ]":                   "a pipe is not supported",
+		"(V=x)":                           "a subshell is not supported",
+		"for V in a b; do W=$V; done":     "a loop is not supported",
+		"while [ a ]; do V=x; done":       "a loop is not supported",
+		"case a in a) V=x;; esac":         "case is not supported",
+		"f() { V=x; }":                    "a function is not supported",
+		"if [ a; then V=x; fi":            `"[" without "]"`,
+		"[ 1 -lt 2 ] && V=x":              "a test that is not understood",
+		`[ \( a \) ] && V=x`:              "a test that is not understood",
+		"if [ a ]; then":                  "write it as /bin/sh would understand it",
+		"V='x":                            "without closing quote",
+		". /etc/passwd":                   "is not below /etc/cvmfs",
+		". ../../x":                       "is not below /etc/cvmfs",
+		". /etc/cvmfs/../passwd":          "is not below /etc/cvmfs",
+		". ./absent.conf":                 "read /etc/cvmfs/config.d/absent.conf: no such file",
+		". ../config.d":                   "not a regular file",
+		". ./atlas.example.org.conf":      "does one of them source itself?",
+		". ./x y":                         "sourcing with arguments is not supported",
+		"V=\x00":                          "not a text file",
+		"V=" + strings.Repeat("x", 20000): "more than 16384 bytes",
+		"V=" + strings.Repeat("x", 70000): "more than 65536 bytes",
+	} {
+		dir := minimal(t, script+"\n")
+		_, err := Load(dir, fqrn)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.60s: got %v, want %q", script, err, want)
+			continue
+		}
+		if place := "/etc/cvmfs/config.d/" + fqrn + ".conf"; !strings.Contains(err.Error(), place) || strings.Contains(err.Error(), dir) {
+			t.Errorf("%.60s: %v: want the place as the host knows it", script, err)
+		}
+	}
+	_, err := Load(minimal(t, "\n\nV=$(date)\n"), fqrn)
+	if want := "configuration of atlas.example.org: /etc/cvmfs/config.d/atlas.example.org.conf:6: a command"; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got %v, want %q…", err, want)
+	}
+}
+
+func TestNothingIsExecuted(t *testing.T) {
+	witness := filepath.Join(t.TempDir(), "witness")
+	for _, script := range []string{"touch " + witness, "V=$(touch " + witness + ")", "V=`touch " + witness + "`", "V=x > " + witness, "[ a ] && touch " + witness} {
+		if _, err := Load(minimal(t, script+"\n"), fqrn); err == nil {
+			t.Errorf("%s: no error", script)
+		}
+	}
+	if _, err := os.Stat(witness); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something was executed: %v", err)
+	}
+}
+
+func TestGrowthIsBounded(t *testing.T) {
+	double := "A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("A=$A$A\n", 40)
+	many := strings.Builder{}
+	for i := range 5000 {
+		many.WriteString("A" + strings.Repeat("a", i%7) + string(rune('a'+i%26)) + string(rune('a'+i/26%26)) + string(rune('a'+i/676)) + "=\n")
+	}
+	for name, c := range map[string]struct{ script, want string }{
+		"doubling":         {double, "a value of more than"},
+		"many parameters":  {many.String(), "more than 4096 parameters"},
+		"doubling default": {"A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("B=${C:-$A$A}\nA=$B\n", 40), "a value of more than"},
+	} {
+		if _, err := Load(minimal(t, c.script), fqrn); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestSettingsAreRead(t *testing.T) {
+	dir := minimal(t, `
+CVMFS_SERVER_URL="http://a/x;; https://b/y/ ;http://c/z"
+CVMFS_MAX_SERVERS=2
+CVMFS_TIMEOUT=7
+CVMFS_TIMEOUT_DIRECT=8
+CVMFS_LOW_SPEED_LIMIT=0
+CVMFS_MAX_RETRIES=0
+CVMFS_BACKOFF_INIT=0
+CVMFS_BACKOFF_MAX=3
+CVMFS_PROXY_RESET_AFTER=9
+CVMFS_HOST_RESET_AFTER=11
+CVMFS_FOLLOW_REDIRECTS=TRUE
+CVMFS_CLAIM_OWNERSHIP=No
+CVMFS_WORLD_READABLE=on
+CVMFS_MAX_TTL=3
+CVMFS_QUOTA_LIMIT=-1
+CVMFS_PUBLIC_KEY=/etc/cvmfs/keys/a.pub:/srv/b.pub:c.pub
+CVMFS_KEYS_DIR=/nonexistent
+CVMFS_BLACKLIST=/srv/bad
+CVMFS_UID_MAP=/etc/cvmfs/uids
+CVMFS_GID_MAP=
+`)
+	if err := os.WriteFile(filepath.Join(dir, "uids"), []byte("# map\n1000 2000\n* 99 # others\n0 0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(dir, fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := got.UIDMap.String(); text != "0 0\n1000 2000\n* 99\n" || got.GIDMap != nil {
+		t.Errorf("maps %q and %q", text, got.GIDMap.String())
+	}
+	got.Params, got.UIDMap = nil, nil
+	want := &Config{
+		FQRN: fqrn, Servers: []string{"http://a/x", "https://b/y"}, ProxyGroups: [][]string{{Direct}},
+		Timeout: 7 * time.Second, TimeoutDirect: 8 * time.Second, BackoffMax: 3 * time.Second,
+		ProxyResetAfter: 9 * time.Second, HostResetAfter: 11 * time.Second, FollowRedirects: true,
+		PublicKeys: []string{filepath.Join(dir, "keys/a.pub"), "/srv/b.pub", filepath.Join(dir, "c.pub")},
+		Blacklists: []string{"/srv/bad"}, WorldReadable: true, MaxTTL: 3 * time.Minute,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestBadSettingsAreAllNamedWithTheirPlace(t *testing.T) {
+	_, err := Load(minimal(t, `CVMFS_TIMEOUT=0
+CVMFS_TIMEOUT_DIRECT=5s
+CVMFS_MAX_RETRIES=-1
+CVMFS_LOW_SPEED_LIMIT=1e3
+CVMFS_BACKOFF_MAX=99999999999999999999
+CVMFS_SERVER_URL="http://ok/x;ftp://user:secret@b/y"
+CVMFS_HTTP_PROXY="DIRECT|http://user:secret@p:port"
+CVMFS_FALLBACK_PROXY="://user:secret@p"
+CVMFS_UID_MAP=/etc/cvmfs/absent
+`), fqrn)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		".conf:4: CVMFS_TIMEOUT: \"0\" isn't a number from 1 to", ".conf:5: CVMFS_TIMEOUT_DIRECT: ", ".conf:6: CVMFS_MAX_RETRIES: ",
+		".conf:7: CVMFS_LOW_SPEED_LIMIT: ", ".conf:8: CVMFS_BACKOFF_MAX: ", ".conf:9: CVMFS_SERVER_URL: server 2 ",
+		".conf:10: CVMFS_HTTP_PROXY: proxy 2 of group 1: ", ".conf:12: CVMFS_UID_MAP: read /etc/cvmfs/absent: no such file",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\nlacks %q", err, want)
+		}
+	}
+	if strings.Contains(err.Error(), "secret") {
+		t.Errorf("a password is shown: %v", err)
+	}
+}
+
+func TestUnconfiguredRepositoryNamesTheFileToWrite(t *testing.T) {
+	const key = "CVMFS_PUBLIC_KEY=/etc/cvmfs/keys/example.org.pub"
+	for name, c := range map[string]struct {
+		files        map[string]string
+		want, absent []string
+	}{
+		"nothing at all": {
+			nil,
+			[]string{"repository atlas.example.org is not configured on this host: write /etc/cvmfs/config.d/atlas.example.org.conf with CVMFS_SERVER_URL=http://SERVER/cvmfs/@fqrn@", "CVMFS_HTTP_PROXY=DIRECT", key},
+			[]string{"note:"},
+		},
+		"no proxy, though there are fallbacks": {
+			map[string]string{"config.d/" + fqrn + ".conf": "CVMFS_SERVER_URL=http://s/x\nCVMFS_FALLBACK_PROXY=http://p:1\n", "keys/k.pub": ""},
+			[]string{"write /etc/cvmfs/config.d/atlas.example.org.local with CVMFS_HTTP_PROXY=DIRECT"},
+			[]string{"CVMFS_SERVER_URL", "CVMFS_PUBLIC_KEY"},
+		},
+		"no key in the folder that is named": {
+			map[string]string{"default.local": complete + "CVMFS_PUBLIC_KEY=\nCVMFS_KEYS_DIR=/etc/cvmfs/keys/none\n", "keys/k.pub": ""},
+			[]string{"atlas.example.org.conf with " + key},
+			[]string{"CVMFS_SERVER_URL", "CVMFS_HTTP_PROXY"},
+		},
+		"a configuration repository would know": {
+			map[string]string{"default.d/50-site.conf": "CVMFS_CONFIG_REPOSITORY=config.example.org\n"},
+			[]string{"note: CVMFS_CONFIG_REPOSITORY=config.example.org is set, but settings in that repository are not read"},
+			nil,
+		},
+	} {
+		got, err := Load(folder(t, c.files), fqrn)
+		if got != nil || !errors.Is(err, ErrNotConfigured) {
+			t.Errorf("%s: got %v", name, err)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v\nlacks %q", name, err, want)
+			}
+		}
+		for _, absent := range c.absent {
+			if strings.Contains(err.Error(), absent) {
+				t.Errorf("%s: %v\nspeaks of %q", name, err, absent)
+			}
+		}
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "absent"), fqrn); !errors.Is(err, ErrNotConfigured) {
+		t.Errorf("no folder: got %v", err)
+	}
+	if _, err := Load(t.TempDir(), "atlas"); !errors.Is(err, ErrNotConfigured) || !strings.Contains(err.Error(), "CVMFS_DEFAULT_DOMAIN in /etc/cvmfs/default.local") {
+		t.Errorf("no default domain: got %v", err)
+	}
+}
+
+func TestFolderMayBeCalledOtherwise(t *testing.T) {
+	_, err := Folder{Dir: t.TempDir(), Shown: "/srv/cvmfs"}.Load(fqrn)
+	if err == nil || !strings.Contains(err.Error(), "write /srv/cvmfs/config.d/") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConfigRepositoryIsKeptButNotRead(t *testing.T) {
+	dir := packaged(t, map[string]string{
+		"default.d/60-more.conf":     "CVMFS_CONFIG_REPOSITORY=config.example.org\n",
+		"default.local":              complete + "CVMFS_CONFIG_REPOSITORY=changed.example.org\nCVMFS_ROOT_HASH=0123\n",
+		"domain.d/example.org.local": "CVMFS_CONFIG_REPOSITORY=\n",
+	})
+	got, err := Load(dir, fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if repo := got.Params["CVMFS_CONFIG_REPOSITORY"]; repo != "config.example.org" {
+		t.Errorf("it is %q", repo)
+	}
+	if len(got.Warnings) != 2 || !strings.Contains(got.Warnings[0], "CVMFS_CONFIG_REPOSITORY=config.example.org") || !strings.Contains(got.Warnings[1], "CVMFS_ROOT_HASH") {
+		t.Errorf("warnings %q", got.Warnings)
+	}
+	if got, err := Load(dir, "config.example.org"); err != nil || len(got.Warnings) != 1 {
+		t.Errorf("the configuration repository itself: %v, %v", got, err)
+	}
+}
+
+func TestStrictMountAllowsListedRepositoriesOnly(t *testing.T) {
+	dir := packaged(t, map[string]string{"default.local": "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_STRICT_MOUNT=yes\nCVMFS_REPOSITORIES=atlas,full.example.org,other.example.com\n"})
+	for name, want := range map[string]error{
+		fqrn: nil, "atlas": nil, "full": nil, "full.example.org": nil,
+		"cms": ErrNotAllowed, "cms.example.org": ErrNotAllowed, "atlas.example.com": ErrNotAllowed,
+	} {
+		if _, err := Load(dir, name); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		}
+	}
+}
+
+func TestDanglingLinkIsNotPassedOverSilently(t *testing.T) {
+	dir := minimal(t, "")
+	if err := os.Symlink("/srv/absent/site.conf", filepath.Join(dir, "default.local")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(dir, fqrn)
+	if err != nil || len(got.Warnings) != 1 || !strings.HasPrefix(got.Warnings[0], "/etc/cvmfs/default.local is not read: it is a link to /srv/absent/site.conf") {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestFaultyFolders(t *testing.T) {
+	for name, change := range map[string]func(dir string) error{
+		"a folder as file":    func(dir string) error { return os.Mkdir(filepath.Join(dir, "default.local"), 0o755) },
+		"a file as default.d": func(dir string) error { return os.WriteFile(filepath.Join(dir, "default.d"), nil, 0o644) },
+		"a link to itself":    func(dir string) error { return os.Symlink("default.conf", filepath.Join(dir, "default.conf")) },
+		"a device in default.d": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "default.d"), 0o755), os.Symlink("/dev/zero", filepath.Join(dir, "default.d/x.conf")))
+		},
+	} {
+		dir := minimal(t, "")
+		if err := change(dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(dir, fqrn); err == nil || errors.Is(err, ErrNotConfigured) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestRepositoryNames(t *testing.T) {
+	for _, good := range []string{"a.b", "unpacked.cern.ch", "legacy_aufs.cern.ch", "A-1.x", "short", "a-", strings.Repeat("a", 60)} {
+		if err := CheckFQRN(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", ".", "..", ".a", "a.", "a..b", "a/b", "../x", "a b", "a\n", "a\x00", "ä.b", "a:b", "-a", "a@b", strings.Repeat("a", 61)} {
+		if err := CheckFQRN(bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+		if _, err := Load(t.TempDir(), bad); err == nil || errors.Is(err, ErrNotConfigured) {
+			t.Errorf("%q is loaded: %v", bad, err)
+		}
+	}
+}
+
+func TestProxySpecifications(t *testing.T) {
+	for spec, want := range map[string][][]string{
+		"DIRECT":                      {{Direct}},
+		"http://p:3128":               {{"http://p:3128"}},
+		"p:3128":                      {{"http://p:3128"}},
+		"p":                           {{"http://p"}},
+		"a:1|b:2;c:3":                 {{"http://a:1", "http://b:2"}, {"http://c:3"}},
+		" a:1 | b:2 ;; c:3|; ;DIRECT": {{"http://a:1", "http://b:2"}, {"http://c:3"}, {Direct}},
+		"https://p;socks5://q:1":      {{"https://p"}, {"socks5://q:1"}},
+		"http://user:pw@p:3128":       {{"http://user:pw@p:3128"}},
+		"[2001:db8::1]:3128":          {{"http://[2001:db8::1]:3128"}},
+	} {
+		got, err := ParseProxies(spec)
+		if err != nil || !cmp.Equal(want, got) {
+			t.Errorf("%q: got %q, %v, want %q", spec, got, err, want)
+		}
+	}
+	for spec, want := range map[string]string{
+		"": "names no proxy", ";|;": "names no proxy",
+		"auto":         "set CVMFS_HTTP_PROXY to the site's proxies, as http://PROXY:3128, or to DIRECT",
+		"auto;DIRECT":  "proxy 1 of group 1: automatic discovery",
+		"a:1;b:2|auto": "proxy 2 of group 2: automatic discovery",
+		"ftp://p":      "isn't a URL", "http://": "isn't a URL", "http://:3128": "isn't a URL", "a b": "isn't a URL", "p:port": "isn't a URL", "http://u:secret@[": "isn't a URL",
+	} {
+		if _, err := ParseProxies(spec); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: got %v, want %q", spec, err, want)
+		}
+	}
+}
+
+func TestFallbackProxiesReplaceDirect(t *testing.T) {
+	for _, c := range []struct {
+		regular, fallback string
+		want              [][]string
+	}{
+		{"a;DIRECT", "b|DIRECT;c", [][]string{{"http://a"}, {"http://b"}, {"http://c"}}},
+		{"a|DIRECT", "b", [][]string{{"http://a"}, {"http://b"}}},
+		{"DIRECT", "b", [][]string{{"http://b"}}},
+		{"a;DIRECT", "DIRECT", [][]string{{"http://a"}, {Direct}}},
+	} {
+		got, err := Load(minimal(t, "CVMFS_HTTP_PROXY='"+c.regular+"'\nCVMFS_FALLBACK_PROXY='"+c.fallback+"'\n"), fqrn)
+		if err != nil || !cmp.Equal(c.want, got.ProxyGroups) {
+			t.Errorf("%s with %s: got %v, %v", c.regular, c.fallback, got, err)
+		}
+	}
+}
+
+func TestIDMaps(t *testing.T) {
+	m, err := ParseIDMap("1 10\n2\t 20\n1 11\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from, to := range map[uint32]uint32{0: 0, 1: 11, 2: 20, 3: 3} {
+		if got := m.Map(from); got != to {
+			t.Errorf("%d: got %d, want %d", from, got, to)
+		}
+	}
+	if m, err = ParseIDMap("* 5\n1 1"); err != nil || m.Map(1) != 1 || m.Map(2) != 5 {
+		t.Errorf("with *: %v, %v", m, err)
+	}
+	if got := (*IDMap)(nil).Map(7); got != 7 {
+		t.Errorf("no map: got %d", got)
+	}
+	for _, bad := range []string{"1", "1 2 3", "a 1", "1 *", "-1 1", "1 4294967296", "1 4294967295", "* *"} {
+		if _, err := ParseIDMap("0 0\n" + bad); err == nil || !strings.HasPrefix(err.Error(), "2: ") {
+			t.Errorf("%q: got %v", bad, err)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	for _, script := range []string{
+		complete, "if [ \"x$A\" = x ]; then readonly B='c'; fi", "A=${B:-\"$C\"}; [ -z \"$A\" ] && . ./x || return",
+		"export A=a\\ b\nV=@fqrn@ # c\n", "A=$(x)", "[ ! -f a -o b != c ]", "{ A=1; }; ! [ ]",
+	} {
+		f.Add(script)
+	}
+	dir := f.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "config.d"), 0o755); err != nil {
+		f.Fatal(err)
+	}
+	file := filepath.Join(dir, "config.d", fqrn+".conf")
+	f.Fuzz(func(t *testing.T, script string) {
+		if err := os.WriteFile(file, []byte(script), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(dir, fqrn)
+		if err != nil {
+			return
+		}
+		if len(c.Servers) == 0 || len(c.ProxyGroups) == 0 || len(c.PublicKeys) == 0 || c.Timeout <= 0 || c.TimeoutDirect <= 0 || c.QuotaLimit < 0 {
+			t.Errorf("accepted %+v", c)
+		}
+	})
+}
+
+func FuzzParseProxies(f *testing.F) {
+	for _, spec := range []string{"DIRECT", "a:1|b:2;c:3", "auto;DIRECT", "http://u:p@h:1/", "[::1]:3"} {
+		f.Add(spec)
+	}
+	f.Fuzz(func(t *testing.T, spec string) {
+		groups, err := ParseProxies(spec)
+		if err != nil {
+			return
+		}
+		if len(groups) == 0 || slices.ContainsFunc(groups, func(g []string) bool { return len(g) == 0 || slices.Contains(g, "") }) {
+			t.Errorf("%q: %q", spec, groups)
+		}
+		var joined []string
+		for _, g := range groups {
+			joined = append(joined, strings.Join(g, "|"))
+		}
+		if again, err := ParseProxies(strings.Join(joined, ";")); err != nil || !cmp.Equal(groups, again) {
+			t.Errorf("%q: %q, written and read again %q, %v", spec, groups, again, err)
+		}
+	})
+}
+
+func FuzzParseIDMap(f *testing.F) {
+	f.Add("1 2\n* 3 # c\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := ParseIDMap(text)
+		if err != nil {
+			return
+		}
+		if again, err := ParseIDMap(m.String()); err != nil || again.String() != m.String() {
+			t.Errorf("%q: %v", m.String(), err)
+		}
+	})
+}

@@ -1,0 +1,75 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Direct is the member of a proxy group that means no proxy.
+const Direct = "DIRECT"
+
+// ParseProxies reads a proxy specification: groups separated by ";", tried in this order, of proxies separated by "|", among
+// which load is spread. A proxy without a scheme is spoken to by HTTP. Errors don't quote the proxies, which may hold passwords.
+func ParseProxies(spec string) ([][]string, error) {
+	var groups [][]string
+	for text := range strings.SplitSeq(spec, ";") {
+		var group []string
+		for proxy := range strings.SplitSeq(text, "|") {
+			if proxy = strings.TrimSpace(proxy); proxy == "" {
+				continue
+			}
+			proxy, err := parseProxy(proxy)
+			if err != nil {
+				return nil, fmt.Errorf("proxy %d of group %d: %w", len(group)+1, len(groups)+1, err)
+			}
+			group = append(group, proxy)
+		}
+		if len(group) > 0 {
+			groups = append(groups, group)
+		}
+	}
+	if len(groups) == 0 {
+		return nil, errors.New("names no proxy: set CVMFS_HTTP_PROXY to the site's proxies, as http://PROXY:3128, or to DIRECT")
+	}
+	return groups, nil
+}
+
+func parseProxy(proxy string) (string, error) {
+	switch proxy {
+	case Direct:
+		return proxy, nil
+	case "auto":
+		return "", errors.New("automatic discovery (auto) is not supported: set CVMFS_HTTP_PROXY to the site's proxies, as http://PROXY:3128, or to DIRECT")
+	}
+	if !strings.Contains(proxy, "://") {
+		proxy = "http://" + proxy
+	}
+	u, err := url.Parse(proxy)
+	if err != nil || u.Hostname() == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
+		return "", errors.New("isn't a URL such as http://PROXY:3128, nor DIRECT")
+	}
+	return proxy, nil
+}
+
+// withFallback puts groups behind the regular ones. No fallback would ever be tried behind DIRECT, and DIRECT isn't one: so it
+// is taken out on both sides, as the reference client does (download.cc, SetProxyChain).
+func withFallback(regular, fallback [][]string) [][]string {
+	if fallback = withoutDirect(fallback); len(fallback) == 0 {
+		return regular
+	}
+	return append(withoutDirect(regular), fallback...)
+}
+
+func withoutDirect(groups [][]string) [][]string {
+	var rest [][]string
+	for _, group := range groups {
+		group = slices.DeleteFunc(slices.Clone(group), func(proxy string) bool { return proxy == Direct })
+		if len(group) > 0 {
+			rest = append(rest, group)
+		}
+	}
+	return rest
+}

@@ -1,0 +1,120 @@
+// Package testutil is what the tests of several packages share: the reference repositories, servers for them, and the
+// facilities of the machine a test needs.
+package testutil
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+)
+
+// Root is the folder of the module's source tree.
+func Root(t testing.TB) string {
+	t.Helper()
+	_, file, _, ok := runtime.Caller(0)
+	if !ok {
+		t.Fatal("testutil: the source tree's place is not known (built with -trimpath?)")
+	}
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}
+
+// Data is the path of a file below the module's testdata folder.
+func Data(t testing.TB, elem ...string) string {
+	t.Helper()
+	return filepath.Join(append([]string{Root(t), "testdata"}, elem...)...)
+}
+
+// PublicKey is the path of the master public key of a reference repository.
+func PublicKey(t testing.TB, fqrn string) string { return Data(t, "keys", fqrn+".pub") }
+
+// Repository unpacks a reference repository and gives the folder that holds .cvmfspublished and data/. The copy is the
+// test's own, to be tampered with at will. Its parent serves as the folder above several repositories.
+func Repository(t testing.TB, fqrn string) string {
+	t.Helper()
+	parent := t.TempDir()
+	Unpack(t, Data(t, "repositories", fqrn+".tar.gz"), parent)
+	return filepath.Join(parent, fqrn)
+}
+
+// Unpack extracts the regular files and folders of a .tar.gz of ours.
+func Unpack(t testing.TB, archive, dir string) {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(dir, filepath.FromSlash(h.Name))
+		switch h.Typeflag {
+		case tar.TypeDir:
+			err = os.MkdirAll(name, 0o755)
+		case tar.TypeReg:
+			if err = os.MkdirAll(filepath.Dir(name), 0o755); err == nil {
+				var b []byte
+				if b, err = io.ReadAll(r); err == nil {
+					err = os.WriteFile(name, b, 0o644)
+				}
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Serve serves the folder dir (one repository) as URL/cvmfs/<name of dir> and gives that address.
+func Serve(t testing.TB, dir string) string {
+	t.Helper()
+	prefix := "/cvmfs/" + filepath.Base(dir) + "/"
+	s := httptest.NewServer(http.StripPrefix(prefix, http.FileServer(http.Dir(dir))))
+	t.Cleanup(s.Close)
+	return s.URL + prefix[:len(prefix)-1]
+}
+
+// Configure makes a folder of client configuration, as /etc/cvmfs, with reference repositories and the addresses they are
+// served at.
+func Configure(t testing.TB, urls map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, text string) {
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("default.local", "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n")
+	for fqrn, url := range urls {
+		write("config.d/"+fqrn+".conf", "CVMFS_SERVER_URL="+url+"\nCVMFS_PUBLIC_KEY="+PublicKey(t, fqrn)+"\n")
+	}
+	return dir
+}
+
+// NeedRoot skips a test that mounts where it can't.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it mounts file systems")
+	}
+}
