@@ -1,0 +1,43 @@
+package catalog
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// ParseXattrs reads a row's extended attributes, sorted by name (CernVM-FS client, xattr.cc: Deserialize): one byte version,
+// one byte count, then for each one byte length of the name, one of the value, the name, the value. Whatever is amiss spoils the
+// whole. Of equal names the last counts.
+func ParseXattrs(b []byte) ([]Xattr, error) {
+	if len(b) < 2 || b[0] != 1 {
+		return nil, fmt.Errorf("extended attributes: not of version 1")
+	}
+	attrs := make([]Xattr, 0, b[1])
+	rest := b[2:]
+	for i := range b[1] {
+		if len(rest) < 2 || len(rest) < 2+int(rest[0])+int(rest[1]) {
+			return nil, fmt.Errorf("extended attributes: end after %d of %d", i, b[1])
+		}
+		k, v := int(rest[0]), int(rest[1])
+		name, value := rest[2:2+k], rest[2+k:2+k+v]
+		rest = rest[2+k+v:]
+		if len(name) == 0 || slices.Contains(name, 0) {
+			return nil, fmt.Errorf("extended attributes: number %d has no valid name", i)
+		}
+		attrs = append(attrs, Xattr{Name: string(name), Value: slices.Clone(value)})
+	}
+	slices.SortStableFunc(attrs, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return lastOfEach(attrs), nil
+}
+
+// lastOfEach keeps the last of equal names in a sorted list.
+func lastOfEach(attrs []Xattr) []Xattr {
+	kept := attrs[:0]
+	for i, a := range attrs {
+		if i+1 == len(attrs) || attrs[i+1].Name != a.Name {
+			kept = append(kept, a)
+		}
+	}
+	return kept
+}

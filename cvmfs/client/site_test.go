@@ -1,0 +1,122 @@
+package client
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"cvmfs-graphdriver/internal/testutil"
+)
+
+// site is a server of one repository, held in memory, that counts requests and does as it is told.
+type site struct {
+	url string
+
+	mu    sync.Mutex
+	files map[string][]byte
+	seen  map[string]int
+	dead  bool
+}
+
+func newSite(t testing.TB, files map[string][]byte) *site {
+	t.Helper()
+	s := &site{files: maps.Clone(files), seen: map[string]int{}}
+	server := httptest.NewServer(http.StripPrefix("/cvmfs/", s))
+	t.Cleanup(server.Close)
+	s.url = server.URL + "/cvmfs"
+	return s
+}
+
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		panic(http.ErrAbortHandler)
+	}
+	s.seen[r.URL.Path]++
+	b, ok := s.files[r.URL.Path]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	w.Write(b)
+}
+
+// change replaces a file; nil removes it.
+func (s *site) change(name string, fn func([]byte) []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := fn([]byte(string(s.files[name])))
+	if s.files[name] = b; b == nil {
+		delete(s.files, name)
+	}
+}
+
+// count is how many requests there were for paths that contain part.
+func (s *site) count(part string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, times := range s.seen {
+		if strings.Contains(path, part) {
+			n += times
+		}
+	}
+	return n
+}
+
+func (s *site) die() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = true
+}
+
+// archives are the reference repositories, unpacked once.
+var archives sync.Map
+
+// referenceSite serves a reference repository.
+func referenceSite(t *testing.T, fqrn string) *site {
+	t.Helper()
+	files, ok := archives.Load(fqrn)
+	if !ok {
+		files = readArchive(t, fqrn)
+		archives.Store(fqrn, files)
+	}
+	return newSite(t, files.(map[string][]byte))
+}
+
+func readArchive(t *testing.T, fqrn string) map[string][]byte {
+	t.Helper()
+	f, err := os.Open(testutil.Data(t, "repositories", fqrn+".tar.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string][]byte{}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(strings.TrimPrefix(h.Name, "./"), fqrn+"/")
+		if h.Typeflag == tar.TypeReg {
+			if files[name], err = io.ReadAll(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

@@ -1,0 +1,243 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// outcome is how an attempt ended. The package comment says which leads to what.
+type outcome int
+
+const (
+	delivered   outcome = iota
+	stopped             // by the caller: its context ended, or its sink failed of itself
+	missing             // the server answered 404
+	corrupt             // the body is short, or the sink refused it
+	hostFault           // the server answered that it can't
+	proxyFault          // the proxy answered that it can't
+	broken              // the transfer ended with an error
+	dead                // nothing moved for the route's timeout, or too little
+	unreachable         // no connection
+)
+
+// transfer tells the outcomes for which there was no usable answer.
+func (o outcome) transfer() bool { return o >= broken }
+
+// hard tells the outcomes that cost time: they start a cool-down.
+func (o outcome) hard() bool { return o >= dead }
+
+// attempt makes one exchange on the route.
+func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Reader) error) (outcome, error) {
+	if err := context.Cause(ctx); err != nil {
+		return stopped, fmt.Errorf("fetch %s: %w", w.path, err)
+	}
+	f.requests.Add(1)
+	u := r.server.url(w.path)
+	e := &Error{URL: redact(u), Proxy: r.proxy.name}
+	var out outcome
+	if r.server.file {
+		out, e.Err = f.readFile(ctx, u.Path, sink)
+	} else {
+		out, e.Status, e.Err = f.exchange(ctx, r, u, w.noCache, sink)
+	}
+	switch out {
+	case delivered:
+		return out, nil
+	case stopped:
+		if err := context.Cause(ctx); err != nil {
+			return out, fmt.Errorf("fetch %s: %w", w.path, err)
+		}
+		return out, e.Err
+	case missing:
+		f.missing.Add(1)
+	case corrupt:
+		f.bad.Add(1)
+	}
+	f.failures.Add(1)
+	return out, e
+}
+
+// exchange sends a request and deals with the answer.
+func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache bool, sink func(io.Reader) error) (outcome, int, error) {
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	m := newMeter(r.proxy.timeout, f.cfg.LowSpeedLimit, cancel)
+	// Connecting has limits of its own, one for each of its steps; this is for what falls between them.
+	m.timer.Reset(3 * r.proxy.timeout)
+	defer m.timer.Stop()
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { m.timer.Reset(r.proxy.timeout) }}
+	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{}}).
+		WithContext(httptrace.WithClientTrace(limited, trace))
+	req.Header.Set("User-Agent", f.cfg.UserAgent)
+	if noCache {
+		req.Header.Set("Pragma", "no-cache")
+		req.Header.Set("Cache-Control", "no-cache")
+	}
+	resp, err := r.proxy.client.Do(req)
+	m.timer.Stop()
+	if err != nil {
+		if ctx.Err() != nil {
+			return stopped, 0, ctx.Err()
+		}
+		out, err := transferOutcome(limited, err)
+		return out, 0, err
+	}
+	defer resp.Body.Close()
+	m.body = resp.Body
+	defer func() { f.bytes.Add(m.total) }()
+	if resp.StatusCode != http.StatusOK {
+		io.CopyN(io.Discard, m, 16<<10) // as much as keeps the connection usable: an error here changes nothing
+		out, err := refusal(resp, r.proxy)
+		return out, resp.StatusCode, err
+	}
+	out, err := m.deliver(ctx, limited, sink)
+	return out, 0, err
+}
+
+// deliver runs the sink and tells whose fault its failure is.
+func (m *meter) deliver(ctx, limited context.Context, sink func(io.Reader) error) (outcome, error) {
+	err := sink(m)
+	switch {
+	case err == nil && m.err == nil:
+		return delivered, nil
+	case ctx.Err() != nil:
+		return stopped, ctx.Err()
+	case errors.Is(m.err, io.ErrUnexpectedEOF):
+		return corrupt, errShort
+	case m.err != nil:
+		return transferOutcome(limited, m.err)
+	case errors.Is(err, ErrBadData):
+		return corrupt, err
+	}
+	return stopped, err
+}
+
+// transferOutcome classifies an error of the transport's.
+func transferOutcome(limited context.Context, err error) (outcome, error) {
+	err = cause(err)
+	if slow := context.Cause(limited); slow != nil {
+		return dead, slow
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "dial" || op.Op == "proxyconnect") {
+		return unreachable, err
+	}
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
+		return dead, err
+	}
+	return broken, err
+}
+
+// refusal classifies an answer other than 200.
+func refusal(resp *http.Response, p *proxy) (outcome, error) {
+	err := errors.New(strings.ToLower(http.StatusText(resp.StatusCode)))
+	code := resp.StatusCode
+	other := proxyFault
+	if p.direct() {
+		other = hostFault
+	}
+	switch squid, status := resp.Header.Get("X-Squid-Error"), resp.Header.Get("Proxy-Status"); {
+	case squid != "":
+		return other, fmt.Errorf("%w (squid: %.80q)", err, squid)
+	case strings.Contains(status, "error="):
+		return other, fmt.Errorf("%w (proxy: %.80q)", err, status)
+	case code == http.StatusNotFound:
+		return missing, errMissing
+	case code >= 500, code == http.StatusBadRequest, code == http.StatusTooManyRequests:
+		return hostFault, err
+	case code >= 300 && code < 400:
+		return other, fmt.Errorf("%w: redirects are not followed (CVMFS_FOLLOW_REDIRECTS=yes allows them)", err)
+	}
+	return other, err
+}
+
+// readFile is an exchange with a folder.
+func (f *Fetcher) readFile(ctx context.Context, name string, sink func(io.Reader) error) (outcome, error) {
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a fifo must not hold us
+	if errors.Is(err, fs.ErrNotExist) {
+		return missing, errMissing
+	}
+	if err != nil {
+		return hostFault, err
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return hostFault, errors.Join(errors.New("not a regular file"), err)
+	}
+	m := &meter{body: file, file: true}
+	err = sink(m)
+	f.bytes.Add(m.total)
+	switch {
+	case err == nil && m.err == nil:
+		return delivered, nil
+	case ctx.Err() != nil:
+		return stopped, ctx.Err()
+	case m.err != nil:
+		return hostFault, m.err
+	case errors.Is(err, ErrBadData):
+		return corrupt, err
+	}
+	return stopped, err
+}
+
+// meter is a body that ends with an error when it comes too slowly. Only time spent waiting for the network counts, not what
+// the reader does in between.
+type meter struct {
+	body  io.Reader
+	file  bool // no limits
+	err   error
+	total int64
+
+	timer  *time.Timer // cancels the exchange when nothing at all arrives for a window
+	cancel context.CancelCauseFunc
+	window time.Duration
+	limit  int64         // bytes that must arrive in a window
+	spent  time.Duration // of the present window
+	n      int64         // bytes in the present window
+}
+
+func newMeter(window time.Duration, bytesPerSecond int64, cancel context.CancelCauseFunc) *meter {
+	m := &meter{window: window, cancel: cancel}
+	m.limit = int64(max(1, window.Seconds()*float64(bytesPerSecond)))
+	m.timer = time.AfterFunc(window, func() { cancel(fmt.Errorf("%w: no answer, or none that went on, within %v", errSlow, window)) })
+	return m
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	if m.file {
+		n, err := m.body.Read(p)
+		return m.record(n, err)
+	}
+	start := time.Now()
+	m.timer.Reset(m.window)
+	n, err := m.body.Read(p)
+	m.timer.Stop()
+	m.spent += time.Since(start)
+	m.n += int64(n)
+	if m.spent >= m.window {
+		if m.n < m.limit && err == nil {
+			err = fmt.Errorf("%w: %d bytes in %v", errSlow, m.n, m.spent.Round(time.Millisecond))
+			m.cancel(err)
+		}
+		m.spent, m.n = 0, 0
+	}
+	return m.record(n, err)
+}
+
+func (m *meter) record(n int, err error) (int, error) {
+	m.total += int64(n)
+	if err != nil && err != io.EOF {
+		m.err = err
+	}
+	return n, err
+}

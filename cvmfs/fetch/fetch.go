@@ -1,0 +1,319 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Config says where a repository's files come from. Zero durations and limits take the defaults named, those of the CernVM-FS
+// client's packaged configuration.
+type Config struct {
+	Servers         []string      // base URLs in order of preference: http, https or file; at least one
+	Proxies         [][]string    // groups of URLs or "DIRECT"; none at all means DIRECT. http:// is added where no scheme is given
+	Timeout         time.Duration // for connecting, and without progress, through a proxy; 5 s
+	TimeoutDirect   time.Duration // the same without a proxy; 10 s
+	LowSpeedLimit   int64         // bytes/s; 1024
+	MaxRetries      int           // further attempts on a route after a transfer failed; 0 is none
+	BackoffInit     time.Duration // longest wait before the first retry, and the first cool-down; 2 s
+	BackoffMax      time.Duration // no back-off and no cool-down is longer; 10 s
+	ProxyResetAfter time.Duration // a failed proxy regains its place after this; 0: only when others fail
+	HostResetAfter  time.Duration // a failed server regains its place after this; 0: only when others fail
+	FollowRedirects bool          // up to four; otherwise a redirect is an error
+	UserAgent       string        // "" is cvmfs-graphdriver/<version>
+	Log             *slog.Logger
+}
+
+// Fetcher gets files of one repository. It is safe for concurrent use.
+type Fetcher struct {
+	cfg     Config
+	log     *slog.Logger
+	servers []*server
+	proxies []*proxy // in order of preference
+	local   []*proxy // the one "proxy" of file servers
+
+	mu sync.Mutex // guards the health of servers and proxies
+
+	requests, bytes, failures, retries, missing, bad, refused atomic.Int64
+}
+
+// Stats count since the Fetcher was made.
+type Stats struct {
+	Requests    int64 // attempts made
+	Bytes       int64 // body bytes received
+	Failures    int64 // attempts that failed, for whatever reason but the caller's
+	Retries     int64 // attempts made again on the same route
+	NotFound    int64 // answers 404
+	BadData     int64 // bodies that were short or that the caller refused
+	Unavailable int64 // calls of Get that found no route to try
+}
+
+// New makes a Fetcher. It makes no connection.
+func New(cfg Config) (*Fetcher, error) {
+	cfg.defaults()
+	f := &Fetcher{cfg: cfg, log: cfg.Log}
+	for _, s := range cfg.Servers {
+		srv, err := newServer(s)
+		if err != nil {
+			return nil, err
+		}
+		f.servers = append(f.servers, srv)
+	}
+	if len(f.servers) == 0 {
+		return nil, fmt.Errorf("fetch: no server: set CVMFS_SERVER_URL")
+	}
+	for _, group := range cfg.Proxies {
+		var members []*proxy
+		for _, spec := range group {
+			p, err := newProxy(&cfg, spec)
+			if err != nil {
+				return nil, err
+			}
+			members = append(members, p)
+		}
+		rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+		f.proxies = append(f.proxies, members...)
+	}
+	direct, err := newProxy(&cfg, "DIRECT")
+	if err != nil {
+		return nil, err
+	}
+	f.local = []*proxy{direct}
+	if len(f.proxies) == 0 {
+		f.proxies = f.local
+	}
+	return f, nil
+}
+
+func (c *Config) defaults() {
+	setDefault(&c.Timeout, 5*time.Second)
+	setDefault(&c.TimeoutDirect, 10*time.Second)
+	setDefault(&c.BackoffInit, 2*time.Second)
+	setDefault(&c.BackoffMax, 10*time.Second)
+	setDefault(&c.LowSpeedLimit, 1024)
+	c.BackoffInit = min(c.BackoffInit, c.BackoffMax)
+	if c.UserAgent == "" {
+		c.UserAgent = "cvmfs-graphdriver/" + version()
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+func setDefault[T time.Duration | int64](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+func version() string {
+	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
+		return strings.Trim(b.Main.Version, "()")
+	}
+	return "devel"
+}
+
+// server is one base URL.
+type server struct {
+	health
+	base *url.URL
+	name string // the base URL as it may be printed
+	file bool
+}
+
+func newServer(spec string) (*server, error) {
+	u, err := url.Parse(strings.TrimRight(spec, "/"))
+	if err != nil {
+		return nil, fmt.Errorf("fetch: server URL %s: %w", hideCredentials(spec), cause(err))
+	}
+	s := &server{base: u, name: redact(u), file: u.Scheme == "file"}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https" && !s.file:
+		return nil, fmt.Errorf("fetch: server URL %s: want http://, https:// or file://", s.name)
+	case s.file && (u.Host != "" || u.Path == ""), !s.file && u.Host == "":
+		return nil, fmt.Errorf("fetch: server URL %s: want http://HOST/PATH or file:///PATH", s.name)
+	case u.RawQuery != "" || u.Fragment != "":
+		return nil, fmt.Errorf("fetch: server URL %s: must have no ? and no #", s.name)
+	}
+	return s, nil
+}
+
+// url is the address of path on the server.
+func (s *server) url(path string) *url.URL {
+	u := *s.base
+	u.RawPath = u.EscapedPath() + "/" + escape(path)
+	u.Path += "/" + path
+	return &u
+}
+
+// proxy is a way to the servers, with the connections kept open on it.
+type proxy struct {
+	health
+	name    string // as it may be printed; "" is DIRECT
+	client  *http.Client
+	timeout time.Duration
+}
+
+func (p *proxy) direct() bool { return p.name == "" }
+
+// idleConnections kept per server suffice for all the fetches that run at once, so that none begins with a handshake.
+const idleConnections = 256
+
+func newProxy(cfg *Config, spec string) (*proxy, error) {
+	p := &proxy{timeout: cfg.TimeoutDirect}
+	dialer := &net.Dialer{KeepAlive: 30 * time.Second}
+	t := &http.Transport{
+		DialContext:            dialer.DialContext,
+		DisableCompression:     true, // digests are over the bytes as stored
+		MaxIdleConns:           idleConnections,
+		MaxIdleConnsPerHost:    idleConnections,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         16 << 10,
+		Protocols:              new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	if spec != "DIRECT" {
+		u, err := parseProxy(spec)
+		if err != nil {
+			return nil, err
+		}
+		t.Proxy = http.ProxyURL(u)
+		p.name, p.timeout = redact(u), cfg.Timeout
+	}
+	dialer.Timeout, t.TLSHandshakeTimeout = p.timeout, p.timeout
+	p.client = &http.Client{Transport: t, CheckRedirect: redirects(cfg.FollowRedirects)}
+	return p, nil
+}
+
+func parseProxy(spec string) (*url.URL, error) {
+	full := spec
+	if !strings.Contains(full, "://") {
+		full = "http://" + full
+	}
+	u, err := url.Parse(full)
+	if err != nil {
+		return nil, fmt.Errorf("fetch: proxy %s: %w", hideCredentials(spec), cause(err))
+	}
+	if u.Host == "" || u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" {
+		return nil, fmt.Errorf("fetch: proxy %s: want DIRECT or http://HOST:PORT", redact(u))
+	}
+	return u, nil
+}
+
+func redirects(follow bool) func(*http.Request, []*http.Request) error {
+	return func(_ *http.Request, via []*http.Request) error {
+		if !follow {
+			return http.ErrUseLastResponse
+		}
+		if len(via) > 4 {
+			return fmt.Errorf("more than four redirects")
+		}
+		return nil
+	}
+}
+
+// Get gets the file path (relative to the servers' base URLs) and hands its body to sink. When an attempt fails half-way, sink is
+// called afresh with the body of the next. It must read to the end of the body. An error of sink's that wraps ErrBadData makes
+// Get ask again, first once past all caches and then other servers; any other error of sink's ends Get and is returned as it is.
+//
+// Errors: fs.ErrNotExist when all servers answered 404; ErrUnavailable when none delivered and at least one could not be asked;
+// ErrBadData when a server sent nothing better; context errors. The details are in values of type *Error.
+func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) error) error {
+	if !fs.ValidPath(path) || path == "." {
+		return fmt.Errorf("fetch %.200q: not a path inside a repository", path)
+	}
+	w := walk{path: path}
+	for {
+		r, ok := f.next(&w)
+		if !ok {
+			return f.giveUp(&w)
+		}
+		out, err := f.try(ctx, r, &w, sink)
+		f.settle(r, &w, out, err)
+		if out == delivered || out == stopped {
+			return err
+		}
+	}
+}
+
+// try makes attempts on one route, as many as its failures deserve.
+func (f *Fetcher) try(ctx context.Context, r route, w *walk, sink func(io.Reader) error) (outcome, error) {
+	wait := rand.N(f.cfg.BackoffInit) + 1
+	for n := 0; ; {
+		w.began = time.Now()
+		out, err := f.attempt(ctx, r, w, sink)
+		switch {
+		case out == corrupt && !w.noCache:
+			w.noCache = true
+		case out.transfer() && n < f.cfg.MaxRetries && f.worthRetrying(r):
+			n++
+			if !sleep(ctx, wait) {
+				return stopped, fmt.Errorf("fetch %s: %w", w.path, context.Cause(ctx))
+			}
+			wait = min(2*wait, f.cfg.BackoffMax)
+		default:
+			return out, err
+		}
+		f.retries.Add(1)
+	}
+}
+
+// sleep waits and tells whether it could do so to the end.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// Stats gives the counters.
+func (f *Fetcher) Stats() Stats {
+	return Stats{
+		Requests:    f.requests.Load(),
+		Bytes:       f.bytes.Load(),
+		Failures:    f.failures.Load(),
+		Retries:     f.retries.Load(),
+		NotFound:    f.missing.Load(),
+		BadData:     f.bad.Load(),
+		Unavailable: f.refused.Load(),
+	}
+}
+
+// Close closes idle connections. Calls of Get that are under way, and later ones, go on to work.
+func (f *Fetcher) Close() {
+	for _, p := range append(f.local, f.proxies...) {
+		p.client.CloseIdleConnections()
+	}
+}
+
+// escape encodes a path as the CernVM-FS client does: caches on the way know files by the encoded form.
+func escape(path string) string {
+	const plain = "/:.@+-_~[],"
+	var b strings.Builder
+	for i := range len(path) {
+		c := path[i]
+		switch {
+		case '0' <= c && c <= '9', 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', strings.IndexByte(plain, c) >= 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,512 @@
+package objectfs
+
+import (
+	"bytes"
+	"compress/zlib"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/fusewire"
+	"cvmfs-graphdriver/internal/fusewire/fusetest"
+)
+
+const fqrn = "objects.example.org"
+
+// server holds stored objects and can be told to misbehave.
+type server struct {
+	*httptest.Server
+	mu       sync.Mutex
+	stored   map[string][]byte // by path
+	requests atomic.Int64
+	mode     atomic.Int32
+	release  chan struct{} // closed at the end: stalled requests go
+}
+
+const (
+	wellBehaved = iota
+	down        // connections are cut
+	stalling    // no answer
+	lying       // the right length, other bytes
+	slow        // half a second later
+)
+
+func newServer(t *testing.T) *server {
+	s := &server{stored: map[string][]byte{}, release: make(chan struct{})}
+	s.Server = httptest.NewServer(s)
+	t.Cleanup(func() {
+		close(s.release)
+		s.Close()
+	})
+	return s
+}
+
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.requests.Add(1)
+	s.mu.Lock()
+	b, ok := s.stored[strings.TrimPrefix(r.URL.Path, "/")]
+	s.mu.Unlock()
+	switch s.mode.Load() {
+	case down:
+		panic(http.ErrAbortHandler)
+	case stalling:
+		select {
+		case <-r.Context().Done():
+		case <-s.release:
+		}
+		panic(http.ErrAbortHandler)
+	case slow:
+		time.Sleep(500 * time.Millisecond)
+	case lying:
+		b = bytes.Repeat([]byte{0x55}, len(b))
+	}
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	w.Write(b) //nolint:errcheck // the client may be gone
+}
+
+// store makes a stored object of plain bytes.
+func (s *server) store(plain []byte, suffix hash.Suffix) hash.Digest {
+	var b bytes.Buffer
+	z, _ := zlib.NewWriterLevel(&b, zlib.BestSpeed) // a level there is
+	z.Write(plain)                                  //nolint:errcheck // into memory
+	z.Close()
+	d := hash.SHA1.Digest(b.Bytes())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored[d.Path(suffix)] = b.Bytes()
+	return d
+}
+
+func (s *server) whole(plain []byte) *objects.Object {
+	return &objects.Object{Digest: s.store(plain, hash.File), Size: int64(len(plain))}
+}
+
+func (s *server) chunked(plain []byte, size int) *objects.Object {
+	o := &objects.Object{Size: int64(len(plain))}
+	for at := 0; at < len(plain); at += size {
+		piece := plain[at:min(at+size, len(plain))]
+		o.Chunks = append(o.Chunks, catalog.Chunk{Offset: int64(at), Size: int64(len(piece)), Digest: s.store(piece, hash.Chunk)})
+	}
+	return o
+}
+
+// noise is n bytes that don't compress.
+func noise(n int, seed byte) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{seed}).Read(b) //nolint:errcheck // never fails
+	return b
+}
+
+// host is everything between containers and the server.
+type host struct {
+	t      *testing.T
+	server *server
+	base   string
+	lower  string // metadata of the one image
+	fuse   string
+	store  *objects.Store
+	files  map[string][]byte
+	counts *counting
+	log    *lockedBuffer
+}
+
+// Fetcher is objects.Sources.
+func (s *server) Fetcher(string) (*fetch.Fetcher, error) {
+	return fetch.New(fetch.Config{Servers: []string{s.URL}, TimeoutDirect: time.Second, BackoffInit: 50 * time.Millisecond, BackoffMax: 50 * time.Millisecond})
+}
+
+// oneFetcher keeps the fetcher and so its memory of who is down.
+type oneFetcher struct{ f *fetch.Fetcher }
+
+func (o oneFetcher) Fetcher(string) (*fetch.Fetcher, error) { return o.f, nil }
+
+// counting counts requests of each kind.
+type counting struct {
+	fusewire.Handler
+	ops [64]atomic.Int64
+}
+
+func (c *counting) Blocks(op fusewire.Op, node uint64) bool {
+	c.ops[op%64].Add(1)
+	return c.Handler.Blocks(op, node)
+}
+
+func (c *counting) of(op fusewire.Op) int64 { return c.ops[op].Load() }
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// file is a file of the image.
+type file struct {
+	name    string
+	content []byte
+	object  *objects.Object
+}
+
+func newHost(t *testing.T, base string, server *server, cfg Config, files ...file) *host {
+	t.Helper()
+	fusetest.Require(t)
+	h := &host{t: t, server: server, base: base, lower: t.TempDir(), fuse: t.TempDir(), files: map[string][]byte{}, log: &lockedBuffer{}}
+	var all []*objects.Object
+	for _, f := range files {
+		fusetest.Hole(t, filepath.Join(h.lower, f.name), f.object.Size, "/objects/"+f.object.Path())
+		h.files[f.name] = f.content
+		all = append(all, f.object)
+	}
+	cfg.Index = objects.NewIndex([16]byte{1})
+	cfg.Index.Add(table(t, all))
+	f, err := server.Fetcher(fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Log = slog.New(slog.NewTextHandler(h.log, nil))
+	cfg.Store, err = objects.Open(objects.Config{
+		Dir: filepath.Join(base, "store", "objects"), Fresh: filepath.Join(base, "fresh", "objects"), State: filepath.Join(base, "state"),
+		Sources: oneFetcher{f}, Log: cfg.Log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.store = cfg.Store
+	h.counts = &counting{Handler: New(cfg)}
+	h.serve()
+	return h
+}
+
+func table(t *testing.T, all []*objects.Object) *objects.Table {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "objects")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	err = objects.WriteTable(f, []string{fqrn}, func(yield func(*objects.Object, int) bool) {
+		for _, o := range all {
+			if !yield(o, 0) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tab, err := objects.OpenTable(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tab
+}
+
+// serve mounts the tree until the test ends.
+func (h *host) serve() {
+	dev, err := fusewire.Mount(h.fuse)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	init, err := fusewire.Handshake(dev, 0)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- fusewire.Serve(dev, h.counts, fusewire.Config{Init: init, Grace: 100 * time.Millisecond, Log: slog.New(slog.NewTextHandler(h.log, nil))})
+	}()
+	h.t.Cleanup(func() { // after the overlays are gone
+		if err := errors.Join(fusewire.Unmount(h.fuse), <-ended, dev.Close(), h.store.Close()); err != nil {
+			h.t.Error(err)
+		}
+		if h.t.Failed() {
+			h.t.Logf("log:\n%s", h.log)
+		}
+	})
+}
+
+// container mounts the image once more.
+func (h *host) container() string {
+	h.t.Helper()
+	return fusetest.Overlay(h.t, h.lower, filepath.Join(h.base, "store"), filepath.Join(h.fuse, Gate), filepath.Join(h.base, "fresh"), filepath.Join(h.fuse, Data))
+}
+
+// expect reads a file and compares it.
+func (h *host) expect(root, name string) {
+	h.t.Helper()
+	got, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil || !bytes.Equal(got, h.files[name]) {
+		h.t.Errorf("%s: %d bytes of %d, %v", name, len(got), len(h.files[name]), err)
+	}
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func TestFirstContainerFetchesAndTheSecondAsksNobody(t *testing.T) {
+	s := newServer(t)
+	small, big := noise(3000, 1), noise(3<<20+11, 2)
+	h := newHost(t, t.TempDir(), s, Config{Ahead: 1}, file{"small", small, s.whole(small)}, file{"big", big, s.whole(big)})
+	first := h.container()
+	h.expect(first, "small")
+	h.expect(first, "big")
+	if n := h.counts.of(fusewire.OpRead); n != 0 {
+		t.Errorf("the first container read %d times through FUSE", n)
+	}
+	requests, lookups := s.requests.Load(), h.counts.of(fusewire.OpLookup)
+	if requests != 2 {
+		t.Errorf("%d requests to the server, want 2", requests)
+	}
+	second := h.container()
+	h.expect(second, "small")
+	h.expect(second, "big")
+	h.expect(first, "small")
+	if got := s.requests.Load(); got != requests {
+		t.Errorf("the second container made %d requests to the server", got-requests)
+	}
+	if got := h.counts.of(fusewire.OpLookup) + h.counts.of(fusewire.OpRead); got != lookups {
+		t.Errorf("the second container made %d FUSE requests", got-lookups)
+	}
+}
+
+func TestNeighboursArriveAhead(t *testing.T) {
+	s := newServer(t)
+	var files []file
+	for i := range 100 {
+		b := noise(1000+i, byte(i))
+		files = append(files, file{fmt.Sprintf("dir/%03d", i), b, s.whole(b)})
+	}
+	h := newHost(t, t.TempDir(), s, Config{Ahead: 60}, files...)
+	root := h.container()
+	h.expect(root, "dir/010")
+	eventually(t, "60 neighbours are here", func() bool { return h.store.Stats().Fetched == 61 })
+	lookups := h.counts.of(fusewire.OpLookup)
+	for i := 10; i <= 70; i++ {
+		h.expect(root, fmt.Sprintf("dir/%03d", i))
+	}
+	if got := h.counts.of(fusewire.OpLookup); got != lookups {
+		t.Errorf("%d lookups for what was here", got-lookups)
+	}
+	if got := s.requests.Load(); got != 61 {
+		t.Errorf("%d requests, want 61", got)
+	}
+}
+
+func TestLargeChunkedObjectIsReadInRanges(t *testing.T) {
+	s := newServer(t)
+	b := noise(12<<20+77, 3)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"large", b, s.chunked(b, 1<<20)})
+	root := h.container()
+	f, err := os.Open(filepath.Join(root, "large"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n := s.requests.Load(); n != 0 {
+		t.Errorf("opening it made %d requests to the server", n)
+	}
+	got := make([]byte, 4096)
+	if _, err := f.ReadAt(got, 7<<20+5); err != nil || !bytes.Equal(got, b[7<<20+5:][:4096]) {
+		t.Errorf("a range: %v", err)
+	}
+	if n := s.requests.Load(); n == 0 || n > 3 {
+		t.Errorf("reading 4 KiB made %d requests to the server", n)
+	}
+	h.expect(root, "large")
+	if n := s.requests.Load(); n != 13 {
+		t.Errorf("%d requests to the server, want 13: one a chunk", n)
+	}
+	eventually(t, "it is complete", func() bool { return h.store.Stats().Fetched == 1 })
+	reads := h.counts.of(fusewire.OpRead)
+	h.expect(h.container(), "large")
+	if got := h.counts.of(fusewire.OpRead); got != reads {
+		t.Errorf("the second container read %d times through FUSE", got-reads)
+	}
+}
+
+func TestSmallChunkedObjectComesThroughTheGate(t *testing.T) {
+	s := newServer(t)
+	b := noise(3<<20, 4)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"chunked", b, s.chunked(b, 1<<20)})
+	h.expect(h.container(), "chunked")
+	if n := h.counts.of(fusewire.OpRead); n != 0 {
+		t.Errorf("%d reads through FUSE", n)
+	}
+}
+
+func TestFailureIsEIOWithinTheBoundAndTheNextReadTriesAgain(t *testing.T) {
+	for name, mode := range map[string]int32{"down": down, "stalling": stalling, "lying": lying} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			whole, chunks := noise(5000, 5), noise(300<<10, 6)
+			h := newHost(t, t.TempDir(), s, Config{GateLimit: 1 << 10}, file{"whole", whole, s.whole(whole)}, file{"chunks", chunks, s.chunked(chunks, 100<<10)})
+			root := h.container()
+			s.mode.Store(mode)
+			for name := range h.files {
+				start := time.Now()
+				if _, err := os.ReadFile(filepath.Join(root, name)); !errors.Is(err, syscall.EIO) {
+					t.Errorf("%s: got %v, want EIO", name, err)
+				}
+				if took := time.Since(start); took > 10*time.Second {
+					t.Errorf("%s: it took %v", name, took)
+				}
+			}
+			if n := strings.Count(h.log.String(), "object can't be read"); n != 2 {
+				t.Errorf("said %d times, want once for each object", n)
+			}
+			s.mode.Store(wellBehaved)
+			for name := range h.files {
+				eventually(t, name+" reads again", func() bool {
+					got, err := os.ReadFile(filepath.Join(root, name))
+					return err == nil && bytes.Equal(got, h.files[name])
+				})
+			}
+		})
+	}
+}
+
+func TestReaderKilledWhileItWaitsIsGoneSoonAndLeavesNothing(t *testing.T) {
+	for name, limit := range map[string]int64{"at the gate": 1 << 20, "in a read": 1 << 10} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			b := noise(300<<10, 8)
+			h := newHost(t, t.TempDir(), s, Config{GateLimit: limit}, file{"file", b, s.chunked(b, 100<<10)})
+			root := h.container()
+			s.mode.Store(stalling)
+			c := exec.Command("cat", filepath.Join(root, "file"))
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the server is asked", func() bool { return s.requests.Load() > 0 })
+			if err := c.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			c.Wait() //nolint:errcheck // killed
+			if took := time.Since(start); took > 900*time.Millisecond {
+				t.Errorf("killing the reader took %v", took)
+			}
+			eventually(t, "nobody waits", func() bool { return h.store.Stats().Waiting == 0 })
+			s.mode.Store(wellBehaved)
+			eventually(t, "the file reads", func() bool {
+				got, err := os.ReadFile(filepath.Join(root, "file"))
+				return err == nil && bytes.Equal(got, b)
+			})
+		})
+	}
+}
+
+func TestStalledObjectDoesNotHoldUpOthers(t *testing.T) {
+	s := newServer(t)
+	one, two := noise(100, 9), noise(100, 10)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"here", one, s.whole(one)}, file{"stalled", two, s.whole(two)})
+	if err := h.store.Fetch(t.Context(), ref(t, h, "here")); err != nil {
+		t.Fatal(err)
+	}
+	s.mode.Store(stalling)
+	root := h.container()
+	c := exec.Command("cat", filepath.Join(root, "stalled"))
+	before := s.requests.Load()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the server is asked", func() bool { return s.requests.Load() > before })
+	start := time.Now()
+	h.expect(h.container(), "here") // mounting asks FUSE, too
+	if took := time.Since(start); took > 800*time.Millisecond {
+		t.Errorf("it took %v", took)
+	}
+	c.Process.Kill() //nolint:errcheck // Wait tells
+	c.Wait()         //nolint:errcheck // killed
+}
+
+// ref finds the object of a file by its hole's redirect.
+func ref(t *testing.T, h *host, name string) objects.Ref {
+	t.Helper()
+	b := make([]byte, 200)
+	n, err := unix.Lgetxattr(filepath.Join(h.lower, name), "trusted.overlay.redirect", b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, ok := h.counts.Handler.(*FS).cfg.Index.Lookup(filepath.Base(string(b[:n])))
+	if !ok {
+		t.Fatalf("%s is not in the index", b[:n])
+	}
+	return r
+}
+
+func TestFullDiskIsEIOAndIsSaid(t *testing.T) {
+	base := t.TempDir()
+	if err := unix.Mount("tmpfs", base, "tmpfs", 0, "size=3m"); err != nil {
+		t.Skipf("needs tmpfs: a disk to fill (%v)", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(base, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newServer(t)
+	b, small := noise(4<<20, 11), noise(1000, 12)
+	h := newHost(t, base, s, Config{}, file{"toobig", b, s.whole(b)}, file{"small", small, s.whole(small)})
+	root := h.container()
+	if _, err := os.ReadFile(filepath.Join(root, "toobig")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("got %v, want EIO", err)
+	}
+	if log := h.log.String(); !strings.Contains(log, "full=true") || !strings.Contains(log, "no space left") {
+		t.Error("the log doesn't say that the disk is full")
+	}
+	h.expect(root, "small")
+}
+
+// TestReaderIsNotDisturbedBySignals has its reader get a harmless signal now and then while an object arrives, for longer than
+// the grace time.
+func TestReaderIsNotDisturbedBySignals(t *testing.T) {
+	s := newServer(t)
+	b := noise(1<<20, 13)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"file", b, s.whole(b)})
+	s.mode.Store(slow)
+	c := exec.Command("sh", "-c", `trap : USR1; (for i in 1 2 3 4 5 6 7 8; do sleep 0.03; kill -USR1 $$; done) & exec 3<"$0"; wait; cat <&3`,
+		filepath.Join(h.container(), "file"))
+	if got, err := c.Output(); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(b), err)
+	}
+}

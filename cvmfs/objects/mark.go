@@ -1,0 +1,187 @@
+package objects
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mark is what the store knows of its durability, a JSON file.
+type mark struct {
+	Boot   string    `json:"boot"`   // the machine's life in which it was set
+	Clean  bool      `json:"clean"`  // the store was closed after it
+	Synced time.Time `json:"synced"` // what is older has reached the disk
+}
+
+const (
+	markFile = "objects.json"
+	// File systems take their times from a clock that ticks coarsely.
+	clockSlack = time.Minute
+)
+
+// recover puts in order what a former life left, and sets the mark of this one.
+func (s *Store) recover() error {
+	m, err := s.readMark()
+	if err != nil {
+		return err
+	}
+	restarted := m.Boot != s.boot
+	if err := s.fresh.inherit(s.cfg.Fresh, restarted, time.Now()); err != nil {
+		return err
+	}
+	switch {
+	case !restarted:
+		s.changed.Store(!m.Clean)
+	case !m.Clean:
+		// What was read back now is on the disk; what was dropped must not come back after the next power cut.
+		dropped, err := s.recheck(m.Synced.Add(-clockSlack))
+		if err == nil && dropped > 0 {
+			err = unix.Syncfs(int(s.dir.Fd()))
+		}
+		if err != nil {
+			return err
+		}
+		m.Synced = time.Now()
+	}
+	return s.writeMark(mark{Boot: s.boot, Synced: m.Synced})
+}
+
+// readMark gives the mark. A missing or unreadable one is like one that was set before all time.
+func (s *Store) readMark() (mark, error) {
+	b, err := os.ReadFile(filepath.Join(s.cfg.State, markFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return mark{}, nil
+	}
+	if err != nil {
+		return mark{}, err
+	}
+	var m mark
+	if err := json.Unmarshal(b, &m); err != nil {
+		s.log.Warn("object store: the mark is unreadable, checking all objects", slog.Any("err", err))
+		return mark{}, nil
+	}
+	return m, nil
+}
+
+// sync makes all objects that are here durable, if any is new, and sets the mark.
+func (s *Store) sync(clean bool) error {
+	s.marking.Lock()
+	defer s.marking.Unlock()
+	if !s.changed.Swap(false) && !clean {
+		return nil
+	}
+	m := mark{Boot: s.boot, Clean: clean, Synced: time.Now()}
+	err := unix.Syncfs(int(s.dir.Fd()))
+	if err == nil {
+		err = s.writeMark(m)
+	}
+	if err != nil {
+		s.changed.Store(true)
+		return fmt.Errorf("sync object store %s: %w", s.cfg.Dir, err)
+	}
+	return nil
+}
+
+func (s *Store) writeMark(m mark) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(s.cfg.State, markFile)
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return err
+	}
+	// A mark of the past must not come back: it might say that all was well.
+	dir, err := os.Open(s.cfg.State)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// recheck drops the objects younger than since that are not what was recorded of them, and tells how many.
+func (s *Store) recheck(since time.Time) (dropped int, err error) {
+	checked := 0
+	for i := range 256 {
+		folder := filepath.Join(s.cfg.Dir, fmt.Sprintf("%02x", i))
+		entries, err := os.ReadDir(folder)
+		if err != nil {
+			return dropped, err
+		}
+		for _, e := range entries {
+			path := filepath.Join(folder, e.Name())
+			name, err := ParseName(e.Name())
+			if err != nil || !younger(path, since) {
+				continue
+			}
+			checked++
+			if err := verify(path, name); err != nil {
+				dropped++
+				s.log.Warn("object store: dropping an object that didn't survive", slog.String("object", e.Name()), slog.Any("err", err))
+				if err := os.Remove(path); err != nil {
+					return dropped, err
+				}
+			}
+		}
+	}
+	s.log.Info("object store: checked after an unclean shutdown", slog.Int("objects", checked), slog.Int("dropped", dropped))
+	return dropped, nil
+}
+
+// younger tells whether a file may have changed since then. Its change time can't be set by anybody.
+func younger(path string, since time.Time) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) != nil || time.Unix(st.Ctim.Unix()).After(since)
+}
+
+// verify holds a file against what was recorded of it.
+func verify(path string, name Name) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var want [64]byte
+	n, err := unix.Fgetxattr(int(f.Fd()), attribute, want[:])
+	if err == nil && n != len(want) {
+		err = fmt.Errorf("%d bytes", n)
+	}
+	if err != nil {
+		return fmt.Errorf("no usable digest recorded: %w", err)
+	}
+	sha := sums.Get().(sum)
+	defer sums.Put(sha)
+	sha.Reset()
+	size, err := io.Copy(sha, f)
+	if err != nil {
+		return err
+	}
+	if size != name.Size {
+		return fmt.Errorf("%d bytes instead of %d", size, name.Size)
+	}
+	if got := hex.AppendEncode(nil, sha.Sum(nil)); !bytes.Equal(got, want[:]) {
+		return fmt.Errorf("its SHA-256 is %s, recorded was %s", got, want)
+	}
+	return nil
+}

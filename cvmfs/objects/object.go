@@ -1,0 +1,170 @@
+package objects
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/hash"
+)
+
+// Object is the recipe of a file's content: one stored object, or the chunks in order. Exactly one of Digest and Chunks is set.
+type Object struct {
+	Digest      hash.Digest
+	Compression hash.Compression // of the object, or of every chunk
+	Size        int64            // plain bytes
+	Chunks      []catalog.Chunk
+}
+
+// FromEntry gives the content of a regular file. It refuses what is not in the object store, and what doesn't add up.
+func FromEntry(e *catalog.Entry) (Object, error) {
+	o := Object{Digest: e.Digest, Compression: e.Compression, Size: e.Size}
+	switch {
+	case !e.IsRegular():
+		return Object{}, fmt.Errorf("content of %q: not a regular file", e.Name)
+	case e.Flags&catalog.External != 0:
+		return Object{}, fmt.Errorf("content of %q: it is external, outside the repository's object store", e.Name)
+	case e.Flags&catalog.Chunked != 0 || len(e.Chunks) > 0:
+		// A digest beside chunks names a second copy, one object for the whole file, for clients that know no chunks.
+		o.Digest, o.Chunks = hash.Digest{}, e.Chunks
+		if len(e.Chunks) == 0 {
+			return Object{}, fmt.Errorf("content of %q: chunked, but there are no chunks", e.Name)
+		}
+	}
+	if err := o.check(); err != nil {
+		return Object{}, fmt.Errorf("content of %q: %w", e.Name, err)
+	}
+	return o, nil
+}
+
+// check tells what is wrong with a recipe.
+func (o *Object) check() error {
+	if o.Size < 0 {
+		return fmt.Errorf("size %d", o.Size)
+	}
+	if !o.Compression.Valid() {
+		return fmt.Errorf("unknown %v", o.Compression)
+	}
+	if len(o.Chunks) == 0 {
+		if !o.Digest.Algorithm.Valid() {
+			return errors.New("no digest")
+		}
+		return nil
+	}
+	if !o.Digest.IsZero() {
+		return errors.New("both a digest and chunks")
+	}
+	end := int64(0)
+	for i, c := range o.Chunks {
+		if c.Offset != end || c.Size <= 0 || c.Size > o.Size-end {
+			return fmt.Errorf("chunk %d of %d: %d bytes at %d don't follow %d, file of %d bytes", i, len(o.Chunks), c.Size, c.Offset, end, o.Size)
+		}
+		if !c.Digest.Algorithm.Valid() {
+			return fmt.Errorf("chunk %d of %d: no digest", i, len(o.Chunks))
+		}
+		end += c.Size
+	}
+	if end != o.Size {
+		return fmt.Errorf("chunks end at %d, file of %d bytes", end, o.Size)
+	}
+	return nil
+}
+
+// Name is the object's file name in the store, made from the content alone: the same in whatever image or repository it occurs.
+func (o *Object) Name() string { return o.id().String() }
+
+// Path is the file's place below the store's folder: the first two digits of the name, a slash, the name.
+func (o *Object) Path() string { return place(o.Name()) }
+
+func place(name string) string { return name[:2] + "/" + name }
+
+// id makes the name's parts.
+func (o *Object) id() Name {
+	n := Name{Digest: o.Digest, Compression: o.Compression, Size: o.Size}
+	if len(o.Chunks) > 0 {
+		n.Chunked = true
+		n.Digest = o.recipe()
+	}
+	return n
+}
+
+// recipe is the first 160 bits of the SHA-256 over algorithm, digest and size of each chunk. Its Algorithm is left empty.
+func (o *Object) recipe() hash.Digest {
+	h := sha256.New()
+	var b [1 + hash.Size + 8]byte
+	for _, c := range o.Chunks {
+		b[0] = byte(c.Digest.Algorithm)
+		copy(b[1:], c.Digest.Sum[:])
+		binary.LittleEndian.PutUint64(b[1+hash.Size:], uint64(c.Size))
+		h.Write(b[:])
+	}
+	var sum [sha256.Size]byte
+	return hash.Digest{Sum: [hash.Size]byte(h.Sum(sum[:0]))}
+}
+
+// Name is a file name of the store, taken apart. Values are comparable.
+//
+//	5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.6                whole, zlib, 6 plain bytes
+//	28d94b83b7229b331fc601362b8e272e02665122-shake128.r.0       whole, stored raw
+//	0f1e….zc.70000000                                           chunks, each zlib; the digits are the recipe's
+type Name struct {
+	Digest      hash.Digest // chunked: the digest of the recipe, its Algorithm is 0
+	Compression hash.Compression
+	Chunked     bool
+	Size        int64
+}
+
+// kinds are the middle parts of names.
+var kinds = [2][2]string{{"z", "zc"}, {"r", "rc"}}
+
+// String is the file name.
+func (n Name) String() string {
+	text := n.Digest.String()
+	chunked := 0
+	if n.Chunked {
+		text, chunked = hex.EncodeToString(n.Digest.Sum[:]), 1
+	}
+	return text + "." + kinds[n.Compression][chunked] + "." + strconv.FormatInt(n.Size, 10)
+}
+
+// ParseName takes a file name apart. It accepts exactly what String makes.
+func ParseName(s string) (Name, error) {
+	parts := strings.SplitN(s, ".", 3)
+	if len(parts) != 3 || len(s) > 100 {
+		return Name{}, fmt.Errorf("object name %.100q: want DIGEST.KIND.SIZE", s)
+	}
+	var n Name
+	var err error
+	switch parts[1] {
+	case "z":
+	case "r":
+		n.Compression = hash.None
+	case "zc":
+		n.Chunked = true
+	case "rc":
+		n.Compression, n.Chunked = hash.None, true
+	default:
+		return Name{}, fmt.Errorf("object name %.100q: unknown kind %q", s, parts[1])
+	}
+	if n.Digest, err = hash.Parse(parts[0]); err != nil {
+		return Name{}, fmt.Errorf("object name %.100q: %w", s, err)
+	}
+	if n.Size, err = strconv.ParseInt(parts[2], 10, 64); err != nil || n.Size < 0 {
+		return Name{}, fmt.Errorf("object name %.100q: bad size", s)
+	}
+	if n.Chunked {
+		if n.Digest.Algorithm != hash.SHA1 {
+			return Name{}, fmt.Errorf("object name %.100q: a recipe has no algorithm", s)
+		}
+		n.Digest.Algorithm = 0
+	}
+	if n.String() != s {
+		return Name{}, fmt.Errorf("object name %.100q: not in its normal form", s)
+	}
+	return n, nil
+}

@@ -1,0 +1,358 @@
+package objects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/hash"
+)
+
+// Sources gives the way to a repository's servers.
+type Sources interface {
+	Fetcher(repo string) (*fetch.Fetcher, error)
+}
+
+// Config says where a store lies and where its objects come from. The three folders are made if they are missing. Dir and Fresh
+// must lie on one file system.
+type Config struct {
+	Dir     string // objects, in 256 folders
+	Fresh   string // fresh links, likewise
+	State   string // folder of the mark
+	Sources Sources
+	Log     *slog.Logger
+	BootID  string // names the present life of the machine; "" is the kernel's /proc/sys/kernel/random/boot_id
+}
+
+// Store is the folder of objects. It is safe for concurrent use; one process at a time uses a folder.
+type Store struct {
+	cfg     Config
+	log     *slog.Logger
+	boot    string
+	dir     *os.File
+	unnamed bool // the file system makes files without a name
+
+	life    context.Context // of flights; ends with Close
+	end     context.CancelFunc
+	tasks   tasks // goroutines that outlive a call
+	flights flights
+	slots   chan struct{} // fetches somebody waits for
+
+	ahead    prefetcher
+	fresh    freshLinks
+	partials partials
+	changed  atomic.Bool // objects arrived since the mark
+	marking  sync.Mutex
+
+	fetched, fetchedBytes, failed, prefetched, dropped, chunks, waiting atomic.Int64
+}
+
+// Stats count since the store was opened, except where said.
+type Stats struct {
+	Fetched      int64 // objects that arrived complete
+	FetchedBytes int64 // their plain bytes
+	Failed       int64 // flights that failed, those nobody waited for any more included
+	Prefetched   int64 // of Fetched, those that arrived by Prefetch
+	Dropped      int64 // objects Prefetch had no room for
+	Chunks       int64 // chunks that arrived in partial files
+	Queued       int64 // objects that wait for Prefetch now
+	Waiting      int64 // waits for flights now
+	Partials     int64 // partial files now
+	PartialBytes int64 // plain bytes in them now: disk space no folder shows
+	FreshLinks   int64 // fresh links now
+}
+
+const (
+	foreground = 256 // fetches at once that somebody waits for
+	tmpFolder  = "tmp"
+	attribute  = "user.cvmfs.sha256"
+)
+
+// Open opens a store, and makes its folders. If the machine went down without warning since the store was last used, it checks
+// the objects that may not have reached the disk.
+func Open(cfg Config) (*Store, error) {
+	s := &Store{cfg: cfg, log: cfg.Log, boot: cfg.BootID, slots: make(chan struct{}, foreground)}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.boot == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("open object store: %w", err)
+		}
+		s.boot = string(b)
+	}
+	if err := s.makeFolders(); err != nil {
+		return nil, fmt.Errorf("open object store %s: %w", cfg.Dir, err)
+	}
+	dir, err := os.Open(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open object store: %w", err)
+	}
+	s.dir = dir
+	s.life, s.end = context.WithCancel(context.Background())
+	s.probe()
+	if err := s.recover(); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("open object store %s: %w", cfg.Dir, err)
+	}
+	return s, nil
+}
+
+// makeFolders makes what is missing, and checks that links are possible from Dir to Fresh.
+func (s *Store) makeFolders() error {
+	for _, top := range []string{s.cfg.Dir, s.cfg.Fresh} {
+		if err := os.MkdirAll(top, 0o755); err != nil {
+			return err
+		}
+		for i := range 256 {
+			if err := os.Mkdir(filepath.Join(top, fmt.Sprintf("%02x", i)), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+	}
+	tmp := filepath.Join(s.cfg.Dir, tmpFolder)
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Stat(s.cfg.Dir, &a), unix.Stat(s.cfg.Fresh, &b)); err != nil {
+		return err
+	}
+	if a.Dev != b.Dev {
+		return fmt.Errorf("%s is on another file system: objects can't be linked to it", s.cfg.Fresh)
+	}
+	return os.MkdirAll(s.cfg.State, 0o700)
+}
+
+// Close ends all flights, makes what is here durable and says so. Calls that wait get an error.
+func (s *Store) Close() error {
+	s.ahead.close()
+	s.end()
+	s.tasks.wait()
+	s.partials.dropIdle(time.Now())
+	err := s.sync(true)
+	return errors.Join(err, s.dir.Close())
+}
+
+// Has tells whether the object is here, complete.
+func (s *Store) Has(r Ref) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(int(s.dir.Fd()), r.Path(), &st, 0) == nil && st.Size == r.Size()
+}
+
+// Fetch makes an object be here, complete and verified. Calls for one object share a flight, whose failure all of them get;
+// a call whose context ends leaves, and the last one to leave ends the flight.
+//
+// Errors are those of fetch.Fetcher.Get: fs.ErrNotExist only if all servers of all repositories that name the object lack it.
+// A full disk is syscall.ENOSPC.
+func (s *Store) Fetch(ctx context.Context, r Ref) error {
+	_, err := s.fetch(ctx, r, s.slots)
+	return err
+}
+
+// fetch also tells whether it was this call that made the object arrive.
+func (s *Store) fetch(ctx context.Context, r Ref, slots chan struct{}) (bool, error) {
+	if s.Has(r) {
+		return false, nil
+	}
+	name := r.Name()
+	arrived := false // of the flight's, and to be read only once it has ended
+	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
+		if s.Has(r) {
+			return nil
+		}
+		if err := s.arrive(ctx, r, slots); err != nil {
+			return err
+		}
+		arrived = true
+		s.fetched.Add(1)
+		s.fetchedBytes.Add(r.Size())
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("fetch object %s: %w", name, err)
+	}
+	return arrived, nil
+}
+
+// join waits for a flight, which it starts if there is none.
+func (s *Store) join(ctx context.Context, g *flights, key string, fly func(context.Context) error) error {
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	return g.join(ctx, s.life, &s.tasks, key, func(ctx context.Context) error {
+		err := fly(ctx)
+		if err != nil {
+			s.failed.Add(1)
+		}
+		return err
+	})
+}
+
+// arrive fetches an object in a flight.
+func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
+	o := r.Object()
+	if len(o.Chunks) > 0 {
+		return s.arriveInChunks(ctx, r)
+	}
+	if err := take(ctx, slots); err != nil {
+		return err
+	}
+	defer give(slots)
+	t, err := s.newTemp(r.Name()[:2])
+	if err != nil {
+		return err
+	}
+	defer t.discard()
+	w := &part{file: t.File, size: o.Size, sum: sums.Get().(sum)}
+	defer sums.Put(w.sum)
+	if err := s.download(ctx, r, o.Digest, hash.File, o.Compression, w); err != nil {
+		return err
+	}
+	return s.publish(t, r, w.sum.Sum(nil))
+}
+
+func take(ctx context.Context, slots chan struct{}) error {
+	if slots == nil {
+		return nil
+	}
+	select {
+	case slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func give(slots chan struct{}) {
+	if slots != nil {
+		<-slots
+	}
+}
+
+// download gets a stored object from any of the repositories that name r, and checks its plain size.
+func (s *Store) download(ctx context.Context, r Ref, d hash.Digest, suffix hash.Suffix, c hash.Compression, w *part) error {
+	var kept error
+	for _, repo := range r.x.repos(r) {
+		f, err := s.cfg.Sources.Fetcher(repo)
+		if err == nil {
+			err = Download(ctx, f, d, suffix, c, w.size, w)
+		}
+		if err == nil && w.n != w.size {
+			err = fmt.Errorf("%v has %d plain bytes, the catalog says %d", d, w.n, w.size)
+		}
+		if err == nil || ctx.Err() != nil || w.err != nil {
+			return err
+		}
+		if kept == nil || errors.Is(kept, fs.ErrNotExist) {
+			kept = fmt.Errorf("repository %s: %w", repo, err)
+		}
+	}
+	return kept
+}
+
+// part is the place of a stored object's plain bytes in a file. A download never writes more than size bytes, and after
+// a success they are all new: what a failed attempt left need not be erased.
+type part struct {
+	file *os.File
+	at   int64 // position in the file
+	size int64
+	sum  sum // nil: not wanted
+	n    int64
+	err  error // of the file, as opposed to the network's
+}
+
+func (p *part) Write(b []byte) (int, error) {
+	n, err := p.file.WriteAt(b, p.at+p.n)
+	p.n += int64(n)
+	if err != nil {
+		p.err = err
+		return n, err
+	}
+	if p.sum != nil {
+		p.sum.Write(b)
+	}
+	return n, nil
+}
+
+func (p *part) Reset() error {
+	p.n = 0
+	if p.sum != nil {
+		p.sum.Reset()
+	}
+	return nil
+}
+
+// ReadAt reads an object's plain bytes at off, as io.ReaderAt says. Of an object in chunks only those the range touches are
+// fetched; once all are here they become the object. Other objects are fetched whole.
+func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, error) {
+	switch {
+	case off < 0:
+		return 0, fmt.Errorf("read object %s: position %d", r.Name(), off)
+	case off >= r.Size():
+		return 0, io.EOF
+	case r.Chunked() && !s.Has(r):
+		return s.readPartial(ctx, r, p, off)
+	}
+	if err := s.Fetch(ctx, r); err != nil {
+		return 0, err
+	}
+	f, err := os.Open(filepath.Join(s.cfg.Dir, r.Path()))
+	if err != nil {
+		return 0, fmt.Errorf("read object: %w", err)
+	}
+	defer f.Close()
+	return f.ReadAt(p, off)
+}
+
+// Run does the work that comes round until ctx ends: it removes old fresh links, gives up partial files nobody reads, and sets
+// the mark.
+func (s *Store) Run(ctx context.Context) {
+	const round = 30 * time.Second
+	tick := time.NewTicker(round)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			s.fresh.sweep(now)
+			s.partials.dropIdle(now.Add(-partialIdle))
+			s.ahead.forgetOld(now)
+			if err := s.sync(false); err != nil {
+				s.log.Warn("object store: mark not set, more will be checked after a power cut", slog.Any("err", err))
+			}
+		}
+	}
+}
+
+// Stats gives the counters.
+func (s *Store) Stats() Stats {
+	st := Stats{
+		Fetched:      s.fetched.Load(),
+		FetchedBytes: s.fetchedBytes.Load(),
+		Failed:       s.failed.Load(),
+		Prefetched:   s.prefetched.Load(),
+		Dropped:      s.dropped.Load(),
+		Chunks:       s.chunks.Load(),
+		Waiting:      s.waiting.Load(),
+		Queued:       s.ahead.queued(),
+		FreshLinks:   s.fresh.count(),
+	}
+	st.Partials, st.PartialBytes = s.partials.count()
+	return st
+}

@@ -1,0 +1,243 @@
+package objects
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/hash"
+)
+
+// Table lists the objects a composed image names, in the order of its folders, each with the repository it comes from.
+// It is safe for concurrent use; it doesn't change.
+//
+// The file, numbers little endian:
+//
+//	8   magic "CVMFSTB1"
+//	4   number of repositories
+//	4   number of objects
+//	4   number of chunks
+//	    repositories: 1 byte length, name
+//	    objects, 40 bytes each: 20 digest (chunked: of the recipe) · 8 size · 4 first chunk · 4 number of chunks, 0: whole ·
+//	    2 repository · 1 algorithm (chunked: 0) · 1 compression
+//	    chunks, 32 bytes each: 20 digest · 8 size · 1 algorithm · 3 zeros
+//	32  SHA-256 of all before
+type Table struct {
+	repos   []string
+	objects []byte
+	chunks  []byte
+}
+
+const (
+	magic       = "CVMFSTB1"
+	headSize    = len(magic) + 3*4
+	recordSize  = 40
+	chunkSize   = 32
+	maxTable    = 1 << 30 // bytes of a file: some 25 million objects
+	maxRepos    = 1 << 16
+	maxRepoName = 255
+)
+
+// WriteTable writes a table's file. Each object comes with its repository's position in repos, and is not kept. The caller makes the file
+// durable; a torn one is recognised when it is opened.
+func WriteTable(w io.Writer, repos []string, objs iter.Seq2[*Object, int]) error {
+	var objects, chunks []byte
+	for o, repo := range objs {
+		if err := o.check(); err != nil {
+			return fmt.Errorf("object table: object %d: %w", len(objects)/recordSize, err)
+		}
+		if repo < 0 || repo >= len(repos) {
+			return fmt.Errorf("object table: object %d: repository %d of %d", len(objects)/recordSize, repo, len(repos))
+		}
+		objects = appendObject(objects, o, repo, len(chunks)/chunkSize)
+		chunks = appendChunks(chunks, o.Chunks)
+	}
+	if len(repos) > maxRepos || len(objects)+len(chunks) > maxTable/2 {
+		return fmt.Errorf("object table: too large: %d repositories, %d objects, %d chunks", len(repos), len(objects)/recordSize, len(chunks)/chunkSize)
+	}
+	head := []byte(magic)
+	head = binary.LittleEndian.AppendUint32(head, uint32(len(repos)))
+	head = binary.LittleEndian.AppendUint32(head, uint32(len(objects)/recordSize))
+	head = binary.LittleEndian.AppendUint32(head, uint32(len(chunks)/chunkSize))
+	for _, r := range repos {
+		if r == "" || len(r) > maxRepoName {
+			return fmt.Errorf("object table: repository name %.300q", r)
+		}
+		head = append(append(head, byte(len(r))), r...)
+	}
+	sum := sha256.New()
+	out := io.MultiWriter(w, sum)
+	for _, b := range [][]byte{head, objects, chunks} {
+		if _, err := out.Write(b); err != nil {
+			return fmt.Errorf("object table: %w", err)
+		}
+	}
+	if _, err := w.Write(sum.Sum(nil)); err != nil {
+		return fmt.Errorf("object table: %w", err)
+	}
+	return nil
+}
+
+func appendObject(b []byte, o *Object, repo, firstChunk int) []byte {
+	d := o.id().Digest
+	b = append(b, d.Sum[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(o.Size))
+	b = binary.LittleEndian.AppendUint32(b, uint32(firstChunk))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(o.Chunks)))
+	b = binary.LittleEndian.AppendUint16(b, uint16(repo))
+	return append(b, byte(d.Algorithm), byte(o.Compression))
+}
+
+func appendChunks(b []byte, chunks []catalog.Chunk) []byte {
+	for _, c := range chunks {
+		b = append(b, c.Digest.Sum[:]...)
+		b = binary.LittleEndian.AppendUint64(b, uint64(c.Size))
+		b = append(b, byte(c.Digest.Algorithm), 0, 0, 0)
+	}
+	return b
+}
+
+// OpenTable reads a table's file into memory and checks it from end to end.
+func OpenTable(path string) (*Table, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("object table: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("object table: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxTable {
+		return nil, fmt.Errorf("object table %s: %v of %d bytes", path, info.Mode().Type(), info.Size())
+	}
+	b := make([]byte, info.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, fmt.Errorf("object table %s: %w", path, err)
+	}
+	t, err := parseTable(b)
+	if err != nil {
+		return nil, fmt.Errorf("object table %s: %w", path, err)
+	}
+	return t, nil
+}
+
+func parseTable(b []byte) (*Table, error) {
+	if len(b) < headSize+sha256.Size || string(b[:len(magic)]) != magic {
+		return nil, errors.New("not a table, or of another version")
+	}
+	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
+	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
+		return nil, errors.New("torn or changed: its checksum is wrong")
+	}
+	le := binary.LittleEndian
+	repos := le.Uint32(body[8:])
+	objects, chunks := uint64(le.Uint32(body[12:]))*recordSize, uint64(le.Uint32(body[16:]))*chunkSize
+	if repos > maxRepos {
+		return nil, fmt.Errorf("%d repositories", repos)
+	}
+	t, rest := &Table{}, body[headSize:]
+	for range repos {
+		if len(rest) == 0 || rest[0] == 0 || len(rest) < 1+int(rest[0]) {
+			return nil, errors.New("repository names end early")
+		}
+		n := 1 + int(rest[0])
+		t.repos, rest = append(t.repos, string(rest[1:n])), rest[n:]
+	}
+	if uint64(len(rest)) != objects+chunks {
+		return nil, fmt.Errorf("%d bytes of records instead of %d", len(rest), objects+chunks)
+	}
+	t.objects, t.chunks = rest[:objects:objects], rest[objects:]
+	return t, t.check()
+}
+
+// check looks at every record, so that nothing need be looked at again.
+func (t *Table) check() error {
+	le := binary.LittleEndian
+	next := uint64(0) // chunk
+	for i := range t.Len() {
+		r := t.record(i)
+		n := uint64(r.chunks())
+		if int(le.Uint16(r[36:])) >= len(t.repos) || !hash.Compression(r[39]).Valid() || r.size() < 0 {
+			return fmt.Errorf("object %d: bad record", i)
+		}
+		if n == 0 {
+			if !hash.Algorithm(r[38]).Valid() {
+				return fmt.Errorf("object %d: no digest", i)
+			}
+			continue
+		}
+		if uint64(le.Uint32(r[28:])) != next || n > uint64(len(t.chunks)/chunkSize)-next || r[38] != 0 {
+			return fmt.Errorf("object %d: bad chunks", i)
+		}
+		next += n
+		o := t.object(i)
+		if err := o.check(); err != nil {
+			return fmt.Errorf("object %d: %w", i, err)
+		}
+		if o.recipe().Sum != [hash.Size]byte(r[:hash.Size]) {
+			return fmt.Errorf("object %d: its name is not that of its chunks", i)
+		}
+	}
+	if next != uint64(len(t.chunks)/chunkSize) {
+		return errors.New("chunks without an object")
+	}
+	return nil
+}
+
+// Len is the number of objects.
+func (t *Table) Len() int { return len(t.objects) / recordSize }
+
+// Repos are the repositories the objects come from.
+func (t *Table) Repos() []string { return append([]string(nil), t.repos...) }
+
+// At gives the object at position i, and its repository.
+func (t *Table) At(i int) (Object, string) { return t.object(i), t.repo(i) }
+
+// record is an object's 40 bytes.
+type record []byte
+
+func (t *Table) record(i int) record { return record(t.objects[i*recordSize:][:recordSize]) }
+
+func (r record) size() int64    { return int64(binary.LittleEndian.Uint64(r[20:])) }
+func (r record) chunks() uint32 { return binary.LittleEndian.Uint32(r[32:]) }
+
+func (r record) name() Name {
+	return Name{
+		Digest:      hash.Digest{Algorithm: hash.Algorithm(r[38]), Sum: [hash.Size]byte(r[:hash.Size])},
+		Compression: hash.Compression(r[39]),
+		Chunked:     r.chunks() > 0,
+		Size:        r.size(),
+	}
+}
+
+func (t *Table) repo(i int) string { return t.repos[binary.LittleEndian.Uint16(t.record(i)[36:])] }
+
+func (t *Table) object(i int) Object {
+	r := t.record(i)
+	n := r.name()
+	o := Object{Compression: n.Compression, Size: n.Size}
+	if !n.Chunked {
+		o.Digest = n.Digest
+		return o
+	}
+	first, count := int(binary.LittleEndian.Uint32(r[28:])), int(r.chunks())
+	o.Chunks = make([]catalog.Chunk, count)
+	end := int64(0)
+	for i := range o.Chunks {
+		c := t.chunks[(first+i)*chunkSize:][:chunkSize]
+		o.Chunks[i] = catalog.Chunk{
+			Offset: end,
+			Size:   int64(binary.LittleEndian.Uint64(c[20:])),
+			Digest: hash.Digest{Algorithm: hash.Algorithm(c[28]), Sum: [hash.Size]byte(c[:hash.Size])},
+		}
+		end += o.Chunks[i].Size
+	}
+	return o
+}

@@ -1,0 +1,108 @@
+package objects
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	gohash "hash"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// sum is a SHA-256 under way; sums keeps them for the next use.
+type sum = gohash.Hash
+
+var sums = sync.Pool{New: func() any { return sha256.New() }}
+
+// temp is a file that has no name in the store yet.
+type temp struct {
+	*os.File
+	path string // of the temporary name, where there must be one
+}
+
+// newTemp makes an empty file for an object of the folder named.
+func (s *Store) newTemp(folder string) (*temp, error) {
+	if !s.unnamed {
+		f, err := os.CreateTemp(filepath.Join(s.cfg.Dir, tmpFolder), "")
+		if err != nil {
+			return nil, err
+		}
+		return &temp{f, f.Name()}, nil
+	}
+	// O_TMPFILE: open(2), since Linux 3.11.
+	fd, err := unix.Openat(int(s.dir.Fd()), folder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &fs.PathError{Op: "create in", Path: filepath.Join(s.cfg.Dir, folder), Err: err}
+	}
+	return &temp{os.NewFile(uintptr(fd), filepath.Join(s.cfg.Dir, folder, "(unnamed)")), ""}, nil
+}
+
+// link gives the file its name below the store's folder, in one step.
+func (s *Store) link(t *temp, path string) error {
+	from := t.path
+	if s.unnamed {
+		from = "/proc/self/fd/" + strconv.Itoa(int(t.Fd()))
+	}
+	err := unix.Linkat(unix.AT_FDCWD, from, int(s.dir.Fd()), path, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return &os.LinkError{Op: "link", Old: t.Name(), New: filepath.Join(s.cfg.Dir, path), Err: err}
+	}
+	return nil
+}
+
+// discard closes the file. Without a name it is gone.
+func (t *temp) discard() {
+	t.Close() // whoever needed what is in it has linked it
+	if t.path != "" {
+		os.Remove(t.path) // what stays is removed when the store is opened again
+	}
+}
+
+// publish makes a complete, verified file an object.
+func (s *Store) publish(t *temp, r Ref, sha []byte) error {
+	err := unix.Fsetxattr(int(t.Fd()), attribute, []byte(hex.EncodeToString(sha)), 0)
+	if err != nil && !errors.Is(err, unix.ENOTSUP) { // without it the object is dropped after a power cut: no harm
+		return &fs.PathError{Op: "record digest of", Path: t.Name(), Err: err}
+	}
+	if err := t.Chmod(0o444); err != nil {
+		return err
+	}
+	err = s.link(t, r.Path())
+	if errors.Is(err, fs.ErrExist) && !s.Has(r) {
+		// A file of another size: one that was cut short. Its readers, if any, keep it.
+		s.log.Warn("object store: replacing a damaged object", slog.String("object", r.Name()))
+		if err := unix.Unlinkat(int(s.dir.Fd()), r.Path(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove damaged object %s: %w", r.Name(), err)
+		}
+		err = s.link(t, r.Path())
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	s.changed.Store(true)
+	return nil
+}
+
+// probe finds out whether files can be made without a name and get one later.
+func (s *Store) probe() {
+	s.unnamed = true
+	t, err := s.newTemp(tmpFolder)
+	if err == nil {
+		defer t.discard()
+		err = s.link(t, tmpFolder+"/probe")
+	}
+	if err == nil {
+		err = unix.Unlinkat(int(s.dir.Fd()), tmpFolder+"/probe", 0)
+	}
+	if err != nil {
+		s.unnamed = false
+		s.log.Info("object store: no unnamed files here, using temporary names", slog.Any("err", err))
+	}
+}
