@@ -1,0 +1,181 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/internal/testutil"
+)
+
+const features = "features.example.org"
+
+func TestExitCodesTellWhoseFaultItIs(t *testing.T) {
+	empty := t.TempDir()
+	for _, c := range []struct {
+		args string
+		code int
+		says string // on standard output if all went well, else on standard error
+	}{
+		{"", 0, "repo"},
+		{"--help", 0, "COMMANDS"},
+		{"version", 0, "cvmfs-graphdriver dev go"},
+		{"version x", 2, `unknown argument "x"`},
+		{"nonsense", 2, `unknown command "nonsense"`},
+		{"--nonsense", 2, "nonsense"},
+		{"repo", 0, "ls"},
+		{"repo nonsense", 2, "nonsense"},
+		{"repo ls", 2, "FQRN[/PATH]"},
+		{"repo ls a.b c.d", 2, "FQRN[/PATH]"},
+		{"repo ls --nonsense a.b", 2, "repo ls --help"},
+		{"repo ls --config-dir " + empty + " --server-url http://x --public-key x --proxy |;| a.b", 2, "--proxy"},
+		{"repo ls --config-dir " + empty + " no.such.repository", 1, "config.d/no.such.repository.conf"},
+		{"repo ls --config-dir " + empty + " ..", 1, "isn't a repository's name"},
+	} {
+		var out, errOut bytes.Buffer
+		code := run(context.Background(), append([]string{"cvmfs-graphdriver"}, strings.Fields(c.args)...), &out, &errOut)
+		said := errOut.String()
+		if c.code == 0 {
+			said = out.String()
+		}
+		if code != c.code || !strings.Contains(said, c.says) {
+			t.Errorf("%q: exit code %d, want %d; want %q in\n%s%s", c.args, code, c.code, c.says, &out, &errOut)
+		}
+	}
+}
+
+func TestListsOneFolderOrOneFile(t *testing.T) {
+	url := testutil.Serve(t, testutil.Repository(t, features))
+	all := strings.SplitAfter(expected(t, features), "\n")
+	for path, in := range map[string]func(rest string) bool{
+		"":                 func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
+		"/":                func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
+		"/nested/":         func(p string) bool { return strings.HasPrefix(p, "/nested/") && strings.Count(p, "/") == 2 },
+		"/nested":          func(p string) bool { return strings.HasPrefix(p, "/nested/") && strings.Count(p, "/") == 2 },
+		"/hard":            func(p string) bool { return strings.HasPrefix(p, "/hard/") },
+		"/small/hello.txt": func(p string) bool { return p == "/small/hello.txt" },
+		"/links/variant":   func(p string) bool { return p == "/links/variant" },
+	} {
+		var want strings.Builder
+		for _, line := range all {
+			if _, rest, ok := strings.Cut(line, `"path": "`); ok {
+				if p, _, _ := strings.Cut(rest, `"`); in(p) {
+					want.WriteString(line)
+				}
+			}
+		}
+		code, out, errOut := ls(t, features, url, "--json", "--content", features+path)
+		if code != 0 || want.Len() == 0 {
+			t.Fatalf("%q: exit code %d: %s", path, code, errOut)
+		}
+		compareLines(t, want.String(), out)
+	}
+	if code, _, errOut := ls(t, features, url, features+"/no/such"); code != 1 || !strings.Contains(errOut, `"/no/such"`) {
+		t.Errorf("a missing path: exit code %d, %s", code, errOut)
+	}
+}
+
+func TestConfigurationOfTheHostSuffices(t *testing.T) {
+	dir := testutil.Configure(t, map[string]string{features: testutil.Serve(t, testutil.Repository(t, features))})
+	var out, errOut bytes.Buffer
+	if code := run(context.Background(), []string{"x", "repo", "ls", "--config-dir", dir, features + "/links"}, &out, &errOut); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &errOut)
+	}
+	if want := "lrwxrwxrwx   1     0     0"; !strings.HasPrefix(out.String(), want) || !strings.Contains(out.String(), " /links/variant -> fallback/bin\n") {
+		t.Errorf("got\n%swant lines like %q", &out, want)
+	}
+}
+
+// A file that can't be read ends the listing with an error, after all lines before it.
+func TestListingEndsAtAnUnreadableFile(t *testing.T) {
+	const fqrn = "images.example.org"
+	repository := http.StripPrefix("/cvmfs/"+fqrn+"/", http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
+	server := testutil.NewFaulty(t, repository)
+	want := strings.SplitAfter(expected(t, fqrn), "\n")
+	at := slices.IndexFunc(want, func(line string) bool { return strings.Contains(line, "data/c.txt") })
+	server.Set(testutil.Fault{Path: lastObject(t, server, fqrn, "data/c.txt"), Status: http.StatusNotFound})
+	code, out, errOut := ls(t, fqrn, server.URL+"/cvmfs/"+fqrn, "-R", "--json", "--content", fqrn)
+	if code != 1 || !strings.Contains(errOut, "missing on all servers") || out != strings.Join(want[:at], "") {
+		t.Errorf("exit code %d, %d lines, want 1 after %d: %s", code, strings.Count(out, "\n"), at, errOut)
+	}
+}
+
+// lastObject lists one file with its content and gives the path of the object that was got for it.
+func lastObject(t *testing.T, server *testutil.Faulty, fqrn, file string) string {
+	t.Helper()
+	const layer = "/.layers/32/324dca449b9bf9156b44f478fff77fb6c221398ac6f5003697b9feaa828b366c/layerfs/"
+	if code, _, errOut := ls(t, fqrn, server.URL+"/cvmfs/"+fqrn, "--content", fqrn+layer+file); code != 0 {
+		t.Fatal(errOut)
+	}
+	log := server.Log()
+	return log[len(log)-1].URL.Path
+}
+
+func TestJSONKeepsAnyName(t *testing.T) {
+	for name, want := range map[string]string{
+		`plain`:              `"plain"`,
+		"\"\\/<>&":           `"\"\\/<>&"`,
+		"\b\f\n\r\t\x00\x1f": `"\b\f\n\r\t\u0000\u001f"`,
+		"\x7f ü 名 \u2028 😀":  "\"\x7f ü 名 \u2028 😀\"",
+		"a\xff\xc3b\x80":     `"a\udcff\udcc3b\udc80"`,
+		"\xed\xb3\xbf":       `"\udced\udcb3\udcbf"`,
+		"\ufffd":             "\"\ufffd\"",
+	} {
+		if got := string(appendJSON(nil, name)); got != want {
+			t.Errorf("%q: got %s, want %s", name, got, want)
+		}
+	}
+}
+
+func TestEveryTypePrints(t *testing.T) {
+	same := func(s string) string { return s }
+	for _, c := range []struct {
+		entry       catalog.Entry
+		json, plain string
+	}{
+		{
+			catalog.Entry{Mode: 0o060660, Nlink: 1, Rdev: 8<<8 | 1, UID: 1, GID: 6},
+			`{"device": "8:1", "gid": 6, "mode": "0660", "mtime": 0, "nlink": 1, "path": "/x\n", "type": "block", "uid": 1}`,
+			`brw-rw----   1     1     6       8, 1 1970-01-01 00:00 "/x\n"`,
+		},
+		{
+			catalog.Entry{Mode: 0o021777, Nlink: 1, Rdev: 5<<8 | 2},
+			`{"device": "5:2", "gid": 0, "mode": "1777", "mtime": 0, "nlink": 1, "path": "/x\n", "type": "char", "uid": 0}`,
+			`crwxrwxrwt   1     0     0       5, 2 1970-01-01 00:00 "/x\n"`,
+		},
+		{
+			catalog.Entry{Mode: 0o146600, Nlink: 1},
+			`{"gid": 0, "mode": "6600", "mtime": 0, "nlink": 1, "path": "/x\n", "type": "socket", "uid": 0}`,
+			`srwS--S---   1     0     0          0 1970-01-01 00:00 "/x\n"`,
+		},
+		{
+			catalog.Entry{Mode: 0o106711, Nlink: 1, Size: 7, Xattrs: []catalog.Xattr{{Name: "user.a", Value: []byte{0, 255}}, {Name: "user.b"}}},
+			`{"gid": 0, "mode": "6711", "mtime": 0, "nlink": 1, "path": "/x\n", "size": 7, "type": "file", "uid": 0, "xattrs_hex": {"user.a": "00ff", "user.b": ""}}`,
+			`-rws--s--x   1     0     0          7 1970-01-01 00:00 "/x\n"`,
+		},
+		{
+			catalog.Entry{Mode: 0o120777, Nlink: 1, Target: "t\x1b"},
+			`{"gid": 0, "mode": "0777", "mtime": 0, "nlink": 1, "path": "/x\n", "target": "t\u001b", "type": "symlink", "uid": 0}`,
+			`lrwxrwxrwx   1     0     0          0 1970-01-01 00:00 "/x\n" -> "t\x1b"`,
+		},
+	} {
+		i := &item{Node: &client.Node{Path: "/x\n", Entry: &c.entry}}
+		var b bytes.Buffer
+		if err := printJSON(&b, i, same); err != nil {
+			t.Fatal(err)
+		}
+		if err := printPlain(&b, i, same); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(c.json+"\n"+c.plain+"\n", b.String()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
+)
+
+// repoCommand looks into repositories, with no daemon and no mount.
+func repoCommand() *cli.Command {
+	return &cli.Command{
+		Name:        "repo",
+		Usage:       "look into repositories",
+		Subcommands: []*cli.Command{repoLsCommand()},
+		Action:      onlyCommands,
+	}
+}
+
+// repoFlags say where a repository is and whom to trust.
+func repoFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "config-dir", Usage: "`FOLDER` with the CernVM-FS configuration", Value: config.HostDir},
+		&cli.StringFlag{Name: "server-url", Usage: "`URL` of the repository on a server (several: separated by ;), instead of CVMFS_SERVER_URL"},
+		&cli.StringFlag{Name: "public-key", Usage: "`FILE` with a master public key (several: separated by :), instead of the configured ones"},
+		&cli.StringFlag{Name: "proxy", Usage: "DIRECT or `PROXIES` as in CVMFS_HTTP_PROXY, instead of it"},
+		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log what is being done to stderr"},
+	}
+}
+
+// openRepository opens a repository as configured, save for what the flags say otherwise. State is kept in dir.
+func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error) {
+	urls, files, spec := c.String("server-url"), c.String("public-key"), c.String("proxy")
+	cfg, err := config.Load(c.String("config-dir"), fqrn)
+	if errors.Is(err, config.ErrNotConfigured) {
+		if urls == "" || files == "" || spec == "" {
+			return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)
+		}
+		cfg, err = &config.Config{FQRN: fqrn, Blacklists: []string{filepath.Join(c.String("config-dir"), "blacklist")}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if urls != "" {
+		cfg.Servers = strings.Split(urls, ";")
+	}
+	if files != "" {
+		cfg.PublicKeys = strings.Split(files, ":")
+	}
+	if spec != "" {
+		if cfg.ProxyGroups, err = config.ParseProxies(spec); err != nil {
+			return nil, usagef(c, "--proxy: %v", err)
+		}
+	}
+	return client.FromConfig(cfg, dir, logger(c))
+}
+
+func logger(c *cli.Context) *slog.Logger {
+	if !c.Bool("verbose") {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// newest opens a repository in a folder of its own, which close removes, and gives its newest revision.
+func newest(c *cli.Context, fqrn string) (r *client.Repository, v *client.Revision, closeAll func() error, err error) {
+	dir, err := os.MkdirTemp("", "cvmfs-graphdriver-")
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	closeAll = func() error { return os.RemoveAll(dir) }
+	if r, err = openRepository(c, fqrn, dir); err == nil {
+		v, err = r.Newest(c.Context)
+	}
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, closeAll())
+	}
+	return r, v, closeAll, nil
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"cvmfs-graphdriver/internal/testutil"
+)
+
+// expected is what the reference client shows of a reference repository.
+func expected(t *testing.T, fqrn string) string {
+	t.Helper()
+	f, err := os.Open(testutil.Data(t, "expected", fqrn+".jsonl.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// ls runs `repo ls` on a repository served at url and gives the exit code and what was printed.
+func ls(t *testing.T, fqrn, url string, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	args = append([]string{
+		"cvmfs-graphdriver", "repo", "ls", "--config-dir", t.TempDir(), "--server-url", url,
+		"--public-key", testutil.PublicKey(t, fqrn), "--proxy", "DIRECT",
+	}, args...)
+	var o, e bytes.Buffer
+	code = run(context.Background(), args, &o, &e)
+	return code, o.String(), e.String()
+}
+
+func compareLines(t *testing.T, want, got string) {
+	t.Helper()
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for i := range min(len(w), len(g)) {
+		if w[i] != g[i] {
+			t.Fatalf("line %d:\nwant %s\ngot  %s", i+1, w[i], g[i])
+		}
+	}
+	if len(w) != len(g) {
+		t.Fatalf("%d lines, want %d", len(g), len(w))
+	}
+}
+
+func TestListingsAreThoseOfTheReferenceClient(t *testing.T) {
+	for _, fqrn := range []string{"features.example.org", "shake.example.org", "images.example.org"} {
+		t.Run(fqrn, func(t *testing.T) {
+			url := testutil.Serve(t, testutil.Repository(t, fqrn))
+			code, out, errOut := ls(t, fqrn, url, "-R", "--json", "--content", fqrn)
+			if code != 0 || errOut != "" {
+				t.Fatalf("exit code %d: %s", code, errOut)
+			}
+			compareLines(t, expected(t, fqrn), out)
+		})
+	}
+}
