@@ -1,0 +1,247 @@
+package store
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/moby/go-archive"
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/driver/compose"
+	"cvmfs-graphdriver/thin"
+)
+
+// ApplyDiff gives an empty layer its content, an uncompressed tar archive in the format of image layers, and returns its size:
+// the bytes of its files, each hard link counted once. After an error the layer is as empty as before.
+//
+// A thin layer is composed right away. Where its repository can't be reached for now it is accepted, and composed when it is
+// needed first; one that may not be used, or whose descriptor or folders are wrong, is refused.
+func (s *Store) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) (int64, error) {
+	_, settings, err := s.ready()
+	if err != nil {
+		return 0, err
+	}
+	size, err := s.apply(ctx, id, parent, settings, r)
+	if err != nil {
+		return 0, fmt.Errorf("apply layer %s: %w", id, err)
+	}
+	return size, nil
+}
+
+func (s *Store) apply(ctx context.Context, id, parent string, settings Settings, r io.Reader) (int64, error) {
+	if _, err := s.checkEmpty(id, parent); err != nil {
+		return 0, err
+	}
+	temp, err := s.newFolder(settings)
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(temp) // after all went well it holds the empty layer this one replaced
+	diff := filepath.Join(temp, "diff")
+	c, err := unpack(r, diff, settings.IDs)
+	if err != nil {
+		return 0, err
+	}
+	size, err := treeSize(diff)
+	if err != nil {
+		return 0, err
+	}
+	if err := syncFS(diff); err != nil {
+		return 0, err
+	}
+	d, err := descriptor(c, diff)
+	if err != nil {
+		return 0, err
+	}
+	if d == nil {
+		return size, s.commit(id, parent, temp, nil)
+	}
+	return size, s.applyThin(ctx, id, parent, temp, d)
+}
+
+// checkEmpty gives the record of a layer that may get content now.
+func (s *Store) checkEmpty(id, parent string) (*layer, error) {
+	l, err := s.load(id)
+	if err != nil {
+		return nil, err
+	}
+	if l.Parent != parent {
+		return nil, fmt.Errorf("its parent is %q, not %q", l.Parent, parent)
+	}
+	if l.committed {
+		return nil, errors.New("it has its content already")
+	}
+	if s.opened(id).Refs > 0 {
+		return nil, errors.New("it is mounted")
+	}
+	names, err := os.ReadDir(s.dir(id, "diff"))
+	if err != nil {
+		return nil, err
+	}
+	if len(names) > 0 {
+		return nil, errors.New("it has been written to")
+	}
+	return l, nil
+}
+
+// unpack brings an archive into a folder. Both what is read and what is done with it are confined: the first by filter, the
+// second by go-archive, which works through os.Root.
+func unpack(r io.Reader, dir string, ids user.IdentityMapping) (contents, error) {
+	pr, pw := io.Pipe()
+	type result struct {
+		contents
+		error
+	}
+	done := make(chan result, 1)
+	go func() {
+		w := bufio.NewWriterSize(pw, copySize)
+		c, err := filter(w, r)
+		if err == nil {
+			err = w.Flush()
+		}
+		pw.CloseWithError(err)
+		done <- result{c, err}
+	}()
+	err := archive.Unpack(pr, dir, &archive.TarOptions{IDMap: ids, WhiteoutFormat: archive.OverlayWhiteoutFormat})
+	if err == nil {
+		_, err = io.Copy(io.Discard, pr) // the padding after the last entry; ends with the filter's error
+	}
+	pr.CloseWithError(errAborted)
+	filtered := <-done
+	if filtered.error != nil && !errors.Is(filtered.error, errAborted) {
+		err = filtered.error
+	}
+	return filtered.contents, err
+}
+
+// errAborted ends the filter of an archive that can't be unpacked.
+var errAborted = errors.New("unpacking has failed")
+
+// descriptor gives the descriptor of a thin layer, nil for an ordinary one.
+func descriptor(c contents, diff string) (*thin.Descriptor, error) {
+	if c.entries != 1 || !c.descriptor {
+		return nil, nil
+	}
+	d, err := readDescriptor(diff)
+	if errors.Is(err, thin.ErrNotThin) {
+		return nil, nil
+	}
+	return d, err
+}
+
+func readDescriptor(diff string) (*thin.Descriptor, error) {
+	f, err := os.Open(filepath.Join(diff, thin.FileName))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, thin.MaxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > thin.MaxSize {
+		return nil, fmt.Errorf("%s has more than %d bytes, the limit", thin.FileName, thin.MaxSize)
+	}
+	return thin.Parse(b)
+}
+
+// applyThin composes the chain that ends with a new thin layer and commits the layer.
+func (s *Store) applyThin(ctx context.Context, id, parent, temp string, d *thin.Descriptor) error {
+	composer, _, err := s.ready()
+	if err != nil {
+		return err
+	}
+	below, err := s.below(parent)
+	if err != nil {
+		return err
+	}
+	chain := append(below, compose.Layer{Thin: d})
+	for {
+		image, err := composer.Compose(ctx, chain)
+		if unreachable(err) {
+			s.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer", id, "err", err)
+			return s.commit(id, parent, temp, &layer{Thin: true})
+		}
+		if err != nil {
+			return err
+		}
+		err = s.claimImage(image.Key, func() error { return s.commit(id, parent, temp, &layer{Thin: true, Image: image.Key}) })
+		if !errors.Is(err, compose.ErrNoImage) {
+			return err
+		}
+	}
+}
+
+// unreachable tells an error that says nothing about the layer, only about the network at this moment.
+func unreachable(err error) bool { return errors.Is(err, fetch.ErrUnavailable) }
+
+// commit puts a folder that holds a layer's content in the place of the empty layer. thinRecord is nil for an ordinary layer.
+func (s *Store) commit(id, parent, temp string, thinRecord *layer) error {
+	defer s.locks.lock(id)()
+	l, err := s.checkEmpty(id, parent)
+	if err != nil {
+		return err
+	}
+	if thinRecord != nil {
+		l.Writable, l.Thin, l.Image = false, thinRecord.Thin, thinRecord.Image
+	}
+	if err := writeRecord(temp, l); err != nil {
+		return err
+	}
+	if !l.Writable {
+		if err := writeFile(filepath.Join(temp, markerFile), nil, true); err != nil {
+			return err
+		}
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(id), unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("put the layer in place: %w", err)
+	}
+	return syncDir(filepath.Dir(temp))
+}
+
+// treeSize adds up the sizes of what isn't a folder, each inode once: the size of a layer as overlay2 reports it.
+func treeSize(dir string) (int64, error) {
+	var size int64
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			var info fs.FileInfo
+			if info, err = d.Info(); err == nil {
+				st := info.Sys().(*syscall.Stat_t)
+				if st.Nlink < 2 || !seen[st.Ino] {
+					size += st.Size
+				}
+				if st.Nlink > 1 {
+					seen[st.Ino] = true
+				}
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) && path != dir {
+			return nil // a container deletes while we look
+		}
+		return err
+	})
+	return size, err
+}
+
+// syncFS brings to disk what the file system of a path holds in memory: one call for any number of files.
+func syncFS(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("syncfs %s: %w", path, err)
+	}
+	return nil
+}

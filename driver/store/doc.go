@@ -1,0 +1,36 @@
+// Package store keeps the layers of images and containers on disk and says what to mount for each of them; it mounts nothing
+// itself.
+//
+// The words:
+//
+//   - A layer is a folder graph/<id>/ with what it adds to its parent (diff/), a scratch folder of overlayfs (work/) and a record
+//     (layer.json). Its content follows overlayfs' conventions: character device 0/0 is a whiteout, the extended attribute
+//     trusted.overlay.opaque=y hides what lies below a folder.
+//   - A read-only layer gets its content by one ApplyDiff. It counts once the file committed stands beside its record; what
+//     has no such file when the engine initialises the driver was cut short and is removed.
+//   - A read-write layer is written to through its mount: that of a container, or a step of a build. Engines make the latter as
+//     if it were read-only and never apply a diff to it; a layer whose parent's view is asked for before it has content is
+//     therefore taken for read-write from then on.
+//   - A thin layer is a read-only one whose only file is a thin image descriptor (package thin). It and everything below it are
+//     replaced by a composed image (package compose).
+//   - The chain of a layer is its ancestors, from its parent down. A mount stacks the ordinary layers above the topmost thin one
+//     and then, if there is one, the composed image with the data it names.
+//   - An open layer has been asked for by Get more often than given back by Put. A mount hangs on the FUSE mount behind it, the
+//     generation; a mount of another generation has lost what it reads from.
+//
+// On disk, below Config.Root, which the engine sees:
+//
+//	layout                   version of all this
+//	store/graph/<id>/        layers; store/ itself is the first data-only lower layer of every thin mount
+//	store/graph/.<what>-*    something unfinished, removed by Open
+//	mnt/<id>                 where layers are mounted
+//	state/init.json          the engine's arguments to Init
+//	state/open/<id>.json     open layers
+//
+// Everything that counts is complete or absent after a crash or power loss: it is made under another name, synced, and renamed.
+// Record files of open layers are renamed but not synced: they mean nothing after a reboot.
+//
+// Incoming archives are hostile. Extended attributes by which overlayfs is instructed are removed, nothing is written outside
+// the layer's folder whatever links an archive holds, and an archive without its end marker is an error: engines repeat requests
+// with the rest of a body they have partly sent.
+package store

@@ -1,0 +1,249 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	recordFile = "layer.json"
+	markerFile = "committed"
+	// maxDepth bounds a chain of layers; engines stop at 125 or so, and a damaged record must not send us round in circles.
+	maxDepth = 1024
+)
+
+// ErrNoLayer tells that there is no layer of that id.
+var ErrNoLayer = errors.New("no such layer")
+
+// validID is what an id may look like: it becomes a folder's name and, through fsconfig(2), part of a mount option, whose value
+// may have 255 bytes. Engines use 64 hex digits, with "-init" for the layer below a container's.
+var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$`)
+
+func checkID(id string) error {
+	if !validID.MatchString(id) {
+		return fmt.Errorf("layer id %.140q: want 1 to 128 letters, digits, '_', '.', '-', the first a letter or digit", id)
+	}
+	return nil
+}
+
+// layer is a layer's record.
+type layer struct {
+	Parent   string `json:"parent,omitempty"`
+	Writable bool   `json:"writable,omitempty"` // a container's or a build step's
+	Thin     bool   `json:"thin,omitempty"`     // its content is a thin image descriptor
+	Image    string `json:"image,omitempty"`    // thin: key of the composed image; "" until one could be made
+
+	committed bool // read-only: content is complete
+}
+
+func (s *Store) dir(id string, elem ...string) string {
+	return s.path("store", "graph", id, filepath.Join(elem...))
+}
+
+// load reads a layer's record.
+func (s *Store) load(id string) (*layer, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(s.dir(id, recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("layer %s: %w", id, ErrNoLayer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", id, err)
+	}
+	l := &layer{}
+	if err := json.Unmarshal(b, l); err != nil {
+		return nil, fmt.Errorf("layer %s: %s: %w", id, recordFile, err)
+	}
+	_, err = os.Lstat(s.dir(id, markerFile))
+	l.committed = err == nil
+	return l, nil
+}
+
+// save writes a layer's record.
+func (s *Store) save(id string, l *layer) error {
+	if err := writeRecord(s.dir(id), l); err != nil {
+		return fmt.Errorf("layer %s: %w", id, err)
+	}
+	return nil
+}
+
+func writeRecord(dir string, l *layer) error {
+	b, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, recordFile), b, true)
+}
+
+// ids lists the layers.
+func (s *Store) ids() ([]string, error) {
+	entries, err := os.ReadDir(s.path("store", "graph"))
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if validID.MatchString(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// CreateArgs describe a layer to be made.
+type CreateArgs struct {
+	ID, Parent string
+	Writable   bool
+	StorageOpt map[string]string // options of one container: none is supported
+}
+
+// Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat requests.
+func (s *Store) Create(args CreateArgs) error {
+	_, settings, err := s.ready()
+	if err != nil {
+		return err
+	}
+	if err := checkID(args.ID); err != nil {
+		return fmt.Errorf("create layer: %w", err)
+	}
+	if len(args.StorageOpt) > 0 {
+		names := strings.Join(slices.Sorted(maps.Keys(args.StorageOpt)), ", ")
+		return fmt.Errorf("create layer %s: storage option %s of a container is not supported by this driver: leave it out", args.ID, names)
+	}
+	if args.ID == args.Parent {
+		return fmt.Errorf("create layer %s: it can't be its own parent", args.ID)
+	}
+	defer s.locks.lock(args.ID)()
+	if args.Parent != "" {
+		if err := s.settle(args.Parent); err != nil {
+			return fmt.Errorf("create layer %s: parent: %w", args.ID, err)
+		}
+	}
+	l, err := s.load(args.ID)
+	if err == nil {
+		if l.Parent != args.Parent {
+			return fmt.Errorf("create layer %s: it exists with the parent %q, not %q", args.ID, l.Parent, args.Parent)
+		}
+		return nil
+	}
+	if !errors.Is(err, ErrNoLayer) {
+		return fmt.Errorf("create layer: %w", err)
+	}
+	if err := s.create(args, settings); err != nil {
+		return fmt.Errorf("create layer %s: %w", args.ID, err)
+	}
+	return nil
+}
+
+// create makes the layer's folder under another name and renames it.
+func (s *Store) create(args CreateArgs, settings Settings) error {
+	temp, err := s.newFolder(settings)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp) // gone already where all went well
+	if err := writeRecord(temp, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, s.dir(args.ID)); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(temp))
+}
+
+// newFolder makes an empty layer without a record, under a temporary name beside the layers.
+func (s *Store) newFolder(settings Settings) (string, error) {
+	temp, err := os.MkdirTemp(s.path("store", "graph"), ".new-")
+	if err != nil {
+		return "", err
+	}
+	uid, gid := settings.IDs.RootPair()
+	err = errors.Join(
+		mkdir(filepath.Join(temp, "diff"), 0o755, uid, gid),
+		mkdir(filepath.Join(temp, "work"), 0o755, uid, gid),
+		os.Chown(temp, 0, gid), os.Chmod(temp, 0o710))
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(temp))
+	}
+	return temp, nil
+}
+
+// mkdir makes a folder with exactly this mode and owner.
+func mkdir(path string, mode fs.FileMode, uid, gid int) error {
+	if err := os.Mkdir(path, mode); err != nil {
+		return err
+	}
+	return errors.Join(os.Chown(path, uid, gid), os.Chmod(path, mode))
+}
+
+// settle decides what a layer is that has been made for an ApplyDiff but is used without one: a step of a build, read-write.
+func (s *Store) settle(id string) error {
+	defer s.locks.lock(id)()
+	_, err := s.settled(id)
+	return err
+}
+
+// settled is settle for a caller that holds the layer's lock; it gives the record.
+func (s *Store) settled(id string) (*layer, error) {
+	l, err := s.load(id)
+	if err != nil || l.Writable || l.committed {
+		return l, err
+	}
+	l.Writable = true
+	return l, s.save(id, l)
+}
+
+// Exists tells whether there is a layer of that id.
+func (s *Store) Exists(id string) bool {
+	_, err := s.load(id)
+	return err == nil
+}
+
+// Remove deletes a layer, mounted or not, and the composed image that no other layer names. A layer that isn't there is no error.
+func (s *Store) Remove(id string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("remove layer: %w", err)
+	}
+	defer s.locks.lock(id)()
+	if err := s.close(id); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	l, err := s.load(id)
+	if err != nil && !errors.Is(err, ErrNoLayer) {
+		// The record is damaged: the folder goes all the same.
+		s.cfg.Log.Warn("remove a layer without a readable record", "layer", id, "err", err)
+	}
+	if err := s.discard(id); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	if l != nil && l.Image != "" {
+		if err := s.releaseImage(l.Image); err != nil {
+			return fmt.Errorf("remove layer %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// discard deletes a layer's folder. Renamed first, so that a removal cut short leaves no half layer.
+func (s *Store) discard(id string) error {
+	graph := s.path("store", "graph")
+	temp, err := os.MkdirTemp(graph, ".dead-")
+	if err != nil {
+		return err
+	}
+	err = os.Rename(s.dir(id), filepath.Join(temp, id))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(temp))
+}

@@ -1,0 +1,374 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"cvmfs-graphdriver/driver/compose"
+)
+
+// Mount is what has to be mounted for a layer.
+type Mount struct {
+	Target  string      // folder that shows the layer
+	Overlay *Overlay    // nil: Target is an ordinary folder, nothing to mount
+	Image   *ImageMount // to be mounted first, unless it is already; nil where no layer is thin
+}
+
+// Overlay is the layers of an overlay mount, topmost first.
+type Overlay struct {
+	Lower       []string
+	Data        []string // data-only lower layers
+	Upper, Work string   // "" for a read-only mount
+	Label       string   // SELinux context of all files; "" for none
+}
+
+// ImageMount is a composed image and where it is mounted for overlays to use.
+type ImageMount struct{ Source, Target string }
+
+// open is the record of a layer that is mounted.
+type open struct {
+	Refs       int    `json:"refs"` // how often it was got and not put
+	Generation string `json:"generation"`
+	Image      string `json:"image,omitempty"` // key of the composed image in the mount
+}
+
+// Get makes a layer's view ready and gives its folder. A read-only layer's is its own content: engines export layers from there.
+// A read-write layer's is its mount, which stays until Put was called as often as Get.
+func (s *Store) Get(ctx context.Context, id, label string) (string, error) {
+	_, settings, err := s.ready()
+	if err != nil {
+		return "", err
+	}
+	if err := checkID(id); err != nil {
+		return "", err
+	}
+	defer s.locks.lock(id)()
+	l, err := s.settled(id)
+	if err != nil {
+		return "", err
+	}
+	if !l.Writable || l.Parent == "" {
+		return s.dir(id, "diff"), nil
+	}
+	dir, err := s.get(ctx, id, l, label, settings)
+	if err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	return dir, nil
+}
+
+func (s *Store) get(ctx context.Context, id string, l *layer, label string, settings Settings) (string, error) {
+	target := s.target(id)
+	mounted, err := s.cfg.Mounter.Mounted(target)
+	if err != nil {
+		return "", err
+	}
+	o := s.opened(id)
+	if !mounted {
+		o.Refs = 0 // of another boot, or the Put that failed half-way
+	}
+	// A mount nobody answers for was left by a crash. One of another generation has lost its data unless all of it is ordinary.
+	keep := mounted && o.Refs > 0 && (o.Image == "" || o.Generation == s.cfg.Generation)
+	if !keep {
+		m, err := s.mount(ctx, id, l, label)
+		if err != nil {
+			return "", err
+		}
+		if err := s.remount(m, mounted, settings); err != nil {
+			return "", err
+		}
+		o.Generation, o.Image = s.cfg.Generation, ""
+		if m.Image != nil {
+			o.Image = filepath.Base(m.Image.Target)
+		}
+	}
+	o.Refs++
+	if err := s.saveOpen(id, o); err != nil {
+		if !keep {
+			err = errors.Join(err, s.cfg.Mounter.Unmount(target))
+		}
+		return "", err
+	}
+	return target, nil
+}
+
+// remount has a mount made, in the place of a stale one if there is one.
+func (s *Store) remount(m Mount, stale bool, settings Settings) error {
+	if stale {
+		if err := s.cfg.Mounter.Unmount(m.Target); err != nil {
+			return err
+		}
+	}
+	uid, gid := settings.IDs.RootPair()
+	if err := mkdir(m.Target, 0o700, uid, gid); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return s.cfg.Mounter.Mount(m)
+}
+
+// mount specifies the mount of a read-write layer.
+func (s *Store) mount(ctx context.Context, id string, l *layer, label string) (Mount, error) {
+	m, err := s.stack(ctx, l.Parent)
+	if err != nil {
+		return Mount{}, err
+	}
+	m.Target = s.target(id)
+	m.Overlay.Upper, m.Overlay.Work, m.Overlay.Label = s.dir(id, "diff"), s.dir(id, "work"), label
+	return m, nil
+}
+
+// stack specifies the lower layers that show a layer, read-only, on top of its chain.
+func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
+	diffs, base, err := s.ordinary(id)
+	if err != nil {
+		return Mount{}, err
+	}
+	m := Mount{Overlay: &Overlay{Lower: diffs}}
+	if base == "" {
+		return m, nil
+	}
+	image, err := s.image(ctx, base)
+	if err != nil {
+		return Mount{}, err
+	}
+	m.Image = &ImageMount{Source: image.Meta, Target: s.run("images", image.Key)}
+	m.Overlay.Lower = append(m.Overlay.Lower, m.Image.Target)
+	// The order matters: what is on disk first; then the gate, which brings an object to disk and finds nothing itself; then
+	// the folder where it brought it; and last, as the last one decides the error a reader gets, the fetching file system.
+	m.Overlay.Data = []string{s.path("store"), s.run("fuse", "gate"), s.path("fresh"), s.run("fuse", "data")}
+	return m, nil
+}
+
+// ordinary gives the diff folders of a layer and its ancestors, topmost first, down to the topmost thin one: base, "" if none is.
+func (s *Store) ordinary(id string) (diffs []string, base string, err error) {
+	for range maxDepth {
+		if id == "" {
+			return diffs, "", nil
+		}
+		l, err := s.load(id)
+		if err != nil {
+			return nil, "", err
+		}
+		if l.Thin {
+			return diffs, id, nil
+		}
+		diffs = append(diffs, s.dir(id, "diff"))
+		id = l.Parent
+	}
+	return nil, "", fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
+}
+
+// below gives the chain that ends with a layer, bottom to top, as it is composed.
+func (s *Store) below(id string) ([]compose.Layer, error) {
+	var chain []compose.Layer
+	for range maxDepth {
+		if id == "" {
+			slices.Reverse(chain)
+			return chain, nil
+		}
+		l, err := s.load(id)
+		if err != nil {
+			return nil, err
+		}
+		c := compose.Layer{ID: id, Diff: s.dir(id, "diff")}
+		if l.Thin {
+			c = compose.Layer{}
+			if c.Thin, err = readDescriptor(s.dir(id, "diff")); err != nil {
+				return nil, fmt.Errorf("layer %s: %w", id, err)
+			}
+		}
+		chain = append(chain, c)
+		id = l.Parent
+	}
+	return nil, fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
+}
+
+// image gives the composed image of the chain that ends with a thin layer, composing it if it isn't there.
+func (s *Store) image(ctx context.Context, id string) (*compose.Image, error) {
+	composer, _, err := s.ready()
+	if err != nil {
+		return nil, err
+	}
+	defer s.locks.lock(id)()
+	l, err := s.load(id)
+	if err != nil {
+		return nil, err
+	}
+	if l.Image != "" {
+		image, err := composer.Image(l.Image)
+		if !errors.Is(err, compose.ErrNoImage) {
+			return image, err
+		}
+		s.cfg.Log.Warn("a composed image has gone and is made again", "layer", id, "image", l.Image)
+	}
+	chain, err := s.below(id)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		image, err := composer.Compose(ctx, chain)
+		if err != nil {
+			return nil, fmt.Errorf("compose layer %s: %w", id, err)
+		}
+		l.Image = image.Key
+		err = s.claimImage(image.Key, func() error { return s.save(id, l) })
+		if !errors.Is(err, compose.ErrNoImage) {
+			return image, err
+		}
+	}
+}
+
+// claimImage runs name, which makes a layer name an image, while the image can't go; compose.ErrNoImage if it has gone.
+func (s *Store) claimImage(key string, name func() error) error {
+	composer, _, err := s.ready()
+	if err != nil {
+		return err
+	}
+	s.images.Lock()
+	defer s.images.Unlock()
+	if _, err := composer.Image(key); err != nil {
+		return err
+	}
+	return name()
+}
+
+// releaseImage removes an image that no layer names.
+func (s *Store) releaseImage(key string) error {
+	composer, _, err := s.ready()
+	if err != nil {
+		return err
+	}
+	s.images.Lock()
+	defer s.images.Unlock()
+	ids, err := s.ids()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if l, err := s.load(id); err == nil && l.Image == key {
+			return nil
+		}
+	}
+	if err := s.unmount(s.run("images", key)); err != nil {
+		return err
+	}
+	return composer.Remove(key)
+}
+
+// Put gives back a layer that Get has given. The last Put unmounts; one too many does nothing.
+func (s *Store) Put(id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	defer s.locks.lock(id)()
+	o := s.opened(id)
+	if o.Refs > 1 {
+		o.Refs--
+		return s.saveOpen(id, o)
+	}
+	if err := s.close(id); err != nil {
+		return fmt.Errorf("unmount layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// close unmounts a layer and forgets that it was open.
+func (s *Store) close(id string) error {
+	if err := s.unmount(s.target(id)); err != nil {
+		return err
+	}
+	if err := os.Remove(s.openFile(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// detach closes the layers that are mounted and whose record fits.
+func (s *Store) detach(fits func(open) bool) error {
+	entries, err := os.ReadDir(s.path("mnt"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		id := e.Name()
+		if !validID.MatchString(id) {
+			continue
+		}
+		unlock := s.locks.lock(id)
+		if fits(s.opened(id)) {
+			err = s.close(id)
+		}
+		unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadOpenImages has the images of open layers loaded, as their containers may ask for objects before any layer is got again.
+func (s *Store) loadOpenImages() {
+	composer, _, err := s.ready()
+	if err != nil {
+		return
+	}
+	for id, o := range s.openLayers() {
+		if o.Image == "" {
+			continue
+		}
+		if _, err := composer.Image(o.Image); err != nil {
+			s.cfg.Log.Error("a container's image can't be used: files it has not read yet will be missing", "layer", id, "image", o.Image, "err", err)
+		}
+	}
+}
+
+// openLayers gives the records of open layers by id.
+func (s *Store) openLayers() map[string]open {
+	layers := map[string]open{}
+	entries, err := os.ReadDir(s.path("state", "open"))
+	if err != nil {
+		s.cfg.Log.Error("list open layers", "err", err)
+		return nil
+	}
+	for _, e := range entries {
+		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok && validID.MatchString(id) {
+			if o := s.opened(id); o.Refs > 0 {
+				layers[id] = o
+			}
+		}
+	}
+	return layers
+}
+
+// opened gives the record of a layer, the zero one if it isn't open.
+func (s *Store) opened(id string) open {
+	var o open
+	b, err := os.ReadFile(s.openFile(id))
+	if err == nil {
+		err = json.Unmarshal(b, &o)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// Not synced, so power loss may leave it empty; nothing is mounted then.
+		s.cfg.Log.Warn("the record of an open layer can't be read", "layer", id, "err", err)
+		return open{}
+	}
+	return o
+}
+
+func (s *Store) saveOpen(id string, o open) error {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return writeFile(s.openFile(id), b, false)
+}
+
+func (s *Store) target(id string) string   { return s.path("mnt", id) }
+func (s *Store) openFile(id string) string { return s.path("state", "open", id+".json") }

@@ -1,0 +1,379 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/moby/sys/user"
+
+	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/driver/compose"
+)
+
+// layout is the version of the on-disk layout this package reads and writes.
+const layout = "1"
+
+// ErrNotReady tells that the engine has not initialised the driver yet.
+var ErrNotReady = errors.New("the driver is not initialised: the engine sends Init when it starts")
+
+// Composer makes the composed images of thin chains; *compose.Composer is one.
+type Composer interface {
+	Compose(ctx context.Context, chain []compose.Layer) (*compose.Image, error)
+	Image(key string) (*compose.Image, error)
+	Remove(key string) error
+}
+
+// Mounter carries out what the store specifies.
+type Mounter interface {
+	// Mount brings a mount about. The folder m.Target exists and nothing is mounted there.
+	Mount(m Mount) error
+	// Mounted tells whether something is mounted at a folder; a missing one is not.
+	Mounted(dir string) (bool, error)
+	// Unmount takes off whatever is mounted at a folder, also while it is in use.
+	Unmount(dir string) error
+}
+
+// Config is what a Store works with.
+type Config struct {
+	Root       string // folder the engine sees, "/mnt" in the plugin
+	Run        string // private folder, gone at reboot: Run/fuse is the object file system, Run/images and Run/views are mounted on
+	Generation string // names the object file system's mount: differs from that of any other boot or mount
+	Mounter    Mounter
+	// NewComposer makes the composer once the engine's arguments are known.
+	NewComposer func(Settings) (Composer, error)
+	Log         *slog.Logger
+}
+
+// InitArgs are the engine's arguments to Init.
+type InitArgs struct {
+	Home    string       `json:"home"` // not used: its last part is a name the administrator chose
+	Opts    []string     `json:"opts"` // "name=value"
+	UIDMaps []user.IDMap `json:"uidMaps"`
+	GIDMaps []user.IDMap `json:"gidMaps"`
+}
+
+// Settings are what the engine's arguments mean.
+type Settings struct {
+	Repositories []string             // the only ones that may be used; nil for all that are configured
+	IDs          user.IdentityMapping // the engine's userns-remap
+}
+
+// Store is the layers on disk. It is safe for concurrent use.
+type Store struct {
+	cfg Config
+
+	mu       sync.RWMutex // guards the following
+	args     InitArgs
+	settings Settings
+	composer Composer // nil before Init
+
+	images sync.Mutex // held while an image comes to be named by a layer, or stops being so
+	locks  locks
+}
+
+// Open opens the layers of a folder, or starts a new one. Where the engine has sent Init in a former life of this process its
+// arguments hold again, as engines don't repeat it to a plugin that was restarted.
+func Open(cfg Config) (*Store, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{cfg: cfg}
+	if err := s.checkLayout(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{s.path("store", "graph"), s.path("mnt"), s.path("state", "open"), s.run("images"), s.run("views"), s.run("empty")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open layer store: %w", err)
+		}
+	}
+	if err := s.sweep(); err != nil {
+		return nil, fmt.Errorf("open layer store: %w", err)
+	}
+	b, err := os.ReadFile(s.initFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open layer store: %w", err)
+	}
+	var args InitArgs
+	if err := json.Unmarshal(b, &args); err != nil {
+		return nil, fmt.Errorf("open layer store: %s: %w", s.initFile(), err)
+	}
+	if err := s.use(args); err != nil {
+		// A repository's configuration may be broken for now; the next Init tells the engine.
+		cfg.Log.Error("initialise again from the arguments on disk", "err", err)
+		return s, nil
+	}
+	s.loadOpenImages()
+	return s, nil
+}
+
+// Init takes the engine's arguments. It may come any number of times. Layers that were cut short while being made are removed,
+// mounts that hang on another FUSE mount are detached; open layers of this generation stay open.
+func (s *Store) Init(args InitArgs) error {
+	if err := s.use(args); err != nil {
+		return err
+	}
+	b, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("keep the arguments of Init: %w", err)
+	}
+	if err := writeFile(s.initFile(), b, true); err != nil {
+		return fmt.Errorf("keep the arguments of Init: %w", err)
+	}
+	if err := s.removeUncommitted(); err != nil {
+		return fmt.Errorf("initialise: %w", err)
+	}
+	if err := s.detach(func(o open) bool { return o.Generation != s.cfg.Generation }); err != nil {
+		return fmt.Errorf("initialise: %w", err)
+	}
+	s.loadOpenImages()
+	return nil
+}
+
+// use makes the arguments those that hold.
+func (s *Store) use(args InitArgs) error {
+	settings, err := parseOptions(args.Opts)
+	if err != nil {
+		return err
+	}
+	settings.IDs = user.IdentityMapping{UIDMaps: args.UIDMaps, GIDMaps: args.GIDMaps}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.composer != nil && reflect.DeepEqual(settings, s.settings) {
+		s.args = args
+		return nil
+	}
+	composer, err := s.cfg.NewComposer(settings)
+	if err != nil {
+		return fmt.Errorf("initialise: %w", err)
+	}
+	s.args, s.settings, s.composer = args, settings, composer
+	// As overlay2 has it: only the remapped root passes through to what a container owns.
+	_, gid := settings.IDs.RootPair()
+	for _, dir := range []string{s.cfg.Root, s.path("store"), s.path("store", "graph"), s.path("mnt")} {
+		if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o710)); err != nil {
+			return fmt.Errorf("initialise: %w", err)
+		}
+	}
+	return nil
+}
+
+// options are the storage options the driver takes.
+var options = []string{"cvmfs.repositories", "overlay2.override_kernel_check"}
+
+// parseOptions reads storage options.
+func parseOptions(opts []string) (Settings, error) {
+	var s Settings
+	for _, o := range opts {
+		name, value, _ := strings.Cut(o, "=")
+		name = strings.ToLower(strings.TrimSpace(name))
+		if !slices.Contains(options, name) {
+			return Settings{}, fmt.Errorf("unknown storage option %q: this driver takes %s", name, strings.Join(options, ", "))
+		}
+		if name != "cvmfs.repositories" {
+			continue // overlay2's is documented for RHEL 7 and means nothing here
+		}
+		s.Repositories = []string{}
+		for fqrn := range strings.SplitSeq(value, ",") {
+			fqrn = strings.TrimSpace(fqrn)
+			if err := config.CheckFQRN(fqrn); err != nil {
+				return Settings{}, fmt.Errorf("storage option %s=%s: %w", name, value, err)
+			}
+			s.Repositories = append(s.Repositories, fqrn)
+		}
+	}
+	return s, nil
+}
+
+// ready gives what Init has set.
+func (s *Store) ready() (Composer, Settings, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.composer == nil {
+		return nil, Settings{}, ErrNotReady
+	}
+	return s.composer, s.settings, nil
+}
+
+// checkLayout refuses a folder that another version of this package has made.
+func (s *Store) checkLayout() error {
+	if err := os.MkdirAll(s.cfg.Root, 0o700); err != nil {
+		return fmt.Errorf("open layer store: %w", err)
+	}
+	file := s.path("layout")
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(s.path("store", "graph")); err == nil {
+			return fmt.Errorf("open layer store: %s has layers but no file %q: it is not of this driver's making", s.cfg.Root, "layout")
+		}
+		return writeFile(file, []byte(layout+"\n"), true)
+	}
+	if err != nil {
+		return fmt.Errorf("open layer store: %w", err)
+	}
+	if got := strings.TrimSpace(string(b)); got != layout {
+		return fmt.Errorf("open layer store: %s has layout %.20q, this version of the driver knows %q: run the version that made it", s.cfg.Root, got, layout)
+	}
+	return nil
+}
+
+// sweep removes what a former life left unfinished: temporary names begin with a dot.
+func (s *Store) sweep() error {
+	for _, dir := range []string{s.path("store", "graph"), s.path("state"), s.path("state", "open")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), ".") {
+				if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.unmountAll(s.run("views"))
+}
+
+// unmountAll detaches what is mounted on the folders in dir and removes them.
+func (s *Store) unmountAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := s.unmount(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmount detaches what is mounted on a folder and removes the folder.
+func (s *Store) unmount(dir string) error {
+	if err := s.cfg.Mounter.Unmount(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// removeUncommitted removes read-only layers whose content never arrived.
+func (s *Store) removeUncommitted() error {
+	ids, err := s.ids()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		l, err := s.load(id)
+		if err != nil {
+			s.cfg.Log.Warn("a layer can't be used", "layer", id, "err", err)
+			continue
+		}
+		if l.Writable || l.committed {
+			continue
+		}
+		s.cfg.Log.Info("remove a layer that was cut short", "layer", id)
+		if err := s.Remove(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Cleanup detaches every mount: the engine is about to end.
+func (s *Store) Cleanup() error {
+	if err := s.detach(func(open) bool { return true }); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	if err := s.unmountAll(s.run("images")); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) path(elem ...string) string { return filepath.Join(s.cfg.Root, filepath.Join(elem...)) }
+
+func (s *Store) run(elem ...string) string { return filepath.Join(s.cfg.Run, filepath.Join(elem...)) }
+func (s *Store) initFile() string          { return s.path("state", "init.json") }
+
+// locks are mutexes by name that exist while somebody holds or awaits them.
+type locks struct {
+	mu sync.Mutex
+	by map[string]*namedLock
+}
+
+type namedLock struct {
+	mu    sync.Mutex
+	users int
+}
+
+// lock waits for the lock of a name and gives what releases it.
+func (l *locks) lock(name string) (unlock func()) {
+	l.mu.Lock()
+	if l.by == nil {
+		l.by = map[string]*namedLock{}
+	}
+	n := l.by[name]
+	if n == nil {
+		n = &namedLock{}
+		l.by[name] = n
+	}
+	n.users++
+	l.mu.Unlock()
+	n.mu.Lock()
+	return func() {
+		n.mu.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if n.users--; n.users == 0 {
+			delete(l.by, name)
+		}
+	}
+}
+
+// writeFile puts a whole file in place: complete or as it was before. With durable it is so also after power loss.
+func writeFile(path string, b []byte, durable bool) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already where all went well
+	_, err = f.Write(b)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if durable {
+		return syncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+// syncDir makes names in a folder durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
