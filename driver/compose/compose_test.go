@@ -275,6 +275,9 @@ func TestComposeAppliesTheWhiteoutsOfPublishedLayers(t *testing.T) {
 	var paths []string
 	for _, e := range entries {
 		paths = append(paths, e.Path)
+		if e.Target != "" && e.Mode&0o777 != 0o777 {
+			t.Errorf("symbolic link %s has mode %o", e.Path, e.Mode)
+		}
 	}
 	want := []string{
 		"", "/bin", "/bin/hello", "/bin/hi", "/bin/suid-hello", "/data", "/data/a.txt", "/data/b-again.txt", "/data/b.txt", "/data/blob",

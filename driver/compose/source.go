@@ -105,6 +105,9 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: x.Name, Value: x.Value})
 		}
 	}
+	if i.Mode&typeMask == unix.S_IFLNK {
+		i.Mode |= 0o777 // Linux has no other; archives, and catalogs made of them, may
+	}
 	if !i.isRegular() {
 		return i, nil
 	}

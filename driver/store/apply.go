@@ -41,12 +41,12 @@ func (s *Store) apply(ctx context.Context, id, parent string, settings Settings,
 	if _, err := s.checkEmpty(id, parent); err != nil {
 		return 0, err
 	}
-	temp, err := s.newFolder(settings)
+	temp, err := s.newFolder(id, settings)
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(temp) // after all went well it holds the empty layer this one replaced
-	diff := filepath.Join(temp, "diff")
+	diff := filepath.Join(temp, diffDir(id))
 	c, err := unpack(r, diff, settings.IDs)
 	if err != nil {
 		return 0, err
@@ -83,7 +83,7 @@ func (s *Store) checkEmpty(id, parent string) (*layer, error) {
 	if s.opened(id).Refs > 0 {
 		return nil, errors.New("it is mounted")
 	}
-	names, err := os.ReadDir(s.dir(id, "diff"))
+	names, err := os.ReadDir(s.diff(id))
 	if err != nil {
 		return nil, err
 	}
@@ -160,11 +160,11 @@ func (s *Store) applyThin(ctx context.Context, id, parent, temp string, d *thin.
 	if err != nil {
 		return err
 	}
-	below, err := s.below(parent)
+	chain, err := s.chain(parent)
 	if err != nil {
 		return err
 	}
-	chain := append(below, compose.Layer{Thin: d})
+	chain = append(chain, compose.Layer{Thin: d})
 	for {
 		image, err := composer.Compose(ctx, chain)
 		if unreachable(err) {

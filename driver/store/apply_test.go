@@ -47,7 +47,7 @@ func TestApplyDiffRefusesAnArchiveCutShort(t *testing.T) {
 	if _, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(whole)); err == nil {
 		t.Error("content came twice")
 	}
-	entries, err := os.ReadDir(filepath.Join(r.root, "store", "graph"))
+	entries, err := os.ReadDir(filepath.Join(r.root, "layers"))
 	if err != nil || len(entries) != 1 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
@@ -66,7 +66,7 @@ func TestApplyDiffStaysInsideTheLayer(t *testing.T) {
 		{"path with dots further down", []file{reg("a/../../../../../../../../.." + canary + "/f")}},
 		{"absolute path", []file{reg(canary + "/f")}},
 		{"absolute link, file through it", []file{link("l", canary), reg("l/f")}},
-		{"relative link, file through it", []file{link("l", strings.Repeat("../", 20) + canary[1:]), reg("l/f")}},
+		{"relative link, file through it", []file{link("l", strings.Repeat("../", 20)+canary[1:]), reg("l/f")}},
 		{"two links, file through them", []file{link("a", canary), link("b", "a"), reg("b/f")}},
 		{"link, folder through it", []file{link("l", canary), {name: "l/d/", kind: tar.TypeDir}, reg("l/d/f")}},
 		{"link, file in its place", []file{link("l", canary+"/f"), reg("l")}},
@@ -181,7 +181,7 @@ func TestKilledServerLeavesWholeLayersOrNone(t *testing.T) {
 		_ = child.Wait() // killed
 		r.reopen()
 		must(t, r.Init(store.InitArgs{Home: "/mnt/x"}))
-		entries, err := os.ReadDir(filepath.Join(r.root, "store", "graph"))
+		entries, err := os.ReadDir(filepath.Join(r.root, "layers"))
 		must(t, err)
 		for _, e := range entries {
 			if strings.HasPrefix(e.Name(), ".") {

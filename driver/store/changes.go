@@ -35,7 +35,7 @@ func (s *Store) changes(ctx context.Context, id, other string) ([]archive.Change
 	}
 	defer release()
 	if s.checkParent(id, other) == nil {
-		return compare(s.dir(id, "diff"), before)
+		return compare(s.diff(id), before)
 	}
 	after, release, err := s.view(ctx, id)
 	if err != nil {
@@ -56,7 +56,7 @@ func (s *Store) DiffSize(ctx context.Context, id, other string) (int64, error) {
 
 func (s *Store) diffSize(ctx context.Context, id, other string) (int64, error) {
 	if s.checkParent(id, other) == nil {
-		return treeSize(s.dir(id, "diff"))
+		return treeSize(s.diff(id))
 	}
 	changes, err := s.changes(ctx, id, other)
 	if err != nil {

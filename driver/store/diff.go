@@ -33,7 +33,7 @@ func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, err
 	if err := s.checkParent(id, parent); err != nil {
 		return nil, fmt.Errorf("diff layer %s: %w", id, err)
 	}
-	root, err := os.OpenRoot(s.dir(id, "diff"))
+	root, err := os.OpenRoot(s.diff(id))
 	if err != nil {
 		return nil, fmt.Errorf("diff layer %s: %w", id, err)
 	}

@@ -3,8 +3,8 @@
 //
 // The words:
 //
-//   - A layer is a folder graph/<id>/ with what it adds to its parent (diff/), a scratch folder of overlayfs (work/) and a record
-//     (layer.json). Its content follows overlayfs' conventions: character device 0/0 is a whiteout, the extended attribute
+//   - A layer is a folder layers/<id>/ with what it adds to its parent (its diff), a scratch folder of overlayfs (work/) and a
+//     record (layer.json). Its content follows overlayfs' conventions: character device 0/0 is a whiteout, the extended attribute
 //     trusted.overlay.opaque=y hides what lies below a folder.
 //   - A read-only layer gets its content by one ApplyDiff. It counts once the file committed stands beside its record; what
 //     has no such file when the engine initialises the driver was cut short and is removed.
@@ -21,11 +21,17 @@
 // On disk, below Config.Root, which the engine sees:
 //
 //	layout                   version of all this
-//	store/graph/<id>/        layers; store/ itself is the first data-only lower layer of every thin mount
-//	store/graph/.<what>-*    something unfinished, removed by Open
+//	store/objects/…          objects (package objects); store/ is the first data-only lower layer of thin mounts
+//	fresh/objects/…          fresh links (likewise), another of them
+//	layers/<id>/             layers, with graph/<id>/diff, work, layer.json and committed
+//	layers/.<what>-*         something unfinished, removed by Open
 //	mnt/<id>                 where layers are mounted
 //	state/init.json          the engine's arguments to Init
 //	state/open/<id>.json     open layers
+//
+// Files of ordinary layers below a thin one are in the composed image, and their content is found as /graph/<id>/diff/<path>, in
+// the same name space as objects, /objects/<xx>/<name>: so no layer can put a file where an object is looked for. The layers are
+// not in store/, for overlayfs refuses a lower layer inside another one (ELOOP), and those above the thin one are lower layers.
 //
 // Everything that counts is complete or absent after a crash or power loss: it is made under another name, synced, and renamed.
 // Record files of open layers are renamed but not synced: they mean nothing after a reboot.

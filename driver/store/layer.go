@@ -23,13 +23,13 @@ const (
 // ErrNoLayer tells that there is no layer of that id.
 var ErrNoLayer = errors.New("no such layer")
 
-// validID is what an id may look like: it becomes a folder's name and, through fsconfig(2), part of a mount option, whose value
-// may have 255 bytes. Engines use 64 hex digits, with "-init" for the layer below a container's.
-var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$`)
+// validID is what an id may look like: it becomes a folder's name and, twice, part of a mount option, whose value
+// may have 255 bytes (fsconfig(2)). Engines use 64 hex digits, with "-init" for the layer below a container's.
+var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,99}$`)
 
 func checkID(id string) error {
 	if !validID.MatchString(id) {
-		return fmt.Errorf("layer id %.140q: want 1 to 128 letters, digits, '_', '.', '-', the first a letter or digit", id)
+		return fmt.Errorf("layer id %.110q: want 1 to 100 letters, digits, '_', '.', '-', the first a letter or digit", id)
 	}
 	return nil
 }
@@ -45,8 +45,14 @@ type layer struct {
 }
 
 func (s *Store) dir(id string, elem ...string) string {
-	return s.path("store", "graph", id, filepath.Join(elem...))
+	return s.path("layers", id, filepath.Join(elem...))
 }
+
+// diffDir is where a layer has its content, in its folder. The id comes twice, for the layer's folder is a data-only lower layer
+// of mounts whose composed image has files of it, and these are found by a path that names the layer.
+func diffDir(id string) string { return filepath.Join("graph", id, "diff") }
+
+func (s *Store) diff(id string) string { return s.dir(id, diffDir(id)) }
 
 // load reads a layer's record.
 func (s *Store) load(id string) (*layer, error) {
@@ -87,7 +93,7 @@ func writeRecord(dir string, l *layer) error {
 
 // ids lists the layers.
 func (s *Store) ids() ([]string, error) {
-	entries, err := os.ReadDir(s.path("store", "graph"))
+	entries, err := os.ReadDir(s.path("layers"))
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +153,7 @@ func (s *Store) Create(args CreateArgs) error {
 
 // create makes the layer's folder under another name and renames it.
 func (s *Store) create(args CreateArgs, settings Settings) error {
-	temp, err := s.newFolder(settings)
+	temp, err := s.newFolder(args.ID, settings)
 	if err != nil {
 		return err
 	}
@@ -162,14 +168,16 @@ func (s *Store) create(args CreateArgs, settings Settings) error {
 }
 
 // newFolder makes an empty layer without a record, under a temporary name beside the layers.
-func (s *Store) newFolder(settings Settings) (string, error) {
-	temp, err := os.MkdirTemp(s.path("store", "graph"), ".new-")
+func (s *Store) newFolder(id string, settings Settings) (string, error) {
+	temp, err := os.MkdirTemp(s.path("layers"), ".new-")
 	if err != nil {
 		return "", err
 	}
 	uid, gid := settings.IDs.RootPair()
 	err = errors.Join(
-		mkdir(filepath.Join(temp, "diff"), 0o755, uid, gid),
+		mkdir(filepath.Join(temp, "graph"), 0o710, 0, gid),
+		mkdir(filepath.Join(temp, "graph", id), 0o710, 0, gid),
+		mkdir(filepath.Join(temp, diffDir(id)), 0o755, uid, gid),
 		mkdir(filepath.Join(temp, "work"), 0o755, uid, gid),
 		os.Chown(temp, 0, gid), os.Chmod(temp, 0o710))
 	if err != nil {
@@ -236,8 +244,7 @@ func (s *Store) Remove(id string) error {
 
 // discard deletes a layer's folder. Renamed first, so that a removal cut short leaves no half layer.
 func (s *Store) discard(id string) error {
-	graph := s.path("store", "graph")
-	temp, err := os.MkdirTemp(graph, ".dead-")
+	temp, err := os.MkdirTemp(s.path("layers"), ".dead-")
 	if err != nil {
 		return err
 	}

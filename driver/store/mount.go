@@ -55,7 +55,7 @@ func (s *Store) Get(ctx context.Context, id, label string) (string, error) {
 		return "", err
 	}
 	if !l.Writable || l.Parent == "" {
-		return s.dir(id, "diff"), nil
+		return s.diff(id), nil
 	}
 	dir, err := s.get(ctx, id, l, label, settings)
 	if err != nil {
@@ -120,17 +120,20 @@ func (s *Store) mount(ctx context.Context, id string, l *layer, label string) (M
 		return Mount{}, err
 	}
 	m.Target = s.target(id)
-	m.Overlay.Upper, m.Overlay.Work, m.Overlay.Label = s.dir(id, "diff"), s.dir(id, "work"), label
+	m.Overlay.Upper, m.Overlay.Work, m.Overlay.Label = s.diff(id), s.dir(id, "work"), label
 	return m, nil
 }
 
 // stack specifies the lower layers that show a layer, read-only, on top of its chain.
 func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
-	diffs, base, err := s.ordinary(id)
+	lower, base, err := s.ordinary(id)
 	if err != nil {
 		return Mount{}, err
 	}
-	m := Mount{Overlay: &Overlay{Lower: diffs}}
+	m := Mount{Overlay: &Overlay{}}
+	for _, id := range lower {
+		m.Overlay.Lower = append(m.Overlay.Lower, s.diff(id))
+	}
 	if base == "" {
 		return m, nil
 	}
@@ -140,54 +143,79 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	}
 	m.Image = &ImageMount{Source: image.Meta, Target: s.run("images", image.Key)}
 	m.Overlay.Lower = append(m.Overlay.Lower, m.Image.Target)
+	sources, err := s.sources(base)
+	if err != nil {
+		return Mount{}, err
+	}
 	// The order matters: what is on disk first; then the gate, which brings an object to disk and finds nothing itself; then
 	// the folder where it brought it; and last, as the last one decides the error a reader gets, the fetching file system.
-	m.Overlay.Data = []string{s.path("store"), s.run("fuse", "gate"), s.path("fresh"), s.run("fuse", "data")}
+	m.Overlay.Data = []string{s.path("store")}
+	for _, id := range sources {
+		m.Overlay.Data = append(m.Overlay.Data, s.dir(id))
+	}
+	m.Overlay.Data = append(m.Overlay.Data, s.run("fuse", "gate"), s.path("fresh"), s.run("fuse", "data"))
 	return m, nil
 }
 
-// ordinary gives the diff folders of a layer and its ancestors, topmost first, down to the topmost thin one: base, "" if none is.
-func (s *Store) ordinary(id string) (diffs []string, base string, err error) {
-	for range maxDepth {
-		if id == "" {
-			return diffs, "", nil
-		}
-		l, err := s.load(id)
-		if err != nil {
-			return nil, "", err
-		}
+// ordinary gives a layer and its ancestors, topmost first, down to the topmost thin one: base, "" if none is.
+func (s *Store) ordinary(id string) (ids []string, base string, err error) {
+	err = s.descend(id, func(id string, l *layer) bool {
 		if l.Thin {
-			return diffs, id, nil
+			base = id
+			return false
 		}
-		diffs = append(diffs, s.dir(id, "diff"))
-		id = l.Parent
-	}
-	return nil, "", fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
+		ids = append(ids, id)
+		return true
+	})
+	return ids, base, err
 }
 
-// below gives the chain that ends with a layer, bottom to top, as it is composed.
-func (s *Store) below(id string) ([]compose.Layer, error) {
+// sources gives the ordinary layers whose files are in the composed image of a thin layer.
+func (s *Store) sources(id string) (ids []string, err error) {
+	err = s.descend(id, func(id string, l *layer) bool {
+		if !l.Thin {
+			ids = append(ids, id)
+		}
+		return true
+	})
+	return ids, err
+}
+
+// chain gives a layer and its ancestors, bottom to top, as they are composed.
+func (s *Store) chain(id string) ([]compose.Layer, error) {
 	var chain []compose.Layer
-	for range maxDepth {
-		if id == "" {
-			slices.Reverse(chain)
-			return chain, nil
-		}
-		l, err := s.load(id)
-		if err != nil {
-			return nil, err
-		}
-		c := compose.Layer{ID: id, Diff: s.dir(id, "diff")}
+	var failed error
+	err := s.descend(id, func(id string, l *layer) bool {
+		c := compose.Layer{ID: id, Diff: s.diff(id)}
 		if l.Thin {
 			c = compose.Layer{}
-			if c.Thin, err = readDescriptor(s.dir(id, "diff")); err != nil {
-				return nil, fmt.Errorf("layer %s: %w", id, err)
+			if c.Thin, failed = readDescriptor(s.diff(id)); failed != nil {
+				failed = fmt.Errorf("layer %s: %w", id, failed)
 			}
 		}
 		chain = append(chain, c)
+		return failed == nil
+	})
+	slices.Reverse(chain)
+	return chain, errors.Join(err, failed)
+}
+
+// descend visits a layer and its ancestors until visit says false.
+func (s *Store) descend(id string, visit func(id string, l *layer) bool) error {
+	for range maxDepth {
+		if id == "" {
+			return nil
+		}
+		l, err := s.load(id)
+		if err != nil {
+			return err
+		}
+		if !visit(id, l) {
+			return nil
+		}
 		id = l.Parent
 	}
-	return nil, fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
+	return fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
 }
 
 // image gives the composed image of the chain that ends with a thin layer, composing it if it isn't there.
@@ -208,7 +236,7 @@ func (s *Store) image(ctx context.Context, id string) (*compose.Image, error) {
 		}
 		s.cfg.Log.Warn("a composed image has gone and is made again", "layer", id, "image", l.Image)
 	}
-	chain, err := s.below(id)
+	chain, err := s.chain(id)
 	if err != nil {
 		return nil, err
 	}

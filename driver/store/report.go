@@ -22,10 +22,14 @@ func (s *Store) Metadata(id string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := map[string]string{"UpperDir": s.dir(id, "diff"), "WorkDir": s.dir(id, "work"), "MergedDir": s.target(id)}
-	lower, base, err := s.ordinary(l.Parent)
+	m := map[string]string{"UpperDir": s.diff(id), "WorkDir": s.dir(id, "work"), "MergedDir": s.target(id)}
+	ids, base, err := s.ordinary(l.Parent)
 	if err != nil {
 		return nil, err
+	}
+	var lower []string
+	for _, id := range ids {
+		lower = append(lower, s.diff(id))
 	}
 	if l.Thin {
 		base = id

@@ -87,7 +87,7 @@ func (r *rig) get(id string) string {
 	return dir
 }
 
-func (r *rig) diff(id string) string { return filepath.Join(r.root, "store", "graph", id, "diff") }
+func (r *rig) diff(id string) string { return filepath.Join(r.root, "layers", id, "graph", id, "diff") }
 
 func (r *rig) mounted(id string) bool {
 	r.t.Helper()

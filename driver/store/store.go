@@ -91,7 +91,7 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.checkLayout(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{s.path("store", "graph"), s.path("mnt"), s.path("state", "open"), s.run("images"), s.run("views"), s.run("empty")} {
+	for _, dir := range []string{s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state", "open"), s.run("images"), s.run("views"), s.run("empty")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}
@@ -162,7 +162,7 @@ func (s *Store) use(args InitArgs) error {
 	s.args, s.settings, s.composer = args, settings, composer
 	// As overlay2 has it: only the remapped root passes through to what a container owns.
 	_, gid := settings.IDs.RootPair()
-	for _, dir := range []string{s.cfg.Root, s.path("store"), s.path("store", "graph"), s.path("mnt")} {
+	for _, dir := range []string{s.cfg.Root, s.path("layers"), s.path("mnt")} {
 		if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o710)); err != nil {
 			return fmt.Errorf("initialise: %w", err)
 		}
@@ -215,7 +215,7 @@ func (s *Store) checkLayout() error {
 	file := s.path("layout")
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(s.path("store", "graph")); err == nil {
+		if _, err := os.Lstat(s.path("layers")); err == nil {
 			return fmt.Errorf("open layer store: %s has layers but no file %q: it is not of this driver's making", s.cfg.Root, "layout")
 		}
 		return writeFile(file, []byte(layout+"\n"), true)
@@ -231,7 +231,7 @@ func (s *Store) checkLayout() error {
 
 // sweep removes what a former life left unfinished: temporary names begin with a dot.
 func (s *Store) sweep() error {
-	for _, dir := range []string{s.path("store", "graph"), s.path("state"), s.path("state", "open")} {
+	for _, dir := range []string{s.path("layers"), s.path("state"), s.path("state", "open")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err

@@ -187,7 +187,7 @@ func TestCreateRefusesWhatIsNoLayer(t *testing.T) {
 		{store.CreateArgs{ID: ".."}, "layer id"},
 		{store.CreateArgs{ID: ".new-1"}, "layer id"},
 		{store.CreateArgs{ID: "a/b"}, "layer id"},
-		{store.CreateArgs{ID: strings.Repeat("a", 129)}, "layer id"},
+		{store.CreateArgs{ID: strings.Repeat("a", 101)}, "layer id"},
 		{store.CreateArgs{ID: "a\x00b"}, "layer id"},
 		{store.CreateArgs{ID: "a", Parent: "../base"}, "layer id"},
 		{store.CreateArgs{ID: "a", Parent: "missing"}, "no such layer"},
@@ -206,7 +206,7 @@ func TestCreateRefusesWhatIsNoLayer(t *testing.T) {
 			t.Errorf("Remove(%q) was done", id)
 		}
 	}
-	if got, _ := os.ReadDir(filepath.Join(r.root, "store", "graph")); len(got) != 1 {
+	if got, _ := os.ReadDir(filepath.Join(r.root, "layers")); len(got) != 1 {
 		t.Errorf("left behind: %v", got)
 	}
 }
@@ -236,16 +236,16 @@ func TestUnfinishedLayersAreRemoved(t *testing.T) {
 	r := newRig(t)
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
 	must(t, r.Create(store.CreateArgs{ID: "half", Parent: "base"}))
-	graph := filepath.Join(r.root, "store", "graph")
+	layers := filepath.Join(r.root, "layers")
 	for _, dir := range []string{".new-12/diff/x", ".dead-7/gone/diff"} {
-		must(t, os.MkdirAll(filepath.Join(graph, dir), 0o700))
+		must(t, os.MkdirAll(filepath.Join(layers, dir), 0o700))
 	}
 	r.reopen()
 	if !r.Exists("half") {
 		t.Error("a restart of the server removed a layer whose content may be about to come")
 	}
 	must(t, r.Init(store.InitArgs{Home: "/mnt/x"}))
-	entries, err := os.ReadDir(graph)
+	entries, err := os.ReadDir(layers)
 	must(t, err)
 	if len(entries) != 1 || entries[0].Name() != "base" {
 		t.Errorf("left behind: %v", entries)

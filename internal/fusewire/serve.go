@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -61,6 +62,7 @@ type Config struct {
 // Serve answers requests until the device is unmounted; it then waits for the requests under way, whose contexts are cancelled,
 // and gives nil. There is no other way to stop it but to end the process: what it leaves unanswered waits for the successor.
 func Serve(dev *os.File, h Handler, cfg Config) error {
+	defer runtime.KeepAlive(dev) // it is used by number: collected, it would be closed under us
 	s := &server{fd: int(dev.Fd()), handler: h, init: cfg.Init, grace: cfg.Grace, room: cfg.Blocked, log: cfg.Log, calls: map[uint64]*call{}}
 	readers := cfg.Readers
 	if readers <= 0 {

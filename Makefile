@@ -1,0 +1,45 @@
+# Everything a developer runs. `make` alone lists the targets.
+
+DIST    ?= dist
+GO      ?= go
+VERSION ?= $(patsubst v%,%,$(shell git describe --always --dirty 2>/dev/null || echo unknown))
+COMMIT  ?= $(shell git rev-parse --quiet --verify HEAD 2>/dev/null || echo unknown)
+
+# The time of every entry of a bundle: that of the commit, so that everybody builds the same bytes.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+export SOURCE_DATE_EPOCH
+
+# The version is ours to set, and git may refuse to read a checkout that belongs to another user, as root's builds meet.
+export GOFLAGS += -buildvcs=false
+
+bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
+
+.PHONY: help build bundle demo test lint packages clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the programs into dist/bin
+	@mkdir -p $(DIST)/bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $(DIST)/bin/ ./cmd/...
+
+bundle: build ## make the plugin bundle, a folder and an archive, in dist
+	$(DIST)/bin/cvmfs-graphdriver bundle --plugin $(DIST)/bin/cvmfs-graphdriver-plugin --output $(DIST)
+
+demo: bundle ## run a thin image in a private engine (root; fetches Debian's engine or takes ENGINE=/path/to/dockerd)
+	@$(GO) build -o $(DIST)/test/demo ./test/demo
+	@exec $(DIST)/test/demo -bundle $(bundle_dir)
+
+test: lint packages ## run linters and every test (root for those that mount or run an engine)
+	$(GO) run ./test/report -count=1 -timeout=15m ./...
+
+lint: ## check the form of the code
+	@changed=$$($(GO) tool gofumpt -l .); test -z "$$changed" || { echo "gofumpt would change:"; echo "$$changed"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+packages: ## fetch the engine that demo and tests run into a cache folder (CVMFS_TEST_CACHE); tests that lack it skip
+	-$(GO) run ./test/packages
+
+clean: ## remove what was built
+	rm -rf $(DIST)

@@ -1,0 +1,471 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/testutil"
+)
+
+const underTest = "PLUGIN_UNDER_TEST" // in the environment: be the plugin
+
+func TestMain(m *testing.M) {
+	if os.Getenv(underTest) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+const fqrn = "images.example.org"
+
+// instance is the whole program, supervisor and server, in a mount namespace of its own as the engine would start it.
+type instance struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	root   string // the plugin's root as we reach it
+	client *http.Client
+	ended  chan error
+}
+
+// start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url.
+func start(t *testing.T, mnt, url string) *instance {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("needs FUSE: ", err)
+	}
+	config := configure(t, url)
+	p := &instance{t: t, ended: make(chan error, 1)}
+	p.cmd = exec.Command("/bin/sh", "-ec", `mount --make-rprivate /; mount --bind "$0" /mnt; mount -t tmpfs tmpfs /run; exec "$1"`, mnt, os.Args[0])
+	p.cmd.Env = append(os.Environ(), underTest+"=1", "DEBUG=1", "CVMFS_EXT_CONFIG="+config)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	p.cmd.Stdout, p.cmd.Stderr = t.Output(), t.Output()
+	must(t, p.cmd.Start())
+	go func() { p.ended <- p.cmd.Wait() }()
+	t.Cleanup(p.stop)
+	p.root = fmt.Sprintf("/proc/%d/root", p.cmd.Process.Pid)
+	p.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
+	}}}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("unix", p.root+socket)
+		if err == nil {
+			must(t, c.Close())
+			return p
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the plugin doesn't come up: ", err)
+		}
+	}
+}
+
+// configure writes the client configuration for the repository at url.
+func configure(t *testing.T, url string) string {
+	t.Helper()
+	dir := t.TempDir()
+	key, err := os.ReadFile(testutil.PublicKey(t, fqrn))
+	must(t, err)
+	for name, text := range map[string]string{
+		"default.local":              "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n",
+		"config.d/" + fqrn + ".conf": "CVMFS_SERVER_URL=" + url + "\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/k.pub\n",
+		"keys/k.pub":                 string(key),
+	} {
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	return dir
+}
+
+// stop ends the plugin as the engine does.
+func (p *instance) stop() {
+	if p.cmd.ProcessState != nil {
+		return
+	}
+	p.client.CloseIdleConnections()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	select {
+	case err := <-p.ended:
+		if err != nil {
+			p.t.Error("the plugin's end: ", err)
+		}
+	case <-time.After(15 * time.Second):
+		p.t.Error("the plugin didn't end on SIGTERM")
+		_ = p.cmd.Process.Kill()
+		<-p.ended
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+type object = map[string]any
+
+// post calls a method; like the engine it repeats a call that meets no server.
+func (p *instance) post(path string, body []byte) (*http.Response, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		resp, err := p.client.Post("http://plugin/"+path, "", bytes.NewReader(body))
+		if err == nil || time.Now().After(deadline) {
+			return resp, err
+		}
+	}
+}
+
+func (p *instance) call(method string, args object) object {
+	p.t.Helper()
+	b, err := json.Marshal(args)
+	must(p.t, err)
+	resp, err := p.post("GraphDriver."+method, b)
+	must(p.t, err)
+	return p.decode(resp)
+}
+
+func (p *instance) decode(resp *http.Response) object {
+	p.t.Helper()
+	defer resp.Body.Close()
+	var a object
+	must(p.t, json.NewDecoder(resp.Body).Decode(&a))
+	return a
+}
+
+func (p *instance) ok(method string, args object) object {
+	p.t.Helper()
+	a := p.call(method, args)
+	if a["Err"] != nil {
+		p.t.Fatalf("%s %v: %v", method, args, a["Err"])
+	}
+	return a
+}
+
+// apply makes a layer and gives the error's text.
+func (p *instance) apply(id, parent string, archive []byte) string {
+	p.t.Helper()
+	p.ok("Create", object{"ID": id, "Parent": parent})
+	resp, err := p.post("GraphDriver.ApplyDiff?id="+id+"&parent="+parent, archive)
+	must(p.t, err)
+	text, _ := p.decode(resp)["Err"].(string)
+	return text
+}
+
+// container makes a container's layers on an image and gives its root as we reach it.
+func (p *instance) container(id, parent string) string {
+	p.t.Helper()
+	p.ok("CreateReadWrite", object{"ID": id + "-init", "Parent": parent})
+	p.ok("CreateReadWrite", object{"ID": id, "Parent": id + "-init"})
+	dir, _ := p.ok("Get", object{"ID": id})["Dir"].(string)
+	return p.root + dir
+}
+
+func (p *instance) status() (s status) {
+	p.t.Helper()
+	resp, err := p.post("CvmfsGraphDriver.Status", nil)
+	must(p.t, err)
+	defer resp.Body.Close()
+	must(p.t, json.NewDecoder(resp.Body).Decode(&s))
+	return s
+}
+
+// archive makes a layer's archive.
+func archive(t testing.TB, files map[string]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, body := range files {
+		must(t, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(body))}))
+		_, err := w.Write([]byte(body))
+		must(t, err)
+	}
+	must(t, w.Close())
+	return b.Bytes()
+}
+
+func descriptor(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
+	must(t, err)
+	return string(b)
+}
+
+// layers gives the archives of the ordinary image that the thin one stands for, bottom to top.
+func layers(t testing.TB) (archives [][]byte) {
+	t.Helper()
+	files := map[string][]byte{}
+	f, err := os.Open(testutil.Data(t, "images", "tiny.tar"))
+	must(t, err)
+	defer f.Close()
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		must(t, err)
+		files[h.Name], err = io.ReadAll(r)
+		must(t, err)
+	}
+	var manifest []struct{ Layers []string }
+	must(t, json.Unmarshal(files["manifest.json"], &manifest))
+	for _, name := range manifest[0].Layers {
+		archives = append(archives, files[name])
+	}
+	return archives
+}
+
+// tree describes a root file system, contents included.
+func tree(t testing.TB, dir string) []string {
+	t.Helper()
+	var lines []string
+	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		line := fmt.Sprintf("%s %s %d:%d", strings.TrimPrefix(path, dir), info.Mode(), st.Uid, st.Gid)
+		switch {
+		case info.Mode().IsRegular():
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			line += fmt.Sprintf(" %d %q", info.ModTime().Unix(), b)
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			line = strings.TrimPrefix(path, dir) + " -> " + target // a link's permissions mean nothing, and repositories have others
+		}
+		lines = append(lines, line)
+		return nil
+	}))
+	sort.Strings(lines)
+	return lines
+}
+
+func TestThinImageShowsWhatTheOrdinaryOneDoes(t *testing.T) {
+	for name, maps := range map[string][]object{
+		"plain":        nil,
+		"userns-remap": {{"container_id": 0, "host_id": 100000, "size": 65536}},
+	} {
+		t.Run(name, func(t *testing.T) { compareThinAndOrdinary(t, maps) })
+	}
+}
+
+func compareThinAndOrdinary(t *testing.T, maps []object) {
+	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.ok("Init", object{"Home": "/mnt/x", "UIDMaps": maps, "GIDMaps": maps})
+	parent := ""
+	for n, a := range layers(t) {
+		id := fmt.Sprint("layer", n)
+		if text := p.apply(id, parent, a); text != "" {
+			t.Fatal(text)
+		}
+		parent = id
+	}
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+		t.Fatal(text)
+	}
+	if s := p.status(); s.Objects.Fetched != 0 || len(s.Store.Images) != 1 {
+		t.Errorf("after the pull: %d objects, images %+v", s.Objects.Fetched, s.Store.Images)
+	}
+	ordinary, thin := p.container("c1", parent), p.container("c2", "thin")
+	if d := cmp.Diff(tree(t, ordinary), tree(t, thin)); d != "" {
+		t.Errorf("-ordinary +thin\n%s", d)
+	}
+	if first := tree(t, thin)[0]; maps != nil && !strings.HasSuffix(first, "100000:100000") {
+		t.Errorf("owner of the root: %s", first)
+	}
+	s := p.status()
+	if s.Objects.Fetched == 0 || s.Fetch[fqrn].Bytes == 0 || s.Memory.Heap == 0 || len(s.Store.Mounts) != 2 {
+		t.Errorf("status: %+v", s)
+	}
+	m, _ := p.ok("GetMetadata", object{"ID": "c2"})["Metadata"].(object)
+	if got := fmt.Sprint(m["Repositories"]); !strings.HasPrefix(got, fqrn+"@") {
+		t.Errorf("metadata: %v", m)
+	}
+	for _, id := range []string{"c1", "c2"} {
+		p.ok("Put", object{"ID": id})
+		p.ok("Remove", object{"ID": id})
+		p.ok("Remove", object{"ID": id + "-init"})
+	}
+	p.ok("Remove", object{"ID": "thin"})
+	if left, err := os.ReadDir(p.root + "/mnt/images"); err != nil || len(left) > 0 {
+		t.Errorf("images left: %v, %v", left, err)
+	}
+}
+
+// Ordinary layers below and above a thin one, and what a container on top of all changes.
+func TestLayersOfBothKindsMix(t *testing.T) {
+	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.ok("Init", object{"Home": "/mnt/x"})
+	for _, l := range []struct {
+		id, parent string
+		files      map[string]string
+	}{
+		{"below", "", map[string]string{"data/a.txt": "from below", "data/below.txt": "below", "etc/below": "kept"}},
+		{"thin", "below", map[string]string{"thin.json": descriptor(t)}},
+		{"above", "thin", map[string]string{"data/b.txt": "from above", "data/.wh.blob": ""}},
+	} {
+		if text := p.apply(l.id, l.parent, archive(t, l.files)); text != "" {
+			t.Fatal(text)
+		}
+	}
+	dir := p.container("c1", "above")
+	for name, want := range map[string]string{"data/a.txt": "a is back", "data/b.txt": "from above", "etc/below": "kept", "data/owned": ""} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || want != "" && !strings.HasPrefix(string(b), want) {
+			t.Errorf("%s: %q, %v; want %q", name, b, err, want)
+		}
+	}
+	for _, name := range []string{"data/blob", "thin.json"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is visible: %v", name, err)
+		}
+	}
+	fetched := p.status().Objects.Fetched
+	must(t, os.WriteFile(filepath.Join(dir, "data/a.txt"), []byte("changed"), 0o644))
+	must(t, os.Chmod(filepath.Join(dir, "data/owned"), 0o600))
+	must(t, os.Remove(filepath.Join(dir, "etc/below")))
+	changes, _ := json.Marshal(p.ok("Changes", object{"ID": "c1", "Parent": "c1-init"})["Changes"])
+	want := `[{"Kind":0,"Path":"/data"},{"Kind":0,"Path":"/data/a.txt"},{"Kind":0,"Path":"/data/owned"},{"Kind":0,"Path":"/etc"},{"Kind":2,"Path":"/etc/below"}]`
+	if d := cmp.Diff(want, string(changes)); d != "" {
+		t.Errorf("changes: -want +got\n%s", d)
+	}
+	t.Logf("objects: %d before the changes, %d after", fetched, p.status().Objects.Fetched)
+	// Committed, and run again.
+	resp, err := p.post("GraphDriver.Diff", []byte(`{"ID":"c1","Parent":"c1-init"}`))
+	must(t, err)
+	defer resp.Body.Close()
+	diff, err := io.ReadAll(resp.Body)
+	must(t, err)
+	if text := p.apply("committed", "above", diff); text != "" {
+		t.Fatal(text)
+	}
+	if d := cmp.Diff(tree(t, dir), tree(t, p.container("c2", "committed"))); d != "" {
+		t.Errorf("-container +committed\n%s", d)
+	}
+}
+
+func TestContainerOutlivesTheServer(t *testing.T) {
+	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.ok("Init", object{"Home": "/mnt/x"})
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+		t.Fatal(text)
+	}
+	dir := p.container("c1", "thin")
+	open, err := os.Open(filepath.Join(dir, "data/a.txt"))
+	must(t, err)
+	defer open.Close()
+	for round := range 3 {
+		must(t, syscall.Kill(p.status().PID, syscall.SIGKILL))
+		if b, err := os.ReadFile(filepath.Join(dir, "data/b.txt")); err != nil || len(b) == 0 {
+			t.Errorf("round %d: %q, %v", round, b, err)
+		}
+		if got := p.ok("Get", object{"ID": "c1"})["Dir"]; p.root+fmt.Sprint(got) != dir {
+			t.Errorf("round %d: Get gave %v", round, got)
+		}
+		p.ok("Put", object{"ID": "c1"})
+	}
+	if b, err := io.ReadAll(open); err != nil || !bytes.HasPrefix(b, []byte("a is back")) {
+		t.Errorf("file that was open all the time: %q, %v", b, err)
+	}
+	p.ok("Put", object{"ID": "c1"})
+	if n := len(p.status().Store.Mounts); n != 0 {
+		t.Errorf("%d layers are still mounted", n)
+	}
+}
+
+func TestRestartedPluginServesWithoutTheNetwork(t *testing.T) {
+	mnt := t.TempDir()
+	p := start(t, mnt, testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.ok("Init", object{"Home": "/mnt/x"})
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+		t.Fatal(text)
+	}
+	want := tree(t, p.container("c1", "thin"))
+	p.stop()
+	p = start(t, mnt, "http://127.0.0.1:1/nobody-listens")
+	// The engine restarted the plugin and doesn't know: no Init.
+	dir := p.root + fmt.Sprint(p.ok("Get", object{"ID": "c1"})["Dir"])
+	if d := cmp.Diff(want, tree(t, dir)); d != "" {
+		t.Errorf("-before +after\n%s", d)
+	}
+	// A pull meanwhile is accepted; running it says why it can't.
+	if text := p.apply("above", "thin", archive(t, map[string]string{"x": "x"})); text != "" {
+		t.Error(text)
+	}
+	if text := p.apply("later", "above", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+		t.Error(text)
+	}
+	p.ok("CreateReadWrite", object{"ID": "c2", "Parent": "later"})
+	if text := fmt.Sprint(p.call("Get", object{"ID": "c2"})["Err"]); !strings.Contains(text, "127.0.0.1:1") {
+		t.Errorf("Get of a layer that was never composed: %s", text)
+	}
+}
+
+func TestRepositoryThatMayNotBeUsedIsRefusedByName(t *testing.T) {
+	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.ok("Init", object{"Opts": []string{"cvmfs.repositories=other.example.org"}})
+	thin := archive(t, map[string]string{"thin.json": descriptor(t)})
+	if text := p.apply("thin", "", thin); !strings.Contains(text, fqrn) || !strings.Contains(text, "allowed") {
+		t.Errorf("not allowed: %q", text)
+	}
+	p.ok("Init", object{"Opts": []string{}})
+	other := archive(t, map[string]string{"thin.json": strings.ReplaceAll(descriptor(t), fqrn, "other.example.org")})
+	if text := p.apply("thin", "", other); !strings.Contains(text, "other.example.org") || !strings.Contains(text, "configured") {
+		t.Errorf("not configured: %q", text)
+	}
+	if text := p.apply("thin", "", thin); text != "" {
+		t.Error(text)
+	}
+}
+
+func TestFailuresAreLoggedToStandardError(t *testing.T) {
+	for debug, want := range map[string][2]string{"": {"I", "WE"}, "0": {"I", "WE"}, "1": {"DI", "WE"}, "true": {"DI", "WE"}, "Yes": {"DI", "WE"}} {
+		var low, high bytes.Buffer
+		log := slog.New(newHandler(&low, &high, debug)).With("a", 1).WithGroup("g")
+		log.Debug("D")
+		log.Info("I")
+		log.Warn("W")
+		log.Error("E")
+		letters := func(b *bytes.Buffer) (s string) {
+			for line := range strings.Lines(b.String()) {
+				_, msg, _ := strings.Cut(line, "msg=")
+				s += msg[:1]
+			}
+			return s
+		}
+		if got := [2]string{letters(&low), letters(&high)}; got != want {
+			t.Errorf("DEBUG=%q: %q, want %q", debug, got, want)
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/objectfs"
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/compose"
+	"cvmfs-graphdriver/driver/plugin"
+	"cvmfs-graphdriver/driver/store"
+	"cvmfs-graphdriver/driver/supervise"
+	"cvmfs-graphdriver/internal/fusewire"
+)
+
+// serve is the server's life: it takes over from the supervisor and answers the kernel and the engine until SIGTERM.
+func serve(ctx context.Context, log *slog.Logger) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	in, err := supervise.Inherited()
+	if err != nil {
+		return err
+	}
+	s, err := newServer(in.Generation, log)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	// The kernel first: mounting an overlay asks the object file system.
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	go func() {
+		err := fusewire.Serve(in.Fuse, objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Log: log}),
+			fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
+		end(fmt.Errorf("the object file system has ended: %w", cmp.Or(err, errUnmounted)))
+	}()
+	go s.objects.Run(ctx)
+	log.Info("serving", "version", version, "commit", commit)
+	server := plugin.New(plugin.Config{Store: s.layers, Status: s.status, Log: log})
+	if err := server.Serve(ctx, in.Listener); err != nil {
+		return err
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// errUnmounted: only the supervisor unmounts, when the plugin ends.
+var errUnmounted = errors.New("unmounted")
+
+// server is the parts of the driver.
+type server struct {
+	index        *objects.Index
+	objects      *objects.Store
+	layers       *store.Store
+	repositories atomic.Pointer[client.Repositories] // nil until the engine has said which may be used
+	log          *slog.Logger
+}
+
+// newServer opens what is on disk. When it returns the index holds the objects of every mounted image.
+func newServer(generation string, log *slog.Logger) (*server, error) {
+	// Node ids must be the same in every server of one FUSE mount, so the key is made from what names the mount.
+	key := sha256.Sum256([]byte(generation))
+	s := &server{index: objects.NewIndex([16]byte(key[:16])), log: log}
+	var err error
+	s.objects, err = objects.Open(objects.Config{
+		Dir: filepath.Join(rootDir, "store", "objects"), Fresh: filepath.Join(rootDir, "fresh", "objects"),
+		State: filepath.Join(rootDir, "state", "objects"), Sources: s, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.layers, err = store.Open(store.Config{
+		Root: rootDir, Run: runDir, Generation: generation, Mounter: &plugin.Mounter{}, NewComposer: s.newComposer, Log: log,
+	})
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *server) close() {
+	if err := s.objects.Close(); err != nil {
+		s.log.Warn("close the object store", "err", err)
+	}
+}
+
+// newComposer makes the composer for what the engine has set.
+func (s *server) newComposer(set store.Settings) (store.Composer, error) {
+	dir := cmp.Or(os.Getenv("CVMFS_EXT_CONFIG"), configDir)
+	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories, s.log)
+	composer, err := compose.New(compose.Config{
+		Dir: filepath.Join(rootDir, "images"), Repositories: repositories, Index: s.index, IDs: set.IDs, Log: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.repositories.Store(repositories)
+	return composer, nil
+}
+
+// Fetcher makes the server the source of objects: the way to a repository's servers, as the newest settings have it.
+func (s *server) Fetcher(fqrn string) (*fetch.Fetcher, error) {
+	repositories := s.repositories.Load()
+	if repositories == nil {
+		return nil, store.ErrNotReady
+	}
+	return repositories.Fetcher(fqrn)
+}

@@ -1,0 +1,336 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lockPoll  = 200 * time.Millisecond
+	pingPoll  = 100 * time.Millisecond
+	startWait = 90 * time.Second // until a started engine answers; loading a plugin driver is part of it
+	stopWait  = 40 * time.Second // until an engine told to end has ended; it gives each plugin 10 s
+)
+
+// Engine is one private engine. Its methods are not for concurrent use, apart from those that run the client.
+type Engine struct {
+	tools  *Tools
+	dir    string
+	parent string // control group of the containers
+	spec   keeperSpec
+	keeper *exec.Cmd
+	orders io.WriteCloser
+	events chan string // lines of the keeper; closed when it is gone
+}
+
+// Supported says why private engines can't run here, or nil.
+func Supported() error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: a private engine mounts and makes namespaces")
+	}
+	filesystems, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(filesystems), "\toverlay\n") && exec.Command("modprobe", "overlay").Run() != nil {
+		return errors.New("needs overlayfs: the kernel has none")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return fmt.Errorf("needs FUSE: %w (modprobe fuse)", err)
+	}
+	return nil
+}
+
+// New sets up the namespaces for an engine in dir, an absolute path, which must exist and, as a unix socket lies in it,
+// have less than 90 bytes. The engine isn't started yet. Close it, also if it was never started.
+func New(tools *Tools, dir string) (*Engine, error) {
+	if len(dir) > 90 {
+		return nil, fmt.Errorf("make an engine in %s: the path is too long for a unix socket (set TMPDIR to a shorter one)", dir)
+	}
+	if err := Supported(); err != nil {
+		return nil, fmt.Errorf("make an engine: %w", err)
+	}
+	e := &Engine{tools: tools, dir: dir, parent: "cvmfs-graphdriver" + groupName(dir), events: make(chan string, 16)}
+	e.spec = keeperSpec{
+		Private: filepath.Join(dir, "private"),
+		Argv:    []string{tools.Dockerd, "--config-file", e.path("daemon.json")},
+		Env:     append(tools.Environ(), "HOME="+e.path("home")),
+		Log:     e.LogFile(),
+	}
+	for _, sub := range []string{"private", "home", "data"} {
+		if err := os.MkdirAll(e.path(sub), 0o711); err != nil {
+			return nil, fmt.Errorf("make an engine: %w", err)
+		}
+	}
+	if err := e.startKeeper(); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("make namespaces for an engine: %w", err)
+	}
+	return e, nil
+}
+
+// startKeeper starts this program as the keeper and waits until the namespaces are set up.
+func (e *Engine) startKeeper() error {
+	spec, err := json.Marshal(e.spec)
+	if err != nil {
+		return err
+	}
+	keeper := exec.Command("/proc/self/exe")
+	keeper.Args[0] = "engine-keeper"
+	keeper.Env = append(os.Environ(), keeperVariable+"="+string(spec))
+	keeper.Stderr = os.Stderr
+	// A process group of its own: a Ctrl-C is for us, who then end the engine in order.
+	keeper.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, Setpgid: true}
+	if e.orders, err = keeper.StdinPipe(); err != nil {
+		return err
+	}
+	out, err := keeper.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := keeper.Start(); err != nil {
+		return err
+	}
+	e.keeper = keeper
+	go func() {
+		defer close(e.events)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			e.events <- lines.Text()
+		}
+	}()
+	if err := e.await(context.Background(), eventReady); err != nil {
+		return fmt.Errorf("%w (a program that uses engines calls engine.Main first)", err)
+	}
+	return nil
+}
+
+func (e *Engine) path(name string) string { return filepath.Join(e.dir, name) }
+
+// Data is the engine's data folder.
+func (e *Engine) Data() string { return e.path("data") }
+
+// Socket is the path of the socket the engine listens on.
+func (e *Engine) Socket() string { return e.path("docker.sock") }
+
+// LogFile is the file with the engine's output over all its starts.
+func (e *Engine) LogFile() string { return e.path("engine.log") }
+
+// Log is the content of the log file, "" before the first start.
+func (e *Engine) Log() string {
+	b, err := os.ReadFile(e.LogFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// Start writes the engine's daemon.json with the settings given besides those that make it private, starts it and waits
+// until it answers. The error of one that doesn't start has the lines in which the engine says why.
+func (e *Engine) Start(ctx context.Context, settings map[string]any) error {
+	all := map[string]any{
+		"data-root":        e.Data(),
+		"pidfile":          e.path("engine.pid"),
+		"hosts":            []string{"unix://" + e.Socket()},
+		"exec-opts":        []string{"native.cgroupdriver=cgroupfs"},
+		"cgroup-parent":    "/" + e.parent,
+		"bridge":           "none",
+		"iptables":         false,
+		"ip-forward":       false,
+		"ip-masq":          false,
+		"userland-proxy":   false,
+		"shutdown-timeout": 5,
+	}
+	maps.Copy(all, settings)
+	config, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write the engine's daemon.json: %w", err)
+	}
+	if err := os.WriteFile(e.path("daemon.json"), append(config, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write the engine's daemon.json: %w", err)
+	}
+	said := len(e.Log())
+	err = e.order(orderStart)
+	if err == nil {
+		err = e.await(ctx, eventStarted)
+	}
+	if err == nil {
+		err = e.awaitAnswer(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("start the engine: %w%s", err, complaints(e.Log()[said:]))
+	}
+	return nil
+}
+
+// awaitAnswer waits until the engine answers a ping, or has ended.
+func (e *Engine) awaitAnswer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", e.Socket())
+		},
+	}}
+	for {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/_ping", nil)
+		if err != nil {
+			return err
+		}
+		if response, err := client.Do(request); err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case event := <-e.events:
+			return fmt.Errorf("it %s", event)
+		case <-ctx.Done():
+			return fmt.Errorf("wait for its answer: %w", ctx.Err())
+		case <-time.After(pingPoll):
+		}
+	}
+}
+
+// complaints picks the lines of a log in which an engine says why it does not start.
+func complaints(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "level=error") || strings.Contains(line, "level=fatal") || !strings.HasPrefix(line, "time=") {
+			b.WriteString("\n  " + strings.TrimRight(line, "\n"))
+		}
+	}
+	return b.String()
+}
+
+// Stop asks the engine to end and waits for it. Containers end with it.
+func (e *Engine) Stop(ctx context.Context) error { return e.end(ctx, orderTerm) }
+
+// Kill ends the engine's process, as kill -9 does, and nothing else: containers and plugins live on.
+func (e *Engine) Kill(ctx context.Context) error { return e.end(ctx, orderKill) }
+
+func (e *Engine) end(ctx context.Context, order string) error {
+	ctx, cancel := context.WithTimeout(ctx, stopWait)
+	defer cancel()
+	err := e.order(order)
+	if err == nil {
+		err = e.await(ctx, eventExited)
+	}
+	if err != nil {
+		return fmt.Errorf("%s the engine: %w", order, err)
+	}
+	return nil
+}
+
+// await waits for an event of the keeper. What lies before it is old: an engine may have ended by itself.
+func (e *Engine) await(ctx context.Context, event string) error {
+	for {
+		select {
+		case said, ok := <-e.events:
+			switch {
+			case !ok:
+				return errors.New("its keeper is gone")
+			case strings.HasPrefix(said, eventFailed):
+				return errors.New(said)
+			case strings.HasPrefix(said, event):
+				return nil
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("wait until it has %s: %w", event, ctx.Err())
+		}
+	}
+}
+
+func (e *Engine) order(order string) error {
+	_, err := fmt.Fprintln(e.orders, order)
+	return err
+}
+
+// Close ends the engine and everything in its namespaces and removes what they leave in the machine's control groups.
+// The engine's folder stays; the caller made it. An engine that runs is best stopped first: Close kills.
+func (e *Engine) Close() error {
+	if e.keeper == nil {
+		return nil
+	}
+	e.orders.Close()
+	for range e.events {
+	}
+	err := e.keeper.Wait() // returns when every process of the PID namespace is gone
+	e.keeper = nil
+	if err != nil {
+		err = fmt.Errorf("end the engine's keeper: %w", err)
+	}
+	return errors.Join(err, e.removeControlGroups())
+}
+
+// removeControlGroups removes the control groups of the containers' parent and of plugins. An engine that was killed
+// leaves them, and even one that ends in order leaves the parent.
+func (e *Engine) removeControlGroups() error {
+	plugins, err := os.ReadDir(filepath.Join(e.Data(), "plugins"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	ours := map[string]bool{e.parent: true}
+	for _, plugin := range plugins {
+		if len(plugin.Name()) == hex.EncodedLen(32) {
+			ours[plugin.Name()] = true
+		}
+	}
+	groups, err := controlGroups(func(name string) bool { return ours[name] })
+	if err != nil {
+		return err
+	}
+	for _, group := range groups {
+		if err := removeTree(group); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeTree removes a control group and those below it: folders only, the files in them go by themselves.
+func removeTree(group string) error {
+	entries, err := os.ReadDir(group)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.IsDir() {
+			if err := removeTree(filepath.Join(group, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	// unix.Rmdir, as os.Remove tries unlink first and then reports that one's error.
+	if err := unix.Rmdir(group); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove the control group %s: %w", group, err)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,122 @@
+package engine
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// fakeApt puts programs first in PATH that stand for apt-get and dpkg-deb: a download is an empty package, which unpacks
+// to programs that print their version. Each call of apt-get adds a line to the file it gives.
+func fakeApt(t *testing.T, aptGet string) (calls string) {
+	t.Helper()
+	dir := t.TempDir()
+	calls = filepath.Join(dir, "calls")
+	scripts := map[string]string{
+		"apt-get": "echo \"$*\" >>" + calls + "\n" + aptGet,
+		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc; do
+	mkdir -p "$3/${p%/*}" && printf '#!/bin/sh\necho version\n' >"$3/$p" && chmod 755 "$3/$p" || exit 1
+done`,
+	}
+	for name, script := range scripts {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("ENGINE", "")
+	return calls
+}
+
+// goodApt downloads one package on install; $2 is the configuration, which lies in the work folder.
+const goodApt = `case "$*" in *install*) sleep 0.2; touch "${2%/*}/archive/archives/docker.io.deb";; esac`
+
+func count(t *testing.T, calls string) int {
+	t.Helper()
+	b, err := os.ReadFile(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), "\n")
+}
+
+func TestFetchTwiceAtOnceFetchesOnce(t *testing.T) {
+	calls := fakeApt(t, goodApt)
+	cache := filepath.Join(t.TempDir(), "cache")
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			tools, err := Fetch(t.Context(), cache, io.Discard)
+			if err != nil {
+				t.Error(err)
+			} else if want := filepath.Join(cache, "engine/usr/sbin/dockerd"); tools.Dockerd != want {
+				t.Errorf("got %s, want %s", tools.Dockerd, want)
+			}
+		})
+	}
+	both.Wait()
+	if got := count(t, calls); got != 2 {
+		t.Errorf("apt-get was called %d times, want update and install", got)
+	}
+	if _, err := Find(t.Context(), cache); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(cache, "fetching")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the work folder is left: %v", err)
+	}
+}
+
+func TestFetchMendsWhatAnInterruptedOneLeft(t *testing.T) {
+	fakeApt(t, goodApt)
+	cache := t.TempDir()
+	for _, dir := range []string{"fetching/root/usr", "engine/usr/sbin"} {
+		if err := os.MkdirAll(filepath.Join(cache, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Fetch(t.Context(), cache, io.Discard); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAFetchThatFailsLeavesNothingThatCounts(t *testing.T) {
+	for name, test := range map[string]struct{ apt, says string }{
+		"no network":      {"echo 'E: no network'; exit 100", "fetch the lists of Debian's packages"},
+		"no such package": {`case "$*" in *install*) exit 100;; esac`, "fetch Debian's engine packages"},
+		"nothing comes":   {"true", "try the fetched engine"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fakeApt(t, test.apt)
+			cache := t.TempDir()
+			_, err := Fetch(t.Context(), cache, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, want an error with %q", err, test.says)
+			}
+			if _, err := Find(t.Context(), cache); !errors.Is(err, ErrNotFetched) {
+				t.Errorf("afterwards: %v", err)
+			}
+		})
+	}
+}
+
+func TestAptWorksInFoldersOfOurOwn(t *testing.T) {
+	seen := filepath.Join(t.TempDir(), "conf")
+	fakeApt(t, `cp "$2" `+seen+"; "+goodApt)
+	cache := t.TempDir()
+	if _, err := Fetch(t.Context(), cache, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := os.ReadFile(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{`Dir::State "` + cache + `/`, `Dir::Cache "` + cache + `/`, "#clear APT::Update::Post-Invoke;", `Debug::NoLocking "true";`} {
+		if !strings.Contains(string(conf), line) {
+			t.Errorf("apt's configuration lacks %s", line)
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/stand"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// demo runs the demonstration with the bundle given and checks that it leaves the machine as it was: what it mounts,
+// starts and writes. It gives its output, its exit code and the folder its temporary files lay in. Once it prints the
+// text until, if any, it is interrupted.
+func demo(t *testing.T, bundle, until string) (said string, code int, tmp string) {
+	t.Helper()
+	tmp, err := os.MkdirTemp("", "demo-") // not t.TempDir, whose path is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(tmp) })
+	before, err := engine.Machine(tmp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-testdata", testutil.Data(t))
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
+	out := &trigger{until: until, pull: func() {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+	}}
+	cmd.Stdout, cmd.Stderr = out, out
+	// Out of the way of a Ctrl-C for the tests.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		t.Fatalf("the demonstration does not end: %s", out.said.String())
+	}
+	after, machineErr := engine.Machine(tmp)
+	if machineErr != nil {
+		t.Fatal(machineErr)
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the machine changed: %s", diff)
+	}
+	t.Logf("%s%v", out.said.String(), err)
+	return out.said.String(), cmd.ProcessState.ExitCode(), tmp
+}
+
+// trigger keeps what is written and pulls once a text was.
+type trigger struct {
+	said  bytes.Buffer
+	until string
+	pull  func()
+}
+
+func (tr *trigger) Write(b []byte) (int, error) {
+	n, err := tr.said.Write(b)
+	if tr.until != "" && strings.Contains(tr.said.String(), tr.until) {
+		tr.until = ""
+		tr.pull()
+	}
+	return n, err
+}
+
+// left lists the files of a folder.
+func left(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func TestTheDemonstrationRunsBothImagesAndLeavesNothing(t *testing.T) {
+	tools(t)
+	said, code, tmp := demo(t, shared.bundle(), "")
+	if code != 0 {
+		t.Fatalf("exit code %d", code)
+	}
+	for _, image := range []string{stand.Ordinary, stand.Thin} {
+		if !regexp.MustCompile(regexp.QuoteMeta(image) + ` +"`).MatchString(said) {
+			t.Errorf("no line tells what %s said", image)
+		}
+	}
+	if names := left(t, tmp); len(names) > 0 {
+		t.Errorf("left behind: %v", names)
+	}
+}
+
+func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
+	tools(t)
+	for _, step := range []string{"start a private engine", "create and enable", "load and run " + stand.Thin} {
+		t.Run(step, func(t *testing.T) {
+			said, code, tmp := demo(t, shared.bundle(), step)
+			if code != 1 || !strings.Contains(said, "interrupted") {
+				t.Errorf("exit code %d, want 1 and a word about the interruption", code)
+			}
+			if names := left(t, tmp); len(names) > 0 {
+				t.Errorf("left behind: %v", names)
+			}
+		})
+	}
+}
+
+func TestAFailedDemonstrationSaysWhereItsLogIs(t *testing.T) {
+	tools(t)
+	broken := t.TempDir()
+	if err := os.CopyFS(broken, os.DirFS(shared.bundle())); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(broken, "rootfs/bin/cvmfs-graphdriver-plugin"), []byte("no program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	said, code, tmp := demo(t, broken, "")
+	if code != 1 || !strings.Contains(said, "create and enable the plugin: docker plugin enable") {
+		t.Errorf("exit code %d, want 1 and the step that failed", code)
+	}
+	names := left(t, tmp)
+	if len(names) != 1 || !strings.Contains(said, names[0]) {
+		t.Errorf("left behind: %v; want the log, named in the output", names)
+	}
+}

@@ -1,0 +1,268 @@
+// Package e2e tests the plugin, built and bundled as it is shipped, in a real Docker engine: what a user sees with the docker
+// command, and what is left on the machine.
+package e2e
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/stand"
+)
+
+func TestMain(m *testing.M) {
+	engine.Main()
+	code := m.Run()
+	if err := shared.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: remove what the tests share:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// shared is what is made once, when the first test needs it.
+var shared fixture
+
+type fixture struct {
+	build sync.Once
+	dir   string // the programs' folder
+	built error
+
+	set   sync.Once
+	stand *stand.Stand
+	stood error
+}
+
+// make builds what is tested: the plugin's bundle, as users make it, and the demonstration.
+func (f *fixture) make() error {
+	f.build.Do(func() {
+		if f.dir, f.built = os.MkdirTemp("", "cvmfs-e2e-"); f.built != nil {
+			return
+		}
+		for _, argv := range [][]string{
+			{"make", "--silent", "--directory", "../..", "bundle", "DIST=" + f.dir, "VERSION=0.test"},
+			{"go", "build", "-buildvcs=false", "-o", f.demo(), "../demo"},
+		} {
+			if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+				f.built = fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+				return
+			}
+		}
+	})
+	return f.built
+}
+
+func (f *fixture) demo() string   { return filepath.Join(f.dir, "demo") }
+func (f *fixture) bundle() string { return filepath.Join(f.dir, "cvmfs-graphdriver-plugin-0.test") }
+
+func (f *fixture) close() error {
+	var err error
+	if f.stand != nil {
+		err = f.stand.Close()
+	}
+	if f.dir != "" {
+		err = errors.Join(err, os.RemoveAll(f.dir))
+	}
+	return err
+}
+
+// tools gives the engine's programs, or skips the test where private engines can't run.
+func tools(t *testing.T) *engine.Tools {
+	t.Helper()
+	if runtime.GOARCH != "amd64" {
+		t.Skipf("needs an amd64 machine: the reference images' program is for it, this is %s", runtime.GOARCH)
+	}
+	if err := engine.Supported(); err != nil {
+		t.Skip(err)
+	}
+	cache, err := engine.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := engine.Find(t.Context(), cache)
+	if errors.Is(err, engine.ErrNotFetched) {
+		t.Skipf("needs a Docker engine: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.make(); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func newStand(ctx context.Context, found *engine.Tools, testdata string) (*stand.Stand, error) {
+	return stand.New(ctx, stand.Options{Tools: found, Bundle: shared.bundle(), Testdata: testdata})
+}
+
+// user is a test with a stand: what it does with docker, and what goes wrong.
+type user struct {
+	*testing.T
+	*stand.Stand
+}
+
+// onStand gives the stand that tests share, with both images loaded.
+func onStand(t *testing.T) user {
+	t.Helper()
+	found := tools(t)
+	testdata := testutil.Data(t)
+	shared.set.Do(func() {
+		if shared.stand, shared.stood = newStand(context.Background(), found, testdata); shared.stood != nil {
+			return
+		}
+		for _, file := range []string{"tiny.tar", "thin_tiny.tar"} {
+			if _, shared.stood = shared.stand.Engine.Docker(t.Context(), "load", "--input", filepath.Join(testdata, "images", file)); shared.stood != nil {
+				return
+			}
+		}
+	})
+	if shared.stood != nil {
+		t.Fatal(shared.stood)
+	}
+	u := user{t, shared.stand}
+	u.logWhenFailed()
+	return u
+}
+
+// onOwnStand gives a stand of the test's own, without images.
+func onOwnStand(t *testing.T) user {
+	t.Helper()
+	s, err := newStand(t.Context(), tools(t), testutil.Data(t))
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	u := user{t, s}
+	u.logWhenFailed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// logWhenFailed shows what the engine and the plugin logged during a test that fails.
+func (u user) logWhenFailed() {
+	if u.Engine == nil {
+		return
+	}
+	before := len(u.Engine.Log())
+	u.Cleanup(func() {
+		if u.Failed() {
+			u.Logf("the engine's log:\n%s", u.Engine.Log()[before:])
+		}
+	})
+}
+
+// docker runs the client, which must succeed, and gives its output without white space around it.
+func (u user) docker(args ...string) string {
+	u.Helper()
+	out, err := u.Engine.Docker(u.Context(), args...)
+	if err != nil {
+		u.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// load loads an image of the reference data.
+func (u user) load(file string) {
+	u.Helper()
+	u.docker("load", "--input", testutil.Data(u, "images", file))
+}
+
+// run runs a container to its end and gives what it says.
+func (u user) run(image string, args ...string) string {
+	u.Helper()
+	return u.docker(append([]string{"run", "--rm", "--network", "none", image}, args...)...)
+}
+
+// create makes a container, which goes with the test, and gives its id.
+func (u user) create(image string, args ...string) string {
+	u.Helper()
+	id := u.docker(append([]string{"create", "--network", "none", image}, args...)...)
+	u.Cleanup(func() {
+		if _, err := u.Engine.Docker(context.Background(), "rm", "--force", id); err != nil {
+			u.Error(err)
+		}
+	})
+	return id
+}
+
+// put writes a file into a container.
+func (u user) put(container, name, content string) {
+	u.Helper()
+	file := filepath.Join(u.TempDir(), path.Base(name))
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+		u.Fatal(err)
+	}
+	u.docker("cp", file, container+":"+name)
+}
+
+// file is what tells files of a container apart. Link counts are not in it: files that are links of each other in one
+// image are equal files in its twin.
+type file struct {
+	Type     byte
+	Mode     int64
+	UID, GID int
+	Size     int64
+	ModTime  int64
+	Target   string // of a symbolic link
+	Content  string
+}
+
+// export lists the files of a container by path.
+func (u user) export(container string) map[string]file {
+	u.Helper()
+	archive := filepath.Join(u.TempDir(), "export.tar")
+	u.docker("export", "--output", archive, container)
+	f, err := os.Open(archive)
+	if err != nil {
+		u.Fatal(err)
+	}
+	defer f.Close()
+	files := map[string]file{}
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err != nil {
+			u.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			u.Fatal(err)
+		}
+		name := path.Clean("/" + h.Name)
+		if h.Typeflag == tar.TypeLink {
+			files[name] = files[path.Clean("/"+h.Linkname)]
+			continue
+		}
+		files[name] = file{h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.ModTime.Unix(), h.Linkname, string(content)}
+	}
+}
+
+// within fails the test if what it does takes longer than it may.
+func (u user) within(limit time.Duration, what string, do func(ctx context.Context)) {
+	u.Helper()
+	ctx, cancel := context.WithTimeout(u.Context(), limit)
+	defer cancel()
+	do(ctx)
+	if ctx.Err() != nil {
+		u.Errorf("%s took more than %v", what, limit)
+	}
+}

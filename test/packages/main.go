@@ -1,0 +1,36 @@
+// Command packages fetches the Docker engine that the demonstration and the tests run, into a cache folder and without
+// installing anything. It is the tests' set-up step: they themselves ask nothing of the network.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"cvmfs-graphdriver/internal/engine"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := fetch(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "packages:", err)
+		os.Exit(1)
+	}
+}
+
+func fetch(ctx context.Context) error {
+	cache, err := engine.CacheDir()
+	if err != nil {
+		return err
+	}
+	tools, err := engine.Fetch(ctx, cache, os.Stderr)
+	if err != nil {
+		return err
+	}
+	fmt.Println("engine:", tools.Dockerd)
+	return nil
+}

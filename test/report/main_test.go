@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestShowKeepsFailuresSkipsAndClosingLines(t *testing.T) {
+	events := `{"Action":"start","Package":"p"}
+{"Action":"output","Package":"p","Test":"TestGood","Output":"noise\n"}
+{"Action":"pass","Package":"p","Test":"TestGood"}
+{"Action":"output","Package":"p","Test":"TestBad","Output":"    bad_test.go:1: why\n"}
+{"Action":"output","Package":"p","Test":"TestBad","Output":"--- FAIL: TestBad (0.00s)\n"}
+{"Action":"fail","Package":"p","Test":"TestBad"}
+{"Action":"output","Package":"p","Test":"TestAway","Output":"--- SKIP: TestAway (0.00s)\n"}
+{"Action":"skip","Package":"p","Test":"TestAway"}
+{"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
+{"Action":"fail","Package":"p"}
+{"Action":"output","Package":"q","Output":"PASS\n"}
+{"Action":"output","Package":"q","Output":"ok  \tq\t0.2s\n"}
+{"Action":"pass","Package":"q"}
+{"Action":"output","Package":"r","Output":"?   \tr\t[no test files]\n"}
+{"Action":"skip","Package":"r"}
+{"ImportPath":"s","Action":"build-output","Output":"s.go:1: syntax error\n"}
+`
+	want := `    bad_test.go:1: why
+--- FAIL: TestBad (0.00s)
+--- SKIP: TestAway (0.00s)
+FAIL	p	0.1s
+ok  	q	0.2s
+?   	r	[no test files]
+s.go:1: syntax error
+`
+	var got strings.Builder
+	skipped, err := show(&got, strings.NewReader(events))
+	if err != nil || skipped != 1 {
+		t.Errorf("skipped %d, error %v", skipped, err)
+	}
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestShowSaysWhenTheStreamIsTorn(t *testing.T) {
+	if _, err := show(new(strings.Builder), strings.NewReader(`{"Action":"pa`)); err == nil {
+		t.Error("a torn stream was taken for a whole one")
+	}
+}

@@ -1,0 +1,135 @@
+// Package stand sets up what the demonstration and the end-to-end tests look at: a site, which serves a reference
+// repository on loopback, and a private engine whose storage driver is the plugin, configured for that repository.
+// Everything lies in one folder and is gone after Close.
+package stand
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"cvmfs-graphdriver/internal/engine"
+)
+
+// What the reference data is called.
+const (
+	Repository = "images.example.org"
+	Ordinary   = "example/tiny:1"      // testdata/images/tiny.tar
+	Thin       = "example/thin_tiny:1" // testdata/images/thin_tiny.tar, the same as a thin image
+	Plugin     = "cvmfs-graphdriver"
+)
+
+// closeWait bounds the orderly end of an engine.
+const closeWait = time.Minute
+
+// Options say of what to make a stand.
+type Options struct {
+	Tools    *engine.Tools
+	Bundle   string            // folder of the plugin bundle
+	Testdata string            // the module's testdata folder
+	Step     func(what string) // told of each step before it begins; may be nil
+}
+
+// Stand is a site and an engine.
+type Stand struct {
+	Site   *Site
+	Engine *engine.Engine
+	Config string // the folder that is the plugin's /etc/cvmfs
+	dir    string
+}
+
+// New makes a stand: its engine runs with the plugin as its storage driver and has no image yet. The error of one that
+// fails names the step; Close it all the same, for its logs are there until then.
+func New(ctx context.Context, o Options) (*Stand, error) {
+	s := &Stand{}
+	steps := []struct {
+		what string
+		do   func(context.Context, Options) error
+	}{
+		{"serve the repository " + Repository + " on loopback", s.serve},
+		{"start a private engine", s.startPlain},
+		{"create and enable the plugin", s.enable},
+		{"restart the engine with the plugin as its storage driver", func(ctx context.Context, _ Options) error { return s.Restart(ctx) }},
+	}
+	for _, step := range steps {
+		if o.Step != nil {
+			o.Step(step.what)
+		}
+		if err := step.do(ctx, o); err != nil {
+			return s, fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Stand) serve(_ context.Context, o Options) (err error) {
+	// A short name: a unix socket lies below.
+	if s.dir, err = os.MkdirTemp("", "cvmfs-stand-"); err != nil {
+		return err
+	}
+	if s.Site, err = NewSite(filepath.Join(s.dir, "site"), filepath.Join(o.Testdata, "repositories", Repository+".tar.gz")); err != nil {
+		return err
+	}
+	s.Config = filepath.Join(s.dir, "config")
+	return s.Site.Configure(s.Config, Repository, filepath.Join(o.Testdata, "keys", Repository+".pub"))
+}
+
+// startPlain starts an engine with a driver of its own, which is what a plugin can be created on.
+func (s *Stand) startPlain(ctx context.Context, o Options) (err error) {
+	dir := filepath.Join(s.dir, "engine")
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return err
+	}
+	if s.Engine, err = engine.New(o.Tools, dir); err != nil {
+		return err
+	}
+	return s.Engine.Start(ctx, map[string]any{"experimental": true, "storage-driver": "vfs"})
+}
+
+func (s *Stand) enable(ctx context.Context, o Options) error {
+	for _, args := range [][]string{
+		{"plugin", "create", Plugin, o.Bundle},
+		{"plugin", "set", Plugin, "cvmfs_ext_config=" + s.Config, "minio_ext_config=" + s.Config, "DEBUG=1"},
+		{"plugin", "enable", Plugin},
+	} {
+		if _, err := s.Engine.Docker(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Restart ends the engine in order and starts it with the plugin as its storage driver.
+func (s *Stand) Restart(ctx context.Context) error {
+	if err := s.Engine.Stop(ctx); err != nil {
+		return err
+	}
+	return s.Start(ctx)
+}
+
+// Start starts the engine, which must have ended, with the plugin as its storage driver.
+func (s *Stand) Start(ctx context.Context) error {
+	return s.Engine.Start(ctx, map[string]any{"experimental": true, "storage-driver": Plugin})
+}
+
+// Close ends and removes everything. It may be called on a stand that was not made to the end.
+func (s *Stand) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	var failures []error
+	if s.Engine != nil {
+		// Close ends what does not end by itself, so that a failure to stop is not one to clean up.
+		s.Engine.Stop(ctx)
+		failures = append(failures, s.Engine.Close())
+	}
+	if s.Site != nil {
+		failures = append(failures, s.Site.Stop())
+	}
+	if s.dir != "" {
+		failures = append(failures, os.RemoveAll(s.dir))
+	}
+	return errors.Join(failures...)
+}
