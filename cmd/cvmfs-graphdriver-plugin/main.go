@@ -14,6 +14,9 @@ import (
 	"log/slog"
 	"os"
 
+	// The plugin's root file system has no certificates of authorities: these are Mozilla's.
+	_ "golang.org/x/crypto/x509roots/fallback"
+
 	"cvmfs-graphdriver/driver/supervise"
 )
 

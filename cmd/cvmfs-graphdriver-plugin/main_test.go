@@ -57,7 +57,7 @@ func start(t *testing.T, mnt, url string) *instance {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("needs FUSE: ", err)
 	}
-	config := configure(t, url)
+	config := testutil.Configure(t, map[string]string{fqrn: url})
 	p := &instance{t: t, ended: make(chan error, 1)}
 	p.cmd = exec.Command("/bin/sh", "-ec", `mount --make-rprivate /; mount --bind "$0" /mnt; mount -t tmpfs tmpfs /run; exec "$1"`, mnt, os.Args[0])
 	p.cmd.Env = append(os.Environ(), underTest+"=1", "DEBUG=1", "CVMFS_EXT_CONFIG="+config)
@@ -80,23 +80,6 @@ func start(t *testing.T, mnt, url string) *instance {
 			t.Fatal("the plugin doesn't come up: ", err)
 		}
 	}
-}
-
-// configure writes the client configuration for the repository at url.
-func configure(t *testing.T, url string) string {
-	t.Helper()
-	dir := t.TempDir()
-	key, err := os.ReadFile(testutil.PublicKey(t, fqrn))
-	must(t, err)
-	for name, text := range map[string]string{
-		"default.local":              "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n",
-		"config.d/" + fqrn + ".conf": "CVMFS_SERVER_URL=" + url + "\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/k.pub\n",
-		"keys/k.pub":                 string(key),
-	} {
-		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
-		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-	}
-	return dir
 }
 
 // stop ends the plugin as the engine does.

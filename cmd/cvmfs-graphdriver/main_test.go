@@ -53,7 +53,7 @@ func TestExitCodesTellWhoseFaultItIs(t *testing.T) {
 
 func TestListsOneFolderOrOneFile(t *testing.T) {
 	url := testutil.Serve(t, testutil.Repository(t, features))
-	all := strings.SplitAfter(expected(t, features), "\n")
+	all := strings.SplitAfter(testutil.Expected(t, features), "\n")
 	for path, in := range map[string]func(rest string) bool{
 		"":                 func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
 		"/":                func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
@@ -98,7 +98,7 @@ func TestListingEndsAtAnUnreadableFile(t *testing.T) {
 	const fqrn = "images.example.org"
 	repository := http.StripPrefix("/cvmfs/"+fqrn+"/", http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
 	server := testutil.NewFaulty(t, repository)
-	want := strings.SplitAfter(expected(t, fqrn), "\n")
+	want := strings.SplitAfter(testutil.Expected(t, fqrn), "\n")
 	at := slices.IndexFunc(want, func(line string) bool { return strings.Contains(line, "data/c.txt") })
 	server.Set(testutil.Fault{Path: lastObject(t, server, fqrn, "data/c.txt"), Status: http.StatusNotFound})
 	code, out, errOut := ls(t, fqrn, server.URL+"/cvmfs/"+fqrn, "-R", "--json", "--content", fqrn)

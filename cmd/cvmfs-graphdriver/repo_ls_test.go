@@ -2,34 +2,12 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
-	"io"
-	"os"
 	"strings"
 	"testing"
 
 	"cvmfs-graphdriver/internal/testutil"
 )
-
-// expected is what the reference client shows of a reference repository.
-func expected(t *testing.T, fqrn string) string {
-	t.Helper()
-	f, err := os.Open(testutil.Data(t, "expected", fqrn+".jsonl.gz"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
 
 // ls runs `repo ls` on a repository served at url and gives the exit code and what was printed.
 func ls(t *testing.T, fqrn, url string, args ...string) (code int, out, errOut string) {
@@ -64,7 +42,7 @@ func TestListingsAreThoseOfTheReferenceClient(t *testing.T) {
 			if code != 0 || errOut != "" {
 				t.Fatalf("exit code %d: %s", code, errOut)
 			}
-			compareLines(t, expected(t, fqrn), out)
+			compareLines(t, testutil.Expected(t, fqrn), out)
 		})
 	}
 }

@@ -1,14 +1,9 @@
 package client
 
 import (
-	"archive/tar"
-	"compress/gzip"
-	"errors"
-	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -94,29 +89,9 @@ func referenceSite(t *testing.T, fqrn string) *site {
 
 func readArchive(t *testing.T, fqrn string) map[string][]byte {
 	t.Helper()
-	f, err := os.Open(testutil.Data(t, "repositories", fqrn+".tar.gz"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := map[string][]byte{}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return files
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := strings.TrimPrefix(strings.TrimPrefix(h.Name, "./"), fqrn+"/")
-		if h.Typeflag == tar.TypeReg {
-			if files[name], err = io.ReadAll(r); err != nil {
-				t.Fatal(err)
-			}
-		}
+	for name, b := range testutil.Files(t, testutil.Data(t, "repositories", fqrn+".tar.gz")) {
+		files[strings.TrimPrefix(name, fqrn+"/")] = b
 	}
+	return files
 }

@@ -22,7 +22,8 @@ import (
 	gohash "hash"
 	"strings"
 
-	"golang.org/x/crypto/ripemd160" //nolint:staticcheck // the format demands it
+	//lint:ignore SA1019 the format allows it, and repositories of that kind are read as long as there are any
+	"golang.org/x/crypto/ripemd160"
 )
 
 // Size is the length of a digest in bytes, the same for all algorithms.

@@ -9,7 +9,8 @@ import (
 const (
 	prefetchWorkers = 64
 	prefetchQueue   = 8192
-	prefetchLimit   = 1 << 20          // larger objects are not fetched before somebody wants them, bytes
+	prefetchLimit   = 256 << 10        // bytes; larger objects are not fetched before somebody wants them
+	prefetchBudget  = 4 << 20          // bytes one call may ask for: most of what is asked for ahead is never read
 	prefetchMemory  = 30 * time.Second // an object asked for within this is not asked for again
 	prefetchEntries = 1 << 16          // in each half of that memory
 )
@@ -24,9 +25,9 @@ type prefetcher struct {
 	turned       time.Time
 }
 
-// Prefetch asks for objects nobody waits for yet, in the order given. It returns at once. Objects over 1 MiB and those
-// asked for a moment ago are passed over; when the queue is full, so are the others. Failures are not reported: whoever needs
-// the object will see.
+// Prefetch asks for objects nobody waits for yet, in the order given, up to 4 MiB in all. It returns at once. Objects over
+// 256 KiB, for which the wait is mostly transfer, and those asked for a moment ago are passed over; when the queue is full, so are
+// the others. Failures are not reported: whoever needs the object will see.
 func (s *Store) Prefetch(refs []Ref) {
 	q := &s.ahead
 	q.mu.Lock()
@@ -35,9 +36,13 @@ func (s *Store) Prefetch(refs []Ref) {
 		return
 	}
 	q.turn(time.Now())
+	budget := int64(prefetchBudget)
 	for i, r := range refs {
 		if r.Size() > prefetchLimit || q.knows(r) {
 			continue
+		}
+		if budget -= r.Size(); budget < 0 {
+			return
 		}
 		if len(q.queue) >= prefetchQueue {
 			s.dropped.Add(int64(len(refs) - i))

@@ -628,6 +628,25 @@ func TestPrefetch(t *testing.T) {
 	}
 }
 
+func TestPrefetchAsksForFewBytesAtATime(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	const size, fit = prefetchLimit, prefetchBudget / prefetchLimit
+	var objs []Object
+	for i := range 3 * fit {
+		objs = append(objs, repo.whole(noise(i, size)))
+	}
+	all := refs(t, objs...)
+	for calls := 1; calls <= 2; calls++ {
+		s.Prefetch(all)
+		eventually(t, "what fits", func() bool { return s.Stats().Prefetched == int64(calls*fit) && s.Stats().Queued == 0 })
+		if s.Has(all[calls*fit]) {
+			t.Error("more than the budget was fetched")
+		}
+	}
+}
+
 func TestPrefetchNeverBlocksNorGrowsWithoutLimit(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -43,42 +44,63 @@ func Repository(t testing.TB, fqrn string) string {
 	return filepath.Join(parent, fqrn)
 }
 
-// Unpack extracts the regular files and folders of a .tar.gz of ours.
+// Unpack extracts the regular files of a .tar.gz of ours.
 func Unpack(t testing.TB, archive, dir string) {
 	t.Helper()
-	f, err := os.Open(archive)
+	for name, b := range Files(t, archive) {
+		name = filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Files reads the regular files of a .tar.gz of ours, by name.
+func Files(t testing.TB, archive string) map[string][]byte {
+	t.Helper()
+	z, closeAll := gunzip(t, archive)
+	defer closeAll()
+	files := map[string][]byte{}
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err == nil && h.Typeflag == tar.TypeReg {
+			files[path.Clean(h.Name)], err = io.ReadAll(r)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Expected is what the reference client shows of a reference repository: one JSON line an entry, sorted by path.
+func Expected(t testing.TB, fqrn string) string {
+	t.Helper()
+	z, closeAll := gunzip(t, Data(t, "expected", fqrn+".jsonl.gz"))
+	defer closeAll()
+	b, err := io.ReadAll(z)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	return string(b)
+}
+
+func gunzip(t testing.TB, path string) (r io.Reader, closeAll func()) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	z, err := gzip.NewReader(f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := filepath.Join(dir, filepath.FromSlash(h.Name))
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = os.MkdirAll(name, 0o755)
-		case tar.TypeReg:
-			if err = os.MkdirAll(filepath.Dir(name), 0o755); err == nil {
-				var b []byte
-				if b, err = io.ReadAll(r); err == nil {
-					err = os.WriteFile(name, b, 0o644)
-				}
-			}
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	return z, func() { f.Close() } // only read from
 }
 
 // Serve serves the folder dir (one repository) as URL/cvmfs/<name of dir> and gives that address.
