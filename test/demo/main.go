@@ -146,7 +146,8 @@ func show(runs []result) error {
 		return err
 	}
 	ordinary, thin := runs[0], runs[1]
-	fmt.Printf("\nThe image has %d bytes; its thin twin ran with %d bytes of objects fetched.\n", ordinary.size, thin.fetch.Bytes)
+	fmt.Printf("\nThe image's files have %d bytes. Its thin twin fetched %d: %d of catalogs and signatures to be loaded, %d of files to run.\n",
+		ordinary.size, thin.load.Bytes+thin.fetch.Bytes, thin.load.Bytes, thin.fetch.Bytes)
 	if thin.said != ordinary.said {
 		return fmt.Errorf("the two containers did not say the same")
 	}
