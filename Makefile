@@ -14,7 +14,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build bundle demo test lint packages clean
+.PHONY: help build bundle demo bench test lint packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ demo: bundle ## run a thin image in a private engine (root; fetches Debian's eng
 	@$(GO) build -o $(DIST)/test/demo ./test/demo
 	@exec $(DIST)/test/demo -bundle $(bundle_dir)
 
+bench: bundle ## compare with the engine's overlay2, as ratios (root)
+	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench ./test/bench
+	@exec $(DIST)/test/bench -bundle $(bundle_dir)
+
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=15m ./...
 
@@ -38,7 +42,7 @@ lint: ## check the form of the code
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-packages: ## fetch the engine that demo and tests run into a cache folder (CVMFS_TEST_CACHE); tests that lack it skip
+packages: ## fetch what demo and tests run into a cache folder (CVMFS_TEST_CACHE); tests that lack it skip
 	-$(GO) run ./test/packages
 
 clean: ## remove what was built

@@ -1,0 +1,223 @@
+// Command bench holds the storage driver against the engine's own overlay2, on the same images in the same run: what counts are
+// the ratios, for machines differ and are noisy.
+//
+// Two private engines run side by side, one with overlay2, one with the plugin. Both get an image of twenty layers of small files
+// and one of a large one; the plugin also runs it as a thin chain, which is composed into one metadata image (loaded after the
+// ordinary one, whose layers it shares: its time to load is that of composing). The operations are
+// taken in turn, a round each, and the median of the rounds' ratios is printed.
+//
+// The program is its own workload: in the containers it walks and reads.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/stand"
+)
+
+func main() {
+	engine.Main()
+	if len(os.Args) > 1 && os.Args[1] == workload {
+		work()
+		return
+	}
+	bundle := flag.String("bundle", "", "folder of the plugin bundle")
+	testdata := flag.String("testdata", "testdata", "folder of the reference repositories and images")
+	rounds := flag.Int("rounds", 5, "how often each operation is measured")
+	files := flag.Int("files", 20000, "small files in the image")
+	flag.Parse()
+	if *bundle == "" || flag.NArg() > 0 || *rounds < 1 {
+		fmt.Fprintln(os.Stderr, "bench: want -bundle FOLDER and no argument")
+		os.Exit(2)
+	}
+	if err := engine.Supported(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(3)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	if err := run(ctx, *bundle, *testdata, *rounds, *files); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run sets up both engines, measures, and removes everything.
+func run(ctx context.Context, bundle, testdata string, rounds, files int) (err error) {
+	cache, err := engine.CacheDir()
+	if err != nil {
+		return err
+	}
+	tools, err := engine.Fetch(ctx, cache, os.Stderr)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "cvmfs-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	fmt.Fprintln(os.Stderr, "make the images")
+	archives, err := writeImages(dir, files)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "start an engine with the plugin")
+	ours, err := stand.New(ctx, stand.Options{Tools: tools, Bundle: bundle, Testdata: testdata})
+	defer func() { err = errors.Join(err, ours.Close()) }()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "start an engine with overlay2")
+	if err := os.Mkdir(filepath.Join(dir, "engine"), 0o711); err != nil {
+		return err
+	}
+	peer, err := engine.New(tools, filepath.Join(dir, "engine"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, peer.Close()) }()
+	if err := peer.Start(ctx, map[string]any{"storage-driver": "overlay2"}); err != nil {
+		return err
+	}
+	b := &bench{
+		peer: target{peer, ordinaryImage}, ordinary: target{ours.Engine, ordinaryImage}, thin: target{ours.Engine, thinImage},
+		archives: archives, samples: map[string][][3]float64{},
+	}
+	for round := range rounds {
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, rounds)
+		if err := b.round(ctx); err != nil {
+			return err
+		}
+	}
+	return b.print()
+}
+
+// target is an image in an engine.
+type target struct {
+	engine *engine.Engine
+	image  string
+}
+
+// bench collects, for each operation, a round's seconds of overlay2, of the ordinary image on the plugin, and of the thin chain.
+type bench struct {
+	peer, ordinary, thin target
+	archives             map[string]string // image → archive
+	order                []string
+	samples              map[string][][3]float64
+}
+
+// round measures every operation once for each target, overlay2 first in one operation and last in the next.
+func (b *bench) round(ctx context.Context) error {
+	targets := []target{b.peer, b.ordinary, b.thin}
+	results := map[string]*[3]float64{}
+	record := func(name string, n int, seconds float64) {
+		if results[name] == nil {
+			results[name] = &[3]float64{}
+			if b.samples[name] == nil {
+				b.order = append(b.order, name)
+			}
+		}
+		results[name][n] = seconds
+	}
+	for n, t := range targets {
+		took, err := t.load(ctx, b.archives[t.image])
+		if err != nil {
+			return err
+		}
+		record("load (unpack 21 layers)", n, took)
+	}
+	for n, t := range targets {
+		took, err := t.lifeCycles(ctx)
+		if err != nil {
+			return err
+		}
+		record("create + start + remove, 5 times", n, took)
+	}
+	for n, t := range targets {
+		times, err := t.work(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range times {
+			record(r.Name, n, r.Seconds)
+		}
+	}
+	for _, t := range targets {
+		if _, err := t.engine.Docker(ctx, "rmi", "--force", t.image); err != nil {
+			return err
+		}
+	}
+	for name, r := range results {
+		b.samples[name] = append(b.samples[name], *r)
+	}
+	return nil
+}
+
+// load loads an image's archive.
+func (t target) load(ctx context.Context, archive string) (float64, error) {
+	unix.Sync() // what others have written is not our time
+	begin := time.Now()
+	_, err := t.engine.Docker(ctx, "load", "--quiet", "--input", archive)
+	return time.Since(begin).Seconds(), err
+}
+
+// lifeCycles runs a container that does nothing, five times.
+func (t target) lifeCycles(ctx context.Context) (float64, error) {
+	begin := time.Now()
+	for range 5 {
+		if _, err := t.engine.Docker(ctx, "run", "--rm", "--network", "none", t.image, workload, "nothing"); err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(begin).Seconds(), nil
+}
+
+// work runs the workload in a fresh container, with no file of the image in memory.
+func (t target) work(ctx context.Context) ([]timing, error) {
+	unix.Sync()
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		return nil, err
+	}
+	out, err := t.engine.Docker(ctx, "run", "--rm", "--network", "none", t.image, workload, "all")
+	if err != nil {
+		return nil, err
+	}
+	var times []timing
+	return times, json.Unmarshal([]byte(out), &times)
+}
+
+// print shows medians: overlay2's seconds, and the ratios to it.
+func (b *bench) print() error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "OPERATION\tOVERLAY2\tORDINARY ON PLUGIN\tTHIN CHAIN")
+	for _, name := range b.order {
+		s := b.samples[name]
+		peer := median(s, func(r [3]float64) float64 { return r[0] })
+		fmt.Fprintf(w, "%s\t%.4g s\t× %.2f\t× %.2f\n", name, peer,
+			median(s, func(r [3]float64) float64 { return r[1] / r[0] }), median(s, func(r [3]float64) float64 { return r[2] / r[0] }))
+	}
+	return w.Flush()
+}
+
+func median(s [][3]float64, of func([3]float64) float64) float64 {
+	var v []float64
+	for _, r := range s {
+		v = append(v, of(r))
+	}
+	slices.Sort(v)
+	return v[len(v)/2]
+}
