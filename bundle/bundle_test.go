@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/rootfs"
 )
 
 // program writes an executable's headers with one segment of the given type and pad bytes after them.
@@ -131,7 +133,7 @@ func TestBundleHoldsTheProgramTheFoldersAndTheConfig(t *testing.T) {
 	if diff := cmp.Diff(folder, untar(t, b.Archive)); diff != "" {
 		t.Errorf("folder and archive differ: %s", diff)
 	}
-	for _, name := range []string{"rootfs/bin/cvmfs-graphdriver-plugin", "rootfs/run", "rootfs/mnt", "rootfs/etc/cvmfs", "rootfs/minio_ext_config", "rootfs/tmp"} {
+	for _, name := range []string{"rootfs/bin/cvmfs-graphdriver-plugin", "rootfs/run", "rootfs" + rootfs.PropagatedMount, "rootfs/etc/cvmfs", "rootfs/minio_ext_config", "rootfs/tmp"} {
 		if _, ok := folder["cvmfs-graphdriver-plugin-1.2.3/"+name]; !ok {
 			t.Errorf("no %s", name)
 		}
@@ -172,7 +174,7 @@ func TestConfigHasOneSettableFieldForEachSetting(t *testing.T) {
 	if diff := cmp.Diff([]setting{{Name: "DEBUG", Value: "0", Settable: []string{"value"}}}, got.Env); diff != "" {
 		t.Error(diff)
 	}
-	if got.PropagatedMount != "/mnt" || got.Interface.Socket != "plugin.sock" {
+	if got.PropagatedMount != rootfs.PropagatedMount || got.Interface.Socket != "plugin.sock" {
 		t.Errorf("got %+v", got)
 	}
 }

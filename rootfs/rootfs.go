@@ -8,6 +8,10 @@ package rootfs
 // Program is the plugin's program, as a path in the root file system.
 const Program = "/bin/cvmfs-graphdriver-plugin"
 
+// PropagatedMount is the folder that the engine shares with the plugin. No host may have a folder of that path: of a plugin that is
+// not enabled yet the engine mistakes it for one of its own and renames it (docs/adr/0003-propagated-mount-that-no-host-has.md).
+const PropagatedMount = "/srv/cvmfs-graphdriver"
+
 // Config is config.json. Only what the plugin uses is there.
 type Config struct {
 	Description     string    `json:"description"`
@@ -68,7 +72,7 @@ type Env struct {
 // Folders are the folders of the root file system, relative to it, parents first: mount points, and what the plugin
 // writes into.
 func Folders() []string {
-	return []string{"bin", "dev", "etc", "etc/cvmfs", "minio_ext_config", "mnt", "proc", "run", "sys", "tmp"}
+	return []string{"bin", "dev", "etc", "etc/cvmfs", "minio_ext_config", "proc", "run", "srv", PropagatedMount[1:], "sys", "tmp"}
 }
 
 // PluginConfig is the plugin's config.json. Each right in it has its reason in docs/plugin-rights.md.
@@ -87,7 +91,7 @@ func PluginConfig() Config {
 			configuration("minio_ext_config", "/minio_ext_config", "folder with config.json, the store that committed layers are published to"),
 		},
 		Network:         Network{Type: "host"},
-		PropagatedMount: "/mnt",
+		PropagatedMount: PropagatedMount,
 		Env:             []Env{{Name: "DEBUG", Description: "1 logs what a maintainer wants to know", Value: "0", Settable: []string{"value"}}},
 	}
 }

@@ -5,7 +5,9 @@
 // server, the same program with the argument "serve". "version" prints the version.
 //
 // What it takes from its environment: DEBUG=1 logs what a maintainer wants to know. CVMFS_EXT_CONFIG is the folder with the
-// CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime.
+// CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT names, divided by
+// commas, what not to use of the kernel: "mountapi" (fsopen(2) and its kin), "metacopy=off" (with
+// data-only layers), "resend" (of FUSE requests).
 package main
 
 import (
@@ -13,11 +15,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 
 	// The plugin's root file system has no certificates of authorities: these are Mozilla's.
 	_ "golang.org/x/crypto/x509roots/fallback"
 
 	"cvmfs-graphdriver/driver/supervise"
+	"cvmfs-graphdriver/rootfs"
 )
 
 // Set by the linker.
@@ -28,7 +33,7 @@ var (
 
 // Places inside the plugin.
 const (
-	rootDir   = "/mnt" // the propagated mount: what the engine sees
+	rootDir   = rootfs.PropagatedMount // what the engine sees
 	runDir    = "/run/cvmfs"
 	fuseDir   = runDir + "/fuse"
 	socket    = "/run/docker/plugins/plugin.sock"
@@ -43,10 +48,17 @@ func main() {
 	}
 }
 
+// without tells whether a test wants us to run as on a kernel that hasn't got this.
+func without(what string) bool {
+	return slices.Contains(strings.Split(os.Getenv("CVMFS_WITHOUT"), ","), what)
+}
+
 func run(ctx context.Context, args []string, log *slog.Logger) error {
 	switch {
 	case len(args) == 0:
-		return supervise.Run(ctx, supervise.Config{Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, Log: log})
+		return supervise.Run(ctx, supervise.Config{
+			Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: without("resend"), Log: log,
+		})
 	case len(args) == 1 && args[0] == "serve":
 		return serve(ctx, log)
 	case len(args) == 1 && args[0] == "version":

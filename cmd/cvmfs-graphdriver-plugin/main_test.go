@@ -39,17 +39,27 @@ func TestMain(m *testing.M) {
 
 const fqrn = "images.example.org"
 
+// shareFolder makes the folder $0, in a mount namespace, the plugin's propagated mount $1.
+const shareFolder = `mount --make-rprivate /; mount -t tmpfs tmpfs /srv; mkdir "$1"; mount --bind "$0" "$1"`
+
 // instance is the whole program, supervisor and server, in a mount namespace of its own as the engine would start it.
 type instance struct {
 	t      *testing.T
 	cmd    *exec.Cmd
-	root   string // the plugin's root as we reach it
+	root   string // the plugin's root as we reach it; "" for its own, /proc/PID/root
 	client *http.Client
 	ended  chan error
 }
 
-// start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url.
-func start(t *testing.T, mnt, url string) *instance {
+// start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url, with some more
+// variables in its environment.
+func start(t *testing.T, mnt, url string, env ...string) *instance {
+	t.Helper()
+	return startWith(t, mnt, map[string]string{fqrn: url}, env...)
+}
+
+// startWith is start for several repositories.
+func startWith(t *testing.T, mnt string, urls map[string]string, env ...string) *instance {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: mounts")
@@ -57,16 +67,27 @@ func start(t *testing.T, mnt, url string) *instance {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("needs FUSE: ", err)
 	}
-	config := testutil.Configure(t, map[string]string{fqrn: url})
+	config := testutil.Configure(t, urls)
 	p := &instance{t: t, ended: make(chan error, 1)}
-	p.cmd = exec.Command("/bin/sh", "-ec", `mount --make-rprivate /; mount --bind "$0" /mnt; mount -t tmpfs tmpfs /run; exec "$1"`, mnt, os.Args[0])
+	p.cmd = exec.Command("/bin/sh", "-ec", shareFolder+`; mount -t tmpfs tmpfs /run; exec "$2"`, mnt, rootDir, os.Args[0])
 	p.cmd.Env = append(os.Environ(), underTest+"=1", "DEBUG=1", "CVMFS_EXT_CONFIG="+config)
+	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	p.launch()
+	return p
+}
+
+// launch starts the program and waits until it answers.
+func (p *instance) launch() {
+	t := p.t
+	t.Helper()
 	p.cmd.Stdout, p.cmd.Stderr = t.Output(), t.Output()
 	must(t, p.cmd.Start())
 	go func() { p.ended <- p.cmd.Wait() }()
 	t.Cleanup(p.stop)
-	p.root = fmt.Sprintf("/proc/%d/root", p.cmd.Process.Pid)
+	if p.root == "" {
+		p.root = fmt.Sprintf("/proc/%d/root", p.cmd.Process.Pid)
+	}
 	p.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
 	}}}
@@ -74,11 +95,42 @@ func start(t *testing.T, mnt, url string) *instance {
 		c, err := net.Dial("unix", p.root+socket)
 		if err == nil {
 			must(t, c.Close())
-			return p
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("the plugin doesn't come up: ", err)
 		}
+	}
+}
+
+// rung is a way the driver works on some kernel, forced on this one.
+type rung struct {
+	view    string // the option cvmfs.view
+	without string // what of the kernel isn't used
+}
+
+// forRungs runs a test on every rung.
+func forRungs(t *testing.T, f func(t *testing.T, r rung)) {
+	for _, r := range []rung{{"erofs", ""}, {"fuse", ""}, {"erofs", "mountapi"}, {"erofs", "metacopy=off"}, {"fuse", "mountapi,resend"}} {
+		t.Run(strings.TrimSuffix(r.view+" without "+r.without, " without "), func(t *testing.T) { f(t, r) })
+	}
+}
+
+// start runs the plugin on the rung.
+func (r rung) start(t *testing.T, mnt, url string) *instance {
+	t.Helper()
+	return start(t, mnt, url, "CVMFS_WITHOUT="+r.without)
+}
+
+// init initialises the plugin for the rung.
+func (p *instance) init(r rung, args object) {
+	p.t.Helper()
+	args["Home"], args["Opts"] = "/mnt/x", []string{"cvmfs.view=" + r.view}
+	if text := p.call("Init", args)["Err"]; text != nil {
+		if r.view == "erofs" && strings.Contains(fmt.Sprint(text), "this kernel") {
+			p.t.Skip("needs the erofs view: ", text)
+		}
+		p.t.Fatal("Init: ", text)
 	}
 }
 
@@ -255,17 +307,17 @@ func tree(t testing.TB, dir string) []string {
 }
 
 func TestThinImageShowsWhatTheOrdinaryOneDoes(t *testing.T) {
-	for name, maps := range map[string][]object{
-		"plain":        nil,
-		"userns-remap": {{"container_id": 0, "host_id": 100000, "size": 65536}},
-	} {
-		t.Run(name, func(t *testing.T) { compareThinAndOrdinary(t, maps) })
-	}
+	forRungs(t, func(t *testing.T, r rung) {
+		t.Run("plain", func(t *testing.T) { compareThinAndOrdinary(t, r, nil) })
+		t.Run("userns-remap", func(t *testing.T) {
+			compareThinAndOrdinary(t, r, []object{{"container_id": 0, "host_id": 100000, "size": 65536}})
+		})
+	})
 }
 
-func compareThinAndOrdinary(t *testing.T, maps []object) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
-	p.ok("Init", object{"Home": "/mnt/x", "UIDMaps": maps, "GIDMaps": maps})
+func compareThinAndOrdinary(t *testing.T, r rung, maps []object) {
+	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.init(r, object{"UIDMaps": maps, "GIDMaps": maps})
 	parent := ""
 	for n, a := range layers(t) {
 		id := fmt.Sprint("layer", n)
@@ -301,15 +353,17 @@ func compareThinAndOrdinary(t *testing.T, maps []object) {
 		p.ok("Remove", object{"ID": id + "-init"})
 	}
 	p.ok("Remove", object{"ID": "thin"})
-	if left, err := os.ReadDir(p.root + "/mnt/images"); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(p.root + rootDir + "/images"); err != nil || len(left) > 0 {
 		t.Errorf("images left: %v, %v", left, err)
 	}
 }
 
 // Ordinary layers below and above a thin one, and what a container on top of all changes.
-func TestLayersOfBothKindsMix(t *testing.T) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
-	p.ok("Init", object{"Home": "/mnt/x"})
+func TestLayersOfBothKindsMix(t *testing.T) { forRungs(t, mixLayers) }
+
+func mixLayers(t *testing.T, r rung) {
+	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.init(r, object{})
 	for _, l := range []struct {
 		id, parent string
 		files      map[string]string
@@ -358,9 +412,11 @@ func TestLayersOfBothKindsMix(t *testing.T) {
 	}
 }
 
-func TestContainerOutlivesTheServer(t *testing.T) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
-	p.ok("Init", object{"Home": "/mnt/x"})
+func TestContainerOutlivesTheServer(t *testing.T) { forRungs(t, outliveServer) }
+
+func outliveServer(t *testing.T, r rung) {
+	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.init(r, object{})
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
@@ -387,16 +443,18 @@ func TestContainerOutlivesTheServer(t *testing.T) {
 	}
 }
 
-func TestRestartedPluginServesWithoutTheNetwork(t *testing.T) {
+func TestRestartedPluginServesWithoutTheNetwork(t *testing.T) { forRungs(t, restartWithoutNetwork) }
+
+func restartWithoutNetwork(t *testing.T, r rung) {
 	mnt := t.TempDir()
-	p := start(t, mnt, testutil.Serve(t, testutil.Repository(t, fqrn)))
-	p.ok("Init", object{"Home": "/mnt/x"})
+	p := r.start(t, mnt, testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.init(r, object{})
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
 	want := tree(t, p.container("c1", "thin"))
 	p.stop()
-	p = start(t, mnt, "http://127.0.0.1:1/nobody-listens")
+	p = r.start(t, mnt, "http://127.0.0.1:1/nobody-listens")
 	// The engine restarted the plugin and doesn't know: no Init.
 	dir := p.root + fmt.Sprint(p.ok("Get", object{"ID": "c1"})["Dir"])
 	if d := cmp.Diff(want, tree(t, dir)); d != "" {

@@ -21,6 +21,7 @@ import (
 	"cvmfs-graphdriver/driver/plugin"
 	"cvmfs-graphdriver/driver/store"
 	"cvmfs-graphdriver/driver/supervise"
+	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
 )
 
@@ -41,11 +42,11 @@ func serve(ctx context.Context, log *slog.Logger) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	go func() {
-		err := fusewire.Serve(in.Fuse, objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Log: log}),
-			fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
+		err := fusewire.Serve(in.Fuse, s.view, fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
 		end(fmt.Errorf("the object file system has ended: %w", cmp.Or(err, errUnmounted)))
 	}()
 	go s.objects.Run(ctx)
+	go s.layers.Run(ctx)
 	log.Info("serving", "version", version, "commit", commit)
 	server := plugin.New(plugin.Config{Store: s.layers, Status: s.status, Log: log})
 	if err := server.Serve(ctx, in.Listener); err != nil {
@@ -63,9 +64,11 @@ var errUnmounted = errors.New("unmounted")
 // server is the parts of the driver.
 type server struct {
 	index        *objects.Index
+	view         *view.FS
 	objects      *objects.Store
 	layers       *store.Store
 	repositories atomic.Pointer[client.Repositories] // nil until the engine has said which may be used
+	composer     atomic.Pointer[compose.Composer]    // likewise
 	log          *slog.Logger
 }
 
@@ -82,8 +85,13 @@ func newServer(generation string, log *slog.Logger) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.view = view.New(view.Config{
+		Objects: objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Log: log}), Index: s.index, Store: s.objects,
+		Dir: filepath.Join(rootDir, "store", "objects"), Layers: filepath.Join(rootDir, "layers"), Log: log,
+	})
 	s.layers, err = store.Open(store.Config{
-		Root: rootDir, Run: runDir, Generation: generation, Mounter: &plugin.Mounter{}, NewComposer: s.newComposer, Log: log,
+		Root: rootDir, Run: runDir, Generation: generation, Mounter: &plugin.Mounter{Classic: without("mountapi"), Metacopy: without("metacopy=off")},
+		NewComposer: s.newComposer, Objects: s, Log: log,
 	})
 	if err != nil {
 		s.close()
@@ -108,8 +116,38 @@ func (s *server) newComposer(set store.Settings) (store.Composer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.repositories.Store(repositories)
-	return composer, nil
+	if former := s.repositories.Swap(repositories); former != nil {
+		former.Reload() // its connections are not needed any more
+	}
+	s.composer.Store(composer)
+	return shownComposer{composer, s.view}, nil
+}
+
+// shownComposer has the images in use shown by FUSE too: whether that is looked at is up to the store.
+type shownComposer struct {
+	*compose.Composer
+	view *view.FS
+}
+
+func (c shownComposer) Compose(ctx context.Context, chain []compose.Layer) (*compose.Image, error) {
+	image, err := c.Composer.Compose(ctx, chain)
+	if err != nil {
+		return nil, err
+	}
+	return image, c.view.Add(image.Key, image.Meta)
+}
+
+func (c shownComposer) Image(key string) (*compose.Image, error) {
+	image, err := c.Composer.Image(key)
+	if err != nil {
+		return nil, err
+	}
+	return image, c.view.Add(image.Key, image.Meta)
+}
+
+func (c shownComposer) Remove(key string) error {
+	c.view.Remove(key)
+	return c.Composer.Remove(key)
 }
 
 // Fetcher makes the server the source of objects: the way to a repository's servers, as the newest settings have it.
@@ -119,4 +157,30 @@ func (s *server) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 		return nil, store.ErrNotReady
 	}
 	return repositories.Fetcher(fqrn)
+}
+
+// Local tells how much of a composed image is on disk.
+func (s *server) Local(image string) (objects.Share, error) {
+	t, err := s.table(image)
+	if err != nil {
+		return objects.Share{}, err
+	}
+	return s.objects.Local(t), nil
+}
+
+// Complete fetches what of a composed image isn't.
+func (s *server) Complete(ctx context.Context, image string) (objects.Completion, error) {
+	t, err := s.table(image)
+	if err != nil {
+		return objects.Completion{}, err
+	}
+	return s.objects.Complete(ctx, s.index, t)
+}
+
+func (s *server) table(image string) (*objects.Table, error) {
+	composer := s.composer.Load()
+	if composer == nil {
+		return nil, store.ErrNotReady
+	}
+	return composer.Table(image)
 }

@@ -14,14 +14,23 @@ import (
 	"cvmfs-graphdriver/cvmfs/config"
 )
 
-// repoCommand looks into repositories, with no daemon and no mount.
+// repoCommand looks into repositories, with no daemon.
 func repoCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "repo",
 		Usage:       "look into repositories",
-		Subcommands: []*cli.Command{repoLsCommand()},
+		Subcommands: []*cli.Command{repoLsCommand(), repoMountCommand()},
 		Action:      onlyCommands,
 	}
+}
+
+// folderArg takes FQRN[/PATH] apart; the path is as package client spells it.
+func folderArg(arg string) (fqrn, path string) {
+	fqrn, path, _ = strings.Cut(arg, "/")
+	if path = strings.TrimRight(path, "/"); path != "" {
+		path = "/" + path
+	}
+	return fqrn, path
 }
 
 // repoFlags say where a repository is and whom to trust.

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -43,10 +42,7 @@ func repoLs(c *cli.Context) (err error) {
 	if c.NArg() != 1 {
 		return usagef(c, "want one argument, FQRN[/PATH]")
 	}
-	fqrn, path, _ := strings.Cut(c.Args().First(), "/")
-	if path = strings.TrimRight(path, "/"); path != "" {
-		path = "/" + path
-	}
+	fqrn, path := folderArg(c.Args().First())
 	r, v, closeAll, err := newest(c, fqrn)
 	if err != nil {
 		return err

@@ -101,6 +101,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache boo
 		out, err := refusal(resp, r.proxy)
 		return out, resp.StatusCode, err
 	}
+	m.whole = func() { f.arrived(r) }
 	out, err := m.deliver(ctx, limited, sink)
 	return out, 0, err
 }
@@ -194,7 +195,8 @@ func (f *Fetcher) readFile(ctx context.Context, name string, sink func(io.Reader
 // the reader does in between.
 type meter struct {
 	body  io.Reader
-	file  bool // no limits
+	file  bool   // no limits
+	whole func() // called at the body's end; may be nil
 	err   error
 	total int64
 
@@ -236,8 +238,13 @@ func (m *meter) Read(p []byte) (int, error) {
 
 func (m *meter) record(n int, err error) (int, error) {
 	m.total += int64(n)
-	if err != nil && err != io.EOF {
+	switch {
+	case err == nil:
+	case err != io.EOF:
 		m.err = err
+	case m.whole != nil:
+		m.whole()
+		m.whole = nil
 	}
 	return n, err
 }

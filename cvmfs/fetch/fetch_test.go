@@ -573,6 +573,28 @@ func TestRecoveryEndsTheCoolDown(t *testing.T) {
 	mustGet(t, f, "d")
 }
 
+// A manifest is judged, in its sink, by a certificate that is fetched from the same server.
+func TestASinkMayFetchFromTheServerItsBodyProvedAlive(t *testing.T) {
+	t.Parallel()
+	s := files(t)
+	s.Set(testutil.Fault{Silent: true, Times: 1})
+	f := fetcher(t, quick(s.URL))
+	if _, err := get(t.Context(), f, "a"); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	time.Sleep(70 * time.Millisecond)
+	err := f.Get(t.Context(), "manifest", func(body io.Reader) error {
+		if _, err := io.ReadAll(body); err != nil {
+			return err
+		}
+		_, err := get(t.Context(), f, "certificate")
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // One file that hangs, on a server that delivers others meanwhile, must not make those fail.
 func TestStalledFileLeavesOthersAlone(t *testing.T) {
 	t.Parallel()

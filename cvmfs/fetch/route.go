@@ -120,6 +120,16 @@ func (f *Fetcher) worthRetrying(r route) bool {
 	return r.server.wait == 0 && r.proxy.wait == 0
 }
 
+// arrived records that a whole body came, before the sink has judged it: a sink that fetches what it judges by, as a
+// manifest's does, must not find the route closed because it holds the probe itself.
+func (f *Fetcher) arrived(r route) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	f.succeed(&r.server.health, now, "server", r.server.name)
+	f.succeed(&r.proxy.health, now, "proxy", r.proxy.name)
+}
+
 // settle records how a route did.
 func (f *Fetcher) settle(r route, w *walk, out outcome, err error) {
 	f.mu.Lock()

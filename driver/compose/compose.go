@@ -49,6 +49,7 @@ type Composer struct {
 
 	mu     sync.Mutex
 	loaded map[string]*loaded // images in use in this life, by key
+	closed bool
 }
 
 type loaded struct {
@@ -90,6 +91,9 @@ func (i *Image) uuid() (id [16]byte) {
 
 // ErrNoImage tells that an image isn't on disk (any more): compose its chain again.
 var ErrNoImage = errors.New("no such composed image")
+
+// ErrClosed tells that another composer has taken over.
+var ErrClosed = errors.New("the driver was initialised with other options meanwhile: repeat the call")
 
 // New makes a composer on a folder of images and removes what a former life left half-written.
 func New(cfg Config) (*Composer, error) {
@@ -142,10 +146,41 @@ func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 
 // Image gives an image composed before and enters its objects into the index; ErrNoImage if it isn't there.
 func (c *Composer) Image(key string) (*Image, error) {
+	l, err := c.load(key)
+	if err != nil {
+		return nil, err
+	}
+	return l.image, nil
+}
+
+// Table gives the objects of an image; ErrNoImage if it isn't there.
+func (c *Composer) Table(key string) (*objects.Table, error) {
+	l, err := c.load(key)
+	if err != nil {
+		return nil, err
+	}
+	return l.table, nil
+}
+
+// Close takes the objects of all images out of the index, for another composer that has taken over folder and index. What is
+// under way fails with ErrClosed.
+func (c *Composer) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, l := range c.loaded {
+		c.cfg.Index.Remove(l.table)
+	}
+	c.loaded, c.closed = nil, true
+}
+
+func (c *Composer) load(key string) (*loaded, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, ErrClosed
+	}
 	if l := c.loaded[key]; l != nil {
-		return l.image, nil
+		return l, nil
 	}
 	dir := filepath.Join(c.cfg.Dir, key)
 	b, err := os.ReadFile(filepath.Join(dir, recordFile))
@@ -165,13 +200,16 @@ func (c *Composer) Image(key string) (*Image, error) {
 	}
 	c.cfg.Index.Add(table)
 	c.loaded[key] = &loaded{image, table}
-	return image, nil
+	return c.loaded[key], nil
 }
 
 // Remove deletes an image that no layer needs any more. A mount of it must be gone before.
 func (c *Composer) Remove(key string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
 	if l := c.loaded[key]; l != nil {
 		c.cfg.Index.Remove(l.table)
 		delete(c.loaded, key)

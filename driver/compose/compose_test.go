@@ -455,3 +455,43 @@ func tamper(t *testing.T, dir, suffix string) {
 		t.Fatal(err)
 	}
 }
+
+func TestComposerThatIsReplacedLetsGoOfItsObjects(t *testing.T) {
+	repos, dir := repositories(t, imagesFQRN), t.TempDir()
+	former, index := composer(t, compose.Config{Dir: dir, Repositories: repos})
+	image, err := former.Compose(t.Context(), []compose.Layer{{Thin: tiny(t)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := former.Table(image.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := compose.New(compose.Config{Dir: dir, Repositories: repos, Index: index})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.Image(image.Key); err != nil {
+		t.Fatal(err)
+	}
+	o, _ := table.At(0)
+	former.Close()
+	if _, ok := index.Lookup(o.Name()); !ok {
+		t.Error("an object of the composer in use has gone")
+	}
+	for name, err := range map[string]error{
+		"Image":  second(former.Image(image.Key)),
+		"Table":  second(former.Table(image.Key)),
+		"Remove": former.Remove(image.Key),
+	} {
+		if !errors.Is(err, compose.ErrClosed) {
+			t.Errorf("%s of the former: %v", name, err)
+		}
+	}
+	next.Close()
+	if _, ok := index.Lookup(o.Name()); ok {
+		t.Error("an object is left in the index")
+	}
+}
+
+func second[T any](_ T, err error) error { return err }

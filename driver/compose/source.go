@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -33,6 +34,7 @@ type folder struct {
 	fqrn     string
 	path     string
 	ids      idMaps
+	expand   func(target string) string // not nil: the folder is wanted as it is published, symbolic links with these targets
 }
 
 // idMaps is how a catalog's owner becomes the one on this host: the repository's maps first, then the engine's remapping.
@@ -55,7 +57,7 @@ func (m idMaps) owner(uid, gid uint32) (uint32, uint32, error) {
 
 // read makes the layer's tree of what the catalogs say.
 func (f *folder) read(ctx context.Context) (*node, error) {
-	var b builder
+	b := builder{published: f.expand != nil}
 	links := map[uint64]*inode{}
 	nested := map[string]bool{} // folders that are the root of a catalog
 	err := f.revision.Walk(ctx, f.path, func(n *client.Node) error {
@@ -66,7 +68,7 @@ func (f *folder) read(ctx context.Context) (*node, error) {
 		if n.IsDir() && (path == "" || n.Flags&catalog.NestedRoot != 0) {
 			nested[path] = true
 		}
-		if markers[n.Name] && nested[strings.TrimSuffix(path, "/"+n.Name)] {
+		if f.expand == nil && markers[n.Name] && nested[strings.TrimSuffix(path, "/"+n.Name)] {
 			return nil
 		}
 		i := links[n.Link]
@@ -107,6 +109,9 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 	}
 	if i.Mode&typeMask == unix.S_IFLNK {
 		i.Mode |= 0o777 // Linux has no other; archives, and catalogs made of them, may
+		if f.expand != nil {
+			i.Target = cmp.Or(f.expand(i.Target), i.Target) // an image takes no empty one
+		}
 	}
 	if !i.isRegular() {
 		return i, nil

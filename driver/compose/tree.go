@@ -119,9 +119,10 @@ func (i *inode) isRegular() bool { return i.Mode&typeMask == typeRegular }
 
 // builder makes a layer's tree of entries that come depth first, a folder before what it holds.
 type builder struct {
-	root *node
-	open []openDir // the folders from the root to the last entry
-	skip string    // the children of this folder belong to a mark and are left out
+	published bool // marks mean nothing
+	root      *node
+	open      []openDir // the folders from the root to the last entry
+	skip      string    // the children of this folder belong to a mark and are left out
 }
 
 type openDir struct {
@@ -148,6 +149,17 @@ func (b *builder) add(path string, i *inode) {
 		b.open = b.open[:len(b.open)-1]
 	}
 	parent, name := b.open[len(b.open)-1].node, path[slash+1:]
+	if !b.published && b.mark(parent, path, name, i) {
+		return
+	}
+	parent.children[name] = n
+	if n.isDir() {
+		b.open = append(b.open, openDir{path, n})
+	}
+}
+
+// mark notes what an entry means for the layers below, and tells whether it means anything.
+func (b *builder) mark(parent *node, path, name string, i *inode) bool {
 	switch {
 	case name == whiteoutOpaque:
 		parent.opaque, b.skip = true, path
@@ -159,9 +171,7 @@ func (b *builder) add(path string, i *inode) {
 	case i.whiteout:
 		parent.remove(name)
 	default:
-		parent.children[name] = n
-		if n.isDir() {
-			b.open = append(b.open, openDir{path, n})
-		}
+		return false
 	}
+	return true
 }

@@ -14,11 +14,18 @@ import (
 	"cvmfs-graphdriver/driver/store"
 )
 
-// Mounter mounts what a store specifies, by fsopen(2) and its kin: layers are given one by one, without escapes and without the
-// page of text that mount(2) takes. Composed images are mounted when an overlay first needs them, from their files (Linux ≥ 6.12),
-// and stay mounted; overlays of them need data-only lower layers without metacopy.
+// Mounter mounts what a store specifies. Composed images are mounted when an overlay first needs them, from their files
+// (Linux ≥ 6.12), and stay mounted, as do the overlays that share them. Where the kernel takes an
+// overlay's layers one by one (fsconfig(2), Linux ≥ 6.8) they are given so, in any number; elsewhere mount(2) gets them in one
+// line, which must fit in a page.
 type Mounter struct {
-	mu sync.Mutex // one mount of an image at a time
+	// For tests, to do as older kernels have it:
+	Classic  bool // use mount(2)
+	Metacopy bool // refuse data-only layers in an overlay without metacopy
+
+	mu   sync.Mutex // one mount of an image at a time
+	once sync.Once
+	old  bool // mount(2) must be used
 }
 
 var _ store.Mounter = (*Mounter)(nil)
@@ -36,15 +43,55 @@ func (m *Mounter) Mount(s store.Mount) error {
 			return err
 		}
 	}
+	if s.Shared != nil {
+		if err := m.shared(*s.Shared); err != nil {
+			return err
+		}
+	}
 	if s.Overlay == nil {
 		return nil
 	}
-	return mount("overlay", s.Target, overlayParams(s.Overlay))
+	return m.overlay(s.Target, s.Overlay, false)
 }
 
-// overlayParams spells an overlay. What kernels may be built to default to is said: copied-up files are to hold their content and
-// renamed folders their files, for a layer is exported from its upper folder alone.
-func overlayParams(o *store.Overlay) []param {
+// overlay mounts an overlay.
+func (m *Mounter) overlay(target string, o *store.Overlay, metacopy bool) error {
+	if len(o.Data) > 0 && m.Metacopy && !metacopy {
+		return fmt.Errorf("mount overlay on %s: %w", target, errMetacopy)
+	}
+	options := overlayOptions(metacopy)
+	var err error
+	if m.classic() {
+		err = mountOverlayClassic(target, o, options)
+	} else {
+		err = mount("overlay", target, overlayParams(o, options))
+	}
+	if errors.Is(err, unix.EINVAL) && len(o.Data) > 0 {
+		err = fmt.Errorf("%w: %w", errMetacopy, err)
+	}
+	return err
+}
+
+// errMetacopy: what such mounts take that others don't, if they fail.
+var errMetacopy = errors.New("this kernel's overlayfs takes no data-only lower layers, or none without metacopy")
+
+// classic tells whether overlays are mounted by mount(2): where there is no fsopen(2) (before Linux 5.2), or overlayfs takes no
+// single layers.
+func (m *Mounter) classic() bool {
+	m.once.Do(func() {
+		fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+		if err != nil {
+			m.old = errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) // EPERM: a filter of system calls that doesn't know it
+			return
+		}
+		defer unix.Close(fd)
+		m.old = unix.FsconfigSetString(fd, "datadir+", "/") == unix.EINVAL && unix.FsconfigSetString(fd, "lowerdir+", "/") != nil
+	})
+	return m.Classic || m.old
+}
+
+// overlayParams spells an overlay, layers one by one.
+func overlayParams(o *store.Overlay, options []param) []param {
 	params := []param{{"source", "overlay"}}
 	for _, dir := range o.Lower {
 		params = append(params, param{"lowerdir+", dir})
@@ -52,7 +99,7 @@ func overlayParams(o *store.Overlay) []param {
 	for _, dir := range o.Data {
 		params = append(params, param{"datadir+", dir})
 	}
-	params = append(params, param{"redirect_dir", "off"}, param{"metacopy", "off"}, param{"index", "off"})
+	params = append(params, options...)
 	if o.Upper != "" {
 		params = append(params, param{"upperdir", o.Upper}, param{"workdir", o.Work})
 	} else {
@@ -64,18 +111,61 @@ func overlayParams(o *store.Overlay) []param {
 	return params
 }
 
+// overlayOptions says what kernels may be built to default to otherwise: copied-up files are to hold their content and renamed
+// folders their files, for a layer is exported from its upper folder alone. What the kernel doesn't know is left out. With
+// metacopy, which is for overlays without an upper folder, redirects are followed as well: kernels want both or neither.
+func overlayOptions(metacopy bool) (params []param) {
+	const known = "/sys/module/overlay/parameters/"
+	_, unsure := os.Stat(known) // without sysfs all are said
+	for _, name := range []string{"redirect_dir", "metacopy", "index"} {
+		value := "off"
+		if metacopy && name != "index" {
+			value = "on"
+		}
+		if _, err := os.Stat(known + name); unsure != nil || !errors.Is(err, fs.ErrNotExist) {
+			params = append(params, param{name, value})
+		}
+	}
+	return params
+}
+
 // image mounts a composed image unless it is.
 func (m *Mounter) image(i store.ImageMount) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	mounted, err := m.Mounted(i.Target)
+	return m.unless(i.Target, func() error { return m.erofs(i) })
+}
+
+// shared mounts the overlay of a composed image unless it is.
+func (m *Mounter) shared(s store.Shared) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.unless(s.Target, func() error {
+		return m.overlay(s.Target, &store.Overlay{Lower: s.Lower, Data: s.Data}, len(s.Data) > 0)
+	})
+}
+
+// unless makes a folder and mounts on it, unless something is mounted there.
+func (m *Mounter) unless(target string, mount func() error) error {
+	mounted, err := m.Mounted(target)
 	if mounted || err != nil {
 		return err
 	}
-	if err := os.MkdirAll(i.Target, 0o700); err != nil {
+	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
-	err = mount("erofs", i.Target, []param{{"source", i.Source}, {"ro", ""}})
+	return mount()
+}
+
+// erofs mounts an image.
+func (m *Mounter) erofs(i store.ImageMount) (err error) {
+	if m.classic() {
+		if err = unix.Mount(i.Source, i.Target, "erofs", unix.MS_RDONLY, ""); err != nil {
+			err = fmt.Errorf("mount erofs %s on %s: %w", i.Source, i.Target, err)
+		}
+	} else {
+		err = mount("erofs", i.Target, []param{{"source", i.Source}, {"ro", ""}})
+	}
 	if errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("%w: this kernel can't mount EROFS images from files, which takes Linux 6.12 with CONFIG_EROFS_FS", err)
 	}

@@ -39,6 +39,7 @@ func (noThin) Compose(context.Context, []compose.Layer) (*compose.Image, error) 
 }
 func (noThin) Image(string) (*compose.Image, error) { return nil, compose.ErrNoImage }
 func (noThin) Remove(string) error                  { return nil }
+func (noThin) Close()                               {}
 
 func newEngine(t testing.TB) *engine {
 	t.Helper()
@@ -272,7 +273,7 @@ func TestEngineThatGoesAwayLeavesNoLayer(t *testing.T) {
 	}
 	// The engine repeats the call with what it has not sent yet.
 	a := e.answer(e.post("/GraphDriver.ApplyDiff?id=base&parent=", strings.NewReader("")))
-	if !strings.Contains(fmt.Sprint(a["Err"]), "cut short") {
+	if !strings.Contains(fmt.Sprint(a["Err"]), "broke off") {
 		t.Errorf("answer %v", a)
 	}
 	if left, err := os.ReadDir(filepath.Join(e.root, "layers/base/graph/base/diff")); err != nil || len(left) > 0 {

@@ -20,8 +20,16 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
+// ErrBroken tells that a layer was being sent content when the connection, or the server, broke.
+var ErrBroken = errors.New("an archive for it is on its way or broke off: remove the layer and make it again")
+
+// applyingFile is in a layer's folder from when an archive begins to come in until it has come in to its end.
+const applyingFile = "applying"
+
 // ApplyDiff gives an empty layer its content, an uncompressed tar archive in the format of image layers, and returns its size:
-// the bytes of its files, each hard link counted once. After an error the layer is as empty as before.
+// the bytes of its files, each hard link counted once. After an error the layer is as empty as before; if the archive didn't
+// come to its end but broke off, the layer takes no other: an engine whose connection broke repeats the call with what it has
+// not sent yet, and where that begins with a new file, or has nothing but the end marker, it looks like a whole archive.
 //
 // A thin layer is composed right away. Where its repository can't be reached for now it is accepted, and composed when it is
 // needed first; one that may not be used, or whose descriptor or folders are wrong, is refused.
@@ -30,17 +38,58 @@ func (s *Store) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) (
 	if err != nil {
 		return 0, err
 	}
-	size, err := s.apply(ctx, id, parent, settings, r)
-	if err != nil {
+	if err := s.beginApply(id, parent); err != nil {
 		return 0, fmt.Errorf("apply layer %s: %w", id, err)
 	}
-	return size, nil
+	body := &wholeReader{r: r}
+	size, err := s.apply(ctx, id, parent, settings, body)
+	if err == nil {
+		return size, nil
+	}
+	_, broken := io.Copy(io.Discard, body)
+	if broken == nil {
+		if removed := os.Remove(s.dir(id, applyingFile)); !errors.Is(removed, fs.ErrNotExist) {
+			err = errors.Join(err, removed)
+		}
+	}
+	return 0, fmt.Errorf("apply layer %s: %w", id, err)
+}
+
+// beginApply marks a layer that may get content as getting it.
+func (s *Store) beginApply(id, parent string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	defer s.locks.lock(id)()
+	if _, err := s.checkEmpty(id, parent); err != nil {
+		return err
+	}
+	// Not synced: no engine repeats a call after power loss.
+	f, err := os.OpenFile(s.dir(id, applyingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return ErrBroken
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// wholeReader remembers how reading ended: a body that broke off must not be found to end when read again.
+type wholeReader struct {
+	r   io.Reader
+	err error
+}
+
+func (w *wholeReader) Read(p []byte) (n int, err error) {
+	if w.err != nil {
+		return 0, w.err
+	}
+	n, w.err = w.r.Read(p)
+	return n, w.err
 }
 
 func (s *Store) apply(ctx context.Context, id, parent string, settings Settings, r io.Reader) (int64, error) {
-	if _, err := s.checkEmpty(id, parent); err != nil {
-		return 0, err
-	}
 	temp, err := s.newFolder(id, settings)
 	if err != nil {
 		return 0, err

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -51,6 +52,34 @@ func TestApplyDiffRefusesAnArchiveCutShort(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
+}
+
+func TestApplyDiffTakesNoRestOfABrokenArchive(t *testing.T) {
+	r := newRig(t)
+	whole := tarOf(t, file{name: "a", body: "a"}, file{name: "b", body: "b"})
+	for name, at := range map[string]int{"between": 1024, "marker": 2048, "nothing": len(whole)} {
+		must(t, r.Create(store.CreateArgs{ID: name}))
+		broken := io.MultiReader(bytes.NewReader(whole[:at]), iotest.ErrReader(io.ErrUnexpectedEOF))
+		if _, err := r.ApplyDiff(t.Context(), name, "", broken); err == nil {
+			t.Errorf("%s: a broken archive was taken", name)
+		}
+		r.reopen() // the server may have been killed meanwhile
+		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole[at:])); !errors.Is(err, store.ErrBroken) {
+			t.Errorf("%s: the rest gave %v", name, err)
+		}
+		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole)); !errors.Is(err, store.ErrBroken) {
+			t.Errorf("%s: the whole after it gave %v", name, err)
+		}
+		must(t, r.Remove(name))
+		r.apply(name, "", whole)
+	}
+	// What came in to its end and was refused is forgotten.
+	must(t, r.Create(store.CreateArgs{ID: "refused"}))
+	if _, err := r.ApplyDiff(t.Context(), "refused", "", bytes.NewReader(tarOf(t, file{name: "x", kind: tar.TypeLink, link: "none"}, file{name: "y"}))); err == nil {
+		t.Error("a link to nothing was taken")
+	}
+	_, err := r.ApplyDiff(t.Context(), "refused", "", bytes.NewReader(whole))
+	must(t, err)
 }
 
 func TestApplyDiffStaysInsideTheLayer(t *testing.T) {

@@ -105,8 +105,9 @@ func (p *packer) add(name string) error {
 	case info.Mode()&fs.ModeSocket != 0:
 		return nil // tar knows no sockets; the process that made it is gone when the layer is used
 	case isWhiteout(info):
+		// Without a time: a whiteout's is that of its unpacking, and equal layers are to give equal archives.
 		return p.write(&tar.Header{
-			Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), archive.WhiteoutPrefix+path.Base(name)), Mode: 0o600, ModTime: info.ModTime(),
+			Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), archive.WhiteoutPrefix+path.Base(name)), Mode: 0o600,
 		}, nil)
 	case info.IsDir():
 		return p.addDir(name, info)
@@ -148,9 +149,6 @@ func (p *packer) addFile(name string, info fs.FileInfo) error {
 	if err != nil {
 		return err
 	}
-	if h.Typeflag == tar.TypeLink {
-		return p.write(h, nil)
-	}
 	f, err := p.open(name, info)
 	if err != nil {
 		return err
@@ -161,6 +159,7 @@ func (p *packer) addFile(name string, info fs.FileInfo) error {
 		return err
 	}
 	if capability != nil {
+		// A hard link's entry says it, too: who unpacks that sets the owner, by which the file loses the capability.
 		h.PAXRecords = map[string]string{"SCHILY.xattr." + capabilityXattr: portable(capability)}
 	}
 	return p.writeLinked(h, info, f)

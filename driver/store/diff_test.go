@@ -158,6 +158,24 @@ func TestDiffMakesTheSameLayerElsewhere(t *testing.T) {
 	}
 }
 
+func TestDiffKeepsTheCapabilityOfAFileWithSeveralNames(t *testing.T) {
+	r := newRig(t)
+	const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	r.apply("base", "", tarOf(t, file{name: "a"}))
+	dir := r.container("c1", "base")
+	must(t, os.WriteFile(filepath.Join(dir, "program"), []byte("x"), 0o755))
+	must(t, unix.Setxattr(filepath.Join(dir, "program"), "security.capability", []byte(capability), 0))
+	must(t, os.Link(filepath.Join(dir, "program"), filepath.Join(dir, "second name")))
+	r.apply("committed", "base", pack(t, r, "c1", "base"))
+	b := make([]byte, 64)
+	for _, name := range []string{"program", "second name"} {
+		n, err := unix.Getxattr(filepath.Join(r.diff("committed"), name), "security.capability", b)
+		if err != nil || string(b[:n]) != capability {
+			t.Errorf("%s: %q, %v", name, b[:max(n, 0)], err)
+		}
+	}
+}
+
 func TestDiffOfAnOpaqueRootAndOddNames(t *testing.T) {
 	r := newRig(t)
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))

@@ -16,7 +16,11 @@
 //   - The chain of a layer is its ancestors, from its parent down. A mount stacks the ordinary layers above the topmost thin one
 //     and then, if there is one, the composed image with the data it names.
 //   - An open layer has been asked for by Get more often than given back by Put. A mount hangs on the FUSE mount behind it, the
-//     generation; a mount of another generation has lost what it reads from.
+//     generation; a mount of another generation has lost what it reads from. Init, with which an engine's life begins, detaches
+//     those, and lets the others count for one Get: that of the container which outlived the former engine.
+//   - A stranded layer is an open one of a former generation, until the engine's Init or its last Put: a container lives in it that
+//     can't know. What its image lacks is fetched in the background.
+//   - A project is what quotas of a file system count by. A container of a size (storage option size) is one.
 //
 // On disk, below Config.Root, which the engine sees:
 //
@@ -28,6 +32,7 @@
 //	mnt/<id>                 where layers are mounted
 //	state/init.json          the engine's arguments to Init
 //	state/open/<id>.json     open layers
+//	state/backing-device     the block device all this is on, for quotactl(2)
 //
 // Files of ordinary layers below a thin one are in the composed image, and their content is found as /graph/<id>/diff/<path>, in
 // the same name space as objects, /objects/<xx>/<name>: so no layer can put a file where an object is looked for. The layers are

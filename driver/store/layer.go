@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
-	"strings"
 )
 
 const (
@@ -110,7 +107,7 @@ func (s *Store) ids() ([]string, error) {
 type CreateArgs struct {
 	ID, Parent string
 	Writable   bool
-	StorageOpt map[string]string // options of one container: none is supported
+	StorageOpt map[string]string // options of one container: size, where project quotas are on
 }
 
 // Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat requests.
@@ -122,9 +119,9 @@ func (s *Store) Create(args CreateArgs) error {
 	if err := checkID(args.ID); err != nil {
 		return fmt.Errorf("create layer: %w", err)
 	}
-	if len(args.StorageOpt) > 0 {
-		names := strings.Join(slices.Sorted(maps.Keys(args.StorageOpt)), ", ")
-		return fmt.Errorf("create layer %s: storage option %s of a container is not supported by this driver: leave it out", args.ID, names)
+	size, err := sizeOf(args)
+	if err != nil {
+		return fmt.Errorf("create layer %s: %w", args.ID, err)
 	}
 	if args.ID == args.Parent {
 		return fmt.Errorf("create layer %s: it can't be its own parent", args.ID)
@@ -145,19 +142,24 @@ func (s *Store) Create(args CreateArgs) error {
 	if !errors.Is(err, ErrNoLayer) {
 		return fmt.Errorf("create layer: %w", err)
 	}
-	if err := s.create(args, settings); err != nil {
+	if err := s.create(args, size, settings); err != nil {
 		return fmt.Errorf("create layer %s: %w", args.ID, err)
 	}
 	return nil
 }
 
-// create makes the layer's folder under another name and renames it.
-func (s *Store) create(args CreateArgs, settings Settings) error {
+// create makes the layer's folder under another name and renames it. Its content may take size bytes, 0 for any number.
+func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
 	temp, err := s.newFolder(args.ID, settings)
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp) // gone already where all went well
+	if size > 0 {
+		if err := s.restrict(temp, args.ID, size); err != nil {
+			return err
+		}
+	}
 	if err := writeRecord(temp, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -18,7 +17,9 @@ import (
 type Mount struct {
 	Target  string      // folder that shows the layer
 	Overlay *Overlay    // nil: Target is an ordinary folder, nothing to mount
-	Image   *ImageMount // to be mounted first, unless it is already; nil where no layer is thin
+	Key     string      // of the composed image it shows; "" where no layer is thin
+	Image   *ImageMount // to be mounted first, unless it is already; nil where there is none, or FUSE shows it
+	Shared  *Shared     // likewise, then
 }
 
 // Overlay is the layers of an overlay mount, topmost first.
@@ -32,11 +33,32 @@ type Overlay struct {
 // ImageMount is a composed image and where it is mounted for overlays to use.
 type ImageMount struct{ Source, Target string }
 
+// Shared is a read-only overlay of a composed image for the overlays of all containers to stand on. It does two things. For
+// kernels that take data-only layers in overlays with metacopy alone, it has metacopy on: in an overlay with an upper folder that
+// would leave files without content there. And what FUSE shows is asked for once, by this overlay, and not by that of each
+// container: overlayfs looks for an extended attribute of every file, which FUSE doesn't keep.
+type Shared struct {
+	Target      string
+	Lower, Data []string
+}
+
+// view is the view of the composed image.
+func (m Mount) view() View {
+	switch {
+	case m.Key == "":
+		return ""
+	case m.Image == nil:
+		return ViewFUSE
+	}
+	return ViewEROFS
+}
+
 // open is the record of a layer that is mounted.
 type open struct {
 	Refs       int    `json:"refs"` // how often it was got and not put
 	Generation string `json:"generation"`
 	Image      string `json:"image,omitempty"` // key of the composed image in the mount
+	View       View   `json:"view,omitempty"`  // that shows it
 }
 
 // Get makes a layer's view ready and gives its folder. A read-only layer's is its own content: engines export layers from there.
@@ -84,10 +106,7 @@ func (s *Store) get(ctx context.Context, id string, l *layer, label string, sett
 		if err := s.remount(m, mounted, settings); err != nil {
 			return "", err
 		}
-		o.Generation, o.Image = s.cfg.Generation, ""
-		if m.Image != nil {
-			o.Image = filepath.Base(m.Image.Target)
-		}
+		o.Generation, o.Image, o.View = s.cfg.Generation, m.Key, m.view()
 	}
 	o.Refs++
 	if err := s.saveOpen(id, o); err != nil {
@@ -141,19 +160,30 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	if err != nil {
 		return Mount{}, err
 	}
-	m.Image = &ImageMount{Source: image.Meta, Target: s.run("images", image.Key)}
-	m.Overlay.Lower = append(m.Overlay.Lower, m.Image.Target)
+	m.Key = image.Key
+	showing := s.current()
+	m.Overlay.Lower = append(m.Overlay.Lower, s.shown(showing, image.Key))
+	if showing.view == ViewFUSE {
+		m.Shared = &Shared{Target: s.shown(showing, image.Key), Lower: []string{s.run("empty"), s.run("fuse", "view", image.Key)}}
+		return m, nil
+	}
 	sources, err := s.sources(base)
 	if err != nil {
 		return Mount{}, err
 	}
 	// The order matters: what is on disk first; then the gate, which brings an object to disk and finds nothing itself; then
 	// the folder where it brought it; and last, as the last one decides the error a reader gets, the fetching file system.
-	m.Overlay.Data = []string{s.path("store")}
+	data := []string{s.path("store")}
 	for _, id := range sources {
-		m.Overlay.Data = append(m.Overlay.Data, s.dir(id))
+		data = append(data, s.dir(id))
 	}
-	m.Overlay.Data = append(m.Overlay.Data, s.run("fuse", "gate"), s.path("fresh"), s.run("fuse", "data"))
+	data = append(data, s.run("fuse", "gate"), s.path("fresh"), s.run("fuse", "data"))
+	m.Image = &ImageMount{Source: image.Meta, Target: s.run("images", image.Key)}
+	if showing.stacked {
+		m.Shared = &Shared{Target: s.shown(showing, image.Key), Lower: []string{m.Image.Target}, Data: data}
+	} else {
+		m.Overlay.Data = data
+	}
 	return m, nil
 }
 
@@ -255,12 +285,12 @@ func (s *Store) image(ctx context.Context, id string) (*compose.Image, error) {
 
 // claimImage runs name, which makes a layer name an image, while the image can't go; compose.ErrNoImage if it has gone.
 func (s *Store) claimImage(key string, name func() error) error {
+	s.images.Lock()
+	defer s.images.Unlock()
 	composer, _, err := s.ready()
 	if err != nil {
 		return err
 	}
-	s.images.Lock()
-	defer s.images.Unlock()
 	if _, err := composer.Image(key); err != nil {
 		return err
 	}
@@ -269,12 +299,12 @@ func (s *Store) claimImage(key string, name func() error) error {
 
 // releaseImage removes an image that no layer names.
 func (s *Store) releaseImage(key string) error {
+	s.images.Lock()
+	defer s.images.Unlock()
 	composer, _, err := s.ready()
 	if err != nil {
 		return err
 	}
-	s.images.Lock()
-	defer s.images.Unlock()
 	ids, err := s.ids()
 	if err != nil {
 		return err
@@ -284,8 +314,10 @@ func (s *Store) releaseImage(key string) error {
 			return nil
 		}
 	}
-	if err := s.unmount(s.run("images", key)); err != nil {
-		return err
+	for _, by := range []chosen{{view: ViewFUSE}, {view: ViewEROFS, stacked: true}, {view: ViewEROFS}} {
+		if err := s.unmount(s.shown(by, key)); err != nil {
+			return err
+		}
 	}
 	return composer.Remove(key)
 }
@@ -315,6 +347,7 @@ func (s *Store) close(id string) error {
 	if err := os.Remove(s.openFile(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	s.stranded.closed(id)
 	return nil
 }
 

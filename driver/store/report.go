@@ -7,12 +7,15 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/compose"
 )
 
-// Metadata gives the folders of a layer under the names overlay2 gives them, and what a thin layer was composed from.
+// Metadata gives the folders of a layer under the names overlay2 gives them, and of a chain with a thin layer the composed image,
+// what it was composed from, and how much of it is on disk.
 func (s *Store) Metadata(id string) (map[string]string, error) {
 	composer, _, err := s.ready()
 	if err != nil {
@@ -39,11 +42,8 @@ func (s *Store) Metadata(id string) (map[string]string, error) {
 			return nil, err
 		}
 		if l.Image != "" {
-			lower = append(lower, s.run("images", l.Image))
-			m["Image"] = l.Image
-			if image, err := composer.Image(l.Image); err == nil {
-				m["Repositories"] = pins(image)
-			}
+			lower = append(lower, s.shown(s.current(), l.Image))
+			s.describe(m, composer, l.Image)
 		}
 	}
 	if len(lower) > 0 {
@@ -52,30 +52,75 @@ func (s *Store) Metadata(id string) (map[string]string, error) {
 	return m, nil
 }
 
-// pins names the repositories of an image and the revision each was composed from.
-func pins(image *compose.Image) string {
-	set := map[string]bool{}
-	for _, p := range image.Layers {
-		set[p.FQRN+"@"+strconv.FormatUint(p.Revision, 10)] = true
+// describe says what is known of a composed image. Engines ask also where nobody will read it, so what fails is left out.
+func (s *Store) describe(m map[string]string, composer Composer, key string) {
+	m["Image"] = key
+	image, err := composer.Image(key)
+	if err != nil {
+		s.cfg.Log.Warn("a composed image can't be described", "image", key, "err", err)
+		return
 	}
-	return strings.Join(slices.Sorted(maps.Keys(set)), " ")
+	repositories := map[string]bool{}
+	var folders []string
+	for _, p := range image.Layers {
+		repositories[p.FQRN+"@"+strconv.FormatUint(p.Revision, 10)] = true
+		folders = append(folders, "cvmfs://"+p.FQRN+p.Path)
+	}
+	m["Repositories"] = strings.Join(slices.Sorted(maps.Keys(repositories)), " ")
+	m["Folders"] = strings.Join(folders, " ")
+	if s.cfg.Objects == nil {
+		return
+	}
+	share, err := s.cfg.Objects.Local(key)
+	if err != nil {
+		s.cfg.Log.Warn("how much of a composed image is on disk isn't known", "image", key, "err", err)
+		return
+	}
+	m["Local"] = local(share)
+}
+
+// local spells how much is on disk, in MB of a million bytes as the engine counts.
+func local(s objects.Share) string {
+	about := ""
+	if s.Estimated {
+		about = "about "
+	}
+	const mega = 1e6
+	return fmt.Sprintf("%s%d of %d objects, %s%.1f of %.1f MB", about, s.Objects, s.Of, about, float64(s.Bytes)/mega, float64(s.OfBytes)/mega)
 }
 
 // Status gives what the engine shows as the driver's state: names and values.
 func (s *Store) Status() [][2]string {
-	repositories := "not initialised"
-	if _, settings, err := s.ready(); err == nil {
+	repositories, quotas := "not initialised", "off"
+	_, settings, err := s.ready()
+	if err == nil {
 		repositories = "all configured"
 		if settings.Repositories != nil {
 			repositories = strings.Join(settings.Repositories, " ")
 		}
 	}
-	return [][2]string{
+	if s.quota.projects.enforced() == nil {
+		quotas = "on"
+	}
+	status := [][2]string{
 		{"Backing Filesystem", fileSystem(s.cfg.Root)},
-		{"View", "erofs"},
+		{"Project quotas", quotas},
+		{"View", s.current().String()},
 		{"Repositories", repositories},
 		{"Mounted layers", strconv.Itoa(len(s.openLayers()))},
 	}
+	if !settings.IDs.Empty() {
+		status = append(status, [2]string{"User namespace", remapped(settings.IDs)})
+	}
+	return status
+}
+
+// remapped says what userns-remap takes besides us: the engine makes the folders above ours for root alone, and containers whose
+// root can't pass them end with "permission denied". The plugin can't reach these folders.
+func remapped(ids user.IdentityMapping) string {
+	uid, gid := ids.RootPair()
+	return fmt.Sprintf("root is %d:%d; if containers fail with \"permission denied\": chmod 0711 <data-root>/%d.%d/plugins and plugins/<id>, on the host",
+		uid, gid, uid, gid)
 }
 
 // fileSystem names the file system of a folder as the engine does.
@@ -93,6 +138,8 @@ func fileSystem(dir string) string {
 		return "btrfs"
 	case unix.TMPFS_MAGIC:
 		return "tmpfs"
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "overlayfs"
 	}
 	return fmt.Sprintf("0x%x", st.Type)
 }

@@ -141,6 +141,8 @@ func (c *composer) Remove(key string) error {
 	return nil
 }
 
+func (c *composer) Close() {}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

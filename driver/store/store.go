@@ -10,13 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 
 	"github.com/moby/sys/user"
 
-	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/driver/compose"
 )
 
@@ -31,6 +29,8 @@ type Composer interface {
 	Compose(ctx context.Context, chain []compose.Layer) (*compose.Image, error)
 	Image(key string) (*compose.Image, error)
 	Remove(key string) error
+	// Close ends the use of a composer that another one has replaced. Its calls fail from then on.
+	Close()
 }
 
 // Mounter carries out what the store specifies.
@@ -45,12 +45,13 @@ type Mounter interface {
 
 // Config is what a Store works with.
 type Config struct {
-	Root       string // folder the engine sees, "/mnt" in the plugin
+	Root       string // folder the engine sees: the plugin's propagated mount
 	Run        string // private folder, gone at reboot: Run/fuse is the object file system, Run/images and Run/views are mounted on
 	Generation string // names the object file system's mount: differs from that of any other boot or mount
 	Mounter    Mounter
 	// NewComposer makes the composer once the engine's arguments are known.
 	NewComposer func(Settings) (Composer, error)
+	Objects     Objects // nil: nothing is known of the files of composed images, and none are fetched
 	Log         *slog.Logger
 }
 
@@ -66,6 +67,7 @@ type InitArgs struct {
 type Settings struct {
 	Repositories []string             // the only ones that may be used; nil for all that are configured
 	IDs          user.IdentityMapping // the engine's userns-remap
+	View         View                 // "" for the best that works
 }
 
 // Store is the layers on disk. It is safe for concurrent use.
@@ -73,12 +75,16 @@ type Store struct {
 	cfg Config
 
 	mu       sync.RWMutex // guards the following
-	args     InitArgs
 	settings Settings
 	composer Composer // nil before Init
+	showing  chosen   // the view in use
 
 	images sync.Mutex // held while an image comes to be named by a layer, or stops being so
 	locks  locks
+
+	stranded stranded
+	host     host
+	quota    quota
 }
 
 // Open opens the layers of a folder, or starts a new one. Where the engine has sent Init in a former life of this process its
@@ -87,11 +93,12 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg}
+	s := &Store{cfg: cfg, host: thisHost()}
+	s.quota.projects = kernelProjects{root: s.path("layers"), node: s.path("state", "backing-device")}
 	if err := s.checkLayout(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state", "open"), s.run("images"), s.run("views"), s.run("empty")} {
+	for _, dir := range []string{s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state", "open"), s.run("images"), s.run("shared"), s.run("views"), s.run("empty")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}
@@ -115,13 +122,17 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Log.Error("initialise again from the arguments on disk", "err", err)
 		return s, nil
 	}
-	s.loadOpenImages()
+	s.strand()
 	return s, nil
 }
 
 // Init takes the engine's arguments. It may come any number of times. Layers that were cut short while being made are removed,
-// mounts that hang on another FUSE mount are detached; open layers of this generation stay open.
+// mounts that hang on another FUSE mount are detached; open layers of this generation stay open, each for one Put. A host that
+// layers can't be kept on is refused.
 func (s *Store) Init(args InitArgs) error {
+	if err := s.checkHost(); err != nil {
+		return fmt.Errorf("initialise: %w", err)
+	}
 	if err := s.use(args); err != nil {
 		return err
 	}
@@ -138,63 +149,57 @@ func (s *Store) Init(args InitArgs) error {
 	if err := s.detach(func(o open) bool { return o.Generation != s.cfg.Generation }); err != nil {
 		return fmt.Errorf("initialise: %w", err)
 	}
-	s.loadOpenImages()
+	if err := s.recount(); err != nil {
+		return fmt.Errorf("initialise: %w", err)
+	}
 	return nil
 }
 
-// use makes the arguments those that hold.
+// use makes the arguments those that hold, and their composer the one that is used.
 func (s *Store) use(args InitArgs) error {
 	settings, err := parseOptions(args.Opts)
 	if err != nil {
 		return err
 	}
 	settings.IDs = user.IdentityMapping{UIDMaps: args.UIDMaps, GIDMaps: args.GIDMaps}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.composer != nil && reflect.DeepEqual(settings, s.settings) {
-		s.args = args
-		return nil
-	}
-	composer, err := s.cfg.NewComposer(settings)
-	if err != nil {
-		return fmt.Errorf("initialise: %w", err)
-	}
-	s.args, s.settings, s.composer = args, settings, composer
-	// As overlay2 has it: only the remapped root passes through to what a container owns.
-	_, gid := settings.IDs.RootPair()
-	for _, dir := range []string{s.cfg.Root, s.path("layers"), s.path("mnt")} {
-		if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o710)); err != nil {
+	s.images.Lock() // no image comes or goes meanwhile
+	defer s.images.Unlock()
+	former, before, _ := s.ready()
+	if former == nil || !reflect.DeepEqual(settings, before) {
+		if err := s.prepare(settings); err != nil {
 			return fmt.Errorf("initialise: %w", err)
+		}
+		view, err := s.choose(settings.View)
+		if err != nil {
+			return fmt.Errorf("initialise: %w", err)
+		}
+		composer, err := s.cfg.NewComposer(settings)
+		if err != nil {
+			return fmt.Errorf("initialise: %w", err)
+		}
+		s.mu.Lock()
+		s.settings, s.composer, s.showing = settings, composer, view
+		s.mu.Unlock()
+		s.loadOpenImages() // before the former one lets go of them: containers may be reading
+		if former != nil {
+			former.Close()
 		}
 	}
 	return nil
 }
 
-// options are the storage options the driver takes.
-var options = []string{"cvmfs.repositories", "overlay2.override_kernel_check"}
-
-// parseOptions reads storage options.
-func parseOptions(opts []string) (Settings, error) {
-	var s Settings
-	for _, o := range opts {
-		name, value, _ := strings.Cut(o, "=")
-		name = strings.ToLower(strings.TrimSpace(name))
-		if !slices.Contains(options, name) {
-			return Settings{}, fmt.Errorf("unknown storage option %q: this driver takes %s", name, strings.Join(options, ", "))
-		}
-		if name != "cvmfs.repositories" {
-			continue // overlay2's is documented for RHEL 7 and means nothing here
-		}
-		s.Repositories = []string{}
-		for fqrn := range strings.SplitSeq(value, ",") {
-			fqrn = strings.TrimSpace(fqrn)
-			if err := config.CheckFQRN(fqrn); err != nil {
-				return Settings{}, fmt.Errorf("storage option %s=%s: %w", name, value, err)
-			}
-			s.Repositories = append(s.Repositories, fqrn)
+// prepare sets who may pass the folders above layers: as overlay2 has it, only the remapped root passes to what a container owns.
+func (s *Store) prepare(settings Settings) error {
+	_, gid := settings.IDs.RootPair()
+	for _, dir := range []string{s.cfg.Root, s.path("layers"), s.path("mnt")} {
+		if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o710)); err != nil {
+			return err
 		}
 	}
-	return s, nil
+	if !settings.IDs.Empty() {
+		s.cfg.Log.Info("users are remapped", "owner", remapped(settings.IDs))
+	}
+	return nil
 }
 
 // ready gives what Init has set.
@@ -300,7 +305,7 @@ func (s *Store) Cleanup() error {
 	if err := s.detach(func(open) bool { return true }); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
-	if err := s.unmountAll(s.run("images")); err != nil {
+	if err := errors.Join(s.unmountAll(s.run("shared")), s.unmountAll(s.run("images"))); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil

@@ -83,7 +83,6 @@ func TestMountStaysUntilPutAsOftenAsGot(t *testing.T) {
 		if !r.mounted("c1") {
 			t.Fatalf("unmounted after %d of 3 Puts", n+1)
 		}
-		must(t, r.Init(store.InitArgs{Home: "/mnt/x"})) // a new engine under live-restore
 	}
 	must(t, r.Put("c1"))
 	if r.mounted("c1") {
@@ -164,7 +163,7 @@ func TestNothingWorksBeforeInit(t *testing.T) {
 func TestInitRefusesUnknownOptions(t *testing.T) {
 	r := newRig(t)
 	for _, c := range []struct{ opt, want string }{
-		{"cvmfs.repositoris=x", `unknown storage option "cvmfs.repositoris": this driver takes cvmfs.repositories, overlay2.override_kernel_check`},
+		{"cvmfs.repositoris=x", `unknown storage option "cvmfs.repositoris": this driver takes cvmfs.repositories, cvmfs.view, overlay2.override_kernel_check`},
 		{"size=10G", `unknown storage option "size"`},
 		{"cvmfs.repositories=a/b", "cvmfs.repositories=a/b"},
 		{"cvmfs.repositories=", "cvmfs.repositories="},

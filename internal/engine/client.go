@@ -14,11 +14,26 @@ import (
 // Command is the engine's command line client with the arguments given, not started yet.
 func (e *Engine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, e.tools.Docker, append([]string{"--host", "unix://" + e.Socket()}, args...)...)
-	// A client configuration of its own: none of the user's credentials, contexts or plugins.
-	cmd.Env = append(e.tools.Environ(), "HOME="+e.path("home"), "DOCKER_CONFIG="+e.path("home"), "TMPDIR="+os.TempDir())
+	cmd.Env = e.clientEnviron()
 	// Like the keeper, in a process group of its own.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	return cmd
+}
+
+// Inside is a shell script, not started yet, that runs in a folder and sees what the engine sees: what it writes below /etc,
+// /opt and /run stays the engine's, and its docker is the client, which talks to the engine. It stops at the first command
+// that fails.
+func (e *Engine) Inside(ctx context.Context, dir, script string) *exec.Cmd {
+	keeper := fmt.Sprint(e.keeper.Process.Pid)
+	cmd := exec.CommandContext(ctx, "nsenter", "--target", keeper, "--mount", "--pid", "sh", "-euc", "cd \"$0\"\n"+script, dir)
+	cmd.Env = append(e.clientEnviron(), "DOCKER_HOST=unix://"+e.Socket())
+	return cmd
+}
+
+// clientEnviron has a client configuration of its own: none of the user's credentials, contexts or plugins. The classic
+// builder, as the other one is a plugin of the client.
+func (e *Engine) clientEnviron() []string {
+	return append(e.tools.Environ(), "HOME="+e.path("home"), "DOCKER_CONFIG="+e.path("home"), "TMPDIR="+os.TempDir(), "DOCKER_BUILDKIT=0")
 }
 
 // Docker runs the client and gives what it prints to its standard output. The error of a client that fails has what it

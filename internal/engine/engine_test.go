@@ -90,6 +90,10 @@ func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 				t.Errorf("Machine does not see the running engine: nothing that begins with %q", trace)
 			}
 		}
+		inside, err := e.Inside(ctx, "/etc", "docker info --format '{{.Driver}}' | tee engine-driver").CombinedOutput()
+		if err != nil || strings.TrimSpace(string(inside)) != "overlay2" {
+			t.Errorf("a script beside the engine said %q, %v, want its storage driver", inside, err)
+		}
 		if err := e.Kill(ctx); err != nil {
 			t.Fatal(err)
 		}

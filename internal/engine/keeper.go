@@ -157,7 +157,7 @@ func launch(spec *keeperSpec) (int, error) {
 	}
 	defer null.Close()
 	return syscall.ForkExec(spec.Argv[0], spec.Argv, &syscall.ProcAttr{
-		Dir:   "/",
+		Dir:   filepath.Dir(spec.Log), // not /, where it makes a folder when it knows a plugin that was never enabled
 		Env:   spec.Env,
 		Files: []uintptr{null.Fd(), log.Fd(), log.Fd()},
 	})

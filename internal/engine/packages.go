@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,130 +14,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotFetched says that the cache folder holds no usable tools.
-var ErrNotFetched = errors.New("the engine's packages are not in the cache (fetch them: make packages)")
-
-// Tools are the programs of an engine.
-type Tools struct {
-	Dockerd string   // absolute path
-	Docker  string   // the command line client, absolute path
-	path    []string // folders with containerd, runc and the like, searched before the machine's
-	libs    []string // folders of shared libraries the machine lacks
+// packageSet is what is fetched and unpacked together, into a folder of the cache.
+type packageSet struct {
+	folder    string
+	packages  []string
+	suite     string // the Debian release the packages are taken from; "" for the machine's own
+	depends   bool   // also the packages they need that the machine lacks
+	what      string // names the set in errors
+	otherwise string // how to do without, said in errors
 }
 
-// programs is what an engine needs, each with the argument that makes it print its version and end.
-var programs = map[string]string{"dockerd": "--version", "docker": "--version", "containerd": "--version", "runc": "--version"}
-
-// CacheDir is where unpacked packages are kept: $CVMFS_TEST_CACHE, or cvmfs-graphdriver in the user's cache folder.
-func CacheDir() (string, error) {
-	if dir := os.Getenv("CVMFS_TEST_CACHE"); dir != "" {
-		return filepath.Abs(dir)
+var (
+	oldest = packageSet{
+		folder: "engine", packages: []string{"docker.io", "containerd", "runc"}, depends: true,
+		what: "Debian's engine packages", otherwise: "with another engine at hand set ENGINE to its dockerd",
 	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("find the folder for packages: %w (set CVMFS_TEST_CACHE)", err)
+	// Of the packages these need, what the programs link with is as old as bookworm.
+	newer = packageSet{
+		folder: "engine-trixie", packages: []string{"docker.io", "docker-cli", "containerd"}, suite: "trixie",
+		what: "the engine packages of Debian trixie", otherwise: "the tests on that engine will skip",
 	}
-	return filepath.Join(dir, "cvmfs-graphdriver"), nil
-}
-
-// Find gives the tools to use: those beside the engine that $ENGINE names, else those in the cache folder.
-// It asks nothing of the network; errors.Is(err, ErrNotFetched) when [Fetch] would help.
-func Find(ctx context.Context, cache string) (*Tools, error) {
-	if dockerd := os.Getenv("ENGINE"); dockerd != "" {
-		return installed(ctx, dockerd)
+	besides = packageSet{
+		folder: "programs", packages: []string{"busybox-static", "docker-registry"},
+		what: "Debian's busybox and registry", otherwise: "the tests that need them will skip",
 	}
-	return unpacked(ctx, filepath.Join(cache, "engine"))
-}
-
-// installed gives the tools of an engine that is installed on the machine.
-func installed(ctx context.Context, dockerd string) (*Tools, error) {
-	dockerd, err := filepath.Abs(dockerd)
-	if err != nil {
-		return nil, err
-	}
-	dir := filepath.Dir(dockerd)
-	t := &Tools{Dockerd: dockerd, Docker: filepath.Join(dir, "docker"), path: []string{dir}}
-	if _, err := os.Stat(t.Docker); err != nil {
-		if t.Docker, err = exec.LookPath("docker"); err != nil {
-			return nil, fmt.Errorf("find the client of the engine %s: %w", dockerd, err)
-		}
-	}
-	return t, t.try(ctx)
-}
-
-// unpacked gives the tools below a folder of unpacked packages.
-func unpacked(ctx context.Context, dir string) (*Tools, error) {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", dir, ErrNotFetched)
-	}
-	t := &Tools{
-		Dockerd: filepath.Join(dir, "usr/sbin/dockerd"),
-		Docker:  filepath.Join(dir, "usr/bin/docker"),
-		path:    []string{filepath.Join(dir, "usr/sbin"), filepath.Join(dir, "usr/bin")},
-	}
-	for _, pattern := range []string{"lib/*-linux-gnu*", "usr/lib/*-linux-gnu*"} {
-		found, err := filepath.Glob(filepath.Join(dir, pattern))
-		if err != nil {
-			return nil, err
-		}
-		t.libs = append(t.libs, found...)
-	}
-	if err := t.try(ctx); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotFetched, err)
-	}
-	return t, nil
-}
-
-// Environ is the environment in which the tools run.
-func (t *Tools) Environ() []string {
-	// An ordinary user's PATH, which sudo and su may keep, lacks the folders of mount, modprobe and the like.
-	env := []string{"PATH=" + strings.Join(append(slices.Clone(t.path), os.Getenv("PATH"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"), ":")}
-	if len(t.libs) > 0 {
-		env = append(env, "LD_LIBRARY_PATH="+strings.Join(t.libs, ":"))
-	}
-	return env
-}
-
-// try has each program print its version: one that lacks a library is found here and not in the middle of a test.
-func (t *Tools) try(ctx context.Context) error {
-	for name, arg := range programs {
-		program := t.find(name)
-		if program == "" {
-			return fmt.Errorf("%s is not in %s", name, strings.Join(t.path, ", "))
-		}
-		cmd := exec.CommandContext(ctx, program, arg)
-		cmd.Env = t.Environ()
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("run %s %s: %w: %s", program, arg, err, strings.TrimSpace(string(out)))
-		}
-	}
-	return nil
-}
-
-// find gives the path of a program among the tools, or of the machine's where they have none, or "".
-func (t *Tools) find(name string) string {
-	switch name {
-	case "dockerd":
-		return t.Dockerd
-	case "docker":
-		return t.Docker
-	}
-	for _, dir := range t.path {
-		if path := filepath.Join(dir, name); executable(path) {
-			return path
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return ""
-	}
-	return path
-}
-
-func executable(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
-}
+)
 
 // aptConf makes apt work in folders of our own: its lists, its archives and its locks. Hooks of the machine's
 // configuration are dropped since they act on the machine's folders. What is installed is still looked up on the machine,
@@ -158,68 +58,157 @@ Debug::NoLocking "true";
 Acquire::Retries "3";
 `
 
+// suiteConf, after aptConf, has apt use one source and not those of the machine.
+const suiteConf = `Dir::Etc::sourcelist "%[1]s/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+`
+
+// debianKeys is where Debian's package debian-archive-keyring keeps the keys that sign every release.
+const debianKeys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
 // Fetch brings Debian's engine packages, and the libraries they need that the machine lacks, into the cache folder and
 // unpacks them there; nothing is installed and apt's own folders are not touched. What is there and works is kept. Two
 // at once wait for each other; one that is interrupted leaves nothing that counts. Progress is written to progress.
 func Fetch(ctx context.Context, cache string, progress io.Writer) (*Tools, error) {
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return nil, fmt.Errorf("create the folder for packages: %w", err)
+	if t, err := Find(ctx, cache); err == nil || !errors.Is(err, ErrNotFetched) {
+		return t, err
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"), progress)
+	err := oldest.fetch(ctx, cache, progress, func(dir string) error {
+		_, err := unpacked(ctx, dir)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	return Find(ctx, cache)
+}
+
+// FetchAll brings all that tests run into the cache folder as [Fetch] does: the engine, a newer one, and programs besides.
+// What can't be had doesn't keep the others away.
+func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
+	_, err := Fetch(ctx, cache, progress)
+	return errors.Join(err,
+		newer.fetch(ctx, cache, progress, func(dir string) error {
+			_, err := unpacked(ctx, dir, filepath.Join(cache, oldest.folder))
+			return err
+		}),
+		besides.fetch(ctx, cache, progress, func(dir string) error {
+			_, busybox := program(dir, "busybox")
+			_, registry := program(dir, "docker-registry")
+			return errors.Join(busybox, registry)
+		}))
+}
+
+// fetch brings the set into the cache folder unless it is there; works tells that of a folder.
+func (s *packageSet) fetch(ctx context.Context, cache string, progress io.Writer, works func(dir string) error) error {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return fmt.Errorf("create the folder for packages: %w", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(cache, "lock"), progress)
+	if err != nil {
+		return err
+	}
 	defer unlock()
-	if t, err := Find(ctx, cache); err == nil || !errors.Is(err, ErrNotFetched) {
-		return t, err
+	final := filepath.Join(cache, s.folder)
+	if works(final) == nil {
+		return nil
 	}
 	// What an interrupted run left; nobody else works here while the lock is ours.
 	work := filepath.Join(cache, "fetching")
 	if err := os.RemoveAll(work); err != nil {
-		return nil, err
+		return err
 	}
 	defer os.RemoveAll(work)
-	if err := download(ctx, work, progress); err != nil {
-		return nil, err
+	if err := s.download(ctx, work, progress); err != nil {
+		return err
 	}
-	if err := unpack(ctx, filepath.Join(work, "archive/archives"), filepath.Join(work, "root"), progress); err != nil {
-		return nil, err
+	root := filepath.Join(work, "root")
+	if err := unpack(ctx, archives(work), root, progress); err != nil {
+		return err
 	}
-	if _, err := unpacked(ctx, filepath.Join(work, "root")); err != nil {
-		return nil, fmt.Errorf("try the fetched engine: %w", err)
+	if err := works(root); err != nil {
+		return fmt.Errorf("try %s: %w", s.what, err)
 	}
-	final := filepath.Join(cache, "engine")
 	if err := os.RemoveAll(final); err != nil {
-		return nil, err
+		return err
 	}
-	if err := os.Rename(filepath.Join(work, "root"), final); err != nil {
-		return nil, err
-	}
-	return unpacked(ctx, final)
+	return os.Rename(root, final)
 }
 
-// download fetches the packages into work/archive/archives.
-func download(ctx context.Context, work string, progress io.Writer) error {
-	for _, dir := range []string{"state/lists/partial", "archive/archives/partial"} {
-		if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
+// archives is the folder, below a work folder, that packages come to.
+func archives(work string) string { return filepath.Join(work, "archive/archives") }
+
+// download fetches the set's packages.
+func (s *packageSet) download(ctx context.Context, work string, progress io.Writer) error {
+	for _, dir := range []string{filepath.Join(work, "state/lists/partial"), filepath.Join(archives(work), "partial")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	conf := filepath.Join(work, "apt.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, aptConf, work), 0o644); err != nil {
+	apt := apt{conf: filepath.Join(work, "apt.conf"), dir: archives(work), progress: progress}
+	conf := fmt.Sprintf(aptConf, work)
+	if err := os.WriteFile(apt.conf, []byte(conf), 0o644); err != nil {
 		return err
 	}
-	apt := func(args ...string) error {
-		return run(ctx, progress, append([]string{"apt-get", "-c", conf, "-q"}, args...)...)
+	if err := apt.update(ctx); err != nil {
+		return err
 	}
-	if err := apt("update"); err != nil {
-		return fmt.Errorf("fetch the lists of Debian's packages: %w (on a machine without apt set ENGINE to a dockerd)", err)
+	if s.suite != "" {
+		mirror, err := apt.mirror(ctx)
+		if err != nil {
+			return fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
+		}
+		source := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", debianKeys, mirror, s.suite)
+		conf += fmt.Sprintf(suiteConf, work)
+		err = errors.Join(os.WriteFile(filepath.Join(work, "sources.list"), []byte(source), 0o644), os.WriteFile(apt.conf, []byte(conf), 0o644))
+		if err != nil {
+			return err
+		}
+		if err := apt.update(ctx); err != nil {
+			return err
+		}
 	}
-	err := apt("install", "--yes", "--download-only", "--reinstall", "--no-install-recommends", "docker.io", "containerd", "runc")
-	if err != nil {
-		return fmt.Errorf("fetch Debian's engine packages: %w (with another engine at hand set ENGINE to its dockerd)", err)
+	args := []string{"download"}
+	if s.depends {
+		args = []string{"install", "--yes", "--download-only", "--reinstall", "--no-install-recommends"}
+	}
+	if err := apt.get(ctx, append(args, s.packages...)...); err != nil {
+		return fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
 	}
 	return nil
+}
+
+// apt is apt-get with a configuration of our own.
+type apt struct {
+	conf     string // the configuration, a file
+	dir      string // the working folder, which "download" writes to
+	progress io.Writer
+}
+
+func (a *apt) get(ctx context.Context, args ...string) error {
+	return run(ctx, a.dir, a.progress, append([]string{"apt-get", "-c", a.conf, "-q"}, args...)...)
+}
+
+func (a *apt) update(ctx context.Context) error {
+	if err := a.get(ctx, "update"); err != nil {
+		return fmt.Errorf("fetch the lists of Debian's packages: %w (on a machine without apt set ENGINE to a dockerd)", err)
+	}
+	return nil
+}
+
+// mirror gives the address of the Debian archive that the machine's own sources name.
+func (a *apt) mirror(ctx context.Context) (string, error) {
+	cmd := exec.CommandContext(ctx, "apt-get", "-c", a.conf, "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages")
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("list the sources of packages: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if uri, ok := strings.CutPrefix(strings.TrimSpace(line), "Debian|Debian|"); ok {
+			return uri, nil
+		}
+	}
+	return "", errors.New("none of the machine's sources of packages is a Debian archive")
 }
 
 // unpack extracts every package of a folder into one tree.
@@ -234,16 +223,17 @@ func unpack(ctx context.Context, archives, root string, progress io.Writer) erro
 	}
 	for _, deb := range debs {
 		fmt.Fprintf(progress, "unpack %s\n", filepath.Base(deb))
-		if err := run(ctx, progress, "dpkg-deb", "--extract", deb, root); err != nil {
+		if err := run(ctx, root, progress, "dpkg-deb", "--extract", deb, root); err != nil {
 			return fmt.Errorf("unpack %s: %w", deb, err)
 		}
 	}
 	return nil
 }
 
-// run runs a program and shows what it says.
-func run(ctx context.Context, out io.Writer, argv ...string) error {
+// run runs a program in a folder and shows what it says.
+func run(ctx context.Context, dir string, out io.Writer, argv ...string) error {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }

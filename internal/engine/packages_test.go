@@ -18,7 +18,7 @@ func fakeApt(t *testing.T, aptGet string) (calls string) {
 	calls = filepath.Join(dir, "calls")
 	scripts := map[string]string{
 		"apt-get": "echo \"$*\" >>" + calls + "\n" + aptGet,
-		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc; do
+		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc bin/busybox usr/bin/docker-registry; do
 	mkdir -p "$3/${p%/*}" && printf '#!/bin/sh\necho version\n' >"$3/$p" && chmod 755 "$3/$p" || exit 1
 done`,
 	}
@@ -87,7 +87,7 @@ func TestAFetchThatFailsLeavesNothingThatCounts(t *testing.T) {
 	for name, test := range map[string]struct{ apt, says string }{
 		"no network":      {"echo 'E: no network'; exit 100", "fetch the lists of Debian's packages"},
 		"no such package": {`case "$*" in *install*) exit 100;; esac`, "fetch Debian's engine packages"},
-		"nothing comes":   {"true", "try the fetched engine"},
+		"nothing comes":   {"true", "try Debian's engine packages"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			fakeApt(t, test.apt)
@@ -118,5 +118,64 @@ func TestAptWorksInFoldersOfOurOwn(t *testing.T) {
 		if !strings.Contains(string(conf), line) {
 			t.Errorf("apt's configuration lacks %s", line)
 		}
+	}
+}
+
+func TestFetchAllBringsANewerEngineFromTheMachinesOwnMirror(t *testing.T) {
+	seen := filepath.Join(t.TempDir(), "seen")
+	calls := fakeApt(t, `case "$*" in
+*indextargets*) printf 'Debian|Debian-Security|http://security.example.org/\nDebian|Debian|http://mirror.example.org/debian/\n';;
+*download-only*) touch "${2%/*}/archive/archives/docker.io.deb";;
+*download*) cat "${2%/*}"/*.list "$2" >>`+seen+` 2>/dev/null; touch "$(echo "$5" | cut -d: -f1).deb";;
+esac`)
+	cache := t.TempDir()
+	for range 2 {
+		if err := FetchAll(t.Context(), cache, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := count(t, calls), 2+4+2; got != want {
+		t.Errorf("apt-get was called %d times, want %d", got, want)
+	}
+	sources, err := os.ReadFile(seen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.example.org/debian/ trixie main\n"
+	if !strings.HasPrefix(string(sources), want) || !strings.Contains(string(sources), `Dir::Etc::sourceparts "/dev/null";`) {
+		t.Errorf("the source of the newer engine is %q, want %q and no other", sources, want)
+	}
+	newer, err := FindNewer(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(cache, "engine-trixie/usr/sbin/dockerd"); newer.Dockerd != want {
+		t.Errorf("the newer engine is %s, want %s", newer.Dockerd, want)
+	}
+	for _, name := range []string{"busybox", "docker-registry"} {
+		if _, err := FindProgram(cache, name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWhereAptKnowsNoDebianArchiveOnlyTheNewerEngineIsMissing(t *testing.T) {
+	fakeApt(t, `case "$*" in
+*download-only*) touch "${2%/*}/archive/archives/docker.io.deb";;
+*download*) touch busybox.deb;;
+esac`)
+	cache := t.TempDir()
+	err := FetchAll(t.Context(), cache, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "fetch the engine packages of Debian trixie") {
+		t.Errorf("got %v, want an error about the newer engine", err)
+	}
+	if _, err := Find(t.Context(), cache); err != nil {
+		t.Error(err)
+	}
+	if _, err := FindNewer(t.Context(), cache); !errors.Is(err, ErrNotFetched) {
+		t.Errorf("the newer engine: %v", err)
+	}
+	if _, err := FindProgram(cache, "busybox"); err != nil {
+		t.Error(err)
 	}
 }

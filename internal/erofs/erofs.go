@@ -1,4 +1,4 @@
-// Package erofs writes EROFS images that hold the metadata of a tree and none of its content.
+// Package erofs writes and reads EROFS images that hold the metadata of a tree and none of its content.
 //
 // EROFS is the kernel's read-only file system for images. Such an image, mounted below overlayfs, gives names, attributes and
 // extended attributes at the kernel's own speed, while the content of files comes from elsewhere: overlayfs follows the

@@ -26,15 +26,19 @@ type namespace struct {
 	whole  bool // the beginning is the whole name
 }
 
-// namespaceOf finds the namespace of a name.
-func namespaceOf(name string) (namespace, bool) {
-	for _, ns := range [...]namespace{
+func namespaces() [5]namespace {
+	return [...]namespace{
 		{"trusted.", 4, false},
 		{"user.", 1, false},
 		{"security.", 6, false},
 		{"system.posix_acl_access", 2, true},
 		{"system.posix_acl_default", 3, true},
-	} {
+	}
+}
+
+// namespaceOf finds the namespace of a name.
+func namespaceOf(name string) (namespace, bool) {
+	for _, ns := range namespaces() {
 		if strings.HasPrefix(name, ns.prefix) && (len(name) == len(ns.prefix)) == ns.whole {
 			return ns, true
 		}

@@ -20,16 +20,19 @@ const (
 	flagDoReaddirplus     = 1 << 13
 	flagNoOpen            = 1 << 17
 	flagParallelDirops    = 1 << 18
+	flagPosixACL          = 1 << 20
 	flagMaxPages          = 1 << 22
+	flagCacheSymlinks     = 1 << 23
 	flagNoOpendir         = 1 << 24
 	flagExplicitInvalData = 1 << 25
 	flagInitExt           = 1 << 30
 )
 
 // wanted are the flags we ask for where the kernel offers them. PARALLEL_DIROPS lets several lookups in one folder wait side by
-// side; MAX_PAGES lets reads be as long as MaxRead; EXPLICIT_INVAL_DATA keeps the page cache of files that never change.
-const wanted = flagAsyncRead | flagDoReaddirplus | flagNoOpen | flagParallelDirops | flagMaxPages | flagNoOpendir |
-	flagExplicitInvalData | flagInitExt | FlagHasResend
+// side; MAX_PAGES lets reads be as long as MaxRead; EXPLICIT_INVAL_DATA keeps the page cache of files that never change;
+// POSIX_ACL makes access control lists hold, and kept.
+const wanted = flagAsyncRead | flagDoReaddirplus | flagNoOpen | flagParallelDirops | flagPosixACL | flagMaxPages |
+	flagCacheSymlinks | flagNoOpendir | flagExplicitInvalData | flagInitExt | FlagHasResend
 
 const (
 	major    = 7

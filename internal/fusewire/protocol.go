@@ -2,25 +2,31 @@ package fusewire
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Op is the kind of a request, FUSE_LOOKUP and so on in the kernel's header.
 type Op uint32
 
-// The requests a read-only tree of folders and files meets.
+// The requests a read-only tree meets.
 const (
 	OpLookup      Op = 1
 	OpForget      Op = 2
 	OpGetattr     Op = 3
+	OpReadlink    Op = 5
 	OpOpen        Op = 14
 	OpRead        Op = 15
 	OpStatfs      Op = 17
 	OpRelease     Op = 18
+	OpGetxattr    Op = 22
+	OpListxattr   Op = 23
 	OpInit        Op = 26
 	OpOpendir     Op = 27
 	OpReaddir     Op = 28
@@ -44,6 +50,7 @@ const (
 	initInSize    = 16 // through 7.35; later kernels send 64
 	initOutSize   = 64
 	readInSize    = 40
+	xattrInSize   = 8
 	attrSize      = 88
 	entryOutSize  = 40 + attrSize
 	attrOutSize   = 16 + attrSize
@@ -105,6 +112,14 @@ func readArg(arg []byte) (off uint64, size int, errno syscall.Errno) {
 	return off, size, 0
 }
 
+// sizeArg is what GETXATTR and LISTXATTR ask for: the size of the caller's buffer, 0 if it wants to know the size it needs.
+func sizeArg(arg []byte) (size int, rest []byte, errno syscall.Errno) {
+	if len(arg) < xattrInSize {
+		return 0, nil, syscall.EINVAL
+	}
+	return int(native.Uint32(arg)), arg[xattrInSize:], 0
+}
+
 // putReply writes the header of a reply of n bytes (header included) or, if errno is not 0, of an error; it gives the reply's length.
 func putReply(out []byte, unique uint64, n int, errno syscall.Errno) int {
 	if errno != 0 {
@@ -116,19 +131,35 @@ func putReply(out []byte, unique uint64, n int, errno syscall.Errno) int {
 	return n
 }
 
-// putAttr writes struct fuse_attr. Everything belongs to root and is as old as the epoch.
+// putAttr writes struct fuse_attr.
 func putAttr(b []byte, node uint64, a Attr) {
 	clear(b[:attrSize])
-	links := uint32(1)
-	if a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-		links = 2
+	links := a.Links
+	if links == 0 {
+		links = 1
+		if a.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+			links = 2
+		}
 	}
-	native.PutUint64(b, node)
+	native.PutUint64(b, cmp.Or(a.Ino, node))
 	native.PutUint64(b[8:], uint64(a.Size))
 	native.PutUint64(b[16:], uint64(a.Size+511)/512)
+	for i := range 3 {
+		native.PutUint64(b[24+8*i:], uint64(a.Mtime))
+		native.PutUint32(b[48+4*i:], a.MtimeN)
+	}
 	native.PutUint32(b[60:], a.Mode)
 	native.PutUint32(b[64:], links)
+	native.PutUint32(b[68:], a.UID)
+	native.PutUint32(b[72:], a.GID)
+	native.PutUint32(b[76:], encodeDevice(a.Rdev))
 	native.PutUint32(b[80:], 4096)
+}
+
+// encodeDevice is new_encode_dev of the kernel's include/linux/kdev_t.h.
+func encodeDevice(rdev uint64) uint32 {
+	major, minor := unix.Major(rdev), unix.Minor(rdev)
+	return minor&0xff | major<<8 | minor&^0xff<<12
 }
 
 // putEntry writes struct fuse_entry_out.
@@ -174,7 +205,7 @@ func (w *direntWriter) add(name string, e Entry) bool {
 		b = b[entryOutSize:]
 	}
 	w.next++
-	native.PutUint64(b, e.Node)
+	native.PutUint64(b, cmp.Or(e.Attr.Ino, e.Node))
 	native.PutUint64(b[8:], w.next)
 	native.PutUint32(b[16:], uint32(len(name)))
 	native.PutUint32(b[20:], e.Attr.Mode>>12&15)

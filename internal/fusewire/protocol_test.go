@@ -146,6 +146,8 @@ func FuzzRequest(f *testing.F) {
 	f.Add(request(OpLookup, 4, 1, nil))
 	f.Add(request(OpRead, 4, 5, make([]byte, readInSize)))
 	f.Add(request(OpInit, 2, 0, initArg(7, 40, wanted, 64)))
+	f.Add(request(OpGetxattr, 4, 5, append(make([]byte, xattrInSize), "user.x\x00"...)))
+	f.Add(request(OpListxattr, 4, 5, []byte{1, 0, 0, 0, 0, 0, 0, 0}))
 	f.Add(request(OpInterrupt, 5, 0, make([]byte, 8)))
 	f.Add([]byte{40, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -161,6 +163,9 @@ func FuzzRequest(f *testing.F) {
 		}
 		if off, size, errno := readArg(arg); errno == 0 && (int64(off) < 0 || size < 0 || size > MaxRead) {
 			t.Errorf("read %d bytes at %d", size, off)
+		}
+		if size, rest, errno := sizeArg(arg); errno == 0 && (size < 0 || len(rest) != len(arg)-xattrInSize) {
+			t.Errorf("%d bytes wanted, %d left of %d", size, len(rest), len(arg))
 		}
 		_, _, _ = answerInit(b, wanted, make([]byte, initOutSize))
 	})

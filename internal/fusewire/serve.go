@@ -21,13 +21,19 @@ const Forever = 24 * time.Hour
 
 // Attr is what stat(2) shows of a node.
 type Attr struct {
-	Mode uint32 // type and permission bits
-	Size int64
+	Mode     uint32 // type and permission bits
+	Size     int64
+	Ino      uint64 // inode number; 0: the node's id
+	Links    uint32 // 0: one, or two of a folder
+	UID, GID uint32
+	Mtime    int64 // seconds since 1970; ctime and atime are the same
+	MtimeN   uint32
+	Rdev     uint64 // of a device, as st_rdev
 }
 
 // Entry is a name's answer: the node it stands for.
 type Entry struct {
-	Node  uint64 // not 0
+	Node  uint64 // 0: there is no such name, which the kernel may remember (unlike an errno of ENOENT)
 	Attr  Attr
 	Valid time.Duration // how long the kernel need not ask again, for the name and the attributes; whole seconds
 }
@@ -49,6 +55,18 @@ type Handler interface {
 	Readdir(ctx context.Context, node, from uint64, add func(name string, e Entry) bool) syscall.Errno
 }
 
+// Tree is what a Handler answers besides, whose tree has more than folders and plain files. An errno of ENOSYS would make the
+// kernel never ask again, for any node.
+type Tree interface {
+	Handler
+	// Readlink gives the target of a symbolic link, which the kernel keeps.
+	Readlink(ctx context.Context, node uint64) (string, syscall.Errno)
+	// Getxattr gives the value of an extended attribute; ENODATA if there is none.
+	Getxattr(ctx context.Context, node uint64, name string) ([]byte, syscall.Errno)
+	// Listxattr gives the names of the extended attributes.
+	Listxattr(ctx context.Context, node uint64) ([]string, syscall.Errno)
+}
+
 // Config says how to serve; all fields but Init may be left out.
 type Config struct {
 	Init    Init          // outcome of the handshake
@@ -64,6 +82,7 @@ type Config struct {
 func Serve(dev *os.File, h Handler, cfg Config) error {
 	defer runtime.KeepAlive(dev) // it is used by number: collected, it would be closed under us
 	s := &server{fd: int(dev.Fd()), handler: h, init: cfg.Init, grace: cfg.Grace, room: cfg.Blocked, log: cfg.Log, calls: map[uint64]*call{}}
+	s.tree, _ = h.(Tree)
 	readers := cfg.Readers
 	if readers <= 0 {
 		readers = 4
@@ -104,6 +123,7 @@ func Serve(dev *os.File, h Handler, cfg Config) error {
 type server struct {
 	fd      int
 	handler Handler
+	tree    Tree // the handler; nil if it is no Tree
 	init    Init
 	journal *journal // nil: requests are kept on the heap
 	grace   time.Duration
@@ -142,7 +162,9 @@ func (s *server) replay(left []int) {
 func (s *server) read() error {
 	buf, slot := []byte(nil), 0
 	if s.journal == nil {
+		// Every page is brought in: were we killed while the kernel brings one in to write a request, it would fail the request.
 		buf = make([]byte, requestSize)
+		clear(buf)
 	}
 	out := make([]byte, outHeaderSize+512) // replies but those to READ and READDIR are shorter
 	for {
@@ -354,8 +376,54 @@ func (s *server) answer(ctx context.Context, h header, arg []byte, out *[]byte) 
 		return s.answerOpen(h, body)
 	case OpRelease, OpReleasedir, OpDestroy:
 		return outHeaderSize, 0
+	case OpReadlink, OpGetxattr, OpListxattr:
+		if s.tree != nil {
+			return s.answerTree(ctx, h, arg, out)
+		}
 	}
 	return 0, syscall.ENOSYS
+}
+
+func (s *server) answerTree(ctx context.Context, h header, arg []byte, out *[]byte) (int, syscall.Errno) {
+	if h.op == OpReadlink {
+		target, errno := s.tree.Readlink(ctx, h.node)
+		return putBytes(out, target), errno
+	}
+	size, rest, errno := sizeArg(arg)
+	if errno != 0 {
+		return 0, errno
+	}
+	var value []byte
+	if h.op == OpGetxattr {
+		name, errno := nameArg(rest)
+		if errno != 0 {
+			return 0, errno
+		}
+		if value, errno = s.tree.Getxattr(ctx, h.node, string(name)); errno != 0 {
+			return 0, errno
+		}
+	} else {
+		names, errno := s.tree.Listxattr(ctx, h.node)
+		if errno != 0 {
+			return 0, errno
+		}
+		for _, name := range names {
+			value = append(append(value, name...), 0)
+		}
+	}
+	switch {
+	case size == 0: // only how long it is
+		value = native.AppendUint64(nil, uint64(len(value)))
+	case len(value) > size:
+		return 0, syscall.ERANGE
+	}
+	return putBytes(out, string(value)), 0
+}
+
+// putBytes writes the body of a reply that is just bytes, and gives the reply's length.
+func putBytes(out *[]byte, b string) int {
+	grow(out, outHeaderSize+len(b))
+	return outHeaderSize + copy((*out)[outHeaderSize:], b)
 }
 
 func (s *server) answerRead(ctx context.Context, h header, arg []byte, out *[]byte) (int, syscall.Errno) {

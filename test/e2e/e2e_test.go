@@ -138,10 +138,17 @@ func onStand(t *testing.T) user {
 	return u
 }
 
-// onOwnStand gives a stand of the test's own, without images.
+// onOwnStand gives a stand of the test's own, without images. Such tests run side by side.
 func onOwnStand(t *testing.T) user {
 	t.Helper()
-	s, err := newStand(t.Context(), tools(t), testutil.Data(t))
+	return onStandWith(t, tools(t))
+}
+
+// onStandWith gives a stand of the test's own with the engine given, as onOwnStand does.
+func onStandWith(t *testing.T, found *engine.Tools) user {
+	t.Helper()
+	t.Parallel()
+	s, err := newStand(t.Context(), found, testutil.Data(t))
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -194,11 +201,7 @@ func (u user) run(image string, args ...string) string {
 func (u user) create(image string, args ...string) string {
 	u.Helper()
 	id := u.docker(append([]string{"create", "--network", "none", image}, args...)...)
-	u.Cleanup(func() {
-		if _, err := u.Engine.Docker(context.Background(), "rm", "--force", id); err != nil {
-			u.Error(err)
-		}
-	})
+	u.removeLater("rm", id)
 	return id
 }
 

@@ -2,9 +2,13 @@ package e2e
 
 import (
 	"context"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"testing"
 
+	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/stand"
 
 	"github.com/google/go-cmp/cmp"
@@ -79,6 +83,65 @@ func TestDiffListsExactlyWhatChanged(t *testing.T) {
 			if diff := cmp.Diff(want, u.docker("diff", container)); diff != "" {
 				t.Error(diff)
 			}
+		})
+	}
+}
+
+func TestInspectTellsWhereAnImageLies(t *testing.T) {
+	u := onStand(t)
+	for image, thin := range map[string]bool{stand.Ordinary: false, stand.Thin: true} {
+		t.Run(image, func(t *testing.T) {
+			u := user{t, u.Stand}
+			u.same("the driver", u.docker("inspect", "--format", "{{.GraphDriver.Name}}", image), stand.Plugin)
+			container := u.create(image)
+			u.put(container, "/data/new", "new\n")
+			data := u.graph(container)
+			if _, err := os.Stat(filepath.Join(u.onHost(data["UpperDir"]), "data/new")); err != nil {
+				t.Errorf("the container's changes: %v", err)
+			}
+			if data["LowerDir"] == "" || data["MergedDir"] == "" || data["WorkDir"] == "" {
+				t.Errorf("a folder is missing: %v", data)
+			}
+			for name, want := range map[string]string{
+				"Repositories": "^" + stand.Repository + "@[0-9]+$",
+				"Folders":      "^cvmfs://" + stand.Repository + "/layers/.* cvmfs://",
+				"Local":        "^[0-9]+ of [0-9]+ objects, ",
+			} {
+				if got := u.graph(image)[name]; thin != regexp.MustCompile(want).MatchString(got) {
+					t.Errorf("%s is %q; thin: %v", name, got, thin)
+				}
+			}
+		})
+	}
+}
+
+func TestAThinImageIsMadeOfItsDescriptor(t *testing.T) {
+	u := onStand(t)
+	folder := testutil.Data(t, "images")
+	for name, build := range map[string]func(u user, image string){
+		"imported": func(u user, image string) {
+			archive := filepath.Join(u.TempDir(), "thin.tar")
+			if out, err := exec.Command("tar", "-c", "-f", archive, "-C", folder, "thin.json").CombinedOutput(); err != nil {
+				u.Fatalf("%v: %s", err, out)
+			}
+			u.docker("import", "--change", `ENTRYPOINT ["/bin/hello"]`, archive, image)
+		},
+		"built": func(u user, image string) {
+			descriptor, err := os.ReadFile(filepath.Join(folder, "thin.json"))
+			if err != nil {
+				u.Fatal(err)
+			}
+			u.build(image, "FROM scratch\nADD thin.json /\nENTRYPOINT [\"/bin/hello\"]\n", map[string]string{"thin.json": string(descriptor)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := user{t, u.Stand}
+			image := "example/" + name + "-thin:1"
+			build(u, image)
+			u.removeLater("rmi", image)
+			u.same("what it says", u.run(image, "/data/a.txt"), u.run(stand.Thin, "/data/a.txt"))
+			u.same("what it is composed of", u.graph(image)["Folders"], u.graph(stand.Thin)["Folders"])
+			u.same("what is shared", u.graph(image)["Image"], u.graph(stand.Thin)["Image"])
 		})
 	}
 }

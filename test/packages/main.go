@@ -1,5 +1,5 @@
-// Command packages fetches the Docker engine that the demonstration and the tests run, into a cache folder and without
-// installing anything. It is the tests' set-up step: they themselves ask nothing of the network.
+// Command packages fetches the Docker engines that the demonstration and the tests run, and the programs that tests run
+// beside them, into a cache folder and without installing anything. It is the tests' set-up step: they themselves ask nothing of the network.
 package main
 
 import (
@@ -27,10 +27,5 @@ func fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tools, err := engine.Fetch(ctx, cache, os.Stderr)
-	if err != nil {
-		return err
-	}
-	fmt.Println("engine:", tools.Dockerd)
-	return nil
+	return engine.FetchAll(ctx, cache, os.Stderr)
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"cvmfs-graphdriver/internal/engine"
@@ -41,24 +42,40 @@ type Stand struct {
 	dir    string
 }
 
+// step is a part of making a stand.
+type step struct {
+	what string
+	do   func(*Stand, context.Context, Options) error
+}
+
+// plain are the steps to a stand without the plugin, added those that bring it in.
+var (
+	plain = []step{
+		{"serve the repository " + Repository + " on loopback", (*Stand).serve},
+		{"start a private engine", (*Stand).startPlain},
+	}
+	added = []step{
+		{"create and enable the plugin", (*Stand).enable},
+		{"restart the engine with the plugin as its storage driver", func(s *Stand, ctx context.Context, _ Options) error { return s.Restart(ctx) }},
+	}
+)
+
 // New makes a stand: its engine runs with the plugin as its storage driver and has no image yet. The error of one that
 // fails names the step; Close it all the same, for its logs are there until then.
 func New(ctx context.Context, o Options) (*Stand, error) {
+	return build(ctx, o, slices.Concat(plain, added))
+}
+
+// NewPlain makes a stand as [New] does, but for the plugin: its engine runs with a driver of its own.
+func NewPlain(ctx context.Context, o Options) (*Stand, error) { return build(ctx, o, plain) }
+
+func build(ctx context.Context, o Options, steps []step) (*Stand, error) {
 	s := &Stand{}
-	steps := []struct {
-		what string
-		do   func(context.Context, Options) error
-	}{
-		{"serve the repository " + Repository + " on loopback", s.serve},
-		{"start a private engine", s.startPlain},
-		{"create and enable the plugin", s.enable},
-		{"restart the engine with the plugin as its storage driver", func(ctx context.Context, _ Options) error { return s.Restart(ctx) }},
-	}
 	for _, step := range steps {
 		if o.Step != nil {
 			o.Step(step.what)
 		}
-		if err := step.do(ctx, o); err != nil {
+		if err := step.do(s, ctx, o); err != nil {
 			return s, fmt.Errorf("%s: %w", step.what, err)
 		}
 	}

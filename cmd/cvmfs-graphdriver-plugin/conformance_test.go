@@ -1,0 +1,173 @@
+package main
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/driver/conformance"
+	"cvmfs-graphdriver/driver/conformance/reference"
+	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/thin"
+)
+
+// second is a repository beside the images' one; its folder /links stands for a layer in it.
+const second = "features.example.org"
+
+func TestConformance(t *testing.T) {
+	forRungs(t, func(t *testing.T, r rung) {
+		t.Parallel()
+		conformance.Run(t, r.target(t, inMemory(t)))
+	})
+}
+
+// inMemory gives a folder to keep layers in that doesn't wait for a disk, as other tests sync to one: ext4 in a file in memory.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	testutil.NeedRoot(t)
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		return t.TempDir()
+	}
+	memory, dir := t.TempDir(), t.TempDir()
+	must(t, unix.Mount("tmpfs", memory, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(memory, unix.MNT_DETACH)) })
+	disk := filepath.Join(memory, "disk")
+	must(t, os.WriteFile(disk, nil, 0o600))
+	must(t, os.Truncate(disk, 2<<30))
+	for _, command := range [][]string{
+		{mkfs, "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-N", "500000", disk},
+		{"mount", "-o", "loop,noinit_itable", disk, dir},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", command, err, out)
+		}
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) }) // frees the loop device, too
+	return dir
+}
+
+// target starts the plugin as a target of the conformance suite, on a folder for its layers.
+func (r rung) target(t *testing.T, mnt string) conformance.Target {
+	t.Helper()
+	urls := map[string]string{}
+	for _, name := range []string{fqrn, second} {
+		urls[name] = testutil.Serve(t, testutil.Repository(t, name))
+	}
+	start := func() *instance { return startWith(t, mnt, urls, "CVMFS_WITHOUT="+r.without) }
+	p := start()
+	p.init(r, object{}) // skips the rungs this kernel hasn't got
+	return conformance.Target{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
+		},
+		Path:    func(dir string) string { return p.root + dir },
+		Options: []string{"cvmfs.view=" + r.view},
+		Thin:    append(thinLayers(t), linksLayer(t)),
+		Restart: func(testing.TB) {
+			p.stop()
+			p = start()
+		},
+		Kill: func(t testing.TB) { must(t, syscall.Kill(p.status().PID, syscall.SIGKILL)) },
+	}
+}
+
+// thinLayers gives the layers of the reference image.
+func thinLayers(t testing.TB) (list []conformance.ThinLayer) {
+	t.Helper()
+	d, err := thin.Parse([]byte(descriptor(t)))
+	must(t, err)
+	for n, archive := range layers(t) {
+		l := d.Layers[n]
+		list = append(list, conformance.ThinLayer{Digest: l.Digest, URL: "cvmfs://" + l.FQRN + l.Path, Archive: unlinked(t, archive)})
+	}
+	return list
+}
+
+// unlinked makes files of their own of an archive's hard links, as the publisher of the reference repository has done.
+func unlinked(t testing.TB, archive []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	files := map[string][]byte{}
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			must(t, w.Close())
+			return b.Bytes()
+		}
+		must(t, err)
+		body, err := io.ReadAll(r)
+		must(t, err)
+		if h.Typeflag == tar.TypeLink {
+			body = files[h.Linkname]
+			h.Typeflag, h.Linkname, h.Size = tar.TypeReg, "", int64(len(body))
+		}
+		files[h.Name] = body
+		must(t, w.WriteHeader(h))
+		_, err = w.Write(body)
+		must(t, err)
+	}
+}
+
+// linksLayer gives the folder /links of the second repository as a layer, its archive made of what the reference client shows.
+func linksLayer(t testing.TB) conformance.ThinLayer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for lines := bufio.NewScanner(strings.NewReader(testutil.Expected(t, second))); lines.Scan(); {
+		var e struct {
+			Path, Target string
+			Mtime        int64
+		}
+		must(t, json.Unmarshal(lines.Bytes(), &e))
+		if filepath.Dir(e.Path) != "/links" {
+			continue
+		}
+		if filepath.Base(e.Path) == "variant" {
+			e.Target = "$(NO_SUCH_VARIABLE:-fallback)/bin"
+		}
+		must(t, w.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeSymlink, Name: filepath.Base(e.Path), Linkname: e.Target, ModTime: time.Unix(e.Mtime, 0), Mode: 0o777,
+		}))
+	}
+	must(t, w.Close())
+	return conformance.ThinLayer{
+		Digest: fmt.Sprintf("%064x", 1), URL: "cvmfs://" + second + "/links", Archive: b.Bytes(),
+	}
+}
+
+// Random work on the plugin gives what it gives on overlays mounted by hand. CONFORMANCE_SEED is the number of the first sequence,
+// CONFORMANCE_SEQUENCES how many there are.
+func TestRandomSequencesOfLayerOperations(t *testing.T) {
+	number := func(name string, other uint64) uint64 {
+		text := os.Getenv(name)
+		if text == "" {
+			return other
+		}
+		n, err := strconv.ParseUint(text, 10, 32)
+		must(t, err)
+		return n
+	}
+	count := 200
+	if testing.Short() {
+		count = 20
+	}
+	conformance.Sequences(t, rung{view: "auto"}.target(t, inMemory(t)), reference.Target(t), number("CONFORMANCE_SEED", 1), int(number("CONFORMANCE_SEQUENCES", uint64(count))))
+}

@@ -1,0 +1,87 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"cvmfs-graphdriver/driver/store"
+)
+
+// oldKernel is a Mounter that mounts no images.
+type oldKernel struct {
+	store.Mounter
+	mounts *[]store.Mount // what was mounted
+}
+
+var errOld = errors.New("this kernel can't mount EROFS images from files")
+
+func (k oldKernel) Mount(m store.Mount) error {
+	if m.Image != nil {
+		return errOld
+	}
+	*k.mounts = append(*k.mounts, m)
+	if m.Shared != nil { // nobody serves FUSE here
+		if err := os.MkdirAll(m.Shared.Lower[1], 0o755); err != nil {
+			return err
+		}
+	}
+	return k.Mounter.Mount(m)
+}
+
+func statusOf(r *rig, name string) string {
+	for _, s := range r.Status() {
+		if s[0] == name {
+			return s[1]
+		}
+	}
+	return ""
+}
+
+func TestViewIsTheBestThatWorks(t *testing.T) {
+	r := newRig(t)
+	auto := statusOf(r, "View")
+	if auto != "erofs" && !strings.HasPrefix(auto, "fuse (erofs can't be used: ") {
+		t.Errorf("View: %q", auto)
+	}
+	must(t, r.Init(store.InitArgs{Opts: []string{"cvmfs.view=fuse"}}))
+	if got := statusOf(r, "View"); got != "fuse (set by cvmfs.view)" {
+		t.Errorf("View: %q", got)
+	}
+	must(t, r.Init(store.InitArgs{Opts: []string{"cvmfs.view=auto"}}))
+	if got := statusOf(r, "View"); got != auto {
+		t.Errorf("View: %q", got)
+	}
+	if err := r.Init(store.InitArgs{Opts: []string{"cvmfs.view=ext4"}}); err == nil || !strings.Contains(err.Error(), "auto, erofs and fuse") {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(r.run + "/views"); err != nil || len(left) > 0 {
+		t.Errorf("left in views: %v, %v", left, err)
+	}
+}
+
+func TestViewFuseIsChosenWhereTheKernelMountsNoImages(t *testing.T) {
+	r := newRig(t)
+	var mounts []store.Mount
+	r.cfg.Mounter = oldKernel{r.cfg.Mounter, &mounts}
+	r.reopen()
+	must(t, r.Init(store.InitArgs{}))
+	if got, want := statusOf(r, "View"), fmt.Sprintf("fuse (erofs can't be used: %v)", errOld); got != want {
+		t.Errorf("View: %q, want %q", got, want)
+	}
+	err := r.Init(store.InitArgs{Opts: []string{"cvmfs.view=erofs"}})
+	if !errors.Is(err, errOld) || !strings.Contains(err.Error(), "cvmfs.view=fuse") {
+		t.Errorf("Init with erofs: %v", err)
+	}
+	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: `{"version":"1.0","layers":[]}`}))
+	r.apply("above", "thin", tarOf(t, file{name: "f", body: "f"}))
+	r.container("c", "above")
+	m := mounts[len(mounts)-1]
+	if m.Key == "" || len(m.Overlay.Data) > 0 || m.Overlay.Lower[len(m.Overlay.Lower)-1] != m.Shared.Target || m.Shared.Lower[1] != r.run+"/fuse/view/"+m.Key {
+		t.Errorf("mounted %+v of %+v", m.Overlay, m)
+	}
+	must(t, r.Put("c"))
+	must(t, os.RemoveAll(r.run+"/fuse"))
+}
