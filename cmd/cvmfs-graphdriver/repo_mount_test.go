@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -40,7 +39,7 @@ func mountRepo(t *testing.T, url, folder string, args ...string) string {
 	args = append([]string{
 		"repo", "mount", "--config-dir", t.TempDir(), "--server-url", url, "--public-key", testutil.PublicKey(t, fqrn), "--proxy", "DIRECT",
 	}, args...)
-	var out, errOut lockedBuffer
+	var out, errOut testutil.Buffer
 	cmd := exec.Command(os.Args[0], append(args, folder, dir)...)
 	cmd.Env = append(os.Environ(), underTest+"=1")
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -76,23 +75,6 @@ func mountRepo(t *testing.T, url, folder string, args ...string) string {
 		}
 	}
 	return dir
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // Both views show what the reference client shows.

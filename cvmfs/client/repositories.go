@@ -127,6 +127,11 @@ func FromConfig(c *config.Config, dir string, log *slog.Logger) (*Repository, er
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", c.FQRN, err)
 	}
+	if log != nil {
+		for _, line := range blacklist.Ignored() {
+			log.Warn("blacklist: a line has no effect", "repo", c.FQRN, "line", line)
+		}
+	}
 	fetcher, err := fetch.New(fetch.Config{
 		Servers:         c.Servers,
 		Proxies:         c.ProxyGroups,

@@ -27,6 +27,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/fusewire"
 	"cvmfs-graphdriver/internal/fusewire/fusetest"
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 const fqrn = "objects.example.org"
@@ -128,7 +129,7 @@ type host struct {
 	store  *objects.Store
 	files  map[string][]byte
 	counts *counting
-	log    *lockedBuffer
+	log    *testutil.Buffer
 }
 
 // Fetcher is objects.Sources.
@@ -154,23 +155,6 @@ func (c *counting) Blocks(op fusewire.Op, node uint64) bool {
 
 func (c *counting) of(op fusewire.Op) int64 { return c.ops[op].Load() }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // file is a file of the image.
 type file struct {
 	name    string
@@ -181,7 +165,7 @@ type file struct {
 func newHost(t *testing.T, base string, server *server, cfg Config, files ...file) *host {
 	t.Helper()
 	fusetest.Require(t)
-	h := &host{t: t, server: server, base: base, lower: t.TempDir(), fuse: t.TempDir(), files: map[string][]byte{}, log: &lockedBuffer{}}
+	h := &host{t: t, server: server, base: base, lower: t.TempDir(), fuse: t.TempDir(), files: map[string][]byte{}, log: &testutil.Buffer{}}
 	var all []*objects.Object
 	for _, f := range files {
 		fusetest.Hole(t, filepath.Join(h.lower, f.name), f.object.Size, "/objects/"+f.object.Path())
