@@ -5,6 +5,8 @@ GO      ?= go
 VERSION ?= $(patsubst v%,%,$(shell git describe --always --dirty 2>/dev/null || echo unknown))
 COMMIT  ?= $(shell git rev-parse --quiet --verify HEAD 2>/dev/null || echo unknown)
 
+VIEW    ?= auto
+
 # The time of every entry of a bundle: that of the commit, so that everybody builds the same bytes.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 export SOURCE_DATE_EPOCH
@@ -30,9 +32,9 @@ demo: bundle ## run a thin image in a private engine (root; fetches Debian's eng
 	@$(GO) build -o $(DIST)/test/demo ./test/demo
 	@exec $(DIST)/test/demo -bundle $(bundle_dir)
 
-bench: bundle ## compare with the engine's overlay2, as ratios (root)
+bench: bundle ## compare with the engine's overlay2, as ratios (root; VIEW=erofs or fuse forces one)
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench ./test/bench
-	@exec $(DIST)/test/bench -bundle $(bundle_dir)
+	@exec $(DIST)/test/bench -bundle $(bundle_dir) -view $(VIEW)
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=15m ./...

@@ -38,6 +38,7 @@ func main() {
 	testdata := flag.String("testdata", "testdata", "folder of the reference repositories and images")
 	rounds := flag.Int("rounds", 5, "how often each operation is measured")
 	files := flag.Int("files", 20000, "small files in the image")
+	view := flag.String("view", "auto", "of thin images: erofs or fuse; auto is what the kernel can do")
 	flag.Parse()
 	if *bundle == "" || flag.NArg() > 0 || *rounds < 1 {
 		fmt.Fprintln(os.Stderr, "bench: want -bundle FOLDER and no argument")
@@ -49,14 +50,14 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	if err := run(ctx, *bundle, *testdata, *rounds, *files); err != nil {
+	if err := run(ctx, *bundle, *testdata, *view, *rounds, *files); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
 // run sets up both engines, measures, and removes everything.
-func run(ctx context.Context, bundle, testdata string, rounds, files int) (err error) {
+func run(ctx context.Context, bundle, testdata, view string, rounds, files int) (err error) {
 	cache, err := engine.CacheDir()
 	if err != nil {
 		return err
@@ -76,7 +77,7 @@ func run(ctx context.Context, bundle, testdata string, rounds, files int) (err e
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "start an engine with the plugin")
-	ours, err := stand.New(ctx, stand.Options{Tools: tools, Bundle: bundle, Testdata: testdata})
+	ours, err := stand.New(ctx, stand.Options{Tools: tools, Bundle: bundle, Testdata: testdata, Driver: []string{"cvmfs.view=" + view}})
 	defer func() { err = errors.Join(err, ours.Close()) }()
 	if err != nil {
 		return err

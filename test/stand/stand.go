@@ -32,6 +32,7 @@ type Options struct {
 	Bundle   string            // folder of the plugin bundle
 	Testdata string            // the module's testdata folder
 	Step     func(what string) // told of each step before it begins; may be nil
+	Driver   []string          // storage options of the driver, "name=value"
 }
 
 // Stand is a site and an engine.
@@ -40,6 +41,7 @@ type Stand struct {
 	Engine *engine.Engine
 	Config string // the folder that is the plugin's /etc/cvmfs
 	dir    string
+	driver []string
 }
 
 // step is a part of making a stand.
@@ -70,7 +72,7 @@ func New(ctx context.Context, o Options) (*Stand, error) {
 func NewPlain(ctx context.Context, o Options) (*Stand, error) { return build(ctx, o, plain) }
 
 func build(ctx context.Context, o Options, steps []step) (*Stand, error) {
-	s := &Stand{}
+	s := &Stand{driver: append([]string{}, o.Driver...)} // never nil, which the engine would refuse
 	for _, step := range steps {
 		if o.Step != nil {
 			o.Step(step.what)
@@ -129,7 +131,7 @@ func (s *Stand) Restart(ctx context.Context) error {
 
 // Start starts the engine, which must have ended, with the plugin as its storage driver.
 func (s *Stand) Start(ctx context.Context) error {
-	return s.Engine.Start(ctx, map[string]any{"experimental": true, "storage-driver": Plugin})
+	return s.Engine.Start(ctx, map[string]any{"experimental": true, "storage-driver": Plugin, "storage-opts": s.driver})
 }
 
 // Close ends and removes everything. It may be called on a stand that was not made to the end.
