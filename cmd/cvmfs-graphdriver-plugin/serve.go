@@ -109,7 +109,8 @@ func (s *server) close() {
 // newComposer makes the composer for what the engine has set.
 func (s *server) newComposer(set store.Settings) (store.Composer, error) {
 	dir := cmp.Or(os.Getenv("CVMFS_EXT_CONFIG"), configDir)
-	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories, s.log)
+	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories, s.log,
+		client.WithUserAgent("cvmfs-graphdriver-plugin/"+version))
 	composer, err := compose.New(compose.Config{
 		Dir: filepath.Join(rootDir, "images"), Repositories: repositories, Index: s.index, IDs: set.IDs, Log: s.log,
 	})

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/internal/program"
 
 	"github.com/urfave/cli/v2"
 )
@@ -21,7 +22,7 @@ func bundleCommand() *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return usagef(c, "unknown argument %q", c.Args().First())
+				return program.Usagef(c, "unknown argument %q", c.Args().First())
 			}
 			program := c.String("plugin")
 			if program == "" {

@@ -12,6 +12,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/internal/program"
 )
 
 // repoCommand looks into repositories, with no daemon.
@@ -20,7 +21,7 @@ func repoCommand() *cli.Command {
 		Name:        "repo",
 		Usage:       "look into repositories",
 		Subcommands: []*cli.Command{repoLsCommand(), repoMountCommand()},
-		Action:      onlyCommands,
+		Action:      program.OnlyCommands,
 	}
 }
 
@@ -65,10 +66,10 @@ func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error
 	}
 	if spec != "" {
 		if cfg.ProxyGroups, err = config.ParseProxies(spec); err != nil {
-			return nil, usagef(c, "--proxy: %v", err)
+			return nil, program.Usagef(c, "--proxy: %v", err)
 		}
 	}
-	return client.FromConfig(cfg, dir, logger(c))
+	return client.FromConfig(cfg, dir, logger(c), client.WithUserAgent(c.App.Name+"/"+version))
 }
 
 func logger(c *cli.Context) *slog.Logger {

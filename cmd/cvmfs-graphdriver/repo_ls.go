@@ -12,6 +12,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/internal/program"
 )
 
 // readers is how many files are read at the same time: most are small, and what takes time is the way to the server.
@@ -40,7 +41,7 @@ uid, xattrs_hex. Bytes that aren't UTF-8 are written as \udc80 to \udcff, which 
 
 func repoLs(c *cli.Context) (err error) {
 	if c.NArg() != 1 {
-		return usagef(c, "want one argument, FQRN[/PATH]")
+		return program.Usagef(c, "want one argument, FQRN[/PATH]")
 	}
 	fqrn, path := folderArg(c.Args().First())
 	r, v, closeAll, err := newest(c, fqrn)

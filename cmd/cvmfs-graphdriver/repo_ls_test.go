@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -44,5 +45,21 @@ func TestListingsAreThoseOfTheReferenceClient(t *testing.T) {
 			}
 			compareLines(t, testutil.Expected(t, fqrn), out)
 		})
+	}
+}
+
+func TestRequestsSayWhichBuildAsks(t *testing.T) {
+	const fqrn = "images.example.org"
+	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
+	if code, _, errOut := ls(t, fqrn, server.URL, fqrn); code != 0 {
+		t.Fatalf("exit code %d: %s", code, errOut)
+	}
+	for _, r := range server.Log() {
+		if r.UserAgent() != "cvmfs-graphdriver/"+version {
+			t.Errorf("%s: User-Agent %q", r.URL.Path, r.UserAgent())
+		}
+	}
+	if len(server.Log()) == 0 {
+		t.Error("nothing was asked for")
 	}
 }

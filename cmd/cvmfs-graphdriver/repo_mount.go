@@ -19,6 +19,7 @@ import (
 	"cvmfs-graphdriver/driver/store"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
+	"cvmfs-graphdriver/internal/program"
 )
 
 // repoMountCommand mounts a folder of a repository.
@@ -42,12 +43,12 @@ repository's. Left out are extended attributes that are instructions to overlayf
 
 func repoMount(c *cli.Context) (err error) {
 	if c.NArg() != 2 {
-		return usagef(c, "want two arguments, FQRN[/PATH] and DIR")
+		return program.Usagef(c, "want two arguments, FQRN[/PATH] and DIR")
 	}
 	fqrn, path := folderArg(c.Args().Get(0))
 	want := c.String("view")
 	if want != "auto" && want != string(store.ViewEROFS) && want != string(store.ViewFUSE) {
-		return usagef(c, "--view: there is auto, erofs and fuse")
+		return program.Usagef(c, "--view: there is auto, erofs and fuse")
 	}
 	dir, err := mountPoint(c.Args().Get(1))
 	if err != nil {

@@ -48,15 +48,18 @@ type answer struct {
 // callers that ask while another does share its answer, be it an error.
 //
 // Errors: ErrRollback; those of package trust; fetch.ErrUnavailable and the like where no server could be reached.
-func (r *Repository) Newest(ctx context.Context) (*Revision, error) { return r.ask(ctx, r.cfg.Fresh) }
-
-// Refresh is Newest for a caller who misses something in the revision at hand: it asks the servers again, but not more than once a
-// second.
-func (r *Repository) Refresh(ctx context.Context) (*Revision, error) {
-	return r.ask(ctx, min(r.cfg.Fresh, time.Second))
+func (r *Repository) Newest(ctx context.Context) (*Revision, error) {
+	return r.ask(ctx, r.cfg.Fresh, 0)
 }
 
-func (r *Repository) ask(ctx context.Context, fresh time.Duration) (*Revision, error) {
+// Refresh is Newest for a caller who misses something in the revision at hand: what it gives was asked for after the call. The
+// servers are not asked more than once a second; it waits for that, for what is missing may have been published just now.
+func (r *Repository) Refresh(ctx context.Context) (*Revision, error) {
+	return r.ask(ctx, 0, min(r.cfg.Fresh, time.Second))
+}
+
+// ask gives the last answer if it is fresh, or asks when the pause since it is over.
+func (r *Repository) ask(ctx context.Context, fresh, pause time.Duration) (*Revision, error) {
 	asked := time.Now()
 	select {
 	case r.asking <- struct{}{}:
@@ -66,6 +69,13 @@ func (r *Repository) ask(ctx context.Context, fresh time.Duration) (*Revision, e
 	defer func() { <-r.asking }()
 	if last := r.last; last.at.After(asked) || last.revision != nil && time.Since(last.at) < fresh {
 		return last.revision, last.err
+	}
+	if r.last.revision != nil {
+		select {
+		case <-time.After(pause - time.Since(r.last.at)):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("newest revision of %s: %w", r.cfg.FQRN, context.Cause(ctx))
+		}
 	}
 	v, err := r.newest(ctx)
 	if err != nil {

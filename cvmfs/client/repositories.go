@@ -20,6 +20,7 @@ type Repositories struct {
 	stateDir  string
 	allowed   []string
 	log       *slog.Logger
+	options   []Option
 
 	mu   sync.Mutex // guards open
 	open map[string]*opened
@@ -32,12 +33,13 @@ type opened struct {
 }
 
 // NewRepositories reads the configuration folder configDir (the host's /etc/cvmfs, wherever it lies) when a repository is first
-// asked for, and keeps each repository's state in a folder of stateDir. Where allowed isn't empty, only these may be used.
-func NewRepositories(configDir, stateDir string, allowed []string, log *slog.Logger) *Repositories {
+// asked for, and keeps each repository's state in a folder of stateDir. Where allowed isn't empty, only these may be used. The options
+// are for each of them.
+func NewRepositories(configDir, stateDir string, allowed []string, log *slog.Logger, options ...Option) *Repositories {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Repositories{configDir: configDir, stateDir: stateDir, allowed: allowed, log: log, open: map[string]*opened{}}
+	return &Repositories{configDir: configDir, stateDir: stateDir, allowed: allowed, log: log, options: options, open: map[string]*opened{}}
 }
 
 // Repository gives a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
@@ -97,7 +99,7 @@ func (s *Repositories) get(fqrn string) (*opened, error) {
 	for _, w := range c.Warnings {
 		s.log.Warn("configuration", "repo", fqrn, "note", w)
 	}
-	r, err := FromConfig(c, filepath.Join(s.stateDir, fqrn), s.log)
+	r, err := FromConfig(c, filepath.Join(s.stateDir, fqrn), s.log, s.options...)
 	if err != nil {
 		return nil, err
 	}
@@ -117,8 +119,14 @@ func (s *Repositories) permit(fqrn string) error {
 	return nil
 }
 
+// Option says what of a repository the host's configuration doesn't.
+type Option func(*fetch.Config)
+
+// WithUserAgent has requests say who asks: product and version, such as "cvmfs-graphdriver/1.0".
+func WithUserAgent(agent string) Option { return func(c *fetch.Config) { c.UserAgent = agent } }
+
 // FromConfig makes a Repository of a configuration, reading its keys and blacklists. State is kept in dir.
-func FromConfig(c *config.Config, dir string, log *slog.Logger) (*Repository, error) {
+func FromConfig(c *config.Config, dir string, log *slog.Logger, options ...Option) (*Repository, error) {
 	keys, err := trust.LoadKeys(c.PublicKeys...)
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", c.FQRN, err)
@@ -132,7 +140,7 @@ func FromConfig(c *config.Config, dir string, log *slog.Logger) (*Repository, er
 			log.Warn("blacklist: a line has no effect", "repo", c.FQRN, "line", line)
 		}
 	}
-	fetcher, err := fetch.New(fetch.Config{
+	servers := fetch.Config{
 		Servers:         c.Servers,
 		Proxies:         c.ProxyGroups,
 		Timeout:         c.Timeout,
@@ -145,7 +153,11 @@ func FromConfig(c *config.Config, dir string, log *slog.Logger) (*Repository, er
 		HostResetAfter:  c.HostResetAfter,
 		FollowRedirects: c.FollowRedirects,
 		Log:             log,
-	})
+	}
+	for _, option := range options {
+		option(&servers)
+	}
+	fetcher, err := fetch.New(servers)
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", c.FQRN, err)
 	}

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,7 +30,7 @@ type Config struct {
 	ProxyResetAfter time.Duration // a failed proxy regains its place after this; 0: only when others fail
 	HostResetAfter  time.Duration // a failed server regains its place after this; 0: only when others fail
 	FollowRedirects bool          // up to four; otherwise a redirect is an error
-	UserAgent       string        // "" is cvmfs-graphdriver/<version>
+	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
 	Log             *slog.Logger
 }
 
@@ -104,7 +103,7 @@ func (c *Config) defaults() {
 	setDefault(&c.LowSpeedLimit, 1024)
 	c.BackoffInit = min(c.BackoffInit, c.BackoffMax)
 	if c.UserAgent == "" {
-		c.UserAgent = "cvmfs-graphdriver/" + version()
+		c.UserAgent = "cvmfs-graphdriver"
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -115,13 +114,6 @@ func setDefault[T time.Duration | int64](v *T, d T) {
 	if *v <= 0 {
 		*v = d
 	}
-}
-
-func version() string {
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
-		return strings.Trim(b.Main.Version, "()")
-	}
-	return "devel"
 }
 
 // server is one base URL.

@@ -14,7 +14,7 @@ import (
 const module = "cvmfs-graphdriver"
 
 // formats are CernVM-FS's: bytes in, values out.
-var formats = []string{"cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config"}
+var formats = []string{"cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config", "cvmfs/sqlitefile"}
 
 // rules say for each package, or each below a folder, what of ours it may import besides packages below itself. The
 // longest name that fits a package counts. A package that no rule fits has no place yet.
@@ -44,6 +44,7 @@ var rules = map[string][]string{
 	"cvmfs/catalog":                formats,
 	"cvmfs/history":                formats,
 	"cvmfs/config":                 formats,
+	"cvmfs/sqlitefile":             nil,
 	"internal":                     nil,
 	"test":                         {"bundle", "rootfs", "installer", "driver", "convert", "thin", "cvmfs", "internal"},
 }

@@ -284,14 +284,17 @@ func (e *Engine) Close() error {
 // removeControlGroups removes the control groups of the containers' parent and of plugins. An engine that was killed
 // leaves them, and even one that ends in order leaves the parent.
 func (e *Engine) removeControlGroups() error {
-	plugins, err := os.ReadDir(filepath.Join(e.Data(), "plugins"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	ours := map[string]bool{e.parent: true}
-	for _, plugin := range plugins {
-		if len(plugin.Name()) == hex.EncodedLen(32) {
-			ours[plugin.Name()] = true
+	// With userns-remap the engine's data lies in a folder named <uid>.<gid>.
+	for _, pattern := range []string{"plugins/*", "*.*/plugins/*"} {
+		plugins, err := filepath.Glob(filepath.Join(e.Data(), pattern))
+		if err != nil {
+			return err
+		}
+		for _, plugin := range plugins {
+			if name := filepath.Base(plugin); len(name) == hex.EncodedLen(32) {
+				ours[name] = true
+			}
 		}
 	}
 	groups, err := controlGroups(func(name string) bool { return ours[name] })

@@ -92,6 +92,10 @@ func isolate(private string) error {
 			return fmt.Errorf("hide AppArmor: %w", err)
 		}
 	}
+	// As systemd has it on most machines: a plugin that outlives the engine goes on to show its mounts to the next one only so.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share the mounts: %w", err)
+	}
 	return nil
 }
 

@@ -20,8 +20,11 @@ type packageSet struct {
 	packages  []string
 	suite     string // the Debian release the packages are taken from; "" for the machine's own
 	depends   bool   // also the packages they need that the machine lacks
+	from      []byte // the state of the machine that counts for depends, as dpkg writes it; nil for that of this one
 	what      string // names the set in errors
 	otherwise string // how to do without, said in errors
+
+	make func(ctx context.Context, apt *apt, root string) error // of the archives; nil: unpack them
 }
 
 var (
@@ -119,11 +122,20 @@ func (s *packageSet) fetch(ctx context.Context, cache string, progress io.Writer
 		return err
 	}
 	defer os.RemoveAll(work)
-	if err := s.download(ctx, work, progress); err != nil {
+	apt, err := s.download(ctx, work, progress)
+	if err != nil {
 		return err
 	}
 	root := filepath.Join(work, "root")
-	if err := unpack(ctx, archives(work), root, progress); err != nil {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	if s.make != nil {
+		err = s.make(ctx, apt, root)
+	} else {
+		err = unpack(ctx, apt.dir, root, progress)
+	}
+	if err != nil {
 		return err
 	}
 	if err := works(root); err != nil {
@@ -139,33 +151,40 @@ func (s *packageSet) fetch(ctx context.Context, cache string, progress io.Writer
 func archives(work string) string { return filepath.Join(work, "archive/archives") }
 
 // download fetches the set's packages.
-func (s *packageSet) download(ctx context.Context, work string, progress io.Writer) error {
+func (s *packageSet) download(ctx context.Context, work string, progress io.Writer) (*apt, error) {
 	for _, dir := range []string{filepath.Join(work, "state/lists/partial"), filepath.Join(archives(work), "partial")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	apt := apt{conf: filepath.Join(work, "apt.conf"), dir: archives(work), progress: progress}
+	apt := &apt{conf: filepath.Join(work, "apt.conf"), dir: archives(work), progress: progress}
 	conf := fmt.Sprintf(aptConf, work)
+	if s.from != nil {
+		status := filepath.Join(work, "status")
+		if err := os.WriteFile(status, s.from, 0o644); err != nil {
+			return nil, err
+		}
+		conf += fmt.Sprintf("Dir::State::status %q;\n", status)
+	}
 	if err := os.WriteFile(apt.conf, []byte(conf), 0o644); err != nil {
-		return err
+		return nil, err
 	}
 	if err := apt.update(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	if s.suite != "" {
 		mirror, err := apt.mirror(ctx)
 		if err != nil {
-			return fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
+			return nil, fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
 		}
 		source := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", debianKeys, mirror, s.suite)
 		conf += fmt.Sprintf(suiteConf, work)
 		err = errors.Join(os.WriteFile(filepath.Join(work, "sources.list"), []byte(source), 0o644), os.WriteFile(apt.conf, []byte(conf), 0o644))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := apt.update(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	args := []string{"download"}
@@ -173,9 +192,9 @@ func (s *packageSet) download(ctx context.Context, work string, progress io.Writ
 		args = []string{"install", "--yes", "--download-only", "--reinstall", "--no-install-recommends"}
 	}
 	if err := apt.get(ctx, append(args, s.packages...)...); err != nil {
-		return fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
+		return nil, fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
 	}
-	return nil
+	return apt, nil
 }
 
 // apt is apt-get with a configuration of our own.
@@ -218,9 +237,6 @@ func unpack(ctx context.Context, archives, root string, progress io.Writer) erro
 		return err
 	}
 	slices.Sort(debs)
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return err
-	}
 	for _, deb := range debs {
 		fmt.Fprintf(progress, "unpack %s\n", filepath.Base(deb))
 		if err := run(ctx, root, progress, "dpkg-deb", "--extract", deb, root); err != nil {

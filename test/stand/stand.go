@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,9 @@ type Options struct {
 	Testdata string            // the module's testdata folder
 	Step     func(what string) // told of each step before it begins; may be nil
 	Driver   []string          // storage options of the driver, "name=value"
+	Quiet    bool              // the plugin logs no debug messages, which take time
+	Settings map[string]any    // of the engine, besides those every stand has
+	Prepare  string            // shell script run before the engine's first start; what it writes to /etc is the engine's own
 }
 
 // Stand is a site and an engine.
@@ -42,6 +46,7 @@ type Stand struct {
 	Config string // the folder that is the plugin's /etc/cvmfs
 	dir    string
 	driver []string
+	engine map[string]any // its settings
 }
 
 // step is a part of making a stand.
@@ -72,7 +77,11 @@ func New(ctx context.Context, o Options) (*Stand, error) {
 func NewPlain(ctx context.Context, o Options) (*Stand, error) { return build(ctx, o, plain) }
 
 func build(ctx context.Context, o Options, steps []step) (*Stand, error) {
-	s := &Stand{driver: append([]string{}, o.Driver...)} // never nil, which the engine would refuse
+	s := &Stand{
+		driver: append([]string{}, o.Driver...), // never nil, which the engine would refuse
+		engine: map[string]any{"experimental": true},
+	}
+	maps.Copy(s.engine, o.Settings)
 	for _, step := range steps {
 		if o.Step != nil {
 			o.Step(step.what)
@@ -89,11 +98,23 @@ func (s *Stand) serve(_ context.Context, o Options) (err error) {
 	if s.dir, err = os.MkdirTemp("", "cvmfs-stand-"); err != nil {
 		return err
 	}
+	// The root of a user namespace passes through it to its files.
+	if err := os.Chmod(s.dir, 0o711); err != nil {
+		return err
+	}
 	if s.Site, err = NewSite(filepath.Join(s.dir, "site"), filepath.Join(o.Testdata, "repositories", Repository+".tar.gz")); err != nil {
 		return err
 	}
 	s.Config = filepath.Join(s.dir, "config")
 	return s.Site.Configure(s.Config, Repository, filepath.Join(o.Testdata, "keys", Repository+".pub"))
+}
+
+// Serve serves another repository, a folder as a web server has it, and configures the plugin for it.
+func (s *Stand) Serve(fqrn, folder, key string) error {
+	if err := os.Symlink(folder, filepath.Join(s.Site.Dir, fqrn)); err != nil {
+		return err
+	}
+	return s.Site.Configure(s.Config, fqrn, key)
 }
 
 // startPlain starts an engine with a driver of its own, which is what a plugin can be created on.
@@ -105,13 +126,22 @@ func (s *Stand) startPlain(ctx context.Context, o Options) (err error) {
 	if s.Engine, err = engine.New(o.Tools, dir); err != nil {
 		return err
 	}
-	return s.Engine.Start(ctx, map[string]any{"experimental": true, "storage-driver": "vfs"})
+	if o.Prepare != "" {
+		if out, err := s.Engine.Inside(ctx, "/", o.Prepare).CombinedOutput(); err != nil {
+			return fmt.Errorf("prepare its machine: %w: %s", err, out)
+		}
+	}
+	return s.startWith(ctx, map[string]any{"storage-driver": "vfs"})
 }
 
 func (s *Stand) enable(ctx context.Context, o Options) error {
+	debug := "1"
+	if o.Quiet {
+		debug = "0"
+	}
 	for _, args := range [][]string{
 		{"plugin", "create", Plugin, o.Bundle},
-		{"plugin", "set", Plugin, "cvmfs_ext_config=" + s.Config, "minio_ext_config=" + s.Config, "DEBUG=1"},
+		{"plugin", "set", Plugin, "cvmfs_ext_config=" + s.Config, "minio_ext_config=" + s.Config, "DEBUG=" + debug},
 		{"plugin", "enable", Plugin},
 	} {
 		if _, err := s.Engine.Docker(ctx, args...); err != nil {
@@ -131,7 +161,14 @@ func (s *Stand) Restart(ctx context.Context) error {
 
 // Start starts the engine, which must have ended, with the plugin as its storage driver.
 func (s *Stand) Start(ctx context.Context) error {
-	return s.Engine.Start(ctx, map[string]any{"experimental": true, "storage-driver": Plugin, "storage-opts": s.driver})
+	return s.startWith(ctx, map[string]any{"storage-driver": Plugin, "storage-opts": s.driver})
+}
+
+// startWith starts the engine with the stand's settings and those of a storage driver.
+func (s *Stand) startWith(ctx context.Context, storage map[string]any) error {
+	settings := maps.Clone(s.engine)
+	maps.Copy(settings, storage)
+	return s.Engine.Start(ctx, settings)
 }
 
 // Close ends and removes everything. It may be called on a stand that was not made to the end.

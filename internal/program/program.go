@@ -1,0 +1,106 @@
+// Package program is what the project's command line programs have in common: how they end, and how they say what they are.
+//
+// A program exits with [Done], [Failed], [Usage] or [Unfit]; a mistake of the caller's is told from a failure by its error
+// ([Usagef]), what a host or a repository isn't fit for by an error the program names itself.
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Exit codes.
+const (
+	Done   = 0
+	Failed = 1
+	Usage  = 2 // it was called wrongly
+	Unfit  = 3 // the host, or a repository, doesn't qualify for what was asked
+)
+
+// Main runs a program as this process and ends it. SIGINT and SIGTERM end the context.
+func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) int) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// Run runs an app without a process of its own, tells an error on its ErrWriter, and gives the exit code. Errors that are one of
+// unfit give Unfit.
+func Run(ctx context.Context, app *cli.App, args []string, unfit ...error) int {
+	app.HideVersion = true
+	app.Action = OnlyCommands
+	app.OnUsageError = wrongUsage
+	app.ExitErrHandler = func(*cli.Context, error) {} // exit codes are given below
+	refuseBadFlags(app.Commands)
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return Done
+	}
+	fmt.Fprintf(app.ErrWriter, "%s: %v\n", app.Name, err)
+	if IsUsage(err) {
+		return Usage
+	}
+	for _, u := range unfit {
+		if errors.Is(err, u) {
+			return Unfit
+		}
+	}
+	return Failed
+}
+
+// usageError is a mistake of the caller's.
+type usageError struct{ error }
+
+// Usagef makes the error of a mistake of the caller's; it says where to look.
+func Usagef(c *cli.Context, format string, args ...any) error {
+	return usageError{fmt.Errorf("%s (see %s --help)", fmt.Sprintf(format, args...), c.Command.HelpName)}
+}
+
+// IsUsage tells the error of a mistake of the caller's.
+func IsUsage(err error) bool { return errors.As(err, new(usageError)) }
+
+func wrongUsage(c *cli.Context, err error, _ bool) error { return Usagef(c, "%v", err) }
+
+// refuseBadFlags makes all commands report unknown flags as mistakes of the caller's.
+func refuseBadFlags(commands []*cli.Command) {
+	for _, c := range commands {
+		c.OnUsageError = wrongUsage
+		refuseBadFlags(c.Subcommands)
+	}
+}
+
+// OnlyCommands is what a command does that has subcommands and was given none.
+func OnlyCommands(c *cli.Context) error {
+	if c.NArg() > 0 {
+		return Usagef(c, "unknown command %q", c.Args().First())
+	}
+	return cli.ShowSubcommandHelp(c)
+}
+
+// VersionCommand tells which build a program is: the version, and the commit if it is known.
+func VersionCommand(version, commit string) *cli.Command {
+	return &cli.Command{
+		Name:  "version",
+		Usage: "tell which build this is",
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return Usagef(c, "unknown argument %q", c.Args().First())
+			}
+			build := version
+			if commit != "" {
+				build += " (" + commit + ")"
+			}
+			_, err := fmt.Fprintf(c.App.Writer, "%s %s %s %s/%s\n", c.App.Name, build, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
