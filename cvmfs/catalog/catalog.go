@@ -1,4 +1,4 @@
-// Package catalog reads CernVM-FS catalogs: the signed directory tables of a repository, each one SQLite file.
+// Package catalog reads and writes CernVM-FS catalogs: the signed directory tables of a repository, each one SQLite file.
 //
 // The words used here:
 //
@@ -9,33 +9,27 @@
 //     itself is not stored: a reader who walks down knows it and must check it against the hash.
 //   - A hard-link group is a number shared by the rows of one catalog that are one file.
 //   - A chunk is a piece of a file that is stored as an object of its own.
+//   - The statistics count a catalog's own rows and, separately, those of all catalogs below.
 //
 // A catalog is taken for hostile even when its digest was verified, for a publisher's key may be in wrong hands: a file that is
 // not a plain rollback-journal database of real tables is refused, and every row is checked before it is handed out. The formats
-// are those of the CernVM-FS client, catalog_sql.cc and xattr.cc; schema 2.4 and 2.5 with all its revisions are read.
+// are those of the CernVM-FS client, catalog_sql.cc and xattr.cc; schema 2.4 and 2.5 with all its revisions are read, 2.5 in its
+// revision 7 is written.
 package catalog
 
 import (
-	"context"
-	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
-	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/sqlitefile"
 )
 
 const (
@@ -44,8 +38,6 @@ const (
 	// DefaultTTL is how long a root catalog is good for if it doesn't say so itself.
 	DefaultTTL = 240 * time.Second
 
-	maxValue   = 1 << 20  // bytes of one row; a row with the largest attributes has 130 KiB
-	maxTables  = 64       // entries of the schema; the format has 11
 	minRowSize = 24       // bytes a row takes in the file at least: two halves of a hash and the record's head
 	maxPath    = 16 << 10 // four times PATH_MAX: publishers work with absolute paths
 )
@@ -56,8 +48,7 @@ var ErrInvalid = errors.New("invalid catalog")
 // Catalog is an open catalog. Its methods may be called concurrently, but wait for each other; none may be called from within
 // the function given to Rows.
 type Catalog struct {
-	db            *sql.DB
-	conn          *sql.Conn
+	file          *sqlitefile.File
 	path          string
 	maxRows       int64
 	columns       string // of catalog, for SELECT
@@ -79,80 +70,21 @@ func Open(path string) (*Catalog, error) {
 }
 
 func open(path string) (*Catalog, error) {
-	size, err := checkHeader(path)
+	file, err := sqlitefile.Open(path, MaxSize, ErrInvalid)
 	if err != nil {
 		return nil, err
 	}
-	path, err = filepath.Abs(path)
-	if err != nil {
-		return nil, err
-	}
-	db, err := sql.Open("sqlite", address(path))
-	if err != nil {
-		return nil, err
-	}
-	c := &Catalog{db: db, path: path, maxRows: size/minRowSize + 1, ttl: DefaultTTL}
+	c := &Catalog{file: file, path: path, maxRows: file.Size()/minRowSize + 1, ttl: DefaultTTL}
 	if err := c.start(); err != nil {
 		c.Close()
-		if errors.As(err, new(*sqlite.Error)) && !errors.Is(err, ErrInvalid) {
-			err = fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
 		return nil, err
 	}
 	return c, nil
 }
 
-// address is the SQLite URI that opens path without locks, journals or writing, and with the checks for untrusted files
-// (https://www.sqlite.org/security.html).
-func address(path string) string {
-	query := url.Values{"mode": {"ro"}, "immutable": {"1"}, "_pragma": {
-		"query_only(1)", "trusted_schema(0)", "cell_size_check(1)", "mmap_size(0)", "temp_store(2)", "automatic_index(0)",
-	}}
-	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}
-	return u.String()
-}
-
-// checkHeader looks at the head of the file (https://www.sqlite.org/fileformat2.html, section 1.3) and gives the file's size.
-func checkHeader(path string) (int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%w: not a regular file", ErrInvalid)
-	}
-	var head [100]byte
-	if _, err := f.ReadAt(head[:], 0); err != nil {
-		return 0, fmt.Errorf("%w: %d bytes are too short for a database", ErrInvalid, info.Size())
-	}
-	switch {
-	case info.Size() > MaxSize:
-		return 0, fmt.Errorf("%w: %d bytes, more than the limit of %d", ErrInvalid, info.Size(), int64(MaxSize))
-	case string(head[:16]) != "SQLite format 3\x00":
-		return 0, fmt.Errorf("%w: not an SQLite database", ErrInvalid)
-	case head[18] != 1 || head[19] != 1:
-		return 0, fmt.Errorf("%w: not in rollback-journal mode", ErrInvalid)
-	case head[59] > 1:
-		return 0, fmt.Errorf("%w: text is not UTF-8", ErrInvalid)
-	}
-	return info.Size(), nil
-}
-
-// start takes the one connection and reads what does not change: the tables' shape and the properties.
-func (c *Catalog) start() (err error) {
-	c.db.SetMaxOpenConns(1)
-	if c.conn, err = c.db.Conn(context.Background()); err != nil {
-		return err
-	}
-	if _, err := sqlite.Limit(c.conn, sqlite3.SQLITE_LIMIT_LENGTH, maxValue); err != nil {
-		return err
-	}
-	if err := c.checkTables("properties", "catalog", "chunks", "nested_catalogs"); err != nil {
+// start reads what does not change: the tables' shape and the properties.
+func (c *Catalog) start() error {
+	if err := c.file.CheckTables("properties", "catalog", "chunks", "nested_catalogs"); err != nil {
 		return err
 	}
 	if err := c.readColumns(); err != nil {
@@ -161,38 +93,7 @@ func (c *Catalog) start() (err error) {
 	return c.readProperties()
 }
 
-// checkTables makes sure that each of the names is one ordinary table: not a view, which would run the file's own SQL.
-func (c *Catalog) checkTables(names ...string) error {
-	seen := map[string]int{}
-	n := 0
-	err := c.query("SELECT type, name, rootpage, sql FROM sqlite_master", nil, func(row []driver.Value) error {
-		if n++; n > maxTables {
-			return fmt.Errorf("%w: more than %d tables and indexes", ErrInvalid, maxTables)
-		}
-		name, _ := row[1].(string)
-		if name = strings.ToLower(name); !slices.Contains(names, name) {
-			return nil
-		}
-		page, _ := row[2].(int64)
-		text, _ := row[3].(string)
-		if row[0] != "table" || page < 1 || !strings.HasPrefix(strings.ToUpper(text), "CREATE TABLE") {
-			return fmt.Errorf("%w: %s is not an ordinary table", ErrInvalid, name)
-		}
-		seen[name]++
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if seen[name] != 1 {
-			return fmt.Errorf("%w: %d tables %s instead of 1", ErrInvalid, seen[name], name)
-		}
-	}
-	return nil
-}
-
-// readColumns finds out which columns the file's schema revision has and refuses computed ones.
+// readColumns finds out which columns the file's schema revision has.
 func (c *Catalog) readColumns() error {
 	for _, table := range []struct {
 		name     string
@@ -205,36 +106,12 @@ func (c *Catalog) readColumns() error {
 		{"chunks", chunkColumns, 0, &c.chunkColumns},
 		{"nested_catalogs", []string{"path", "sha1", "size"}, 1, &c.nestedColumns},
 	} {
-		has, err := c.columnsOf(table.name)
-		if err != nil {
+		var err error
+		if *table.result, err = c.file.Columns(table.name, table.columns, table.optional); err != nil {
 			return err
 		}
-		columns := slices.Clone(table.columns)
-		for i, column := range columns {
-			switch {
-			case has[column]:
-			case i < len(columns)-table.optional:
-				return fmt.Errorf("%w: no column %s.%s", ErrInvalid, table.name, column)
-			default:
-				columns[i] = "NULL"
-			}
-		}
-		*table.result = strings.Join(columns, ", ")
 	}
 	return nil
-}
-
-func (c *Catalog) columnsOf(table string) (map[string]bool, error) {
-	has := map[string]bool{}
-	err := c.query("PRAGMA table_xinfo("+table+")", nil, func(row []driver.Value) error {
-		name, _ := row[1].(string)
-		if hidden, _ := row[6].(int64); hidden != 0 {
-			return fmt.Errorf("%w: column %s.%s is computed", ErrInvalid, table, name)
-		}
-		has[strings.ToLower(name)] = true
-		return nil
-	})
-	return has, err
 }
 
 // readProperties reads the properties a reader acts on and checks the schema.
@@ -276,13 +153,7 @@ func (c *Catalog) readProperties() error {
 }
 
 // Close releases the file.
-func (c *Catalog) Close() error {
-	var err error
-	if c.conn != nil {
-		err = c.conn.Close()
-	}
-	return errors.Join(err, c.db.Close())
-}
+func (c *Catalog) Close() error { return c.file.Close() }
 
 // RootPrefix is the path of the catalog's root inside the repository: "" or "/a/b".
 func (c *Catalog) RootPrefix() string { return c.prefix }
@@ -358,28 +229,9 @@ func validPath(path string) bool {
 	return true
 }
 
-// query runs one statement and hands each row to fn, which must not keep the slice. It goes past database/sql's Scan, whose
-// conversions take longer than reading does. The statements are our own, so what SQLite has against one is the file's fault.
+// query runs one statement and hands each row to fn, which must not keep the slice.
 func (c *Catalog) query(text string, args []driver.NamedValue, fn func(row []driver.Value) error) error {
-	return c.conn.Raw(func(conn any) error {
-		rows, err := conn.(driver.QueryerContext).QueryContext(context.Background(), text, args)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-		defer rows.Close() // resets the statement; its error is that of the last Next
-		row := make([]driver.Value, len(rows.Columns()))
-		for {
-			switch err := rows.Next(row); {
-			case errors.Is(err, io.EOF):
-				return nil
-			case err != nil:
-				return fmt.Errorf("%w: %w", ErrInvalid, err)
-			}
-			if err := fn(row); err != nil {
-				return err
-			}
-		}
-	})
+	return c.file.Query(text, args, fn)
 }
 
 // Lookup finds the row of a path ("" is the root, else "/a/b"). It is fs.ErrNotExist if this catalog has none, which says

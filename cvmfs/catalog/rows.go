@@ -155,6 +155,10 @@ func rowError(path hash.PathHash, name string, err error) error {
 	if !errors.Is(err, ErrInvalid) {
 		err = fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	return namedRow(path, name, err)
+}
+
+func namedRow(path hash.PathHash, name string, err error) error {
 	var sum [16]byte
 	binary.LittleEndian.PutUint64(sum[:8], uint64(path.P1))
 	binary.LittleEndian.PutUint64(sum[8:], uint64(path.P2))

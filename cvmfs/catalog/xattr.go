@@ -41,3 +41,31 @@ func lastOfEach(attrs []Xattr) []Xattr {
 	}
 	return kept
 }
+
+// FormatXattrs writes what ParseXattrs reads; nothing for no attributes. They must be sorted by name.
+func FormatXattrs(attrs []Xattr) ([]byte, error) {
+	if len(attrs) == 0 {
+		return nil, nil
+	}
+	if len(attrs) > MaxXattrs {
+		return nil, fmt.Errorf("%d extended attributes, a row holds %d", len(attrs), MaxXattrs)
+	}
+	b := []byte{1, byte(len(attrs))}
+	for i, a := range attrs {
+		if !a.Fits() || i > 0 && attrs[i-1].Name >= a.Name {
+			return nil, fmt.Errorf("extended attribute %.60q of %d bytes doesn't fit, or stands out of order", a.Name, len(a.Value))
+		}
+		b = append(b, byte(len(a.Name)), byte(len(a.Value)))
+		b = append(b, a.Name...)
+		b = append(b, a.Value...)
+	}
+	return b, nil
+}
+
+// MaxXattrs is how many extended attributes a row holds, and the most bytes of a name and of a value.
+const MaxXattrs = 255
+
+// Fits tells whether a row can hold the attribute.
+func (x Xattr) Fits() bool {
+	return x.Name != "" && len(x.Name) <= MaxXattrs && len(x.Value) <= MaxXattrs && strings.IndexByte(x.Name, 0) < 0
+}

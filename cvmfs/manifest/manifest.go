@@ -1,4 +1,5 @@
-// Package manifest reads a repository's manifest: the short text, published as .cvmfspublished, that names the newest revision.
+// Package manifest reads and writes a repository's manifest: the short text, published as .cvmfspublished, that names the
+// newest revision.
 //
 // The words used here:
 //

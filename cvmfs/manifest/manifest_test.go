@@ -159,6 +159,73 @@ func TestReferenceManifestsAreRead(t *testing.T) {
 	}
 }
 
+func TestTextIsReadBackAsItWas(t *testing.T) {
+	full := genuineManifest(t)
+	full.GarbageCollectable, full.AltPaths = true, true
+	full.Metainfo = digest(t, "8f445c6b4469480e886fa43a7db566650d56ee8d-shake128")
+	full.Reflog = digest(t, "697e5f5842f98295d1e3bda842488d9c4eccfe9b")
+	full.Revision = 1<<64 - 1
+	bare := genuineManifest(t)
+	bare.History, bare.Revision, bare.TTL = hash.Digest{}, 0, 0
+	for _, want := range []*Manifest{genuineManifest(t), full, bare} {
+		text, err := want.Text()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(genuineName, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("(-want +got)\n%s\n%s", diff, text)
+		}
+	}
+}
+
+// A manifest the reference's server wrote is written again as it was, to the byte.
+func TestTextOfReferenceManifestsIsTheirs(t *testing.T) {
+	for _, fqrn := range []string{"features.example.org", "images.example.org", "shake.example.org"} {
+		raw, err := os.ReadFile(filepath.Join(testutil.Repository(t, fqrn), ".cvmfspublished"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, _, _ := bytes.Cut(raw, []byte("--\n"))
+		m, err := Parse(fqrn, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.Text()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", fqrn, diff)
+		}
+	}
+}
+
+func TestManifestsNobodyCouldReadAreNotWritten(t *testing.T) {
+	for name, change := range map[string]func(*Manifest){
+		"no root":                     func(m *Manifest) { m.Root = hash.Digest{} },
+		"a root catalog of no bytes":  func(m *Manifest) { m.RootSize = 0 },
+		"no certificate":              func(m *Manifest) { m.Certificate = hash.Digest{} },
+		"no name":                     func(m *Manifest) { m.FQRN = "" },
+		"a name with a line in it":    func(m *Manifest) { m.FQRN = "a\nS7" },
+		"a name too long":             func(m *Manifest) { m.FQRN = strings.Repeat("x", MaxSize) },
+		"a negative TTL":              func(m *Manifest) { m.TTL = -time.Second },
+		"fractions of a second":       func(m *Manifest) { m.TTL = 1500 * time.Millisecond },
+		"no time":                     func(m *Manifest) { m.Published = time.Time{} },
+		"a time before 1970":          func(m *Manifest) { m.Published = time.Unix(-1, 0) },
+		"a time beyond the year 9999": func(m *Manifest) { m.Published = time.Unix(latest+1, 0) },
+	} {
+		m := genuineManifest(t)
+		change(m)
+		if text, err := m.Text(); err == nil || !strings.HasPrefix(err.Error(), "write manifest of ") {
+			t.Errorf("%s: got %q, %v", name, text, err)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(genuine))
 	f.Add([]byte(genuine + "Gyes\nAyes\nM8f445c6b4469480e886fa43a7db566650d56ee8d-shake128\n"))

@@ -79,19 +79,28 @@ func (keys Keys) verify(digestText, signature []byte) bool {
 	return false
 }
 
-// onlyBlock gives the content of the one PEM block in b, which must be of that type. Text around it is customary.
+// onlyBlock gives the content of the one PEM block in b, which must be of that type.
 func onlyBlock(b []byte, blockType string) ([]byte, error) {
-	block, rest := pem.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("%w: no PEM block", ErrInvalid)
+	block, err := oneBlock(b)
+	if err != nil {
+		return nil, err
 	}
 	if block.Type != blockType {
 		return nil, fmt.Errorf("%w: a PEM block %.40q, not %q", ErrInvalid, block.Type, blockType)
 	}
+	return block.Bytes, nil
+}
+
+// oneBlock gives the one PEM block in b. Text around it is customary.
+func oneBlock(b []byte) (*pem.Block, error) {
+	block, rest := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("%w: no PEM block", ErrInvalid)
+	}
 	if more, _ := pem.Decode(rest); more != nil {
 		return nil, fmt.Errorf("%w: a second PEM block, %.40q", ErrInvalid, more.Type)
 	}
-	return block.Bytes, nil
+	return block, nil
 }
 
 // readFile reads a file of the host that has no business being larger than limit.

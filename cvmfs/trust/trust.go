@@ -1,4 +1,4 @@
-// Package trust decides whether what a server says of a repository may be believed.
+// Package trust decides whether what a server says of a repository may be believed, and signs what is to be believed.
 //
 // The words used here:
 //

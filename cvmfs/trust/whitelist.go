@@ -2,6 +2,7 @@ package trust
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,9 @@ type Whitelist struct {
 	name         string
 	fingerprints []hash.Digest
 }
+
+// Fingerprints are those of the certificates that may publish.
+func (w *Whitelist) Fingerprints() []hash.Digest { return slices.Clone(w.fingerprints) }
 
 // VerifyWhitelist reads .cvmfswhitelist and believes it if one of the keys signed it, it is fqrn's and it is still valid at now.
 func VerifyWhitelist(fqrn string, raw []byte, keys Keys, now time.Time) (*Whitelist, error) {
@@ -52,17 +56,16 @@ func verifyWhitelist(raw []byte, keys Keys) (*Whitelist, error) {
 // parseWhitelist reads the text. Its first three lines have fixed places and lengths, optional flags follow, then
 // fingerprints; a line that is none of these is passed over.
 func parseWhitelist(text string) (*Whitelist, error) {
-	const stamp = "20060102150405"
 	lines := strings.Split(text, "\n")
 	if len(lines) < 3 {
 		return nil, fmt.Errorf("%w: less than three lines", ErrInvalid)
 	}
 	created, expiry, name := lines[0], lines[1], lines[2]
-	if len(created) != len(stamp) {
+	if len(created) != len(stampLayout) {
 		return nil, fmt.Errorf("%w: line 1, %.40q, isn't the time of its making", ErrInvalid, created)
 	}
-	expires, err := time.Parse("E"+stamp, expiry)
-	if err != nil || len(expiry) != len("E"+stamp) {
+	expires, err := time.Parse("E"+stampLayout, expiry)
+	if err != nil || len(expiry) != len("E"+stampLayout) {
 		return nil, fmt.Errorf("%w: line 2, %.40q, isn't the time of expiry, EYYYYMMDDhhmmss", ErrInvalid, expiry)
 	}
 	if !strings.HasPrefix(name, "N") {
