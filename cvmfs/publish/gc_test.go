@@ -1,0 +1,429 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/history"
+)
+
+func collect(t testing.TB, r *Repository, o GCOptions) *GCSummary {
+	t.Helper()
+	s, err := r.GC(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// published makes a repository of so many revisions.
+func published(t testing.TB, revisions uint64) *Repository {
+	t.Helper()
+	r := newRepo(t, smallChunks(Settings{}))
+	for number := uint64(1); number <= revisions; number++ {
+		if err := publishNumber(begin(t, r), number); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
+// contents lists all files of a repository with their content's digests.
+func contents(t testing.TB, r *Repository) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := r.storage.List(t.Context(), "", func(f Stored) error {
+		b, err := readStored(t.Context(), r.storage, f.Name, 1<<30)
+		all[f.Name] = hash.SHA1.Digest(b).Hex()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func roots(t testing.TB, r *Repository) int {
+	t.Helper()
+	head, err := r.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := r.reflog(t.Context(), head.Manifest.Reflog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, ref := range log.Refs {
+		if ref.Kind == history.Catalog {
+			n++
+		}
+	}
+	return n
+}
+
+func TestCollectionKeepsTheNewestRevisionAndItsPredecessor(t *testing.T) {
+	r := published(t, 9)
+	before := len(contents(t, r))
+	s := collect(t, r, GCOptions{})
+	// Revisions 9 and 8, which is trunk-previous, of 0 to 9.
+	if s.Kept != 2 || s.Removed != 8 || len(s.Tags) != 7 || s.Objects == 0 || s.Bytes == 0 || s.Orphans != 0 {
+		t.Errorf("%+v", s)
+	}
+	if after := len(contents(t, r)); after != before-s.Objects+1 && after != before-s.Objects+2 { // a history and the status came
+		t.Errorf("%d files before and %d after %d were removed", before, after, s.Objects)
+	}
+	if n := roots(t, r); n != 2 {
+		t.Errorf("%d revisions in the reflog", n)
+	}
+	checkNumber(t, r, 9)
+	mustBeSound(t, r)
+	if again := collect(t, r, GCOptions{Grace: -1}); again.Objects != 0 || again.Removed != 0 || again.Kept != 2 {
+		t.Errorf("a second collection found %+v", again)
+	}
+	status, err := readStored(t.Context(), r.storage, statusFile, 1000)
+	if err != nil || !strings.Contains(string(status), `"last_gc":"`+r.now().Format("Mon Jan")) {
+		t.Errorf("status %q, %v", status, err)
+	}
+	if _, err := os.Stat(filepath.Join(r.Dir(), doomedFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the list of what to remove is left: %v", err)
+	}
+	for number := uint64(10); number <= 12; number++ {
+		if err := publishNumber(begin(t, r), number); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkNumber(t, r, 12)
+	mustBeSound(t, r)
+}
+
+func TestCollectionKeepsWhatItIsTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		o       GCOptions
+		tagged  uint64
+		age     time.Duration // of all that was published
+		kept    int
+		removed int
+	}{
+		"three older ones":        {GCOptions{KeepRevisions: 3}, 0, 0, 4, 3},
+		"more than there are":     {GCOptions{KeepRevisions: 50}, 0, 0, 7, 0},
+		"those of an hour":        {GCOptions{KeepAge: time.Hour}, 0, 0, 7, 0},
+		"none of an hour":         {GCOptions{KeepAge: time.Hour}, 0, 2 * time.Hour, 2, 5},
+		"a tag":                   {GCOptions{}, 2, 0, 3, 4},
+		"a tag and one older one": {GCOptions{KeepRevisions: 1}, 2, 0, 3, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRepo(t, smallChunks(Settings{}))
+			for number := uint64(1); number <= 6; number++ {
+				tx := begin(t, r)
+				if err := tx.WriteFile(t.Context(), "/file", fmt.Append(nil, number), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				o := CommitOptions{}
+				if number == c.tagged {
+					o.Tag = "release/1.0"
+				}
+				if _, err := tx.Commit(t.Context(), o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.options.Now = func() time.Time { return time.Now().Add(c.age) }
+			s := collect(t, r, c.o)
+			if s.Kept != c.kept || s.Removed != c.removed || roots(t, r) != c.kept {
+				t.Errorf("%+v with %d revisions left, want %d kept and %d removed", s, roots(t, r), c.kept, c.removed)
+			}
+			if got := mustBeSound(t, r); got.Revision != 6 {
+				t.Errorf("revision %d", got.Revision)
+			}
+			head, err := r.Head(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tags, err := r.history(t.Context(), head.Manifest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := tags.Find("release/1.0"); ok != (c.tagged != 0) {
+				t.Errorf("tags %+v", tags.Tags)
+			}
+		})
+	}
+}
+
+func TestDryRunChangesNothing(t *testing.T) {
+	r := published(t, 7)
+	before := contents(t, r)
+	dry := collect(t, r, GCOptions{DryRun: true})
+	if diff := cmp.Diff(before, contents(t, r)); diff != "" {
+		t.Errorf("(-before +after)\n%s", diff)
+	}
+	if wet := collect(t, r, GCOptions{}); !cmp.Equal(dry, wet) {
+		t.Errorf("it told %+v and would do %+v", dry, wet)
+	}
+}
+
+func TestOrphansGoWhenTheyAreOld(t *testing.T) {
+	r := published(t, 1)
+	orphan := func(content string, age time.Duration) string {
+		d, err := putObject(t.Context(), r.storage, r.algorithm, hash.Chunk, []byte(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(r.Dir(), wwwFolder, r.FQRN(), d.Path(hash.Chunk))
+		if err := os.Chtimes(path, time.Time{}, time.Now().Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+		return d.Path(hash.Chunk)
+	}
+	old, young := orphan("old", 25*time.Hour), orphan("young", time.Hour)
+	put(t, r.storage, "data/ab/README", "not ours")
+	s := collect(t, r, GCOptions{KeepRevisions: 9})
+	if s.Orphans != 1 || s.Objects != 1 || s.Young != 1 || s.Foreign != 1 {
+		t.Errorf("%+v", s)
+	}
+	left := contents(t, r)
+	if left[old] != "" || left[young] == "" || left["data/ab/README"] == "" {
+		t.Errorf("old left: %t, young left: %t, another's left: %t", left[old] != "", left[young] != "", left["data/ab/README"] != "")
+	}
+	if s := collect(t, r, GCOptions{KeepRevisions: 9, Grace: -1}); s.Objects != 1 || contents(t, r)[young] != "" {
+		t.Errorf("without grace: %+v", s)
+	}
+	mustBeSound(t, r)
+}
+
+// What a layer was made of is known by its content: after it was collected it must be stored again.
+func TestContentThatWasCollectedIsStoredAgain(t *testing.T) {
+	r := published(t, 9) // the layer of revision 1 went with 6
+	collect(t, r, GCOptions{})
+	tx := begin(t, r)
+	if err := publishNumber(tx, 1); err != nil {
+		t.Fatal(err)
+	}
+	mustBeSound(t, r)
+	if got := readAll(t, reader(t, r), "/layers/1"); got["d3/f39"].Size == 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestReadersOfTheNewestRevisionNoticeNothing(t *testing.T) {
+	r := published(t, 7)
+	v := reader(t, r)
+	collect(t, r, GCOptions{Grace: -1})
+	before := readAll(t, v, "")
+	after := reader(t, r)
+	if after.Number != v.Number {
+		t.Errorf("revision %d after %d", after.Number, v.Number)
+	}
+	if diff := cmp.Diff(before, readAll(t, after, "")); diff != "" {
+		t.Errorf("(-before +after)\n%s", diff)
+	}
+}
+
+func TestCollectionIsRefused(t *testing.T) {
+	no := false
+	r := newRepo(t, smallChunks(Settings{GarbageCollectable: &no}))
+	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, ErrNotCollectable) {
+		t.Errorf("a repository that isn't collectable: %v", err)
+	}
+	r = published(t, 7)
+	begun := begin(t, r)
+	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, ErrLocked) {
+		t.Errorf("while a transaction runs: %v", err)
+	}
+	if err := begun.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.GC(t.Context(), GCOptions{KeepRevisions: -1}); err == nil {
+		t.Error("it keeps -1 revisions")
+	}
+	head, err := r.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newForger(t, r)
+	kept := contents(t, r)
+	stored, err := os.ReadFile(f.local(head.Manifest.Root.Path(hash.Catalog)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.write(head.Manifest.Root.Path(hash.Catalog), "\x78\x9c\x03\x00\x00\x00\x00\x01")
+	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, errDamaged) {
+		t.Errorf("with a damaged catalog: %v", err)
+	}
+	f.write(head.Manifest.Root.Path(hash.Catalog), string(stored))
+	if diff := cmp.Diff(kept, contents(t, r)); diff != "" {
+		t.Errorf("a collection that was refused changed something (-before +after)\n%s", diff)
+	}
+	r.options.Now = func() time.Time { return time.Now().AddDate(1, 0, 0) }
+	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, ErrExpired) {
+		t.Errorf("with an expired whitelist: %v", err)
+	}
+}
+
+// mortal is a storage that can be changed so many times, and then no more.
+type mortal struct {
+	*Local
+	mu   sync.Mutex
+	left int
+}
+
+var errDead = errors.New("dead")
+
+func (m *mortal) spend() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.left == 0 {
+		return errDead
+	}
+	m.left--
+	return nil
+}
+
+func (m *mortal) Put(ctx context.Context, name string, content io.Reader, size int64) error {
+	if err := m.spend(); err != nil {
+		return err
+	}
+	return m.Local.Put(ctx, name, content, size)
+}
+
+func (m *mortal) Remove(ctx context.Context, names ...string) error {
+	for _, name := range names {
+		if err := m.spend(); err != nil {
+			return err
+		}
+		if err := m.Local.Remove(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mustBeReadable checks a repository whose publisher died: its reflog may be ahead of its manifest, which the next to take the
+// lock mends. Readers have no business with it.
+func mustBeReadable(t testing.TB, r *Repository) {
+	t.Helper()
+	problems, _ := checkAll(t, r)
+	for _, p := range problems {
+		if p.Rule != RuleReflog {
+			t.Error(p)
+		}
+	}
+}
+
+func TestCollectionCutOffAnywhereIsFinishedByTheNext(t *testing.T) {
+	whole := published(t, 7)
+	changes := 0
+	for _, publishAgain := range []bool{false, true} {
+		for left, done := 0, false; !done; left = max(left+1, left*5/4) {
+			dir := filepath.Join(t.TempDir(), "repo")
+			if err := os.CopyFS(dir, os.DirFS(whole.Dir())); err != nil {
+				t.Fatal(err)
+			}
+			local, err := OpenLocal(filepath.Join(dir, wwwFolder, whole.FQRN()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dying, err := Open(dir, Options{Storage: &mortal{Local: local, left: left}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = dying.GC(t.Context(), GCOptions{})
+			if done = err == nil; !done && !errors.Is(err, errDead) {
+				t.Fatal(err)
+			}
+			changes = left
+			r, err := Open(dir, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustBeReadable(t, r)
+			checkNumber(t, r, 7)
+			if publishAgain {
+				if err := publishNumber(begin(t, r), 8); err != nil {
+					t.Fatal(err)
+				}
+			}
+			collect(t, r, GCOptions{}) // within the grace: what was doomed goes nevertheless
+			mustBeSound(t, r)
+			// The history that was to be published is an orphan, and young.
+			if s := collect(t, r, GCOptions{Grace: -1, DryRun: true}); s.Objects > 1 || s.Orphans != s.Objects {
+				t.Errorf("cut off after %d changes, then finished, and %+v is left", left, s)
+			}
+		}
+	}
+	if changes < 20 {
+		t.Errorf("a collection made %d changes: too few to have been tried", changes)
+	}
+}
+
+// TestHistoryThatACutOffCollectionStoredSurvivesTheNext has the second collection publish the very object that the first left as
+// an orphan, and that it found to be removed.
+func TestHistoryThatACutOffCollectionStoredSurvivesTheNext(t *testing.T) {
+	r := published(t, 3)
+	local := r.storage.(*Local)
+	dying, err := Open(r.Dir(), Options{Storage: &mortal{Local: local, left: 1}}) // the history, and not the reflog
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dying.GC(t.Context(), GCOptions{}); !errors.Is(err, errDead) {
+		t.Fatalf("got %v, want a collection that was cut off", err)
+	}
+	collect(t, r, GCOptions{Grace: -1})
+	mustBeSound(t, r)
+	checkNumber(t, r, 3)
+	if s := collect(t, r, GCOptions{Grace: -1}); s.Objects != 0 {
+		t.Errorf("a second collection found %+v", s)
+	}
+}
+
+func TestKilledWhileCollectingTheRepositoryIsSound(t *testing.T) {
+	const rounds = 15
+	r := newRepo(t, smallChunks(Settings{}))
+	random := rand.New(rand.NewPCG(3, 4))
+	for range rounds {
+		killPublisher(t, r, time.Duration(random.IntN(200))*time.Millisecond, collectorEnv+"=yes")
+		head, err := r.Head(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkNumber(t, r, head.Manifest.Revision)
+		mustBeReadable(t, r)
+	}
+	collect(t, r, GCOptions{Grace: -1})
+	mustBeSound(t, r)
+	if s := collect(t, r, GCOptions{Grace: -1}); s.Objects != 0 {
+		t.Errorf("a second collection found %+v", s)
+	}
+}
+
+func TestNamesOfObjectsAreReadBack(t *testing.T) {
+	for a := hash.SHA1; a.Valid(); a++ {
+		for _, suffix := range []hash.Suffix{hash.File, hash.Chunk, hash.Catalog, hash.History, hash.Certificate, hash.Metainfo} {
+			d := a.Digest([]byte(suffix))
+			if got, ok := parseObject(d.Path(suffix)); !ok || got != objectNamed(d, suffix) {
+				t.Errorf("%s is %+v, %t", d.Path(suffix), got, ok)
+			}
+		}
+	}
+	d := hash.SHA1.Digest(nil)
+	for _, name := range []string{
+		"", "data/", "data/ab", "data/ab/", "data/txn/1.2", d.Path("L"), "x" + d.Path(""), d.Path("") + "/x", strings.ToUpper(d.Path("")),
+		"data/" + d.Hex(), "data/" + d.Hex()[:1] + "/" + d.Hex()[1:], d.Path("CC"),
+	} {
+		if got, ok := parseObject(name); ok {
+			t.Errorf("%q is %+v", name, got)
+		}
+	}
+}
