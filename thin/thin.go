@@ -1,4 +1,4 @@
-// Package thin reads the descriptor of a thin image: the one contract between whoever converts images and the driver.
+// Package thin reads and writes the descriptor of a thin image: the one contract between whoever converts images and the driver.
 //
 // A thin image is a container image whose only layer holds one file, thin.json. The file, the descriptor, lists the image's
 // real layers, bottom to top, and where each lies unpacked in a CernVM-FS repository. Zero layers is an empty root.

@@ -285,17 +285,22 @@ func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revi
 	if err != nil {
 		return nil, err
 	}
+	record, err := findRecord(ctx, revision, t.Path)
+	if err != nil {
+		return nil, err
+	}
 	owners, err := c.cfg.Repositories.Config(t.FQRN)
 	if err != nil {
 		return nil, err
 	}
 	return &folder{
-		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path,
+		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path, record: record,
 		ids: idMaps{repository: owners, engine: c.cfg.IDs},
 	}, nil
 }
 
-// key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below it.
+// key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below it; a
+// layer's record lies beside the folder.
 func (c *Composer) key(parts []part) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
@@ -308,6 +313,9 @@ func (c *Composer) key(parts []part) string {
 	for _, p := range parts {
 		if f := p.folder; f != nil {
 			write("folder", f.fqrn, f.path, f.holder.String(), f.ids.repository.UIDMap.String(), f.ids.repository.GIDMap.String())
+			if f.record != nil {
+				write("record", f.record.name)
+			}
 		} else {
 			write("layer", p.layer.ID)
 		}
@@ -334,15 +342,7 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Imag
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	root := c.root()
-	merged := newDir(root)
-	for n, t := range trees {
-		merged.merge(t)
-		trees[n] = nil
-	}
-	root.Mtime, root.MtimeN = merged.Mtime, merged.MtimeN
-	merged.inode = root
-	f := flatten(merged)
+	f := flatten(mergeAll(c.root(), trees))
 	image := &Image{
 		Key: key, Meta: filepath.Join(c.cfg.Dir, key, metaFile), Objects: len(f.table), Size: f.size,
 		Created: began.UTC().Format(time.RFC3339),
@@ -358,6 +358,25 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Imag
 	c.cfg.Log.Info("composed image", "image", key, "layers", len(parts), "objects", image.Objects, "bytes", image.Size,
 		"took", time.Since(began).Round(time.Millisecond))
 	return c.Image(key)
+}
+
+// mergeAll lays the layers' trees, bottom to top, over each other. The root folder has the attributes of the topmost layer whose
+// record tells some; else those given, and the time of the topmost layer.
+func mergeAll(root *inode, trees []*node) *node {
+	merged := newDir(root)
+	recorded := false
+	for n, t := range trees {
+		merged.merge(t)
+		if t.recorded {
+			root, recorded = t.inode, true
+		}
+		trees[n] = nil
+	}
+	if !recorded {
+		root.Mtime, root.MtimeN = merged.Mtime, merged.MtimeN
+	}
+	merged.inode = root
+	return merged
 }
 
 // root is the attributes of an image's root folder: a layer's folder in a repository belongs to whoever published it.

@@ -33,6 +33,7 @@ type folder struct {
 	holder   hash.Digest // the catalog that names all that is in the folder
 	fqrn     string
 	path     string
+	record   *foundRecord // nil if the layer has none
 	ids      idMaps
 	expand   func(target string) string // not nil: the folder is wanted as it is published, symbolic links with these targets
 }
@@ -55,42 +56,84 @@ func (m idMaps) owner(uid, gid uint32) (uint32, uint32, error) {
 	return uint32(u), uint32(g), nil
 }
 
-// read makes the layer's tree of what the catalogs say.
+// read makes the layer's tree of what the catalogs and the layer's record say.
 func (f *folder) read(ctx context.Context) (*node, error) {
-	b := builder{published: f.expand != nil}
-	links := map[uint64]*inode{}
-	nested := map[string]bool{} // folders that are the root of a catalog
-	err := f.revision.Walk(ctx, f.path, func(n *client.Node) error {
-		path := strings.TrimPrefix(n.Path, f.path)
-		if len(path) > maxPath {
-			return fmt.Errorf("a path has %d bytes, the limit is %d", len(path), maxPath)
+	var n *node
+	k, err := f.readRecord(ctx)
+	if err == nil {
+		w := newFolderWalk(f, k)
+		if err = f.revision.Walk(ctx, f.path, w.add); err == nil {
+			n, err = w.finish()
 		}
-		if n.IsDir() && (path == "" || n.Flags&catalog.NestedRoot != 0) {
-			nested[path] = true
-		}
-		if f.expand == nil && markers[n.Name] && nested[strings.TrimSuffix(path, "/"+n.Name)] {
-			return nil
-		}
-		i := links[n.Link]
-		if n.Link == 0 || i == nil {
-			var err error
-			if i, err = f.inode(n); err != nil {
-				return fmt.Errorf("%s: %w", n.Path, err)
-			}
-			if n.Link != 0 {
-				links[n.Link] = i
-			}
-		}
-		b.add(path, i)
-		return nil
-	})
-	if err == nil && (b.root == nil || !b.root.isDir()) {
-		err = fmt.Errorf("%s is no folder", f.path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read layer cvmfs://%s%s: %w", f.fqrn, f.path, err)
 	}
-	return b.root, nil
+	return n, nil
+}
+
+// folderWalk collects what a walk of a layer meets.
+type folderWalk struct {
+	*folder
+	record  *record
+	builder builder
+	links   map[uint64]*inode // by client.Node.Link
+	nested  map[string]bool   // folders that are the root of a catalog
+}
+
+func newFolderWalk(f *folder, k *record) *folderWalk {
+	return &folderWalk{folder: f, record: k, builder: builder{published: f.expand != nil}, links: map[uint64]*inode{}, nested: map[string]bool{}}
+}
+
+// add takes an entry in.
+func (w *folderWalk) add(n *client.Node) error {
+	path := strings.TrimPrefix(n.Path, w.path)
+	if len(path) > maxPath {
+		return fmt.Errorf("a path has %d bytes, the limit is %d", len(path), maxPath)
+	}
+	if n.IsDir() && (path == "" || n.Flags&catalog.NestedRoot != 0) {
+		w.nested[path] = true
+	}
+	own := strings.TrimPrefix(path, "/")
+	if w.expand == nil && markers[n.Name] && w.nested[strings.TrimSuffix(path, "/"+n.Name)] && !w.record.markers[own] {
+		return nil
+	}
+	i := w.links[n.Link]
+	if n.Link == 0 || i == nil {
+		var err error
+		if i, err = w.inode(n); err != nil {
+			return fmt.Errorf("%s: %w", n.Path, err)
+		}
+		if n.Link != 0 {
+			w.links[n.Link] = i
+		}
+	}
+	i, err := w.record.apply(own, i, n.Link != 0)
+	if err != nil {
+		return fmt.Errorf("layer record: %w", err)
+	}
+	w.builder.add(path, i)
+	return nil
+}
+
+// finish gives the tree. Its root is the repository's folder unless the record knows better.
+func (w *folderWalk) finish() (*node, error) {
+	root := w.builder.root
+	if root == nil || !root.isDir() {
+		return nil, fmt.Errorf("%s is no folder", w.path)
+	}
+	if err := w.record.complete(); err != nil {
+		return nil, fmt.Errorf("layer record: %w", err)
+	}
+	i, err := w.record.root(w.ids)
+	if err != nil {
+		return nil, err
+	}
+	if i != nil {
+		i.opaque = root.opaque
+		root.inode, root.recorded = i, true
+	}
+	return root, nil
 }
 
 // inode translates a catalog's entry.

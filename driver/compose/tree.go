@@ -24,6 +24,7 @@ type node struct {
 	*inode
 	children map[string]*node // of a folder, never nil then
 	removed  map[string]bool  // names the folder hides from the layers below
+	recorded bool             // the root of a layer whose record tells its attributes
 }
 
 func newDir(i *inode) *node { return &node{inode: i, children: map[string]*node{}} }

@@ -1,0 +1,59 @@
+package thin
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Version is what descriptors of this form say.
+const Version = "1.0"
+
+// Encode gives the descriptor's file: the same descriptor gives the same bytes, and Parse takes them. An empty Version is
+// written as Version.
+func (d *Descriptor) Encode() ([]byte, error) {
+	b, err := d.encode()
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", FileName, err)
+	}
+	return b, nil
+}
+
+func (d *Descriptor) encode() ([]byte, error) {
+	type layer struct {
+		Digest string `json:"digest"`
+		URL    string `json:"url"`
+	}
+	file := struct {
+		Version    string  `json:"version"`
+		MinVersion string  `json:"min_version,omitempty"`
+		Origin     string  `json:"origin,omitempty"`
+		Layers     []layer `json:"layers"`
+		Comment    string  `json:"comment,omitempty"`
+	}{Version: d.Version, MinVersion: d.MinVersion, Origin: d.Origin, Comment: d.Comment, Layers: []layer{}}
+	if file.Version == "" {
+		file.Version = Version
+	}
+	for _, l := range d.Layers {
+		file.Layers = append(file.Layers, layer{l.Digest, l.URL()})
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(file); err != nil {
+		return nil, err
+	}
+	// What a reader would refuse is not written.
+	if _, err := Parse(b.Bytes()); err != nil {
+		if errors.Is(err, ErrNotThin) {
+			return nil, errors.New("its text is no JSON a reader takes")
+		}
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// URL says where the layer lies: "cvmfs://FQRN/PATH".
+func (l Layer) URL() string { return scheme + l.FQRN + l.Path }

@@ -1,0 +1,78 @@
+package thin
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/internal/testutil"
+)
+
+func TestDescriptorsSurviveTheirFile(t *testing.T) {
+	reference, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{
+		string(reference),
+		`{"version":"1.0","layers":[]}`,
+		`{"version":"1.0","min_version":"1.0","origin":"a <b> & c","layers":[],"comment":"ü"}`,
+	} {
+		want, err := Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := want.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s:\n%s", b, diff)
+		}
+		if again, err := got.Encode(); err != nil || !bytes.Equal(b, again) {
+			t.Errorf("encoded again: %v, other bytes:\n%s\n%s", err, b, again)
+		}
+	}
+}
+
+func TestReferenceDescriptorIsWrittenAsTheReferenceWritesIt(t *testing.T) {
+	want, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Parse(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.TrimSpace(string(want)), strings.TrimSpace(string(got))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestWhatReadersRefuseIsNotWritten(t *testing.T) {
+	digest := strings.Repeat("a", 64)
+	for name, d := range map[string]Descriptor{
+		"digest":     {Layers: []Layer{{"short", "x.example.org", "/layers/a"}}},
+		"repository": {Layers: []Layer{{digest, "..", "/layers/a"}}},
+		"path":       {Layers: []Layer{{digest, "x.example.org", "/layers/../a"}}},
+		"no slash":   {Layers: []Layer{{digest, "x.example.org", ""}}},
+		"newer":      {MinVersion: "2.0"},
+		"too large":  {Comment: strings.Repeat("c", MaxSize)},
+		"layers":     {Layers: make([]Layer, MaxLayers+1)},
+	} {
+		if b, err := d.Encode(); err == nil {
+			t.Errorf("%s: written as %.200s", name, b)
+		}
+	}
+}
