@@ -83,7 +83,7 @@ func PluginConfig() Config {
 		Entrypoint:    []string{Program},
 		Interface:     Interface{Socket: "plugin.sock", Types: []string{"docker.graphdriver/1.0"}},
 		Linux: Linux{
-			Capabilities: []string{"CAP_SYS_ADMIN"},
+			Capabilities: []string{"CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"},
 			Devices:      []Device{{Name: "fuse", Description: "fetches files when they are first read", Path: "/dev/fuse", Settable: []string{}}},
 		},
 		Mounts: []Mount{

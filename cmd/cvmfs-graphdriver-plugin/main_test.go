@@ -30,11 +30,19 @@ import (
 const underTest = "PLUGIN_UNDER_TEST" // in the environment: be the plugin
 
 func TestMain(m *testing.M) {
-	if os.Getenv(underTest) != "" {
-		main()
+	role := os.Getenv(underTest)
+	if role == "" {
+		os.Exit(m.Run())
+	}
+	if err := loseCalls(os.Getenv("CVMFS_WITHOUT")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if role == probeCalls {
+		tellCalls()
 		return
 	}
-	os.Exit(m.Run())
+	main()
 }
 
 const fqrn = "images.example.org"
@@ -106,12 +114,20 @@ func (p *instance) launch() {
 // rung is a way the driver works on some kernel, forced on this one.
 type rung struct {
 	view    string // the option cvmfs.view
-	without string // what of the kernel isn't used
+	without string // what of the kernel isn't used, or isn't there: CVMFS_WITHOUT, with the words of missingCalls besides
 }
 
 // forRungs runs a test on every rung.
 func forRungs(t *testing.T, f func(t *testing.T, r rung)) {
-	for _, r := range []rung{{"erofs", ""}, {"fuse", ""}, {"erofs", "mountapi"}, {"erofs", "metacopy=off"}, {"fuse", "mountapi,resend"}} {
+	for _, r := range []rung{
+		{"erofs", ""},
+		{"fuse", ""},
+		{"erofs", "mountapi"},
+		{"erofs", "metacopy=off"},
+		{"erofs", "openat2"},
+		{"fuse", "mountapi,resend"},
+		{"fuse", "newcalls,resend"},
+	} {
 		t.Run(strings.TrimSuffix(r.view+" without "+r.without, " without "), func(t *testing.T) { f(t, r) })
 	}
 }

@@ -22,6 +22,9 @@ type Target struct {
 	Restart func(t testing.TB)
 	// Kill ends what answers the socket by SIGKILL and returns; something brings it back. nil where that can't be done.
 	Kill func(t testing.TB)
+	// InodesChange says that a file of an image may change its inode number when it is first written to or linked, as with
+	// overlayfs on file systems whose files it can't find by a handle: two links may differ until the kernel forgets the older name.
+	InodesChange bool
 	// Skip names behaviours this driver is known not to have, and why.
 	Skip map[string]string
 }

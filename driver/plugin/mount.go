@@ -184,11 +184,10 @@ func (m *Mounter) Mounted(dir string) (bool, error) {
 // Unmount detaches everything that is mounted at a folder. Who uses it keeps what is open.
 func (m *Mounter) Unmount(dir string) error {
 	for {
-		mounted, err := m.Mounted(dir)
-		if !mounted || err != nil {
-			return err
-		}
-		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		switch err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, fs.ErrNotExist): // nothing is mounted there (any more)
+			return nil
+		case err != nil:
 			return &fs.PathError{Op: "unmount", Path: dir, Err: err}
 		}
 	}

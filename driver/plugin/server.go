@@ -243,7 +243,10 @@ func (s *Server) diff(w http.ResponseWriter, hr *http.Request) {
 	began := time.Now()
 	r, err := decode(w, hr)
 	var archive io.ReadCloser
-	if err == nil {
+	switch {
+	case err == nil && r.ID == "":
+		err = errors.New("the engine repeats a Diff that broke off, without naming the layer: the plugin's log, some lines before this one, has the reason")
+	case err == nil:
 		archive, err = s.cfg.Store.Diff(hr.Context(), r.ID, r.Parent)
 	}
 	if err != nil {

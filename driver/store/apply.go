@@ -126,7 +126,7 @@ func (s *Store) checkEmpty(id, parent string) (*layer, error) {
 	if l.Parent != parent {
 		return nil, fmt.Errorf("its parent is %q, not %q", l.Parent, parent)
 	}
-	if l.committed {
+	if l.Committed {
 		return nil, errors.New("it has its content already")
 	}
 	if s.opened(id).Refs > 0 {
@@ -243,13 +243,9 @@ func (s *Store) commit(id, parent, temp string, thinRecord *layer) error {
 	if thinRecord != nil {
 		l.Writable, l.Thin, l.Image = false, thinRecord.Thin, thinRecord.Image
 	}
+	l.Committed = !l.Writable
 	if err := writeRecord(temp, l); err != nil {
 		return err
-	}
-	if !l.Writable {
-		if err := writeFile(filepath.Join(temp, markerFile), nil, true); err != nil {
-			return err
-		}
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(id), unix.RENAME_EXCHANGE); err != nil {
 		return fmt.Errorf("put the layer in place: %w", err)

@@ -191,7 +191,9 @@ func (p *packer) header(name string, info fs.FileInfo) (*tar.Header, error) {
 	}
 	st := info.Sys().(*syscall.Stat_t)
 	if h.Uid, h.Gid, err = p.ids.ToContainer(int(st.Uid), int(st.Gid)); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		// Not of the ranges of userns-remap: BuildKit makes such folders, the host's root's. On whichever host the layer is used
+		// they are to be root's, but never to act for it.
+		h.Uid, h.Gid, h.Mode = 0, 0, h.Mode&^(unix.S_ISUID|unix.S_ISGID)
 	}
 	if !info.IsDir() && st.Nlink > 1 {
 		if first, ok := p.seen[st.Ino]; ok {

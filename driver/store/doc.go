@@ -4,10 +4,10 @@
 // The words:
 //
 //   - A layer is a folder layers/<id>/ with what it adds to its parent (its diff), a scratch folder of overlayfs (work/) and a
-//     record (layer.json). Its content follows overlayfs' conventions: character device 0/0 is a whiteout, the extended attribute
+//     record, an extended attribute of the folder. Its content follows overlayfs' conventions: character device 0/0 is a whiteout, the extended attribute
 //     trusted.overlay.opaque=y hides what lies below a folder.
-//   - A read-only layer gets its content by one ApplyDiff. It counts once the file committed stands beside its record; what
-//     has no such file when the engine initialises the driver was cut short and is removed.
+//   - A read-only layer gets its content by one ApplyDiff. It counts once its record says that it is committed; what
+//     isn't when the engine initialises the driver was cut short and is removed.
 //   - A read-write layer is written to through its mount: that of a container, or a step of a build. Engines make the latter as
 //     if it were read-only and never apply a diff to it; a layer whose parent's view is asked for before it has content is
 //     therefore taken for read-write from then on.
@@ -27,7 +27,7 @@
 //	layout                   version of all this
 //	store/objects/…          objects (package objects); store/ is the first data-only lower layer of thin mounts
 //	fresh/objects/…          fresh links (likewise), another of them
-//	layers/<id>/             layers, with graph/<id>/diff, work, layer.json and committed
+//	layers/<id>/             layers, with graph/<id>/diff and work; the record is the attribute trusted.cvmfs-graphdriver.layer
 //	layers/.<what>-*         something unfinished, removed by Open
 //	mnt/<id>                 where layers are mounted
 //	state/init.json          the engine's arguments to Init
@@ -39,6 +39,8 @@
 // not in store/, for overlayfs refuses a lower layer inside another one (ELOOP), and those above the thin one are lower layers.
 //
 // Everything that counts is complete or absent after a crash or power loss: it is made under another name, synced, and renamed.
+// A new layer, which is empty, isn't synced: folders, their attributes and their renaming reach the disk in the order in which
+// they were made. Whatever syncs later, a container's own database, takes it along.
 // Record files of open layers are renamed but not synced: they mean nothing after a reboot.
 //
 // Incoming archives are hostile. Extended attributes by which overlayfs is instructed are removed, nothing is written outside

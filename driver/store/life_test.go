@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -257,8 +258,7 @@ func TestInitWithAThousandLayersIsQuick(t *testing.T) {
 	for n := range 1000 {
 		id := fmt.Sprintf("%064d", n)
 		must(t, os.MkdirAll(filepath.Join(layers, id, "graph", id, "diff"), 0o755))
-		must(t, os.WriteFile(filepath.Join(layers, id, "layer.json"), []byte(`{"thin":true}`), 0o600))
-		must(t, os.WriteFile(filepath.Join(layers, id, "committed"), nil, 0o600))
+		must(t, unix.Lsetxattr(filepath.Join(layers, id), "trusted.cvmfs-graphdriver.layer", []byte(`{"thin":true,"committed":true}`), 0))
 	}
 	began := time.Now()
 	r.reopen()

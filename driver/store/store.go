@@ -19,7 +19,7 @@ import (
 )
 
 // layout is the version of the on-disk layout this package reads and writes.
-const layout = "1"
+const layout = "2"
 
 // ErrNotReady tells that the engine has not initialised the driver yet.
 var ErrNotReady = errors.New("the driver is not initialised: the engine sends Init when it starts")
@@ -289,7 +289,7 @@ func (s *Store) removeUncommitted() error {
 			s.cfg.Log.Warn("a layer can't be used", "layer", id, "err", err)
 			continue
 		}
-		if l.Writable || l.committed {
+		if l.Writable || l.Committed {
 			continue
 		}
 		s.cfg.Log.Info("remove a layer that was cut short", "layer", id)

@@ -253,9 +253,9 @@ func TestUnfinishedLayersAreRemoved(t *testing.T) {
 
 func TestOpenRefusesAForeignLayout(t *testing.T) {
 	r := newRig(t)
-	must(t, os.WriteFile(filepath.Join(r.root, "layout"), []byte("2\n"), 0o600))
-	if _, err := store.Open(r.cfg); err == nil || !strings.Contains(err.Error(), `layout "2"`) {
-		t.Errorf("layout 2: %v", err)
+	must(t, os.WriteFile(filepath.Join(r.root, "layout"), []byte("3\n"), 0o600))
+	if _, err := store.Open(r.cfg); err == nil || !strings.Contains(err.Error(), `layout "3"`) {
+		t.Errorf("layout 3: %v", err)
 	}
 	must(t, os.Remove(filepath.Join(r.root, "layout")))
 	if _, err := store.Open(r.cfg); err == nil || !strings.Contains(err.Error(), "not of this driver's making") {
