@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/convert/wish"
+)
+
+// registries are credentials by registry, "HOST[:PORT]".
+type registries map[string]authn.AuthConfig
+
+// Resolve gives a registry's credentials; it is the method of [authn.Keychain].
+func (r registries) Resolve(resource authn.Resource) (authn.Authenticator, error) {
+	if auth, found := r[resource.RegistryStr()]; found {
+		return authn.FromConfig(auth), nil
+	}
+	return authn.Anonymous, nil
+}
+
+// duccCredentials adds the credentials of the environment, as the DUCC tool reads them, before those of the user's docker login.
+func duccCredentials(conv *convert.Converter, list *wish.List) error {
+	input := registries{}
+	for id := range strings.SplitSeq(os.Getenv("DUCC_AUTH_REGISTRIES"), ",") {
+		if id = strings.TrimSpace(id); id == "" {
+			continue
+		}
+		of := func(what string) string { return os.Getenv("DUCC_" + id + "_" + what) }
+		ident, user, password, proxy := of("IDENT"), of("USER"), of("PASS"), of("PROXY")
+		if ident == "" || (user == "" || password == "") && proxy == "" {
+			return fmt.Errorf("DUCC_AUTH_REGISTRIES names %.100q: set DUCC_%s_IDENT, and DUCC_%s_USER with DUCC_%s_PASS, or DUCC_%s_PROXY", id, id, id, id, id)
+		}
+		host, err := canonical(ident)
+		if err != nil {
+			return fmt.Errorf("DUCC_%s_IDENT: %w", id, err)
+		}
+		if user != "" && password != "" {
+			input[host] = authn.AuthConfig{Username: user, Password: password}
+		}
+		if proxy != "" {
+			conv.Input.Mirrors = append(conv.Input.Mirrors, host+"="+proxy)
+		}
+	}
+	conv.Input.Keychain = authn.NewMultiKeychain(input, authn.DefaultKeychain)
+	password := os.Getenv("DUCC_OUTPUT_REGISTRY_PASS")
+	if password == "" || list.User == "" {
+		return nil
+	}
+	output, err := outputRegistries(list)
+	if err != nil {
+		return err
+	}
+	for host := range output {
+		output[host] = authn.AuthConfig{Username: list.User, Password: password}
+	}
+	conv.Output.Keychain = authn.NewMultiKeychain(output, authn.DefaultKeychain)
+	return nil
+}
+
+// outputRegistries are those a list's thin images go to.
+func outputRegistries(list *wish.List) (registries, error) {
+	hosts := registries{}
+	for _, w := range list.Wishes {
+		if w.Pattern() {
+			w = w.Tagged("x")
+		}
+		text, err := w.Output(list.Format)
+		if err != nil {
+			return nil, err
+		}
+		ref, err := source.Parse(text, "")
+		if err != nil {
+			return nil, err
+		}
+		parsed, err := ref.Parsed()
+		if err != nil {
+			return nil, err
+		}
+		hosts[parsed.Context().RegistryStr()] = authn.AuthConfig{}
+	}
+	return hosts, nil
+}
+
+// canonical gives a registry as references name it.
+func canonical(address string) (string, error) {
+	host, _, err := source.ParseRegistry(address)
+	if err != nil {
+		return "", err
+	}
+	if host == "registry-1.docker.io" || host == "docker.io" {
+		host = name.DefaultRegistry
+	}
+	r, err := name.NewRegistry(host)
+	if err != nil {
+		return "", err
+	}
+	return r.RegistryStr(), nil
+}

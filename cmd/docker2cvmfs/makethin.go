@@ -1,0 +1,105 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/internal/program"
+)
+
+// makeThinCommand does everything for one image.
+func makeThinCommand() *cli.Command {
+	flags := append(imageFlags(), progressFlags()...)
+	flags = append(flags, targetFlags()...)
+	return &cli.Command{
+		Name:  "make-thin",
+		Usage: "put an image's layers into a repository and its thin image where it is wanted",
+		Description: "The thin image goes to a registry, or with docker-archive:FILE, oci:DIR[:TAG] or docker-daemon:NAME elsewhere. Without an\n" +
+			"output reference only the layers are published.",
+		Flags: append(flags,
+			&cli.StringFlag{Name: "input-reference", Aliases: []string{"i"}, Usage: "the `IMAGE` to convert"},
+			&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where the thin `IMAGE` goes"},
+			&cli.BoolFlag{Name: "force", Usage: "write the thin image even if nothing changed"},
+		),
+		Action: makeThin,
+	}
+}
+
+// targetFlags say where layers go.
+func targetFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "`FQRN` of the repository"},
+		&cli.StringFlag{Name: "subdirectory", Aliases: []string{"s"}, Usage: "`FOLDER` of the repository that layers go to", DefaultText: "layers"},
+		&cli.StringFlag{Name: "layout", Usage: "`layers` or ducc: how layers are arranged", Value: "layers"},
+		&cli.StringFlag{Name: "target", Usage: "`native:DIR`, cvmfs_server:FQRN or dir:DIR", DefaultText: "cvmfs_server:FQRN of --repository"},
+	}
+}
+
+// converter makes a converter as the flags say. repository is used where they name none.
+func converter(c *cli.Context, repository string) (*convert.Converter, error) {
+	if c.String("repository") != "" {
+		repository = c.String("repository")
+	}
+	layout, err := convert.ParseLayout(c.String("layout"), c.String("subdirectory"))
+	if err != nil {
+		return nil, program.Usagef(c, "%v", err)
+	}
+	text := c.String("target")
+	switch {
+	case text == "" && repository == "":
+		return nil, program.Usagef(c, "no target: give --repository on a release manager machine, or --target native:DIR")
+	case text == "":
+		text = "cvmfs_server:" + repository
+	}
+	t, err := target.Open(text, target.Options{FQRN: repository, Prefix: folderPrefix(layout), Publisher: openRepository})
+	if err != nil {
+		return nil, err
+	}
+	o := imageOptions(c)
+	return &convert.Converter{Target: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"), Force: c.Bool("force")}, nil
+}
+
+// folderPrefix is what a folder target leaves out of layers' paths: with DUCC's layout it is the repository's root.
+func folderPrefix(l convert.Layout) string {
+	if l.DUCC {
+		return "/"
+	}
+	return l.Folder()
+}
+
+func makeThin(c *cli.Context) error {
+	if err := needArgs(c); err != nil {
+		return err
+	}
+	if c.String("input-reference") == "" {
+		return program.Usagef(c, "no image to convert: give --input-reference")
+	}
+	input, err := reference(c, c.String("input-reference"))
+	if err != nil {
+		return err
+	}
+	job := convert.Job{Input: input}
+	if c.IsSet("output-reference") {
+		output, err := reference(c, c.String("output-reference"))
+		if err != nil {
+			return err
+		}
+		if output.Digested() {
+			return program.Usagef(c, "output %s: a digest can't be chosen: give a tag", output)
+		}
+		job.Output = &output
+	}
+	conv, err := converter(c, "")
+	if err != nil {
+		return err
+	}
+	p := newProgress(c)
+	conv.Progress = p.event
+	summary, err := conv.Convert(c.Context, job)
+	p.close()
+	if err != nil {
+		return err
+	}
+	return p.summary(summary)
+}

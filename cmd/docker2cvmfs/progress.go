@@ -1,0 +1,225 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/urfave/cli/v2"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"cvmfs-graphdriver/convert"
+)
+
+// progressEvery is how often a program is told of a layer's progress.
+const progressEvery = time.Second
+
+// progressFlags say how long work is shown.
+func progressFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "tell what happens as JSON, one object a line"},
+		&cli.IntFlag{Name: "parallel", Usage: "how many layers are read at once", Value: 3},
+	}
+}
+
+// progress shows events: as bars on a terminal, as lines elsewhere, as JSON for programs. Its methods are called by one goroutine
+// at a time.
+type progress struct {
+	results io.Writer // what a command has to say at its end
+	show    func(convert.Event)
+	finish  func()
+	json    *json.Encoder
+}
+
+func newProgress(c *cli.Context) *progress {
+	p := &progress{results: c.App.Writer, finish: func() {}}
+	file, isFile := c.App.ErrWriter.(*os.File)
+	switch {
+	case c.Bool("json"):
+		p.json = json.NewEncoder(c.App.Writer)
+		p.results = io.Discard
+		p.show = (&jsonLines{out: p.json, read: map[string]int64{}, told: map[string]time.Time{}}).show
+	case isFile && term.IsTerminal(int(file.Fd())):
+		b := newBars(c.App.ErrWriter)
+		p.show, p.finish = b.show, b.finish
+	default:
+		p.show = func(e convert.Event) { printLine(c.App.ErrWriter, e) }
+	}
+	return p
+}
+
+func (p *progress) event(e convert.Event) { p.show(e) }
+
+// close ends the bars, so that others can write.
+func (p *progress) close() { p.finish() }
+
+// short is the beginning of a digest, for people.
+func short(digest string) string {
+	_, hex, _ := strings.Cut(digest, ":")
+	return hex[:min(12, len(hex))]
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// line is an event for people; "" for what is none of their business.
+func line(e convert.Event) string {
+	switch e.Action {
+	case convert.ImageStarted:
+		return fmt.Sprintf("%s: %d layers to read, %s", e.Image, e.Layers, size(e.Total))
+	case convert.LayerPresent:
+		return fmt.Sprintf("%s: there already", short(e.Digest))
+	case convert.LayerStarted:
+		return fmt.Sprintf("%s: reading %s", short(e.Digest), size(e.Total))
+	case convert.LayerDone:
+		return fmt.Sprintf("%s: done in %v: %d files, %s new of %s", short(e.Digest), e.Elapsed.Round(time.Millisecond), e.Stats.Files,
+			size(e.Stats.Stored), size(e.Stats.Bytes))
+	case convert.LayerFailed:
+		return fmt.Sprintf("%s: failed", short(e.Digest))
+	case convert.Publishing:
+		return e.Image + ": publishing"
+	case convert.ImageUnchanged:
+		return e.Image + ": unchanged"
+	case convert.ImageFailed:
+		return fmt.Sprintf("%s: failed: %v", e.Image, e.Err)
+	}
+	return ""
+}
+
+// printLine writes an event as a line. That nobody reads it is no reason to stop.
+func printLine(w io.Writer, e convert.Event) {
+	if text := line(e); text != "" {
+		fmt.Fprintln(w, text)
+	}
+}
+
+// bars shows a bar for each layer that is being read and one for the image.
+type bars struct {
+	out    io.Writer
+	all    *mpb.Progress
+	total  *mpb.Bar
+	layers map[string]*mpb.Bar
+}
+
+func newBars(out io.Writer) *bars { return &bars{out: out, layers: map[string]*mpb.Bar{}} }
+
+func (b *bars) add(name string, total int64, options ...mpb.BarOption) *mpb.Bar {
+	options = append(options,
+		mpb.PrependDecorators(decor.Name(name, decor.WC{W: 14, C: decor.DindentRight})),
+		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Name(" "), decor.EwmaSpeed(decor.SizeB1024(0), "% .1f", 30)))
+	return b.all.AddBar(total, options...)
+}
+
+func (b *bars) show(e convert.Event) {
+	if b.all == nil {
+		b.all = mpb.New(mpb.WithOutput(b.out))
+	}
+	switch e.Action {
+	case convert.ImageStarted:
+		b.total = b.add("all", max(e.Total, 1), mpb.BarPriority(1<<20))
+	case convert.LayerStarted:
+		b.layers[e.Digest] = b.add(short(e.Digest), max(e.Total, 1), mpb.BarRemoveOnComplete())
+	case convert.LayerProgress:
+		for _, bar := range []*mpb.Bar{b.layers[e.Digest], b.total} {
+			if bar != nil {
+				bar.EwmaIncrInt64(e.Bytes, time.Millisecond)
+			}
+		}
+		return
+	case convert.LayerDone, convert.LayerFailed:
+		if bar := b.layers[e.Digest]; bar != nil {
+			bar.Abort(true)
+		}
+		delete(b.layers, e.Digest)
+	case convert.ImageDone, convert.ImageFailed, convert.ImageUnchanged:
+		b.finish()
+	}
+	switch {
+	case b.all == nil:
+		printLine(b.out, e)
+	case line(e) != "":
+		fmt.Fprintln(b.all, line(e))
+	}
+}
+
+// finish ends the bars of an image; the next one gets its own.
+func (b *bars) finish() {
+	if b.all == nil {
+		return
+	}
+	for _, bar := range b.layers {
+		bar.Abort(true)
+	}
+	if b.total != nil {
+		b.total.Abort(true)
+	}
+	b.all.Wait()
+	b.all, b.total, b.layers = nil, nil, map[string]*mpb.Bar{}
+}
+
+// jsonLines writes events for programs. Of a layer's progress it tells once a second.
+type jsonLines struct {
+	out  *json.Encoder
+	read map[string]int64
+	told map[string]time.Time
+}
+
+// eventJSON is an event's form.
+type eventJSON struct {
+	Time    time.Time        `json:"time"`
+	Action  convert.Action   `json:"action"`
+	Image   string           `json:"image,omitempty"`
+	Digest  string           `json:"digest,omitempty"`
+	Path    string           `json:"path,omitempty"`
+	Layers  int              `json:"layers,omitempty"`
+	Bytes   int64            `json:"bytes,omitempty"` // of the layer, so far
+	Total   int64            `json:"total,omitempty"`
+	Stats   any              `json:"stats,omitempty"`
+	Summary *convert.Summary `json:"summary,omitempty"`
+	Seconds float64          `json:"seconds,omitempty"`
+	Error   string           `json:"error,omitempty"`
+}
+
+func (j *jsonLines) show(e convert.Event) {
+	out := eventJSON{
+		Time: e.Time.UTC(), Action: e.Action, Image: e.Image, Digest: e.Digest, Path: e.Path, Layers: e.Layers, Total: e.Total,
+		Summary: e.Summary, Seconds: e.Elapsed.Seconds(),
+	}
+	switch e.Action {
+	case convert.LayerProgress:
+		j.read[e.Digest] += e.Bytes
+		if time.Since(j.told[e.Digest]) < progressEvery {
+			return
+		}
+		j.told[e.Digest] = time.Now()
+		out.Bytes = j.read[e.Digest]
+	case convert.LayerDone:
+		out.Stats = e.Stats
+	}
+	if e.Err != nil {
+		out.Error = e.Err.Error()
+	}
+	_ = j.out.Encode(out) // a reader that has gone is no reason to stop
+}
+
+// summary says what a conversion came to.
+func (p *progress) summary(s *convert.Summary) error {
+	if s.Unchanged {
+		_, err := fmt.Fprintf(p.results, "%s: unchanged, %d layers\n", s.Image, s.Layers)
+		return err
+	}
+	_, err := fmt.Fprintf(p.results, "%s\n  layers:  %d added, %d there already, %d thin ones replaced by their own\n", s.Image, s.Added, s.Present, s.Flattened)
+	if err == nil && s.Added > 0 {
+		_, err = fmt.Fprintf(p.results, "  content: %d files, %s; %d files, %s were known; %s stored\n", s.Stats.Files, size(s.Stats.Bytes),
+			s.Stats.ReusedFiles, size(s.Stats.ReusedBytes), size(s.Stats.Stored))
+	}
+	if err == nil && s.Thin != "" {
+		_, err = fmt.Fprintf(p.results, "  thin:    %s@%s\n", s.Thin, s.ThinDigest)
+	}
+	return err
+}

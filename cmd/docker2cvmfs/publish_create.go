@@ -1,0 +1,49 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/internal/program"
+)
+
+func publishCreateCommand() *cli.Command {
+	return &cli.Command{
+		Name: "create", Usage: "make a publisher's folder with keys and an empty repository", ArgsUsage: "DIR FQRN",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "hash", Usage: "digests are `sha1` or shake128", Value: "sha1"},
+			&cli.StringFlag{Name: "compression", Usage: "files are stored with `zlib` or none", Value: "zlib"},
+			&cli.StringFlag{Name: "storage", Usage: "`s3://BUCKET/PREFIX[?endpoint=URL&region=NAME&acl=NAME]` to publish into", DefaultText: "DIR/www"},
+			&cli.StringFlag{Name: "keys", Usage: "`FOLDER` of the keys; those that are there are taken", DefaultText: "DIR/keys"},
+			&cli.DurationFlag{Name: "ttl", Usage: "how long clients go without looking for a newer revision", Value: 4 * time.Minute},
+		},
+		Action: publishCreate,
+	}
+}
+
+func publishCreate(c *cli.Context) error {
+	if err := needArgs(c, "DIR", "FQRN"); err != nil {
+		return err
+	}
+	ttl := c.Duration("ttl")
+	if ttl < time.Second {
+		return program.Usagef(c, "ttl of %v", ttl)
+	}
+	storage, err := openStorage(c.String("storage"))
+	if err != nil {
+		return err
+	}
+	dir, fqrn := c.Args().Get(0), c.Args().Get(1)
+	s := publish.Settings{
+		FQRN: fqrn, Algorithm: c.String("hash"), Compression: c.String("compression"), Storage: c.String("storage"), Keys: c.String("keys"),
+		TTL: int(ttl / time.Second),
+	}
+	if err := publish.Create(c.Context, dir, s, publish.Options{Storage: storage}); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s: created in %s\n", fqrn, dir)
+	return err
+}

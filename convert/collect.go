@@ -1,0 +1,239 @@
+package convert
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/convert/wish"
+	"cvmfs-graphdriver/thin"
+)
+
+// CollectOptions say what Collect removes.
+type CollectOptions struct {
+	Lists  []*wish.List  // images they name stay; those made for a wish that none names any more go
+	Grace  time.Duration // how long a layer is known to be unused before it goes; 0: none
+	DryRun bool          // only tell
+	Now    time.Time     // zero: time.Now
+}
+
+// CollectSummary is what Collect did, or would have done.
+type CollectSummary struct {
+	Images  []string `json:"images"`  // whose state went
+	Removed []string `json:"removed"` // layers
+	Waiting []string `json:"waiting"` // layers that are unused, in their time of grace
+	Kept    int      `json:"kept"`    // layers that an image names
+}
+
+const maxMetadataDepth = 32 // folders below /.metadata
+
+var layerName = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// Collect removes the layers of a layout that no image's state names, in one transaction, once they were found unused for the time of
+// grace; it begins with the first Collect that finds them so. Images that were converted for themselves stay whatever the lists
+// say, and so do those of which only DUCC's manifest is there.
+func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSummary, err error) {
+	if o.Now.IsZero() {
+		o.Now = time.Now()
+	}
+	tx, err := c.Target.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, tx.Abort()) }()
+	g := &collection{tx: tx, o: o, layout: c.Layout, named: map[string]bool{}, summary: CollectSummary{Images: []string{}, Removed: []string{}, Waiting: []string{}}}
+	if err := g.run(ctx); err != nil {
+		return nil, fmt.Errorf("collect unused layers of %s: %w", c.Target, err)
+	}
+	if o.DryRun {
+		return &g.summary, nil
+	}
+	return &g.summary, tx.Commit(ctx, "unused layers removed")
+}
+
+type collection struct {
+	tx      target.Transaction
+	o       CollectOptions
+	layout  Layout
+	named   map[string]bool // layers that stay
+	summary CollectSummary
+}
+
+func (g *collection) run(ctx context.Context) error {
+	if err := g.images(ctx, metadataFolder, 0); err != nil {
+		return err
+	}
+	since, err := g.unusedSince(ctx)
+	if err != nil {
+		return err
+	}
+	layers, err := g.layers(ctx)
+	if err != nil {
+		return err
+	}
+	still := map[string]time.Time{}
+	for _, layer := range layers {
+		if g.named[layer] {
+			g.summary.Kept++
+			continue
+		}
+		from, known := since[layer]
+		if !known || from.After(g.o.Now) {
+			from = g.o.Now
+		}
+		if g.o.Now.Sub(from) < g.o.Grace {
+			still[layer] = from
+			g.summary.Waiting = append(g.summary.Waiting, layer)
+			continue
+		}
+		g.summary.Removed = append(g.summary.Removed, layer)
+		if err := g.removeLayer(ctx, layer); err != nil {
+			return err
+		}
+	}
+	if maps.EqualFunc(still, since, time.Time.Equal) || g.o.DryRun {
+		return nil
+	}
+	b, err := json.MarshalIndent(still, "", "  ")
+	if err != nil {
+		return err
+	}
+	return g.tx.WriteFile(ctx, unusedFile, append(b, '\n'))
+}
+
+// images goes through the metadata and notes which layers images name.
+func (g *collection) images(ctx context.Context, folder string, depth int) error {
+	if depth > maxMetadataDepth {
+		return fmt.Errorf("%s: more than %d folders deep", folder, maxMetadataDepth)
+	}
+	names, err := g.tx.List(ctx, folder)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(names, stateName) || slices.Contains(names, manifestName) {
+		return g.image(ctx, folder)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".json") { // lists of DUCC's collector and ours
+			continue
+		}
+		if err := g.images(ctx, folder+"/"+name, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// image notes the layers of one image, or drops its state.
+func (g *collection) image(ctx context.Context, folder string) error {
+	s, err := readState(ctx, g.tx, folder)
+	if err != nil {
+		return err
+	}
+	if s != nil && s.Wish && !g.wished(folder) {
+		g.summary.Images = append(g.summary.Images, strings.TrimPrefix(folder, metadataFolder+"/"))
+		if g.o.DryRun {
+			return nil
+		}
+		return g.tx.Remove(ctx, folder)
+	}
+	if s != nil {
+		for _, layer := range s.Layers {
+			g.named[layer] = true
+		}
+	}
+	return g.manifest(ctx, folder)
+}
+
+func (g *collection) wished(folder string) bool {
+	return slices.ContainsFunc(g.o.Lists, func(l *wish.List) bool { return names(l, folder) })
+}
+
+// manifest notes the layers of DUCC's manifest. One that can't be read stops the collection: its layers aren't known.
+func (g *collection) manifest(ctx context.Context, folder string) error {
+	b, err := g.tx.ReadFile(ctx, folder+"/"+manifestName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var m publishedManifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return fmt.Errorf("%s/%s: %w: mend or remove it", folder, manifestName, err)
+	}
+	for _, l := range m.Layers {
+		if hex, found := strings.CutPrefix(l.Digest, "sha256:"); found && layerName.MatchString(hex) {
+			g.named[g.layout.Path(hex)] = true
+		}
+	}
+	return nil
+}
+
+// unusedSince gives when layers were first found unused.
+func (g *collection) unusedSince(ctx context.Context) (map[string]time.Time, error) {
+	b, err := g.tx.ReadFile(ctx, unusedFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]time.Time{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	since := map[string]time.Time{}
+	if json.Unmarshal(b, &since) != nil {
+		return map[string]time.Time{}, nil // their time of grace begins anew
+	}
+	return since, nil
+}
+
+// layers lists the layers of the layout. Folders that are called otherwise are none of ours.
+func (g *collection) layers(ctx context.Context) ([]string, error) {
+	folders := []string{g.layout.Folder()}
+	if g.layout.DUCC {
+		prefixes, err := g.tx.List(ctx, duccLayers)
+		if err != nil {
+			return nil, err
+		}
+		folders = nil
+		for _, p := range prefixes {
+			if len(p) == 2 {
+				folders = append(folders, duccLayers+"/"+p)
+			}
+		}
+	}
+	var layers []string
+	for _, folder := range folders {
+		names, err := g.tx.List(ctx, folder)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if layerName.MatchString(name) {
+				layers = append(layers, g.layout.Path(name))
+			}
+		}
+	}
+	return layers, nil
+}
+
+func (g *collection) removeLayer(ctx context.Context, layer string) error {
+	if g.o.DryRun {
+		return nil
+	}
+	if err := g.tx.Remove(ctx, g.layout.whole(layer)); err != nil {
+		return err
+	}
+	if path.Base(layer) == duccRoot {
+		return nil // the record was within the folder
+	}
+	return g.tx.Remove(ctx, layer+thin.RecordSuffix)
+}

@@ -1,0 +1,323 @@
+package convert
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/convert/thinimage"
+	"cvmfs-graphdriver/thin"
+)
+
+// defaultParallel is how many layers are read at once.
+const defaultParallel = 3
+
+// Job is one image to convert.
+type Job struct {
+	Input  source.Reference
+	Output *source.Reference // nil: only the layers and the state are published
+	Wish   bool              // a wish list names it
+}
+
+// Converter converts images into layers of one target. Set its fields before use.
+type Converter struct {
+	Target   target.Target
+	Layout   Layout
+	Input    source.Options // how originals are read
+	Output   source.Options // how thin images are written
+	Parallel int            // layers at once; 0: 3
+	Force    bool           // convert what is unchanged too
+	Progress func(Event)    // nil: none; called by one goroutine at a time
+
+	progress sync.Mutex
+}
+
+// Convert converts an image. On an error nothing of it is published, but for a thin image that couldn't be written: then the layers
+// are there, and the next run goes on from there.
+func (c *Converter) Convert(ctx context.Context, job Job) (*Summary, error) {
+	started := time.Now()
+	s, err := c.convert(ctx, job)
+	e := Event{Action: ImageDone, Image: job.Input.String(), Summary: s, Elapsed: time.Since(started), Err: err}
+	switch {
+	case err != nil:
+		e.Action = ImageFailed
+	case s.Unchanged:
+		e.Action = ImageUnchanged
+	}
+	if s != nil {
+		s.Seconds = e.Elapsed.Seconds()
+	}
+	c.emit(e)
+	if err != nil {
+		return nil, fmt.Errorf("convert %s: %w", job.Input, err)
+	}
+	return s, nil
+}
+
+func (c *Converter) convert(ctx context.Context, job Job) (_ *Summary, err error) {
+	image, err := source.Open(ctx, job.Input, c.Input)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, image.Close()) }()
+	p, err := c.plan(ctx, image, job)
+	if err != nil {
+		return nil, err
+	}
+	tx, err := c.Target.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = c.publish(ctx, tx, p)
+	if err = errors.Join(err, tx.Abort()); err != nil || p.summary.Unchanged {
+		return &p.summary, err
+	}
+	return &p.summary, c.write(ctx, p)
+}
+
+// plan is what a conversion comes to.
+type plan struct {
+	image   *source.Image
+	job     Job
+	layers  []*source.Layer // to be in the target, bottom to top, without repetitions
+	thin    *thinimage.Image
+	state   *state
+	summary Summary
+}
+
+// plan finds out which layers the thin image is made of.
+func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*plan, error) {
+	d, own, err := describe(ctx, image, c.Target.FQRN(), c.Layout)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{image: image, job: job, layers: withoutRepetitions(own)}
+	if p.thin, err = thinimage.Build(image, d); err != nil {
+		return nil, err
+	}
+	p.state = &state{
+		Image: job.Input.String(), Manifest: image.Digest.String(), Config: image.Manifest.Config.Digest.String(),
+		Layers: []string{}, Thin: p.thin.Digest.String(), Wish: job.Wish,
+	}
+	if job.Output != nil {
+		p.state.Output = job.Output.String()
+	}
+	p.summary = Summary{
+		Image: p.state.Image, Thin: p.state.Output, ThinDigest: p.state.Thin,
+		Layers: len(image.Layers), Flattened: len(image.Layers) - len(own),
+	}
+	for _, l := range d.Layers {
+		p.summary.Paths = append(p.summary.Paths, l.URL())
+		if l.FQRN == c.Target.FQRN() {
+			p.state.Layers = append(p.state.Layers, l.Path)
+		}
+	}
+	return p, nil
+}
+
+// Describe gives the descriptor of an image whose layers lie in a repository, whether they are there already or not.
+func Describe(ctx context.Context, image *source.Image, fqrn string, layout Layout) (*thin.Descriptor, error) {
+	d, _, err := describe(ctx, image, fqrn, layout)
+	if err != nil {
+		return nil, fmt.Errorf("describe %s: %w", image.Reference, err)
+	}
+	return d, nil
+}
+
+// describe gives an image's descriptor and the layers of the image that are ordinary ones.
+func describe(ctx context.Context, image *source.Image, fqrn string, layout Layout) (*thin.Descriptor, []*source.Layer, error) {
+	d := &thin.Descriptor{Origin: originOf(image)}
+	var ordinary []*source.Layer
+	for _, l := range image.Layers {
+		inner, err := readDescriptor(ctx, l)
+		if err != nil {
+			return nil, nil, err
+		}
+		if inner != nil {
+			d.Layers = append(d.Layers, inner.Layers...)
+			continue
+		}
+		d.Layers = append(d.Layers, thin.Layer{Digest: l.Digest.Hex, FQRN: fqrn, Path: layout.Path(l.Digest.Hex)})
+		ordinary = append(ordinary, l)
+	}
+	return d, ordinary, nil
+}
+
+// withoutRepetitions keeps the first of equal layers.
+func withoutRepetitions(layers []*source.Layer) []*source.Layer {
+	var once []*source.Layer
+	seen := map[string]bool{}
+	for _, l := range layers {
+		if !seen[l.Digest.Hex] {
+			seen[l.Digest.Hex] = true
+			once = append(once, l)
+		}
+	}
+	return once
+}
+
+// originOf names an image for people, with its digest: tags move.
+func originOf(image *source.Image) string {
+	if image.Reference.Kind != source.Registry || image.Reference.Digested() {
+		return image.Reference.String()
+	}
+	return image.Reference.String() + "@" + image.Digest.String()
+}
+
+// publish puts into a transaction what is missing, and commits it.
+func (c *Converter) publish(ctx context.Context, tx target.Transaction, p *plan) error {
+	old, err := readState(ctx, tx, metadataOf(p.image))
+	if err != nil {
+		return err
+	}
+	missing, err := c.missing(ctx, tx, p)
+	if err != nil {
+		return err
+	}
+	unchanged := old.same(p.state) && len(missing) == 0
+	if unchanged && !c.Force && c.written(ctx, p) {
+		p.summary.Unchanged = true
+		return nil
+	}
+	c.announce(p, missing)
+	if unchanged {
+		return nil
+	}
+	if err := c.addLayers(ctx, tx, p, missing); err != nil {
+		return err
+	}
+	if err := writeState(ctx, tx, p.image, p.state); err != nil {
+		return err
+	}
+	c.emit(Event{Action: Publishing, Image: p.state.Image})
+	return tx.Commit(ctx, p.state.Image)
+}
+
+// written tells whether the thin image is where it should be. It isn't looked for outside of registries: there it is written again.
+func (c *Converter) written(ctx context.Context, p *plan) bool {
+	return p.job.Output == nil || p.thin.Published(ctx, *p.job.Output, c.Output)
+}
+
+// missing gives the layers that the target doesn't have.
+func (c *Converter) missing(ctx context.Context, tx target.Transaction, p *plan) ([]*source.Layer, error) {
+	var missing []*source.Layer
+	for _, l := range p.layers {
+		found, err := tx.Has(ctx, c.Layout.Path(l.Digest.Hex))
+		if err != nil {
+			return nil, err
+		}
+		if !found {
+			missing = append(missing, l)
+		}
+	}
+	p.summary.Present = len(p.layers) - len(missing)
+	return missing, nil
+}
+
+// announce says what will be done.
+func (c *Converter) announce(p *plan, missing []*source.Layer) {
+	e := Event{Action: ImageStarted, Image: p.state.Image, Layers: len(missing)}
+	for _, l := range missing {
+		e.Total += l.Size
+	}
+	c.emit(e)
+	for _, l := range p.layers {
+		if !slices.Contains(missing, l) {
+			c.emit(Event{Action: LayerPresent, Image: p.state.Image, Digest: l.Digest.String(), Total: l.Size})
+		}
+	}
+}
+
+// addLayers reads layers, several at once, into the transaction.
+func (c *Converter) addLayers(ctx context.Context, tx target.Transaction, p *plan, layers []*source.Layer) error {
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(cmp.Or(c.Parallel, defaultParallel))
+	for _, l := range layers {
+		g.Go(func() error {
+			stats, err := c.addLayer(ctx, tx, p, l)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				p.summary.Added++
+				p.summary.Read += l.Size
+				p.summary.Stats.Add(stats)
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// addLayer reads one layer into the transaction, and says so.
+func (c *Converter) addLayer(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) (target.Stats, error) {
+	if ctx.Err() != nil {
+		return target.Stats{}, context.Cause(ctx)
+	}
+	e := Event{Image: p.state.Image, Digest: l.Digest.String(), Path: c.Layout.Path(l.Digest.Hex), Total: l.Size}
+	started := e
+	started.Action = LayerStarted
+	c.emit(started)
+	begin := time.Now()
+	e.Stats, e.Err = c.ingest(ctx, tx, p, l)
+	e.Action, e.Elapsed = LayerDone, time.Since(begin)
+	if e.Err != nil {
+		e.Action = LayerFailed
+	}
+	c.emit(e)
+	return e.Stats, e.Err
+}
+
+func (c *Converter) ingest(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) (target.Stats, error) {
+	content, err := l.Content(ctx, func(n int) {
+		c.emit(Event{Action: LayerProgress, Image: p.state.Image, Digest: l.Digest.String(), Bytes: int64(n)})
+	})
+	if err != nil {
+		return target.Stats{}, err
+	}
+	path := c.Layout.Path(l.Digest.Hex)
+	stats, err := tx.Layer(ctx, path, content)
+	if err == nil {
+		err = content.Finish()
+	} else {
+		err = fmt.Errorf("layer %s: %w", l.Digest, err)
+	}
+	if err = errors.Join(err, content.Close()); err != nil {
+		return stats, err
+	}
+	return stats, c.annotate(ctx, tx, p, l)
+}
+
+// annotate writes what DUCC's layout has beside a layer.
+func (c *Converter) annotate(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) error {
+	if !c.Layout.DUCC {
+		return nil
+	}
+	for _, marker := range c.Layout.markers(l.Digest.Hex) {
+		if err := tx.WriteFile(ctx, marker, nil); err != nil {
+			return err
+		}
+	}
+	origin := fmt.Sprintf(`{"origin":[%q]}`, p.state.Config)
+	return tx.WriteFile(ctx, c.Layout.whole(c.Layout.Path(l.Digest.Hex))+"/.metadata/origin.json", []byte(origin))
+}
+
+// write puts the thin image where it is wanted.
+func (c *Converter) write(ctx context.Context, p *plan) error {
+	if p.job.Output == nil {
+		return nil
+	}
+	if err := p.thin.Write(ctx, *p.job.Output, c.Output); err != nil {
+		return err
+	}
+	c.emit(Event{Action: ImageWritten, Image: p.state.Image, Digest: p.state.Thin})
+	return nil
+}

@@ -1,0 +1,291 @@
+package source
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// What can be wrong with an image so that a caller decides on it.
+var (
+	ErrNoImage     = errors.New("no such image")
+	ErrNoTag       = errors.New("no such tag")
+	ErrCredentials = errors.New("access denied")
+	ErrPlatform    = errors.New("no image for the platform")
+	ErrDamaged     = errors.New("damaged")
+)
+
+// The limits of what a source may say.
+const (
+	maxManifest = 8 << 20  // bytes of a manifest or a list
+	maxConfig   = 16 << 20 // bytes of a configuration
+	maxLayers   = 4096
+	maxNesting  = 3 // lists within lists
+)
+
+// Options say how images are read. The zero value reads linux/amd64, without credentials.
+type Options struct {
+	Platform  string         // "OS/ARCH[/VARIANT]"; "": linux/amd64
+	Keychain  authn.Keychain // nil: none
+	Mirrors   []string       // "[REGISTRY=]URL": asked before REGISTRY, which is Docker Hub if it isn't named, in order
+	PlainHTTP bool           // registries may be asked without TLS
+	Insecure  bool           // certificates of registries aren't checked
+	UserAgent string
+}
+
+func (o Options) platform() (*v1.Platform, error) {
+	if o.Platform == "" {
+		return &v1.Platform{OS: "linux", Architecture: "amd64"}, nil
+	}
+	p, err := v1.ParsePlatform(o.Platform)
+	if err != nil || p.OS == "" || p.Architecture == "" {
+		return nil, fmt.Errorf("platform %.100q: want OS/ARCHITECTURE[/VARIANT], as in linux/arm64", o.Platform)
+	}
+	return p, nil
+}
+
+// Image is an image of a source. Close it after use.
+type Image struct {
+	Reference Reference
+	Digest    v1.Hash         // of the manifest
+	MediaType types.MediaType // of the manifest
+	Raw       []byte          // the manifest's bytes; for archives that have none, made up
+	Manifest  *v1.Manifest
+	RawConfig []byte
+	Config    *v1.ConfigFile
+	Layers    []*Layer // bottom to top
+
+	close func() error
+}
+
+// Close gives back what the image holds.
+func (i *Image) Close() error {
+	if i.close == nil {
+		return nil
+	}
+	return i.close()
+}
+
+// Layer is one layer of an image.
+type Layer struct {
+	Digest    v1.Hash // of the blob
+	DiffID    v1.Hash
+	Size      int64 // bytes of the blob
+	MediaType types.MediaType
+
+	in blobs
+}
+
+// blobs is a place that has blobs by their digest.
+type blobs interface {
+	// manifest gives a manifest or a list; its digest is checked by the caller.
+	manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
+	// blob opens a blob at an offset.
+	blob(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
+	// attempts is how often a blob is opened again without much progress.
+	attempts() int
+}
+
+// Open reads an image's manifest and configuration, and where its layers are.
+func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
+	image, err := open(ctx, ref, o)
+	if err != nil {
+		return nil, fmt.Errorf("read image %s: %w", ref, err)
+	}
+	image.Reference = ref
+	if err := image.fits(o); err != nil {
+		return nil, errors.Join(fmt.Errorf("read image %s: %w", ref, err), image.Close())
+	}
+	return image, nil
+}
+
+// fits refuses an image for another platform than the one asked for. What no list offered for a choice may lack a variant, and where
+// no platform was asked for, the image there is is meant.
+func (i *Image) fits(o Options) error {
+	if o.Platform == "" {
+		return nil
+	}
+	want, err := o.platform()
+	if err != nil {
+		return err
+	}
+	have := i.Config.Platform()
+	if have == nil || have.OS != want.OS || have.Architecture != want.Architecture ||
+		have.Variant != want.Variant && have.Variant != "" && want.Variant != "" {
+		return fmt.Errorf("%w %s: it is for %.100q (--platform)", ErrPlatform, want, have)
+	}
+	return nil
+}
+
+func open(ctx context.Context, ref Reference, o Options) (*Image, error) {
+	platform, err := o.platform()
+	if err != nil {
+		return nil, err
+	}
+	switch ref.Kind {
+	case Daemon:
+		return openDaemon(ctx, ref, platform)
+	case Archive:
+		return openArchive(ctx, ref, platform)
+	case Layout:
+		return openLayout(ctx, ref, platform)
+	default:
+		return openRegistry(ctx, ref, platform, o)
+	}
+}
+
+// load reads the image that a manifest or a list leads to.
+func load(ctx context.Context, in blobs, d v1.Descriptor, platform *v1.Platform) (*Image, error) {
+	for range maxNesting {
+		raw, err := in.manifest(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkBytes(raw, d); err != nil {
+			return nil, fmt.Errorf("manifest: %w", err)
+		}
+		media, err := mediaType(raw, d.MediaType)
+		if err != nil {
+			return nil, err
+		}
+		if !media.IsIndex() {
+			return loadImage(ctx, in, raw, media)
+		}
+		if d, err = choose(raw, platform); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("more than %d lists lead from one to the next", maxNesting)
+}
+
+// mediaType says what a manifest is: it says so itself, or how it was named does.
+func mediaType(raw []byte, named types.MediaType) (types.MediaType, error) {
+	var m struct {
+		MediaType types.MediaType `json:"mediaType"`
+		Schema    int             `json:"schemaVersion"`
+		Layers    json.RawMessage `json:"layers"`
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return "", fmt.Errorf("manifest: %w", err)
+	}
+	switch {
+	case m.Schema == 1:
+		return "", errors.New("its manifest is of schema 1, given up in 2017: push the image again with a newer Docker")
+	case m.Layers != nil && m.Manifests != nil:
+		return "", fmt.Errorf("manifest: %w: it is both an image and a list: readers would disagree on it", ErrDamaged)
+	case m.MediaType.IsImage(), m.MediaType.IsIndex():
+		return m.MediaType, nil
+	case m.MediaType != "":
+		return "", fmt.Errorf("manifest of type %.100q: it is no container image", m.MediaType)
+	case m.Manifests != nil:
+		return types.OCIImageIndex, nil
+	case named.IsImage():
+		return named, nil
+	default:
+		return types.OCIManifestSchema1, nil
+	}
+}
+
+// choose takes the first image of a list that fits the platform.
+func choose(raw []byte, platform *v1.Platform) (v1.Descriptor, error) {
+	list, err := v1.ParseIndexManifest(bytes.NewReader(raw))
+	if err != nil {
+		return v1.Descriptor{}, fmt.Errorf("list of images: %w", err)
+	}
+	var others []string
+	for _, d := range list.Manifests {
+		switch {
+		case d.Platform == nil && (d.MediaType.IsImage() || d.MediaType.IsIndex()) && len(list.Manifests) == 1:
+			return d, nil
+		case d.Platform == nil || d.Platform.OS == "unknown": // attestations and the like
+		case d.Platform.Satisfies(*platform):
+			return d, nil
+		default:
+			others = append(others, d.Platform.String())
+		}
+	}
+	if len(others) == 0 {
+		return v1.Descriptor{}, fmt.Errorf("%w %s: the list names no platform", ErrPlatform, platform)
+	}
+	return v1.Descriptor{}, fmt.Errorf("%w %s: there are %.500q: choose with --platform", ErrPlatform, platform, strings.Join(others, ", "))
+}
+
+// loadImage reads the configuration a manifest names, and checks that both fit.
+func loadImage(ctx context.Context, in blobs, raw []byte, media types.MediaType) (*Image, error) {
+	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	if err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	if m.Config.Size > maxConfig || m.Config.Size < 0 {
+		return nil, fmt.Errorf("configuration of %d bytes, the limit is %d", m.Config.Size, maxConfig)
+	}
+	c := newBlobReader(ctx, in, m.Config)
+	config, err := io.ReadAll(c)
+	if err = errors.Join(err, c.Close()); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
+	}
+	digest, _, err := v1.SHA256(bytes.NewReader(raw))
+	if err != nil {
+		return nil, err
+	}
+	image := &Image{Digest: digest, MediaType: media, Raw: raw, Manifest: m, RawConfig: config}
+	return image, image.addLayers(in)
+}
+
+// addLayers joins the manifest's blobs and the configuration's diffIDs.
+func (i *Image) addLayers(in blobs) error {
+	if !bytes.HasPrefix(bytes.TrimSpace(i.RawConfig), []byte("{")) {
+		return errors.New("configuration: it is no container image")
+	}
+	var err error
+	if i.Config, err = v1.ParseConfigFile(bytes.NewReader(i.RawConfig)); err != nil {
+		return fmt.Errorf("configuration: %w: it is no container image", err)
+	}
+	ids := i.Config.RootFS.DiffIDs
+	switch {
+	case len(ids) != len(i.Manifest.Layers):
+		return fmt.Errorf("manifest has %d layers, configuration %d: it is no container image", len(i.Manifest.Layers), len(ids))
+	case len(ids) > maxLayers:
+		return fmt.Errorf("%d layers, the limit is %d", len(ids), maxLayers)
+	}
+	for n, d := range i.Manifest.Layers {
+		switch {
+		case !d.MediaType.IsLayer() || strings.Contains(string(d.MediaType), "encrypted"):
+			return fmt.Errorf("layer %d of type %.100q: this program can't read it", n, d.MediaType)
+		case !d.MediaType.IsDistributable():
+			return fmt.Errorf("layer %d of type %.100q: it may not be handed on", n, d.MediaType)
+		case d.Digest.Algorithm != "sha256" || ids[n].Algorithm != "sha256":
+			return fmt.Errorf("layer %d: digest %s: only sha256 is known", n, d.Digest)
+		case d.Size < 0:
+			return fmt.Errorf("layer %d: %d bytes", n, d.Size)
+		}
+		i.Layers = append(i.Layers, &Layer{Digest: d.Digest, DiffID: ids[n], Size: d.Size, MediaType: d.MediaType, in: in})
+	}
+	return nil
+}
+
+// checkBytes holds a manifest against what named it.
+func checkBytes(raw []byte, d v1.Descriptor) error {
+	if d.Digest == (v1.Hash{}) {
+		return nil
+	}
+	got, n, err := v1.SHA256(bytes.NewReader(raw))
+	switch {
+	case err != nil:
+		return err
+	case got != d.Digest:
+		return fmt.Errorf("%w: its digest is %s, not %s", ErrDamaged, got, d.Digest)
+	case d.Size > 0 && n != d.Size:
+		return fmt.Errorf("%w: %d bytes instead of %d", ErrDamaged, n, d.Size)
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package convert
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/convert/target"
+)
+
+// state is what is published of a converted image.
+type state struct {
+	Image    string   `json:"image"`            // as it was named
+	Manifest string   `json:"manifest"`         // digest of the original's manifest
+	Config   string   `json:"config"`           // digest of its configuration
+	Layers   []string `json:"layers"`           // their paths in this repository, bottom to top
+	Output   string   `json:"output,omitempty"` // where the thin image was put
+	Thin     string   `json:"thin"`             // digest of its manifest
+	Wish     bool     `json:"wish,omitempty"`   // a wish list named it: it goes when none does any more
+}
+
+// readState gives an image's state; nil if there is none. One that can't be understood is none: it will be written anew.
+func readState(ctx context.Context, tx target.Transaction, folder string) (*state, error) {
+	b, err := tx.ReadFile(ctx, folder+"/"+stateName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var s state
+	if json.Unmarshal(b, &s) != nil {
+		return nil, nil
+	}
+	return &s, nil
+}
+
+// same tells whether a conversion would come to what is there.
+func (s *state) same(t *state) bool {
+	if s == nil || s.Manifest != t.Manifest || s.Thin != t.Thin || s.Output != t.Output || s.Wish != t.Wish || len(s.Layers) != len(t.Layers) {
+		return false
+	}
+	for i := range s.Layers {
+		if s.Layers[i] != t.Layers[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// publishedManifest is an image's manifest as DUCC writes and reads it: with the names of its own fields.
+type publishedManifest struct {
+	SchemaVersion int
+	MediaType     string
+	Config        publishedEntry
+	Layers        []publishedEntry
+}
+
+type publishedEntry struct {
+	MediaType string
+	Size      int64
+	Digest    string
+}
+
+func manifestFile(image *source.Image) ([]byte, error) {
+	c := image.Manifest.Config
+	m := publishedManifest{
+		SchemaVersion: 2, MediaType: string(image.MediaType), Layers: []publishedEntry{},
+		Config: publishedEntry{string(c.MediaType), c.Size, c.Digest.String()},
+	}
+	for _, l := range image.Layers {
+		m.Layers = append(m.Layers, publishedEntry{string(l.MediaType), l.Size, l.Digest.String()})
+	}
+	return json.Marshal(m)
+}
+
+// writeState puts an image's state and manifest into a transaction.
+func writeState(ctx context.Context, tx target.Transaction, image *source.Image, s *state) error {
+	folder := metadataOf(image)
+	manifest, err := manifestFile(image)
+	if err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name    string
+		content []byte
+	}{{manifestName, manifest}, {stateName, append(b, '\n')}} {
+		if err := tx.WriteFile(ctx, folder+"/"+f.name, f.content); err != nil {
+			return fmt.Errorf("metadata: %w", err)
+		}
+	}
+	return nil
+}

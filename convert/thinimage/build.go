@@ -1,0 +1,217 @@
+package thinimage
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/thin"
+)
+
+// The annotations that name the original.
+const (
+	baseName   = "org.opencontainers.image.base.name"
+	baseDigest = "org.opencontainers.image.base.digest"
+)
+
+// Image is a thin image. It is a [v1.Image] once it has passed through [partial.CompressedToImage].
+type Image struct {
+	Digest     v1.Hash // of the manifest
+	Descriptor []byte  // thin.json
+
+	media       types.MediaType
+	manifest    []byte
+	config      []byte
+	archive     []byte // the layer, uncompressed
+	blob        []byte // the layer's blob
+	blobDigest  v1.Hash
+	diffID      v1.Hash
+	layerMedia  types.MediaType
+	configMedia types.MediaType
+}
+
+// Build makes the thin image of an image with the layers a descriptor names.
+func Build(image *source.Image, d *thin.Descriptor) (*Image, error) {
+	t, err := build(image, d)
+	if err != nil {
+		return nil, fmt.Errorf("make the thin image of %s: %w", image.Reference, err)
+	}
+	return t, nil
+}
+
+func build(image *source.Image, d *thin.Descriptor) (*Image, error) {
+	t := &Image{media: types.DockerManifestSchema2, layerMedia: types.DockerLayer, configMedia: types.DockerConfigJSON}
+	if image.MediaType == types.OCIManifestSchema1 {
+		t.media, t.layerMedia, t.configMedia = types.OCIManifestSchema1, types.OCILayer, types.OCIConfigJSON
+	}
+	var err error
+	if t.Descriptor, err = d.Encode(); err != nil {
+		return nil, err
+	}
+	if t.archive, err = archiveOf(t.Descriptor); err != nil {
+		return nil, err
+	}
+	if t.blob, err = storedGzip(t.archive); err != nil {
+		return nil, err
+	}
+	t.diffID, t.blobDigest = sum(t.archive), sum(t.blob)
+	if t.config, err = configOf(image, t.diffID); err != nil {
+		return nil, err
+	}
+	if t.manifest, err = json.Marshal(t.manifestOf(image)); err != nil {
+		return nil, err
+	}
+	t.Digest = sum(t.manifest)
+	return t, nil
+}
+
+func sum(b []byte) v1.Hash {
+	h, _, err := v1.SHA256(bytes.NewReader(b))
+	if err != nil {
+		panic(err) // memory can be read
+	}
+	return h
+}
+
+// archiveOf is the layer: thin.json alone, root's, of a fixed time.
+func archiveOf(descriptor []byte) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: thin.FileName, Size: int64(len(descriptor)), Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR,
+	})
+	if err == nil {
+		_, err = w.Write(descriptor)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// storedGzip wraps bytes in a gzip file without compressing them.
+func storedGzip(plain []byte) ([]byte, error) {
+	var b bytes.Buffer
+	z, err := gzip.NewWriterLevel(&b, gzip.NoCompression)
+	if err != nil {
+		return nil, err
+	}
+	_, err = z.Write(plain)
+	if err = errors.Join(err, z.Close()); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// configOf is the original's configuration with one layer and the history that fits it.
+func configOf(image *source.Image, diffID v1.Hash) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(image.RawConfig, &fields); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	history, err := historyOf(fields["history"], fields["created"], image.Reference)
+	if err != nil {
+		return nil, fmt.Errorf("history: %w", err)
+	}
+	// Engines read names in any case, and the last one counts: no other spelling may stay beside ours.
+	for name := range fields {
+		if strings.EqualFold(name, "rootfs") || strings.EqualFold(name, "history") {
+			delete(fields, name)
+		}
+	}
+	for name, value := range map[string]any{"rootfs": v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}}, "history": history} {
+		if fields[name], err = json.Marshal(value); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(fields)
+}
+
+// historyOf keeps each step of the original's history as one that made no layer, and adds the one that made the thin layer.
+func historyOf(original, created json.RawMessage, ref source.Reference) ([]map[string]json.RawMessage, error) {
+	var steps []map[string]json.RawMessage
+	if original != nil {
+		if err := json.Unmarshal(original, &steps); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range steps {
+		if s == nil {
+			return nil, errors.New("a step is null")
+		}
+		for name := range s {
+			if strings.EqualFold(name, "empty_layer") {
+				delete(s, name)
+			}
+		}
+		s["empty_layer"] = json.RawMessage("true")
+	}
+	comment, err := json.Marshal("thin image of " + ref.String())
+	if err != nil {
+		return nil, err
+	}
+	last := map[string]json.RawMessage{"created_by": json.RawMessage(`"docker2cvmfs"`), "comment": comment}
+	if created != nil {
+		last["created"] = created
+	}
+	return append(steps, last), nil
+}
+
+func (t *Image) manifestOf(image *source.Image) v1.Manifest {
+	m := v1.Manifest{
+		SchemaVersion: 2, MediaType: t.media,
+		Config: v1.Descriptor{MediaType: t.configMedia, Size: int64(len(t.config)), Digest: sum(t.config)},
+		Layers: []v1.Descriptor{{MediaType: t.layerMedia, Size: int64(len(t.blob)), Digest: t.blobDigest}},
+	}
+	if t.media == types.OCIManifestSchema1 {
+		m.Annotations = map[string]string{}
+		maps.Copy(m.Annotations, image.Manifest.Annotations)
+		m.Annotations[baseDigest] = image.Digest.String()
+		if parsed, err := image.Reference.Parsed(); err == nil {
+			m.Annotations[baseName] = parsed.Name()
+		}
+	}
+	return m
+}
+
+// The methods of [partial.CompressedImageCore].
+
+// RawConfigFile gives the configuration's bytes.
+func (t *Image) RawConfigFile() ([]byte, error) { return t.config, nil }
+
+// MediaType is the manifest's.
+func (t *Image) MediaType() (types.MediaType, error) { return t.media, nil }
+
+// RawManifest gives the manifest's bytes.
+func (t *Image) RawManifest() ([]byte, error) { return t.manifest, nil }
+
+// LayerByDigest gives the one layer.
+func (t *Image) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
+	if h != t.blobDigest {
+		return nil, fmt.Errorf("a thin image has no layer %s", h)
+	}
+	return layer{t}, nil
+}
+
+// layer is the thin layer as the registry library wants it.
+type layer struct{ t *Image }
+
+func (l layer) Digest() (v1.Hash, error)            { return l.t.blobDigest, nil }
+func (l layer) DiffID() (v1.Hash, error)            { return l.t.diffID, nil }
+func (l layer) Size() (int64, error)                { return int64(len(l.t.blob)), nil }
+func (l layer) MediaType() (types.MediaType, error) { return l.t.layerMedia, nil }
+func (l layer) Compressed() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(l.t.blob)), nil
+}

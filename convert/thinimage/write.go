@@ -1,0 +1,219 @@
+package thinimage
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/client"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"cvmfs-graphdriver/convert/source"
+)
+
+// Write puts the image where the reference says: a registry, the daemon, an archive, or a layout.
+func (t *Image) Write(ctx context.Context, to source.Reference, o source.Options) error {
+	if err := t.write(ctx, to, o); err != nil {
+		return fmt.Errorf("write thin image %s: %w", to, err)
+	}
+	return nil
+}
+
+func (t *Image) write(ctx context.Context, to source.Reference, o source.Options) error {
+	switch to.Kind {
+	case source.Daemon:
+		return t.load(ctx, to.Name)
+	case source.Archive:
+		return t.save(to.Path, to.Name)
+	case source.Layout:
+		return t.layOut(to.Path, to.Tag)
+	default:
+		return t.push(ctx, to, o)
+	}
+}
+
+func (t *Image) push(ctx context.Context, to source.Reference, o source.Options) error {
+	o.PlainHTTP = o.PlainHTTP || to.PlainOK
+	to.PlainOK = o.PlainHTTP
+	ref, err := to.Parsed()
+	if err != nil {
+		return err
+	}
+	image, err := partial.CompressedToImage(t)
+	if err != nil {
+		return err
+	}
+	return source.Explain(ref, remote.Write(ref, image, o.RemoteOptions(ctx)...))
+}
+
+// Published tells whether a registry has exactly this image at the reference. Elsewhere it isn't known: false.
+func (t *Image) Published(ctx context.Context, at source.Reference, o source.Options) bool {
+	if at.Kind != source.Registry {
+		return false
+	}
+	o.PlainHTTP = o.PlainHTTP || at.PlainOK
+	at.PlainOK = o.PlainHTTP
+	ref, err := at.Parsed()
+	if err != nil {
+		return false
+	}
+	d, err := remote.Head(ref, o.RemoteOptions(ctx)...)
+	return err == nil && d.Digest == t.Digest
+}
+
+func (t *Image) load(ctx context.Context, name string) error {
+	daemon, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
+	if err != nil {
+		return err
+	}
+	defer daemon.Close()
+	var archive bytes.Buffer
+	if err := t.archiveTo(&archive, name); err != nil {
+		return err
+	}
+	answer, err := daemon.ImageLoad(ctx, &archive)
+	if client.IsErrConnectionFailed(err) {
+		return fmt.Errorf("no Docker daemon answers (DOCKER_HOST names another): %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	return loadError(answer.Body)
+}
+
+// loadError reads the daemon's messages: a failure comes as one of them.
+func loadError(r io.Reader) error {
+	for in := json.NewDecoder(r); ; {
+		var message struct {
+			Error string `json:"error"`
+		}
+		err := in.Decode(&message)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("the daemon's answer: %w", err)
+		case message.Error != "":
+			return fmt.Errorf("the daemon says %.500q", message.Error)
+		}
+	}
+}
+
+// save writes an archive as docker save does.
+func (t *Image) save(path, name string) error {
+	return replaceFile(path, func(w io.Writer) error { return t.archiveTo(w, name) })
+}
+
+// replaceFile writes a file that is complete or what it was.
+func replaceFile(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".thin-*")
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// archiveTo writes the image in the form all engines load.
+func (t *Image) archiveTo(w io.Writer, called string) error {
+	tags := []string{}
+	if called != "" {
+		tag, err := name.NewTag(called)
+		if err != nil {
+			return fmt.Errorf("name of the image: %w", err)
+		}
+		if !strings.HasSuffix(called, ":"+tag.TagStr()) {
+			called += ":" + tag.TagStr() // engines load no name without a tag
+		}
+		tags = append(tags, called)
+	}
+	config, layer := sum(t.config).Hex+".json", t.diffID.Hex+"/layer.tar"
+	manifest, err := json.Marshal([]struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}{{config, tags, []string{layer}}})
+	if err != nil {
+		return err
+	}
+	archive := tar.NewWriter(w)
+	for _, f := range []struct {
+		name    string
+		content []byte
+	}{{config, t.config}, {layer, t.archive}, {"manifest.json", manifest}} {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Size: int64(len(f.content)), Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}
+		if err := archive.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := archive.Write(f.content); err != nil {
+			return err
+		}
+	}
+	return archive.Close()
+}
+
+// refName is the annotation that holds an image's tag in an OCI layout.
+const refName = "org.opencontainers.image.ref.name"
+
+// layOut puts the image into an OCI layout, which is made if it isn't there, in place of the one of the same tag. The index, which
+// decides, comes last and by a rename: the registry library would write over it.
+func (t *Image) layOut(dir, tag string) error {
+	index, err := layout.ImageIndexFromPath(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		_, err = layout.Write(dir, empty.Index)
+		index = empty.Index
+	}
+	if err != nil {
+		return err
+	}
+	m, err := index.IndexManifest()
+	if err != nil {
+		return err
+	}
+	image, err := partial.CompressedToImage(t)
+	if err != nil {
+		return err
+	}
+	if err := layout.Path(dir).WriteImage(image); err != nil {
+		return err
+	}
+	d, err := partial.Descriptor(image)
+	if err != nil {
+		return err
+	}
+	if tag != "" {
+		d.Annotations = map[string]string{refName: tag}
+	}
+	m.Manifests = append(slices.DeleteFunc(m.Manifests, func(other v1.Descriptor) bool {
+		return other.Annotations[refName] == tag && (tag != "" || other.Digest == t.Digest)
+	}), *d)
+	return replaceFile(filepath.Join(dir, "index.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(m) })
+}

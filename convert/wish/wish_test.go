@@ -1,0 +1,150 @@
+package wish
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const someDigest = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+func TestWishListsAreRead(t *testing.T) {
+	l, err := Read(strings.NewReader(`
+version: 1
+user: robot
+cvmfs_repo: layers.example.org
+output_format: '$(scheme)://out.example.org/thin/$(image)'
+input:
+  - 'https://in.example.org/a/b:1'
+  - 'in.example.org/a/b:1'
+  - http://localhost:5000/c:2.*
+  - in.example.org/d@` + someDigest + `
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &List{
+		User: "robot", Repository: "layers.example.org", Format: "$(scheme)://out.example.org/thin/$(image)",
+		Wishes: []Wish{
+			{"https://in.example.org/a/b:1", "https", "in.example.org", "a/b", "1", ""},
+			{"http://localhost:5000/c:2.*", "http", "localhost:5000", "c", "2.*", ""},
+			{"in.example.org/d@" + someDigest, "https", "in.example.org", "d", "", someDigest},
+		},
+	}
+	if diff := cmp.Diff(want, l); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBadWishListsAreRefused(t *testing.T) {
+	head := "version: 1\ncvmfs_repo: layers.example.org\n"
+	for name, c := range map[string]struct{ text, want string }{
+		"empty":                {"", "empty"},
+		"no YAML":              {"version: [", "yaml"},
+		"another version":      {"version: 2\ncvmfs_repo: layers.example.org\ninput: [a.b/c:1]\n", "version 2"},
+		"no images":            {head, "no images"},
+		"no repository":        {"version: 1\ninput: [a.b/c:1]\n", "cvmfs_repo"},
+		"unknown key":          {head + "outputs: x\ninput: [a.b/c:1]\n", "outputs"},
+		"no tag":               {head + "input: [a.b/c]\n", "neither tag nor digest"},
+		"no registry":          {head + "input: ['debian:13']\n", "no registry"},
+		"two digests":          {head + "input: ['a.b/c@x@y']\n", "digest"},
+		"two tags":             {head + "input: ['a.b/c:1:2']\n", "want REGISTRY"},
+		"pattern and digest":   {head + "input: ['a.b/c:*@" + someDigest + "']\n", "exclude"},
+		"another scheme":       {head + "input: ['ftp://a.b/c:1']\n", "scheme"},
+		"capital letters":      {head + "input: ['a.b/C:1']\n", "repository"},
+		"unknown variable":     {head + "output_format: '$(x)'\ninput: ['a.b/c:1']\n", "unknown variable"},
+		"unfinished variable":  {head + "output_format: 'x/$(tag'\ninput: ['a.b/c:1']\n", "unknown variable"},
+		"output is no name":    {head + "output_format: 'x/Y:$(tag)'\ninput: ['a.b/c:1']\n", "output_format gives"},
+		"all faults are named": {head + "input: ['a.b/c', 'debian:13']\n", "no registry"},
+	} {
+		_, err := Read(strings.NewReader(c.text))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
+		}
+	}
+}
+
+func TestPatternsFitWholeTags(t *testing.T) {
+	for _, c := range []struct {
+		pattern, tag string
+		want         bool
+	}{
+		{"*", "anything", true},
+		{"3.*", "3.14", true},
+		{"3.*", "3x14", false}, // a dot is a dot
+		{"3.*", "13.1", false},
+		{"*-slim", "13-slim", true},
+		{"*-slim", "13-slim-x", false},
+		{"v?.?", "v1.2", true},
+		{"v?.?", "v1.23", false},
+		{"a*b*c", "aXbXbc", true},
+		{"a*b*c", "aXc", false},
+		{"1", "1", true},
+		{"1+", "11", false},
+		{"(1|2)*", "1", false},
+	} {
+		if got := (Wish{Tag: c.pattern}).Matches(c.tag); got != c.want {
+			t.Errorf("%q fits %q: %t, want %t", c.tag, c.pattern, got, c.want)
+		}
+	}
+}
+
+func TestHostilePatternsEnd(t *testing.T) {
+	done := make(chan bool)
+	go func() { done <- (Wish{Tag: strings.Repeat("*a", 60) + "b"}).Matches(strings.Repeat("a", 120)) }()
+	select {
+	case got := <-done:
+		if got {
+			t.Error("it fits")
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("no answer")
+	}
+}
+
+func TestOutputFormatsAreFilledIn(t *testing.T) {
+	tagged := Wish{Scheme: "https", Registry: "in.example.org", Repository: "a/b", Tag: "1"}
+	digested := Wish{Scheme: "https", Registry: "in.example.org", Repository: "a/b", Digest: someDigest}
+	both := tagged
+	both.Digest = someDigest
+	plain := strings.Replace(someDigest, ":", "-", 1)
+	for _, c := range []struct {
+		wish         Wish
+		format, want string
+	}{
+		{tagged, DefaultFormat, "https://in.example.org/a/b_thin:1"},
+		{tagged, "$(scheme)://o.example.org/$(registry)/$(image)", "https://o.example.org/in.example.org/a/b:1"},
+		{tagged, "o.example.org/x$(reference)", "o.example.org/x:1"},
+		{tagged, "o.example.org/$(repository)/$(repository)/$(repository)/$(repository)/$(repository)/$(repository):$(tag)", "o.example.org/" + strings.Repeat("a/b/", 5) + "a/b:1"},
+		{digested, DefaultFormat, "https://in.example.org/a/b_thin:" + plain},
+		{digested, "o.example.org/$(image)", "o.example.org/a/b:" + plain},
+		{both, "o.example.org/$(image)", "o.example.org/a/b:1"},
+	} {
+		got, err := c.wish.Output(c.format)
+		if err != nil || got != c.want {
+			t.Errorf("%s: %s, %v, want %s", c.format, got, err, c.want)
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add("version: 1\ncvmfs_repo: layers.example.org\ninput: ['a.b/c:1', 'a.b/c@" + someDigest + "']\n")
+	f.Add("version: 1\ncvmfs_repo: layers.example.org\noutput_format: '$(scheme)://x.y/$(image)'\ninput: ['http://a.b:1/c:*']\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		l, err := Read(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		for _, w := range l.Wishes {
+			again, err := Parse(w.String())
+			if err != nil {
+				t.Fatalf("%q: %v", w.String(), err)
+			}
+			if again.String() != w.String() {
+				t.Errorf("%q became %q", w.String(), again.String())
+			}
+		}
+	})
+}
