@@ -16,10 +16,10 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build bundle demo bench test lint packages clean
+.PHONY: help build bundle demo bench bench-convert test lint packages clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the programs into dist/bin
 	@mkdir -p $(DIST)/bin
@@ -28,13 +28,17 @@ build: ## build the programs into dist/bin
 bundle: build ## make the plugin bundle, a folder and an archive, in dist
 	$(DIST)/bin/cvmfs-graphdriver bundle --plugin $(DIST)/bin/cvmfs-graphdriver-plugin --output $(DIST)
 
-demo: bundle ## run a thin image in a private engine (root; fetches Debian's engine or takes ENGINE=/path/to/dockerd)
+demo: bundle ## convert an image and run both in a private engine (root; fetches Debian packages; takes ENGINE=/path/to/dockerd)
 	@$(GO) build -o $(DIST)/test/demo ./test/demo
-	@exec $(DIST)/test/demo -bundle $(bundle_dir)
+	@exec $(DIST)/test/demo -bundle $(bundle_dir) -converter $(DIST)/bin/docker2cvmfs
 
 bench: bundle ## compare with the engine's overlay2, as ratios (root; VIEW=erofs or fuse forces one)
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench ./test/bench
 	@exec $(DIST)/test/bench -bundle $(bundle_dir) -view $(VIEW)
+
+bench-convert: build ## compare converting an image with unpacking it, as ratios (fetches Debian packages)
+	@$(GO) build -o $(DIST)/test/bench-convert ./test/bench/convert
+	@exec $(DIST)/test/bench-convert -converter $(DIST)/bin/docker2cvmfs
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=15m ./...

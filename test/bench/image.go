@@ -3,19 +3,24 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+
+	"cvmfs-graphdriver/cvmfs/publish"
 )
 
-// The images: the same layers, the thin one with a descriptor of no further layers on top, which makes the whole chain one that
-// is composed.
+// The images: the same layers, the thin one's in a repository.
 const (
+	repository = "bench.example.org"
+
 	ordinaryImage = "bench/ordinary:1"
 	thinImage     = "bench/thin:1"
 
@@ -23,27 +28,71 @@ const (
 	largeSize = 256 << 20
 )
 
-// writeImages makes both images as archives that `docker load` takes.
-func writeImages(dir string, files int) (map[string]string, error) {
+// makeLayers makes the archives of the layers: one with this program and a large file, the others with small files, so many in
+// all.
+func makeLayers(files int) ([][]byte, error) {
 	program, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return nil, err
 	}
 	random := rand.New(rand.NewPCG(1, 2))
-	large := make([]byte, largeSize)
-	for i := range large {
-		large[i] = byte(random.Uint32())
+	big := make([]byte, largeSize)
+	for i := range big {
+		big[i] = byte(random.Uint32())
 	}
-	content := [][]byte{archive(entry{"bench", 0o755, program}, entry{"large", 0o644, large})}
+	content := [][]byte{archive(entry{"bench", 0o755, program}, entry{large[1:], 0o644, big})}
 	for n := range layers {
-		content = append(content, smallFiles(random, n, files/layers))
+		content = append(content, smallFiles(random, n, files))
+	}
+	return content, nil
+}
+
+// publishLayers makes a publisher's folder of a repository with the layers.
+func publishLayers(ctx context.Context, dir string, content [][]byte) (err error) {
+	if err := publish.Create(ctx, dir, publish.Settings{FQRN: repository}, publish.Options{}); err != nil {
+		return err
+	}
+	r, err := publish.Open(dir, publish.Options{})
+	if err != nil {
+		return err
+	}
+	t, err := r.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.Abort()) }()
+	for _, layer := range content {
+		if _, err := t.Ingest(ctx, layerPath(layer), bytes.NewReader(layer), publish.LayerOptions{}); err != nil {
+			return err
+		}
+	}
+	_, err = t.Commit(ctx, publish.CommitOptions{})
+	return err
+}
+
+func digest(layer []byte) string {
+	sum := sha256.Sum256(layer)
+	return hex.EncodeToString(sum[:])
+}
+
+func layerPath(layer []byte) string { return "/layers/" + digest(layer) }
+
+// writeImages makes both images as archives that `docker load` takes.
+func writeImages(dir string, content [][]byte) (map[string]string, error) {
+	type layer struct {
+		Digest string `json:"digest"`
+		URL    string `json:"url"`
+	}
+	var list []layer
+	for _, l := range content {
+		list = append(list, layer{digest(l), "cvmfs://" + repository + layerPath(l)})
+	}
+	descriptor, err := json.Marshal(map[string]any{"version": "1.0", "layers": list})
+	if err != nil {
+		return nil, err
 	}
 	images := map[string]string{}
-	for image, top := range map[string][]byte{ordinaryImage: nil, thinImage: archive(entry{"thin.json", 0o644, []byte(`{"version":"1.0","layers":[]}`)})} {
-		stack := content
-		if top != nil {
-			stack = append(stack[:len(stack):len(stack)], top)
-		}
+	for image, stack := range map[string][][]byte{ordinaryImage: content, thinImage: {archive(entry{"thin.json", 0o644, descriptor})}} {
 		images[image] = filepath.Join(dir, fmt.Sprint(len(stack), ".tar"))
 		if err := writeImage(images[image], image, stack); err != nil {
 			return nil, err
@@ -52,15 +101,29 @@ func writeImages(dir string, files int) (map[string]string, error) {
 	return images, nil
 }
 
-// smallFiles is a layer of files of 1 to 8 KiB, a hundred in a folder; layers share folders, as those of real images do.
+// The trees of small files. Real images have something of both: folders like /usr/lib, to which every layer adds, and
+// folders that come with one layer.
+const (
+	sharedTree = "shared" // ten files a folder, of ten random layers
+	ownTree    = "own"    // ten files a folder, of one layer
+	perFolder  = 10
+)
+
+// smallFiles is a layer of files of 1 to 8 KiB, half of them in each tree. All layers together have so many files.
 func smallFiles(random *rand.Rand, layer, files int) []byte {
+	each := files / layers / 2
+	folders := max(files/2/perFolder, 1)
 	var entries []entry
-	for n := range files {
+	add := func(tree string, folder int, name string) {
 		b := make([]byte, 1024+random.IntN(7*1024))
 		for i := range b {
 			b[i] = byte(random.Uint32())
 		}
-		entries = append(entries, entry{fmt.Sprintf("tree/d%02d/s%d/f%d-%d", n/100, n%10, layer, n), 0o644, b})
+		entries = append(entries, entry{fmt.Sprintf("%s/%d/%d/%d/%s", tree, folder/100, folder/10%10, folder%10, name), 0o644, b})
+	}
+	for n := range each {
+		add(sharedTree, random.IntN(folders), fmt.Sprintf("f%d-%d", layer, n))
+		add(ownTree, (layer*each+n)/perFolder, fmt.Sprintf("f%d", n))
 	}
 	return archive(entries...)
 }
@@ -106,8 +169,7 @@ func writeImage(path, name string, stack [][]byte) error {
 	var entries []entry
 	var names []string
 	for n, layer := range stack {
-		sum := sha256.Sum256(layer)
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, "sha256:"+hex.EncodeToString(sum[:]))
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, "sha256:"+digest(layer))
 		config.History = append(config.History, map[string]bool{})
 		names = append(names, fmt.Sprint(n, "/layer.tar"))
 		entries = append(entries, entry{names[n], 0o644, layer})

@@ -1,6 +1,6 @@
-// Command demo shows the storage driver at work: it runs an image and its thin twin in a Docker engine of its own and tells
-// what each said, how long it took and what the thin one fetched. Nothing is installed and, the cache of packages aside,
-// nothing is left.
+// Command demo shows the storage driver at work: it converts an image of Debian packages, putting its layers into a repository of its
+// own, runs the image and its thin twin in a Docker engine of its own, and tells what each said, how long it took and what the
+// thin one fetched. Nothing is installed and, the cache of packages aside, nothing is left.
 //
 // Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the machine does not qualify.
 package main
@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -18,7 +19,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/images"
 	"cvmfs-graphdriver/test/stand"
 
 	"golang.org/x/sys/unix"
@@ -27,10 +30,11 @@ import (
 func main() {
 	engine.Main()
 	bundle := flag.String("bundle", "", "folder of the plugin bundle")
+	converter := flag.String("converter", "", "the program docker2cvmfs")
 	testdata := flag.String("testdata", "testdata", "folder of the reference repositories and images")
 	flag.Parse()
-	if *bundle == "" || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "demo: want -bundle FOLDER and no argument")
+	if *bundle == "" || *converter == "" || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "demo: want -bundle FOLDER -converter FILE and no argument")
 		os.Exit(2)
 	}
 	if err := engine.Supported(); err != nil {
@@ -40,7 +44,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	d := demo{start: time.Now()}
-	if err := d.run(ctx, *bundle, *testdata); err != nil {
+	if err := d.run(ctx, *bundle, *converter, *testdata); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
@@ -49,13 +53,14 @@ func main() {
 type demo struct {
 	start time.Time
 	stand *stand.Stand
+	dir   string // of the repository and the images
 }
 
 // step tells what is done next and when, counted from the start.
 func (d *demo) step(what string) { fmt.Printf("%6.1fs  %s\n", time.Since(d.start).Seconds(), what) }
 
 // run does everything, and removes everything at the end. Where a step fails the engine's log is kept.
-func (d *demo) run(ctx context.Context, bundle, testdata string) (err error) {
+func (d *demo) run(ctx context.Context, bundle, converter, testdata string) (err error) {
 	d.step("look for an engine")
 	cache, err := engine.CacheDir()
 	if err != nil {
@@ -65,10 +70,19 @@ func (d *demo) run(ctx context.Context, bundle, testdata string) (err error) {
 	if err != nil {
 		return err
 	}
+	d.step("look for the image " + images.Debian)
+	image, err := images.FetchDebian(ctx, cache, os.Stdout)
+	if err != nil {
+		return err
+	}
+	if d.dir, err = os.MkdirTemp("", "cvmfs-demo-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
 	d.stand, err = stand.New(ctx, stand.Options{Tools: tools, Bundle: bundle, Testdata: testdata, Step: d.step})
 	var runs []result
 	if err == nil {
-		runs, err = d.compare(ctx, testdata)
+		runs, err = d.convertAndCompare(ctx, converter, image)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -94,18 +108,43 @@ type result struct {
 	fetchedAgain stand.Count
 }
 
-// compare runs both images.
-func (d *demo) compare(ctx context.Context, testdata string) ([]result, error) {
+// The repository the image's layers go to, and the thin image.
+const (
+	repository = "layers.example.org"
+	thinImage  = "example/thin_analysis:1"
+)
+
+// convertAndCompare makes the thin image and runs both.
+func (d *demo) convertAndCompare(ctx context.Context, converter string, image *images.Image) ([]result, error) {
+	d.step("create the repository " + repository)
+	publisher := filepath.Join(d.dir, "publisher")
+	err := publish.Create(ctx, publisher, publish.Settings{FQRN: repository}, publish.Options{})
+	if err == nil {
+		err = d.stand.Serve(repository, filepath.Join(publisher, "www/cvmfs", repository), filepath.Join(publisher, "keys", repository+".pub"))
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.step("convert " + image.Name + ": layers into the repository, thin image into a file")
+	ordinary, thin := filepath.Join(d.dir, "ordinary.tar"), filepath.Join(d.dir, "thin.tar")
+	cmd := exec.CommandContext(ctx, converter, "make-thin", "--input-reference", "oci:"+image.Dir,
+		"--output-reference", "docker-archive:"+thin+":"+thinImage, "--repository", repository, "--target", "native:"+publisher)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("convert %s: %w: %s", image.Name, err, out)
+	}
+	if err := image.WriteArchive(ordinary); err != nil {
+		return nil, err
+	}
 	var runs []result
-	for _, image := range []struct{ name, file string }{{stand.Ordinary, "tiny.tar"}, {stand.Thin, "thin_tiny.tar"}} {
+	for _, image := range []struct{ name, file string }{{images.Debian, ordinary}, {thinImage, thin}} {
 		d.step("load and run " + image.name)
-		r, err := d.try(ctx, image.name, filepath.Join(testdata, "images", image.file))
+		r, err := d.try(ctx, image.name, image.file)
 		if err != nil {
 			return nil, fmt.Errorf("load and run %s: %w", image.name, err)
 		}
 		runs = append(runs, *r)
 	}
-	size, err := d.stand.Engine.Docker(ctx, "image", "inspect", "--format", "{{.Size}}", stand.Ordinary)
+	size, err := d.stand.Engine.Docker(ctx, "image", "inspect", "--format", "{{.Size}}", images.Debian)
 	if err != nil {
 		return nil, err
 	}

@@ -13,13 +13,15 @@ func TestARunningContainerOutlivesACrashOfTheDriver(t *testing.T) {
 	for name, test := range map[string]struct {
 		victim func(inner int) bool // by the process's number within the plugin, where the supervisor is 1
 		file   string               // read by the running container after the crash
+		view   string
 	}{
 		// The one that takes over answers for files that were never fetched.
-		"its server":     {func(inner int) bool { return inner != 1 }, "/data/blob"},
-		"its supervisor": {func(inner int) bool { return inner == 1 }, "/data/a.txt"},
+		"its server":                   {func(inner int) bool { return inner != 1 }, "/data/blob", "auto"},
+		"its server, in the view fuse": {func(inner int) bool { return inner != 1 }, "/data/blob", "fuse"},
+		"its supervisor":               {func(inner int) bool { return inner == 1 }, "/data/a.txt", "auto"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u := onOwnStand(t)
+			u := onStandWith(t, tools(t), inView(test.view))
 			u.load("tiny.tar")
 			u.load("thin_tiny.tar")
 			want := u.run(stand.Ordinary, test.file)
@@ -27,7 +29,7 @@ func TestARunningContainerOutlivesACrashOfTheDriver(t *testing.T) {
 			u.run(stand.Thin, "/data/a.txt")
 
 			waiting := u.start(stand.Thin, test.file)
-			plugin := u.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)
+			plugin := u.plugin()
 			before := u.processes(plugin)
 			for pid, inner := range before {
 				if test.victim(inner) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,11 +14,31 @@ import (
 
 	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/internal/testutil"
-	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/images"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
+
+// demoThin is the thin image that the demonstration makes.
+const demoThin = "example/thin_analysis:1"
+
+// needDebian skips a test that needs the image of Debian packages where it is not.
+func needDebian(t *testing.T) *images.Image {
+	t.Helper()
+	cache, err := engine.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := images.FindDebian(cache)
+	if errors.Is(err, engine.ErrNotFetched) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
 
 // demo runs the demonstration with the bundle given and checks that it leaves the machine as it was: what it mounts,
 // starts and writes. It gives its output, its exit code and the folder its temporary files lay in. Once it prints the
@@ -35,7 +56,7 @@ func demo(t *testing.T, bundle, until string) (said string, code int, tmp string
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-testdata", testutil.Data(t))
+	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-converter", shared.converter(), "-testdata", testutil.Data(t))
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	out := &trigger{until: until, pull: func() {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
@@ -88,11 +109,12 @@ func left(t *testing.T, dir string) []string {
 
 func TestTheDemonstrationRunsBothImagesAndLeavesNothing(t *testing.T) {
 	tools(t)
+	needDebian(t)
 	said, code, tmp := demo(t, shared.bundle(), "")
 	if code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
-	for _, image := range []string{stand.Ordinary, stand.Thin} {
+	for _, image := range []string{images.Debian, demoThin} {
 		if !regexp.MustCompile(regexp.QuoteMeta(image) + ` +"`).MatchString(said) {
 			t.Errorf("no line tells what %s said", image)
 		}
@@ -104,7 +126,8 @@ func TestTheDemonstrationRunsBothImagesAndLeavesNothing(t *testing.T) {
 
 func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
 	tools(t)
-	for _, step := range []string{"start a private engine", "create and enable", "load and run " + stand.Thin} {
+	needDebian(t)
+	for _, step := range []string{"start a private engine", "create and enable", "convert " + images.Debian, "load and run " + demoThin} {
 		t.Run(step, func(t *testing.T) {
 			said, code, tmp := demo(t, shared.bundle(), step)
 			if code != 1 || !strings.Contains(said, "interrupted") {
@@ -119,6 +142,7 @@ func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
 
 func TestAFailedDemonstrationSaysWhereItsLogIs(t *testing.T) {
 	tools(t)
+	needDebian(t)
 	broken := t.TempDir()
 	if err := os.CopyFS(broken, os.DirFS(shared.bundle())); err != nil {
 		t.Fatal(err)

@@ -25,6 +25,13 @@ import (
 
 func TestMain(m *testing.M) {
 	engine.Main()
+	if dir := os.Getenv(listVariable); dir != "" {
+		if err := list(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "list:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
 	if err := shared.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e: remove what the tests share:", err)
@@ -65,8 +72,9 @@ func (f *fixture) make() error {
 	return f.built
 }
 
-func (f *fixture) demo() string   { return filepath.Join(f.dir, "demo") }
-func (f *fixture) bundle() string { return filepath.Join(f.dir, "cvmfs-graphdriver-plugin-0.test") }
+func (f *fixture) converter() string { return filepath.Join(f.dir, "bin/docker2cvmfs") }
+func (f *fixture) demo() string      { return filepath.Join(f.dir, "demo") }
+func (f *fixture) bundle() string    { return filepath.Join(f.dir, "cvmfs-graphdriver-plugin-0.test") }
 
 func (f *fixture) close() error {
 	var err error
@@ -105,8 +113,9 @@ func tools(t *testing.T) *engine.Tools {
 	return found
 }
 
-func newStand(ctx context.Context, found *engine.Tools, testdata string) (*stand.Stand, error) {
-	return stand.New(ctx, stand.Options{Tools: found, Bundle: shared.bundle(), Testdata: testdata})
+func newStand(ctx context.Context, found *engine.Tools, testdata string, o stand.Options) (*stand.Stand, error) {
+	o.Tools, o.Bundle, o.Testdata = found, shared.bundle(), testdata
+	return stand.New(ctx, o)
 }
 
 // user is a test with a stand: what it does with docker, and what goes wrong.
@@ -121,7 +130,7 @@ func onStand(t *testing.T) user {
 	found := tools(t)
 	testdata := testutil.Data(t)
 	shared.set.Do(func() {
-		if shared.stand, shared.stood = newStand(context.Background(), found, testdata); shared.stood != nil {
+		if shared.stand, shared.stood = newStand(context.Background(), found, testdata, stand.Options{}); shared.stood != nil {
 			return
 		}
 		for _, file := range []string{"tiny.tar", "thin_tiny.tar"} {
@@ -141,14 +150,14 @@ func onStand(t *testing.T) user {
 // onOwnStand gives a stand of the test's own, without images. Such tests run side by side.
 func onOwnStand(t *testing.T) user {
 	t.Helper()
-	return onStandWith(t, tools(t))
+	return onStandWith(t, tools(t), stand.Options{})
 }
 
-// onStandWith gives a stand of the test's own with the engine given, as onOwnStand does.
-func onStandWith(t *testing.T, found *engine.Tools) user {
+// onStandWith gives a stand of the test's own with the engine and the options given, as onOwnStand does.
+func onStandWith(t *testing.T, found *engine.Tools, o stand.Options) user {
 	t.Helper()
 	t.Parallel()
-	s, err := newStand(t.Context(), found, testutil.Data(t))
+	s, err := newStand(t.Context(), found, testutil.Data(t), o)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -291,6 +291,7 @@ var readme = map[string]string{
 	"make test":   "what runs this test; that it covers everything is looked at here",
 	"make bundle": "every test here: its bundle is made so",
 	"dist/bin/cvmfs-graphdriver repo ls --help": "",
+	"dist/bin/docker2cvmfs make-thin --help":    "",
 }
 
 func TestTheReadmesLinesAreTested(t *testing.T) {

@@ -28,6 +28,12 @@ type operation struct {
 	do    func(u user, image string)
 }
 
+// Operations that fail where owners are shifted; see TestImagesRunInUserNamespaces.
+const (
+	withBuildKit = "build with BuildKit"
+	copyFrom     = "build with files of an image"
+)
+
 // operations are tested on images of every mixture; see mixtures.
 var operations = []operation{
 	{"run with a user, an environment and a working folder", true, runAs},
@@ -36,19 +42,49 @@ var operations = []operation{
 	{"cp both ways", true, copyBothWays},
 	{"diff", true, listChanges},
 	{"commit", true, commitTwice},
-	{"build", true, buildUpon},
+	{"build", true, func(u user, image string) { buildUpon(u, image, u.classicBuild) }},
+	{withBuildKit, true, func(u user, image string) { buildUpon(u, image, u.buildKit) }},
+	{copyFrom, true, buildFrom},
 	{"save and load", true, saveAndLoad},
 	{"export and import", false, exportAndImport},
 	{"tag, history, inspect and rmi", false, tagAndRemove},
 }
 
+// short are the operations that are tested in many surroundings.
+func short() []operation {
+	return slices.DeleteFunc(slices.Clone(operations), func(op operation) bool { return !op.short })
+}
+
 func TestEveryOperationWorksOnEveryMixture(t *testing.T) {
-	u := onStand(t)
+	t.Run("in the best view", func(t *testing.T) { onStand(t).every(operations) })
+	t.Run("in the view fuse", func(t *testing.T) {
+		u := onStandWith(t, tools(t), inView("fuse"))
+		u.load("tiny.tar")
+		u.load("thin_tiny.tar")
+		u.shows("fuse")
+		u.every(operations)
+	})
+}
+
+// every does the operations with images of every mixture.
+func (u user) every(operations []operation) {
+	u.Helper()
 	images := u.mixtures()
 	for _, image := range images[:3] {
 		u.each(image, operations)
 	}
 	u.each(images[3], operations[:1])
+}
+
+// inView forces a view.
+func inView(view string) stand.Options { return stand.Options{Driver: []string{"cvmfs.view=" + view}} }
+
+// shows checks what docker info says of the view.
+func (u user) shows(view string) {
+	u.Helper()
+	if status := u.docker("info", "--format", "{{.DriverStatus}}"); !strings.Contains(status, "[View "+view) {
+		u.Errorf("the driver's state is %s, want the view %s", status, view)
+	}
 }
 
 // each does the operations one after the other with an image, while others are done with other images.
@@ -74,16 +110,23 @@ func TestTheShortListWorksOnTheNewerEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := onStandWith(t, newer)
+	for _, view := range []string{"auto", "fuse"} {
+		t.Run(view, func(t *testing.T) { onStandWith(t, newer, inView(view)).shortList() })
+	}
+}
+
+// shortList does the short list on the newer engine.
+func (u user) shortList() {
+	u.Helper()
 	if version := u.docker("version", "--format", "{{.Server.Version}}"); !strings.HasPrefix(version, "26.1.") {
-		t.Errorf("the engine is %s, want 26.1", version)
+		u.Errorf("the engine is %s, want 26.1", version)
 	}
 	u.load("tiny.tar")
 	u.load("thin_tiny.tar")
 	if ordinary, thin := u.run(stand.Ordinary), u.run(stand.Thin); ordinary == "" || ordinary != thin {
-		t.Errorf("the ordinary container says %q, the thin one %q", ordinary, thin)
+		u.Errorf("the ordinary container says %q, the thin one %q", ordinary, thin)
 	}
-	t.Run("restart of the engine", func(t *testing.T) {
+	u.Run("restart of the engine", func(t *testing.T) {
 		u := user{t, u.Stand}
 		container := u.create(stand.Thin, "/data/kept", "/data/a.txt")
 		u.put(container, "/data/kept", "kept\n")
@@ -94,9 +137,8 @@ func TestTheShortListWorksOnTheNewerEngine(t *testing.T) {
 			t.Errorf("the container says %q, want %q", got, want)
 		}
 	})
-	short := slices.DeleteFunc(slices.Clone(operations), func(op operation) bool { return !op.short })
 	for _, image := range u.mixtures()[:3] {
-		u.each(image, short)
+		u.each(image, short())
 	}
 }
 
@@ -150,6 +192,40 @@ func (u user) program(name string) string {
 // build builds an image with the classic builder from a folder with the files given.
 func (u user) build(name, dockerfile string, files map[string]string) {
 	u.Helper()
+	u.classicBuild(name, u.context(dockerfile, files))
+}
+
+// classicBuild builds an image of a folder with the classic builder.
+func (u user) classicBuild(name, folder string) {
+	u.Helper()
+	u.docker("build", "--network", "none", "--tag", name, folder)
+}
+
+// buildKit builds an image of a folder with the engine's BuildKit. Its client is the one of 20.10: later ones have BuildKit's side
+// in a plugin.
+func (u user) buildKit(name, folder string) {
+	u.Helper()
+	cmd := u.Engine.Command(u.Context(), "build", "--network", "none", "--progress", "plain", "--tag", name, folder)
+	cmd.Path = tools(u.T).Docker
+	cmd.Env = append(cmd.Env, "DOCKER_BUILDKIT=1")
+	out, err := cmd.CombinedOutput()
+	if strings.Contains(string(out), "buildx") {
+		u.Skipf("needs a client with BuildKit: %s", out)
+	}
+	if err != nil {
+		u.Fatalf("%v: %s", err, out)
+	}
+	// What BuildKit keeps for the next time holds layers.
+	u.Cleanup(func() {
+		if _, err := u.Engine.Docker(context.Background(), "builder", "prune", "--all", "--force"); err != nil {
+			u.Error(err)
+		}
+	})
+}
+
+// context makes a folder to build an image of.
+func (u user) context(dockerfile string, files map[string]string) string {
+	u.Helper()
 	folder := u.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
 		u.Fatal(err)
@@ -159,7 +235,7 @@ func (u user) build(name, dockerfile string, files map[string]string) {
 			u.Fatal(err)
 		}
 	}
-	u.docker("build", "--network", "none", "--tag", name, folder)
+	return folder
 }
 
 // removeLater removes an image (rmi) or a container (rm) at the end of the test.
@@ -335,9 +411,15 @@ func (u user) changed(image string) string {
 
 func listChanges(u user, image string) {
 	u.same("a new container", u.docker("diff", u.create(image)), "")
-	lines := strings.Split(u.docker("diff", u.changed(image)), "\n")
+	u.same("a changed one", u.diff(u.changed(image)), changes)
+}
+
+// diff lists a container's changes by path.
+func (u user) diff(container string) string {
+	u.Helper()
+	lines := strings.Split(u.docker("diff", container), "\n")
 	slices.SortFunc(lines, func(a, b string) int { return strings.Compare(a[2:], b[2:]) })
-	u.same("a changed one", strings.Join(lines, "\n"), changes)
+	return strings.Join(lines, "\n")
 }
 
 func commitTwice(u user, image string) {
@@ -356,14 +438,14 @@ func commitTwice(u user, image string) {
 	u.same("the image it began with", u.shell(image, "cat /data/a.txt /data/b-again.txt && ls /opt/old"), u.run(stand.Ordinary, "/data/a.txt", "/data/b.txt")+"\nz")
 }
 
-func buildUpon(u user, image string) {
-	built, copied := image+"-built", image+"-copied"
+func buildUpon(u user, image string, build func(name, folder string)) {
+	built := image + "-built"
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "unpacked/file", Mode: 0o640, Uid: 7, Gid: 8, Size: 2}), second(w.Write([]byte("f\n"))), w.Close()); err != nil {
 		u.Fatal(err)
 	}
-	u.build(built, "FROM "+image+`
+	build(built, u.context("FROM "+image+`
 COPY --chown=1000:1000 plain /data/plain
 ADD archive.tar /srv/
 ENV PATH=/bin
@@ -372,9 +454,13 @@ WORKDIR /new/folder
 USER 1000
 ENTRYPOINT ["/bin/sh", "-c"]
 CMD ["cat /data/plain; pwd; stat -c '%u:%g %a' /data/plain /srv/unpacked/file; ls /data/b.txt 2>/dev/null || echo gone"]
-`, map[string]string{"plain": "plain\n", "archive.tar": archive.String()})
+`, map[string]string{"plain": "plain\n", "archive.tar": archive.String()}))
 	u.removeLater("rmi", built)
 	u.same("the built image", u.run(built), "plain\nbuilt upon a is back\n/new/folder\n1000:1000 755\n7:8 640\ngone")
+}
+
+func buildFrom(u user, image string) {
+	copied := image + "-copied"
 	u.build(copied, "FROM scratch\nCOPY --from="+image+" /data /copy\nCOPY --from="+image+" /bin/hello /bin/hello\nENTRYPOINT [\"/bin/hello\"]\n", nil)
 	u.removeLater("rmi", copied)
 	u.same("an image with files of it", u.run(copied, "/copy/a.txt", "/copy/b-again.txt"), u.run(image, "/data/a.txt", "/data/b-again.txt"))
@@ -471,6 +557,5 @@ func (u user) graph(name string) map[string]string {
 // onHost gives the path, on the host, of a folder of the plugin below its propagated mount.
 func (u user) onHost(dir string) string {
 	u.Helper()
-	plugin := u.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)
-	return filepath.Join(u.Engine.Data(), "plugins", plugin, "propagated-mount", strings.TrimPrefix(dir, rootfs.PropagatedMount))
+	return filepath.Join(u.docker("info", "--format", "{{.DockerRootDir}}"), "plugins", u.plugin(), "propagated-mount", strings.TrimPrefix(dir, rootfs.PropagatedMount))
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"cvmfs-graphdriver/test/stand"
 )
 
 // running is a container that runs until it is ended.
@@ -116,4 +118,10 @@ func (u user) processes(id string) map[int]int {
 		}
 	}
 	return found
+}
+
+// plugin is the plugin's id.
+func (u user) plugin() string {
+	u.Helper()
+	return u.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)
 }

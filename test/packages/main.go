@@ -4,11 +4,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 
 	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/images"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,5 +29,6 @@ func fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return engine.FetchAll(ctx, cache, os.Stderr)
+	_, err = images.FetchDebian(ctx, cache, os.Stderr)
+	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err)
 }
