@@ -236,6 +236,10 @@ func TestFailuresAreTextsInErr(t *testing.T) {
 	if a := e.answer(resp); resp.StatusCode != http.StatusInternalServerError || !strings.Contains(fmt.Sprint(a["Err"]), "no such layer") {
 		t.Errorf("Diff of a missing layer: %d %v", resp.StatusCode, a)
 	}
+	resp = e.post("/GraphDriver.Diff", nil) // as engines repeat a call whose body they have sent already
+	if a := e.answer(resp); resp.StatusCode != http.StatusInternalServerError || !strings.Contains(fmt.Sprint(a["Err"]), "broke off") {
+		t.Errorf("Diff repeated without its body: %d %v", resp.StatusCode, a)
+	}
 	resp = e.post("/GraphDriver.Nonsense", nil)
 	if a := e.answer(resp); resp.StatusCode != http.StatusNotFound || a["Err"] == nil {
 		t.Errorf("unknown method: %d %v", resp.StatusCode, a)

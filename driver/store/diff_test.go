@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/go-archive"
+	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/store"
@@ -236,4 +237,30 @@ func TestDiffDoesNotFollowLinksOutOfTheLayer(t *testing.T) {
 	}
 	close(stop)
 	<-stopped
+}
+
+// BuildKit makes such files under userns-remap: the host's root's, who is nobody in a container.
+func TestDiffGivesFilesOfNobodysToRoot(t *testing.T) {
+	r := newRig(t)
+	ids := []user.IDMap{{ID: 0, ParentID: 100000, Count: 65536}}
+	must(t, r.Init(store.InitArgs{UIDMaps: ids, GIDMaps: ids}))
+	must(t, r.Create(store.CreateArgs{ID: "c", Writable: true}))
+	for name, owner := range map[string]int{"mine": 100007, "nobody's": 0} {
+		file := filepath.Join(r.diff("c"), name)
+		must(t, os.WriteFile(file, nil, 0o755))
+		must(t, os.Chown(file, owner, owner))
+		must(t, unix.Chmod(file, 0o6755))
+	}
+	modes := map[string]string{}
+	for tr := tar.NewReader(bytes.NewReader(pack(t, r, "c", ""))); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		must(t, err)
+		modes[h.Name] = fmt.Sprintf("%d:%d %o", h.Uid, h.Gid, h.Mode)
+	}
+	if d := cmp.Diff(map[string]string{"mine": "7:7 6755", "nobody's": "0:0 755"}, modes); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
 }
