@@ -284,15 +284,7 @@ func TestBadInputIsToldClearly(t *testing.T) {
 			})
 		}, 1, []string{"read-only file system"}},
 		"full disk": {func(t *testing.T, b *bad) {
-			full := t.TempDir()
-			if err := unix.Mount("tmpfs", full, "tmpfs", 0, "size=4m"); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := unix.Unmount(full, 0); err != nil {
-					t.Error(err)
-				}
-			})
+			full := testutil.SmallDisk(t, "4m")
 			b.dir = filepath.Join(full, "publisher")
 			if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn, Compression: "none"}, publish.Options{}); err != nil {
 				t.Fatal(err)

@@ -445,16 +445,7 @@ func TestFolderOfAnotherProcessIsRefused(t *testing.T) {
 }
 
 func TestFullDiskLeavesNothing(t *testing.T) {
-	testutil.NeedRoot(t)
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := testutil.SmallDisk(t, "1m")
 	target, err := Open("dir:"+dir, Options{FQRN: fqrn})
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 func TestFreshRepositoryIsRevisionZero(t *testing.T) {
@@ -431,18 +432,7 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 }
 
 func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount a small file system")
-	}
-	disk := t.TempDir()
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(disk, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	disk := testutil.SmallDisk(t, "8m")
 	r := newRepoIn(t, disk, Settings{FQRN: fqrn})
 	tx := begin(t, r)
 	ingest(t, tx, "/small", pack(t, everything()...))
@@ -471,18 +461,7 @@ func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 }
 
 func TestReadOnlyFolderIsRefusedWithARemedy(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount a small file system")
-	}
-	disk := t.TempDir()
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(disk, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	disk := testutil.SmallDisk(t, "8m")
 	r := newRepoIn(t, disk, Settings{FQRN: fqrn})
 	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)

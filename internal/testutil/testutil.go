@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Root is the folder of the module's source tree.
@@ -139,4 +141,20 @@ func NeedRoot(t testing.TB) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it mounts file systems")
 	}
+}
+
+// SmallDisk mounts an empty file system of a size, as in "8m", for the time of the test, and gives its folder. It needs root.
+func SmallDisk(t testing.TB, size string) string {
+	t.Helper()
+	NeedRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
