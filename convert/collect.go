@@ -133,7 +133,8 @@ func (g *collection) images(ctx context.Context, folder string, depth int) error
 	return nil
 }
 
-// image notes the layers of one image, or drops its state.
+// image notes the layers of one image, or drops its state. A state that can't be understood stops the collection, as a manifest
+// does: which layers the image needs isn't known.
 func (g *collection) image(ctx context.Context, folder string) error {
 	s, err := readState(ctx, g.tx, folder)
 	if err != nil {

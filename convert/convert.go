@@ -175,7 +175,7 @@ func originOf(image *source.Image) string {
 // publish puts into a transaction what is missing, and commits it.
 func (c *Converter) publish(ctx context.Context, tx target.Transaction, p *plan) error {
 	old, err := readState(ctx, tx, metadataOf(p.image))
-	if err != nil {
+	if err != nil && !errors.Is(err, errState) { // which is as good as none: it is written anew
 		return err
 	}
 	missing, err := c.missing(ctx, tx, p)

@@ -15,6 +15,7 @@ import (
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/convert/target"
 	"cvmfs-graphdriver/convert/wish"
+	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/testutil"
 )
 
@@ -207,5 +208,36 @@ func TestRegistryFaultsAreToldApart(t *testing.T) {
 		if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: error %v, want %v with %q", name, err, c.want, c.text)
 		}
+	}
+}
+
+func TestAStateThatCantBeUnderstoodKeepsAllLayersAndIsWrittenAnew(t *testing.T) {
+	repo, _ := newRepository(t)
+	r := testutil.NewRegistry(t, "", "")
+	input := ref(t, "http://"+r.Push(t, "a:1", small(t, "base"), nil))
+	c := &Converter{Target: target.Native(repo)}
+	s, err := c.Convert(t.Context(), Job{Input: input})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := repo.Begin(t.Context())
+	if err == nil {
+		err = tx.WriteFile(t.Context(), metadataFolder+"/"+r.Host+"/a:1/"+stateName, []byte("{"), 0o644)
+	}
+	if err == nil {
+		_, err = tx.Commit(t.Context(), publish.CommitOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err := c.Collect(t.Context(), CollectOptions{}); !errors.Is(err, errState) {
+		t.Errorf("collect: %+v, %v", g, err)
+	}
+	again, err := c.Convert(t.Context(), Job{Input: input})
+	if err != nil || again.Unchanged || again.Present != s.Layers {
+		t.Errorf("convert again: %+v, %v", again, err)
+	}
+	if g, err := c.Collect(t.Context(), CollectOptions{}); err != nil || len(g.Removed) != 0 || g.Kept != s.Layers {
+		t.Errorf("collect: %+v, %v", g, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/convert/target"
@@ -22,7 +23,10 @@ type state struct {
 	Wish     bool     `json:"wish,omitempty"`   // a wish list named it: it goes when none does any more
 }
 
-// readState gives an image's state; nil if there is none. One that can't be understood is none: it will be written anew.
+// errState is a state that can't be understood.
+var errState = errors.New("can't be understood: convert the image again, or remove the file")
+
+// readState gives an image's state; nil if there is none. The error of one that can't be understood is errState.
 func readState(ctx context.Context, tx target.Transaction, folder string) (*state, error) {
 	b, err := tx.ReadFile(ctx, folder+"/"+stateName)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -32,23 +36,15 @@ func readState(ctx context.Context, tx target.Transaction, folder string) (*stat
 		return nil, err
 	}
 	var s state
-	if json.Unmarshal(b, &s) != nil {
-		return nil, nil
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("%s/%s: %w: %w", folder, stateName, err, errState)
 	}
 	return &s, nil
 }
 
 // same tells whether a conversion would come to what is there.
 func (s *state) same(t *state) bool {
-	if s == nil || s.Manifest != t.Manifest || s.Thin != t.Thin || s.Output != t.Output || s.Wish != t.Wish || len(s.Layers) != len(t.Layers) {
-		return false
-	}
-	for i := range s.Layers {
-		if s.Layers[i] != t.Layers[i] {
-			return false
-		}
-	}
-	return true
+	return s != nil && s.Manifest == t.Manifest && s.Thin == t.Thin && s.Output == t.Output && s.Wish == t.Wish && slices.Equal(s.Layers, t.Layers)
 }
 
 // publishedManifest is an image's manifest as DUCC writes and reads it: with the names of its own fields.
