@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"cvmfs-graphdriver/internal/registry"
 )
 
 // openDaemon asks the Docker daemon for an image. The archive comes in no useful order, so that it is kept in an unnamed file.
@@ -37,10 +39,10 @@ func openDaemon(ctx context.Context, ref Reference, platform *v1.Platform) (*Ima
 func explainDaemon(ref Reference, err error) error {
 	switch {
 	case errdefs.IsNotFound(err):
-		return fmt.Errorf("%w: the daemon has no %s: docker images lists what it has: %w", ErrNoImage, ref.Name, said{err})
+		return fmt.Errorf("%w: the daemon has no %s: docker images lists what it has: %w", ErrNoImage, ref.Name, registry.Said(err))
 	case client.IsErrConnectionFailed(err):
 		return fmt.Errorf("no Docker daemon answers (DOCKER_HOST names another): %w", err)
 	default:
-		return fmt.Errorf("docker daemon: %w", said{err})
+		return fmt.Errorf("docker daemon: %w", registry.Said(err))
 	}
 }

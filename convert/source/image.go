@@ -12,13 +12,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"cvmfs-graphdriver/internal/registry"
 )
 
 // What can be wrong with an image so that a caller decides on it.
 var (
-	ErrNoImage     = errors.New("no such image")
-	ErrNoTag       = errors.New("no such tag")
-	ErrCredentials = errors.New("access denied")
+	ErrNoImage     = registry.ErrNoImage
+	ErrNoTag       = registry.ErrNoTag
+	ErrCredentials = registry.ErrCredentials
 	ErrPlatform    = errors.New("no image for the platform")
 	ErrDamaged     = errors.New("damaged")
 )

@@ -3,17 +3,13 @@ package source
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
-	"unicode"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -21,14 +17,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"cvmfs-graphdriver/internal/registry"
 )
 
-const (
-	dialTimeout   = 15 * time.Second
-	headerTimeout = 60 * time.Second
-	idleTimeout   = 60 * time.Second // without a byte of a body
-	maxAttempts   = 5                // to open a blob, without much progress in between
-)
+// maxAttempts is how often a blob is opened without much progress in between.
+const maxAttempts = 5
 
 // acceptable are the manifests this program reads.
 var acceptable = []types.MediaType{types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex, types.DockerManifestList}
@@ -46,46 +40,13 @@ func retrying(base http.RoundTripper) http.RoundTripper {
 	}))
 }
 
-// Transport is how registries are reached with these options.
-func (o Options) Transport() http.RoundTripper {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext
-	t.ResponseHeaderTimeout = headerTimeout
-	t.MaxIdleConnsPerHost = 16
-	if o.Insecure {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // the user asked for it
-	}
-	return tlsOnly{t, o.PlainHTTP}
-}
-
-// tlsOnly refuses to speak without TLS to another machine unless it was asked for: credentials would be read by anybody.
-type tlsOnly struct {
-	base  http.RoundTripper
-	plain bool
-}
-
-func (t tlsOnly) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme == "http" && !t.plain && !loopback(r.URL.Hostname()) {
-		return nil, fmt.Errorf("%s speaks plain HTTP: allow it with --plain-http or write http://", r.URL.Host)
-	}
-	return t.base.RoundTrip(r)
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+// access is how registries are reached with these options.
+func (o Options) access() registry.Options {
+	return registry.Options{Keychain: o.Keychain, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, UserAgent: o.UserAgent}
 }
 
 // RemoteOptions are what the registry library needs for these options.
-func (o Options) RemoteOptions(ctx context.Context) []remote.Option {
-	keychain := o.Keychain
-	if keychain == nil {
-		keychain = authn.NewMultiKeychain()
-	}
-	return []remote.Option{
-		remote.WithContext(ctx), remote.WithAuthFromKeychain(keychain), remote.WithTransport(o.Transport()), remote.WithUserAgent(o.UserAgent),
-	}
-}
+func (o Options) RemoteOptions(ctx context.Context) []remote.Option { return o.access().Remote(ctx) }
 
 // endpoint is a repository of a registry.
 type endpoint struct {
@@ -93,8 +54,8 @@ type endpoint struct {
 	client *http.Client
 }
 
-// registry has the blobs of a repository, in the registry that was named and its mirrors.
-type registry struct {
+// hosts have the blobs of a repository: the registry that was named and its mirrors.
+type hosts struct {
 	endpoints []*endpoint
 	named     []byte // the manifest the reference led to
 }
@@ -112,14 +73,14 @@ func candidates(ref Reference, o Options) ([]candidate, error) {
 	if err != nil {
 		return nil, err
 	}
-	registry := parsed.Context().RegistryStr()
+	named := parsed.Context().RegistryStr()
 	var all []candidate
 	for _, mirror := range o.Mirrors {
 		of, address, found := strings.Cut(mirror, "=")
 		if !found {
 			of, address = name.DefaultRegistry, mirror
 		}
-		if of != registry {
+		if of != named {
 			continue
 		}
 		host, plain, err := ParseRegistry(address)
@@ -127,7 +88,7 @@ func candidates(ref Reference, o Options) ([]candidate, error) {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
 		plain = plain || o.PlainHTTP
-		m, err := Reference{Kind: Registry, Name: host + strings.TrimPrefix(parsed.Name(), registry), PlainOK: plain}.Parsed()
+		m, err := Reference{Kind: Registry, Name: host + strings.TrimPrefix(parsed.Name(), named), PlainOK: plain}.Parsed()
 		if err != nil {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
@@ -141,12 +102,12 @@ func openRegistry(ctx context.Context, ref Reference, platform *v1.Platform, o O
 	if err != nil {
 		return nil, err
 	}
-	in := &registry{}
+	in := &hosts{}
 	var failures []error
 	for _, r := range refs {
 		e, err := connect(ctx, r, o)
 		if err != nil {
-			failures = append(failures, explain(r, err))
+			failures = append(failures, registry.Explain(r, err))
 			continue
 		}
 		in.endpoints = append(in.endpoints, e)
@@ -163,7 +124,7 @@ func openRegistry(ctx context.Context, ref Reference, platform *v1.Platform, o O
 }
 
 // find asks which manifest the endpoint's reference leads to.
-func (g *registry) find(ctx context.Context, e *endpoint) (v1.Descriptor, error) {
+func (g *hosts) find(ctx context.Context, e *endpoint) (v1.Descriptor, error) {
 	if digest, ok := e.ref.(name.Digest); ok {
 		h, err := v1.NewHash(digest.DigestStr())
 		if err != nil {
@@ -186,15 +147,11 @@ func (g *registry) find(ctx context.Context, e *endpoint) (v1.Descriptor, error)
 func connect(ctx context.Context, ref candidate, o Options) (*endpoint, error) {
 	o.PlainHTTP = ref.plain
 	repository := ref.Context()
-	keychain := o.Keychain
-	if keychain == nil {
-		keychain = authn.NewMultiKeychain()
-	}
-	auth, err := authn.Resolve(ctx, keychain, repository)
+	auth, err := authn.Resolve(ctx, o.access().Credentials(), repository)
 	if err != nil {
 		return nil, fmt.Errorf("credentials for %s: %w", repository.RegistryStr(), err)
 	}
-	base := retrying(transport.NewUserAgent(o.Transport(), o.UserAgent))
+	base := retrying(transport.NewUserAgent(o.access().Transport(), o.UserAgent))
 	t, err := transport.NewWithContext(ctx, repository.Registry, auth, base, []string{repository.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
@@ -229,7 +186,7 @@ func (e *endpoint) fetch(ctx context.Context, identifier string) ([]byte, types.
 	}
 	answer, err := e.get(ctx, "/manifests/"+identifier, header, http.StatusOK)
 	if err != nil {
-		return nil, "", explain(e.ref, err)
+		return nil, "", registry.Explain(e.ref, err)
 	}
 	defer answer.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(answer.Body, maxManifest+1))
@@ -251,7 +208,7 @@ func (e *endpoint) manifest(ctx context.Context, d v1.Descriptor) ([]byte, error
 	return raw, err
 }
 
-func (g *registry) manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+func (g *hosts) manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	if checkBytes(g.named, d) == nil {
 		return g.named, nil
 	}
@@ -259,7 +216,7 @@ func (g *registry) manifest(ctx context.Context, d v1.Descriptor) ([]byte, error
 }
 
 // anyOf takes what the first of a registry's endpoints gives.
-func anyOf[T any](g *registry, ask func(*endpoint) (T, error)) (T, error) {
+func anyOf[T any](g *hosts, ask func(*endpoint) (T, error)) (T, error) {
 	var failures []error
 	for _, e := range g.endpoints {
 		got, err := ask(e)
@@ -271,25 +228,23 @@ func anyOf[T any](g *registry, ask func(*endpoint) (T, error)) (T, error) {
 	return *new(T), errors.Join(failures...)
 }
 
-func (g *registry) blob(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+func (g *hosts) blob(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
 	return anyOf(g, func(e *endpoint) (io.ReadCloser, error) { return e.blob(ctx, d, offset) })
 }
 
-func (g *registry) attempts() int { return maxAttempts }
+func (g *hosts) attempts() int { return maxAttempts }
 
 // blob asks for a blob from an offset on.
 func (e *endpoint) blob(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
 	header := http.Header{}
 	if offset > 0 { // with its end: some registries take no open range
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, d.Size-1))
 	}
 	answer, err := e.get(ctx, "/blobs/"+d.Digest.String(), header, http.StatusOK, http.StatusPartialContent)
 	if err != nil {
-		cancel(nil)
-		return nil, explain(e.ref, err)
+		return nil, registry.Explain(e.ref, err)
 	}
-	body := &idleBody{ReadCloser: answer.Body, cancel: cancel, ctx: ctx}
+	body := answer.Body
 	skip := offset
 	if answer.StatusCode == http.StatusPartialContent {
 		if !strings.HasPrefix(answer.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
@@ -301,83 +256,6 @@ func (e *endpoint) blob(ctx context.Context, d v1.Descriptor, offset int64) (io.
 		return nil, errors.Join(err, body.Close())
 	}
 	return body, nil
-}
-
-// idleBody gives up a body that brings nothing for a while. The time a reader lets it wait doesn't count.
-type idleBody struct {
-	io.ReadCloser
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-}
-
-func (b *idleBody) Read(p []byte) (int, error) {
-	stop := time.AfterFunc(idleTimeout, func() { b.cancel(fmt.Errorf("no data for %v", idleTimeout)) })
-	defer stop.Stop()
-	n, err := b.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) && b.ctx.Err() != nil {
-		err = context.Cause(b.ctx)
-	}
-	return n, err
-}
-
-func (b *idleBody) Close() error {
-	b.cancel(nil)
-	return b.ReadCloser.Close()
-}
-
-// explain says what a registry's refusal means, and what to do.
-func explain(ref name.Reference, err error) error {
-	host := ref.Context().RegistryStr()
-	err = said{err}
-	var refusal *transport.Error
-	if !errors.As(err, &refusal) {
-		return fmt.Errorf("registry %s: %w", host, err)
-	}
-	has := func(code transport.ErrorCode) bool {
-		return slices.ContainsFunc(refusal.Errors, func(d transport.Diagnostic) bool { return d.Code == code })
-	}
-	switch {
-	case refusal.StatusCode == http.StatusUnauthorized, refusal.StatusCode == http.StatusForbidden:
-		return fmt.Errorf("%w by registry %s: check the name, or log in with: docker login %s: %w", ErrCredentials, host, host, err)
-	case has(transport.NameUnknownErrorCode):
-		return fmt.Errorf("%w: registry %s has no %s: check the name: %w", ErrNoImage, host, ref.Context().RepositoryStr(), err)
-	case has(transport.ManifestUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && refusal.Request != nil && strings.Contains(refusal.Request.URL.Path, "/manifests/"):
-		return fmt.Errorf("%w: %s in registry %s has no %s: check the tag: %w", ErrNoTag, ref.Context().RepositoryStr(), host, ref.Identifier(), err)
-	case refusal.StatusCode == http.StatusNotFound:
-		return fmt.Errorf("%w: a part of it is missing in registry %s: %w", ErrNoImage, host, err)
-	case refusal.StatusCode == http.StatusTooManyRequests:
-		return fmt.Errorf("registry %s takes no more requests for now: log in, or try later: %w", host, err)
-	default:
-		return fmt.Errorf("registry %s: %w", host, err)
-	}
-}
-
-// said is an error that repeats what a server said: its text is cut, and control characters don't reach the terminal.
-type said struct{ error }
-
-const maxSaid = 500 // bytes
-
-func (s said) Error() string {
-	text := strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, s.error.Error())
-	if len(text) > maxSaid {
-		text = strings.ToValidUTF8(text[:maxSaid], "") + " …"
-	}
-	return strings.TrimSpace(text)
-}
-
-func (s said) Unwrap() error { return s.error }
-
-// Explain says what a failure of the registry library means, and what to do. It gives nil for nil.
-func Explain(ref name.Reference, err error) error {
-	if err == nil {
-		return nil
-	}
-	return explain(ref, err)
 }
 
 // Tags lists the tags of a registry's repository, "HOST/NAME".
@@ -392,7 +270,7 @@ func Tags(ctx context.Context, repository string, o Options) ([]string, error) {
 	}
 	tags, err := remote.List(r, o.RemoteOptions(ctx)...)
 	if err != nil {
-		return nil, fmt.Errorf("list tags of %s: %w", r, explain(r.Tag("*"), err))
+		return nil, fmt.Errorf("list tags of %s: %w", r, registry.Explain(r.Tag("*"), err))
 	}
 	slices.Sort(tags)
 	return tags, nil

@@ -556,31 +556,3 @@ func TestWhatRegistriesSayIsQuotedAndBounded(t *testing.T) {
 		}
 	}
 }
-
-func TestPlainHTTPIsSpokenOnRequestOnly(t *testing.T) {
-	var asked atomic.Int64
-	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
-	defer s.Close()
-	proxy := func(r *http.Request) { r.URL.Host = s.Listener.Addr().String() }
-	for _, c := range []struct {
-		plain bool
-		want  bool
-	}{{false, false}, {true, true}} {
-		before := asked.Load()
-		r := httptest.NewRequest(http.MethodGet, "http://10.1.2.3/v2/", nil)
-		r.RequestURI = ""
-		_, err := tlsOnly{redirected{proxy}, c.plain}.RoundTrip(r)
-		if got := asked.Load() > before; got != c.want || (err == nil) != c.want {
-			t.Errorf("plain %v: %v", c.plain, err)
-		}
-	}
-}
-
-// redirected sends requests to another server.
-type redirected struct{ to func(*http.Request) }
-
-func (r redirected) RoundTrip(req *http.Request) (*http.Response, error) {
-	req = req.Clone(req.Context())
-	r.to(req)
-	return http.DefaultTransport.RoundTrip(req)
-}

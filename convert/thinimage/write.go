@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/internal/registry"
 )
 
 // Write puts the image where the reference says: a registry, the daemon, an archive, or a layout.
@@ -57,7 +58,7 @@ func (t *Image) push(ctx context.Context, to source.Reference, o source.Options)
 	if err != nil {
 		return err
 	}
-	return source.Explain(ref, remote.Write(ref, image, o.RemoteOptions(ctx)...))
+	return registry.Explain(ref, remote.Write(ref, image, o.RemoteOptions(ctx)...))
 }
 
 // Published tells whether a registry has exactly this image at the reference. Elsewhere it isn't known: false.

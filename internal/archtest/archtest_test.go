@@ -21,8 +21,9 @@ var formats = []string{"cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/cat
 var rules = map[string][]string{
 	"cmd":                          {"installer", "bundle", "rootfs", "driver", "convert", "thin", "cvmfs", "internal"},
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "thin", "cvmfs", "internal"},
-	"installer":                    {"bundle", "rootfs", "internal"},
+	"installer":                    {"bundle", "rootfs", "cvmfs", "internal"},
 	"bundle":                       {"rootfs", "internal"},
+	"packaging":                    {"bundle", "internal"},
 	"rootfs":                       nil,
 	"driver/plugin":                {"driver/store", "driver/compose", "driver/view", "driver/supervise", "thin", "cvmfs", "internal"},
 	"driver/conformance":           nil,

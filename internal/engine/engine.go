@@ -221,6 +221,15 @@ func complaints(log string) string {
 	return b.String()
 }
 
+// RestartCommand is a shell command for those inside that restarts the engine, as a service manager does: with the daemon.json that is
+// there. It returns when the former engine has ended.
+func (e *Engine) RestartCommand() string {
+	return fmt.Sprintf("pid=$(cat %s 2>/dev/null || echo none); kill -HUP 1; while kill -0 $pid 2>/dev/null; do sleep 0.1; done", e.path("engine.pid"))
+}
+
+// ConfigFile is the engine's daemon.json.
+func (e *Engine) ConfigFile() string { return e.path("daemon.json") }
+
 // Stop asks the engine to end and waits for it. Containers end with it.
 func (e *Engine) Stop(ctx context.Context) error { return e.end(ctx, orderTerm) }
 
@@ -230,6 +239,7 @@ func (e *Engine) Kill(ctx context.Context) error { return e.end(ctx, orderKill) 
 func (e *Engine) end(ctx context.Context, order string) error {
 	ctx, cancel := context.WithTimeout(ctx, stopWait)
 	defer cancel()
+	e.forget()
 	err := e.order(order)
 	if err == nil {
 		err = e.await(ctx, eventExited)
@@ -255,6 +265,20 @@ func (e *Engine) await(ctx context.Context, event string) error {
 			}
 		case <-ctx.Done():
 			return fmt.Errorf("wait until it has %s: %w", event, ctx.Err())
+		}
+	}
+}
+
+// forget drops the events there are: one that ended by itself, and was restarted from inside.
+func (e *Engine) forget() {
+	for {
+		select {
+		case _, ok := <-e.events:
+			if !ok {
+				return
+			}
+		default:
+			return
 		}
 	}
 }

@@ -8,10 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
-
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 func TestMain(m *testing.M) {

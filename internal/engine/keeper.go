@@ -36,6 +36,9 @@ const (
 	eventFailed  = "failed"  // an order or the set-up was not carried out; the cause follows
 )
 
+// restartSignal has the keeper restart the engine; those inside may send it.
+const restartSignal = unix.SIGHUP
+
 // Main turns the program into a keeper when it was started as one and then doesn't return. Programs that use [New] call
 // it first thing in main, tests in TestMain.
 func Main() {
@@ -108,10 +111,11 @@ func keep(spec *keeperSpec) {
 			orders <- in.Text()
 		}
 	}()
-	ended := make(chan os.Signal, 1)
-	signal.Notify(ended, unix.SIGCHLD)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGCHLD, restartSignal)
 
 	var engine int
+	var again bool // the engine is to be started when it has ended
 	for {
 		select {
 		case order, ok := <-orders:
@@ -121,8 +125,21 @@ func keep(spec *keeperSpec) {
 			if err := obey(spec, order, &engine); err != nil {
 				fmt.Printf("%s %s: %v\n", eventFailed, order, err)
 			}
-		case <-ended:
-			reap(&engine)
+		case s := <-signals:
+			if s == restartSignal {
+				again = true
+				if engine != 0 {
+					unix.Kill(engine, unix.SIGTERM)
+				}
+			}
+			reap(&engine, again)
+			if again && engine == 0 {
+				again = false
+				var err error
+				if engine, err = launch(spec); err != nil {
+					fmt.Printf("%s to restart: %v\n", eventFailed, err)
+				}
+			}
 		}
 	}
 }
@@ -167,8 +184,8 @@ func launch(spec *keeperSpec) (int, error) {
 	})
 }
 
-// reap collects every ended child and tells of the engine's end.
-func reap(engine *int) {
+// reap collects every ended child and tells of the engine's end, unless that was asked for within.
+func reap(engine *int, quiet bool) {
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
@@ -182,6 +199,9 @@ func reap(engine *int) {
 			continue
 		}
 		*engine = 0
+		if quiet {
+			continue
+		}
 		if status.Signaled() {
 			fmt.Printf("%s by signal %v\n", eventExited, status.Signal())
 		} else {

@@ -38,8 +38,10 @@ var (
 		what: "the engine packages of Debian trixie", otherwise: "the tests on that engine will skip",
 	}
 	besides = packageSet{
-		folder: "programs", packages: []string{"busybox-static", "docker-registry"},
-		what: "Debian's busybox and registry", otherwise: "the tests that need them will skip",
+		folder: "programs",
+		// A message bus, and what of its libraries a Debian may lack.
+		packages: []string{"busybox-static", "docker-registry", "dbus-daemon", "libdbus-1-3", "libapparmor1", "libexpat1"},
+		what:     "Debian's busybox, registry and message bus", otherwise: "the tests that need them will skip",
 	}
 )
 
@@ -98,7 +100,8 @@ func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 		besides.fetch(ctx, cache, progress, func(dir string) error {
 			_, busybox := program(dir, "busybox")
 			_, registry := program(dir, "docker-registry")
-			return errors.Join(busybox, registry)
+			_, bus := program(dir, "dbus-daemon")
+			return errors.Join(busybox, registry, bus)
 		}))
 }
 

@@ -18,7 +18,7 @@ func fakeApt(t *testing.T, aptGet string) (calls string) {
 	calls = filepath.Join(dir, "calls")
 	scripts := map[string]string{
 		"apt-get": "echo \"$*\" >>" + calls + "\n" + aptGet,
-		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc bin/busybox usr/bin/docker-registry; do
+		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc bin/busybox usr/bin/docker-registry usr/bin/dbus-daemon; do
 	mkdir -p "$3/${p%/*}" && printf '#!/bin/sh\necho version\n' >"$3/$p" && chmod 755 "$3/$p" || exit 1
 done`,
 	}
@@ -152,7 +152,7 @@ esac`)
 	if want := filepath.Join(cache, "engine-trixie/usr/sbin/dockerd"); newer.Dockerd != want {
 		t.Errorf("the newer engine is %s, want %s", newer.Dockerd, want)
 	}
-	for _, name := range []string{"busybox", "docker-registry"} {
+	for _, name := range []string{"busybox", "docker-registry", "dbus-daemon"} {
 		if _, err := FindProgram(cache, name); err != nil {
 			t.Error(err)
 		}

@@ -54,10 +54,28 @@ func FindNewer(ctx context.Context, cache string) (*Tools, error) {
 	return unpacked(ctx, filepath.Join(cache, newer.folder), filepath.Join(cache, oldest.folder))
 }
 
-// FindProgram gives the path of a program that tests run beside an engine: "busybox", linked statically, or
-// "docker-registry"; errors.Is(err, ErrNotFetched) when [FetchAll] would help.
+// FindProgram gives the path of a program that tests run beside an engine: "busybox" or "docker-registry", which need no libraries,
+// or "dbus-daemon", which wants those of [ProgramLibraries]; errors.Is(err, ErrNotFetched) when [FetchAll] would help.
 func FindProgram(cache, name string) (string, error) {
 	return program(filepath.Join(cache, besides.folder), name)
+}
+
+// ProgramLibraries gives the value of LD_LIBRARY_PATH for programs of [FindProgram].
+func ProgramLibraries(cache string) (string, error) {
+	libs, err := libraries(filepath.Join(cache, besides.folder))
+	return strings.Join(libs, ":"), err
+}
+
+// libraries gives the folders of libraries below a folder of unpacked packages.
+func libraries(dir string) (libs []string, err error) {
+	for _, pattern := range []string{"lib/*-linux-gnu*", "usr/lib/*-linux-gnu*"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return nil, err
+		}
+		libs = append(libs, found...)
+	}
+	return libs, nil
 }
 
 func program(dir, name string) (string, error) {
@@ -93,13 +111,11 @@ func unpacked(ctx context.Context, dir string, others ...string) (*Tools, error)
 	t := &Tools{Dockerd: filepath.Join(dir, "usr/sbin/dockerd"), Docker: filepath.Join(dir, "usr/bin/docker")}
 	for _, dir := range append([]string{dir}, others...) {
 		t.path = append(t.path, filepath.Join(dir, "usr/sbin"), filepath.Join(dir, "usr/bin"))
-		for _, pattern := range []string{"lib/*-linux-gnu*", "usr/lib/*-linux-gnu*"} {
-			found, err := filepath.Glob(filepath.Join(dir, pattern))
-			if err != nil {
-				return nil, err
-			}
-			t.libs = append(t.libs, found...)
+		libs, err := libraries(dir)
+		if err != nil {
+			return nil, err
 		}
+		t.libs = append(t.libs, libs...)
 	}
 	if err := t.try(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotFetched, err)

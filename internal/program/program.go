@@ -1,7 +1,8 @@
 // Package program is what the project's command line programs have in common: how they end, and how they say what they are.
 //
-// A program exits with [Done], [Failed], [Usage] or [Unfit]; a mistake of the caller's is told from a failure by its error
-// ([Usagef]), what a host or a repository isn't fit for by an error the program names itself.
+// A program exits with [Done], [Failed], [Usage], [Unfit] or [RolledBack]; a mistake of the caller's is told from a failure by its
+// error ([Usagef]), what a host or a repository isn't fit for by an error the program names itself, and an error may have an
+// ExitCode of its own.
 package program
 
 import (
@@ -23,7 +24,21 @@ const (
 	Failed = 1
 	Usage  = 2 // it was called wrongly
 	Unfit  = 3 // the host, or a repository, doesn't qualify for what was asked
+
+	RolledBack = 4 // it failed, and what it had changed of the host is undone
 )
+
+// exits says what the exit codes mean, in the manual pages of all programs.
+var exits = []struct {
+	code  int
+	means string
+}{
+	{Done, "all was done"},
+	{Failed, "something failed"},
+	{Usage, "the program was called wrongly"},
+	{Unfit, "the host, or a repository, doesn't qualify for what was asked"},
+	{RolledBack, "an install, upgrade or uninstall failed, and what it had changed of the host is undone"},
+}
 
 // Main runs a program as this process and ends it. SIGINT and SIGTERM end the context.
 func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) int) {
@@ -33,14 +48,16 @@ func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) in
 	os.Exit(code)
 }
 
-// Run runs an app without a process of its own, tells an error on its ErrWriter, and gives the exit code. Errors that are one of
-// unfit give Unfit.
+// Run runs an app without a process of its own, tells an error on its ErrWriter, and gives the exit code. An error's ExitCode counts;
+// errors that are one of unfit give Unfit.
 func Run(ctx context.Context, app *cli.App, args []string, unfit ...error) int {
 	app.HideVersion = true
 	app.Action = OnlyCommands
 	app.OnUsageError = wrongUsage
 	app.ExitErrHandler = func(*cli.Context, error) {} // exit codes are given below
-	refuseBadFlags(app.Commands)
+	app.EnableBashCompletion = true
+	app.Commands = append(app.Commands, docsCommand())
+	prepare(app.Commands)
 	err := app.RunContext(ctx, args)
 	if err == nil {
 		return Done
@@ -48,6 +65,9 @@ func Run(ctx context.Context, app *cli.App, args []string, unfit ...error) int {
 	fmt.Fprintf(app.ErrWriter, "%s: %v\n", app.Name, err)
 	if IsUsage(err) {
 		return Usage
+	}
+	if own := cli.ExitCoder(nil); errors.As(err, &own) {
+		return own.ExitCode()
 	}
 	for _, u := range unfit {
 		if errors.Is(err, u) {
@@ -70,11 +90,12 @@ func IsUsage(err error) bool { return errors.As(err, new(usageError)) }
 
 func wrongUsage(c *cli.Context, err error, _ bool) error { return Usagef(c, "%v", err) }
 
-// refuseBadFlags makes all commands report unknown flags as mistakes of the caller's.
-func refuseBadFlags(commands []*cli.Command) {
+// prepare makes all commands report unknown flags as mistakes of the caller's, and those that take arguments take "help" for one.
+func prepare(commands []*cli.Command) {
 	for _, c := range commands {
 		c.OnUsageError = wrongUsage
-		refuseBadFlags(c.Subcommands)
+		c.HideHelpCommand = len(c.Subcommands) == 0
+		prepare(c.Subcommands)
 	}
 }
 
