@@ -133,6 +133,7 @@ func TestContainerOutlivesTheWholePlugin(t *testing.T) {
 		t.Errorf("-mounted anew +mounted by the former life\n%s", d)
 	}
 	p.ok("Put", object{"ID": "c1"})
+	p.ok("Remove", object{"ID": "c1"}) // waits for the unmount
 	if names, err := os.ReadDir(p.root + rootDir + "/mnt"); err != nil || len(names) > 0 {
 		t.Errorf("mounts left over: %v, %v", names, err)
 	}

@@ -49,7 +49,9 @@ func serve(ctx context.Context, log *slog.Logger) error {
 	go s.layers.Run(ctx)
 	log.Info("serving", "version", version, "commit", commit)
 	server := plugin.New(plugin.Config{Store: s.layers, Status: s.status, Log: log})
-	if err := server.Serve(ctx, in.Listener); err != nil {
+	err = server.Serve(ctx, in.Listener)
+	s.layers.CloseIdle()
+	if err != nil {
 		return err
 	}
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {

@@ -55,7 +55,7 @@ func (s *Store) partial(r Ref) (*partial, error) {
 		p.users++
 		return p, nil
 	}
-	t, err := s.newTemp(name[:2])
+	t, err := s.newTemp()
 	if err == nil {
 		if err = t.Truncate(r.Size()); err != nil {
 			t.discard()

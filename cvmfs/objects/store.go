@@ -213,7 +213,7 @@ func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
 		return err
 	}
 	defer give(slots)
-	t, err := s.newTemp(r.Name()[:2])
+	t, err := s.newTemp()
 	if err != nil {
 		return err
 	}

@@ -27,21 +27,23 @@ type temp struct {
 	path string // of the temporary name, where there must be one
 }
 
-// newTemp makes an empty file for an object of the folder named.
-func (s *Store) newTemp(folder string) (*temp, error) {
+// newTemp makes an empty file for an object. All are made in one folder: file systems put what was made in one near to each other, so
+// that what was fetched together is read together, too.
+func (s *Store) newTemp() (*temp, error) {
+	dir := filepath.Join(s.cfg.Dir, tmpFolder)
 	if !s.unnamed {
-		f, err := os.CreateTemp(filepath.Join(s.cfg.Dir, tmpFolder), "")
+		f, err := os.CreateTemp(dir, "")
 		if err != nil {
 			return nil, err
 		}
 		return &temp{f, f.Name()}, nil
 	}
 	// O_TMPFILE: open(2), since Linux 3.11.
-	fd, err := unix.Openat(int(s.dir.Fd()), folder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, &fs.PathError{Op: "create in", Path: filepath.Join(s.cfg.Dir, folder), Err: err}
+		return nil, &fs.PathError{Op: "create in", Path: dir, Err: err}
 	}
-	return &temp{os.NewFile(uintptr(fd), filepath.Join(s.cfg.Dir, folder, "(unnamed)")), ""}, nil
+	return &temp{os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)")), ""}, nil
 }
 
 // link gives the file its name below the store's folder, in one step.
@@ -93,7 +95,7 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 // probe finds out whether files can be made without a name and get one later.
 func (s *Store) probe() {
 	s.unnamed = true
-	t, err := s.newTemp(tmpFolder)
+	t, err := s.newTemp()
 	if err == nil {
 		defer t.discard()
 		err = s.link(t, tmpFolder+"/probe")

@@ -100,7 +100,7 @@ func benchImage(b *testing.B, dir string, second bool) (layers []string, files i
 	return layers, files, total
 }
 
-// BenchmarkImage measures what issue 4 asks for: the time to take in an image's compressed layers and commit, against that of
+// BenchmarkImage measures the time to take in an image's compressed layers and commit, against that of
 // gzip -dc | tar x of the same layers onto the same disk (ratio), and that of a second image which shares nine tenths of its files
 // (again-ratio).
 func BenchmarkImage(b *testing.B) {

@@ -59,12 +59,11 @@ func (m *Mounter) overlay(target string, o *store.Overlay, metacopy bool) error 
 	if len(o.Data) > 0 && m.Metacopy && !metacopy {
 		return fmt.Errorf("mount overlay on %s: %w", target, errMetacopy)
 	}
-	options := overlayOptions(metacopy)
 	var err error
 	if m.classic() {
-		err = mountOverlayClassic(target, o, options)
+		err = mountOverlayClassic(target, o, overlayOptions(metacopy))
 	} else {
-		err = mount("overlay", target, overlayParams(o, options))
+		err = mount("overlay", target, overlayParams(o, overlayOptions(metacopy)))
 	}
 	if errors.Is(err, unix.EINVAL) && len(o.Data) > 0 {
 		err = fmt.Errorf("%w: %w", errMetacopy, err)
@@ -115,19 +114,27 @@ func overlayParams(o *store.Overlay, options []param) []param {
 // folders their files, for a layer is exported from its upper folder alone. What the kernel doesn't know is left out. With
 // metacopy, which is for overlays without an upper folder, redirects are followed as well: kernels want both or neither.
 func overlayOptions(metacopy bool) (params []param) {
-	const known = "/sys/module/overlay/parameters/"
-	_, unsure := os.Stat(known) // without sysfs all are said
-	for _, name := range []string{"redirect_dir", "metacopy", "index"} {
+	for _, name := range overlayParameters() {
 		value := "off"
 		if metacopy && name != "index" {
 			value = "on"
 		}
-		if _, err := os.Stat(known + name); unsure != nil || !errors.Is(err, fs.ErrNotExist) {
-			params = append(params, param{name, value})
-		}
+		params = append(params, param{name, value})
 	}
 	return params
 }
+
+// overlayParameters are those of the parameters with defaults that the kernel's overlayfs has.
+var overlayParameters = sync.OnceValue(func() (names []string) {
+	const known = "/sys/module/overlay/parameters/"
+	_, unsure := os.Stat(known) // without sysfs all are said
+	for _, name := range []string{"redirect_dir", "metacopy", "index"} {
+		if _, err := os.Stat(known + name); unsure != nil || !errors.Is(err, fs.ErrNotExist) {
+			names = append(names, name)
+		}
+	}
+	return names
+})
 
 // image mounts a composed image unless it is.
 func (m *Mounter) image(i store.ImageMount) error {

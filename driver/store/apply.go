@@ -244,7 +244,7 @@ func (s *Store) commit(id, parent, temp string, thinRecord *layer) error {
 		l.Writable, l.Thin, l.Image = false, thinRecord.Thin, thinRecord.Image
 	}
 	l.Committed = !l.Writable
-	if err := writeRecord(temp, l); err != nil {
+	if err := writeRecord(temp, recordXattr, l); err != nil {
 		return err
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(id), unix.RENAME_EXCHANGE); err != nil {

@@ -18,6 +18,7 @@
 //   - An open layer has been asked for by Get more often than given back by Put. A mount hangs on the FUSE mount behind it, the
 //     generation; a mount of another generation has lost what it reads from. Init, with which an engine's life begins, detaches
 //     those, and lets the others count for one Get: that of the container which outlived the former engine.
+//   - An idle layer is one that nobody uses any more and that stays mounted for a moment.
 //   - A stranded layer is an open one of a former generation, until the engine's Init or its last Put: a container lives in it that
 //     can't know. What its image lacks is fetched in the background.
 //   - A project is what quotas of a file system count by. A container of a size (storage option size) is one.
@@ -27,11 +28,10 @@
 //	layout                   version of all this
 //	store/objects/…          objects (package objects); store/ is the first data-only lower layer of thin mounts
 //	fresh/objects/…          fresh links (likewise), another of them
-//	layers/<id>/             layers, with graph/<id>/diff and work; the record is the attribute trusted.cvmfs-graphdriver.layer
+//	layers/<id>/             layers, with graph/<id>/diff and work; records are attributes of it, trusted.cvmfs-graphdriver.*
 //	layers/.<what>-*         something unfinished, removed by Open
 //	mnt/<id>                 where layers are mounted
 //	state/init.json          the engine's arguments to Init
-//	state/open/<id>.json     open layers
 //	state/backing-device     the block device all this is on, for quotactl(2)
 //
 // Files of ordinary layers below a thin one are in the composed image, and their content is found as /graph/<id>/diff/<path>, in
@@ -41,7 +41,7 @@
 // Everything that counts is complete or absent after a crash or power loss: it is made under another name, synced, and renamed.
 // A new layer, which is empty, isn't synced: folders, their attributes and their renaming reach the disk in the order in which
 // they were made. Whatever syncs later, a container's own database, takes it along.
-// Record files of open layers are renamed but not synced: they mean nothing after a reboot.
+// Records of open layers aren't synced either: they mean nothing after a reboot.
 //
 // Incoming archives are hostile. Extended attributes by which overlayfs is instructed are removed, nothing is written outside
 // the layer's folder whatever links an archive holds, and an archive without its end marker is an error: engines repeat requests

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/hostfs"
 )
 
 // host is what tells about the machine.
@@ -18,7 +19,7 @@ type host struct {
 }
 
 // thisHost is the machine we run on.
-func thisHost() host { return host{fileSystems: "/proc/filesystems", typed: typed} }
+func thisHost() host { return host{fileSystems: "/proc/filesystems", typed: hostfs.Typed} }
 
 // checkHost tries whether layers can be kept and mounted here. An error says what to do about it.
 func (s *Store) checkHost() error {
@@ -102,35 +103,4 @@ func (s *Store) explain(err error) error {
 			"put the data-root on ext4 or xfs, for an engine in a container on a volume: %w", err)
 	}
 	return fmt.Errorf("overlayfs doesn't work on %s, the file system of the engine's data-root: move it to ext4, or to xfs made with ftype=1: %w", kind, err)
-}
-
-// typed lists a folder of a few names as the kernel gives it.
-func typed(dir string) (bool, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	b := make([]byte, 4096)
-	n, err := unix.Getdents(int(f.Fd()), b)
-	if err != nil {
-		return false, &os.PathError{Op: "getdents", Path: dir, Err: err}
-	}
-	return typesKnown(b[:n]), nil
-}
-
-// typesKnown tells whether every entry has its type; getdents64(2): inode 8, position 8, length 2, type 1, name.
-func typesKnown(b []byte) bool {
-	const lengthAt, typeAt = 16, 18
-	for len(b) > typeAt {
-		if b[typeAt] == unix.DT_UNKNOWN {
-			return false
-		}
-		n := int(binary.NativeEndian.Uint16(b[lengthAt:]))
-		if n <= typeAt || n > len(b) {
-			break
-		}
-		b = b[n:]
-	}
-	return true
 }

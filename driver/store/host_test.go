@@ -7,8 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // fakeMounter stands for kernels that aren't at hand.
@@ -59,10 +57,8 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 			}
 			for _, left := range []string{s.path("state"), s.run("views")} {
 				names, err := os.ReadDir(left)
-				for _, n := range names {
-					if n.Name() != "open" {
-						t.Errorf("left in %s: %s, %v", left, n.Name(), err)
-					}
+				if len(names) > 0 || err != nil {
+					t.Errorf("left in %s: %s, %v", left, names, err)
 				}
 			}
 		})
@@ -74,37 +70,5 @@ func TestRemedyForNamesWithoutTypesIsTheFileSystems(t *testing.T) {
 		if err := untyped(kind).Error(); !strings.Contains(err, want) || !strings.Contains(err, kind) {
 			t.Errorf("%s: %s", kind, err)
 		}
-	}
-}
-
-func TestTypesOfNamesAreSeen(t *testing.T) {
-	entry := func(kind byte, name string) []byte {
-		b := make([]byte, 16, 24)
-		n := (19 + len(name) + 1 + 7) &^ 7
-		b = append(b, byte(n), 0, kind)
-		b = append(b, name...)
-		return append(b, make([]byte, n-len(b))...)
-	}
-	known := append(entry(unix.DT_DIR, "."), entry(unix.DT_REG, "file")...)
-	for _, c := range []struct {
-		name string
-		list []byte
-		want bool
-	}{
-		{"all", known, true},
-		{"not the last", append(known, entry(unix.DT_UNKNOWN, "x")...), false},
-		{"none", entry(unix.DT_UNKNOWN, "."), false},
-		{"torn", known[:len(known)-9], true},
-		{"length of nothing", make([]byte, 18), true},
-	} {
-		if got := typesKnown(c.list); got != c.want {
-			t.Errorf("%s: %t, want %t", c.name, got, c.want)
-		}
-	}
-	if ok, err := typed(t.TempDir()); !ok || err != nil {
-		t.Errorf("here: %t, %v", ok, err)
-	}
-	if _, err := typed("/nowhere"); err == nil {
-		t.Error("a missing folder was read")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,24 +63,31 @@ func (s *Store) load(id string) (*layer, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
-	b := make([]byte, maxRecord)
-	n, err := unix.Lgetxattr(s.dir(id), recordXattr, b)
+	s.records.Lock()
+	defer s.records.Unlock()
+	if l, ok := s.records.committed[id]; ok {
+		return &l, nil
+	}
+	l := &layer{}
+	err := readRecord(s.dir(id), recordXattr, l)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("layer %s: %w", id, ErrNoLayer)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: its record, the extended attribute %s: %w", id, recordXattr, err)
+		return nil, fmt.Errorf("layer %s: %w", id, err)
 	}
-	l := &layer{}
-	if err := json.Unmarshal(b[:n], l); err != nil {
-		return nil, fmt.Errorf("layer %s: its record, the extended attribute %s: %w", id, recordXattr, err)
+	if l.Committed {
+		s.records.keep(id, *l)
 	}
 	return l, nil
 }
 
 // save replaces a layer's record, also for after a loss of power.
 func (s *Store) save(id string, l *layer) error {
-	err := writeRecord(s.dir(id), l)
+	s.records.Lock()
+	delete(s.records.committed, id)
+	err := writeRecord(s.dir(id), recordXattr, l)
+	s.records.Unlock()
 	if err == nil {
 		err = syncDir(s.dir(id))
 	}
@@ -89,14 +97,41 @@ func (s *Store) save(id string, l *layer) error {
 	return nil
 }
 
-// writeRecord gives a layer's folder its record.
-func writeRecord(dir string, l *layer) error {
-	b, err := json.Marshal(l)
+// records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is locked while a
+// record is read or changes.
+type records struct {
+	sync.Mutex
+	committed map[string]layer
+}
+
+func (r *records) keep(id string, l layer) {
+	if r.committed == nil {
+		r.committed = map[string]layer{}
+	}
+	r.committed[id] = l
+}
+
+// readRecord reads a record, which is JSON, from an extended attribute of a layer's folder.
+func readRecord(dir, xattr string, v any) error {
+	b := make([]byte, maxRecord)
+	n, err := unix.Lgetxattr(dir, xattr, b)
+	if err == nil {
+		err = json.Unmarshal(b[:n], v)
+	}
+	if err != nil {
+		return fmt.Errorf("its record, the extended attribute %s: %w", xattr, err)
+	}
+	return nil
+}
+
+// writeRecord puts a record in place.
+func writeRecord(dir, xattr string, v any) error {
+	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if err := unix.Lsetxattr(dir, recordXattr, b, 0); err != nil {
-		return fmt.Errorf("write the layer's record: %w", &fs.PathError{Op: "setxattr", Path: dir, Err: err})
+	if err := unix.Lsetxattr(dir, xattr, b, 0); err != nil {
+		return fmt.Errorf("write the record %s: %w", xattr, &fs.PathError{Op: "setxattr", Path: dir, Err: err})
 	}
 	return nil
 }
@@ -144,6 +179,9 @@ func (s *Store) Create(args CreateArgs) error {
 		if err := s.settle(args.Parent); err != nil {
 			return fmt.Errorf("create layer %s: parent: %w", args.ID, err)
 		}
+		if s.idle.has(args.Parent) {
+			go s.retire(args.Parent) // it is a lower layer from now on
+		}
 	}
 	l, err := s.load(args.ID)
 	if err == nil {
@@ -174,7 +212,7 @@ func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
 			return err
 		}
 	}
-	if err := writeRecord(temp, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
+	if err := writeRecord(temp, recordXattr, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
 		return err
 	}
 	return os.Rename(temp, s.dir(args.ID))
@@ -209,6 +247,9 @@ func mkdir(path string, mode fs.FileMode, uid, gid int) error {
 
 // settle decides what a layer is that has been made for an ApplyDiff but is used without one: a step of a build, read-write.
 func (s *Store) settle(id string) error {
+	if l, err := s.load(id); err == nil && (l.Writable || l.Committed) {
+		return nil // for good: no need to wait until it is unmounted
+	}
 	defer s.locks.lock(id)()
 	_, err := s.settled(id)
 	return err
@@ -261,7 +302,10 @@ func (s *Store) discard(id string) error {
 	if err != nil {
 		return err
 	}
+	s.records.Lock()
+	delete(s.records.committed, id)
 	err = os.Rename(s.dir(id), filepath.Join(temp, id))
+	s.records.Unlock()
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}

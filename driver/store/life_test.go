@@ -52,8 +52,7 @@ func (f *files) Complete(ctx context.Context, image string) (objects.Completion,
 // record changes the record of an open layer: image it reads from, generation and count.
 func (r *rig) record(id, image, generation string, refs int) {
 	r.t.Helper()
-	text := fmt.Sprintf(`{"refs":%d,"generation":%q,"image":%q}`, refs, generation, image)
-	must(r.t, os.WriteFile(filepath.Join(r.root, "state", "open", id+".json"), []byte(text), 0o600))
+	r.opened(id, fmt.Sprintf(`{"refs":%d,"generation":%q,"image":%q}`, refs, generation, image))
 }
 
 // abandon makes a rig with two mounted layers of a thin image, as the plugin's restart leaves them, and opens the store anew.
@@ -136,7 +135,7 @@ func TestNothingIsFetchedForLayersItIsNoUseTo(t *testing.T) {
 	f := &files{}
 	r := abandon(t, f)
 	r.record("c1", "k", "first", 1) // of this life
-	must(t, os.WriteFile(filepath.Join(r.root, "state/open/other.json"), []byte(`{"refs":1,"generation":"before","image":"k","view":"fuse"}`), 0o600))
+	r.opened("other", `{"refs":1,"generation":"before","image":"k","view":"fuse"}`)
 	must(t, r.cfg.Mounter.Unmount(filepath.Join(r.root, "mnt", "c2")))
 	r.reopen()
 	wait(t, run(t, r))

@@ -2,13 +2,13 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/compose"
 )
@@ -53,12 +53,16 @@ func (m Mount) view() View {
 	return ViewEROFS
 }
 
+// openXattr, an extended attribute of a layer's folder, holds the record of a layer that is open. The kernel changes it at once.
+const openXattr = "trusted.cvmfs-graphdriver.open"
+
 // open is the record of a layer that is mounted.
 type open struct {
 	Refs       int    `json:"refs"` // how often it was got and not put
 	Generation string `json:"generation"`
 	Image      string `json:"image,omitempty"` // key of the composed image in the mount
 	View       View   `json:"view,omitempty"`  // that shows it
+	Label      string `json:"label,omitempty"` // SELinux context
 }
 
 // Get makes a layer's view ready and gives its folder. A read-only layer's is its own content: engines export layers from there.
@@ -94,10 +98,16 @@ func (s *Store) get(ctx context.Context, id string, l *layer, label string, sett
 	}
 	o := s.opened(id)
 	if !mounted {
-		o.Refs = 0 // of another boot, or the Put that failed half-way
+		o.Refs = 0 // of another boot
+	}
+	resumed := false
+	if o.Refs == 0 {
+		if o, resumed = s.idle.take(id); o.Label != label {
+			resumed = false
+		}
 	}
 	// A mount nobody answers for was left by a crash. One of another generation has lost its data unless all of it is ordinary.
-	keep := mounted && o.Refs > 0 && (o.Image == "" || o.Generation == s.cfg.Generation)
+	keep := mounted && (o.Refs > 0 || resumed) && (o.Image == "" || o.Generation == s.cfg.Generation)
 	if !keep {
 		m, err := s.mount(ctx, id, l, label)
 		if err != nil {
@@ -106,7 +116,7 @@ func (s *Store) get(ctx context.Context, id string, l *layer, label string, sett
 		if err := s.remount(m, mounted, settings); err != nil {
 			return "", err
 		}
-		o.Generation, o.Image, o.View = s.cfg.Generation, m.Key, m.view()
+		o.Generation, o.Image, o.View, o.Label = s.cfg.Generation, m.Key, m.view(), label
 	}
 	o.Refs++
 	if err := s.saveOpen(id, o); err != nil {
@@ -193,6 +203,9 @@ func (s *Store) ordinary(id string) (ids []string, base string, err error) {
 		if l.Thin {
 			base = id
 			return false
+		}
+		if l.Writable {
+			s.retire(id) // no overlay should have as upper what another has as lower
 		}
 		ids = append(ids, id)
 		return true
@@ -322,46 +335,59 @@ func (s *Store) releaseImage(key string) error {
 	return composer.Remove(key)
 }
 
-// Put gives back a layer that Get has given. The last Put unmounts; one too many does nothing.
+// Put gives back a layer that Get has given; one too many does nothing. The last one leaves it mounted for a moment, as engines
+// that have created a container start it next, and don't wait for the kernel, which writes back all that is dirty in the file system.
 func (s *Store) Put(id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
 	defer s.locks.lock(id)()
 	o := s.opened(id)
-	if o.Refs > 1 {
-		o.Refs--
+	switch o.Refs--; {
+	case o.Refs > 0:
 		return s.saveOpen(id, o)
+	case o.Refs < 0 && s.idle.has(id):
+		return nil
+	case o.Refs < 0:
+		return s.close(id) // of a record that was lost
 	}
-	if err := s.close(id); err != nil {
-		return fmt.Errorf("unmount layer %s: %w", id, err)
+	if err := s.forget(id); err != nil {
+		return s.close(id)
 	}
+	s.idle.add(id, o, func() { s.retire(id) })
 	return nil
 }
 
-// close unmounts a layer and forgets that it was open.
+// close unmounts a layer and forgets that it was open. A record that can't be changed does no harm: what isn't mounted isn't open.
 func (s *Store) close(id string) error {
 	if err := s.unmount(s.target(id)); err != nil {
 		return err
 	}
-	if err := os.Remove(s.openFile(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	s.idle.take(id)
+	if err := s.forget(id); err != nil {
+		s.cfg.Log.Warn("a closed layer is still recorded as open", "layer", id, "err", err)
 	}
-	s.stranded.closed(id)
 	return nil
+}
+
+// forget makes a layer one that isn't open. Its record stays, for a file system takes far longer to remove an attribute.
+func (s *Store) forget(id string) error {
+	s.stranded.closed(id)
+	o := s.opened(id)
+	if o.Refs == 0 {
+		return nil
+	}
+	o.Refs = 0
+	return s.saveOpen(id, o)
 }
 
 // detach closes the layers that are mounted and whose record fits.
 func (s *Store) detach(fits func(open) bool) error {
-	entries, err := os.ReadDir(s.path("mnt"))
+	ids, err := s.mountPoints()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		id := e.Name()
-		if !validID.MatchString(id) {
-			continue
-		}
+	for _, id := range ids {
 		unlock := s.locks.lock(id)
 		if fits(s.opened(id)) {
 			err = s.close(id)
@@ -393,43 +419,40 @@ func (s *Store) loadOpenImages() {
 // openLayers gives the records of open layers by id.
 func (s *Store) openLayers() map[string]open {
 	layers := map[string]open{}
-	entries, err := os.ReadDir(s.path("state", "open"))
+	ids, err := s.mountPoints()
 	if err != nil {
 		s.cfg.Log.Error("list open layers", "err", err)
-		return nil
 	}
-	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok && validID.MatchString(id) {
-			if o := s.opened(id); o.Refs > 0 {
-				layers[id] = o
-			}
+	for _, id := range ids {
+		if o := s.opened(id); o.Refs > 0 {
+			layers[id] = o
 		}
 	}
 	return layers
 }
 
+// mountPoints lists the layers that are mounted, or were when the machine went down.
+func (s *Store) mountPoints() (ids []string, err error) {
+	entries, err := os.ReadDir(s.path("mnt"))
+	for _, e := range entries {
+		if validID.MatchString(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, err
+}
+
 // opened gives the record of a layer, the zero one if it isn't open.
 func (s *Store) opened(id string) open {
 	var o open
-	b, err := os.ReadFile(s.openFile(id))
-	if err == nil {
-		err = json.Unmarshal(b, &o)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// Not synced, so power loss may leave it empty; nothing is mounted then.
-		s.cfg.Log.Warn("the record of an open layer can't be read", "layer", id, "err", err)
+	err := readRecord(s.dir(id), openXattr, &o)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODATA) {
+		s.cfg.Log.Warn("a layer counts as one that isn't open", "layer", id, "err", err)
 		return open{}
 	}
 	return o
 }
 
-func (s *Store) saveOpen(id string, o open) error {
-	b, err := json.Marshal(o)
-	if err != nil {
-		return err
-	}
-	return writeFile(s.openFile(id), b, false)
-}
+func (s *Store) saveOpen(id string, o open) error { return writeRecord(s.dir(id), openXattr, o) }
 
-func (s *Store) target(id string) string   { return s.path("mnt", id) }
-func (s *Store) openFile(id string) string { return s.path("state", "open", id+".json") }
+func (s *Store) target(id string) string { return s.path("mnt", id) }

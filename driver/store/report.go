@@ -8,10 +8,10 @@ import (
 	"strings"
 
 	"github.com/moby/sys/user"
-	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/compose"
+	"cvmfs-graphdriver/internal/hostfs"
 )
 
 // Metadata gives the folders of a layer under the names overlay2 gives them, and of a chain with a thin layer the composed image,
@@ -125,23 +125,11 @@ func remapped(ids user.IdentityMapping) string {
 
 // fileSystem names the file system of a folder as the engine does.
 func fileSystem(dir string) string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	kind, err := hostfs.Kind(dir)
+	if err != nil {
 		return "unknown: " + err.Error()
 	}
-	switch st.Type {
-	case unix.EXT4_SUPER_MAGIC:
-		return "extfs"
-	case unix.XFS_SUPER_MAGIC:
-		return "xfs"
-	case unix.BTRFS_SUPER_MAGIC:
-		return "btrfs"
-	case unix.TMPFS_MAGIC:
-		return "tmpfs"
-	case unix.OVERLAYFS_SUPER_MAGIC:
-		return "overlayfs"
-	}
-	return fmt.Sprintf("0x%x", st.Type)
+	return kind
 }
 
 // Report is the state of the store for programs.

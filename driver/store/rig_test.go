@@ -89,8 +89,16 @@ func (r *rig) get(id string) string {
 
 func (r *rig) diff(id string) string { return filepath.Join(r.root, "layers", id, "graph", id, "diff") }
 
+// opened replaces the record of an open layer.
+func (r *rig) opened(id, record string) {
+	r.t.Helper()
+	must(r.t, unix.Setxattr(filepath.Join(r.root, "layers", id), "trusted.cvmfs-graphdriver.open", []byte(record), unix.XATTR_REPLACE))
+}
+
+// mounted tells whether a layer is mounted and somebody uses it.
 func (r *rig) mounted(id string) bool {
 	r.t.Helper()
+	r.CloseIdle()
 	m, err := r.cfg.Mounter.Mounted(filepath.Join(r.root, "mnt", id))
 	must(r.t, err)
 	return m

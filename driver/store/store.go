@@ -79,8 +79,10 @@ type Store struct {
 	composer Composer // nil before Init
 	showing  chosen   // the view in use
 
-	images sync.Mutex // held while an image comes to be named by a layer, or stops being so
-	locks  locks
+	images  sync.Mutex // held while an image comes to be named by a layer, or stops being so
+	locks   locks
+	records records
+	idle    idle
 
 	stranded stranded
 	host     host
@@ -98,7 +100,7 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.checkLayout(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state", "open"), s.run("images"), s.run("shared"), s.run("views"), s.run("empty")} {
+	for _, dir := range []string{s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state"), s.run("images"), s.run("shared"), s.run("views"), s.run("empty")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}
@@ -234,9 +236,9 @@ func (s *Store) checkLayout() error {
 	return nil
 }
 
-// sweep removes what a former life left unfinished: temporary names begin with a dot.
+// sweep removes what a former life left unfinished: temporary names begin with a dot, and mounts have a record.
 func (s *Store) sweep() error {
-	for _, dir := range []string{s.path("layers"), s.path("state"), s.path("state", "open")} {
+	for _, dir := range []string{s.path("layers"), s.path("state")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err
@@ -249,7 +251,7 @@ func (s *Store) sweep() error {
 			}
 		}
 	}
-	return s.unmountAll(s.run("views"))
+	return errors.Join(s.unmountAll(s.run("views")), s.detach(func(o open) bool { return o.Refs == 0 }))
 }
 
 // unmountAll detaches what is mounted on the folders in dir and removes them.

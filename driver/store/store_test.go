@@ -9,10 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/driver/store"
@@ -96,14 +100,123 @@ func TestMountNobodyAnswersForIsMadeAgain(t *testing.T) {
 	r := newRig(t)
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
 	dir := r.container("c1", "base")
-	must(t, os.Remove(filepath.Join(r.root, "state", "open", "c1.json"))) // killed between mounting and recording
-	r.reopen()
+	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open")) // killed between mounting and recording
 	if got := r.get("c1"); got != dir {
 		t.Errorf("got %s, want %s", got, dir)
 	}
 	must(t, r.Put("c1"))
 	if r.mounted("c1") {
 		t.Error("the mount of the former life stayed")
+	}
+}
+
+func TestMountNobodyAnswersForGoesWhenTheStoreOpens(t *testing.T) {
+	r := newRig(t)
+	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.container("c1", "base")
+	r.container("c2", "base")
+	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open")) // killed while Put unmounted
+	r.reopen()
+	if r.mounted("c1") || !r.mounted("c2") {
+		t.Errorf("the one nobody answers for is mounted: %v, the open one: %v", r.mounted("c1"), r.mounted("c2"))
+	}
+}
+
+// watched is a mounter that counts its mounts, and unmounts a folder only when told.
+type watched struct {
+	store.Mounter
+	mounts     atomic.Int32
+	dir        string
+	asked, may chan struct{}
+}
+
+func (m *watched) Mount(s store.Mount) error {
+	m.mounts.Add(1)
+	return m.Mounter.Mount(s)
+}
+
+func (m *watched) Unmount(dir string) error {
+	if m.dir != "" && filepath.Base(dir) == m.dir {
+		m.asked <- struct{}{}
+		<-m.may
+	}
+	return m.Mounter.Unmount(dir)
+}
+
+// watch has the rig's mounts watched.
+func (r *rig) watch(m *watched) *watched {
+	m.Mounter, r.cfg.Mounter = r.cfg.Mounter, m
+	r.reopen()
+	must(r.t, r.Init(store.InitArgs{Home: "/mnt/x"}))
+	m.mounts.Store(0)
+	return m
+}
+
+func TestLayerThatIsGotAgainSoonIsNotMountedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+		m := r.watch(&watched{})
+		dir := r.container("c1", "base")
+		must(t, r.Put("c1"))
+		time.Sleep(store.Linger / 2)
+		r.get("c1")
+		time.Sleep(2 * store.Linger)
+		if b, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(b) != "a" || m.mounts.Load() != 1 {
+			t.Errorf("an open layer shows %q, %v, mounted %d times", b, err, m.mounts.Load())
+		}
+		must(t, r.Put("c1"))
+		must(t, r.Put("c1"))
+		if b, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(b) != "a" {
+			t.Errorf("a layer just put shows %q, %v", b, err)
+		}
+		time.Sleep(2 * store.Linger)
+		synctest.Wait()
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("long after the last Put: %v", err)
+		}
+		if _, err := r.Get(t.Context(), "c1", "system_u:object_r:container_file_t:s0:c1,c2"); err == nil {
+			must(t, r.Put("c1"))
+		}
+		mounts := m.mounts.Load()
+		must(t, r.Put("c1"))
+		r.get("c1")
+		if m.mounts.Load() != mounts+1 {
+			t.Errorf("a layer of another label was mounted %d times", m.mounts.Load()-mounts)
+		}
+	})
+}
+
+func TestPutDoesNotWaitForTheUnmountAndOthersDo(t *testing.T) {
+	r := newRig(t)
+	m := r.watch(&watched{dir: "init", asked: make(chan struct{}, 10), may: make(chan struct{})})
+	allow := sync.OnceFunc(func() { close(m.may) })
+	t.Cleanup(allow) // before the rig's own
+	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.container("init", "base")
+	must(t, r.Put("init"))
+	must(t, r.Create(store.CreateArgs{ID: "c1", Parent: "init", Writable: true}))
+	<-m.asked
+
+	others := map[string]func() error{
+		"the layer itself": func() error { _, err := r.Get(t.Context(), "init", ""); return err },
+		"one on top of it": func() error { _, err := r.Get(t.Context(), "c1", ""); return err },
+	}
+	done := make(chan error, len(others))
+	for _, get := range others {
+		go func() { done <- get() }()
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("a layer was mounted while its folder was still in use: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	allow()
+	for range others {
+		must(t, <-done)
+	}
+	if !r.mounted("init") || !r.mounted("c1") {
+		t.Error("not mounted")
 	}
 }
 

@@ -146,7 +146,7 @@ type bench struct {
 	samples              map[string][][3]float64
 }
 
-// round measures every operation once for each target, overlay2 first in one operation and last in the next.
+// round measures every operation once for each target.
 func (b *bench) round(ctx context.Context) error {
 	targets := []target{b.peer, b.ordinary, b.thin}
 	results := map[string]*[3]float64{}
