@@ -1,12 +1,35 @@
-// Package rootfs says what a plugin bundle holds besides the plugin's program: the folders of the plugin's root file
-// system and its config.json.
+// Package rootfs says what lies in the plugin's root file system besides its program, and what the plugin's config.json asks for.
 //
 // The format of config.json is Docker's "Plugin Config Version 1 of Plugin V2". A setting is an entry with exactly one
 // settable field, so that `docker plugin set NAME SETTING=VALUE` works without naming the field.
 package rootfs
 
-// Program is the plugin's program, as a path in the root file system.
-const Program = "/bin/cvmfs-graphdriver-plugin"
+import (
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Paths in the root file system.
+const (
+	Program     = "/bin/cvmfs-graphdriver-plugin"
+	BuildFile   = "/usr/share/cvmfs-graphdriver/build.json"         // which build this is: a [Build]
+	DefaultConf = "/usr/share/cvmfs-graphdriver/cvmfs/default.conf" // [Defaults]
+)
+
+// Defaults is the CernVM-FS configuration that holds where the host's says nothing else, a file as CernVM-FS's default.conf.
+//
+//go:embed cvmfs/default.conf
+var Defaults []byte
+
+// Build tells which build of the plugin it is; build.json is this.
+type Build struct {
+	Version string    `json:"version"`
+	Commit  string    `json:"commit"` // of the source; "" if it isn't known
+	Arch    string    `json:"arch"`   // as in GOARCH
+	Time    time.Time `json:"time"`   // of every file, in UTC, to the second
+}
 
 // PropagatedMount is the folder that the engine shares with the plugin. No host may have a folder of that path: of a plugin that is
 // not enabled yet the engine mistakes it for one of its own and renames it (docs/adr/0003-propagated-mount-that-no-host-has.md).
@@ -69,22 +92,34 @@ type Env struct {
 	Settable    []string `json:"settable"`
 }
 
-// Folders are the folders of the root file system, relative to it, parents first: mount points, and what the plugin
-// writes into.
+// Folders are the folders of the root file system, relative to it, parents first: where the files lie, mount points, and /run, the
+// only one that the plugin writes into besides its propagated mount.
 func Folders() []string {
-	return []string{"bin", "dev", "etc", "etc/cvmfs", "minio_ext_config", "proc", "run", "srv", PropagatedMount[1:], "sys", "tmp"}
+	return []string{
+		"bin", "dev", "etc", "etc/cvmfs", "minio_ext_config", "proc", "run", "srv", PropagatedMount[1:], "sys",
+		"usr", "usr/share", "usr/share/cvmfs-graphdriver", "usr/share/cvmfs-graphdriver/cvmfs",
+	}
 }
 
-// PluginConfig is the plugin's config.json. Each right in it has its reason in docs/plugin-rights.md.
-func PluginConfig() Config {
+// Files are the files of the root file system besides the program, by their paths relative to it.
+func Files(b Build) (map[string][]byte, error) {
+	build, err := json.MarshalIndent(b, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", BuildFile, err)
+	}
+	return map[string][]byte{BuildFile[1:]: append(build, '\n'), DefaultConf[1:]: Defaults}, nil
+}
+
+// PluginConfig is the config.json of a build. Each right in it has its reason in docs/plugin-rights.md.
+func PluginConfig(b Build) Config {
 	return Config{
-		Description:   "Storage driver that runs thin images from CernVM-FS repositories",
+		Description:   "Storage driver that runs thin images from CernVM-FS repositories, version " + b.Version,
 		Documentation: "docs/plugin-rights.md in the source of cvmfs-graphdriver",
 		Entrypoint:    []string{Program},
 		Interface:     Interface{Socket: "plugin.sock", Types: []string{"docker.graphdriver/1.0"}},
 		Linux: Linux{
 			Capabilities: []string{"CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"},
-			Devices:      []Device{{Name: "fuse", Description: "fetches files when they are first read", Path: "/dev/fuse", Settable: []string{}}},
+			Devices:      []Device{{Name: "fuse", Description: "device of the host by which files are fetched when they are first read", Path: "/dev/fuse", Settable: []string{"path"}}},
 		},
 		Mounts: []Mount{
 			configuration("cvmfs_ext_config", "/etc/cvmfs", "folder with the CernVM-FS configuration of the host"),

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -23,6 +24,7 @@ import (
 	"cvmfs-graphdriver/driver/supervise"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
+	"cvmfs-graphdriver/rootfs"
 )
 
 // serve is the server's life: it takes over from the supervisor and answers the kernel and the engine until SIGTERM.
@@ -111,8 +113,15 @@ func (s *server) close() {
 // newComposer makes the composer for what the engine has set.
 func (s *server) newComposer(set store.Settings) (store.Composer, error) {
 	dir := cmp.Or(os.Getenv("CVMFS_EXT_CONFIG"), configDir)
+	defaults, err := os.ReadFile(rootfs.DefaultConf)
+	if errors.Is(err, fs.ErrNotExist) {
+		defaults, err = rootfs.Defaults, nil // not in a bundle's root file system
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the default configuration: %w", err)
+	}
 	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories, s.log,
-		client.WithUserAgent("cvmfs-graphdriver-plugin/"+version))
+		client.WithUserAgent("cvmfs-graphdriver-plugin/"+version), client.WithDefaults(defaults))
 	composer, err := compose.New(compose.Config{
 		Dir: filepath.Join(rootDir, "images"), Repositories: repositories, Index: s.index, IDs: set.IDs, Log: s.log,
 	})

@@ -13,6 +13,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/internal/program"
+	"cvmfs-graphdriver/rootfs"
 )
 
 // repoCommand looks into repositories, with no daemon.
@@ -48,7 +49,7 @@ func repoFlags() []cli.Flag {
 // openRepository opens a repository as configured, save for what the flags say otherwise. State is kept in dir.
 func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error) {
 	urls, files, spec := c.String("server-url"), c.String("public-key"), c.String("proxy")
-	cfg, err := config.Load(c.String("config-dir"), fqrn)
+	cfg, err := config.Folder{Dir: c.String("config-dir"), Defaults: rootfs.Defaults}.Load(fqrn)
 	if errors.Is(err, config.ErrNotConfigured) {
 		if urls == "" || files == "" || spec == "" {
 			return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)

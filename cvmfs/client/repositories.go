@@ -21,6 +21,7 @@ type Repositories struct {
 	allowed   []string
 	log       *slog.Logger
 	options   []Option
+	defaults  []byte
 
 	mu   sync.Mutex // guards open
 	open map[string]*opened
@@ -39,7 +40,10 @@ func NewRepositories(configDir, stateDir string, allowed []string, log *slog.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Repositories{configDir: configDir, stateDir: stateDir, allowed: allowed, log: log, options: options, open: map[string]*opened{}}
+	return &Repositories{
+		configDir: configDir, stateDir: stateDir, allowed: allowed, log: log,
+		options: options, defaults: choose(options).defaults, open: map[string]*opened{},
+	}
 }
 
 // Repository gives a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
@@ -89,7 +93,7 @@ func (s *Repositories) get(fqrn string) (*opened, error) {
 	if err := s.permit(fqrn); err != nil {
 		return nil, err
 	}
-	c, err := config.Load(s.configDir, fqrn)
+	c, err := config.Folder{Dir: s.configDir, Defaults: s.defaults}.Load(fqrn)
 	if err != nil {
 		return nil, err
 	}
@@ -120,10 +124,25 @@ func (s *Repositories) permit(fqrn string) error {
 }
 
 // Option says what of a repository the host's configuration doesn't.
-type Option func(*fetch.Config)
+type Option func(*choices)
+
+type choices struct {
+	userAgent string
+	defaults  []byte
+}
+
+func choose(options []Option) (c choices) {
+	for _, option := range options {
+		option(&c)
+	}
+	return c
+}
 
 // WithUserAgent has requests say who asks: product and version, such as "cvmfs-graphdriver/1.0".
-func WithUserAgent(agent string) Option { return func(c *fetch.Config) { c.UserAgent = agent } }
+func WithUserAgent(agent string) Option { return func(c *choices) { c.userAgent = agent } }
+
+// WithDefaults has [Repositories] read the text of a default.conf before the files of the configuration folder, which override it.
+func WithDefaults(conf []byte) Option { return func(c *choices) { c.defaults = conf } }
 
 // FromConfig makes a Repository of a configuration, reading its keys and blacklists. State is kept in dir.
 func FromConfig(c *config.Config, dir string, log *slog.Logger, options ...Option) (*Repository, error) {
@@ -152,10 +171,8 @@ func FromConfig(c *config.Config, dir string, log *slog.Logger, options ...Optio
 		ProxyResetAfter: c.ProxyResetAfter,
 		HostResetAfter:  c.HostResetAfter,
 		FollowRedirects: c.FollowRedirects,
+		UserAgent:       choose(options).userAgent,
 		Log:             log,
-	}
-	for _, option := range options {
-		option(&servers)
 	}
 	fetcher, err := fetch.New(servers)
 	if err != nil {

@@ -21,7 +21,7 @@
 // At the end of a file runs of blanks in values become one (the client passes values through the shell's word splitting) and
 // @fqrn@ and @org@ are replaced.
 //
-// Defaults are those the client has built in, which differ from those of its packaged default.conf: that file states its own.
+// Where nothing sets a parameter, not the folder's Defaults either, it is what the client has built in, which differs from its packaged default.conf.
 // Settings that have no meaning here have no effect but stay in Params.
 package config
 
@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path"
@@ -86,6 +87,9 @@ type Config struct {
 type Folder struct {
 	Dir   string // where it lies for this process; "" is HostDir
 	Shown string // what messages call it; "" is HostDir
+
+	// Defaults is the text of a default.conf that is read before all files, so that each of their settings overrides it.
+	Defaults []byte
 }
 
 // Load reads the folder dir, which the host calls HostDir, for the repository fqrn. Settings that name a file below HostDir
@@ -94,12 +98,7 @@ func Load(dir, fqrn string) (*Config, error) { return Folder{Dir: dir}.Load(fqrn
 
 // Load reads the folder for a repository. A name without a dot gets CVMFS_DEFAULT_DOMAIN.
 func (f Folder) Load(fqrn string) (*Config, error) {
-	if f.Dir == "" {
-		f.Dir = HostDir
-	}
-	if f.Shown == "" {
-		f.Shown = HostDir
-	}
+	f = f.placed()
 	if err := CheckFQRN(fqrn); err != nil {
 		return nil, err
 	}
@@ -115,6 +114,56 @@ func (f Folder) Load(fqrn string) (*Config, error) {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}
 	return (&settings{folder: f, fqrn: fqrn, params: s.params, origin: s.origin, unread: s.warnings}).config()
+}
+
+// Repositories gives the full names of the repositories that the folder names, sorted: those with a file in config.d, and those
+// in CVMFS_REPOSITORIES. A file whose name is no repository's is passed over. An error is fs.ErrNotExist where there is no folder.
+func (f Folder) Repositories() ([]string, error) {
+	f = f.placed()
+	if _, err := os.Stat(f.Dir); err != nil {
+		return nil, err
+	}
+	named := map[string]bool{}
+	for _, ending := range []string{".conf", ".local"} {
+		files, err := filesIn(filepath.Join(f.Dir, "config.d"), ending)
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			if name := strings.TrimSuffix(filepath.Base(file), ending); strings.Contains(name, ".") && CheckFQRN(name) == nil {
+				named[name] = true
+			}
+		}
+	}
+	s := newShell(f, "")
+	if err := s.defaults(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	for name := range strings.SplitSeq(s.params["CVMFS_REPOSITORIES"], ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		if err := CheckFQRN(name); err != nil {
+			return nil, fmt.Errorf("configuration: CVMFS_REPOSITORIES: %w", err)
+		}
+		name, err := f.qualify(name)
+		if err != nil {
+			return nil, err
+		}
+		named[name] = true
+	}
+	return slices.Sorted(maps.Keys(named)), nil
+}
+
+// placed gives the folder with what its zero value stands for.
+func (f Folder) placed() Folder {
+	if f.Dir == "" {
+		f.Dir = HostDir
+	}
+	if f.Shown == "" {
+		f.Shown = HostDir
+	}
+	return f
 }
 
 // CheckFQRN tells whether name can be a repository's: letters, digits, "-", "_" and ".", at most 60 of them, no dot at either

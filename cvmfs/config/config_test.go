@@ -162,6 +162,27 @@ func TestBuiltInDefaultsApplyWithoutPackage(t *testing.T) {
 	}
 }
 
+// What the folder says, in whichever of its files, replaces a default.
+func TestFilesOfTheFolderOverrideDefaults(t *testing.T) {
+	defaults := []byte("CVMFS_TIMEOUT=11\nCVMFS_TIMEOUT_DIRECT=12\nCVMFS_MAX_RETRIES=13\nCVMFS_BACKOFF_INIT=14\nCVMFS_KEYS_DIR=/etc/cvmfs/keys/@org@\n")
+	dir := folder(t, map[string]string{
+		"default.conf":               "CVMFS_TIMEOUT=21\n",
+		"default.local":              "CVMFS_TIMEOUT_DIRECT=22\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_SERVER_URL=http://s1.example.org\n",
+		"config.d/" + fqrn + ".conf": "CVMFS_MAX_RETRIES=23\n",
+		"keys/atlas/a.pub":           "",
+	})
+	c, err := Folder{Dir: dir, Defaults: defaults}.Load(fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Timeout != 21*time.Second || c.TimeoutDirect != 22*time.Second || c.MaxRetries != 23 || c.BackoffInit != 14*time.Second || len(c.PublicKeys) != 1 {
+		t.Errorf("got %+v", c)
+	}
+	if _, err := (Folder{Dir: dir, Defaults: []byte("rm -r /\n")}).Load(fqrn); err == nil || !strings.Contains(err.Error(), "the built-in default.conf:1") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestLaterFilesOverride(t *testing.T) {
 	order := []string{
 		"default.conf", "default.d/10-a.conf", "default.d/20-b.conf", "default.local",
@@ -676,4 +697,39 @@ func FuzzParseIDMap(f *testing.F) {
 			t.Errorf("%q: %v", m.String(), err)
 		}
 	})
+}
+
+func TestRepositoriesOfAFolderAreNamed(t *testing.T) {
+	dir := folder(t, map[string]string{
+		"default.local":                   "CVMFS_REPOSITORIES='atlas,b.example.com, d.example.com'\nCVMFS_DEFAULT_DOMAIN=example.org\n",
+		"config.d/c.example.com.conf":     "",
+		"config.d/c.example.com.local":    "",
+		"config.d/a.example.com.local":    "",
+		"config.d/README.md":              "",
+		"config.d/README.conf":            "",
+		"config.d/-not.a.repository.conf": "",
+	})
+	got, err := Folder{Dir: dir}.Repositories()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"a.example.com", "atlas.example.org", "b.example.com", "c.example.com", "d.example.com"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if _, err := (Folder{Dir: "/nowhere"}).Repositories(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
+	}
+	if got, err := (Folder{Dir: t.TempDir()}).Repositories(); len(got) > 0 || err != nil {
+		t.Errorf("empty folder: %q, %v", got, err)
+	}
+	for text, want := range map[string]string{
+		"CVMFS_REPOSITORIES=atlas\n":        "CVMFS_DEFAULT_DOMAIN",
+		"CVMFS_REPOSITORIES=../x.example\n": "isn't a repository's name",
+		"rm -rf /nowhere\n":                 "default.local:1",
+	} {
+		if _, err := (Folder{Dir: folder(t, map[string]string{"default.local": text})}).Repositories(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
 }

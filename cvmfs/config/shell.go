@@ -45,6 +45,10 @@ func newShell(f Folder, fqrn string) *shell {
 
 // defaults reads what all repositories have in common.
 func (s *shell) defaults() error {
+	if err := s.evaluate("the built-in default.conf", s.folder.Defaults); err != nil {
+		return err
+	}
+	s.finish()
 	if err := s.load("default.conf"); err != nil {
 		return err
 	}
@@ -80,7 +84,7 @@ func (s *shell) loadProtecting(names ...string) error {
 	return nil
 }
 
-// load evaluates a file of the folder, if it exists, and brings the values into their final form.
+// load evaluates a file of the folder, if it exists.
 func (s *shell) load(name string) error {
 	file := filepath.Join(s.folder.Dir, name)
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
@@ -90,25 +94,35 @@ func (s *shell) load(name string) error {
 		return nil
 	}
 	s.cwd = filepath.Dir(file)
-	if err := s.evaluate(file); err != nil {
+	if err := s.evaluateFile(file); err != nil {
 		return err
 	}
+	s.finish()
+	return nil
+}
+
+// finish brings values into their final form, as at the end of each file.
+func (s *shell) finish() {
 	org, _, _ := strings.Cut(s.fqrn, ".")
 	templates := strings.NewReplacer("@fqrn@", s.fqrn, "@org@", org)
 	for name, value := range s.params {
 		s.params[name] = templates.Replace(strings.Join(strings.Fields(value), " "))
 	}
-	return nil
 }
 
-func (s *shell) evaluate(file string) error {
+func (s *shell) evaluateFile(file string) error {
 	text, err := s.folder.read(file)
 	if err != nil {
 		return err
 	}
+	return s.evaluate(s.folder.show(file), text)
+}
+
+// evaluate evaluates a file's text; shown is what the host calls the file.
+func (s *shell) evaluate(shown string, text []byte) error {
 	outer := s.shown
 	defer func() { s.shown = outer }()
-	s.shown = s.folder.show(file)
+	s.shown = shown
 	script, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(string(text)), s.shown)
 	if err != nil {
 		return fmt.Errorf("%w: write it as /bin/sh would understand it", err)
@@ -290,7 +304,7 @@ func (s *shell) source(c *syntax.CallExpr) error {
 	if s.sourced++; s.sourced > maxSourced {
 		return fmt.Errorf("%s: more than %d files are sourced: does one of them source itself?", s.at(c), maxSourced)
 	}
-	if err := s.evaluate(file); err != nil {
+	if err := s.evaluateFile(file); err != nil {
 		return fmt.Errorf("%s: %w", s.at(c), err)
 	}
 	return nil

@@ -3,7 +3,9 @@ package fusewire
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,14 +55,35 @@ type Init struct {
 // Has tells whether all bits of flag were granted.
 func (i Init) Has(flag uint64) bool { return i.Flags&flag == flag }
 
-// Mount opens /dev/fuse and mounts it read-only on the folder dir. The kernel's first request, INIT, waits on the device:
+// device finds FUSE's device (character, 10:229) in a folder of devices. Its name is fuse unless an administrator gave a plugin the
+// host's under another one.
+func device(dir string) string {
+	usual := filepath.Join(dir, "fuse")
+	if _, err := os.Lstat(usual); err == nil {
+		return usual
+	}
+	found := usual
+	// What can't be looked at isn't it.
+	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil && d.Type()&fs.ModeCharDevice != 0 && unix.Lstat(name, &st) == nil && st.Rdev == unix.Mkdev(10, 229) {
+			found = name
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found
+}
+
+// Mount opens FUSE's device and mounts it read-only on the folder dir. The kernel's first request, INIT, waits on the device:
 // Handshake comes next. Nothing in dir may be touched before a server runs.
 func Mount(dir string) (*os.File, error) {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	name := device("/dev")
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded, and the device given to this container?)", err)
+		return nil, fmt.Errorf("open %s: %w (is the fuse module loaded, and the device given to this container?)", name, err)
 	}
-	dev := os.NewFile(uintptr(fd), "/dev/fuse")
+	dev := os.NewFile(uintptr(fd), name)
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd, MaxRead)
 	if err := unix.Mount("cvmfs", dir, "fuse.cvmfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY, data); err != nil {
 		dev.Close()

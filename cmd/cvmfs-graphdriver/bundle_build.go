@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/internal/program"
+	"cvmfs-graphdriver/rootfs"
+)
+
+// passwordVariable holds the password of a signing key.
+const passwordVariable = "MINISIGN_PASSWORD"
+
+// bundleBuildCommand makes bundles of the plugin's programs, which by default are found beside this one.
+func bundleBuildCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "build",
+		Usage: "make plugin bundles: folders for `docker plugin create`, archives, what they consist of, and sums of them all",
+		Description: "The plugin's program for an architecture is cvmfs-graphdriver-plugin-ARCH, ARCH/cvmfs-graphdriver-plugin or cvmfs-graphdriver-plugin\n" +
+			"beside this program, or ../lib/cvmfs-graphdriver/ARCH/cvmfs-graphdriver-plugin from there, or that of this version's bundle in\n" +
+			"../share/cvmfs-graphdriver, where packages put it. $SOURCE_DATE_EPOCH is the time of all files. A signing key is one that\n" +
+			"minisign made; its password is asked for, or $" + passwordVariable + ".",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "arch", Usage: "`ARCHITECTURES`, of amd64 and arm64 (default: those of --plugin, else this machine's)"},
+			&cli.StringFlag{Name: "output", Usage: "`FOLDER` that receives everything", Value: "."},
+			&cli.StringSliceFlag{Name: "format", Usage: "`FORMS`, of dir, tar.gz and tar.zst", Value: cli.NewStringSlice("dir", "tar.gz")},
+			&cli.StringSliceFlag{Name: "plugin", Usage: "the plugin's `PROGRAM`, or a bundle's archive that holds it, one for each architecture (default: where this program finds it)"},
+			&cli.StringFlag{Name: "sign", Usage: "sign SHA256SUMS by the secret `KEY`"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return program.Usagef(c, "unknown argument %q", c.Args().First())
+			}
+			o := bundle.Options{Output: c.String("output"), Build: rootfs.Build{Version: version, Commit: commit}}
+			for _, name := range c.StringSlice("format") {
+				if !slices.Contains(bundle.Formats(), bundle.Format(name)) {
+					return program.Usagef(c, "--format %q: want dir, tar.gz or tar.zst", name)
+				}
+				o.Formats = append(o.Formats, bundle.Format(name))
+			}
+			for _, arch := range c.StringSlice("arch") {
+				if !slices.Contains(bundle.Architectures(), arch) {
+					return program.Usagef(c, "--arch %q: want %s", arch, strings.Join(bundle.Architectures(), " or "))
+				}
+			}
+			var err error
+			if o.Programs, err = pluginPrograms(c.StringSlice("plugin"), c.StringSlice("arch")); err != nil {
+				return fmt.Errorf("bundle: %w", err)
+			}
+			if o.Build.Time, err = bundle.SourceDate(); err != nil {
+				return fmt.Errorf("bundle: %w", err)
+			}
+			if name := c.String("sign"); name != "" {
+				if o.Key, err = bundle.ReadPrivateKey(name, func() (string, error) { return askPassword(c, name) }); err != nil {
+					return fmt.Errorf("bundle: %w", err)
+				}
+			}
+			made, err := bundle.Build(c.Context, o)
+			for _, name := range made {
+				if _, err := fmt.Fprintln(c.App.Writer, name); err != nil {
+					return err
+				}
+			}
+			return err
+		},
+	}
+}
+
+// pluginPrograms finds the plugin's programs for the architectures wanted.
+func pluginPrograms(given, archs []string) ([]string, error) {
+	if len(archs) == 0 && len(given) == 0 {
+		archs = []string{runtime.GOARCH}
+	}
+	if len(given) == 0 {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find the plugin's program: %w", err)
+		}
+		dir := filepath.Dir(self)
+		for _, arch := range archs {
+			name, err := findPlugin(dir, arch)
+			if err != nil {
+				return nil, err
+			}
+			given = append(given, name)
+		}
+	}
+	return given, agree(given, archs)
+}
+
+// findPlugin finds the plugin's program for an architecture beside this program, or where packages put it.
+func findPlugin(dir, arch string) (string, error) {
+	const name = "cvmfs-graphdriver-plugin"
+	places := []string{
+		filepath.Join(dir, name+"-"+arch),
+		filepath.Join(dir, arch, name),
+		filepath.Join(dir, name),
+		filepath.Join(dir, "..", "lib", "cvmfs-graphdriver", arch, name),
+		filepath.Join(dir, "..", "share", "cvmfs-graphdriver", name+"-"+version+"-"+arch+".tar.gz"),
+	}
+	for _, place := range places {
+		if _, err := os.Stat(place); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return place, err
+		}
+	}
+	return "", fmt.Errorf("the plugin's program for %s is missing: none of %s is there: build it (make build), or name it by --plugin", arch, strings.Join(places, ", "))
+}
+
+// agree checks that the programs are for the architectures wanted, if that was said.
+func agree(programs, archs []string) error {
+	var have []string
+	for _, name := range programs {
+		arch, err := bundle.ProgramArch(name)
+		if err != nil {
+			return err
+		}
+		if len(archs) > 0 && !slices.Contains(archs, arch) {
+			return fmt.Errorf("the plugin's program %s is for %s, and %s was asked for: build it with GOARCH=%s, or name one by --plugin",
+				name, arch, strings.Join(archs, ","), archs[0])
+		}
+		have = append(have, arch)
+	}
+	for _, arch := range archs {
+		if !slices.Contains(have, arch) {
+			return fmt.Errorf("no program given by --plugin is for %s", arch)
+		}
+	}
+	return nil
+}
+
+// askPassword gives a signing key's password: that of the environment, or what is typed at the terminal.
+func askPassword(c *cli.Context, key string) (string, error) {
+	if password, set := os.LookupEnv(passwordVariable); set {
+		return password, nil
+	}
+	stdin := int(os.Stdin.Fd())
+	if !term.IsTerminal(stdin) {
+		return "", fmt.Errorf("it has a password: set $%s, or run this on a terminal", passwordVariable)
+	}
+	state, err := term.GetState(stdin)
+	if err != nil {
+		return "", err
+	}
+	type answer struct {
+		password []byte
+		err      error
+	}
+	typed := make(chan answer, 1)
+	fmt.Fprintf(c.App.ErrWriter, "Password of %s: ", key)
+	defer fmt.Fprintln(c.App.ErrWriter)
+	go func() {
+		password, err := term.ReadPassword(stdin)
+		typed <- answer{password, err}
+	}()
+	select {
+	case a := <-typed:
+		return string(a.password), a.err
+	case <-c.Context.Done():
+		return "", errors.Join(context.Cause(c.Context), term.Restore(stdin, state)) // the terminal shows again what is typed
+	}
+}

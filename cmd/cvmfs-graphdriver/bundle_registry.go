@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/urfave/cli/v2"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/internal/program"
+	"cvmfs-graphdriver/internal/registry"
+)
+
+// bundlePushCommand puts bundles into a registry.
+func bundlePushCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "push",
+		Usage:     "put plugin bundles into a registry, as `docker plugin install` takes them",
+		ArgsUsage: "FILE|DIR… REF",
+		Description: "One bundle becomes the plugin REF, [http://]HOST[:PORT]/NAME[:TAG]. Of bundles for several architectures each becomes REF-ARCH, which\n" +
+			"is what engines can install, and REF a list of them, which `bundle pull` chooses from. Credentials are those of `docker login`.",
+		Flags: registryFlags(),
+		Action: func(c *cli.Context) error {
+			if c.NArg() < 2 {
+				return program.Usagef(c, "want FILE or DIR, a bundle, and REF, where it goes")
+			}
+			files, ref := c.Args().Slice()[:c.NArg()-1], c.Args().Get(c.NArg()-1)
+			var bundles []*bundle.Bundle
+			for _, name := range files {
+				b, err := bundle.Open(name)
+				if err != nil {
+					return err
+				}
+				bundles = append(bundles, b)
+			}
+			remote, finish := remoteOf(c)
+			pushed, err := bundle.Push(c.Context, ref, bundles, remote)
+			finish()
+			for _, p := range pushed {
+				what := p.Arch
+				if what == "" {
+					what = "list"
+				}
+				if _, err := fmt.Fprintf(c.App.Writer, "%s %s@%s\n", what, p.Ref, p.Digest); err != nil {
+					return err
+				}
+			}
+			return err
+		},
+	}
+}
+
+// bundlePullCommand gets a bundle's archive out of a registry.
+func bundlePullCommand() *cli.Command {
+	return &cli.Command{
+		Name:        "pull",
+		Usage:       "get a plugin bundle out of a registry, the very archive that was built",
+		ArgsUsage:   "REF",
+		Description: "SHA256SUMS and its signature are not in registries: put them beside the archive, and `bundle verify` compares.",
+		Flags: append(registryFlags(),
+			&cli.StringFlag{Name: "arch", Usage: "`ARCHITECTURE`, amd64 or arm64 (default: of a list this machine's)"},
+			&cli.StringFlag{Name: "output", Usage: "`FOLDER` that receives the archive", Value: "."},
+			&cli.StringFlag{Name: "format", Usage: "`FORM` of the archive, tar.gz or tar.zst", Value: string(bundle.TarGz)},
+		),
+		Action: func(c *cli.Context) error {
+			if c.NArg() != 1 {
+				return program.Usagef(c, "want REF, a plugin in a registry")
+			}
+			arch, format := c.String("arch"), bundle.Format(c.String("format"))
+			if arch != "" && !slices.Contains(bundle.Architectures(), arch) {
+				return program.Usagef(c, "--arch %q: want %s", arch, strings.Join(bundle.Architectures(), " or "))
+			}
+			if format != bundle.TarGz && format != bundle.TarZst {
+				return program.Usagef(c, "--format %q: want tar.gz or tar.zst", format)
+			}
+			remote, finish := remoteOf(c)
+			b, digest, err := bundle.Pull(c.Context, c.Args().First(), arch, remote)
+			finish()
+			if err != nil {
+				return err
+			}
+			file, err := b.Save(c.Context, c.String("output"), format)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.App.Writer, "%s\n%s version %s for %s\n", file, digest, b.Build.Version, b.Build.Arch)
+			return err
+		},
+	}
+}
+
+// openBundle opens what a user named: a bundle on disk, or, if there is no such file and it can't be meant, one in a registry.
+func openBundle(c *cli.Context, name string) (*bundle.Bundle, error) {
+	_, err := os.Stat(name)
+	if path := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.Contains(name, ".tar."); path || !errors.Is(err, fs.ErrNotExist) {
+		return bundle.Open(name)
+	}
+	remote, finish := remoteOf(c)
+	b, _, err := bundle.Pull(c.Context, name, "", remote)
+	finish()
+	return b, err
+}
+
+// registryFlags say how registries are reached.
+func registryFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "plain-http", Usage: "speak to registries of other machines without TLS, too"},
+		&cli.BoolFlag{Name: "insecure", Usage: "don't check the registry's certificate"},
+	}
+}
+
+// remoteOf gives how registries are reached by a command, and what ends the display of its progress.
+func remoteOf(c *cli.Context) (r bundle.Remote, finish func()) {
+	r.Options = registry.Options{
+		Keychain: authn.DefaultKeychain, PlainHTTP: c.Bool("plain-http"), Insecure: c.Bool("insecure"), UserAgent: c.App.Name + "/" + version,
+	}
+	file, ok := c.App.ErrWriter.(*os.File)
+	if !ok || !term.IsTerminal(int(file.Fd())) {
+		r.Progress = lines(c.App.ErrWriter)
+		return r, func() {}
+	}
+	r.Progress, finish = bars(c.Context, file)
+	return r, finish
+}
+
+// lines shows progress where there is no terminal: when a layer begins.
+func lines(out io.Writer) func(arch string, done, total int64) {
+	begun := map[string]bool{}
+	return func(arch string, _, total int64) {
+		if !begun[arch] {
+			begun[arch] = true
+			fmt.Fprintln(out, strings.TrimSpace(arch+" layer"), humanize.IBytes(uint64(total)))
+		}
+	}
+}
+
+// bars shows progress on a terminal, one bar a layer.
+func bars(ctx context.Context, out io.Writer) (show func(arch string, done, total int64), finish func()) {
+	all := mpb.NewWithContext(ctx, mpb.WithOutput(out))
+	begun := map[string]*mpb.Bar{}
+	return func(arch string, done, total int64) {
+			if begun[arch] == nil {
+				begun[arch] = all.AddBar(total, mpb.PrependDecorators(decor.Name(strings.TrimSpace(arch+" layer"))),
+					mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
+			}
+			begun[arch].SetCurrent(done)
+		}, func() {
+			for _, bar := range begun {
+				bar.Abort(false) // no effect on one that is complete
+			}
+			all.Wait()
+		}
+}
