@@ -61,5 +61,27 @@ lint: ## check the form of the code
 packages: ## fetch what demo and tests run into a cache folder (CVMFS_TEST_CACHE); tests that lack it skip
 	-$(GO) run ./test/packages
 
+# Everything that is given to others, in a folder of its own that is whole or absent. SIGN_KEY=minisign.key signs its SHA256SUMS, with
+# $MINISIGN_PASSWORD.
+MAINTAINER ?= cvmfs-graphdriver maintainers <maintainers@cvmfs-graphdriver.invalid>
+SIGN_KEY   ?=
+release_dir = $(DIST)/release
+making_dir  = $(DIST)/.release
+host_arch   = $(shell $(GO) env GOHOSTARCH)
+comma      := ,
+space      := $(subst ,, )
+
+release: ## make all that a release consists of in dist/release: programs, bundles, SBOMs, deb and rpm packages, sums
+	rm -rf $(release_dir) $(making_dir)
+	$(foreach arch,$(sort $(ARCHS) $(host_arch)),\
+		mkdir -p $(DIST)/bin/$(arch) && GOARCH=$(arch) $(programs) -o $(DIST)/bin/$(arch)/ ./cmd/... &&) true
+	$(DIST)/bin/$(host_arch)/cvmfs-graphdriver bundle build --format tar.gz,tar.zst --output $(making_dir) \
+		$(foreach arch,$(ARCHS),--plugin $(DIST)/bin/$(arch)/cvmfs-graphdriver-plugin)
+	$(foreach arch,$(ARCHS),$(foreach name,cvmfs-graphdriver docker2cvmfs,\
+		cp $(DIST)/bin/$(arch)/$(name) $(making_dir)/$(name)-$(VERSION)-$(arch) &&)) true
+	$(GO) run ./packaging -version '$(VERSION)' -arch $(subst $(space),$(comma),$(ARCHS)) -maintainer '$(MAINTAINER)' \
+		-programs $(DIST)/bin -bundles $(making_dir) -output $(making_dir) -sign '$(SIGN_KEY)'
+	mv $(making_dir) $(release_dir)
+
 clean: ## remove what was built
 	rm -rf $(DIST)

@@ -1,5 +1,6 @@
-// Command packages fetches the Docker engines that the demonstration and the tests run, and the programs that tests run
-// beside them, into a cache folder and without installing anything. It is the tests' set-up step: they themselves ask nothing of the network.
+// Command packages fetches the Docker engines that the demonstration and the tests run, the programs that tests run beside them, and
+// the small Debian that packages are tried in, into a cache folder and without installing anything on the machine. It is the
+// tests' set-up step: they themselves ask nothing of the network.
 package main
 
 import (
@@ -9,10 +10,11 @@ import (
 	"os"
 	"os/signal"
 
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/test/images"
-
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/debian"
+	"cvmfs-graphdriver/test/images"
 )
 
 func main() {
@@ -30,5 +32,5 @@ func fetch(ctx context.Context) error {
 		return err
 	}
 	_, err = images.FetchDebian(ctx, cache, os.Stderr)
-	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err)
+	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err, debian.Fetch(ctx, cache, os.Stderr))
 }
