@@ -1,0 +1,107 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// PluginVariable lets an engine of version 27 take storage-driver plugins when it is 1 in the engine's environment.
+const PluginVariable = "DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS"
+
+// dropIn is the content of the drop-in.
+const dropIn = `# Written by cvmfs-graphdriver install, removed by uninstall: Docker 27 takes storage-driver plugins only with this.
+[Service]
+Environment=` + PluginVariable + `=1
+`
+
+// DropIn is a file of ours that adds to the definition of the engine's unit. It counts after [Restarter.Reload].
+type DropIn struct {
+	Root string // folder that stands for /; "" is /
+	Unit string // as in docker.service
+}
+
+// Path is where the file lies.
+func (d DropIn) Path() string {
+	return filepath.Join("/", d.Root, "etc/systemd/system", d.Unit+".d", "cvmfs-graphdriver.conf")
+}
+
+// Exists tells whether the file is there as it should be.
+func (d DropIn) Exists() bool {
+	b, err := os.ReadFile(d.Path())
+	return err == nil && string(b) == dropIn
+}
+
+// Write writes the file, complete or not at all.
+func (d DropIn) Write() error {
+	if d.Exists() {
+		return nil
+	}
+	if err := d.write(); err != nil {
+		return fmt.Errorf("write the drop-in %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
+func (d DropIn) write() (err error) {
+	dir := filepath.Dir(d.Path())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	temporary, err := os.CreateTemp(dir, ".cvmfs-graphdriver-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		temporary.Close() // it was synced, or is removed
+		if err != nil {
+			err = errors.Join(err, os.Remove(temporary.Name()), d.removeFolder())
+		}
+	}()
+	if _, err := temporary.WriteString(dropIn); err != nil {
+		return err
+	}
+	if err := errors.Join(temporary.Chmod(0o644), temporary.Sync()); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary.Name(), d.Path()); err != nil {
+		return err
+	}
+	return syncFolder(dir)
+}
+
+// Remove removes the file, and its folder if nothing else is in it.
+func (d DropIn) Remove() error {
+	err := os.Remove(d.Path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = errors.Join(syncFolder(filepath.Dir(d.Path())), d.removeFolder())
+	}
+	if err != nil {
+		return fmt.Errorf("remove the drop-in %s: %w", d.Path(), err)
+	}
+	return nil
+}
+
+func (d DropIn) removeFolder() error {
+	err := unix.Rmdir(filepath.Dir(d.Path()))
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close() // only synced
+	return d.Sync()
+}

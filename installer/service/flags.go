@@ -1,0 +1,102 @@
+package service
+
+import "strings"
+
+// Flag is a flag on the engine's command line.
+type Flag struct {
+	Name  string // the long name, without dashes
+	Value string // "" if it has none
+}
+
+// shorthands are the engine's, of all versions.
+var shorthands = map[byte]string{
+	'b': "bridge", 'D': "debug", 'g': "graph", 'G': "group", 'H': "host", 'l': "log-level", 'p': "pidfile", 'r': "restart",
+	's': "storage-driver", 'v': "version",
+}
+
+// switches are the shorthands that take no value.
+const switches = "Drv"
+
+// named are the flags whose key in daemon.json is not named like them.
+var named = map[string]string{
+	"add-runtime": "runtimes", "authorization-plugin": "authorization-plugins", "cdi-spec-dir": "cdi-spec-dirs",
+	"cluster-store-opt": "cluster-store-opts", "default-address-pool": "default-address-pools",
+	"default-network-opt": "default-network-opts", "default-ulimit": "default-ulimits", "dns-opt": "dns-opts",
+	"exec-opt": "exec-opts", "feature": "features", "host": "hosts", "insecure-registry": "insecure-registries",
+	"label": "labels", "log-opt": "log-opts", "node-generic-resource": "node-generic-resources",
+	"registry-mirror": "registry-mirrors", "storage-opt": "storage-opts",
+}
+
+// Key is the key of daemon.json that says the same. The engine doesn't start if it is told a thing by both.
+func (f Flag) Key() string {
+	if key, ok := named[f.Name]; ok {
+		return key
+	}
+	return f.Name
+}
+
+// String is the flag as one writes it.
+func (f Flag) String() string {
+	if f.Value == "" {
+		return "--" + f.Name
+	}
+	return "--" + f.Name + "=" + f.Value
+}
+
+// ParseFlags takes the engine's arguments apart. The engine has no arguments but flags, so that what doesn't begin with a dash
+// is the value of the flag before it.
+func ParseFlags(args []string) []Flag {
+	var flags []Flag
+	value := func(i *int) string {
+		if *i+1 < len(args) && !strings.HasPrefix(args[*i+1], "-") {
+			*i++
+			return args[*i]
+		}
+		return ""
+	}
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		switch {
+		case arg == "--":
+			return flags
+		case strings.HasPrefix(arg, "--"):
+			name, v, inline := strings.Cut(arg[2:], "=")
+			if !inline {
+				v = value(&i)
+			}
+			flags = append(flags, Flag{name, v})
+		case strings.HasPrefix(arg, "-"):
+			letters := arg[1:]
+			for len(letters) > 0 && strings.Contains(switches, letters[:1]) && !strings.HasPrefix(letters[1:], "=") {
+				flags = append(flags, Flag{Name: shorthands[letters[0]]})
+				letters = letters[1:]
+			}
+			if letters == "" {
+				continue
+			}
+			name, known := shorthands[letters[0]]
+			if !known {
+				name = letters[:1]
+			}
+			v := strings.TrimPrefix(letters[1:], "=")
+			if letters[1:] == "" {
+				v = value(&i)
+			}
+			flags = append(flags, Flag{name, v})
+		}
+	}
+	return flags
+}
+
+// ConfigFile gives the configuration file that the flags name, or the engine's default.
+func ConfigFile(flags []Flag) string {
+	path := defaultConfigFile
+	for _, f := range flags {
+		if f.Name == "config-file" {
+			path = f.Value
+		}
+	}
+	return path
+}
+
+const defaultConfigFile = "/etc/docker/daemon.json"
