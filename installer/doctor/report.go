@@ -1,0 +1,168 @@
+package doctor
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"cvmfs-graphdriver/installer/preflight"
+)
+
+// Report is what is known of a host and what it means.
+type Report struct {
+	Version  string              `json:"version"` // of this program
+	Commit   string              `json:"commit,omitempty"`
+	Facts    preflight.Facts     `json:"facts"`
+	Findings []preflight.Finding `json:"findings"`
+}
+
+// New judges a host as it stands.
+func New(f preflight.Facts, p preflight.Plan, version, commit string) Report {
+	p.Install = false
+	r := Report{Version: version, Commit: commit, Facts: f, Findings: preflight.Judge(f, p)}
+	if s := f.Plugin.State; s != nil && s.Version != "" && s.Version != version {
+		r.Findings = append(r.Findings, preflight.Finding{
+			ID: "plugin.version", Severity: preflight.Note,
+			What: fmt.Sprintf("the plugin is of version %s, this program of version %s", s.Version, version), Remedy: "\"cvmfs-graphdriver upgrade\" brings the plugin of this program's version",
+		})
+	}
+	return r
+}
+
+// Write writes the report for people, findings with the gravest first.
+func (r Report) Write(w io.Writer) error {
+	count := map[preflight.Severity]int{}
+	for _, f := range r.Findings {
+		count[f.Severity]++
+	}
+	if err := preflight.Write(w, r.Findings, true); err != nil {
+		return err
+	}
+	var said []string
+	for _, s := range []preflight.Severity{preflight.Error, preflight.Warning, preflight.Note} {
+		if n := count[s]; n == 1 {
+			said = append(said, "1 "+string(s))
+		} else if n > 1 {
+			said = append(said, fmt.Sprintf("%d %ss", n, s))
+		}
+	}
+	if len(said) == 0 {
+		said = append(said, "all is as it should be")
+	}
+	_, err := fmt.Fprintln(w, strings.Join(said, ", "))
+	return err
+}
+
+// WriteJSON writes the report for programs.
+func (r Report) WriteJSON(w io.Writer) error { return writeJSON(w, r) }
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// Status is what runs on a host, without a judgement.
+type Status struct {
+	Program       string                  `json:"program"` // version of this program
+	Active        bool                    `json:"active"`  // the plugin is the engine's storage driver
+	Engine        preflight.Engine        `json:"engine"`
+	Plugin        preflight.Plugin        `json:"plugin"`
+	Data          preflight.Data          `json:"data_root"`
+	Configuration preflight.Configuration `json:"cvmfs"`
+}
+
+// StatusOf takes from facts what runs.
+func StatusOf(f preflight.Facts, version string) Status {
+	return Status{
+		Program: version, Active: f.Engine.Active(f.Plugin.Name), Engine: f.Engine, Plugin: f.Plugin,
+		Data: f.Data, Configuration: f.Configuration,
+	}
+}
+
+// WriteJSON writes the status for programs.
+func (s Status) WriteJSON(w io.Writer) error { return writeJSON(w, s) }
+
+// Write writes the status for people, a matter a line.
+func (s Status) Write(w io.Writer) error {
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-13s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	if s.Engine.Err != "" {
+		line("engine", "doesn't answer at %s: %s", s.Engine.Host, s.Engine.Err)
+	} else {
+		line("engine", "%s (API %s) at %s", s.Engine.Version, s.Engine.API, s.Engine.Host)
+		use := "not this plugin"
+		if s.Active {
+			use = "this plugin"
+		}
+		line("driver", "%s: %s", s.Engine.Driver, use)
+	}
+	s.writePlugin(line)
+	if s.Active {
+		for _, pair := range s.Engine.DriverStatus {
+			line("", "%s: %s", pair[0], pair[1])
+		}
+	}
+	for _, r := range s.Configuration.Repositories {
+		if r.Trouble != "" {
+			line("repository", "%s can't be used (%s): %s", r.FQRN, r.Trouble, r.Err)
+		} else {
+			line("repository", "%s revision %d of %s", r.FQRN, r.Revision, r.Published.UTC().Format("2006-01-02 15:04:05"))
+		}
+	}
+	if s.Data.Dir != "" && s.Data.Err == "" {
+		line("data", "%s on %s, %s of %s free", s.Data.Dir, preflight.Shown(s.Data.FileSystem), size(s.Data.Free), size(s.Data.Size))
+	}
+	line("program", "%s", s.Program)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (s Status) writePlugin(line func(name, format string, args ...any)) {
+	g := s.Plugin
+	switch {
+	case s.Engine.Err != "":
+		return
+	case g.Err != "":
+		line("plugin", "%s: %s", g.Name, g.Err)
+		return
+	case !g.Present:
+		line("plugin", "%s is not there", g.Name)
+		return
+	}
+	state := "disabled"
+	if g.Enabled {
+		state = "enabled"
+	}
+	line("plugin", "%s is %s, id %s", g.Name, state, g.ID)
+	var settings []string
+	for name, value := range g.Settings {
+		settings = append(settings, name+"="+value)
+	}
+	slices.Sort(settings)
+	line("settings", "%s", strings.Join(settings, " "))
+	if st := g.State; st != nil {
+		if st.Err != "" {
+			line("state", "not known: %s", st.Err)
+		}
+		if st.Version != "" {
+			line("version", "%s", strings.TrimSpace(st.Version+" "+st.Commit))
+			line("layers", "%d, of them thin %d; mounted %d", st.Layers, st.Thin, st.Mounts)
+		}
+		for _, image := range st.Images {
+			line("image", "%s: %d objects, %s, of %s", image.Key, image.Objects, size(uint64(max(image.Size, 0))), revisions(image.Repositories))
+		}
+	}
+	if g.Disk != nil {
+		about := ""
+		if !g.Disk.Whole {
+			about = "at least "
+		}
+		line("store", "%s%d objects, %s", about, g.Disk.Objects, size(uint64(g.Disk.Bytes)))
+	}
+}

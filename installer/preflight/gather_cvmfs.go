@@ -1,0 +1,165 @@
+package preflight
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/trust"
+)
+
+// atOnce is how many repositories are asked at a time.
+const atOnce = 32
+
+// lookAtConfiguration reads the configuration folder and asks for each repository's newest revision.
+func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configuration {
+	c := Configuration{Dir: firstOf(p.CVMFSConfig, setting, config.HostDir)}
+	folder := config.Folder{Dir: c.Dir, Shown: c.Dir}
+	names, err := folder.Repositories()
+	if errors.Is(err, fs.ErrNotExist) {
+		c.Missing = true
+		return c
+	}
+	if err != nil {
+		c.Err = err.Error()
+		return c
+	}
+	// Nothing that was seen before may tell a revision old, and nothing is left behind.
+	state, err := os.MkdirTemp("", "cvmfs-graphdriver-")
+	if err != nil {
+		c.Err = err.Error()
+		return c
+	}
+	defer os.RemoveAll(state)
+	c.Repositories = make([]Repository, len(names))
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for i, fqrn := range names {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, repositoryWait)
+			defer cancel()
+			c.Repositories[i] = ask(ctx, folder, fqrn, filepath.Join(state, fqrn), p.Agent)
+			return nil
+		})
+	}
+	g.Wait() // none fails
+	return c
+}
+
+func firstOf(names ...string) string {
+	for _, name := range names {
+		if name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// ask gets and verifies a repository's newest revision.
+func ask(ctx context.Context, folder config.Folder, fqrn, state, agent string) Repository {
+	r := Repository{FQRN: fqrn}
+	cfg, err := folder.Load(fqrn)
+	if err != nil {
+		r.Trouble, r.Err = Unreadable, err.Error()
+		return r
+	}
+	r.Notes = cfg.Warnings
+	if _, err := trust.LoadKeys(cfg.PublicKeys...); err != nil {
+		r.Trouble, r.Err = Key, err.Error()
+		return r
+	}
+	var said notes
+	repository, err := client.FromConfig(cfg, state, slog.New(&said), client.WithUserAgent(agent))
+	if err != nil {
+		r.Trouble, r.Err = Unreadable, err.Error()
+		return r
+	}
+	defer repository.Fetcher().Close()
+	v, err := repository.Newest(ctx)
+	if err != nil {
+		r.Trouble, r.Err = trouble(ctx, err), err.Error()
+		return r
+	}
+	r.Notes = append(r.Notes, said.lines...)
+	r.Revision, r.Published, r.Expires = v.Number, v.Published, v.Expires
+	return r
+}
+
+// trouble tells what kind an error of a repository is of.
+func trouble(ctx context.Context, err error) Trouble {
+	attempt, asked := errors.AsType[*fetch.Error](err)
+	switch {
+	case errors.Is(err, trust.ErrExpired):
+		return Expired
+	case errors.Is(err, trust.ErrSignature), errors.Is(err, trust.ErrNotWhitelisted), errors.Is(err, trust.ErrBlacklisted), errors.Is(err, trust.ErrInvalid):
+		return Untrusted
+	case ctx.Err() != nil:
+		return Slow
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, client.ErrIncomplete):
+		return Absent
+	case asked && attempt.Proxy != "" && attempt.Status < 500: // with 5xx it says that the server doesn't answer
+		return Proxy
+	case asked, errors.Is(err, fetch.ErrUnavailable):
+		return Unreachable
+	}
+	return Other
+}
+
+// notes keeps the warnings of a log.
+type notes struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+// Enabled implements slog.Handler.
+func (n *notes) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelWarn }
+
+// Handle implements slog.Handler.
+func (n *notes) Handle(_ context.Context, r slog.Record) error {
+	line := []string{r.Message}
+	r.Attrs(func(a slog.Attr) bool {
+		line = append(line, a.String())
+		return true
+	})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lines = append(n.lines, strings.Join(line, " "))
+	return nil
+}
+
+// WithAttrs implements slog.Handler; what all lines have in common is known.
+func (n *notes) WithAttrs([]slog.Attr) slog.Handler { return n }
+
+// WithGroup implements slog.Handler.
+func (n *notes) WithGroup(string) slog.Handler { return n }
+
+// lookAtMinio reads the configuration of an object store, if there is one or has to be.
+func lookAtMinio(p Plan, setting string) *Minio {
+	dir := firstOf(p.MinioConfig, setting)
+	if dir == "" {
+		return nil
+	}
+	m := &Minio{File: filepath.Join(dir, "config.json")}
+	b, err := os.ReadFile(m.File)
+	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &map[string]any{})
+	}
+	if err != nil {
+		m.Err = err.Error()
+	}
+	return m
+}

@@ -1,0 +1,73 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"cvmfs-graphdriver/installer/service"
+)
+
+// defaultUnit is the engine's systemd unit.
+const defaultUnit = "docker.service"
+
+// lookAtService finds out how the engine is run: from its process, and from the unit that starts it next time.
+func lookAtService(ctx context.Context, e Engine) Service {
+	s := Service{Flags: map[string]string{}}
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	socket, ok := strings.CutPrefix(e.Host, "unix://")
+	if !ok {
+		return s
+	}
+	found, err := service.Find(ctx, socket)
+	unit := defaultUnit
+	if err != nil {
+		s.Err = err.Error()
+	} else {
+		s.PID, s.LogFile = found.PID, found.LogFile
+		s.take(found.Args, found.Environ)
+		unit = found.Unit
+	}
+	restarter, err := service.Choose("auto", found)
+	if err != nil {
+		s.Err = strings.TrimPrefix(s.Err+"; "+err.Error(), "; ")
+		return s
+	}
+	s.Manager, _, _ = strings.Cut(restarter.String(), ":")
+	if s.Manager != "systemd" {
+		return s
+	}
+	switch u, err := service.LoadUnit(ctx, unit); {
+	case err == nil:
+		s.take(u.Args, u.Environ)
+	case errors.Is(err, fs.ErrNotExist): // an engine that was installed otherwise
+		s.Manager = ""
+	default:
+		s.Err = err.Error()
+	}
+	return s
+}
+
+// take keeps what matters of a command line and an environment.
+func (s *Service) take(args, environ []string) {
+	given := map[string]string{}
+	for _, f := range service.ParseFlags(args) {
+		if slices.Contains(told, f.Name) {
+			given[f.Name] = strings.TrimSpace(given[f.Name] + " " + f.Value)
+		}
+	}
+	for name, value := range given {
+		s.Flags[name] = value
+	}
+	for _, v := range environ {
+		if value, ok := strings.CutPrefix(v, service.PluginVariable+"="); ok {
+			s.Variable = value != "" // any value counts
+		}
+	}
+}
+
+// told are the flags that matter here.
+var told = []string{"config-file", "data-root", "experimental", "graph", "storage-driver", "storage-opt"}

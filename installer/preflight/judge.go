@@ -1,0 +1,35 @@
+package preflight
+
+// rules give findings, each for one matter.
+var rules = []func(f *Facts, p *Plan) []Finding{
+	user, reachable, here, version, rootless, imageStore, flags, file, options, driver, containers, images, moves, swarm, liveRestore,
+	plugin, pluginState, folders,
+	dataRoot, space,
+	kernel, mounts, view, security, clock,
+	configuration, named, repositories, minio,
+}
+
+// Judge gives all findings for a plan, the gravest first.
+func Judge(f Facts, p Plan) []Finding {
+	var all []Finding
+	for _, rule := range rules {
+		all = append(all, rule(&f, &p)...)
+	}
+	return sorted(all)
+}
+
+// one makes the findings of a rule that has one thing to say.
+func one(severity Severity, id, what, remedy string) []Finding {
+	return []Finding{{ID: id, Severity: severity, What: what, Remedy: remedy}}
+}
+
+// with adds evidence to the last of findings.
+func with(findings []Finding, detail string) []Finding {
+	findings[len(findings)-1].Detail = detail
+	return findings
+}
+
+// becomes tells whether the plan makes the driver the engine's, which it isn't yet.
+func becomes(f *Facts, p *Plan) bool {
+	return p.Install && !f.Engine.silent() && !f.Engine.Active(p.Name)
+}

@@ -1,0 +1,288 @@
+package preflight
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+)
+
+// user tells who can't see or do all.
+func user(f *Facts, p *Plan) []Finding {
+	switch {
+	case f.Root:
+		return nil
+	case p.Install:
+		return one(Error, "user", "this program doesn't run as root, who alone can change the engine", "run it as root (sudo)")
+	}
+	return one(Warning, "user", "this program doesn't run as root: much can't be seen", "run it as root (sudo)")
+}
+
+// plugin judges the plugin the engine has under the name.
+func plugin(f *Facts, p *Plan) []Finding {
+	const id = "plugin"
+	if f.Engine.silent() {
+		return nil
+	}
+	inUse := f.Engine.Active(p.Name) || f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name)
+	switch g := f.Plugin; {
+	case g.Err != "":
+		return with(one(Warning, id, "the engine doesn't tell of its plugin "+p.Name, ""), g.Err)
+	case !g.Present && inUse:
+		return one(Error, id, "the engine's configuration names the plugin "+p.Name+" as storage driver, and there is none: the engine will not start again",
+			"run \"cvmfs-graphdriver install\", or \"cvmfs-graphdriver uninstall\" to go back to the former driver")
+	case !g.Present && p.Install:
+		return one(Note, id, "the plugin "+p.Name+" will be created", "")
+	case !g.Present:
+		return one(Note, id, "the engine has no plugin "+p.Name, "\"cvmfs-graphdriver install\" creates it")
+	case !g.Ours:
+		return one(Error, id, "the engine has another plugin under the name "+p.Name, "choose another name with --name, or remove that plugin")
+	case !g.Enabled && inUse:
+		return one(Error, id, "the plugin "+p.Name+" is disabled, and it is the storage driver: nothing works, and the engine will not start again",
+			"docker plugin enable "+p.Name+", and restart the engine")
+	case !g.Enabled && p.Install:
+		return one(Note, id, "the plugin "+p.Name+" is there and disabled; it will be enabled", "")
+	case !g.Enabled:
+		return one(Note, id, "the plugin "+p.Name+" is there and disabled", "\"cvmfs-graphdriver install\" enables it")
+	}
+	of := ""
+	if s := f.Plugin.State; s != nil && s.Version != "" {
+		of = ", version " + s.Version
+	}
+	return one(OK, id, "the plugin "+p.Name+" is enabled"+of, "")
+}
+
+// pluginState judges what the plugin says of itself.
+func pluginState(f *Facts, _ *Plan) []Finding {
+	s := f.Plugin.State
+	if s == nil {
+		return nil
+	}
+	const id = "plugin.state"
+	var found []Finding
+	if s.Err != "" {
+		found = append(found, with(one(Warning, id, "the plugin doesn't tell its state", "restart the engine if containers don't start"), s.Err)...)
+	}
+	if s.Stale > 0 {
+		found = append(found, one(Warning, id, several(s.Stale, "container hangs", "containers hang")+" on a mount of the plugin's that has gone: files get \"Transport endpoint is not connected\"",
+			"restart the containers")...)
+	}
+	for _, image := range s.Images {
+		if image.Err != "" {
+			found = append(found, with(one(Warning, id, "a composed image is damaged: "+image.Key, "remove the thin image and pull it again"), image.Err)...)
+		}
+	}
+	return found
+}
+
+// folders judges the two folders that userns-remap takes to be opened.
+func folders(f *Facts, p *Plan) []Finding {
+	const id = "userns.folders"
+	switch {
+	case f.Engine.silent() || !f.Engine.UserNS:
+		return nil
+	case p.Install:
+		return one(Note, id, "userns-remap is on: the folder plugins of the engine's data, and the plugin's in it, are opened for passage (mode 0711), or no container could start", "")
+	case len(f.Plugin.Barred) > 0:
+		return one(Error, id, "userns-remap is on, and containers can't reach their files: a folder above them is closed to all but root",
+			"chmod 0711 "+strings.Join(f.Plugin.Barred, " "))
+	case f.Plugin.Present:
+		return one(OK, id, "userns-remap is on, and the folders above the containers' files are open for passage", "")
+	}
+	return nil
+}
+
+// dataRoot judges the file system of the engine's data.
+func dataRoot(f *Facts, p *Plan) []Finding {
+	const id, remedy = "data-root.file-system", "move the engine's data-root to ext4, or to xfs made with ftype=1"
+	d := f.Data
+	if d.Dir == "" && d.Err == "" {
+		return nil
+	}
+	if d.Err != "" {
+		return with(one(Error, "data-root", "the engine's data folder can't be examined: "+d.Dir, "run this program as root on the engine's host"), d.Err)
+	}
+	what := fmt.Sprintf("the engine's data folder %s lies on %s", d.Dir, Shown(d.FileSystem))
+	var found []Finding
+	switch {
+	case d.FileSystem == "overlayfs":
+		found = one(Error, id, what+", as in a container, and the kernel takes no overlay on that", remedy+", for an engine in a container on a volume")
+	case d.FileSystem == "tmpfs":
+		found = one(Warning, id, what+": images are gone when the machine is restarted", remedy)
+	case d.FileSystem == "xfs" && !d.Typed:
+		found = one(Error, id, what+" that was made with ftype=0 (xfs_info shows it), which overlayfs can't be used on",
+			"make it anew with \"mkfs.xfs -n ftype=1\", or move the engine's data-root")
+	case d.FileSystem != "extfs" && d.FileSystem != "xfs":
+		found = one(Error, id, what+", which the driver isn't made for", remedy)
+	case !d.Typed:
+		found = one(Error, id, what+" whose folders list names without their types (d_type), which overlayfs needs",
+			"unmount it and run \"tune2fs -O filetype\" and \"e2fsck -f\", or move the engine's data-root")
+	default:
+		found = one(OK, id, what, "")
+	}
+	if d.ReadOnly {
+		found = append(found, one(Error, "data-root.read-only", "the engine's data folder "+d.Dir+" can't be written to",
+			"mount its file system for writing; a disk with errors is mounted read-only by the kernel (dmesg tells)")...)
+	}
+	return found
+}
+
+// Shown is what a file system is called by people.
+func Shown(fileSystem string) string {
+	if fileSystem == "extfs" {
+		return "ext4"
+	}
+	return fileSystem
+}
+
+// Space below which there is a finding. The plugin itself takes some 30 MB; a thin image a few for its metadata, and what is read.
+const (
+	leastFree   = 256 << 20 // bytes: refused
+	littleFree  = 5 << 30   // bytes: warned of
+	leastFiles  = 2_000     // inodes: refused
+	littleFiles = 100_000   // inodes: warned of
+)
+
+// space judges what is free for the engine's data.
+func space(f *Facts, p *Plan) []Finding {
+	d := f.Data
+	if d.Err != "" || d.Size == 0 {
+		return nil
+	}
+	free := fmt.Sprintf("%s of %s free in %s", humanize.IBytes(d.Free), humanize.IBytes(d.Size), d.Dir)
+	found := least(d.Free, leastFree, littleFree, "data-root.space", free, "free some space (docker system prune), or move the engine's data-root to a larger disk")
+	if d.Inodes > 0 {
+		free := fmt.Sprintf("%s of %s files can still be made in %s", humanize.Comma(int64(d.FreeInodes)), humanize.Comma(int64(d.Inodes)), d.Dir)
+		found = append(found, least(d.FreeInodes, leastFiles, littleFiles, "data-root.inodes", free, "remove files, or move the engine's data-root to a file system with more inodes")...)
+	}
+	return found
+}
+
+// least compares an amount with two bounds.
+func least(is, refused, warned uint64, id, what, remedy string) []Finding {
+	switch {
+	case is < refused:
+		return one(Error, id, "too little: "+what, remedy)
+	case is < warned:
+		return one(Warning, id, "little: "+what, remedy)
+	}
+	return one(OK, id, what, "")
+}
+
+// oldest is the first kernel the driver is expected to work on (docs/compatibility.md), as major times 100 plus minor.
+const oldest = 4_18
+
+// kernel judges what the kernel can do.
+func kernel(f *Facts, p *Plan) []Finding {
+	k := f.Kernel
+	var found []Finding
+	if v := number(k.Release); v > 0 && v < oldest {
+		what := "Linux " + k.Release + " is older than 4.18, the first this driver is expected to work on"
+		if overridden(p.StorageOpts) || overridden(f.File.Options) {
+			found = append(found, one(Warning, "kernel.version", what+"; "+overrideOption+" lets it be tried", "run a newer kernel")...)
+		} else {
+			found = append(found, one(Error, "kernel.version", what,
+				"run a newer kernel; to try all the same, give --storage-opt "+overrideOption+"=true")...)
+		}
+	}
+	if k.Err != "" {
+		return append(found, with(one(Warning, "kernel.probe", "it wasn't tried what this kernel can mount", "run this program as root, in a mount namespace of its own rights (not in a container)"), k.Err)...)
+	}
+	if k.Overlay.Tried && !k.Overlay.Works() {
+		found = append(found, with(one(Error, "kernel.overlay", "overlayfs doesn't work on this kernel", "run \"modprobe overlay\", or a kernel with CONFIG_OVERLAY_FS"), k.Overlay.Err)...)
+	}
+	switch {
+	case k.Device != "":
+		found = append(found, with(one(Error, "kernel.fuse", "the device /dev/fuse is not as it should be", "run \"modprobe fuse\"; if that doesn't make it: mknod -m 0666 /dev/fuse c 10 229"), k.Device)...)
+	case k.FUSE.Tried && !k.FUSE.Works():
+		found = append(found, with(one(Error, "kernel.fuse", "FUSE doesn't work on this kernel", "run \"modprobe fuse\", or a kernel with CONFIG_FUSE_FS"), k.FUSE.Err)...)
+	}
+	return found
+}
+
+// mounts tells what of the kernel works.
+func mounts(f *Facts, _ *Plan) []Finding {
+	var works []string
+	for _, m := range []struct {
+		name string
+		Try
+	}{{"overlays", f.Kernel.Overlay}, {"FUSE", f.Kernel.FUSE}, {"EROFS images from files", f.Kernel.EROFS}} {
+		if m.Works() {
+			works = append(works, m.name)
+		}
+	}
+	if len(works) == 0 {
+		return nil
+	}
+	return one(OK, "kernel.mounts", fmt.Sprintf("Linux %s mounts %s", f.Kernel.Release, strings.Join(works, ", ")), "")
+}
+
+func overridden(options []string) bool {
+	for _, o := range options {
+		if name, value, _ := strings.Cut(o, "="); strings.EqualFold(strings.TrimSpace(name), overrideOption) {
+			switch strings.ToLower(strings.TrimSpace(value)) {
+			case "1", "t", "true":
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// view tells how thin images are shown, or will be as far as it can be told without the driver.
+func view(f *Facts, p *Plan) []Finding {
+	const id = "kernel.view"
+	for _, s := range f.Engine.DriverStatus {
+		if f.Engine.Active(p.Name) && s[0] == "View" {
+			return one(OK, id, "thin images are shown by "+s[1], "")
+		}
+	}
+	switch expected, why := Expected(f.Kernel); {
+	case expected == "":
+		return nil
+	case why == "":
+		return one(OK, id, "thin images are expected to be shown by "+expected, "")
+	default:
+		return with(one(OK, id, "thin images are expected to be shown by "+expected, ""), why)
+	}
+}
+
+// Expected gives the view that the driver will most likely choose on a kernel, in the words of "docker info", and why not a better
+// one. It is "" where that can't be told.
+func Expected(k Kernel) (view, why string) {
+	switch {
+	case !k.Overlay.Works():
+		return "", ""
+	case k.EROFS.Works() && k.One.Works():
+		return "erofs", ""
+	case k.EROFS.Works() && k.Two.Works():
+		return "erofs by two overlays", k.One.Err
+	case k.FUSE.Works() && !k.EROFS.Works():
+		return "fuse", k.EROFS.Err
+	case k.FUSE.Works():
+		return "fuse", k.Two.Err
+	}
+	return "", ""
+}
+
+func security(f *Facts, _ *Plan) []Finding {
+	var found []Finding
+	if f.Security.SELinux == "enforcing" {
+		what := "SELinux is enforcing, and the engine doesn't label containers (selinux-enabled)"
+		if f.Engine.Labels {
+			what = "SELinux is enforcing: the driver mounts containers' files with the labels the engine gives"
+		}
+		found = one(Note, "security.selinux", what+"; this was not tested with such a policy", "if something is denied, \"ausearch -m avc -ts recent\" names it")
+	}
+	if f.Security.AppArmor {
+		found = append(found, one(OK, "security.apparmor", "AppArmor is on: containers keep their profile, the plugin has none", "")...)
+	}
+	return found
+}
+
+func clock(f *Facts, _ *Plan) []Finding {
+	if f.Clock.Err != "" || f.Clock.Synchronised {
+		return nil
+	}
+	return one(Note, "clock", "the kernel doesn't know its clock as synchronised; whitelists of repositories are judged by it", "run a time service, such as chrony or systemd-timesyncd")
+}
