@@ -7,12 +7,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/rootfs"
 )
 
 const features = "features.example.org"
@@ -40,6 +43,11 @@ func TestExitCodesTellWhoseFaultItIs(t *testing.T) {
 		{"repo ls --nonsense a.b", 2, "repo ls --help"},
 		{"repo ls --config-dir " + empty + " --server-url http://x --public-key x --proxy |;| a.b", 2, "--proxy"},
 		{"repo ls --config-dir " + empty + " no.such.repository", 1, "config.d/no.such.repository.conf"},
+		{"doctor x", 2, `unknown argument "x"`},
+		{"doctor --nonsense", 2, "doctor --help"},
+		{"doctor --host unix://" + empty + "/none --cvmfs-config " + empty, 3, "this host doesn't qualify: engine.unreachable"},
+		{"status x", 2, `unknown argument "x"`},
+		{"status --host unix://" + empty + "/none --cvmfs-config " + empty, 1, "no engine answers at unix://" + empty + "/none"},
 		{"repo ls --config-dir " + empty + " ..", 1, "isn't a repository's name"},
 	} {
 		var out, errOut bytes.Buffer
@@ -180,5 +188,20 @@ func TestEveryTypePrints(t *testing.T) {
 		if diff := cmp.Diff(c.json+"\n"+c.plain+"\n", b.String()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
+	}
+}
+
+// A host whose configuration names server, key and proxy, and nothing else, has the defaults that the bundle has.
+func TestDefaultsHoldWhereTheHostSaysNothing(t *testing.T) {
+	dir := testutil.Configure(t, map[string]string{features: "http://127.0.0.1/cvmfs/" + features})
+	c, err := config.Folder{Dir: dir, Defaults: rootfs.Defaults}.Load(features)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Timeout != 5*time.Second || c.ProxyResetAfter != 5*time.Minute || c.HostResetAfter != 30*time.Minute || c.BackoffMax != 10*time.Second {
+		t.Errorf("got %+v", c)
+	}
+	if c.TimeoutDirect != 2*time.Second || c.MaxRetries != 0 {
+		t.Errorf("the host's own settings are %v and %d, want 2s and 0", c.TimeoutDirect, c.MaxRetries)
 	}
 }

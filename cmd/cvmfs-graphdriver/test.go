@@ -1,0 +1,42 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/internal/program"
+)
+
+// testCommand looks whether the engine runs images on the plugin.
+func testCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "test",
+		Usage: "look whether the engine runs images on the plugin",
+		Flags: []cli.Flag{nameFlag, hostFlag, testFlag, thinFlag, jsonFlag, recordFlag},
+		Action: func(c *cli.Context) error {
+			s, err := newSetup(c)
+			if err != nil {
+				return err
+			}
+			defer s.Engine.Close() // nothing is on its way any more
+			images, err := s.images()
+			if err != nil {
+				return err
+			}
+			return s.Test(c.Context, c.String("name"), images)
+		},
+	}
+}
+
+// helloCommand is what runs in the container of an image made here.
+func helloCommand() *cli.Command {
+	return &cli.Command{
+		Name: installer.HelloCommand, Hidden: true,
+		Action: func(c *cli.Context) error {
+			if c.NArg() != 1 {
+				return program.Usagef(c, "want a word")
+			}
+			return installer.Hello(c.App.Writer, c.Args().First())
+		},
+	}
+}

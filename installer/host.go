@@ -1,0 +1,95 @@
+package installer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"cvmfs-graphdriver/installer/service"
+)
+
+// startWait bounds the wait for an engine that was restarted; loading its plugins and layers is part of its start.
+const startWait = 3 * time.Minute
+
+// host is the engine as a service of this host.
+type host struct {
+	by       service.Restarter
+	dropIn   *service.DropIn // nil: none has an effect
+	progress func(waited time.Duration)
+}
+
+// HostService is the [Service] for the engine behind a socket; how says what restarts it, as [service.Choose] takes it. The engine
+// need not run. tell is told of the wait for a restarted engine.
+func HostService(ctx context.Context, socket, how string, tell func(Event)) (Service, error) {
+	engine, err := service.Find(ctx, socket)
+	if err != nil {
+		engine = nil // it doesn't run, or as another user can't be looked at: what the host has tells
+	}
+	restarter, err := service.Choose(how, engine)
+	if err != nil {
+		return nil, err
+	}
+	h := &host{by: restarter, progress: func(waited time.Duration) {
+		tell(Event{stepRestart, Waits, fmt.Sprintf("for the engine to answer, %.0f s of %.0f", waited.Seconds(), startWait.Seconds())})
+	}}
+	if unit, ok := strings.CutPrefix(restarter.String(), "systemd:"); ok {
+		h.dropIn = &service.DropIn{Unit: unit}
+	}
+	return h, nil
+}
+
+func (h *host) Restart(ctx context.Context, ping func(context.Context) error) error {
+	since := time.Now()
+	err := h.by.Restart(ctx)
+	if errors.Is(err, service.ErrByHand) {
+		return ErrNoRestart
+	}
+	if err == nil {
+		err = service.Await(ctx, h.by, since, startWait, ping, h.progress)
+	}
+	if err == nil {
+		return nil
+	}
+	if log, logErr := h.by.Log(ctx, since); logErr == nil {
+		if cause := service.Cause(log); cause != "" && !strings.Contains(err.Error(), cause) {
+			err = fmt.Errorf("%w: the engine's log says: %s", err, cause)
+		}
+	}
+	return err
+}
+
+func (h *host) ByHand() string {
+	how := h.by.String()
+	kind, rest, _ := strings.Cut(how, ":")
+	switch kind {
+	case "systemd":
+		return "systemctl restart " + rest
+	case "openrc":
+		return "rc-service docker restart"
+	case "sysv":
+		return "service docker restart"
+	case "command":
+		return rest
+	}
+	return "restart the engine as you do it here"
+}
+
+func (h *host) DropIn() string {
+	if h.dropIn == nil {
+		return ""
+	}
+	return h.dropIn.Path()
+}
+
+func (h *host) WriteDropIn(ctx context.Context) error {
+	return errors.Join(h.dropIn.Write(), h.by.Reload(ctx))
+}
+
+func (h *host) RemoveDropIn(ctx context.Context) error {
+	if h.dropIn == nil {
+		return nil
+	}
+	return errors.Join(h.dropIn.Remove(), h.by.Reload(ctx))
+}

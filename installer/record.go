@@ -1,0 +1,170 @@
+package installer
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultRecord is where the record of a host lies.
+const DefaultRecord = "/var/lib/cvmfs-graphdriver/install.json"
+
+// recordFormat is the format of the record. It counts up when an older program would misread it.
+const recordFormat = 1
+
+// record is what the installer knows over its runs: what it has installed, and what it is about to change. It is on disk, synced,
+// before a change is begun.
+type record struct {
+	Format    int          `json:"format"`
+	Installed *installed   `json:"installed,omitempty"` // nil: nothing
+	Open      *transaction `json:"open,omitempty"`      // nil: nothing is half done
+
+	path string
+	lock *os.File // of the run that may write it
+}
+
+// installed is what an uninstall goes back from.
+type installed struct {
+	Plugin  string    `json:"plugin"`
+	Driver  bool      `json:"driver"` // it is the engine's storage driver; not any more after an uninstall that keeps it
+	Former  string    `json:"former"` // the storage driver of before
+	Time    time.Time `json:"time"`
+	Changes []change  `json:"changes"` // in the order in which they were made
+}
+
+// transaction is a run that changes the host, from its first change until all is done or undone.
+type transaction struct {
+	Operation string    `json:"operation"`
+	Plugin    string    `json:"plugin"`
+	Former    string    `json:"former"` // the storage driver the engine ran with when it began
+	Rescue    string    `json:"rescue"` // one it starts with whatever the plugin is like; "": none is known
+	File      string    `json:"file"`   // the engine's configuration file
+	Time      time.Time `json:"time"`
+	Restarted bool      `json:"restarted"` // a restart of the engine was begun
+	Changes   []change  `json:"changes"`
+}
+
+// openRecord takes the record for a run of its own. It fails at once if another run has it.
+func openRecord(path string) (*record, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("open the installer's record: %w", err)
+	}
+	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the installer's record: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another install, upgrade or uninstall is at work here: it holds %s; wait until it has ended", path+".lock")
+		}
+		return nil, fmt.Errorf("lock %s: %w", path+".lock", err)
+	}
+	r, err := readRecord(path)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	r.lock = lock
+	return r, nil
+}
+
+// readRecord reads the record, which is empty if there is none.
+func readRecord(path string) (*record, error) {
+	r := &record{Format: recordFormat, path: path}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the installer's record %s: %w (it says what was changed here; restore it, or move it away and look after "+
+			"daemon.json yourself)", path, err)
+	}
+	if r.Format != recordFormat {
+		return nil, fmt.Errorf("read the installer's record %s: it has format %d, this program knows %d (use the program that wrote it, or a newer one)",
+			path, r.Format, recordFormat)
+	}
+	return r, nil
+}
+
+// InstalledName is the name of the plugin that is installed by a record, or [DefaultName] if none is or the record is for others to read.
+func InstalledName(path string) (string, error) {
+	r, err := readRecord(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return DefaultName, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return r.name(), nil
+}
+
+// name is that of the installed plugin, or the one it is given if none is.
+func (r *record) name() string {
+	if r.Installed != nil {
+		return r.Installed.Plugin
+	}
+	return DefaultName
+}
+
+// save puts the record on disk, whole.
+func (r *record) save() error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = replaceFile(r.path, append(b, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write the installer's record: %w", err)
+	}
+	return nil
+}
+
+// close lets the record go, also for programs just being started, which may still have the file.
+func (r *record) close() error {
+	return errors.Join(unix.Flock(int(r.lock.Fd()), unix.LOCK_UN), r.lock.Close())
+}
+
+// replaceFile writes a file under a temporary name and gives it its own when it is on disk.
+func replaceFile(path string, content []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone when all went well
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func syncFolder(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// cut tells whether the plugin is disabled for a while, though it is the storage driver.
+func (t *transaction) cut() bool {
+	return slices.ContainsFunc(t.Changes, func(c change) bool { return c.Kind == pluginDisabled && sameDriver(c.Plugin, t.Former) })
+}
+
+// cutOff says that the transaction isn't through.
+func (t *transaction) cutOff() string {
+	return fmt.Sprintf("the %s of %s was cut off", t.Operation, t.Time.Local().Format(time.DateTime))
+}

@@ -1,0 +1,136 @@
+package installer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"cvmfs-graphdriver/installer/daemonjson"
+)
+
+// undoOpen undoes the open transaction and closes it. Its error says what is left to be done by hand.
+func (r *run) undoOpen(ctx context.Context, cause error) error {
+	t := r.rec.Open
+	err := r.step(ctx, stepUndo, func(ctx context.Context) (Outcome, string, error) {
+		if err := r.undoAll(ctx, t); err != nil {
+			return Failed, "", err
+		}
+		return Done, r.describe(t), nil
+	})
+	if err == nil {
+		r.rec.Open = nil
+		err = r.rec.save()
+	}
+	if err != nil {
+		return &StuckError{Cause: cause, Undo: err, ByHand: r.manual(t)}
+	}
+	return nil
+}
+
+// undoAll brings the host back to where the transaction began. It may be cut off and repeated.
+func (r *run) undoAll(ctx context.Context, t *transaction) error {
+	changes := slices.Clone(t.Changes) // a rescue adds one, which is undone here
+	if err := r.undoThose(ctx, changes, (*change).ofFiles); err != nil {
+		return err
+	}
+	rescued, err := r.revive(ctx, t, changes)
+	if err != nil {
+		return err
+	}
+	rest := func(c *change) bool { return !c.ofFiles() }
+	if err := r.undoThose(ctx, changes, rest); err != nil {
+		return err
+	}
+	if rescued {
+		if err := r.undoThose(ctx, t.Changes[len(changes):], (*change).ofFiles); err != nil {
+			return err
+		}
+	}
+	// A plugin that was away while it was the storage driver serves again only from the engine's next start on.
+	if rescued || t.cut() {
+		if err := r.restart(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = r.drives(ctx, t.Former)
+	return err
+}
+
+// undoThose undoes some of the changes, the last one first.
+func (r *run) undoThose(ctx context.Context, changes []change, those func(*change) bool) error {
+	for _, c := range slices.Backward(changes) {
+		if !those(&c) {
+			continue
+		}
+		if err := r.undo(ctx, &c); err != nil {
+			return fmt.Errorf("undo %q: %w", c.Kind, err)
+		}
+		if err := r.at("undone: " + string(c.Kind)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// revive brings an engine up that runs on what it ran on before, with its files as they were then. If it doesn't start so, since
+// the plugin it ran on isn't as before yet, it is rescued.
+func (r *run) revive(ctx context.Context, t *transaction, changes []change) (rescued bool, err error) {
+	s, err := r.Engine.state(ctx)
+	read := t.Restarted && slices.ContainsFunc(changes, func(c change) bool { return c.ofFiles() })
+	if err == nil && sameDriver(s.driver, t.Former) && !read {
+		return false, nil
+	}
+	err = r.restart(ctx)
+	if err == nil {
+		return false, nil
+	}
+	if !slices.ContainsFunc(changes, func(c change) bool { return c.ofEngine() }) || t.File == "" {
+		return false, err
+	}
+	return true, r.rescue(ctx, t, err)
+}
+
+// rescue starts the engine with another storage driver: one that is known, or whatever it chooses.
+func (r *run) rescue(ctx context.Context, t *transaction, cause error) error {
+	r.Tell(Event{stepUndo, Told, fmt.Sprintf("the engine doesn't start on %s (%v): it is started on another storage driver meanwhile", t.Former, cause)})
+	file, err := daemonjson.Read(t.File)
+	if err == nil {
+		edits := []daemonjson.Change{daemonjson.Delete("storage-opts"), daemonjson.Delete("storage-driver")}
+		if t.Rescue != "" {
+			edits[1] = daemonjson.Set("storage-driver", t.Rescue)
+		}
+		file, err = file.Edit(edits...)
+	}
+	if err == nil {
+		_, err = r.write(ctx, file)
+	}
+	if err == nil {
+		err = r.restart(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; start it on another storage driver: %w", cause, err)
+	}
+	return nil
+}
+
+// manual says how the changes of a transaction are undone by hand, as shell commands in the order of undoing.
+func (r *run) manual(t *transaction) []string {
+	var files, rest []string
+	for _, c := range slices.Backward(t.Changes) {
+		switch command := r.command(&c); {
+		case command == "":
+		case c.ofFiles():
+			files = append(files, command)
+		default:
+			rest = append(rest, command)
+		}
+	}
+	restart := r.Service.ByHand()
+	if len(files) > 0 {
+		files = append(files, restart)
+	}
+	if t.cut() {
+		rest = append(rest, restart)
+	}
+	return append(files, rest...)
+}

@@ -1,0 +1,146 @@
+package installer
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/pkg/stdcopy"
+)
+
+const (
+	// label marks the images and containers made to see whether they run.
+	label = "cvmfs-graphdriver.test"
+	// runWait is how long a container may take to end; one that hasn't ended then has been seen to run.
+	runWait = 30 * time.Second
+	// saidLimit bounds what is kept of what a container says, in bytes.
+	saidLimit = 64 << 10
+)
+
+// runOwn loads an image made here, runs it and removes it. Nothing is pulled.
+func (e *Engine) runOwn(ctx context.Context, program string) (err error) {
+	token := rand.Text()
+	ref := "cvmfs-graphdriver-test:" + strings.ToLower(token)
+	archive, err := testImage(program, ref)
+	if err != nil {
+		return fmt.Errorf("make a test image: %w", err)
+	}
+	defer func() { err = errors.Join(err, e.removeImage(context.WithoutCancel(ctx), ref)) }()
+	if err := errors.Join(e.loadImage(ctx, archive), archive.Close()); err != nil {
+		return err
+	}
+	said, err := e.run(ctx, ref, []string{token})
+	if err == nil && strings.TrimSpace(said) != token {
+		err = fmt.Errorf("run the test image: it said %q, not the word it was given", shorten(said))
+	}
+	return err
+}
+
+// runImage runs an image, pulled if need be, with its own command. An image that was pulled stays.
+func (e *Engine) runImage(ctx context.Context, ref string) (outcome string, err error) {
+	pulled, err := e.have(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	said, err := e.run(ctx, ref, nil)
+	if err != nil {
+		return "", err
+	}
+	outcome = ref + " runs"
+	if pulled {
+		outcome = ref + ", pulled, runs"
+	}
+	if said = shorten(said); said != "" {
+		outcome += fmt.Sprintf(" and says %q", said)
+	}
+	return outcome, nil
+}
+
+// run runs a container to its end, or for a while, and gives what it said. It has no network and is removed afterwards.
+func (e *Engine) run(ctx context.Context, ref string, args []string) (said string, err error) {
+	made, err := e.api.ContainerCreate(ctx,
+		&container.Config{Image: ref, Cmd: args, Labels: map[string]string{label: "1"}},
+		// A log that can be read whatever the engine's own log driver is.
+		&container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "json-file"}}, nil, nil, "")
+	if err != nil {
+		return "", fmt.Errorf("create a container of %s: %w", ref, err)
+	}
+	defer func() { err = errors.Join(err, e.removeContainer(context.WithoutCancel(ctx), made.ID)) }()
+	waiting, cancel := context.WithTimeout(ctx, runWait)
+	defer cancel()
+	ended, failed := e.api.ContainerWait(waiting, made.ID, container.WaitConditionNextExit)
+	if err := e.api.ContainerStart(ctx, made.ID, container.StartOptions{}); err != nil {
+		return "", fmt.Errorf("start a container of %s: %w", ref, err)
+	}
+	var code int64
+	select {
+	case end := <-ended:
+		code = end.StatusCode
+	case err := <-failed:
+		if ctx.Err() != nil || waiting.Err() == nil {
+			return "", fmt.Errorf("wait for a container of %s: %w", ref, err)
+		}
+	}
+	said, err = e.said(ctx, made.ID)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("run %s: it ended with %d and said %q", ref, code, shorten(said))
+	}
+	return said, err
+}
+
+// said gives what a container has written to its output and its error output.
+func (e *Engine) said(ctx context.Context, id string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	log, err := e.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
+	if err != nil {
+		return "", fmt.Errorf("read what a container said: %w", err)
+	}
+	defer log.Close() // only read from
+	var out bytes.Buffer
+	if _, err := stdcopy.StdCopy(&out, &out, io.LimitReader(log, saidLimit)); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", fmt.Errorf("read what a container said: %w", err)
+	}
+	return out.String(), nil
+}
+
+// clean removes containers and images that a run which was cut off has left.
+func (e *Engine) clean(ctx context.Context) error {
+	ours := filters.NewArgs(filters.Arg("label", label))
+	containers, err := e.api.ContainerList(ctx, container.ListOptions{All: true, Filters: ours})
+	if err != nil {
+		return fmt.Errorf("look for test containers of an earlier run: %w", err)
+	}
+	for _, c := range containers {
+		err = errors.Join(err, e.removeContainer(ctx, c.ID))
+	}
+	images, listErr := e.api.ImageList(ctx, image.ListOptions{Filters: ours})
+	if listErr != nil {
+		return errors.Join(err, fmt.Errorf("look for test images of an earlier run: %w", listErr))
+	}
+	for _, i := range images {
+		err = errors.Join(err, e.removeImage(ctx, i.ID))
+	}
+	return err
+}
+
+// shorten makes what a container said fit into a line.
+func shorten(said string) string {
+	const limit = 120
+	first, rest, _ := strings.Cut(strings.TrimSpace(said), "\n")
+	if len(first) > limit {
+		return strings.ToValidUTF8(first[:limit], "") + "…"
+	}
+	if rest != "" {
+		first += " …"
+	}
+	return first
+}
