@@ -19,12 +19,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/test/images"
 	"cvmfs-graphdriver/test/stand"
-
-	"golang.org/x/sys/unix"
 )
 
 func main() {

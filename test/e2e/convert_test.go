@@ -12,15 +12,15 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/test/images"
-	"cvmfs-graphdriver/test/stand"
-	"cvmfs-graphdriver/thin"
-
 	"github.com/google/go-cmp/cmp"
 	registryname "github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/test/images"
+	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/thin"
 )
 
 // layersFQRN is the repository that tests convert images into.

@@ -4,9 +4,9 @@ import (
 	"path"
 	"testing"
 
-	"cvmfs-graphdriver/test/stand"
-
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/stand"
 )
 
 func TestARunningContainerOutlivesACrashOfTheDriver(t *testing.T) {

@@ -12,12 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/images"
-
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
 
 // demoThin is the thin image that the demonstration makes.

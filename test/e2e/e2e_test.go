@@ -75,6 +75,7 @@ func (f *fixture) make() error {
 func (f *fixture) converter() string { return filepath.Join(f.dir, "bin/docker2cvmfs") }
 func (f *fixture) demo() string      { return filepath.Join(f.dir, "demo") }
 func (f *fixture) bundle() string    { return filepath.Join(f.dir, "cvmfs-graphdriver-plugin-0.test") }
+func (f *fixture) archive() string   { return f.bundle() + "-" + runtime.GOARCH + ".tar.gz" }
 
 func (f *fixture) close() error {
 	var err error
@@ -157,7 +158,21 @@ func onOwnStand(t *testing.T) user {
 func onStandWith(t *testing.T, found *engine.Tools, o stand.Options) user {
 	t.Helper()
 	t.Parallel()
-	s, err := newStand(t.Context(), found, testutil.Data(t), o)
+	return own(t, func() (*stand.Stand, error) { return newStand(t.Context(), found, testutil.Data(t), o) })
+}
+
+// onPlainStand gives a stand of the test's own whose engine has no plugin. Such tests run side by side.
+func onPlainStand(t *testing.T, found *engine.Tools, o stand.Options) user {
+	t.Helper()
+	t.Parallel()
+	o.Tools, o.Bundle, o.Testdata = found, shared.bundle(), testutil.Data(t)
+	return own(t, func() (*stand.Stand, error) { return stand.NewPlain(t.Context(), o) })
+}
+
+// own makes a stand that lives as long as the test.
+func own(t *testing.T, build func() (*stand.Stand, error)) user {
+	t.Helper()
+	s, err := build()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -14,10 +14,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/stand"
-
-	"golang.org/x/sys/unix"
 )
 
 // reader follows a document on an engine that has no plugin yet, in a folder with what the document expects there.
@@ -30,18 +30,7 @@ type reader struct {
 // newReader gives a reader with the bundle in its folder. It has an engine of its own, as tests on stands of their own.
 func newReader(t *testing.T) *reader {
 	t.Helper()
-	t.Parallel()
-	s, err := stand.NewPlain(t.Context(), stand.Options{Tools: tools(t), Bundle: shared.bundle(), Testdata: testutil.Data(t)})
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	r := &reader{user: user{t, s}, dir: t.TempDir()}
-	r.logWhenFailed()
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := &reader{user: onPlainStand(t, tools(t), stand.Options{}), dir: t.TempDir()}
 	if err := os.CopyFS(filepath.Join(r.dir, filepath.Base(shared.bundle())), os.DirFS(shared.bundle())); err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +309,7 @@ func TestTheReadmesLinesAreTested(t *testing.T) {
 		}
 	}
 	// The recipes that are too long to be run here do what is said of them.
-	for target, does := range map[string]string{"demo": "test/demo -bundle ", "test": " -count=1 -timeout=15m ./..."} {
+	for target, does := range map[string]string{"demo": "test/demo -bundle ", "test": " -count=1 -timeout=30m ./..."} {
 		recipe, err := exec.Command("make", "--directory", "../..", "--dry-run", target).CombinedOutput()
 		if err != nil || !strings.Contains(string(recipe), does) {
 			t.Errorf("make %s: %v: %s", target, err, recipe)

@@ -8,10 +8,10 @@ import (
 	"regexp"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/stand"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestASavedThinImageLoadsWithTheSameLayer(t *testing.T) {

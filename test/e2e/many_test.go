@@ -16,12 +16,12 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
 	"cvmfs-graphdriver/test/stand"
-
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
 
 // kept is what an image must keep on its way through an archive or a registry.

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"cvmfs-graphdriver/test/stand"
-
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/stand"
 )
 
 // patience is how long a container may wait for a file that can't be had: the configured wait for a server, 2 s, for

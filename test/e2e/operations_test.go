@@ -13,12 +13,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
 	"cvmfs-graphdriver/test/stand"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // operation is something a user does with an image.
@@ -98,18 +98,7 @@ func (u user) each(image string, operations []operation) {
 }
 
 func TestTheShortListWorksOnTheNewerEngine(t *testing.T) {
-	tools(t) // the conditions of every test here, and the bundle
-	cache, err := engine.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	newer, err := engine.FindNewer(t.Context(), cache)
-	if errors.Is(err, engine.ErrNotFetched) {
-		t.Skipf("needs the Docker engine of Debian trixie: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	newer := newerTools(t)
 	for _, view := range []string{"auto", "fuse"} {
 		t.Run(view, func(t *testing.T) { onStandWith(t, newer, inView(view)).shortList() })
 	}

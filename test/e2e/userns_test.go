@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/test/stand"
-
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/stand"
 )
 
 // shift is what owners are shifted by, on an engine whose containers' root is an ordinary user.

@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/test/stand"
-
 	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/test/stand"
 )
 
 func TestAThinContainerSaysWhatItsOrdinaryTwinSays(t *testing.T) {

@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"cvmfs-graphdriver/internal/testutil"
-
 	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 func newSite(t *testing.T) *Site {

@@ -1,0 +1,301 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/stand"
+)
+
+// administrator is a user who has the plugin installed on an engine that knows nothing of it.
+type administrator struct {
+	*reader
+	thin string // a thin image in a registry
+}
+
+// newAdministrator gives one with an image of the engine's own driver, and both reference images in a registry.
+func newAdministrator(t *testing.T, found *engine.Tools, o stand.Options) *administrator {
+	t.Helper()
+	a := &administrator{reader: &reader{user: onPlainStand(t, found, o), dir: t.TempDir()}}
+	a.prepare()
+	for _, variable := range a.env {
+		if thin, ok := strings.CutPrefix(variable, "THIN="); ok {
+			a.thin = thin
+		}
+	}
+	return a
+}
+
+// installer runs the host's program where the engine runs; it must end with the code given.
+func (a *administrator) installer(code int, args ...string) string {
+	a.Helper()
+	for i, arg := range args {
+		args[i] = "'" + arg + "'"
+	}
+	cmd := a.Engine.Inside(a.Context(), "/", filepath.Join(shared.dir, "bin/cvmfs-graphdriver")+" "+strings.Join(args, " "))
+	out, err := cmd.CombinedOutput()
+	if got := cmd.ProcessState.ExitCode(); got != code {
+		a.Fatalf("cvmfs-graphdriver %s ended with %d, %v, want %d:\n%s", strings.Join(args, " "), got, err, code, out)
+	}
+	return string(out)
+}
+
+// common are the flags that suit a private engine.
+func (a *administrator) common(args ...string) []string {
+	return append(args, "--yes", "--record", a.record(), "--restart", "command:"+a.Engine.RestartCommand())
+}
+
+// record is the installer's record, as the machine's /var/lib is not the engine's own.
+func (a *administrator) record() string { return filepath.Join(a.dir, "installer/install.json") }
+
+// images lists the engine's images.
+func (a *administrator) images() string {
+	a.Helper()
+	ids := strings.Fields(a.docker("images", "--quiet", "--no-trunc"))
+	slices.Sort(ids) // those made at one time come in any order
+	return strings.Join(slices.Compact(ids), "\n")
+}
+
+func (a *administrator) daemonJSON() string {
+	a.Helper()
+	b, err := os.ReadFile(a.Engine.ConfigFile())
+	if err != nil {
+		a.Fatal(err)
+	}
+	return string(b)
+}
+
+// host is what an installer may change: the engine's state, and the files it may touch, with their modes, sizes and times.
+func (a *administrator) host() string {
+	a.Helper()
+	b := a.docker("info", "--format", "{{.Driver}} {{.Images}} {{.Containers}} {{.ID}}") + "\n" + a.docker("plugin", "ls", "--no-trunc") + "\n" + a.images() + "\n"
+	for _, dir := range []string{filepath.Dir(a.Engine.ConfigFile()), "/etc/cvmfs", a.dir, "/etc/docker"} {
+		listed, err := a.Engine.Inside(a.Context(), "/", "find "+dir+" -xdev -path '*/containerd' -prune -o -path '*/engine.log' -prune -o -printf '%p %m %s %T@ %C@\\n' 2>/dev/null | sort || true").Output()
+		if err != nil {
+			a.Fatal(err)
+		}
+		b += string(listed)
+	}
+	return b
+}
+
+// upgraded is a bundle of another version.
+func upgraded(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("make", "--silent", "--directory", "../..", "bundle", "DIST="+dir, "VERSION=0.next").CombinedOutput(); err != nil {
+		t.Fatalf("make another bundle: %v: %s", err, out)
+	}
+	return filepath.Join(dir, "cvmfs-graphdriver-plugin-0.next")
+}
+
+// useless is a bundle whose program ends at once.
+func useless(t *testing.T) string {
+	t.Helper()
+	b, err := bundle.New(testutil.PluginProgram(t, runtime.GOARCH, "0.bad", ""), rootfs.Build{Version: "0.bad"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(t.TempDir(), b.Name())
+	if err := b.WriteFolder(folder); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+func TestInstallUpgradeUninstall(t *testing.T) {
+	tools(t)
+	next, bad := upgraded(t), useless(t)
+	for name, programs := range map[string]func(*testing.T) *engine.Tools{"20.10": tools, "26.1": newerTools} {
+		t.Run(name, func(t *testing.T) {
+			a := newAdministrator(t, programs(t), stand.Options{Settings: map[string]any{"experimental": false}})
+			before, images := a.daemonJSON(), a.images()
+			install := func(code int, args ...string) string {
+				t.Helper()
+				return a.installer(code, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--thin-image", a.thin}, args...)...)...)
+			}
+
+			untouched := a.host()
+			said := install(0, "--dry-run")
+			a.contains("the plan", said, `+  "experimental": true`)
+			a.same("the host after --dry-run", a.host(), untouched)
+
+			said = install(0)
+			a.contains("the install", said, "runs on cvmfs-graphdriver")
+			a.contains("the install", said, a.thin+", pulled, runs")
+			a.same("the driver", a.docker("info", "--format", "{{.Driver}}"), stand.Plugin)
+
+			installed := a.daemonJSON()
+			pid := a.pid()
+			said = install(0)
+			a.contains("a second install", said, "nothing was changed")
+			a.same("daemon.json after a second install", a.daemonJSON(), installed)
+			a.same("the engine's process after a second install", a.pid(), pid)
+
+			a.contains("install with another setting", install(0, "--debug"), "DEBUG=1")
+			a.contains("the plugin's settings", a.docker("plugin", "inspect", "--format", "{{.Settings.Env}}", stand.Plugin), "DEBUG=1")
+
+			id := a.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)
+			here := a.images()
+			if name == "20.10" { // the engine waits long for a plugin that ends
+				a.upgradeInVain(bad)
+				a.same("the images after an upgrade that failed", a.images(), here)
+				a.run(a.thin)
+			}
+			said = a.installer(0, a.common("upgrade", "--bundle", next, "--thin-image", a.thin)...)
+			a.contains("the upgrade", said, "is of version 0.next now")
+			a.same("the plugin's id after the upgrade", a.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin), id)
+			a.contains("the settings after the upgrade", a.docker("plugin", "inspect", "--format", "{{.Settings}}", stand.Plugin), "DEBUG=1")
+			a.same("the images after the upgrade", a.images(), here)
+			a.same("the thin image after the upgrade", a.run(a.thin), a.run(a.thin))
+
+			a.installer(0, a.common("uninstall")...)
+			a.same("daemon.json after the uninstall", a.daemonJSON(), before)
+			a.same("the images after the uninstall", a.images(), images)
+			a.same("the plugin after the uninstall", a.docker("plugin", "ls", "--format", "{{.Enabled}}"), "false")
+
+			install(0)
+			a.contains("the images of before", a.images(), strings.Fields(here)[0])
+			a.installer(0, a.common("uninstall", "--purge")...)
+			a.same("daemon.json after the purge", a.daemonJSON(), before)
+			a.same("the plugins after the purge", a.docker("plugin", "ls", "--quiet"), "")
+			a.same("the images after the purge", a.images(), images)
+			if _, err := os.Stat(filepath.Join(a.Engine.Data(), "image", stand.Plugin)); !os.IsNotExist(err) {
+				t.Errorf("the purge leaves the list of images: %v", err)
+			}
+		})
+	}
+}
+
+// upgradeInVain upgrades to a bundle that doesn't work: the plugin of before is put back, as it was set.
+func (a *administrator) upgradeInVain(bad string) {
+	a.Helper()
+	plugin := func() string {
+		return a.docker("plugin", "inspect", "--format", "{{.Enabled}} {{.Config.Description}} {{json .Settings}}", stand.Plugin)
+	}
+	before := plugin()
+	a.contains("an upgrade that fails", a.installer(4, a.common("upgrade", "--bundle", bad)...), "rolled back")
+	a.same("the plugin after an upgrade that failed", plugin(), before)
+}
+
+// pid is the engine's process.
+func (a *administrator) pid() string {
+	a.Helper()
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(a.Engine.ConfigFile()), "engine.pid"))
+	if err != nil {
+		a.Fatal(err)
+	}
+	return string(b)
+}
+
+// A host on which the engine can't start with the plugin: the install is undone, and says why.
+func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
+	a := newAdministrator(t, tools(t), stand.Options{})
+	before, images := a.daemonJSON(), a.images()
+	said := a.installer(4, a.common("install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--thin-image", "127.0.0.1:1/none:1")...)
+	a.contains("the install", said, "rolled back")
+	a.same("daemon.json", a.daemonJSON(), before)
+	a.same("the images", a.images(), images)
+	a.same("the plugins", a.docker("plugin", "ls", "--quiet"), "")
+
+	// The engine doesn't start, and its log says why.
+	said = a.installer(4, a.common("install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--storage-opt", "cvmfs.view=none")...)
+	a.contains("an install with a bad option", said, "rolled back")
+	a.contains("an install with a bad option", said, "the engine doesn't start: storage option cvmfs.view=none")
+	a.same("daemon.json", a.daemonJSON(), before)
+	a.same("the images", a.images(), images)
+
+	// Nobody to ask: nothing is done.
+	said = a.installer(2, "install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--record", a.record(), "--restart", "command:false")
+	a.contains("without --yes", said, "--yes")
+
+	// Lines of JSON.
+	said = a.installer(4, a.common("install", "--json", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--set", "NONE=1")...)
+	for line := range strings.Lines(said) {
+		var event struct{ Step, Outcome string }
+		if strings.HasPrefix(line, "cvmfs-graphdriver: ") {
+			continue // the error, on the error output
+		}
+		if err := json.Unmarshal([]byte(line), &event); err != nil || event.Step == "" || event.Outcome == "" {
+			t.Errorf("%q is no event: %v", line, err)
+		}
+	}
+	a.same("the driver", a.docker("info", "--format", "{{.Driver}}"), "vfs")
+}
+
+// What an install that was killed has left half done is undone by the next run, wherever it was.
+func TestAKilledInstallIsUndoneByTheNextRun(t *testing.T) {
+	a := newAdministrator(t, tools(t), stand.Options{})
+	before, images := a.daemonJSON(), a.images()
+	for _, step := range []string{"plugin", "enable", "daemon.json", "driver"} {
+		a.killAfter(step, a.common("install", "--json", "--bundle", shared.bundle(), "--cvmfs-config", a.Config)...)
+		a.contains("the next run after a kill at "+step, a.installer(0, a.common("uninstall")...), "the install of ")
+		a.same("daemon.json after a kill at "+step, a.daemonJSON(), before)
+		a.same("the images after a kill at "+step, a.images(), images)
+		a.same("the plugins after a kill at "+step, a.docker("plugin", "ls", "--quiet"), "")
+		a.same("the driver after a kill at "+step, a.docker("info", "--format", "{{.Driver}}"), "vfs")
+	}
+}
+
+// killAfter kills the host's program once it has told that a step is done.
+func (a *administrator) killAfter(step string, args ...string) {
+	a.Helper()
+	pid := filepath.Join(a.dir, "pid")
+	cmd := a.Engine.Inside(a.Context(), "/", "echo $$ >"+pid+"; exec "+filepath.Join(shared.dir, "bin/cvmfs-graphdriver")+" '"+strings.Join(args, "' '")+"'")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		a.Fatal(err)
+	}
+	done := false
+	for lines := bufio.NewScanner(out); !done && lines.Scan(); {
+		done = strings.HasPrefix(lines.Text(), `{"step":"`+step+`","outcome":"done"`)
+	}
+	if killed, err := a.Engine.Inside(a.Context(), "/", "kill -9 $(cat "+pid+")").CombinedOutput(); !done || err != nil {
+		a.Fatalf("told of %s: %t; kill: %v: %s", step, done, err, killed)
+	}
+	if err := cmd.Wait(); err == nil {
+		a.Fatalf("the install was through before it was killed at %s", step)
+	}
+}
+
+// The plugin comes from a registry this time.
+func TestInstallOpensThePluginsFoldersToUserNamespaces(t *testing.T) {
+	o := remapped("auto")
+	o.Driver = nil
+	a := newAdministrator(t, tools(t), o)
+	ref := strings.TrimSuffix(a.thin, stand.Thin) + "example/plugin:1"
+	a.installer(0, "bundle", "push", shared.archive(), ref)
+	a.installer(0, a.common("install", "--from", ref, "--cvmfs-config", a.Config, "--thin-image", a.thin)...)
+	root := a.docker("info", "--format", "{{.DockerRootDir}}")
+	modes := func() (m []string) {
+		for _, folder := range []string{"plugins", "plugins/" + a.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)} {
+			info, err := os.Stat(filepath.Join(root, folder))
+			if err != nil {
+				t.Fatal(err)
+			}
+			m = append(m, info.Mode().String())
+		}
+		return m
+	}
+	a.same("the modes", fmt.Sprint(modes()), fmt.Sprint([]fs.FileMode{fs.ModeDir | 0o711, fs.ModeDir | 0o711}))
+	a.installer(0, a.common("uninstall", "--purge")...)
+	if info, err := os.Stat(filepath.Join(root, "plugins")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("after the purge the folder of plugins is %v, %v", info, err)
+	}
+}
