@@ -132,9 +132,6 @@ func (b *Bundle) Name() string { return namePrefix + b.Build.Version }
 // namePrefix begins the names of all that is built.
 const namePrefix = "cvmfs-graphdriver-plugin-"
 
-// Entries lists the bundle, sorted by name. They are not to be changed.
-func (b *Bundle) Entries() []Entry { return b.entries }
-
 // ConfigJSON is the content of config.json.
 func (b *Bundle) ConfigJSON() []byte { return b.file(configName) }
 

@@ -36,7 +36,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(back.Entries()) != len(b.Entries()) || back.Build != b.Build || !bytes.Equal(back.Program(), b.Program()) {
+		if len(back.entries) != len(b.entries) || back.Build != b.Build || !bytes.Equal(back.Program(), b.Program()) {
 			t.Errorf("read back as %+v, was %+v", back.Build, b.Build)
 		}
 	})

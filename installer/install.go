@@ -31,7 +31,9 @@ type Wishes struct {
 	Fix         bool           // comments and trailing commas are taken out of it
 	// Preflight judges the host, once what was left half done is undone; variable tells that the engine wants the drop-in.
 	Preflight func(context.Context) (variable bool, err error)
-	Images    Images // that are run afterwards
+	// Validate has the engine itself judge its configuration file as it is to be.
+	Validate func(context.Context, *daemonjson.File) error
+	Images   Images // that are run afterwards
 }
 
 // Names of the steps.
@@ -185,6 +187,9 @@ func (n *install) look(ctx context.Context) (err error) {
 	n.next, err = n.next.Edit(n.next.Wanted(daemonjson.Wishes{
 		Driver: driverOf(n.Name), StorageOpts: n.StorageOpts, DataRoot: n.DataRoot, Debug: n.Debug,
 	})...)
+	if err == nil && n.next.Changed() {
+		err = n.Validate(ctx, n.next)
+	}
 	return err
 }
 

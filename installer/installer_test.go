@@ -21,9 +21,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -107,6 +109,7 @@ func (p place) wishes() (Wishes, error) {
 	return Wishes{
 		Name: DefaultName, Bundle: b, File: p.file, Settings: []string{"DEBUG=1"}, Folders: []string{p.folder},
 		Preflight: func(context.Context) (bool, error) { return true, nil },
+		Validate:  func(context.Context, *daemonjson.File) error { return nil },
 	}, err
 }
 
@@ -755,5 +758,32 @@ func TestInstalledNameIsThatOfTheRecord(t *testing.T) {
 		if name != c.name || (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %q, %v", c.content, name, err)
 		}
+	}
+}
+
+func TestAFileThatTheEngineWouldRejectIsNotWritten(t *testing.T) {
+	f, p := newHost(t)
+	before := p.snapshot(t, f)
+	i, err := p.installer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := p.wishes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Validate = func(_ context.Context, file *daemonjson.File) error {
+		if driver, _ := file.Get("storage-driver"); string(driver) != `"`+DefaultName+`"` {
+			t.Errorf("the engine is asked about a file with the storage driver %s", driver)
+		}
+		return errors.New("the engine says no")
+	}
+	for name, do := range map[string]func(context.Context, Wishes) error{"install": i.Install, "plan": i.Plan} {
+		if err := do(t.Context(), w); err == nil || !strings.Contains(err.Error(), "the engine says no") || errors.As(err, new(*RolledBackError)) {
+			t.Errorf("%s ended with %v", name, err)
+		}
+	}
+	if d := cmp.Diff(before, p.snapshot(t, f)); d != "" {
+		t.Error(d)
 	}
 }

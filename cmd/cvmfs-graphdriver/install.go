@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/preflight"
 	"cvmfs-graphdriver/internal/program"
 )
@@ -105,6 +108,7 @@ func (s *setup) wishes() (w *installer.Wishes, err error) {
 		}
 	}
 	w.Preflight = func(ctx context.Context) (bool, error) { return s.judge(ctx, w) }
+	w.Validate = s.validate
 	return w, nil
 }
 
@@ -125,6 +129,19 @@ func folder(settings []string, name string) (dir string) {
 		}
 	}
 	return dir
+}
+
+// validate has the engine's own program judge its configuration file, where there is one that can: engines before 23 can't, and one
+// that was upgraded since it was started has gone.
+func (s *setup) validate(ctx context.Context, f *daemonjson.File) error {
+	if s.engine == nil {
+		return nil
+	}
+	err := f.Validate(ctx, s.engine.Program, s.engine.Args, s.engine.Environ)
+	if errors.Is(err, daemonjson.ErrCannotValidate) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // judge looks whether the host qualifies, and tells whether the engine wants a variable in its environment.

@@ -115,9 +115,6 @@ func kind(mode fs.FileMode) string {
 // Exists tells whether there is a file, or is to be one.
 func (f *File) Exists() bool { return f.content != nil }
 
-// Bytes is the content, nil for no file.
-func (f *File) Bytes() []byte { return bytes.Clone(f.content) }
-
 // Changed tells whether Write would change anything on disk.
 func (f *File) Changed() bool { return !same(f.disk, f.content) }
 

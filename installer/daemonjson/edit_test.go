@@ -31,7 +31,7 @@ func TestChangesKeepTheFormOfTheFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(c.to, string(next.Bytes())); diff != "" {
+			if diff := cmp.Diff(c.to, string(next.content)); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -45,7 +45,7 @@ func TestWantedOptionsAndDataRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `{"storage-opts":["cvmfs.repositories=a","overlay2.override_kernel_check=1","cvmfs.view=erofs"],"experimental":true,"storage-driver":"thin","data-root":"/new","debug":true}`
-	if diff := cmp.Diff(want, string(next.Bytes())); diff != "" {
+	if diff := cmp.Diff(want, string(next.content)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -116,7 +116,7 @@ func FuzzEdit(f *testing.F) {
 		if fixed, err := before.Fixed(); err == nil {
 			for _, p := range fixed.Problems("") {
 				if p.Fixable {
-					t.Fatalf("%q: Fixed gives %q with %v", content, fixed.Bytes(), p)
+					t.Fatalf("%q: Fixed gives %q with %v", content, fixed.content, p)
 				}
 			}
 			before = fixed
@@ -128,19 +128,19 @@ func FuzzEdit(f *testing.F) {
 		if err != nil {
 			return
 		}
-		want := view(t, before.Bytes())
+		want := view(t, before.content)
 		var meant string // as JSON can say it
 		if err := json.Unmarshal(Set(set, value).Value, &meant); err != nil {
 			t.Fatal(err)
 		}
 		want[fold(set)] = meant
 		delete(want, fold(gone))
-		if got := view(t, next.Bytes()); !reflect.DeepEqual(got, want) {
-			t.Fatalf("%q became %q: %v, want %v", before.Bytes(), next.Bytes(), got, want)
+		if got := view(t, next.content); !reflect.DeepEqual(got, want) {
+			t.Fatalf("%q became %q: %v, want %v", before.content, next.content, got, want)
 		}
-		back, kept, err := next.Undo(before.Bytes(), next.Bytes())
-		if err != nil || len(kept) > 0 || string(back.Bytes()) != string(before.Bytes()) {
-			t.Fatalf("%q became %q, undone %q, %v, %v", before.Bytes(), next.Bytes(), back.Bytes(), kept, err)
+		back, kept, err := next.Undo(before.content, next.content)
+		if err != nil || len(kept) > 0 || string(back.content) != string(before.content) {
+			t.Fatalf("%q became %q, undone %q, %v, %v", before.content, next.content, back.content, kept, err)
 		}
 	})
 }

@@ -340,16 +340,16 @@ func TestFilesInTheWild(t *testing.T) {
 				}
 				return
 			}
-			if diff := cmp.Diff(w.edited, string(next.Bytes())); diff != "" {
+			if diff := cmp.Diff(w.edited, string(next.content)); diff != "" {
 				t.Fatalf("edited (-want +got):\n%s", diff)
 			}
 			again, err := next.Edit(next.Wanted(Wishes{Driver: "thin"})...)
-			if err != nil || string(again.Bytes()) != w.edited {
-				t.Errorf("the second edit gives %q, %v", again.Bytes(), err)
+			if err != nil || string(again.content) != w.edited {
+				t.Errorf("the second edit gives %q, %v", again.content, err)
 			}
-			back, kept, err := next.Undo(f.Bytes(), next.Bytes())
-			if err != nil || len(kept) > 0 || string(back.Bytes()) != string(f.Bytes()) {
-				t.Errorf("undone: %q, kept %v, %v", back.Bytes(), kept, err)
+			back, kept, err := next.Undo(f.content, next.content)
+			if err != nil || len(kept) > 0 || string(back.content) != string(f.content) {
+				t.Errorf("undone: %q, kept %v, %v", back.content, kept, err)
 			}
 		})
 	}

@@ -149,7 +149,7 @@ func TestAFileIsWrittenAndPutBackExactly(t *testing.T) {
 			b := install(t, next)
 			during := snapshot(t, dir)
 			content, err := os.ReadFile(path)
-			if err != nil || string(content) != string(next.Bytes()) {
+			if err != nil || string(content) != string(next.content) {
 				t.Fatalf("written: %q, %v", content, err)
 			}
 			// All but the content is as it was; beside it there is the backup.
@@ -235,7 +235,7 @@ func TestBackupsOfOneSecondDontMeet(t *testing.T) {
 	if err != nil || first.File == second.File {
 		t.Fatal(second, err)
 	}
-	for b, want := range map[*Backup]string{first: "{}", second: string(next.Bytes())} {
+	for b, want := range map[*Backup]string{first: "{}", second: string(next.content)} {
 		if content, err := os.ReadFile(b.File); err != nil || string(content) != want {
 			t.Errorf("%s: %q, %v", b.File, content, err)
 		}

@@ -17,32 +17,6 @@ var shorthands = map[byte]string{
 // switches are the shorthands that take no value.
 const switches = "Drv"
 
-// named are the flags whose key in daemon.json is not named like them.
-var named = map[string]string{
-	"add-runtime": "runtimes", "authorization-plugin": "authorization-plugins", "cdi-spec-dir": "cdi-spec-dirs",
-	"cluster-store-opt": "cluster-store-opts", "default-address-pool": "default-address-pools",
-	"default-network-opt": "default-network-opts", "default-ulimit": "default-ulimits", "dns-opt": "dns-opts",
-	"exec-opt": "exec-opts", "feature": "features", "host": "hosts", "insecure-registry": "insecure-registries",
-	"label": "labels", "log-opt": "log-opts", "node-generic-resource": "node-generic-resources",
-	"registry-mirror": "registry-mirrors", "storage-opt": "storage-opts",
-}
-
-// Key is the key of daemon.json that says the same. The engine doesn't start if it is told a thing by both.
-func (f Flag) Key() string {
-	if key, ok := named[f.Name]; ok {
-		return key
-	}
-	return f.Name
-}
-
-// String is the flag as one writes it.
-func (f Flag) String() string {
-	if f.Value == "" {
-		return "--" + f.Name
-	}
-	return "--" + f.Name + "=" + f.Value
-}
-
 // ParseFlags takes the engine's arguments apart. The engine has no arguments but flags, so that what doesn't begin with a dash
 // is the value of the flag before it.
 func ParseFlags(args []string) []Flag {

@@ -164,9 +164,6 @@ func unitOf(cgroup string) string {
 	return ""
 }
 
-// Env gives a variable of the engine's environment.
-func (e *Engine) Env(name string) (value string, ok bool) { return lookup(e.Environ, name) }
-
 // lookup gives a variable's last value.
 func lookup(environ []string, name string) (value string, ok bool) {
 	for _, v := range environ {

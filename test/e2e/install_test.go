@@ -128,6 +128,9 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 				return a.installer(code, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--thin-image", a.thin}, args...)...)...)
 			}
 
+			if name != "20.10" { // which can't judge its configuration without starting
+				a.refusesBadLevel(before, install)
+			}
 			untouched := a.host()
 			said := install(0, "--dry-run")
 			a.contains("the plan", said, `+  "experimental": true`)
@@ -178,6 +181,19 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 			}
 		})
 	}
+}
+
+// refusesBadLevel has the engine's own program judge a file whose fault no other rule finds.
+func (a *administrator) refusesBadLevel(file string, install func(code int, args ...string) string) {
+	a.Helper()
+	write := func(content string) {
+		if err := os.WriteFile(a.Engine.ConfigFile(), []byte(content), 0o644); err != nil {
+			a.Fatal(err)
+		}
+	}
+	write(strings.Replace(file, "{", `{"log-level": "none-such",`, 1))
+	a.contains("an install with a bad log-level", install(1), "none-such")
+	write(file)
 }
 
 // upgradeInVain upgrades to a bundle that doesn't work: the plugin of before is put back, as it was set.
