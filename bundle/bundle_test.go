@@ -160,23 +160,13 @@ func untar(t *testing.T, file string) map[string]string {
 		t.Fatal(err)
 	}
 	seen := map[string]string{}
-	for in := tar.NewReader(r); ; {
-		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return seen
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		content, err := io.ReadAll(in)
-		if err != nil {
-			t.Fatal(err)
-		}
+	testutil.Untar(t, r, func(h *tar.Header, content []byte) {
 		if h.Uid != 0 || h.Gid != 0 || h.Uname != "" || h.Gname != "" {
 			t.Errorf("%s belongs to %d:%d (%q:%q)", h.Name, h.Uid, h.Gid, h.Uname, h.Gname)
 		}
 		seen[filepath.Clean(h.Name)] = fmt.Sprintf("%v %v %x", h.FileInfo().Mode(), h.ModTime.UTC(), sha256.Sum256(content))
-	}
+	})
+	return seen
 }
 
 func TestFolderAndArchivesHoldTheSame(t *testing.T) {

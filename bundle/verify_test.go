@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,6 +17,7 @@ import (
 	spdx "github.com/spdx/tools-golang/spdx/v2/v2_3"
 	"github.com/spdx/tools-golang/spdxlib"
 
+	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -55,20 +55,7 @@ func rewrite(t *testing.T, archive string, change func([]header) []header) {
 		t.Fatal(err)
 	}
 	var all []header
-	for in := tar.NewReader(z); ; {
-		h, err := in.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		data, err := io.ReadAll(in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, header{*h, data})
-	}
+	testutil.Untar(t, z, func(h *tar.Header, content []byte) { all = append(all, header{*h, content}) })
 	var b bytes.Buffer
 	z2, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	if err != nil {

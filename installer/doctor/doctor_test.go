@@ -5,8 +5,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
-	"errors"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -114,20 +112,10 @@ func unpack(t *testing.T, file string) map[string]string {
 		t.Fatal(err)
 	}
 	files := map[string]string{}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return files
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[path.Base(path.Dir(h.Name))+"/"+path.Base(h.Name)] = string(b)
-	}
+	testutil.Untar(t, z, func(h *tar.Header, content []byte) {
+		files[path.Base(path.Dir(h.Name))+"/"+path.Base(h.Name)] = string(content)
+	})
+	return files
 }
 
 func TestArchiveHasWhatHelpsAndNoSecret(t *testing.T) {

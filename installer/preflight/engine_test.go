@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
 )
 
 func TestMain(m *testing.M) {
@@ -19,32 +18,7 @@ func TestMain(m *testing.M) {
 // privateEngine starts an engine for the time of the test.
 func privateEngine(t *testing.T, find func(ctx context.Context, cache string) (*engine.Tools, error), settings map[string]any) *engine.Engine {
 	t.Helper()
-	testutil.NeedRoot(t)
-	cache, err := engine.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tools, err := find(t.Context(), cache)
-	if err != nil {
-		t.Skip(err)
-	}
-	dir, err := os.MkdirTemp("", "preflight-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := engine.New(tools, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		e.Stop(context.Background()) // Close ends what doesn't end by itself
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	e := engine.NewFor(t, find)
 	if err := e.Start(t.Context(), settings); err != nil {
 		t.Fatal(err)
 	}

@@ -284,7 +284,7 @@ func TestWhatIsNoEngineIsNotTakenForOne(t *testing.T) {
 func TestARealEngine(t *testing.T) {
 	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){"old": engine.Find, "new": engine.FindNewer} {
 		t.Run(name, func(t *testing.T) {
-			e := newEngine(t, find)
+			e := engine.NewFor(t, find)
 			if err := e.Start(t.Context(), map[string]any{"storage-driver": "vfs"}); err != nil {
 				t.Fatal(err)
 			}
@@ -331,41 +331,4 @@ func TestARealEngine(t *testing.T) {
 			}
 		})
 	}
-}
-
-func newEngine(t *testing.T, find func(context.Context, string) (*engine.Tools, error)) *engine.Engine {
-	t.Helper()
-	if err := engine.Supported(); err != nil {
-		t.Skip(err)
-	}
-	cache, err := engine.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tools, err := find(t.Context(), cache)
-	if errors.Is(err, engine.ErrNotFetched) {
-		t.Skipf("needs a Docker engine: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "engine-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	e, err := engine.New(tools, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return e
 }

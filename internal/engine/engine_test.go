@@ -19,44 +19,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newEngine makes an engine that isn't started yet and is closed with the test.
-func newEngine(t *testing.T) *Engine {
-	t.Helper()
-	if err := Supported(); err != nil {
-		t.Skip(err)
-	}
-	cache, err := CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tools, err := Find(t.Context(), cache)
-	if errors.Is(err, ErrNotFetched) {
-		t.Skipf("needs a Docker engine: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "engine-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	e, err := New(tools, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return e
-}
-
 func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	before, err := Machine(os.TempDir())
@@ -64,7 +26,7 @@ func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("run", func(t *testing.T) {
-		e := newEngine(t)
+		e := NewFor(t, Find)
 		ctx := t.Context()
 		if err := e.Start(ctx, map[string]any{"storage-driver": "overlay2"}); err != nil {
 			t.Fatal(err)
@@ -114,7 +76,7 @@ func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 }
 
 func TestAnEngineThatDoesNotStartSaysWhy(t *testing.T) {
-	e := newEngine(t)
+	e := NewFor(t, Find)
 	err := e.Start(t.Context(), map[string]any{"no-such-setting": true})
 	if err == nil {
 		t.Fatal("an engine with an unknown setting started")
@@ -125,7 +87,7 @@ func TestAnEngineThatDoesNotStartSaysWhy(t *testing.T) {
 }
 
 func TestCloseEndsAnEngineThatStillRuns(t *testing.T) {
-	e := newEngine(t)
+	e := NewFor(t, Find)
 	if err := e.Start(t.Context(), map[string]any{"storage-driver": "vfs"}); err != nil {
 		t.Fatal(err)
 	}

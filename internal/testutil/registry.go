@@ -1,8 +1,6 @@
 package testutil
 
 import (
-	"archive/tar"
-	"bytes"
 	"io"
 	"log"
 	"net/http"
@@ -59,29 +57,4 @@ func (r *Registry) Push(t testing.TB, as string, what remote.Taggable, auth auth
 		t.Fatal(err)
 	}
 	return ref.Name()
-}
-
-// Tar makes an archive of headers; regular files with a size of 0 get their Linkname as content.
-func Tar(t testing.TB, headers ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		content := ""
-		if h.Typeflag == tar.TypeReg {
-			content, h.Linkname = h.Linkname, ""
-			h.Size = int64(len(content))
-		}
-		h.Format = tar.FormatPAX
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatalf("%s: %v", h.Name, err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }
