@@ -640,6 +640,24 @@ func TestTheUserMayRestartTheEngine(t *testing.T) {
 		t.Error(err)
 	}
 	do("install", DefaultName)
+
+	// An upgrade that fails is undone all the same.
+	layOut(t, f, p)
+	before := p.snapshot(t, f)
+	i.inject = func(point string) error {
+		if point == "after: "+string(pluginEnabled) {
+			return errors.New("injected")
+		}
+		return nil
+	}
+	if err := p.act(i, "upgrade"); !errors.As(err, new(*RolledBackError)) {
+		t.Errorf("an upgrade that fails: %v", err)
+	}
+	i.inject = nil
+	if d := cmp.Diff(before, p.snapshot(t, f)); d != "" {
+		t.Errorf("an upgrade that failed: %s", d)
+	}
+
 	do("uninstall", DefaultName)
 	if !f.plugins[DefaultName].Enabled {
 		t.Error("the plugin is disabled while it is in use")

@@ -2,6 +2,7 @@ package installer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -48,7 +49,7 @@ func (r *run) undoAll(ctx context.Context, t *transaction) error {
 	}
 	// A plugin that was away while it was the storage driver serves again only from the engine's next start on.
 	if rescued || t.cut() {
-		if err := r.restart(ctx); err != nil {
+		if err := r.restartUndoing(ctx); err != nil {
 			return err
 		}
 	}
@@ -80,7 +81,7 @@ func (r *run) revive(ctx context.Context, t *transaction, changes []change) (res
 	if err == nil && sameDriver(s.driver, t.Former) && !read {
 		return false, nil
 	}
-	err = r.restart(ctx)
+	err = r.restartUndoing(ctx)
 	if err == nil {
 		return false, nil
 	}
@@ -88,6 +89,16 @@ func (r *run) revive(ctx context.Context, t *transaction, changes []change) (res
 		return false, err
 	}
 	return true, r.rescue(ctx, t, err)
+}
+
+// restartUndoing restarts the engine, or tells the user to, who does that here.
+func (r *run) restartUndoing(ctx context.Context) error {
+	err := r.restart(ctx)
+	if errors.Is(err, ErrNoRestart) {
+		r.Tell(Event{stepUndo, Told, "restart the engine yourself: " + r.Service.ByHand()})
+		return nil
+	}
+	return err
 }
 
 // rescue starts the engine with another storage driver: one that is known, or whatever it chooses.
