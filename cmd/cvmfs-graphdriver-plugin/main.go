@@ -6,8 +6,7 @@
 //
 // What it takes from its environment: DEBUG=1 logs what a maintainer wants to know. CVMFS_EXT_CONFIG is the folder with the
 // CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT names, divided by
-// commas, what not to use of the kernel: "mountapi" (fsopen(2) and its kin), "metacopy=off" (with
-// data-only layers), "resend" (of FUSE requests).
+// commas, what not to use of the kernel: the words of overlayfs.ParseLack, and "resend" (of FUSE requests).
 package main
 
 import (
@@ -48,16 +47,17 @@ func main() {
 	}
 }
 
-// without tells whether a test wants us to run as on a kernel that hasn't got this.
-func without(what string) bool {
-	return slices.Contains(strings.Split(os.Getenv("CVMFS_WITHOUT"), ","), what)
-}
+// lackVariable names what not to use of the kernel.
+const lackVariable = "CVMFS_WITHOUT"
+
+// noResend reports whether FUSE requests are not to be asked for again, as on a kernel that can't send them again.
+func noResend() bool { return slices.Contains(strings.Split(os.Getenv(lackVariable), ","), "resend") }
 
 func run(ctx context.Context, args []string, log *slog.Logger) error {
 	switch {
 	case len(args) == 0:
 		return supervise.Run(ctx, supervise.Config{
-			Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: without("resend"), Log: log,
+			Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: noResend(), Log: log,
 		})
 	case len(args) == 1 && args[0] == "serve":
 		return serve(ctx, log)

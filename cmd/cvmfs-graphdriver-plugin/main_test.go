@@ -126,6 +126,7 @@ func forRungs(t *testing.T, f func(t *testing.T, r rung)) {
 		{"erofs", "metacopy=off"},
 		{"erofs", "openat2"},
 		{"fuse", "mountapi,resend"},
+		{"auto", "parameters,data,filebacked,resend"}, // Linux 5.2 to 6.4
 		{"fuse", "newcalls,resend"},
 	} {
 		t.Run(strings.TrimSuffix(r.view+" without "+r.without, " without "), func(t *testing.T) { f(t, r) })
@@ -144,10 +145,21 @@ func (p *instance) init(r rung, args object) {
 	args["Home"], args["Opts"] = "/mnt/x", []string{"cvmfs.view=" + r.view}
 	if text := p.call("Init", args)["Err"]; text != nil {
 		if r.view == "erofs" && strings.Contains(fmt.Sprint(text), "this kernel") {
-			p.t.Skip("needs the erofs view: ", text)
+			testutil.KernelLacks(p.t, "the erofs view")
 		}
 		p.t.Fatal("Init: ", text)
 	}
+}
+
+// view returns what the plugin says of the view in use: a word, and why it isn't a better one.
+func (p *instance) view() (word, why string) {
+	p.t.Helper()
+	for _, line := range p.ok("Status", object{})["Status"].([]any) {
+		if pair := line.([]any); pair[0] == "View" {
+			word, why, _ = strings.Cut(pair[1].(string), " ")
+		}
+	}
+	return word, why
 }
 
 // stop ends the plugin as the engine does.

@@ -24,6 +24,7 @@ import (
 	"cvmfs-graphdriver/driver/supervise"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
+	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -94,7 +95,8 @@ func newServer(generation string, log *slog.Logger) (*server, error) {
 		Dir: filepath.Join(rootDir, "store", "objects"), Layers: filepath.Join(rootDir, "layers"), Log: log,
 	})
 	s.layers, err = store.Open(store.Config{
-		Root: rootDir, Run: runDir, Generation: generation, Mounter: &plugin.Mounter{Classic: without("mountapi"), Metacopy: without("metacopy=off")},
+		Root: rootDir, Run: runDir, Generation: generation,
+		Mounter:     &plugin.Mounter{Kernel: overlayfs.Kernel{Lack: overlayfs.ParseLack(os.Getenv(lackVariable)), Scratch: runDir}},
 		NewComposer: s.newComposer, Objects: s, Log: log,
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/internal/testutil"
 )
 
@@ -105,5 +106,31 @@ func TestBothViewsAreMountedAtOnce(t *testing.T) {
 	young := p.container("c2", "thin")
 	if a, b := strings.Join(tree(t, old), "\n"), strings.Join(tree(t, young), "\n"); a != b || len(a) == 0 {
 		t.Errorf("erofs:\n%s\nfuse:\n%s", a, b)
+	}
+}
+
+// Init chooses by the probe that the installer and doctor judge a host by, on this kernel and on older ones.
+func TestTheViewIsTheOneThatTheKernelIsProbedFor(t *testing.T) {
+	testutil.NeedRoot(t)
+	for _, without := range []string{"", "mountapi", "metacopy=off", "parameters", "parameters,data,filebacked", "layers", "mountapi,data,filebacked", "filebacked"} {
+		t.Run(without, func(t *testing.T) {
+			// First, for it ends a thread, and with that what the thread has started.
+			k := overlayfs.Kernel{Lack: overlayfs.ParseLack(without)}
+			support, err := k.Probe(t.TempDir())
+			must(t, err)
+			p := start(t, t.TempDir(), "http://127.0.0.1:1", lackVariable+"="+without)
+			p.init(rung{view: "auto"}, object{})
+			way, reason := support.Way()
+			wantWord, wantWhy := "erofs", ""
+			switch way {
+			case overlayfs.ByTwo:
+				wantWhy = "(by two overlays: " + reason + ")"
+			case overlayfs.None:
+				wantWord, wantWhy = "fuse", "(erofs can't be used: "+reason+")"
+			}
+			if word, why := p.view(); word != wantWord || why != wantWhy {
+				t.Errorf("%s %s, want %s %s", word, why, wantWord, wantWhy)
+			}
+		})
 	}
 }

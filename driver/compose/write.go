@@ -12,6 +12,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/erofs"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // The files of an image's folder.
@@ -58,8 +59,8 @@ func flatten(root *node) *flat {
 			}
 			f.size += c.Size
 			c.Xattrs = append(c.Xattrs,
-				erofs.Xattr{Name: "trusted.overlay.metacopy"},
-				erofs.Xattr{Name: "trusted.overlay.redirect", Value: []byte(c.redirect)})
+				erofs.Xattr{Name: overlayfs.XattrMetacopy},
+				erofs.Xattr{Name: overlayfs.XattrRedirect, Value: []byte(c.redirect)})
 			if c.object == nil || named[c.redirect] {
 				continue
 			}

@@ -11,6 +11,7 @@ import (
 
 	"cvmfs-graphdriver/driver/plugin"
 	"cvmfs-graphdriver/driver/store"
+	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/internal/testutil"
 )
 
@@ -84,7 +85,7 @@ func TestLayersOnAnOverlayAreRefused(t *testing.T) {
 	}
 	var m plugin.Mounter
 	outer := filepath.Join(dir, "m")
-	must(t, m.Mount(store.Mount{Target: outer, Overlay: &store.Overlay{Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w"}}))
+	must(t, m.Mount(store.Mount{Target: outer, Overlay: &overlayfs.Spec{Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w"}}))
 	t.Cleanup(func() { must(t, m.Unmount(outer)) })
 	status, err := initOn(t, outer)
 	t.Log(err)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/go-archive"
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // Changes lists what a layer changes, sorted by path: against its parent or, as engines' own drivers allow, against any other
@@ -133,7 +135,7 @@ func (c *comparison) dir(name string, below, hidden bool) (changed bool, err err
 	}
 	defer f.Close()
 	if below && !hidden {
-		v, err := fgetxattr(f, opaqueXattr)
+		v, err := fgetxattr(f, overlayfs.XattrOpaque)
 		if err != nil {
 			return false, err
 		}

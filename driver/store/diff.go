@@ -15,12 +15,11 @@ import (
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-const (
-	opaqueXattr     = "trusted.overlay.opaque"
-	capabilityXattr = "security.capability"
-)
+const capabilityXattr = "security.capability"
 
 // Diff gives what a layer adds to its parent as an image layer: an uncompressed tar archive in sorted order, owners mapped back,
 // whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The reader must be closed;
@@ -136,7 +135,7 @@ func (p *packer) addDir(name string, info fs.FileInfo) error {
 			return err
 		}
 	}
-	if v, err := fgetxattr(f, opaqueXattr); err != nil || !bytes.Equal(v, []byte("y")) {
+	if v, err := fgetxattr(f, overlayfs.XattrOpaque); err != nil || !bytes.Equal(v, []byte("y")) {
 		return err
 	}
 	return p.write(&tar.Header{

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/hostfs"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // host is what tells about the machine.
@@ -55,7 +56,7 @@ func (s *Store) tryOverlay(dir string) error {
 	if err != nil {
 		return err
 	}
-	err = s.cfg.Mounter.Mount(Mount{Target: target, Overlay: &Overlay{
+	err = s.cfg.Mounter.Mount(Mount{Target: target, Overlay: &overlayfs.Spec{
 		Lower: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"),
 	}})
 	if err == nil {
@@ -98,7 +99,11 @@ func (s *Store) explain(err error) error {
 			"run a kernel with CONFIG_OVERLAY_FS, 4.18 or later: %w", err)
 	case len(has) > 0 && !has["overlay"]:
 		return fmt.Errorf("this kernel has no overlayfs: run \"modprobe overlay\", or a kernel with CONFIG_OVERLAY_FS, 4.18 or later: %w", err)
-	case kind == "overlayfs":
+	}
+	if support, probe := s.cfg.Mounter.Probe(s.path("state")); probe == nil && !support.Overlay.Works() {
+		return fmt.Errorf("this kernel mounts no overlays, on whatever file system: run one with CONFIG_OVERLAY_FS, 4.18 or later: %w", err)
+	}
+	if kind == "overlayfs" {
 		return fmt.Errorf("the engine's data-root lies on an overlay itself, as in a container, and the kernel takes no upper folder there: "+
 			"put the data-root on ext4 or xfs, for an engine in a container on a volume: %w", err)
 	}

@@ -7,14 +7,25 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // fakeMounter stands for kernels that aren't at hand.
-type fakeMounter struct{ err error }
+type fakeMounter struct {
+	err       error
+	noOverlay bool // on any file system
+}
 
 func (m fakeMounter) Mount(Mount) error          { return m.err }
 func (fakeMounter) Mounted(string) (bool, error) { return false, nil }
 func (fakeMounter) Unmount(string) error         { return nil }
+func (m fakeMounter) Probe(string) (overlayfs.Support, error) {
+	if m.noOverlay {
+		return overlayfs.Support{Overlay: overlayfs.Tried(m.err)}, nil
+	}
+	return overlayfs.Support{Overlay: overlayfs.Tried(nil)}, nil
+}
 
 func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 	yes := func(string) (bool, error) { return true, nil }
@@ -24,18 +35,20 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 		typed       func(string) (bool, error)
 		mount       error
 		fileSystems string
+		noOverlay   bool
 		want        []string
 	}{
-		{"no types of names", no, nil, "nodev\toverlay\n", []string{"d_type", "data-root"}},
-		{"no overlayfs", yes, syscall.ENODEV, "nodev\tproc\n\text4\n", []string{"no overlayfs", "modprobe overlay", "CONFIG_OVERLAY_FS"}},
-		{"aufs alone", yes, syscall.ENODEV, "nodev\taufs\n\text4\n", []string{"aufs", "CONFIG_OVERLAY_FS, 4.18 or later"}},
-		{"aufs beside a broken overlayfs", yes, syscall.EINVAL, "nodev\taufs\nnodev\toverlay\n", []string{"overlayfs doesn't work on", "data-root", "invalid argument"}},
-		{"no list of file systems", yes, syscall.EPERM, "", []string{"overlayfs doesn't work on", "operation not permitted"}},
-		{"deleting has no effect", yes, nil, "nodev\toverlay\n", []string{"overlayfs doesn't work on"}},
+		{"no types of names", no, nil, "nodev\toverlay\n", false, []string{"d_type", "data-root"}},
+		{"no overlayfs", yes, syscall.ENODEV, "nodev\tproc\n\text4\n", false, []string{"no overlayfs", "modprobe overlay", "CONFIG_OVERLAY_FS"}},
+		{"no overlay anywhere", yes, syscall.EINVAL, "nodev\toverlay\n", true, []string{"this kernel mounts no overlays", "invalid argument"}},
+		{"aufs alone", yes, syscall.ENODEV, "nodev\taufs\n\text4\n", false, []string{"aufs", "CONFIG_OVERLAY_FS, 4.18 or later"}},
+		{"aufs beside a broken overlayfs", yes, syscall.EINVAL, "nodev\taufs\nnodev\toverlay\n", false, []string{"overlayfs doesn't work on", "data-root", "invalid argument"}},
+		{"no list of file systems", yes, syscall.EPERM, "", false, []string{"overlayfs doesn't work on", "operation not permitted"}},
+		{"deleting has no effect", yes, nil, "nodev\toverlay\n", false, []string{"overlayfs doesn't work on"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			s, err := Open(Config{Root: dir + "/m", Run: dir + "/r", Mounter: fakeMounter{c.mount}})
+			s, err := Open(Config{Root: dir + "/m", Run: dir + "/r", Mounter: fakeMounter{c.mount, c.noOverlay}})
 			if err != nil {
 				t.Fatal(err)
 			}

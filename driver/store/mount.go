@@ -11,23 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/compose"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // Mount is what has to be mounted for a layer.
 type Mount struct {
-	Target  string      // folder that shows the layer
-	Overlay *Overlay    // nil: Target is an ordinary folder, nothing to mount
-	Key     string      // of the composed image it shows; "" where no layer is thin
-	Image   *ImageMount // to be mounted first, unless it is already; nil where there is none, or FUSE shows it
-	Shared  *Shared     // likewise, then
-}
-
-// Overlay is the layers of an overlay mount, topmost first.
-type Overlay struct {
-	Lower       []string
-	Data        []string // data-only lower layers
-	Upper, Work string   // "" for a read-only mount
-	Label       string   // SELinux context of all files; "" for none
+	Target  string          // folder that shows the layer
+	Overlay *overlayfs.Spec // nil: Target is an ordinary folder, nothing to mount
+	Key     string          // of the composed image it shows; "" where no layer is thin
+	Image   *ImageMount     // to be mounted first, unless it is already; nil where there is none, or FUSE shows it
+	Shared  *Shared         // likewise, then
 }
 
 // ImageMount is a composed image and where it is mounted for overlays to use.
@@ -159,7 +152,7 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	if err != nil {
 		return Mount{}, err
 	}
-	m := Mount{Overlay: &Overlay{}}
+	m := Mount{Overlay: &overlayfs.Spec{}}
 	for _, id := range lower {
 		m.Overlay.Lower = append(m.Overlay.Lower, s.diff(id))
 	}

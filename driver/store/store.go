@@ -16,6 +16,7 @@ import (
 	"github.com/moby/sys/user"
 
 	"cvmfs-graphdriver/driver/compose"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // layout is the version of the on-disk layout this package reads and writes.
@@ -41,6 +42,8 @@ type Mounter interface {
 	Mounted(dir string) (bool, error)
 	// Unmount takes off whatever is mounted at a folder, also while it is in use.
 	Unmount(dir string) error
+	// Probe finds out what the kernel mounts, composed images from the file system of a folder. An error says why that can't be told.
+	Probe(dir string) (overlayfs.Support, error)
 }
 
 // Config is what a Store works with.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // Read reads a file's content, which is fetched as far as needed. It never gives less than the file holds there: the kernel
@@ -52,7 +53,7 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 
 // readFile reads from a file that is not open.
 func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p []byte, off int64) (int, syscall.Errno) {
-	redirect, _, err := i.Xattr(nid, "trusted.overlay.redirect")
+	redirect, _, err := i.Xattr(nid, overlayfs.XattrRedirect)
 	if err != nil {
 		return 0, f.fault(i, nid, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/internal/fusewire"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // Folder is the folder of the mount that holds the images.
@@ -272,7 +273,7 @@ func (f *FS) Readlink(_ context.Context, node uint64) (string, syscall.Errno) {
 }
 
 // hidden tells attributes that are instructions to overlayfs. It would take those of a layer below it for its own.
-func hidden(name string) bool { return strings.HasPrefix(name, "trusted.overlay.") }
+func hidden(name string) bool { return strings.HasPrefix(name, overlayfs.XattrPrefix) }
 
 // Getxattr gives an extended attribute. Nodes outside images have none.
 func (f *FS) Getxattr(_ context.Context, node uint64, name string) ([]byte, syscall.Errno) {

@@ -1,6 +1,10 @@
 package preflight
 
-import "time"
+import (
+	"time"
+
+	"cvmfs-graphdriver/internal/overlayfs"
+)
 
 // Plan is what a host is looked at and judged for.
 type Plan struct {
@@ -109,23 +113,11 @@ type Data struct {
 // Kernel is what the kernel can do.
 type Kernel struct {
 	Release string `json:"release"`
-	Overlay Try    `json:"overlay"`         // an overlay, with a deletion in it
-	FUSE    Try    `json:"fuse"`            // a FUSE mount
-	EROFS   Try    `json:"erofs"`           // an EROFS image mounted from its file
-	One     Try    `json:"one_overlay"`     // content in data-only layers, in an overlay that is written to
-	Two     Try    `json:"two_overlays"`    // content in data-only layers, in a read-only overlay
-	Device  string `json:"device"`          // what is wrong with /dev/fuse
-	Err     string `json:"error,omitempty"` // why nothing was tried
+	overlayfs.Support
+	FUSE   overlayfs.Try `json:"fuse"`            // a FUSE mount
+	Device string        `json:"device"`          // what is wrong with /dev/fuse
+	Err    string        `json:"error,omitempty"` // why nothing was tried
 }
-
-// Try is whether something worked. Its zero value says that it wasn't tried.
-type Try struct {
-	Tried bool   `json:"tried"`
-	Err   string `json:"error,omitempty"` // what the kernel said; "" where it worked
-}
-
-// Works tells whether it was tried and worked.
-func (t Try) Works() bool { return t.Tried && t.Err == "" }
 
 // Security is what watches over programs here.
 type Security struct {

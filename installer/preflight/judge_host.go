@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/dustin/go-humanize"
+
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 // user tells who can't see or do all.
@@ -205,7 +207,7 @@ func mounts(f *Facts, _ *Plan) []Finding {
 	var works []string
 	for _, m := range []struct {
 		name string
-		Try
+		overlayfs.Try
 	}{{"overlays", f.Kernel.Overlay}, {"FUSE", f.Kernel.FUSE}, {"EROFS images from files", f.Kernel.EROFS}} {
 		if m.Works() {
 			works = append(works, m.name)
@@ -237,32 +239,27 @@ func view(f *Facts, p *Plan) []Finding {
 			return one(OK, id, "thin images are shown by "+s[1], "")
 		}
 	}
-	switch expected, why := Expected(f.Kernel); {
-	case expected == "":
-		return nil
-	case why == "":
+	if expected := Expected(f.Kernel); expected != "" {
 		return one(OK, id, "thin images are expected to be shown by "+expected, "")
-	default:
-		return with(one(OK, id, "thin images are expected to be shown by "+expected, ""), why)
 	}
+	return nil
 }
 
-// Expected gives the view that the driver will most likely choose on a kernel, in the words of "docker info", and why not a better
-// one. It is "" where that can't be told.
-func Expected(k Kernel) (view, why string) {
-	switch {
-	case !k.Overlay.Works():
-		return "", ""
-	case k.EROFS.Works() && k.One.Works():
-		return "erofs", ""
-	case k.EROFS.Works() && k.Two.Works():
-		return "erofs by two overlays", k.One.Err
-	case k.FUSE.Works() && !k.EROFS.Works():
-		return "fuse", k.EROFS.Err
-	case k.FUSE.Works():
-		return "fuse", k.Two.Err
+// Expected returns the view that the driver chooses on a kernel, in the words of "docker info". It is "" where none works, or that can't
+// be told.
+func Expected(k Kernel) string {
+	if !k.Overlay.Works() {
+		return ""
 	}
-	return "", ""
+	switch way, why := k.Way(); {
+	case way == overlayfs.ByOne:
+		return "erofs"
+	case way == overlayfs.ByTwo:
+		return "erofs (by two overlays: " + why + ")"
+	case k.FUSE.Works():
+		return "fuse (erofs can't be used: " + why + ")"
+	}
+	return ""
 }
 
 func security(f *Facts, _ *Plan) []Finding {

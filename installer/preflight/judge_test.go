@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 const (
@@ -16,10 +18,11 @@ const (
 	marked = "DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS"
 )
 
+var works = overlayfs.Try{Tried: true}
+
 // fit is a host that has nothing against it, before an installation.
 func fit() Facts {
 	now := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
-	works := Try{Tried: true}
 	return Facts{
 		Time: now,
 		Root: true,
@@ -32,7 +35,7 @@ func fit() Facts {
 		Data: Data{
 			Dir: "/var/lib/docker", FileSystem: "extfs", Typed: true, Free: 50 * giga, Size: 100 * giga, FreeInodes: 1 << 20, Inodes: 1 << 22,
 		},
-		Kernel: Kernel{Release: "6.12.1-amd64", Overlay: works, FUSE: works, EROFS: works, One: works, Two: works},
+		Kernel: Kernel{Release: "6.12.1-amd64", Support: overlayfs.Support{Overlay: works, EROFS: works, Direct: works}, FUSE: works},
 		Clock:  Clock{Synchronised: true},
 		Configuration: Configuration{Dir: "/etc/cvmfs", Repositories: []Repository{
 			{FQRN: "images.example.org", Revision: 7, Published: now.Add(-time.Hour), Expires: now.Add(30 * 24 * time.Hour)},
@@ -167,8 +170,8 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		{"no device", fit(), install, func(f *Facts, _ *Plan) { f.Kernel.Device = "no such file" }, "kernel.fuse", Error, "/dev/fuse", "mknod"},
 		{"no FUSE", fit(), install, func(f *Facts, _ *Plan) { f.Kernel.FUSE.Err = "no such device" }, "kernel.fuse", Error, "FUSE", "modprobe fuse"},
 		{"not tried", fit(), install, func(f *Facts, _ *Plan) { f.Kernel = Kernel{Err: "not permitted"} }, "kernel.probe", Warning, "tried", "root"},
-		{"two overlays", fit(), install, func(f *Facts, _ *Plan) { f.Kernel.One.Err = "EINVAL" }, "kernel.view", OK, "erofs by two overlays", ""},
-		{"fuse view", fit(), install, func(f *Facts, _ *Plan) { f.Kernel.EROFS.Err, f.Kernel.One, f.Kernel.Two = "ENOTBLK", Try{}, Try{} }, "kernel.view", OK, "by fuse", ""},
+		{"two overlays", fit(), install, func(f *Facts, _ *Plan) { f.Kernel.Direct.Err, f.Kernel.Stacked = "EINVAL", works }, "kernel.view", OK, "erofs (by two overlays: EINVAL)", ""},
+		{"fuse view", fit(), install, func(f *Facts, _ *Plan) { f.Kernel.EROFS.Err, f.Kernel.Direct = "ENOTBLK", overlayfs.Try{} }, "kernel.view", OK, "by fuse (erofs can't be used: ENOTBLK)", ""},
 		{"view in use", active(), inUse, func(f *Facts, _ *Plan) { f.Engine.DriverStatus = [][2]string{{"View", "fuse (set)"}} }, "kernel.view", OK, "fuse (set)", ""},
 		{"SELinux", fit(), install, func(f *Facts, _ *Plan) { f.Security.SELinux = "enforcing" }, "security.selinux", Note, "selinux-enabled", "ausearch"},
 		{"AppArmor", fit(), install, func(f *Facts, _ *Plan) { f.Security.AppArmor = true }, "security.apparmor", OK, "AppArmor", ""},
