@@ -73,14 +73,13 @@ func (r rung) target(t *testing.T, mnt string) conformance.Target {
 	start := func() *instance { return startWith(t, mnt, urls, "CVMFS_WITHOUT="+r.without) }
 	p := start()
 	p.init(r, object{}) // skips the rungs this kernel hasn't got
-	view, _ := p.view()
 	return conformance.Target{
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
 		},
 		Path: func(dir string) string { return p.root + dir },
 		// The kernel knows no name of a FUSE file system that would last (a UUID), so overlayfs keeps no handles of its files.
-		InodesChange: view == "fuse",
+		InodesChange: testutil.ViewWords(p.view()) == "fuse",
 		Options:      []string{"cvmfs.view=" + r.view},
 		Thin:         append(thinLayers(t), linksLayer(t)),
 		Restart: func(testing.TB) {

@@ -151,15 +151,15 @@ func (p *instance) init(r rung, args object) {
 	}
 }
 
-// view returns what the plugin says of the view in use: a word, and why it isn't a better one.
-func (p *instance) view() (word, why string) {
+// view returns what the plugin says of the view in use, "" for nothing.
+func (p *instance) view() string {
 	p.t.Helper()
 	for _, line := range p.ok("Status", object{})["Status"].([]any) {
 		if pair := line.([]any); pair[0] == "View" {
-			word, why, _ = strings.Cut(pair[1].(string), " ")
+			return pair[1].(string)
 		}
 	}
-	return word, why
+	return ""
 }
 
 // stop ends the plugin as the engine does.

@@ -1,6 +1,9 @@
 package testutil
 
 import (
+	"cmp"
+	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,4 +18,17 @@ func KernelLacks(t testing.TB, what string) {
 		t.Fatal(err)
 	}
 	t.Skipf("this kernel (%s) lacks %s", unix.ByteSliceToString(uts.Release[:]), what)
+}
+
+// KnownView returns the view that the driver is known to choose on the kernel that tests run on: "erofs", "erofs by two overlays" or
+// "fuse". Whoever runs tests on several kernels sets it as CVMFS_TEST_VIEW; the kernels that the project is developed on have the first.
+func KnownView() string { return cmp.Or(os.Getenv("CVMFS_TEST_VIEW"), "erofs") }
+
+// ViewWords returns the view that a line View of "docker info" tells of, in the words of [KnownView].
+func ViewWords(line string) string {
+	view, why, _ := strings.Cut(line, " (")
+	if strings.HasPrefix(why, "by two overlays") {
+		view += " by two overlays"
+	}
+	return view
 }
