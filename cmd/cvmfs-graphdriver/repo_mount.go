@@ -156,6 +156,9 @@ func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 	if err != nil {
 		return err
 	}
+	if _, err := composer.Sweep(); err != nil { // the cache is ours alone
+		return err
+	}
 	if m.image, err = composer.Published(m.c.Context, m.repository, v, fqrn, path); err != nil {
 		return err
 	}

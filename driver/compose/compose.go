@@ -17,7 +17,6 @@ import (
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/singleflight"
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -44,11 +43,11 @@ type Config struct {
 
 // Composer composes chains and keeps the images. It is safe for concurrent use.
 type Composer struct {
-	cfg    Config
-	flight singleflight.Group
+	cfg Config
 
 	mu     sync.Mutex
-	loaded map[string]*loaded // images in use in this life, by key
+	loaded map[string]*loaded       // images in use in this life, by key
+	turns  map[string]chan struct{} // by key of an image that is being composed; closed when that has ended
 	closed bool
 }
 
@@ -95,7 +94,7 @@ var ErrNoImage = errors.New("no such composed image")
 // ErrClosed tells that another composer has taken over.
 var ErrClosed = errors.New("the driver was initialised with other options meanwhile: repeat the call")
 
-// New makes a composer on a folder of images and removes what a former life left half-written.
+// New makes a composer on a folder of images. What a former life left half-written is for Sweep to remove.
 func New(cfg Config) (*Composer, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -103,22 +102,33 @@ func New(cfg Config) (*Composer, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open composed images: %w", err)
 	}
-	entries, err := os.ReadDir(cfg.Dir)
+	return &Composer{cfg: cfg, loaded: map[string]*loaded{}, turns: map[string]chan struct{}{}}, nil
+}
+
+// Sweep removes what is half-written and gives the keys of the images there are, in order. No image may be in the making, neither by
+// this composer nor by another one on the same folder.
+func (c *Composer) Sweep() (keys []string, err error) {
+	entries, err := os.ReadDir(c.cfg.Dir)
 	if err != nil {
-		return nil, fmt.Errorf("open composed images: %w", err)
+		return nil, fmt.Errorf("list composed images: %w", err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), tempPrefix) {
-			if err := os.RemoveAll(filepath.Join(cfg.Dir, e.Name())); err != nil {
-				return nil, fmt.Errorf("remove half-written image: %w", err)
-			}
+		name := filepath.Join(c.cfg.Dir, e.Name())
+		_, missing := os.Lstat(filepath.Join(name, recordFile))
+		if !strings.HasPrefix(e.Name(), tempPrefix) && !errors.Is(missing, fs.ErrNotExist) {
+			keys = append(keys, e.Name())
+			continue
+		}
+		if err := os.RemoveAll(name); err != nil {
+			return nil, fmt.Errorf("remove half-written image: %w", err)
 		}
 	}
-	return &Composer{cfg: cfg, loaded: map[string]*loaded{}}, nil
+	return keys, nil
 }
 
 // Compose gives the image of a chain (bottom to top, the topmost thin), composed now unless one with the same content is there.
-// Repositories are read at their newest revision.
+// Repositories are read at their newest revision. Who asks for an image that is being composed waits for it; when a call returns,
+// nothing goes on that it has begun.
 func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 	parts, err := c.resolve(ctx, chain)
 	if err != nil {
@@ -128,19 +138,39 @@ func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
 		return image, err
 	}
-	// The work is shared by everybody who asks for this image, so it isn't bound to one caller's context; every network
-	// wait below has a bound of its own.
-	result := c.flight.DoChan(key, func() (any, error) {
-		return c.compose(context.WithoutCancel(ctx), key, parts)
-	})
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return nil, r.Err
+	end, err := c.turn(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
+		return image, err // the one before has made it
+	}
+	return c.compose(ctx, key, parts)
+}
+
+// turn waits until nobody composes an image and gives what ends our composing it.
+func (c *Composer) turn(ctx context.Context, key string) (end func(), err error) {
+	for {
+		c.mu.Lock()
+		other := c.turns[key]
+		if other == nil {
+			mine := make(chan struct{})
+			c.turns[key] = mine
+			c.mu.Unlock()
+			return func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				delete(c.turns, key)
+				close(mine)
+			}, nil
 		}
-		return r.Val.(*Image), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		c.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -303,11 +304,16 @@ func TestImagesAreSharedAndOutliveTheComposer(t *testing.T) {
 			t.Fatalf("one chain gave several images: %v", keys)
 		}
 	}
-	// A half-written image of a life that was cut short, and a new life.
-	if err := os.Mkdir(filepath.Join(dir, ".new-123"), 0o700); err != nil {
-		t.Fatal(err)
+	// Half-written images of a life that was cut short, and a new life.
+	for _, name := range []string{".new-123", strings.Repeat("0", 64)} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	again, index := composer(t, compose.Config{Dir: dir, Repositories: repos})
+	if found, err := again.Sweep(); err != nil || !slices.Equal(found, keys[:1]) {
+		t.Errorf("the sweep found %v, %v, want %v", found, err, keys[:1])
+	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("the folder holds %v, want the one image", entries)
 	}

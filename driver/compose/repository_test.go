@@ -3,6 +3,7 @@ package compose_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -99,6 +100,13 @@ func (p *publisher) commit(tx *publish.Transaction) {
 // compose gives the image of layers, bottom to top, composed by a host that knows nothing yet.
 func (p *publisher) compose(paths ...string) (*compose.Image, error) {
 	p.Helper()
+	c, chain := p.composer("", paths...)
+	return c.Compose(p.Context(), chain)
+}
+
+// composer makes one that has fetched nothing, on a folder ("" for one of its own), and the chain of some published layers.
+func (p *publisher) composer(dir string, paths ...string) (*compose.Composer, []compose.Layer) {
+	p.Helper()
 	config := p.TempDir()
 	keys, err := filepath.Glob(filepath.Join(p.repository.Dir(), "keys", "*.pub"))
 	if err != nil || len(keys) != 1 {
@@ -117,8 +125,8 @@ func (p *publisher) compose(paths ...string) (*compose.Image, error) {
 	for _, path := range paths {
 		d.Layers = append(d.Layers, thin.Layer{Digest: "0", FQRN: publishedFQRN, Path: path})
 	}
-	c, _ := composer(p.T, compose.Config{Repositories: client.NewRepositories(config, p.TempDir(), nil, nil)})
-	return c.Compose(p.Context(), []compose.Layer{{Thin: d}})
+	c, _ := composer(p.T, compose.Config{Dir: dir, Repositories: client.NewRepositories(config, p.TempDir(), nil, nil)})
+	return c, []compose.Layer{{Thin: d}}
 }
 
 // fetched gives the path of the one object fetched so far that is neither a catalog nor a certificate.
@@ -347,5 +355,46 @@ func TestARecordThatCannotBeHadIsLikeACatalogThatCannot(t *testing.T) {
 	}
 	if _, err := p.compose("/layers/l"); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// An image that is composed for nobody would lie on disk named by nobody.
+func TestNothingIsComposedForACallerThatHasGone(t *testing.T) {
+	p := newPublisher(t)
+	p.layer("/layers/l", rich(t), nil)
+	if _, err := p.compose("/layers/l"); err != nil {
+		t.Fatal(err)
+	}
+	const slow = 300 * time.Millisecond
+	record := p.fetched()
+	p.site.Set(testutil.Fault{Path: record, Latency: slow})
+	before := len(p.site.Log())
+	dir := t.TempDir()
+	c, chain := p.composer(dir, "/layers/l")
+	ctx, cancel := context.WithCancel(t.Context())
+	gone, waiting := make(chan error, 1), make(chan error, 1)
+	compose := func(ctx context.Context, ended chan error) { ended <- second(c.Compose(ctx, chain)) }
+	go compose(ctx, gone)
+	for len(p.site.Log()) == before || p.site.Log()[len(p.site.Log())-1].URL.Path != record {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller that has gone got %v", err)
+	}
+	time.Sleep(2 * slow) // for what goes on all the same
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("on disk are %v, %v", entries, err)
+	}
+	// Nor does one that goes take the image from another that waits for it.
+	ctx, cancel = context.WithCancel(t.Context())
+	go compose(ctx, gone)
+	time.Sleep(slow / 6)
+	go compose(t.Context(), waiting)
+	time.Sleep(slow / 6)
+	cancel()
+	<-gone
+	if err := <-waiting; err != nil {
+		t.Errorf("the one that waited: %v", err)
 	}
 }

@@ -39,6 +39,7 @@ func (noThin) Compose(context.Context, []compose.Layer) (*compose.Image, error) 
 }
 func (noThin) Image(string) (*compose.Image, error) { return nil, compose.ErrNoImage }
 func (noThin) Remove(string) error                  { return nil }
+func (noThin) Sweep() ([]string, error)             { return nil, nil }
 func (noThin) Close()                               {}
 
 func newEngine(t testing.TB) *engine {

@@ -38,42 +38,71 @@ func (s *Store) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) (
 	if err != nil {
 		return 0, err
 	}
-	if err := s.beginApply(id, parent); err != nil {
+	a, err := s.beginApply(id, parent)
+	if err != nil {
 		return 0, fmt.Errorf("apply layer %s: %w", id, err)
 	}
+	defer a.mark.Close()
 	body := &wholeReader{r: r}
-	size, err := s.apply(ctx, id, parent, settings, body)
+	size, err := s.apply(ctx, a, settings, body)
 	if err == nil {
 		return size, nil
 	}
-	_, broken := io.Copy(io.Discard, body)
-	if broken == nil {
-		if removed := os.Remove(s.dir(id, applyingFile)); !errors.Is(removed, fs.ErrNotExist) {
-			err = errors.Join(err, removed)
-		}
+	if _, broken := io.Copy(io.Discard, body); broken == nil {
+		err = errors.Join(err, s.endApply(a))
 	}
 	return 0, fmt.Errorf("apply layer %s: %w", id, err)
 }
 
+// arrival is the coming in of a layer's archive.
+type arrival struct {
+	id, parent string
+	mark       *os.File // applyingFile, kept open: so no later file is taken for it
+}
+
 // beginApply marks a layer that may get content as getting it.
-func (s *Store) beginApply(id, parent string) error {
+func (s *Store) beginApply(id, parent string) (*arrival, error) {
 	if err := checkID(id); err != nil {
-		return err
+		return nil, err
 	}
 	defer s.locks.lock(id)()
 	if _, err := s.checkEmpty(id, parent); err != nil {
-		return err
+		return nil, err
 	}
 	// Not synced: no engine repeats a call after power loss.
 	f, err := os.OpenFile(s.dir(id, applyingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return ErrBroken
+		return nil, ErrBroken
 	}
+	return &arrival{id, parent, f}, err
+}
+
+// endApply makes a layer one that may get content again.
+func (s *Store) endApply(a *arrival) error {
+	defer s.locks.lock(a.id)()
+	if s.checkArrival(a) != nil {
+		return nil // the mark has gone with the layer
+	}
+	return os.Remove(s.dir(a.id, applyingFile))
+}
+
+// checkArrival refuses an archive whose layer was removed while it came in, also if one of that id was made since.
+func (s *Store) checkArrival(a *arrival) error {
+	mine, err := a.mark.Stat()
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	now, err := os.Lstat(s.dir(a.id, applyingFile))
+	if err == nil && !os.SameFile(mine, now) {
+		err = fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return errReplaced
+	}
+	return err
 }
+
+var errReplaced = errors.New("the layer was removed while its archive came in")
 
 // wholeReader remembers how reading ended: a body that broke off must not be found to end when read again.
 type wholeReader struct {
@@ -89,13 +118,13 @@ func (w *wholeReader) Read(p []byte) (n int, err error) {
 	return n, w.err
 }
 
-func (s *Store) apply(ctx context.Context, id, parent string, settings Settings, r io.Reader) (int64, error) {
-	temp, err := s.newFolder(id, settings)
+func (s *Store) apply(ctx context.Context, a *arrival, settings Settings, r io.Reader) (int64, error) {
+	temp, err := s.newFolder(a.id, settings)
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(temp) // after all went well it holds the empty layer this one replaced
-	diff := filepath.Join(temp, diffDir(id))
+	diff := filepath.Join(temp, diffDir(a.id))
 	c, err := unpack(r, diff, settings.IDs)
 	if err != nil {
 		return 0, err
@@ -112,9 +141,9 @@ func (s *Store) apply(ctx context.Context, id, parent string, settings Settings,
 		return 0, err
 	}
 	if d == nil {
-		return size, s.commit(id, parent, temp, nil)
+		return size, s.commit(a, temp, nil)
 	}
-	return size, s.applyThin(ctx, id, parent, temp, d)
+	return size, s.applyThin(ctx, a, temp, d)
 }
 
 // checkEmpty gives the record of a layer that may get content now.
@@ -204,40 +233,38 @@ func readDescriptor(diff string) (*thin.Descriptor, error) {
 }
 
 // applyThin composes the chain that ends with a new thin layer and commits the layer.
-func (s *Store) applyThin(ctx context.Context, id, parent, temp string, d *thin.Descriptor) error {
-	composer, _, err := s.ready()
+func (s *Store) applyThin(ctx context.Context, a *arrival, temp string, d *thin.Descriptor) error {
+	chain, err := s.chain(a.parent)
 	if err != nil {
 		return err
 	}
-	chain, err := s.chain(parent)
-	if err != nil {
-		return err
+	_, err = s.compose(ctx, append(chain, compose.Layer{Thin: d}), func(key string) error {
+		defer s.locks.lock(a.id)()
+		return s.claimImage(key, func() error { return s.replace(a, temp, &layer{Thin: true, Image: key}) })
+	})
+	if unreachable(err) {
+		s.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer", a.id, "err", err)
+		return s.commit(a, temp, &layer{Thin: true})
 	}
-	chain = append(chain, compose.Layer{Thin: d})
-	for {
-		image, err := composer.Compose(ctx, chain)
-		if unreachable(err) {
-			s.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer", id, "err", err)
-			return s.commit(id, parent, temp, &layer{Thin: true})
-		}
-		if err != nil {
-			return err
-		}
-		err = s.claimImage(image.Key, func() error { return s.commit(id, parent, temp, &layer{Thin: true, Image: image.Key}) })
-		if !errors.Is(err, compose.ErrNoImage) {
-			return err
-		}
-	}
+	return err
 }
 
 // unreachable tells an error that says nothing about the layer, only about the network at this moment.
 func unreachable(err error) bool { return errors.Is(err, fetch.ErrUnavailable) }
 
 // commit puts a folder that holds a layer's content in the place of the empty layer. thinRecord is nil for an ordinary layer.
-func (s *Store) commit(id, parent, temp string, thinRecord *layer) error {
-	defer s.locks.lock(id)()
-	l, err := s.checkEmpty(id, parent)
+func (s *Store) commit(a *arrival, temp string, thinRecord *layer) error {
+	defer s.locks.lock(a.id)()
+	return s.replace(a, temp, thinRecord)
+}
+
+// replace is commit for a caller that holds the layer's lock.
+func (s *Store) replace(a *arrival, temp string, thinRecord *layer) error {
+	l, err := s.checkEmpty(a.id, a.parent)
 	if err != nil {
+		return err
+	}
+	if err := s.checkArrival(a); err != nil {
 		return err
 	}
 	if thinRecord != nil {
@@ -247,7 +274,7 @@ func (s *Store) commit(id, parent, temp string, thinRecord *layer) error {
 	if err := writeRecord(temp, recordXattr, l); err != nil {
 		return err
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(id), unix.RENAME_EXCHANGE); err != nil {
+	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(a.id), unix.RENAME_EXCHANGE); err != nil {
 		return fmt.Errorf("put the layer in place: %w", err)
 	}
 	return syncDir(filepath.Dir(temp))

@@ -43,6 +43,19 @@
 // they were made. Whatever syncs later, a container's own database, takes it along.
 // Records of open layers aren't synced either: they mean nothing after a reboot.
 //
+// Locks. Who holds several has taken them in this order, which the tests of this package check:
+//
+//  1. the locks of layers, one for each id: a layer's before those of its ancestors, upwards. What changes a layer, its record or
+//     its mount holds its lock.
+//  2. images: held while an image comes to be named by a layer or to be removed, and while a composer takes over.
+//  3. all others, held for a few lines that call nothing.
+//
+// A Composer, a Mounter and the FUSE mount have locks of their own, and call nothing of a Store while they hold them.
+//
+// A composed image stays as long as the record of a layer names it, or that of a mounted one. All others are swept when a composer
+// takes over, as at the start, and when the last composing under way ends; never while one is, for an image has no name yet when it
+// has just been made.
+//
 // Incoming archives are hostile. Extended attributes by which overlayfs is instructed are removed, nothing is written outside
 // the layer's folder whatever links an archive holds, and an archive without its end marker is an error: engines repeat requests
 // with the rest of a body they have partly sent.

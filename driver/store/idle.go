@@ -3,7 +3,6 @@ package store
 import (
 	"maps"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -13,7 +12,7 @@ const linger = time.Second
 // idle are the layers that stay mounted though nobody uses them, by id, with the records they had when they were open. On disk
 // nothing tells of them. A layer becomes idle, and stops being so, with its lock held. The zero value is none.
 type idle struct {
-	mu     sync.Mutex
+	mu     mutex
 	layers map[string]idleLayer
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -100,7 +99,7 @@ func (s *Store) save(id string, l *layer) error {
 // records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is locked while a
 // record is read or changes.
 type records struct {
-	sync.Mutex
+	mutex
 	committed map[string]layer
 }
 
@@ -174,15 +173,12 @@ func (s *Store) Create(args CreateArgs) error {
 	if args.ID == args.Parent {
 		return fmt.Errorf("create layer %s: it can't be its own parent", args.ID)
 	}
-	defer s.locks.lock(args.ID)()
 	if args.Parent != "" {
-		if err := s.settle(args.Parent); err != nil {
+		if err := s.adopt(args.Parent, args.ID); err != nil {
 			return fmt.Errorf("create layer %s: parent: %w", args.ID, err)
 		}
-		if s.idle.has(args.Parent) {
-			go s.retire(args.Parent) // it is a lower layer from now on
-		}
 	}
+	defer s.locks.lock(args.ID)()
 	l, err := s.load(args.ID)
 	if err == nil {
 		if l.Parent != args.Parent {
@@ -195,6 +191,28 @@ func (s *Store) Create(args CreateArgs) error {
 	}
 	if err := s.create(args, size, settings); err != nil {
 		return fmt.Errorf("create layer %s: %w", args.ID, err)
+	}
+	return nil
+}
+
+// adopt makes a layer ready to have another one on top.
+func (s *Store) adopt(parent, child string) error {
+	if err := s.settle(parent); err != nil {
+		return err
+	}
+	circle := false
+	err := s.descend(parent, func(id string, l *layer) bool {
+		circle = id == child || l.Parent == child
+		return !circle
+	})
+	if circle {
+		return fmt.Errorf("layer %s is below it", child)
+	}
+	if err != nil && !errors.Is(err, ErrNoLayer) {
+		return err
+	}
+	if s.idle.has(parent) {
+		go s.retire(parent) // it is a lower layer from now on
 	}
 	return nil
 }
@@ -220,7 +238,7 @@ func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
 
 // newFolder makes an empty layer without a record, under a temporary name beside the layers.
 func (s *Store) newFolder(id string, settings Settings) (string, error) {
-	temp, err := os.MkdirTemp(s.path("layers"), ".new-")
+	temp, err := os.MkdirTemp(s.path("layers"), tempPrefix)
 	if err != nil {
 		return "", err
 	}
@@ -289,9 +307,7 @@ func (s *Store) Remove(id string) error {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
 	if l != nil && l.Image != "" {
-		if err := s.releaseImage(l.Image); err != nil {
-			return fmt.Errorf("remove layer %s: %w", id, err)
-		}
+		s.releaseImage(l.Image)
 	}
 	return nil
 }

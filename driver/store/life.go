@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -21,7 +20,7 @@ type Objects interface {
 // stranded are the open layers of a former generation, by the image they read from. Their mounts have lost the file system that
 // fetches, and the containers in them live on: in the erofs view they find what arrives on disk. The zero value is none.
 type stranded struct {
-	mu     sync.Mutex
+	mu     mutex
 	images map[string]*strandedImage
 }
 

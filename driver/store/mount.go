@@ -154,6 +154,7 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	}
 	m := Mount{Overlay: &overlayfs.Spec{}}
 	for _, id := range lower {
+		s.retire(id) // no overlay should have as upper what another has as lower
 		m.Overlay.Lower = append(m.Overlay.Lower, s.diff(id))
 	}
 	if base == "" {
@@ -196,9 +197,6 @@ func (s *Store) ordinary(id string) (ids []string, base string, err error) {
 		if l.Thin {
 			base = id
 			return false
-		}
-		if l.Writable {
-			s.retire(id) // no overlay should have as upper what another has as lower
 		}
 		ids = append(ids, id)
 		return true
@@ -252,80 +250,6 @@ func (s *Store) descend(id string, visit func(id string, l *layer) bool) error {
 		id = l.Parent
 	}
 	return fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
-}
-
-// image gives the composed image of the chain that ends with a thin layer, composing it if it isn't there.
-func (s *Store) image(ctx context.Context, id string) (*compose.Image, error) {
-	composer, _, err := s.ready()
-	if err != nil {
-		return nil, err
-	}
-	defer s.locks.lock(id)()
-	l, err := s.load(id)
-	if err != nil {
-		return nil, err
-	}
-	if l.Image != "" {
-		image, err := composer.Image(l.Image)
-		if !errors.Is(err, compose.ErrNoImage) {
-			return image, err
-		}
-		s.cfg.Log.Warn("a composed image has gone and is made again", "layer", id, "image", l.Image)
-	}
-	chain, err := s.chain(id)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		image, err := composer.Compose(ctx, chain)
-		if err != nil {
-			return nil, fmt.Errorf("compose layer %s: %w", id, err)
-		}
-		l.Image = image.Key
-		err = s.claimImage(image.Key, func() error { return s.save(id, l) })
-		if !errors.Is(err, compose.ErrNoImage) {
-			return image, err
-		}
-	}
-}
-
-// claimImage runs name, which makes a layer name an image, while the image can't go; compose.ErrNoImage if it has gone.
-func (s *Store) claimImage(key string, name func() error) error {
-	s.images.Lock()
-	defer s.images.Unlock()
-	composer, _, err := s.ready()
-	if err != nil {
-		return err
-	}
-	if _, err := composer.Image(key); err != nil {
-		return err
-	}
-	return name()
-}
-
-// releaseImage removes an image that no layer names.
-func (s *Store) releaseImage(key string) error {
-	s.images.Lock()
-	defer s.images.Unlock()
-	composer, _, err := s.ready()
-	if err != nil {
-		return err
-	}
-	ids, err := s.ids()
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		if l, err := s.load(id); err == nil && l.Image == key {
-			return nil
-		}
-	}
-	for _, by := range []chosen{{view: ViewFUSE}, {view: ViewEROFS, stacked: true}, {view: ViewEROFS}} {
-		if err := s.unmount(s.shown(by, key)); err != nil {
-			return err
-		}
-	}
-	return composer.Remove(key)
 }
 
 // Put gives back a layer that Get has given; one too many does nothing. The last one leaves it mounted for a moment, as engines

@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +37,7 @@ type projects interface {
 type quota struct {
 	projects projects
 
-	mu   sync.Mutex
+	mu   mutex
 	last uint32 // highest number in use; 0 until it was looked up
 }
 

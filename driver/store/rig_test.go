@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -46,6 +49,7 @@ func newRigIn(t testing.TB, dir string) *rig {
 		Root: r.root, Run: r.run, Generation: "first", Mounter: &plugin.Mounter{}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		NewComposer: func(store.Settings) (store.Composer, error) { return r.composer, nil },
 	}
+	store.WatchLocks(&r.cfg, func(text string) { t.Errorf("%s\n%s", text, debug.Stack()) })
 	r.reopen()
 	t.Cleanup(func() {
 		if err := r.Cleanup(); err != nil {
@@ -110,6 +114,7 @@ type composer struct {
 	err    error
 	images map[string]*compose.Image
 	chains [][]compose.Layer
+	made   func() // called when an image has been made and nobody has been told
 }
 
 func (c *composer) fail(err error) {
@@ -119,6 +124,14 @@ func (c *composer) fail(err error) {
 }
 
 func (c *composer) Compose(_ context.Context, chain []compose.Layer) (*compose.Image, error) {
+	image, err := c.compose(chain)
+	if c.made != nil {
+		c.made()
+	}
+	return image, err
+}
+
+func (c *composer) compose(chain []compose.Layer) (*compose.Image, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.chains = append(c.chains, chain)
@@ -131,6 +144,13 @@ func (c *composer) Compose(_ context.Context, chain []compose.Layer) (*compose.I
 	}
 	c.images[image.Key] = image
 	return image, nil
+}
+
+// keys lists the images there are.
+func (c *composer) keys() string {
+	keys, _ := c.Sweep()
+	slices.Sort(keys)
+	return strings.Join(keys, " ")
 }
 
 func (c *composer) Image(key string) (*compose.Image, error) {
@@ -147,6 +167,12 @@ func (c *composer) Remove(key string) error {
 	defer c.mu.Unlock()
 	delete(c.images, key)
 	return nil
+}
+
+func (c *composer) Sweep() (keys []string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.images)), nil
 }
 
 func (c *composer) Close() {}

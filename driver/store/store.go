@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
-	"sync"
 
 	"github.com/moby/sys/user"
 
@@ -30,6 +29,9 @@ type Composer interface {
 	Compose(ctx context.Context, chain []compose.Layer) (*compose.Image, error)
 	Image(key string) (*compose.Image, error)
 	Remove(key string) error
+	// Sweep removes what is half-written, and gives the keys of the images there are. No Compose may be under way, of whichever
+	// composer on the folder. One that has returned, also with an error, has left nothing running.
+	Sweep() (keys []string, err error)
 	// Close ends the use of a composer that another one has replaced. Its calls fail from then on.
 	Close()
 }
@@ -56,6 +58,8 @@ type Config struct {
 	NewComposer func(Settings) (Composer, error)
 	Objects     Objects // nil: nothing is known of the files of composed images, and none are fetched
 	Log         *slog.Logger
+
+	watch lockWatcher // for tests
 }
 
 // InitArgs are the engine's arguments to Init.
@@ -77,12 +81,14 @@ type Settings struct {
 type Store struct {
 	cfg Config
 
-	mu       sync.RWMutex // guards the following
+	mu       mutex // guards the following
 	settings Settings
 	composer Composer // nil before Init
 	showing  chosen   // the view in use
 
-	images  sync.Mutex // held while an image comes to be named by a layer, or stops being so
+	images    mutex // held while an image comes to be named by a layer, or stops being so
+	composing int   // how many calls of compose are under way; images guards it
+
 	locks   locks
 	records records
 	idle    idle
@@ -99,6 +105,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: cfg, host: thisHost()}
+	s.rankLocks(cfg.watch)
 	s.quota.projects = kernelProjects{root: s.path("layers"), node: s.path("state", "backing-device")}
 	if err := s.checkLayout(); err != nil {
 		return nil, err
@@ -189,6 +196,7 @@ func (s *Store) use(args InitArgs) error {
 		if former != nil {
 			former.Close()
 		}
+		s.sweepImages()
 	}
 	return nil
 }
@@ -209,8 +217,8 @@ func (s *Store) prepare(settings Settings) error {
 
 // ready gives what Init has set.
 func (s *Store) ready() (Composer, Settings, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.composer == nil {
 		return nil, Settings{}, ErrNotReady
 	}
@@ -241,13 +249,13 @@ func (s *Store) checkLayout() error {
 
 // sweep removes what a former life left unfinished: temporary names begin with a dot, and mounts have a record.
 func (s *Store) sweep() error {
-	for _, dir := range []string{s.path("layers"), s.path("state")} {
+	for dir, temporary := range map[string]string{s.path("layers"): ".", s.path("state"): ".", s.cfg.Root: tempPrefix} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
-			if strings.HasPrefix(e.Name(), ".") {
+			if strings.HasPrefix(e.Name(), temporary) {
 				if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 					return err
 				}
@@ -321,44 +329,11 @@ func (s *Store) path(elem ...string) string { return filepath.Join(s.cfg.Root, f
 func (s *Store) run(elem ...string) string { return filepath.Join(s.cfg.Run, filepath.Join(elem...)) }
 func (s *Store) initFile() string          { return s.path("state", "init.json") }
 
-// locks are mutexes by name that exist while somebody holds or awaits them.
-type locks struct {
-	mu sync.Mutex
-	by map[string]*namedLock
-}
-
-type namedLock struct {
-	mu    sync.Mutex
-	users int
-}
-
-// lock waits for the lock of a name and gives what releases it.
-func (l *locks) lock(name string) (unlock func()) {
-	l.mu.Lock()
-	if l.by == nil {
-		l.by = map[string]*namedLock{}
-	}
-	n := l.by[name]
-	if n == nil {
-		n = &namedLock{}
-		l.by[name] = n
-	}
-	n.users++
-	l.mu.Unlock()
-	n.mu.Lock()
-	return func() {
-		n.mu.Unlock()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if n.users--; n.users == 0 {
-			delete(l.by, name)
-		}
-	}
-}
+const tempPrefix = ".new-"
 
 // writeFile puts a whole file in place: complete or as it was before. With durable it is so also after power loss.
 func writeFile(path string, b []byte, durable bool) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*")
 	if err != nil {
 		return err
 	}

@@ -352,7 +352,12 @@ func TestUnfinishedLayersAreRemoved(t *testing.T) {
 	for _, dir := range []string{".new-12/diff/x", ".dead-7/gone/diff"} {
 		must(t, os.MkdirAll(filepath.Join(layers, dir), 0o700))
 	}
+	unwritten := filepath.Join(r.root, ".new-1") // where the version was to be written
+	must(t, os.WriteFile(unwritten, nil, 0o600))
 	r.reopen()
+	if _, err := os.Lstat(unwritten); err == nil {
+		t.Error("a half-written file stayed")
+	}
 	if !r.Exists("half") {
 		t.Error("a restart of the server removed a layer whose content may be about to come")
 	}

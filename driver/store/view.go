@@ -60,8 +60,8 @@ func (s *Store) choose(want View) (chosen, error) {
 
 // current gives the view in use.
 func (s *Store) current() chosen {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.showing
 }
 
