@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -248,4 +250,113 @@ func (p *instance) startContainer(id string) error {
 		}
 	}
 	return os.WriteFile(p.root+rootDir+"/mnt/"+id+"/mine", []byte(id), 0o644)
+}
+
+// What the start removes is found on a disk where a killed plugin left it.
+func TestStartLeavesOnDiskWhatIsNeededAndNothingElse(t *testing.T) {
+	for _, view := range []string{"erofs", "fuse"} {
+		t.Run(view, func(t *testing.T) {
+			p := rung{view: view}.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+			p.init(rung{view: view}, object{})
+			dir := p.thinContainer("c1")
+			images := p.root + rootDir + "/images"
+			names, err := os.ReadDir(images)
+			must(t, err)
+			if len(names) != 1 {
+				t.Fatalf("images: %v", names)
+			}
+			left := strings.Repeat("a", 64)
+			must(t, os.CopyFS(filepath.Join(images, left), os.DirFS(filepath.Join(images, names[0].Name()))))
+			for _, name := range []string{"images/.new-1/x", "images/" + strings.Repeat("b", 64), "layers/.new-2/graph", "layers/.dead-3/l", "state/.probe-4"} {
+				must(t, os.MkdirAll(p.root+rootDir+"/"+name, 0o700))
+			}
+			must(t, syscall.Kill(p.status().PID, syscall.SIGKILL))
+			if got := p.status().Store.Images; len(got) != 1 { // of the next server
+				t.Errorf("images in use: %+v", got)
+			}
+			for folder, want := range map[string]int{"images": 1, "layers": 3, "state/.probe-4": -1} {
+				now, err := os.ReadDir(p.root + rootDir + "/" + folder)
+				if want < 0 && err == nil || want >= 0 && len(now) != want {
+					t.Errorf("%s: %v", folder, now)
+				}
+			}
+			if lines := tree(t, dir); len(lines) < 5 {
+				t.Errorf("the container sees %v", lines)
+			}
+		})
+	}
+}
+
+func TestPullThatIsInterruptedLeavesNoImage(t *testing.T) {
+	repository := testutil.NewFaulty(t, serving(t))
+	p := start(t, t.TempDir(), repository.URL)
+	p.init(rung{view: "fuse"}, object{})
+	p.ok("Create", object{"ID": "thin"})
+	repository.Set(testutil.Fault{Path: "/data/", Latency: 200 * time.Millisecond})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/GraphDriver.ApplyDiff?id=thin", bytes.NewReader(archive(t, map[string]string{"thin.json": descriptor(t)})))
+	must(t, err)
+	if resp, err := p.client.Do(req); err == nil {
+		resp.Body.Close()
+		t.Fatal("the layer came in before it was interrupted")
+	}
+	p.ok("Remove", object{"ID": "thin"})
+	time.Sleep(time.Second) // for what goes on all the same
+	if left, err := os.ReadDir(p.root + rootDir + "/images"); err != nil || len(left) > 0 {
+		t.Errorf("images left: %v, %v", left, err)
+	}
+}
+
+func TestQuestionsTakeNothingIntoUse(t *testing.T) {
+	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.init(rung{view: "fuse"}, object{})
+	p.thinContainer("c1")
+	p.ok("Put", object{"ID": "c1"})
+	must(t, syscall.Kill(p.status().PID, syscall.SIGKILL))
+	pid := p.status().PID // of a server that uses no image
+	state := func() string {
+		mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+		must(t, err)
+		return fmt.Sprint(string(mounts), tree(t, p.root+rootDir))
+	}
+	before := state()
+	for range 2 {
+		if m, _ := p.ok("GetMetadata", object{"ID": "c1"})["Metadata"].(object); m["Local"] == nil || m["Folders"] == nil {
+			t.Errorf("metadata: %v", m)
+		}
+		p.ok("Status", object{})
+		p.ok("Exists", object{"ID": "thin"})
+		if s := p.status(); len(s.Store.Images) != 1 || s.Store.Images[0].Err != "" || s.Store.Images[0].Objects == 0 || len(s.Fetch) > 0 {
+			t.Errorf("status: %+v", s)
+		}
+	}
+	if maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)); err != nil || strings.Contains(string(maps), "meta.erofs") {
+		t.Errorf("an image is mapped: %v\n%s", err, maps)
+	}
+	if d := cmp.Diff(before, state()); d != "" {
+		t.Errorf("-before +after\n%s", d)
+	}
+}
+
+func TestUnreadableObjectIsToldWithWhoReadsIt(t *testing.T) {
+	for _, view := range []string{"erofs", "fuse"} {
+		t.Run(view, func(t *testing.T) {
+			repository := testutil.NewFaulty(t, serving(t))
+			p := rung{view: view}.start(t, t.TempDir(), repository.URL)
+			p.init(rung{view: view}, object{})
+			dir := p.thinContainer("c1")
+			repository.Set(testutil.Fault{Path: "/data/", Status: 404})
+			if b, err := os.ReadFile(filepath.Join(dir, "data/a.txt")); err == nil {
+				t.Fatalf("read %q", b)
+			}
+			images := p.status().Store.Images
+			lines := p.said.lines(`msg="object can't be read"`)
+			for _, want := range []string{" object=", " repo=" + fqrn, " images=" + images[0].Key, " layers=c1", " file=/data/a.txt", " err="} {
+				if len(lines) == 0 || !strings.Contains(lines[0], want) {
+					t.Errorf("%q: want %q", lines, want)
+				}
+			}
+		})
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -57,6 +58,31 @@ type instance struct {
 	root   string // the plugin's root as we reach it; "" for its own, /proc/PID/root
 	client *http.Client
 	ended  chan error
+	said   said
+}
+
+// said is what a program has written.
+type said struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+// lines gives those with a text.
+func (s *said) lines(with string) (lines []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for line := range strings.Lines(s.b.String()) {
+		if strings.Contains(line, with) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 // start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url, with some more
@@ -89,7 +115,8 @@ func startWith(t *testing.T, mnt string, urls map[string]string, env ...string) 
 func (p *instance) launch() {
 	t := p.t
 	t.Helper()
-	p.cmd.Stdout, p.cmd.Stderr = t.Output(), t.Output()
+	out := io.MultiWriter(t.Output(), &p.said)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
 	must(t, p.cmd.Start())
 	go func() { p.ended <- p.cmd.Wait() }()
 	t.Cleanup(p.stop)

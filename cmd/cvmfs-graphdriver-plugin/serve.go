@@ -11,8 +11,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/fetch"
@@ -75,6 +78,9 @@ type server struct {
 	repositories atomic.Pointer[client.Repositories] // nil until the engine has said which may be used
 	composer     atomic.Pointer[compose.Composer]    // likewise
 	log          *slog.Logger
+
+	finding     sync.Mutex // while a file is looked for
+	nextFinding time.Time  // when one may be; finding guards it
 }
 
 // newServer opens what is on disk. When it returns the index holds the objects of every mounted image.
@@ -91,7 +97,7 @@ func newServer(generation string, log *slog.Logger) (*server, error) {
 		return nil, err
 	}
 	s.view = view.New(view.Config{
-		Objects: objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Log: log}), Index: s.index, Store: s.objects,
+		Objects: objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Users: s.users, Log: log}), Index: s.index, Store: s.objects,
 		Dir: filepath.Join(rootDir, "store", "objects"), Layers: filepath.Join(rootDir, "layers"), Log: log,
 	})
 	s.layers, err = store.Open(store.Config{
@@ -173,9 +179,56 @@ func (s *server) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 	return repositories.Fetcher(fqrn)
 }
 
+// users tells what an object is needed for: images, a file of one of them, and the layers that are mounted from them, which docker
+// inspect shows as the ends of a container's MergedDir. With no server up many objects fail at once: files are looked for a tenth of
+// the time, and none for longer than a moment.
+func (s *server) users(r objects.Ref) (attrs []any) {
+	composer := s.composer.Load()
+	if composer == nil {
+		return nil
+	}
+	var images, layers []string
+	for _, t := range s.index.Tables(r) {
+		key := filepath.Base(filepath.Dir(t.Path()))
+		images, layers = append(images, key), append(layers, s.layers.Users(key)...)
+	}
+	attrs = []any{"images", some(images), "layers", some(layers)}
+	if !s.finding.TryLock() {
+		return attrs
+	}
+	defer s.finding.Unlock()
+	began := time.Now()
+	if began.Before(s.nextFinding) {
+		return attrs
+	}
+	defer func() { s.nextFinding = time.Now().Add(9 * time.Since(began)) }()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if file, err := composer.Find(ctx, images[0], r); err == nil && file != "" { // else the image is asked for itself
+		attrs = append(attrs, "file", file)
+	}
+	return attrs
+}
+
+// patience is how long a file is looked for that a log line is to name.
+const patience = 300 * time.Millisecond
+
+// some spells the first of several names.
+func some(names []string) string {
+	const most = 3
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], " "), len(names)-most)
+	}
+	return strings.Join(names, " ")
+}
+
 // Local tells how much of a composed image is on disk.
 func (s *server) Local(image string) (objects.Share, error) {
-	t, err := s.table(image)
+	composer := s.composer.Load()
+	if composer == nil {
+		return objects.Share{}, store.ErrNotReady
+	}
+	t, err := composer.Peek(image)
 	if err != nil {
 		return objects.Share{}, err
 	}
@@ -184,17 +237,13 @@ func (s *server) Local(image string) (objects.Share, error) {
 
 // Complete fetches what of a composed image isn't.
 func (s *server) Complete(ctx context.Context, image string) (objects.Completion, error) {
-	t, err := s.table(image)
+	composer := s.composer.Load()
+	if composer == nil {
+		return objects.Completion{}, store.ErrNotReady
+	}
+	t, err := composer.Table(image)
 	if err != nil {
 		return objects.Completion{}, err
 	}
 	return s.objects.Complete(ctx, s.index, t)
-}
-
-func (s *server) table(image string) (*objects.Table, error) {
-	composer := s.composer.Load()
-	if composer == nil {
-		return nil, store.ErrNotReady
-	}
-	return composer.Table(image)
 }

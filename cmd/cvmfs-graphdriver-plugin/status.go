@@ -37,9 +37,13 @@ func (s *server) status() any {
 		return st
 	}
 	st.Store = report
+	repositories := s.repositories.Load()
+	if repositories == nil {
+		return st
+	}
 	for _, image := range report.Images {
 		for _, pin := range image.Layers {
-			if f, err := s.Fetcher(pin.FQRN); err == nil { // one that can't be used now has fetched nothing
+			if f, ok := repositories.Opened(pin.FQRN); ok { // one that isn't open has fetched nothing
 				st.Fetch[pin.FQRN] = f.Stats()
 			}
 		}

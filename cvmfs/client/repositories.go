@@ -64,6 +64,17 @@ func (s *Repositories) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 	return o.Fetcher(), nil
 }
 
+// Opened gives what gets a repository's objects if it is in use already, without opening it.
+func (s *Repositories) Opened(fqrn string) (*fetch.Fetcher, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.open[fqrn]
+	if o == nil {
+		return nil, false
+	}
+	return o.Fetcher(), true
+}
+
 // Config gives the configuration a repository was opened with.
 func (s *Repositories) Config(fqrn string) (*config.Config, error) {
 	o, err := s.get(fqrn)

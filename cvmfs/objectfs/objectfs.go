@@ -49,6 +49,8 @@ type Config struct {
 	Ahead     int   // how many objects to ask for ahead; 128
 	GateLimit int64 // size in bytes above which the gate does not wait for a chunked object; 8 MiB
 	Log       *slog.Logger
+	// Users tells what an object is needed for, as attributes of a log line; nil if nobody can tell.
+	Users func(objects.Ref) []any
 }
 
 // FS is the tree; it answers the requests of one mount.
@@ -240,7 +242,12 @@ func (f *FS) Readdir(_ context.Context, node, from uint64, add func(string, fuse
 
 // failed notes that an object could not be fetched or read. It logs that for each object at most once a minute.
 func (f *FS) failed(r objects.Ref, err error) {
-	if f.failures.add(r.Node(), time.Now()) {
-		f.cfg.Log.Error("object can't be read", "object", r.Name(), "repo", r.Repo(), "full", errors.Is(err, syscall.ENOSPC), "err", err)
+	if !f.failures.add(r.Node(), time.Now()) {
+		return
 	}
+	attrs := []any{"object", r.Name(), "repo", r.Repo(), "full", errors.Is(err, syscall.ENOSPC)}
+	if f.cfg.Users != nil {
+		attrs = append(attrs, f.cfg.Users(r)...)
+	}
+	f.cfg.Log.Error("object can't be read", append(attrs, "err", err)...)
 }

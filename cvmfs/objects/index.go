@@ -153,6 +153,19 @@ func (x *Index) Node(id uint64) (Ref, bool) {
 	return Ref{x: x, t: x.tables[p.table], pos: p.pos}, true
 }
 
+// Tables are those that name an object, the one that answers for it first.
+func (x *Index) Tables(r Ref) []*Table {
+	tables := []*Table{r.t}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for n := x.heads[x.id(r.Name())]; n != 0; n = x.places[n].next {
+		if t := x.tables[x.places[n].table]; !slices.Contains(tables, t) {
+			tables = append(tables, t)
+		}
+	}
+	return tables
+}
+
 // repos are the repositories that name the object, r's own first.
 func (x *Index) repos(r Ref) []string {
 	repos := []string{r.Repo()}

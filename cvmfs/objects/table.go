@@ -29,6 +29,7 @@ import (
 //	    chunks, 32 bytes each: 20 digest · 8 size · 1 algorithm · 3 zeros
 //	32  SHA-256 of all before
 type Table struct {
+	path    string
 	repos   []string
 	objects []byte
 	chunks  []byte
@@ -125,6 +126,7 @@ func OpenTable(path string) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("object table %s: %w", path, err)
 	}
+	t.path = path
 	return t, nil
 }
 
@@ -190,6 +192,9 @@ func (t *Table) check() error {
 	}
 	return nil
 }
+
+// Path is the file it was read from.
+func (t *Table) Path() string { return t.path }
 
 // Len is the number of objects.
 func (t *Table) Len() int { return len(t.objects) / recordSize }

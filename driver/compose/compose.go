@@ -183,7 +183,29 @@ func (c *Composer) Image(key string) (*Image, error) {
 	return l.image, nil
 }
 
-// Table gives the objects of an image; ErrNoImage if it isn't there.
+// Describe tells what is known of an image without taking it into use; ErrNoImage if it isn't there.
+func (c *Composer) Describe(key string) (*Image, error) {
+	if l := c.inUse(key); l != nil {
+		return l.image, nil
+	}
+	return c.read(key)
+}
+
+// Peek gives the objects of an image without taking it into use: of one that isn't, the table is read for the caller alone.
+func (c *Composer) Peek(key string) (*objects.Table, error) {
+	if l := c.inUse(key); l != nil {
+		return l.table, nil
+	}
+	return c.openTable(key)
+}
+
+func (c *Composer) inUse(key string) *loaded {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.loaded[key]
+}
+
+// Table gives the objects of an image, as Image does; ErrNoImage if it isn't there.
 func (c *Composer) Table(key string) (*objects.Table, error) {
 	l, err := c.load(key)
 	if err != nil {
@@ -212,25 +234,45 @@ func (c *Composer) load(key string) (*loaded, error) {
 	if l := c.loaded[key]; l != nil {
 		return l, nil
 	}
+	image, err := c.read(key)
+	if err != nil {
+		return nil, err
+	}
+	table, err := c.openTable(key)
+	if err != nil {
+		return nil, err
+	}
+	c.cfg.Index.Add(table)
+	c.loaded[key] = &loaded{image, table}
+	return c.loaded[key], nil
+}
+
+// read reads an image's record.
+func (c *Composer) read(key string) (*Image, error) {
 	dir := filepath.Join(c.cfg.Dir, key)
 	b, err := os.ReadFile(filepath.Join(dir, recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %s", ErrNoImage, key)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open composed image: %w", err)
-	}
 	image := &Image{Meta: filepath.Join(dir, metaFile)}
-	if err := json.Unmarshal(b, image); err != nil {
-		return nil, fmt.Errorf("open composed image %s: %w", key, err)
+	if err == nil {
+		err = json.Unmarshal(b, image)
 	}
-	table, err := objects.OpenTable(filepath.Join(dir, tableFile))
 	if err != nil {
-		return nil, fmt.Errorf("open composed image %s: %w", key, err)
+		return nil, fmt.Errorf("open composed image %s: its record, %s: %w: remove the image and pull it again", key, recordFile, err)
 	}
-	c.cfg.Index.Add(table)
-	c.loaded[key] = &loaded{image, table}
-	return c.loaded[key], nil
+	return image, nil
+}
+
+func (c *Composer) openTable(key string) (*objects.Table, error) {
+	t, err := objects.OpenTable(filepath.Join(c.cfg.Dir, key, tableFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s has no object table", ErrNoImage, key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open composed image %s: %w: remove the image and pull it again", key, err)
+	}
+	return t, nil
 }
 
 // Remove deletes an image that no layer needs any more. A mount of it must be gone before.

@@ -37,10 +37,11 @@ type noThin struct{}
 func (noThin) Compose(context.Context, []compose.Layer) (*compose.Image, error) {
 	return nil, errors.New("repository x.example.org is not configured")
 }
-func (noThin) Image(string) (*compose.Image, error) { return nil, compose.ErrNoImage }
-func (noThin) Remove(string) error                  { return nil }
-func (noThin) Sweep() ([]string, error)             { return nil, nil }
-func (noThin) Close()                               {}
+func (noThin) Image(string) (*compose.Image, error)    { return nil, compose.ErrNoImage }
+func (noThin) Describe(string) (*compose.Image, error) { return nil, compose.ErrNoImage }
+func (noThin) Remove(string) error                     { return nil }
+func (noThin) Sweep() ([]string, error)                { return nil, nil }
+func (noThin) Close()                                  {}
 
 func newEngine(t testing.TB) *engine {
 	t.Helper()

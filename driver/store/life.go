@@ -11,7 +11,7 @@ import (
 
 // Objects is the files of composed images, as far as they are on disk.
 type Objects interface {
-	// Local tells how much of an image is on disk.
+	// Local tells how much of an image is on disk, whether it is in use or not.
 	Local(image string) (objects.Share, error)
 	// Complete fetches what isn't, as objects.Store.Complete does.
 	Complete(ctx context.Context, image string) (objects.Completion, error)

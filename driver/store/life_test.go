@@ -186,6 +186,9 @@ func (s *successor) Image(key string) (*compose.Image, error) {
 	*s.log = append(*s.log, s.name+" loads "+key)
 	return &compose.Image{Key: key}, nil
 }
+func (s *successor) Describe(key string) (*compose.Image, error) {
+	return &compose.Image{Key: key}, nil
+}
 func (s *successor) Close() { *s.log = append(*s.log, s.name+" ends") }
 
 func TestOtherOptionsReplaceTheComposer(t *testing.T) {
@@ -239,6 +242,34 @@ func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 	r.reopen()
 	if got, err = r.Metadata("c1"); err != nil || got["Local"] != "about 4000 of 250000 objects, about 1.0 of 1073.7 MB" {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestQuestionsHaveNoEffects(t *testing.T) {
+	r := newRig(t)
+	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: descriptor}))
+	var log []string
+	r.cfg.NewComposer = func(store.Settings) (store.Composer, error) { return &successor{log: &log, name: "composer"}, nil }
+	r.reopen()
+	must(t, r.Create(store.CreateArgs{ID: "step", Parent: "base", Writable: true}))
+	must(t, r.Create(store.CreateArgs{ID: "c1", Parent: "step", Writable: true}))
+	r.get("step")
+	must(t, r.Put("step")) // idle
+	log = nil
+	for _, id := range []string{"c1", "thin", "base", "step"} {
+		_, err := r.Metadata(id)
+		must(t, err)
+		r.Exists(id)
+	}
+	_, err := r.Report()
+	must(t, err)
+	r.Status()
+	if len(log) > 0 {
+		t.Errorf("the composer was asked for more than a description: %v", log)
+	}
+	if mounted, err := r.cfg.Mounter.Mounted(filepath.Join(r.root, "mnt/step")); err != nil || !mounted {
+		t.Errorf("a layer was unmounted by a question: %v", err)
 	}
 }
 

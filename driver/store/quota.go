@@ -135,8 +135,8 @@ func (s *Store) newProject() (uint32, error) {
 	return q.last, nil
 }
 
-// kernelProjects makes the calls. quotactl(2) takes a file system by its block device, for which the plugin has no name: it
-// makes a node of its own.
+// kernelProjects makes the calls. quotactl(2) takes a file system by its block device, for which the plugin has no name: makeNode
+// makes a node of our own.
 type kernelProjects struct {
 	root string // folder on the file system
 	node string // where the device's node is made
@@ -217,9 +217,6 @@ func (k kernelProjects) limit(id uint32, bytes uint64) error {
 }
 
 func (k kernelProjects) quotactl(call, id uint32, arg unsafe.Pointer) error {
-	if err := k.makeNode(); err != nil {
-		return err
-	}
 	node, err := unix.BytePtrFromString(k.node)
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ import (
 )
 
 // Metadata gives the folders of a layer under the names overlay2 gives them, and of a chain with a thin layer the composed image,
-// what it was composed from, and how much of it is on disk.
+// what it was composed from, and how much of it is on disk. Like every question it changes nothing, neither on disk nor in memory.
 func (s *Store) Metadata(id string) (map[string]string, error) {
 	composer, _, err := s.ready()
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *Store) Metadata(id string) (map[string]string, error) {
 // describe says what is known of a composed image. Engines ask also where nobody will read it, so what fails is left out.
 func (s *Store) describe(m map[string]string, composer Composer, key string) {
 	m["Image"] = key
-	image, err := composer.Image(key)
+	image, err := composer.Describe(key)
 	if err != nil {
 		s.cfg.Log.Warn("a composed image can't be described", "image", key, "err", err)
 		return
@@ -132,6 +132,17 @@ func fileSystem(dir string) string {
 	return kind
 }
 
+// Users gives the open layers that read from a composed image, in order.
+func (s *Store) Users(key string) (ids []string) {
+	for id, o := range s.openLayers() {
+		if o.Image == key {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // Report is the state of the store for programs.
 type Report struct {
 	Layers int         `json:"layers"`
@@ -157,7 +168,7 @@ type MountInfo struct {
 	Stale bool   `json:"stale,omitempty"` // hangs on a FUSE mount that has gone
 }
 
-// Report collects the state.
+// Report collects the state, and changes nothing.
 func (s *Store) Report() (Report, error) {
 	composer, _, err := s.ready()
 	if err != nil {
@@ -179,7 +190,7 @@ func (s *Store) Report() (Report, error) {
 	}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		info := ImageInfo{Key: key}
-		if image, err := composer.Image(key); err != nil {
+		if image, err := composer.Describe(key); err != nil {
 			info.Err = err.Error()
 		} else {
 			info.Objects, info.Size, info.Layers = image.Objects, image.Size, image.Layers

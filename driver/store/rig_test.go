@@ -162,6 +162,8 @@ func (c *composer) Image(key string) (*compose.Image, error) {
 	return nil, compose.ErrNoImage
 }
 
+func (c *composer) Describe(key string) (*compose.Image, error) { return c.Image(key) }
+
 func (c *composer) Remove(key string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

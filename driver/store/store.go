@@ -27,7 +27,10 @@ var ErrNotReady = errors.New("the driver is not initialised: the engine sends In
 // Composer makes the composed images of thin chains; *compose.Composer is one.
 type Composer interface {
 	Compose(ctx context.Context, chain []compose.Layer) (*compose.Image, error)
+	// Image gives an image, which is in use from then on: its objects can be fetched.
 	Image(key string) (*compose.Image, error)
+	// Describe gives an image without taking it into use.
+	Describe(key string) (*compose.Image, error)
 	Remove(key string) error
 	// Sweep removes what is half-written, and gives the keys of the images there are. No Compose may be under way, of whichever
 	// composer on the folder. One that has returned, also with an error, has left nothing running.
@@ -106,7 +109,8 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, host: thisHost()}
 	s.rankLocks(cfg.watch)
-	s.quota.projects = kernelProjects{root: s.path("layers"), node: s.path("state", "backing-device")}
+	projects := kernelProjects{root: s.path("layers"), node: s.path("state", "backing-device")}
+	s.quota.projects = projects
 	if err := s.checkLayout(); err != nil {
 		return nil, err
 	}
@@ -117,6 +121,9 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if err := s.sweep(); err != nil {
 		return nil, fmt.Errorf("open layer store: %w", err)
+	}
+	if err := projects.makeNode(); err != nil {
+		s.cfg.Log.Warn("containers can't be limited in size", "err", err)
 	}
 	b, err := os.ReadFile(s.initFile())
 	if errors.Is(err, fs.ErrNotExist) {
