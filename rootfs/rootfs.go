@@ -35,6 +35,11 @@ type Build struct {
 // not enabled yet the engine mistakes it for one of its own and renames it (docs/adr/0003-propagated-mount-that-no-host-has.md).
 const PropagatedMount = "/srv/cvmfs-graphdriver"
 
+// NoFolder is the source of a mount that isn't wanted. The engine doesn't enable a plugin with a source that isn't there, knows no empty
+// one, and makes none: so it must be a folder that every host of an engine has, and that shows nothing of the host. This one is the
+// kernel's, always empty, and kept as it is visible to programs (Linux, fs/proc/proc_tty.c). Nobody can make a file in it.
+const NoFolder = "/proc/tty/ldisc"
+
 // Config is config.json. Only what the plugin uses is there.
 type Config struct {
 	Description     string    `json:"description"`
@@ -122,8 +127,8 @@ func PluginConfig(b Build) Config {
 			Devices:      []Device{{Name: "fuse", Description: "device of the host by which files are fetched when they are first read", Path: "/dev/fuse", Settable: []string{"path"}}},
 		},
 		Mounts: []Mount{
-			configuration("cvmfs_ext_config", "/etc/cvmfs", "folder with the CernVM-FS configuration of the host"),
-			configuration("minio_ext_config", "/minio_ext_config", "folder with config.json, the store that committed layers are published to"),
+			configuration("cvmfs_ext_config", "/etc/cvmfs", "/etc/cvmfs", "folder with the CernVM-FS configuration of the host"),
+			configuration("minio_ext_config", NoFolder, "/minio_ext_config", "folder with config.json, the store that committed layers are published to"),
 		},
 		Network:         Network{Type: "host"},
 		PropagatedMount: PropagatedMount,
@@ -131,12 +136,12 @@ func PluginConfig(b Build) Config {
 	}
 }
 
-// configuration is a folder of the host that the plugin reads and whose place is a setting.
-func configuration(name, destination, description string) Mount {
+// configuration is a folder of the host that the plugin reads and whose place is a setting, source unless it is set.
+func configuration(name, source, destination, description string) Mount {
 	return Mount{
 		Name:        name,
 		Description: description,
-		Source:      "/etc/cvmfs",
+		Source:      source,
 		Destination: destination,
 		Type:        "bind",
 		Options:     []string{"rbind", "ro"},

@@ -3,6 +3,7 @@ package rootfs
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"path"
 	"reflect"
 	"slices"
@@ -88,6 +89,9 @@ func TestTheConfigKeepsTheEnginesRules(t *testing.T) {
 		if !slices.Contains(Folders(), m.Destination[1:]) {
 			t.Errorf("mount %s: the root file system has no folder %s", m.Name, m.Destination)
 		}
+	}
+	if names, err := os.ReadDir(NoFolder); err != nil || len(names) > 0 {
+		t.Errorf("%s, for folders that aren't wanted, holds %v, %v", NoFolder, names, err)
 	}
 	for _, d := range c.Linux.Devices {
 		check("device", d.Name, d.Description, d.Settable, "path")

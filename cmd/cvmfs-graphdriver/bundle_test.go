@@ -19,6 +19,7 @@ import (
 
 	"aead.dev/minisign"
 	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/rootfs"
 )
 
 // bundleRun runs a bundle command and gives what it says.
@@ -70,7 +71,7 @@ func TestBundlesAreBuiltShownAndVerified(t *testing.T) {
 	code, out, errOut = bundleRun(t, "inspect", archive)
 	for _, line := range []string{
 		"version       dev\n", "architecture  arm64\n", "capability    CAP_SYS_ADMIN\n", "device        /dev/fuse: ",
-		"setting       cvmfs_ext_config=/etc/cvmfs: ", "setting       fuse=/dev/fuse: ", "setting       DEBUG=0: ", "mount         /etc/cvmfs on /minio_ext_config (rbind,ro)",
+		"setting       cvmfs_ext_config=/etc/cvmfs: ", "setting       fuse=/dev/fuse: ", "setting       DEBUG=0: ", "setting       minio_ext_config=" + rootfs.NoFolder + ": ", "mount         " + rootfs.NoFolder + " on /minio_ext_config (rbind,ro)",
 	} {
 		if !strings.Contains(out, line) {
 			t.Errorf("exit code %d, no %q in %s%s", code, line, out, errOut)

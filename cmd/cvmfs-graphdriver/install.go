@@ -115,7 +115,7 @@ func (s *setup) wishes() (w *installer.Wishes, err error) {
 // folders are those that must be there for the plugin to be enabled. Only the usual one is made; one that the user names and that
 // is missing is a mistake.
 func folders(settings []string) []string {
-	if folder(settings, "cvmfs_ext_config") == "" || folder(settings, "minio_ext_config") == "" {
+	if folder(settings, "cvmfs_ext_config") == "" {
 		return []string{configuration}
 	}
 	return nil

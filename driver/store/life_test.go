@@ -186,6 +186,7 @@ func (s *successor) Image(key string) (*compose.Image, error) {
 	*s.log = append(*s.log, s.name+" loads "+key)
 	return &compose.Image{Key: key}, nil
 }
+
 func (s *successor) Describe(key string) (*compose.Image, error) {
 	return &compose.Image{Key: key}, nil
 }

@@ -186,6 +186,15 @@ func (u user) noConfiguration(name, begins string) {
 	if err == nil || !strings.HasSuffix(err.Error(), want) {
 		u.Errorf("enabled without /etc/cvmfs the engine says %q, %v, want\n%s", said, err, want)
 	}
+	// The remedy, as it is documented.
+	u.docker("plugin", "set", name, "cvmfs_ext_config="+u.Config)
+	u.docker("plugin", "enable", name)
+	pid := strings.TrimSpace(u.onMachine(`for p in /proc/[0-9]*; do [ -d $p/root/minio_ext_config ] && basename $p; done | head -n 1`))
+	folder := "/proc/" + pid + "/root/minio_ext_config"
+	u.same("what is in the folder that isn't set", u.onMachine("ls -A "+folder), "")
+	u.same("what can be made there", u.onMachine("touch "+folder+"/x 2>/dev/null || echo nothing"), "nothing\n")
+	u.docker("plugin", "disable", name)
+	u.docker("plugin", "set", name, "cvmfs_ext_config=/etc/cvmfs")
 	u.onMachine("mkdir /etc/cvmfs")
 }
 
