@@ -95,13 +95,18 @@ func start(t *testing.T, mnt, url string, env ...string) *instance {
 // startWith is start for several repositories.
 func startWith(t *testing.T, mnt string, urls map[string]string, env ...string) *instance {
 	t.Helper()
+	return startConfigured(t, mnt, testutil.Configure(t, urls), env...)
+}
+
+// startConfigured is start with a folder of configuration.
+func startConfigured(t *testing.T, mnt, config string, env ...string) *instance {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: mounts")
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("needs FUSE: ", err)
 	}
-	config := testutil.Configure(t, urls)
 	p := &instance{t: t, ended: make(chan error, 1)}
 	p.cmd = exec.Command("/bin/sh", "-ec", shareFolder+`; mount -t tmpfs tmpfs /run; exec "$2"`, mnt, rootDir, os.Args[0])
 	p.cmd.Env = append(os.Environ(), underTest+"=1", "DEBUG=1", "CVMFS_EXT_CONFIG="+config)
