@@ -36,8 +36,14 @@ func serving(t *testing.T) http.Handler {
 
 func newMachine(t *testing.T, url string) *machine {
 	t.Helper()
+	return newMachineOn(t, t.TempDir(), testutil.Configure(t, map[string]string{fqrn: url}))
+}
+
+// newMachineOn is newMachine with a folder that stands for the plugin's propagated mount, and one of configuration.
+func newMachineOn(t *testing.T, mnt, config string) *machine {
+	t.Helper()
 	testutil.NeedRoot(t)
-	holder := exec.Command("/bin/sh", "-ec", shareFolder+`; echo ready; read end`, t.TempDir(), rootDir)
+	holder := exec.Command("/bin/sh", "-ec", shareFolder+`; echo ready; read end`, mnt, rootDir)
 	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	holder.Stderr = t.Output()
 	in, err := holder.StdinPipe()
@@ -52,7 +58,7 @@ func newMachine(t *testing.T, url string) *machine {
 	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
 		t.Fatal("the mount namespace: ", err)
 	}
-	return &machine{t, holder.Process.Pid, testutil.Configure(t, map[string]string{fqrn: url})}
+	return &machine{t, holder.Process.Pid, config}
 }
 
 // boot starts the plugin anew, with another /run, as the engine does after a crash.

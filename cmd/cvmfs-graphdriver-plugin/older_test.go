@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/older"
@@ -152,6 +153,57 @@ func upgrade(t *testing.T, commit string, r rung) {
 		}
 	}
 	h.removeAll(p)
+}
+
+// The engine goes on through the upgrade (live-restore), and with it the containers: what an older version noted of their mounts counts.
+func TestContainersOfOlderVersionsLiveThroughAnUpgrade(t *testing.T) {
+	for _, commit := range older.Commits() {
+		t.Run(commit, func(t *testing.T) {
+			h := newOlderHost(t, commit)
+			noted := map[string][]byte{}
+			const xattr = "trusted.cvmfs-graphdriver.open"
+			for _, id := range older.Open() {
+				noted[id] = make([]byte, 4096)
+				n, err := unix.Lgetxattr(filepath.Join(h.data, "layers", id), xattr, noted[id])
+				must(t, err)
+				noted[id] = noted[id][:n]
+			}
+			m := newMachineOn(t, h.data, h.config)
+			p := m.boot()
+			p.erofs()
+			for _, id := range older.Open() { // as the older version mounted them
+				p.ok("Get", object{"ID": id})
+			}
+			p.kill()
+			for _, id := range older.Open() {
+				must(t, unix.Lsetxattr(filepath.Join(h.data, "layers", id), xattr, noted[id], 0))
+			}
+			h.site.Set(testutil.Fault{Refuse: true})
+
+			p = m.boot() // the newer version, which no engine has initialised
+			for _, id := range older.Open() {
+				lines, err := older.List(p.root + rootDir + "/mnt/" + id)
+				must(t, err)
+				if d := cmp.Diff(h.expected[id], lines); d != "" {
+					t.Errorf("%s, running: -then +now\n%s", id, d)
+				}
+			}
+			if mounts := p.status().Store.Mounts; len(mounts) != len(older.Open()) {
+				t.Errorf("mounts: %+v", mounts)
+			}
+			p.erofs() // the engine has been restarted
+			for _, id := range older.Open() {
+				if d := cmp.Diff(h.expected[id], p.list(id)); d != "" {
+					t.Errorf("%s, after the engine's restart: -then +now\n%s", id, d)
+				}
+				p.ok("Put", object{"ID": id}) // that of the container which outlived the former engine
+			}
+			if mounts := p.status().Store.Mounts; len(mounts) != 0 {
+				t.Errorf("left mounted: %+v", mounts)
+			}
+			h.removeAll(p)
+		})
+	}
 }
 
 // removeAll removes all layers, as engines do, topmost first, and looks at what is left.
