@@ -126,7 +126,7 @@ func TestTheViewIsTheOneThatTheKernelIsProbedFor(t *testing.T) {
 			case overlayfs.ByTwo:
 				want = "erofs (by two overlays: " + reason + ")"
 			case overlayfs.None:
-				want = "fuse (erofs can't be used: "+reason+")"
+				want = "fuse (erofs can't be used: " + reason + ")"
 			}
 			view := p.view()
 			if view != want {
