@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,11 +19,12 @@ import (
 type packageSet struct {
 	folder    string
 	packages  []string
-	suite     string // the Debian release the packages are taken from; "" for the machine's own
-	depends   bool   // also the packages they need that the machine lacks
-	from      []byte // the state of the machine that counts for depends, as dpkg writes it; nil for that of this one
-	what      string // names the set in errors
-	otherwise string // how to do without, said in errors
+	choose    func(names []string) ([]string, error) // further packages, of all the names there are; may be nil
+	suites    []string                               // the Debian releases the packages are taken from, each in the newest version of all; none for the machine's own
+	depends   bool                                   // also the packages they need that the machine lacks
+	from      []byte                                 // the state of the machine that counts for depends, as dpkg writes it; nil for that of this one
+	what      string                                 // names the set in errors
+	otherwise string                                 // how to do without, said in errors
 
 	make func(ctx context.Context, apt *apt, root string) error // of the archives; nil: unpack them
 }
@@ -34,7 +36,7 @@ var (
 	}
 	// Of the packages these need, what the programs link with is as old as bookworm.
 	newer = packageSet{
-		folder: "engine-trixie", packages: []string{"docker.io", "docker-cli", "containerd"}, suite: "trixie",
+		folder: "engine-trixie", packages: []string{"docker.io", "docker-cli", "containerd"}, suites: []string{"trixie"},
 		what: "the engine packages of Debian trixie", otherwise: "the tests on that engine will skip",
 	}
 	besides = packageSet{
@@ -175,14 +177,13 @@ func (s *packageSet) download(ctx context.Context, work string, progress io.Writ
 	if err := apt.update(ctx); err != nil {
 		return nil, err
 	}
-	if s.suite != "" {
-		mirror, err := apt.mirror(ctx)
+	if len(s.suites) > 0 {
+		sources, err := apt.sources(ctx, s.suites)
 		if err != nil {
 			return nil, fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
 		}
-		source := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", debianKeys, mirror, s.suite)
 		conf += fmt.Sprintf(suiteConf, work)
-		err = errors.Join(os.WriteFile(filepath.Join(work, "sources.list"), []byte(source), 0o644), os.WriteFile(apt.conf, []byte(conf), 0o644))
+		err = errors.Join(os.WriteFile(filepath.Join(work, "sources.list"), []byte(sources), 0o644), os.WriteFile(apt.conf, []byte(conf), 0o644))
 		if err != nil {
 			return nil, err
 		}
@@ -190,11 +191,23 @@ func (s *packageSet) download(ctx context.Context, work string, progress io.Writ
 			return nil, err
 		}
 	}
+	packages := s.packages
+	if s.choose != nil {
+		names, err := apt.names(ctx)
+		if err != nil {
+			return nil, err
+		}
+		chosen, err := s.choose(names)
+		if err != nil {
+			return nil, fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
+		}
+		packages = slices.Concat(packages, chosen)
+	}
 	args := []string{"download"}
 	if s.depends {
 		args = []string{"install", "--yes", "--download-only", "--reinstall", "--no-install-recommends"}
 	}
-	if err := apt.get(ctx, append(args, s.packages...)...); err != nil {
+	if err := apt.get(ctx, append(args, packages...)...); err != nil {
 		return nil, fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
 	}
 	return apt, nil
@@ -218,19 +231,68 @@ func (a *apt) update(ctx context.Context) error {
 	return nil
 }
 
-// mirror gives the address of the Debian archive that the machine's own sources name.
-func (a *apt) mirror(ctx context.Context) (string, error) {
-	cmd := exec.CommandContext(ctx, "apt-get", "-c", a.conf, "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages")
-	out, err := cmd.Output()
+// sources gives the lines of a sources.list for releases. A release whose name ends with -security is of the archive for those.
+func (a *apt) sources(ctx context.Context, suites []string) (string, error) {
+	var lines strings.Builder
+	for _, suite := range suites {
+		label := "Debian"
+		if strings.HasSuffix(suite, "-security") {
+			label = "Debian-Security"
+		}
+		mirror, err := a.mirror(ctx, label)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&lines, "deb [signed-by=%s] %s %s main\n", debianKeys, mirror, suite)
+	}
+	return lines.String(), nil
+}
+
+// mirror gives the address of the Debian archive with a label that the machine's own sources name. The archive of security updates
+// that they don't name is looked for where Debian's mirrors have it, beside the other.
+func (a *apt) mirror(ctx context.Context, label string) (string, error) {
+	out, err := a.ask(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages")
 	if err != nil {
 		return "", fmt.Errorf("list the sources of packages: %w", err)
 	}
-	for line := range strings.Lines(string(out)) {
-		if uri, ok := strings.CutPrefix(strings.TrimSpace(line), "Debian|Debian|"); ok {
-			return uri, nil
+	found := map[string]string{}
+	for line := range strings.Lines(out) {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(line), "Debian|")
+		if label, uri, cut := strings.Cut(rest, "|"); ok && cut && found[label] == "" {
+			found[label] = uri
 		}
 	}
+	switch {
+	case found[label] != "":
+		return found[label], nil
+	case found["Debian"] != "":
+		return strings.TrimSuffix(found["Debian"], "/") + "-security/", nil
+	}
 	return "", errors.New("none of the machine's sources of packages is a Debian archive")
+}
+
+// names gives the names of all packages, sorted.
+func (a *apt) names(ctx context.Context) ([]string, error) {
+	out, err := a.ask(ctx, "apt-cache", "pkgnames")
+	if err != nil {
+		return nil, fmt.Errorf("list the packages: %w", err)
+	}
+	names := strings.Fields(out)
+	slices.Sort(names)
+	return names, nil
+}
+
+// ask runs one of apt's programs, which changes nothing, and gives its output.
+func (a *apt) ask(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, append([]string{"-c", a.conf}, args...)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(complaint.Bytes()))
+	}
+	return string(out), err
 }
 
 // unpack extracts every package of a folder into one tree.

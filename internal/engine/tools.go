@@ -62,12 +62,12 @@ func FindProgram(cache, name string) (string, error) {
 
 // ProgramLibraries gives the value of LD_LIBRARY_PATH for programs of [FindProgram].
 func ProgramLibraries(cache string) (string, error) {
-	libs, err := libraries(filepath.Join(cache, besides.folder))
+	libs, err := Libraries(filepath.Join(cache, besides.folder))
 	return strings.Join(libs, ":"), err
 }
 
-// libraries gives the folders of libraries below a folder of unpacked packages.
-func libraries(dir string) (libs []string, err error) {
+// Libraries gives the folders of libraries below a folder of unpacked packages.
+func Libraries(dir string) (libs []string, err error) {
 	for _, pattern := range []string{"lib/*-linux-gnu*", "usr/lib/*-linux-gnu*"} {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
@@ -111,7 +111,7 @@ func unpacked(ctx context.Context, dir string, others ...string) (*Tools, error)
 	t := &Tools{Dockerd: filepath.Join(dir, "usr/sbin/dockerd"), Docker: filepath.Join(dir, "usr/bin/docker")}
 	for _, dir := range append([]string{dir}, others...) {
 		t.path = append(t.path, filepath.Join(dir, "usr/sbin"), filepath.Join(dir, "usr/bin"))
-		libs, err := libraries(dir)
+		libs, err := Libraries(dir)
 		if err != nil {
 			return nil, err
 		}

@@ -1,12 +1,9 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,7 +24,7 @@ type Userland struct {
 // Fetch has the userland made unless it is there; the packages are fetched as [Fetch] does, and not kept.
 func (u *Userland) Fetch(ctx context.Context, cache string, progress io.Writer) error {
 	s := &packageSet{
-		folder: u.Folder, suite: u.Suite, packages: slices.Concat(u.Stages...), depends: true, from: []byte(pretended(u.Without)),
+		folder: u.Folder, suites: []string{u.Suite}, packages: slices.Concat(u.Stages...), depends: true, from: []byte(pretended(u.Without)),
 		what: "the Debian packages of " + u.Folder, otherwise: "the tests that need them will skip",
 	}
 	s.make = func(ctx context.Context, apt *apt, root string) error {
@@ -36,6 +33,32 @@ func (u *Userland) Fetch(ctx context.Context, cache string, progress io.Writer) 
 			return err
 		}
 		return u.Make(ctx, root, debs)
+	}
+	return s.fetch(ctx, cache, progress, u.Works)
+}
+
+// Unpacked is a set of Debian packages that is unpacked, and not installed, into a folder of the cache.
+type Unpacked struct {
+	Folder   string
+	What     string   // names the set in errors
+	Packages []string // as apt takes them
+	Suites   []string // the Debian releases; none for the machine's own
+	// Choose gives further packages, of the names of all there are; it may be nil.
+	Choose func(names []string) ([]string, error)
+	// Without are packages that are left out though others need them. Without any, those are left out that the machine has.
+	Without []string
+
+	Works func(dir string) error // tells whether what was unpacked is whole
+}
+
+// Fetch has the packages, and those they need, fetched and unpacked unless they are there, as [Fetch] does.
+func (u *Unpacked) Fetch(ctx context.Context, cache string, progress io.Writer) error {
+	s := &packageSet{
+		folder: u.Folder, packages: u.Packages, choose: u.Choose, suites: u.Suites, depends: true,
+		what: u.What, otherwise: "the tests that need them can't run",
+	}
+	if len(u.Without) > 0 {
+		s.from = []byte(pretended(u.Without))
 	}
 	return s.fetch(ctx, cache, progress, u.Works)
 }
@@ -80,16 +103,12 @@ func (u *Userland) stages(ctx context.Context, apt *apt) ([][]string, error) {
 
 // plan gives the names of the packages that would be installed.
 func (a *apt) plan(ctx context.Context, packages []string) ([]string, error) {
-	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-c", a.conf, "-qq", "--simulate", "install", "--no-install-recommends"}, packages...)...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	out, err := cmd.Output()
+	out, err := a.ask(ctx, "apt-get", append([]string{"-qq", "--simulate", "install", "--no-install-recommends"}, packages...)...)
 	if err != nil {
-		return nil, fmt.Errorf("plan an installation: %w: %s", err, bytes.TrimSpace(complaint.Bytes()))
+		return nil, fmt.Errorf("plan an installation: %w", err)
 	}
 	var names []string
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out) {
 		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "Inst" {
 			name, _, _ := strings.Cut(fields[1], ":")
 			names = append(names, name)

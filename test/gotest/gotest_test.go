@@ -1,4 +1,4 @@
-package main
+package gotest
 
 import (
 	"strings"
@@ -34,9 +34,13 @@ ok  	q	0.2s
 s.go:1: syntax error
 `
 	var got strings.Builder
-	skipped, err := show(&got, strings.NewReader(events))
-	if err != nil || skipped != 1 {
-		t.Errorf("skipped %d, error %v", skipped, err)
+	summary, err := Show(&got, strings.NewReader(events))
+	if err != nil {
+		t.Fatal(err)
+	}
+	skip := Skip{"p", "TestAway", "--- SKIP: TestAway (0.00s)\n"}
+	if diff := cmp.Diff(&Summary{Passed: 1, Failed: 1, Skipped: []Skip{skip}}, summary); diff != "" {
+		t.Error(diff)
 	}
 	if diff := cmp.Diff(want, got.String()); diff != "" {
 		t.Error(diff)
@@ -44,7 +48,7 @@ s.go:1: syntax error
 }
 
 func TestShowSaysWhenTheStreamIsTorn(t *testing.T) {
-	if _, err := show(new(strings.Builder), strings.NewReader(`{"Action":"pa`)); err == nil {
+	if _, err := Show(new(strings.Builder), strings.NewReader(`{"Action":"pa`)); err == nil {
 		t.Error("a torn stream was taken for a whole one")
 	}
 }

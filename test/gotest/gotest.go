@@ -1,0 +1,94 @@
+// Package gotest reads what go test -json says, or go tool test2json, and shows what matters of it.
+package gotest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// event is a line of go test -json; see `go doc test2json`.
+type event struct {
+	Action, Package, Test, Output string
+}
+
+// test names a test, or, without Test, its package.
+type test struct{ Package, Test string }
+
+// Summary is what became of the tests, each subtest counted.
+type Summary struct {
+	Passed, Failed int
+	Skipped        []Skip
+}
+
+// Skip is a test that didn't run, with what it said.
+type Skip struct{ Package, Test, Output string }
+
+// Show copies what matters of a stream of events to w: what failed and what was skipped with all they said, and go test's line for each
+// package.
+func Show(w io.Writer, events io.Reader) (*Summary, error) {
+	s := &Summary{}
+	said := map[test]*strings.Builder{}
+	for in := json.NewDecoder(events); ; {
+		var e event
+		if err := in.Decode(&e); errors.Is(err, io.EOF) {
+			return s, nil
+		} else if err != nil {
+			return s, fmt.Errorf("read go test's events: %w", err)
+		}
+		key := test{e.Package, e.Test}
+		switch e.Action {
+		case "build-output":
+			fmt.Fprint(w, e.Output)
+		case "output":
+			if said[key] == nil {
+				said[key] = new(strings.Builder)
+			}
+			said[key].WriteString(e.Output)
+		case "skip", "fail", "pass":
+			if e.Test == "" {
+				fmt.Fprint(w, closing(said[key], e.Action))
+			} else {
+				s.count(w, e, said[key])
+			}
+			delete(said, key)
+		}
+	}
+}
+
+// count notes the end of a test.
+func (s *Summary) count(w io.Writer, e event, said *strings.Builder) {
+	text := ""
+	if said != nil {
+		text = said.String()
+	}
+	switch e.Action {
+	case "pass":
+		s.Passed++
+		return
+	case "fail":
+		s.Failed++
+	case "skip":
+		s.Skipped = append(s.Skipped, Skip{e.Package, e.Test, text})
+	}
+	fmt.Fprint(w, text)
+}
+
+// closing is what to show of a package's own output: all if it failed, else go test's line for it.
+func closing(said *strings.Builder, action string) string {
+	if said == nil {
+		return ""
+	}
+	if action == "fail" {
+		return said.String()
+	}
+	var lines strings.Builder
+	for line := range strings.Lines(said.String()) {
+		if strings.HasPrefix(line, "ok  \t") || strings.HasPrefix(line, "?   \t") {
+			lines.WriteString(line)
+		}
+	}
+	return lines.String()
+}

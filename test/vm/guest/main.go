@@ -1,0 +1,93 @@
+// Command guest is the first process of a virtual machine of package vm. From the initial root file system it loads modules and mounts
+// the disks; then it does the job.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/vm"
+)
+
+// jobVariable, in the environment, has the program run a job's programs as a child of the first process.
+const jobVariable = "VM_JOB"
+
+func main() {
+	if text := os.Getenv(jobVariable); text != "" {
+		work(text)
+		return
+	}
+	// There is nobody to return to: the machine ends in any case.
+	if err := begin(); err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+		if p, open := openPort(); open == nil {
+			p.tell(vm.Event{Failed: err.Error()})
+		}
+	}
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+// begin makes the machine ready and has the job done.
+func begin() error {
+	for _, m := range [][2]string{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
+		if err := mount(m[0], m[1], m[0], 0, ""); err != nil {
+			return err
+		}
+	}
+	text, err := os.ReadFile("/job.json")
+	if err != nil {
+		return err
+	}
+	var job vm.Job
+	if err := json.Unmarshal(text, &job); err != nil {
+		return fmt.Errorf("read the job: %w", err)
+	}
+	if err := loadModules("/modules"); err != nil {
+		return err
+	}
+	if err := mountDisks(job.Mounts); err != nil {
+		return err
+	}
+	if err := writeFiles(job.Files); err != nil {
+		return err
+	}
+	if job.Init != "" {
+		return fmt.Errorf("start %s: %w", job.Init, unix.Exec(job.Init, []string{job.Init}, environment))
+	}
+	if err := settle(); err != nil {
+		return err
+	}
+	return reap(string(text))
+}
+
+// environment is that of everything in the machine.
+var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+
+// reap has a child do the work, and takes the ends of processes whose parents are gone, as a first process has to.
+func reap(job string) error {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(environment, jobVariable+"="+job)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return fmt.Errorf("wait for the job's end: %w", err)
+		case pid == cmd.Process.Pid && status.ExitStatus() != 0:
+			return fmt.Errorf("the job ended with %#x", int(status))
+		case pid == cmd.Process.Pid:
+			return nil
+		}
+	}
+}
