@@ -27,8 +27,11 @@ type Kind struct {
 
 // The kinds there are.
 var (
-	Tools  = Kind{folder: "debian-1", packages: []string{"lintian", "rpm", "mandoc", "zsh", "fish"}}
-	Docker = Kind{folder: "debian-docker-1", packages: []string{"docker.io", "procps", "mount"}, engine: true}
+	Tools = Kind{folder: "debian-1", packages: []string{"lintian", "rpm", "mandoc", "zsh", "fish"}}
+	// Docker is also what virtual machines have, with the makers of file systems.
+	Docker = Kind{
+		folder: "debian-docker-2", packages: []string{"docker.io", "procps", "mount", "kmod", "e2fsprogs", "xfsprogs"}, engine: true,
+	}
 )
 
 // ready is a file in the folder that is made last.
@@ -54,6 +57,16 @@ func Fetch(ctx context.Context, cache string, progress io.Writer) error {
 		failures = append(failures, u.Fetch(ctx, cache, progress))
 	}
 	return errors.Join(failures...)
+}
+
+// Root gives the folder that holds a Debian as it was made, which is not to be changed; errors.Is(err, engine.ErrNotFetched) when
+// [Fetch] would help.
+func Root(cache string, kind Kind) (string, error) {
+	root := filepath.Join(cache, kind.folder)
+	if err := works(root); err != nil {
+		return "", fmt.Errorf("find the Debian for tests: %w: %w", engine.ErrNotFetched, err)
+	}
+	return root, nil
 }
 
 func works(root string) error {
@@ -112,9 +125,9 @@ type Machine struct {
 // New gives a machine as it was made; errors.Is(err, engine.ErrNotFetched) when [Fetch] would help. Its changes go to a folder, which
 // must be empty. The folder share is its /mnt, to read only.
 func New(cache string, kind Kind, changes, share string) (*Machine, error) {
-	root := filepath.Join(cache, kind.folder)
-	if err := works(root); err != nil {
-		return nil, fmt.Errorf("find the Debian for tests: %w: %w", engine.ErrNotFetched, err)
+	root, err := Root(cache, kind)
+	if err != nil {
+		return nil, err
 	}
 	return &Machine{kind: kind, root: root, changes: changes, share: share}, nil
 }

@@ -138,6 +138,10 @@ func (e *Emulator) run(ctx context.Context, m *Machine, dir, console string, eve
 	if err != nil {
 		return err
 	}
+	// Without an open input the emulator takes the port for closed. Wait closes it.
+	if _, err := cmd.StdinPipe(); err != nil {
+		return err
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}

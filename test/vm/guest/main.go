@@ -40,6 +40,9 @@ func begin() error {
 			return err
 		}
 	}
+	if err := openConsole(); err != nil {
+		return err
+	}
 	text, err := os.ReadFile("/job.json")
 	if err != nil {
 		return err
@@ -64,6 +67,20 @@ func begin() error {
 		return err
 	}
 	return reap(string(text))
+}
+
+// openConsole has the console take what is said from here on: the kernel had no device to open for us.
+func openConsole() error {
+	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	for fd := range 3 {
+		if err := unix.Dup3(int(console.Fd()), fd, 0); err != nil && int(console.Fd()) != fd {
+			return err
+		}
+	}
+	return nil
 }
 
 // environment is that of everything in the machine.

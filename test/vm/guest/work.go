@@ -20,7 +20,7 @@ import (
 // port is where events go.
 type port struct {
 	mu sync.Mutex
-	f  *os.File
+	fd int // a writer waits in the kernel: its driver doesn't wake one that polls
 }
 
 // openPort finds the port by its name.
@@ -31,8 +31,8 @@ func openPort() (*port, error) {
 	}
 	for _, file := range names {
 		if b, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(b)) == vm.Port {
-			f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(file)), os.O_WRONLY, 0)
-			return &port{f: f}, err
+			fd, err := unix.Open("/dev/"+filepath.Base(filepath.Dir(file)), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			return &port{fd: fd}, err
 		}
 	}
 	return nil, fmt.Errorf("find the port %q: the kernel knows %d ports, and none of this name", vm.Port, len(names))
@@ -46,7 +46,13 @@ func (p *port) tell(e vm.Event) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, _ = p.f.Write(append(text, '\n'))
+	for text = append(text, '\n'); len(text) > 0; {
+		n, err := unix.Write(p.fd, text)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		text = text[max(n, 0):]
+	}
 }
 
 // work runs the programs of a job, one after the other.

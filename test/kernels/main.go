@@ -1,0 +1,101 @@
+// Command kernels runs the project's tests on other Linux kernels: Debian's, in virtual machines. It builds the test programs, makes
+// disks of them, and boots each kernel; see package vm. What it shows is what go test shows.
+//
+// A skipped test is a failure, unless it names something that the kernel is known to lack. A kernel that has passed is not run again
+// while nothing of what goes in has changed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/vm"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "kernels:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
+	flags := flag.NewFlagSet("kernels", flag.ExitOnError)
+	names := flags.String("kernels", "", "run on these kernels of the table, divided by commas; all without")
+	suite := flags.String("suite", "full", "what to run: full, ci or smoke")
+	force := flags.Bool("force", false, "run also what has passed")
+	fetchOnly := flags.Bool("fetch", false, "only fetch what is needed")
+	output := flags.String("output", "dist/kernels", "folder for logs")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	list, err := named(*names)
+	if err != nil {
+		return err
+	}
+	if suites[*suite] == nil {
+		return fmt.Errorf("no suite %q; there are full, ci and smoke", *suite)
+	}
+	cache, err := engine.CacheDir()
+	if err != nil {
+		return err
+	}
+	if err := fetch(ctx, cache, list); err != nil || *fetchOnly {
+		return err
+	}
+	work, err := os.MkdirTemp("", "kernels-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	module, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	in, err := makeInputs(ctx, cache, module, work, allPrograms(*suite), out)
+	if err != nil {
+		return err
+	}
+	r := &runner{cache: cache, module: module, output: *output, work: work, suite: *suite, force: *force, in: in, out: out}
+	return r.all(ctx, list)
+}
+
+// all runs the suite on kernels, one after the other, and shows what came of it.
+func (r *runner) all(ctx context.Context, list []kernel) error {
+	var failures []error
+	var rows []row
+	for _, k := range list {
+		o, err := r.run(ctx, &k)
+		if err == nil && !o.ok() {
+			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in %s", k.name, filepath.Join(r.output, k.name))
+		}
+		if failures = append(failures, err); o != nil {
+			rows = append(rows, o.Rows...)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(append(failures, table(r.out, rows))...)
+}
+
+// fetch brings what runs kernels into the cache folder.
+func fetch(ctx context.Context, cache string, list []kernel) error {
+	failures := []error{vm.Fetch(ctx, cache, arch, os.Stderr)}
+	for _, k := range list {
+		failures = append(failures, k.fetch(ctx, cache, os.Stderr))
+	}
+	return errors.Join(failures...)
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"cvmfs-graphdriver/test/gotest"
+	"cvmfs-graphdriver/test/vm"
+)
+
+const (
+	moduleName = "cvmfs-graphdriver"
+	silence    = 2 * time.Minute // without a sign of life, on a machine that others use, too
+)
+
+// wanted are the kernel's modules that tests need; what a kernel has built in is not among its modules.
+var wanted = []string{
+	"virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "crc32c_generic", "crc32c_intel", "ext4", "xfs", "loop", "fuse", "overlay", "erofs",
+	"quota_v2", "seccomp",
+}
+
+// runner runs a suite on kernels.
+type runner struct {
+	cache, module string
+	output        string // folder of logs
+	work          string // folder for what goes away
+	suite         string
+	force         bool
+	in            *inputs
+	out           io.Writer
+}
+
+// run runs the suite on a kernel, unless it has passed with the same inputs.
+func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
+	i, err := unpackedIn(filepath.Join(r.cache, k.folder()))
+	if err != nil {
+		return nil, err
+	}
+	programs := suites[r.suite]
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %v %v", r.in.hash, i.release, *k, programs))
+	kept := filepath.Join(r.cache, "kernel-results", k.name+"-"+r.suite+".json")
+	o := &outcome{Inputs: fmt.Sprintf("%x", sum)}
+	if before, err := load(kept, o.Inputs); err != nil {
+		return nil, err
+	} else if before != nil && before.ok() && !r.force {
+		fmt.Fprintf(r.out, "kernels: %s (%s) has passed with the same programs\n", k.name, i.release)
+		return before, nil
+	}
+	fmt.Fprintf(r.out, "kernels: run %s (%s)\n", k.name, i.release)
+	for _, boot := range boots(programs) {
+		rows, err := r.boot(ctx, k, i, boot)
+		if o.Rows = append(o.Rows, rows...); err != nil {
+			return o, fmt.Errorf("kernel %s: %w", k.name, err)
+		}
+	}
+	return o, o.save(kept)
+}
+
+// boots divides programs by the machines they run in, which differ by the words on the kernel's command line.
+func boots(programs []program) (list [][]program) {
+	for _, p := range programs {
+		if n := len(list); n > 0 && list[n-1][0].boot == p.boot {
+			list[n-1] = append(list[n-1], p)
+		} else {
+			list = append(list, []program{p})
+		}
+	}
+	return list
+}
+
+// boot runs programs in a machine.
+func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []program) (rows []row, err error) {
+	modules, err := r.in.emulator.Modules(ctx, i.modules, wanted...)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(r.output, k.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	initial := filepath.Join(r.work, "initial")
+	if err := vm.WriteInitial(initial, r.in.guest, modules, r.job(k, programs)); err != nil {
+		return nil, err
+	}
+	m := &vm.Machine{
+		Arch: arch, Kernel: i.kernel, Initial: initial, Append: programs[0].boot, CPUs: 2, Memory: 4096, Silence: silence,
+		Disks: []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
+	}
+	for _, p := range programs {
+		m.Limit += p.limit + time.Minute
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	reader := &reader{kernel: k, dir: dir, out: r.out, programs: programs}
+	err = r.in.emulator.Run(ctx, m, dir, func(e vm.Event) {
+		if err := reader.read(ctx, e); err != nil {
+			stop(err)
+		}
+	})
+	return reader.rows, errors.Join(err, reader.torn(err))
+}
+
+// job is what a machine does to run programs.
+func (r *runner) job(k *kernel, programs []program) *vm.Job {
+	job := &vm.Job{
+		Mounts: []vm.Mount{{Disk: "root", Dir: "/", FSType: "ext4"}, {Disk: "tests", Dir: r.module, FSType: "ext4", ReadOnly: true}},
+		Files: map[string]string{
+			// A plugin with the host's network has this file.
+			"/etc/resolv.conf": "nameserver 127.0.0.1\n",
+			"/etc/hosts":       "127.0.0.1 localhost guest\n",
+		},
+	}
+	for _, p := range programs {
+		env := []string{
+			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
+			"ENGINE=/usr/sbin/dockerd", "CVMFS_TEST_VIEW=" + k.view,
+			"CVMFS_TEST_PROGRAMS=" + filepath.Join(r.module, built), "CVMFS_TEST_CACHE=" + filepath.Join(r.module, cached),
+		}
+		job.Programs = append(job.Programs, vm.Program{
+			Name: p.folder, Argv: p.argv(r.module), Dir: filepath.Join(r.module, p.folder), Env: append(env, p.env...), Limit: p.limit + 20*time.Second,
+		})
+	}
+	return job
+}
+
+// reader turns the events of a machine into rows, and shows what matters.
+type reader struct {
+	kernel   *kernel
+	programs []program
+	dir      string
+	out      io.Writer
+	rows     []row
+	current  *tests
+}
+
+// read takes an event.
+func (r *reader) read(ctx context.Context, e vm.Event) (err error) {
+	switch {
+	case e.Up != "":
+		fmt.Fprintf(r.out, "kernels: %s is up\n", e.Up)
+	case e.Output != "":
+		if r.current == nil {
+			if r.current, err = newTests(ctx, r.dir, e.Program, r.out); err != nil {
+				return err
+			}
+		}
+		return r.current.write(e.Output)
+	case e.Ended != nil:
+		return r.end(e.Program, e.Ended)
+	}
+	return nil
+}
+
+// end makes a row of a program that is through.
+func (r *reader) end(program string, ended *vm.Ended) error {
+	row := row{Kernel: r.kernel.name, Program: program, Seconds: ended.Seconds}
+	summary := &gotest.Summary{}
+	if r.current != nil {
+		var err error
+		if summary, err = r.current.close(); err != nil {
+			return err
+		}
+		r.current = nil
+	}
+	row.Passed, row.Failed, row.Skipped = summary.Passed, summary.Failed, len(summary.Skipped)
+	row.Faults = wrongSkips(summary.Skipped, r.kernel.lacks)
+	if ended.How != "" && row.Failed == 0 {
+		row.Faults = append(row.Faults, "it ended by "+ended.How)
+	}
+	if row.Passed+row.Failed+row.Skipped == 0 {
+		row.Faults = append(row.Faults, "no test was run")
+	}
+	r.rows = append(r.rows, row)
+	fmt.Fprint(r.out, row.closing(moduleName))
+	return nil
+}
+
+// torn makes rows of the programs that a machine which came to a bad end didn't get through.
+func (r *reader) torn(err error) error {
+	if err == nil {
+		return nil
+	}
+	var failures []error
+	if r.current != nil {
+		_, err := r.current.close()
+		failures = append(failures, err)
+	}
+	for _, p := range r.programs[len(r.rows):] {
+		r.rows = append(r.rows, row{Kernel: r.kernel.name, Program: p.folder, Faults: []string{"the machine ended before it was through"}})
+		fmt.Fprint(r.out, r.rows[len(r.rows)-1].closing(moduleName))
+	}
+	return errors.Join(failures...)
+}
+
+// tests reads what a test program writes.
+type tests struct {
+	log       *os.File // all of it
+	converter *exec.Cmd
+	in        io.WriteCloser
+	summary   *gotest.Summary
+	shown     chan error
+}
+
+func newTests(ctx context.Context, dir, folder string, out io.Writer) (*tests, error) {
+	t := &tests{shown: make(chan error, 1)}
+	var err error
+	if t.log, err = os.Create(filepath.Join(dir, strings.ReplaceAll(folder, "/", "-")+".log")); err != nil {
+		return nil, err
+	}
+	t.converter = exec.CommandContext(ctx, "go", "tool", "test2json", "-p", moduleName+"/"+folder)
+	t.converter.Stderr = os.Stderr
+	if t.in, err = t.converter.StdinPipe(); err != nil {
+		return nil, err
+	}
+	events, err := t.converter.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := t.converter.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		summary, err := gotest.Show(out, events)
+		t.summary = summary
+		t.shown <- err
+	}()
+	return t, nil
+}
+
+func (t *tests) write(text string) error {
+	_, err := io.WriteString(io.MultiWriter(t.log, t.in), text)
+	return err
+}
+
+func (t *tests) close() (*gotest.Summary, error) {
+	err := errors.Join(t.in.Close(), <-t.shown, t.converter.Wait(), t.log.Close())
+	return t.summary, err
+}
+
+// allPrograms gives each package that suites have programs of, once.
+func allPrograms(suite string) []program {
+	list := slices.Clone(suites[suite])
+	return slices.CompactFunc(list, func(a, b program) bool { return a.folder == b.folder })
+}

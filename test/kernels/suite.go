@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// program is a test program as a suite runs it.
+type program struct {
+	folder string // of the package
+	run    string // which of its tests: the value of -test.run; "" for all
+	skip   string // which of these not: the value of -test.skip
+	boot   string // words for the kernel's command line
+	env    []string
+	limit  time.Duration
+}
+
+// suites are what is run, by name.
+var suites = map[string][]program{
+	// Everything that has to do with the kernel.
+	"full": {
+		{folder: "internal/fusewire", limit: 5 * time.Minute},
+		{folder: "internal/overlayfs", limit: 5 * time.Minute},
+		{folder: "internal/erofs", limit: 10 * time.Minute},
+		{folder: "internal/hostfs", limit: 5 * time.Minute},
+		{folder: "installer/preflight", limit: 5 * time.Minute},
+		{folder: "cvmfs/objectfs", limit: 10 * time.Minute},
+		{folder: "driver/supervise", limit: 10 * time.Minute},
+		{folder: "driver/view", limit: 10 * time.Minute},
+		{folder: "driver/compose", limit: 10 * time.Minute},
+		{folder: "driver/store", limit: 10 * time.Minute},
+		{folder: "driver/plugin", limit: 10 * time.Minute},
+		{folder: "driver/conformance", limit: 10 * time.Minute},
+		{folder: "cmd/cvmfs-graphdriver-plugin", env: []string{"CONFORMANCE_SEQUENCES=20"}, limit: 25 * time.Minute},
+		{folder: "test/e2e", run: only(
+			"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged", "TestAThinContainerListsAsItsOrdinaryTwin",
+			"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns", "TestAThinImageIsMadeOfItsDescriptor",
+			"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
+		), limit: 15 * time.Minute},
+	},
+	// What there is time for at each change: the driver as a whole, in the view that it chooses.
+	"ci": {
+		{folder: "internal/overlayfs", limit: 5 * time.Minute},
+		{folder: "cmd/cvmfs-graphdriver-plugin", run: "/^auto$", env: []string{"CONFORMANCE_SEQUENCES=3"}, limit: 8 * time.Minute},
+		{folder: "test/e2e", run: only("TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestDoctorAndStatusKnowTheDriverInUse"), limit: 5 * time.Minute},
+	},
+	// Whether the machine comes up.
+	"smoke": {{folder: "internal/hostfs", limit: time.Minute}},
+}
+
+// only is a pattern that fits these tests and no others.
+func only(names ...string) string { return "^(" + strings.Join(names, "|") + ")$" }
+
+// name is that of the file with the program.
+func (p *program) name() string { return p.folder[strings.LastIndexByte(p.folder, '/')+1:] + ".test" }
+
+// argv calls the program. Go's own limit ends it first, and shows what it did.
+func (p *program) argv(root string) []string {
+	argv := []string{root + "/" + p.folder + "/" + p.name(), "-test.v=test2json", fmt.Sprint("-test.timeout=", p.limit)}
+	if p.run != "" {
+		argv = append(argv, "-test.run="+p.run)
+	}
+	if p.skip != "" {
+		argv = append(argv, "-test.skip="+p.skip)
+	}
+	return argv
+}
