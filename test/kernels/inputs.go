@@ -112,6 +112,11 @@ func buildTree(ctx context.Context, cache, module, tree string, programs []progr
 	if err := builds.Wait(); err != nil {
 		return err
 	}
+	if hasHost(programs) {
+		if err := buildPackages(ctx, module, filepath.Join(tree, built)); err != nil {
+			return err
+		}
+	}
 	busybox, err := engine.FindProgram(cache, "busybox")
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/debian"
 	"cvmfs-graphdriver/test/vm"
 )
 
@@ -34,7 +35,7 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("kernels", flag.ExitOnError)
 	names := flags.String("kernels", "", "run on these kernels of the table, divided by commas; all without")
-	suite := flags.String("suite", "full", "what to run: full, ci or smoke")
+	suite := flags.String("suite", "full", "what to run: full, ci, host or smoke")
 	force := flags.Bool("force", false, "run also what has passed")
 	fetchOnly := flags.Bool("fetch", false, "only fetch what is needed")
 	output := flags.String("output", "dist/kernels", "folder for logs")
@@ -46,13 +47,13 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	if suites[*suite] == nil {
-		return fmt.Errorf("no suite %q; there are full, ci and smoke", *suite)
+		return fmt.Errorf("no suite %q; there are full, ci, host and smoke", *suite)
 	}
 	cache, err := engine.CacheDir()
 	if err != nil {
 		return err
 	}
-	if err := fetch(ctx, cache, list); err != nil || *fetchOnly {
+	if err := fetch(ctx, cache, list, suites[*suite]); err != nil || *fetchOnly {
 		return err
 	}
 	work, err := os.MkdirTemp("", "kernels-")
@@ -92,8 +93,11 @@ func (r *runner) all(ctx context.Context, list []kernel) error {
 }
 
 // fetch brings what runs kernels into the cache folder.
-func fetch(ctx context.Context, cache string, list []kernel) error {
+func fetch(ctx context.Context, cache string, list []kernel, programs []program) error {
 	failures := []error{vm.Fetch(ctx, cache, arch, os.Stderr)}
+	if hasHost(programs) {
+		failures = append(failures, debian.Booted.Fetch(ctx, cache, os.Stderr))
+	}
 	for _, k := range list {
 		failures = append(failures, k.fetch(ctx, cache, os.Stderr))
 	}

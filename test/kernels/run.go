@@ -56,6 +56,11 @@ func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
 		return before, nil
 	}
 	fmt.Fprintf(r.out, "kernels: run %s (%s)\n", k.name, i.release)
+	if hasHost(programs) {
+		if err := r.makeHost(ctx, i); err != nil {
+			return nil, err
+		}
+	}
 	for _, boot := range boots(programs) {
 		rows, err := r.boot(ctx, k, i, boot)
 		if o.Rows = append(o.Rows, rows...); err != nil {
@@ -65,10 +70,10 @@ func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
 	return o, o.save(kept)
 }
 
-// boots divides programs by the machines they run in, which differ by the words on the kernel's command line.
+// boots divides programs by the machines they run in.
 func boots(programs []program) (list [][]program) {
 	for _, p := range programs {
-		if n := len(list); n > 0 && list[n-1][0].boot == p.boot {
+		if n := len(list); n > 0 && list[n-1][0].boot == p.boot && list[n-1][0].host == p.host {
 			list[n-1] = append(list[n-1], p)
 		} else {
 			list = append(list, []program{p})
@@ -95,6 +100,9 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 		Arch: arch, Kernel: i.kernel, Initial: initial, Append: programs[0].boot, CPUs: 2, Memory: 4096, Silence: silence,
 		Disks: []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
 	}
+	if programs[0].host != "" {
+		m.Disks[0] = vm.Disk{Name: "root", File: r.hostDisk(), Keep: true}
+	}
 	for _, p := range programs {
 		m.Limit += p.limit + time.Minute
 	}
@@ -118,6 +126,9 @@ func (r *runner) job(k *kernel, programs []program) *vm.Job {
 			"/etc/resolv.conf": "nameserver 127.0.0.1\n",
 			"/etc/hosts":       "127.0.0.1 localhost guest\n",
 		},
+	}
+	if programs[0].host != "" {
+		job.Init = "/sbin/init"
 	}
 	for _, p := range programs {
 		env := []string{

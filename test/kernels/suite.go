@@ -12,6 +12,7 @@ type program struct {
 	run    string // which of its tests: the value of -test.run; "" for all
 	skip   string // which of these not: the value of -test.skip
 	boot   string // words for the kernel's command line
+	host   string // "" for a machine that has nothing but this; else systemd runs it, and machines of one name share a disk, one after the other
 	env    []string
 	limit  time.Duration
 }
@@ -44,6 +45,11 @@ var suites = map[string][]program{
 		{folder: "internal/overlayfs", limit: 5 * time.Minute},
 		{folder: "cmd/cvmfs-graphdriver-plugin", run: "/^auto$", env: []string{"CONFORMANCE_SEQUENCES=3"}, limit: 8 * time.Minute},
 		{folder: "test/e2e", run: only("TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestDoctorAndStatusKnowTheDriverInUse"), limit: 5 * time.Minute},
+	},
+	// A host from the installation of our package to its removal.
+	"host": {
+		{folder: "test/host", host: "first life", run: only("TestInstalledCrashedAndUpgraded"), limit: 15 * time.Minute},
+		{folder: "test/host", host: "second life", run: only("TestRebootedAndUninstalled"), limit: 10 * time.Minute},
 	},
 	// Whether the machine comes up.
 	"smoke": {{folder: "internal/hostfs", limit: time.Minute}},

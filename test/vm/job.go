@@ -6,7 +6,7 @@ import "time"
 type Job struct {
 	Mounts   []Mount           // of disks; the first is the root, "/"
 	Files    map[string]string // content of files to write, by path
-	Init     string            // program of the root that becomes the first process, instead of running Programs
+	Init     string            // systemd of the root, which becomes the first process; programs are then a unit of its, and at the end it stops
 	Programs []Program
 }
 

@@ -116,7 +116,6 @@ func writeFiles(files map[string]string) error {
 // settle does what an init system does for the programs of a job.
 func settle() error {
 	for _, m := range []struct{ fstype, dir, data string }{
-		{"tmpfs", "/run", "mode=755"},
 		{"devpts", "/dev/pts", "mode=620,ptmxmode=666"},
 		{"tmpfs", "/dev/shm", "mode=1777"},
 		{"cgroup2", "/sys/fs/cgroup", ""},

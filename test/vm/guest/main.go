@@ -14,12 +14,19 @@ import (
 	"cvmfs-graphdriver/test/vm"
 )
 
-// jobVariable, in the environment, has the program run a job's programs as a child of the first process.
+// jobVariable, in the environment, names the file of a job whose programs are to be run, by a child of the first process.
 const jobVariable = "VM_JOB"
 
+// Places for the child, in memory.
+const (
+	ownDir  = "/run/vm"
+	jobFile = ownDir + "/job.json"
+	ownFile = ownDir + "/guest"
+)
+
 func main() {
-	if text := os.Getenv(jobVariable); text != "" {
-		work(text)
+	if file := os.Getenv(jobVariable); file != "" {
+		work(file)
 		return
 	}
 	// There is nobody to return to: the machine ends in any case.
@@ -60,13 +67,51 @@ func begin() error {
 	if err := writeFiles(job.Files); err != nil {
 		return err
 	}
+	if err := mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID, "mode=755"); err != nil {
+		return err
+	}
+	if err := writeFiles(map[string]string{jobFile: string(text)}); err != nil {
+		return err
+	}
 	if job.Init != "" {
+		if err := addUnit(); err != nil {
+			return err
+		}
 		return fmt.Errorf("start %s: %w", job.Init, unix.Exec(job.Init, []string{job.Init}, environment))
 	}
 	if err := settle(); err != nil {
 		return err
 	}
-	return reap(string(text))
+	return reap()
+}
+
+// unit has systemd run the job when all else is up.
+const unit = `[Unit]
+Description=The job of this virtual machine
+After=multi-user.target
+[Service]
+Environment=` + jobVariable + "=" + jobFile + `
+ExecStart=` + ownFile + `
+StandardOutput=journal+console
+`
+
+// addUnit makes the job a unit of systemd's, for this boot.
+func addUnit() error {
+	const units = "/run/systemd/system"
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(ownFile, program, 0o755); err != nil {
+		return err
+	}
+	if err := writeFiles(map[string]string{units + "/vm-job.service": unit}); err != nil {
+		return err
+	}
+	if err := os.Mkdir(units+"/multi-user.target.wants", 0o755); err != nil {
+		return err
+	}
+	return os.Symlink("../vm-job.service", units+"/multi-user.target.wants/vm-job.service")
 }
 
 // openConsole has the console take what is said from here on: the kernel had no device to open for us.
@@ -87,9 +132,9 @@ func openConsole() error {
 var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
 
 // reap has a child do the work, and takes the ends of processes whose parents are gone, as a first process has to.
-func reap(job string) error {
+func reap() error {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(environment, jobVariable+"="+job)
+	cmd.Env = append(environment, jobVariable+"="+jobFile)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Start(); err != nil {
 		return err

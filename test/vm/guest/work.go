@@ -56,14 +56,18 @@ func (p *port) tell(e vm.Event) {
 }
 
 // work runs the programs of a job, one after the other.
-func work(text string) {
+func work(file string) {
 	p, err := openPort()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest:", err)
 		os.Exit(1)
 	}
 	var job vm.Job
-	if err := json.Unmarshal([]byte(text), &job); err != nil {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &job)
+	}
+	if err != nil {
 		p.tell(vm.Event{Failed: err.Error()})
 		return
 	}
@@ -82,13 +86,21 @@ func work(text string) {
 	for _, program := range job.Programs {
 		began := time.Now()
 		ended := p.run(program)
+		if job.Init == "" {
+			_ = unix.Kill(-1, unix.SIGKILL) // what it has left; spares this process and the first
+		}
 		ended.Seconds = time.Since(began).Seconds()
 		p.tell(vm.Event{Program: program.Name, Ended: &ended})
 	}
 	p.tell(vm.Event{Done: true})
+	if job.Init != "" {
+		if out, err := exec.Command("systemctl", "poweroff").CombinedOutput(); err != nil {
+			p.tell(vm.Event{Failed: fmt.Sprintf("stop the machine: %v: %s", err, out)})
+		}
+	}
 }
 
-// run runs a program to its end, or to its limit, and then ends whatever it has left.
+// run runs a program to its end, or to its limit.
 func (p *port) run(program vm.Program) vm.Ended {
 	cmd := exec.Command(program.Argv[0], program.Argv[1:]...)
 	cmd.Dir, cmd.Env = program.Dir, program.Env
@@ -111,7 +123,6 @@ func (p *port) run(program vm.Program) vm.Ended {
 		err = errors.Join(fmt.Errorf("it took longer than %v", program.Limit), err)
 	}
 	out.flush()
-	_ = unix.Kill(-1, unix.SIGKILL) // spares this process and the first
 	ended := vm.Ended{Code: cmd.ProcessState.ExitCode()}
 	if err != nil {
 		ended.How = err.Error()
