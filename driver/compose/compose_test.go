@@ -77,13 +77,7 @@ func folderOf(path string) []compose.Layer {
 // mount mounts an image for the test.
 func mount(t *testing.T, image *compose.Image) string {
 	t.Helper()
-	testutil.NeedRoot(t)
-	dir := t.TempDir()
-	if err := unix.Mount(image.Meta, dir, "erofs", unix.MS_RDONLY, "noacl"); err != nil {
-		t.Skipf("needs EROFS mounted from a file (Linux 6.12): %v", err)
-	}
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	return dir
+	return testutil.MountEROFS(t, image.Meta, "noacl")
 }
 
 // show lists a mounted image as the reference listings do, and each file's redirect.

@@ -20,6 +20,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/compose"
 	"cvmfs-graphdriver/driver/store"
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 // files stands in for the objects of composed images.
@@ -227,9 +228,10 @@ func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 		{FQRN: "b.example.org", Path: "/layers/1", Revision: 7}, {FQRN: "a.example.org", Path: "/layers/2", Revision: 9}, {FQRN: "b.example.org", Path: "/layers/3", Revision: 7},
 	}
 	must(t, r.Create(store.CreateArgs{ID: "c1", Parent: "above", Writable: true}))
+	image := map[string]string{"erofs": "images/key2", "erofs by two overlays": "shared/key2.erofs", "fuse": "shared/key2.fuse"}[testutil.KnownView()]
 	want := map[string]string{
 		"UpperDir": r.diff("c1"), "WorkDir": filepath.Join(r.root, "layers/c1/work"), "MergedDir": filepath.Join(r.root, "mnt/c1"),
-		"LowerDir": r.diff("above") + ":" + filepath.Join(r.run, "images/key2"), "Image": "key2",
+		"LowerDir": r.diff("above") + ":" + filepath.Join(r.run, image), "Image": "key2",
 		"Repositories": "a.example.org@9 b.example.org@7",
 		"Folders":      "cvmfs://b.example.org/layers/1 cvmfs://a.example.org/layers/2 cvmfs://b.example.org/layers/3",
 		"Local":        "12 of 340 objects, 3.1 of 820.5 MB",

@@ -31,6 +31,8 @@ import (
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/internal/fusewire"
 	"cvmfs-graphdriver/internal/fusewire/fusetest"
+
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 const (
@@ -287,11 +289,7 @@ func richTree() *erofs.Node {
 func TestViewShowsWhatTheKernelShows(t *testing.T) {
 	h := newHost(t)
 	shown := describe(t, h.show(richTree()))
-	mounted := t.TempDir()
-	if err := unix.Mount(h.meta, mounted, "erofs", unix.MS_RDONLY, ""); err != nil {
-		t.Skip("needs a kernel that mounts EROFS from files (Linux 6.12), to compare with: ", err)
-	}
-	defer func() { must(t, unix.Unmount(mounted, 0)) }()
+	mounted := testutil.MountEROFS(t, h.meta, "")
 	if d := cmp.Diff(describe(t, mounted), shown); d != "" {
 		t.Errorf("-kernel +view\n%s", d)
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 // imageFile writes the image of a tree to a file.
@@ -30,25 +32,6 @@ func imageFile(t *testing.T, root *Node) string {
 	}
 	t.Logf("%+v", stats)
 	return name
-}
-
-// mountImage mounts an image straight from its file until the test's end.
-func mountImage(t *testing.T, image, options string) string {
-	t.Helper()
-	dir := t.TempDir()
-	err := unix.Mount(image, dir, "erofs", unix.MS_RDONLY, options)
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOTBLK) {
-		t.Skipf("needs root and a kernel with EROFS that mounts files (Linux 6.12): %v", err)
-	}
-	if err != nil {
-		t.Fatalf("mount %s: %v", image, err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	return dir
 }
 
 // listMount lists what is mounted. It goes from folder to folder by descriptors, for paths may be too long for the kernel.
@@ -138,7 +121,7 @@ func xattrsAt(t *testing.T, path string, at int, name string) map[string]string 
 
 func TestKernelShowsTheTree(t *testing.T) {
 	root := richTree()
-	dir := mountImage(t, imageFile(t, root), "")
+	dir := testutil.MountEROFS(t, imageFile(t, root), "")
 	check(t, root, listMount(t, dir))
 }
 
@@ -149,14 +132,14 @@ func TestKernelShowsRandomTrees(t *testing.T) {
 	}{{1, 0}, {2, 100}, {3, 1000}, {4, 5000}, {5, 20000}, {6, 60000}} {
 		t.Run(fmt.Sprint(c.seed), func(t *testing.T) {
 			root := newDice(c.seed, c.size).tree()
-			dir := mountImage(t, imageFile(t, root), "")
+			dir := testutil.MountEROFS(t, imageFile(t, root), "")
 			check(t, root, listMount(t, dir))
 		})
 	}
 }
 
 func TestKernelReadsHolesAsZeros(t *testing.T) {
-	dir := mountImage(t, imageFile(t, sizesTree()), "noacl")
+	dir := testutil.MountEROFS(t, imageFile(t, sizesTree()), "noacl")
 	for _, size := range []int64{1, 4095, 4096, 4097, 1 << 20, 1<<43 + 1, MaxFileSize} {
 		f, err := os.Open(filepath.Join(dir, fmt.Sprint(size)))
 		if err != nil {
@@ -174,7 +157,7 @@ func TestKernelReadsHolesAsZeros(t *testing.T) {
 
 func TestKernelHoldsTheSuperblockToItsChecksum(t *testing.T) {
 	image := imageFile(t, dirNode())
-	mountImage(t, image, "noacl")
+	testutil.MountEROFS(t, image, "noacl")
 	b, err := os.ReadFile(image)
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +173,7 @@ func TestKernelHoldsTheSuperblockToItsChecksum(t *testing.T) {
 }
 
 func TestKernelSeesFoldersOfEverySize(t *testing.T) {
-	dir := mountImage(t, imageFile(t, foldersTree()), "noacl")
+	dir := testutil.MountEROFS(t, imageFile(t, foldersTree()), "noacl")
 	for _, size := range folderSizes() {
 		info, err := os.Stat(filepath.Join(dir, fmt.Sprint("exactly", size)))
 		if err != nil || info.Size() != int64(size) {
@@ -200,7 +183,7 @@ func TestKernelSeesFoldersOfEverySize(t *testing.T) {
 }
 
 func TestKernelFindsNoNameThatIsNotThere(t *testing.T) {
-	dir := mountImage(t, imageFile(t, richTree()), "noacl")
+	dir := testutil.MountEROFS(t, imageFile(t, richTree()), "noacl")
 	for _, name := range []string{"names/c", "names/.b", "names/" + strings.Repeat("n", 254), "folders/huge/entry", "folders/huge/entry100000", "folders/empty/x"} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("lstat %s: %v, want that it does not exist", name, err)
@@ -211,93 +194,6 @@ func TestKernelFindsNoNameThatIsNotThere(t *testing.T) {
 // objectNode is a file whose content overlayfs takes from a data-only layer.
 func objectNode(size int, redirect string) *Node {
 	return with(fileNode(int64(size)), xattr("trusted.overlay.metacopy", ""), xattr("trusted.overlay.redirect", redirect))
-}
-
-// mountOverlay mounts an overlay, given as pairs of parameter and value, until the test's end.
-func mountOverlay(t *testing.T, params ...string) string {
-	t.Helper()
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		t.Skipf("needs root and overlayfs: %v", err)
-	}
-	defer unix.Close(fs)
-	for i := 0; i < len(params); i += 2 {
-		if err := unix.FsconfigSetString(fs, params[i], params[i+1]); err != nil {
-			t.Fatalf("overlay: %s=%s: %v", params[i], params[i+1], err)
-		}
-	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		t.Fatalf("overlay: create: %v", err)
-	}
-	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("overlay: fsmount: %v", err)
-	}
-	defer unix.Close(mnt)
-	dir := t.TempDir()
-	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		t.Fatalf("overlay: move mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	return dir
-}
-
-func TestOverlayShowsContentOfDataOnlyLayers(t *testing.T) {
-	store := t.TempDir()
-	content := strings.Repeat("content ", 5000)
-	write := func(name, text string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(filepath.Join(store, "objects/ab/cdef.z.40000"), content)
-	write(filepath.Join(store, "objects/12/34.r.3"), "abc")
-	big := objectNode(len(content), "/objects/ab/cdef.z.40000")
-	small := objectNode(3, "/objects/12/34.r.3")
-	small.Mode, small.UID = unix.S_IFREG|0o4755, 70000
-	root := dirNode(
-		Child{"big", big}, Child{"hard", big}, Child{"empty", fileNode(0)}, Child{"link", linkNode("usr/small")}, Child{"usr", dirNode(Child{"small", small})})
-
-	image := mountImage(t, imageFile(t, root), "noacl")
-	base := t.TempDir()
-	above := filepath.Join(base, "above")
-	write(filepath.Join(above, "usr/ordinary"), "ordinary")
-	for _, dir := range []string{"upper", "work"} {
-		if err := os.Mkdir(filepath.Join(base, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	merged := mountOverlay(t, "lowerdir+", above, "lowerdir+", image, "datadir+", store,
-		"upperdir", filepath.Join(base, "upper"), "workdir", filepath.Join(base, "work"), "redirect_dir", "off")
-
-	readAll := func() {
-		t.Helper()
-		for name, text := range map[string]string{"big": content, "hard": content, "empty": "", "link": "abc", "usr/small": "abc", "usr/ordinary": "ordinary"} {
-			if b, err := os.ReadFile(filepath.Join(merged, name)); err != nil || string(b) != text {
-				t.Errorf("%s: %d bytes, %v; want %d bytes", name, len(b), err, len(text))
-			}
-		}
-	}
-	readAll()
-	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(merged, "usr/small"), &st); err != nil || st.Mode != small.Mode || st.Uid != small.UID || st.Size != 3 || st.Mtim.Sec != now {
-		t.Errorf("usr/small: %+v, %v; want the attributes of the image", st, err)
-	}
-	if err := os.Chmod(filepath.Join(merged, "big"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	readAll()
-	if b, err := os.ReadFile(filepath.Join(base, "upper/big")); err != nil || string(b) != content {
-		t.Errorf("copied up: %d bytes, %v; want the whole content", len(b), err)
-	}
 }
 
 func TestWriteReportsAFullDisk(t *testing.T) {

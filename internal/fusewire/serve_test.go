@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 // tree is a root folder with the files below, whose content is their name again and again. Reads of "stalled…" wait until they
@@ -315,14 +317,20 @@ func TestHarmlessSignalIsNotSeen(t *testing.T) {
 	dir, dev, init := mount(t, flagAsyncRead) // a read waits for its own request
 	x := newTree(map[string]int64{"stalled": 10})
 	serve(t, dir, dev, x, Config{Init: init, Grace: time.Minute})
-	c := exec.Command("sh", "-c", `trap : USR1; (sleep 0.3; kill -USR1 $$) & exec 3<"$0"; read line <&3 && echo "$line"`, filepath.Join(dir, "stalled"))
-	go func() {
-		<-x.stalled
-		time.Sleep(600 * time.Millisecond)
-		close(x.thawed)
-	}()
-	if out, err := c.CombinedOutput(); err != nil || string(out) != "stalled\n" {
-		t.Errorf("%q, %v", out, err)
+	c := exec.Command("sh", "-c", `trap : USR1; exec 3<"$0"; read line <&3 && echo "$line"`, filepath.Join(dir, "stalled"))
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-x.stalled
+	if err := c.Process.Signal(unix.SIGUSR1); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(300 * time.Millisecond) // the reader would have given up by then
+	close(x.thawed)
+	if err := c.Wait(); err != nil || out.String() != "stalled\n" {
+		t.Errorf("%q, %v", out.String(), err)
 	}
 }
 
@@ -360,7 +368,7 @@ func TestRequestsOfADeadServerAreAnswered(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir, dev, init := mount(t, dying.without)
 			if dying.without == 0 && !init.Has(FlagHasResend) {
-				t.Skip("needs FUSE_NOTIFY_RESEND: Linux 6.9")
+				testutil.KernelLacks(t, "resending of FUSE requests") // Linux 6.9
 			}
 			c := exec.Command("cat", filepath.Join(dir, "file"))
 			var out bytes.Buffer

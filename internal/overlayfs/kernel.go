@@ -70,7 +70,7 @@ func (k *Kernel) Mount(target string, s *Spec) error {
 // mount mounts an overlay, in the way that was found.
 func (k *Kernel) mount(target string, s *Spec, options []param) error {
 	if len(s.Data) > 0 && (k.lacks(NoData) || k.lacks(NoDataForUpper) && !s.Metacopy) {
-		return &MountError{FSType: "overlay", Target: target, Err: errData}
+		return &MountError{FSType: "overlay", Target: target, Err: ErrData}
 	}
 	mount := mountClassic
 	if k.api {
@@ -79,13 +79,13 @@ func (k *Kernel) mount(target string, s *Spec, options []param) error {
 	err := mount(target, s, options)
 	var failed *MountError
 	if len(s.Data) > 0 && errors.As(err, &failed) && errors.Is(err, unix.EINVAL) {
-		failed.Err = fmt.Errorf("%w: %w", errData, failed.Err)
+		failed.Err = fmt.Errorf("%w: %w", ErrData, failed.Err)
 	}
 	return err
 }
 
-// errData: what overlays with data-only layers take that others don't, where they fail.
-var errData = errors.New("this kernel's overlayfs takes no data-only lower layers, or none without metacopy")
+// ErrData is the error of overlays with data-only layers on a kernel that takes none, or none without metacopy.
+var ErrData = errors.New("this kernel's overlayfs takes no data-only lower layers, or none without metacopy")
 
 // MountImage mounts an EROFS image on a folder, from its file. Errors are [*MountError].
 func (k *Kernel) MountImage(source, target string) error {

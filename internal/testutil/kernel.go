@@ -2,6 +2,7 @@ package testutil
 
 import (
 	"cmp"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -18,6 +19,26 @@ func KernelLacks(t testing.TB, what string) {
 		t.Fatal(err)
 	}
 	t.Skipf("this kernel (%s) lacks %s", unix.ByteSliceToString(uts.Release[:]), what)
+}
+
+// MountEROFS mounts an EROFS image straight from its file, with mount options, until the end of the test, and returns the folder.
+func MountEROFS(t testing.TB, image, options string) (dir string) {
+	t.Helper()
+	NeedRoot(t)
+	dir = t.TempDir()
+	err := unix.Mount(image, dir, "erofs", unix.MS_RDONLY, options)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOTBLK) {
+		KernelLacks(t, "EROFS images mounted from files") // Linux 6.12
+	}
+	if err != nil {
+		t.Fatalf("mount %s: %v", image, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
 }
 
 // KnownView returns the view that the driver is known to choose on the kernel that tests run on: "erofs", "erofs by two overlays" or

@@ -25,7 +25,7 @@ var suites = map[string][]program{
 		{folder: "internal/overlayfs", limit: 5 * time.Minute},
 		{folder: "internal/erofs", limit: 10 * time.Minute},
 		{folder: "internal/hostfs", limit: 5 * time.Minute},
-		{folder: "installer/preflight", limit: 5 * time.Minute},
+		{folder: "installer/preflight", run: only("TestKernelIsTriedAndNothingIsLeft"), limit: 5 * time.Minute},
 		{folder: "cvmfs/objectfs", limit: 10 * time.Minute},
 		{folder: "driver/supervise", limit: 10 * time.Minute},
 		{folder: "driver/view", limit: 10 * time.Minute},

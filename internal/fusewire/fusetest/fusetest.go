@@ -3,11 +3,15 @@
 package fusetest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/overlayfs"
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 // Require skips the test where FUSE can't be mounted.
@@ -33,47 +37,39 @@ func Hole(t testing.TB, name string, size int64, redirect string) {
 	if err := os.Truncate(name, size); err != nil {
 		t.Fatal(err)
 	}
-	for attr, value := range map[string]string{"trusted.overlay.metacopy": "", "trusted.overlay.redirect": redirect} {
+	for attr, value := range map[string]string{overlayfs.XattrMetacopy: "", overlayfs.XattrRedirect: redirect} {
 		if err := unix.Lsetxattr(name, attr, []byte(value), 0); err != nil {
 			t.Skipf("needs trusted extended attributes in %s: an overlay's metadata (%v)", filepath.Dir(name), err)
 		}
 	}
 }
 
-// Overlay mounts the layer lower, made of Holes, over data-only layers, read-only, until the test ends.
+// Overlay mounts the layer lower, made of Holes, over data-only layers, read-only, until the test ends. It skips the test on kernels
+// that have none.
 func Overlay(t testing.TB, lower string, data ...string) (dir string) {
 	t.Helper()
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		t.Skipf("needs overlayfs and the new mount API: Linux 5.2 (%v)", err)
+	dir, ok := TryOverlay(t, lower, data...)
+	if !ok {
+		testutil.KernelLacks(t, "data-only layers") // Linux 6.5
 	}
-	defer unix.Close(fs)
-	set := func(key, value string) {
-		t.Helper()
-		if err := unix.FsconfigSetString(fs, key, value); err != nil {
-			t.Skipf("needs data-only layers in overlayfs: Linux 6.8 for %s=%s (%v)", key, value, err)
-		}
-	}
-	set("lowerdir+", lower)
-	for _, d := range data {
-		set("datadir+", d)
-	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		t.Fatalf("make an overlay: %v", err)
-	}
-	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("mount an overlay: %v", err)
-	}
-	defer unix.Close(mnt)
+	return dir
+}
+
+// TryOverlay is [Overlay] for tests that go on without one.
+func TryOverlay(t testing.TB, lower string, data ...string) (dir string, ok bool) {
+	t.Helper()
 	dir = t.TempDir()
-	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		t.Fatalf("mount an overlay: %v", err)
+	err := (&overlayfs.Kernel{}).Mount(dir, &overlayfs.Spec{Lower: []string{lower}, Data: data, Metacopy: true})
+	if errors.Is(err, overlayfs.ErrData) {
+		return "", false
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmount %s: %v", dir, err)
 		}
 	})
-	return dir
+	return dir, true
 }
