@@ -6,6 +6,9 @@ VERSION ?= $(patsubst v%,%,$(shell git describe --always --dirty 2>/dev/null || 
 COMMIT  ?= $(shell git rev-parse --quiet --verify HEAD 2>/dev/null || echo unknown)
 
 VIEW    ?= auto
+KERNEL  ?=
+SUITE   ?= full
+FORCE   ?=
 
 # The time of every entry of a bundle: that of the commit, so that everybody builds the same bytes.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -16,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle demo bench bench-convert test lint packages release clean
+.PHONY: help build programs bundle demo bench bench-convert test test-kernels lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +56,11 @@ bench-convert: programs ## compare converting an image with unpacking it, as rat
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=30m ./...
 
+# KERNEL=6.1,6.12 runs some kernels of the table, SUITE=ci fewer tests, FORCE=1 also what has passed with the same programs.
+test-kernels: ## run the tests that have to do with the kernel on older and newer ones, in virtual machines (root; fetches Debian packages)
+	@$(GO) build -o $(DIST)/test/kernels ./test/kernels
+	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels
+
 lint: ## check the form of the code
 	@changed=$$($(GO) tool gofumpt -l .); test -z "$$changed" || { echo "gofumpt would change:"; echo "$$changed"; exit 1; }
 	$(GO) vet ./...
@@ -60,6 +68,7 @@ lint: ## check the form of the code
 
 packages: ## fetch what demo and tests run into a cache folder (CVMFS_TEST_CACHE); tests that lack it skip
 	-$(GO) run ./test/packages
+	-$(GO) run ./test/kernels -fetch -kernels 6.1,6.12
 
 # Everything that is given to others, in a folder of its own that is whole or absent. SIGN_KEY=minisign.key signs its SHA256SUMS, with
 # $MINISIGN_PASSWORD.

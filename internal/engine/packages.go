@@ -99,12 +99,17 @@ func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 			_, err := unpacked(ctx, dir, filepath.Join(cache, oldest.folder))
 			return err
 		}),
-		besides.fetch(ctx, cache, progress, func(dir string) error {
-			_, busybox := program(dir, "busybox")
-			_, registry := program(dir, "docker-registry")
-			_, bus := program(dir, "dbus-daemon")
-			return errors.Join(busybox, registry, bus)
-		}))
+		FetchPrograms(ctx, cache, progress))
+}
+
+// FetchPrograms brings what [FindProgram] gives into the cache folder, as [Fetch] does.
+func FetchPrograms(ctx context.Context, cache string, progress io.Writer) error {
+	return besides.fetch(ctx, cache, progress, func(dir string) error {
+		_, busybox := program(dir, "busybox")
+		_, registry := program(dir, "docker-registry")
+		_, bus := program(dir, "dbus-daemon")
+		return errors.Join(busybox, registry, bus)
+	})
 }
 
 // fetch brings the set into the cache folder unless it is there; works tells that of a folder.

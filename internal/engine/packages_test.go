@@ -17,7 +17,8 @@ func fakeApt(t *testing.T, aptGet string) (calls string) {
 	dir := t.TempDir()
 	calls = filepath.Join(dir, "calls")
 	scripts := map[string]string{
-		"apt-get": "echo \"$*\" >>" + calls + "\n" + aptGet,
+		"apt-get":   "echo \"$*\" >>" + calls + "\n" + aptGet,
+		"apt-cache": "printf 'thing-1\\nthing-2\\nother\\n'",
 		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc bin/busybox usr/bin/docker-registry usr/bin/dbus-daemon; do
 	mkdir -p "$3/${p%/*}" && printf '#!/bin/sh\necho version\n' >"$3/$p" && chmod 755 "$3/$p" || exit 1
 done`,

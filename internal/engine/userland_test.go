@@ -86,3 +86,65 @@ func TestAUserlandThatCannotBeMadeLeavesNothingThatCounts(t *testing.T) {
 		t.Errorf("got %v, want the package that didn't come", err)
 	}
 }
+
+func TestUnpackedPackagesAreChosenAmongThoseOfSeveralReleases(t *testing.T) {
+	for name, test := range map[string]struct{ sources, security string }{
+		"the machine's own archive of security updates": {
+			`Debian|Debian|http://mirror.example.org/debian/\nDebian|Debian-Security|http://security.example.org/\n`, "http://security.example.org/",
+		},
+		"the one beside the archive": {
+			`Other|Debian|http://other.example.org/\nDebian|Debian|http://mirror.example.org/debian/\n`, "http://mirror.example.org/debian-security/",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen := filepath.Join(t.TempDir(), "seen")
+			calls := fakeApt(t, `case "$*" in
+*indextargets*) printf '`+test.sources+`';;
+*download-only*) cat "${2%/*}/sources.list" "${2%/*}/status" >`+seen+`; touch "${2%/*}/archive/archives/thing-2_1_all.deb";;
+esac`)
+			u := Unpacked{
+				Folder: "things", What: "Debian's things", Packages: []string{"base"}, Suites: []string{"bookworm", "bookworm-security"}, Without: []string{"kmod"},
+				Choose: func(names []string) ([]string, error) {
+					if diff := cmp.Diff([]string{"other", "thing-1", "thing-2"}, names); diff != "" {
+						t.Errorf("names (-want +got):\n%s", diff)
+					}
+					return names[2:], nil
+				},
+				Works: func(dir string) error {
+					_, err := os.Stat(filepath.Join(dir, "bin/busybox")) // which fakeApt's packages have
+					return err
+				},
+			}
+			cache := t.TempDir()
+			if err := u.Fetch(t.Context(), cache, io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(seen)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{
+				"http://mirror.example.org/debian/ bookworm main\n", "] " + test.security + " bookworm-security main\n", "Package: kmod\n",
+			} {
+				if !strings.Contains(string(b), want) {
+					t.Errorf("apt was told\n%s\nwhich lacks %q", b, want)
+				}
+			}
+			lines, err := os.ReadFile(calls)
+			if err != nil || !strings.Contains(string(lines), "--no-install-recommends base thing-2\n") {
+				t.Errorf("%v: apt-get was called\n%s", err, lines)
+			}
+		})
+	}
+}
+
+func TestWhereNoPackageFitsTheErrorSaysWhatForItIs(t *testing.T) {
+	fakeApt(t, userlandApt)
+	u := Unpacked{
+		Folder: "things", What: "Debian's things", Suites: []string{"bookworm"}, Works: func(string) error { return os.ErrNotExist },
+		Choose: func([]string) ([]string, error) { return nil, errors.New("no thing fits") },
+	}
+	if err := u.Fetch(t.Context(), t.TempDir(), io.Discard); err == nil || !strings.Contains(err.Error(), "fetch Debian's things: no thing fits") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -45,24 +45,23 @@ const ready = "etc/made-for-tests"
 // linked are the folders that Debian has moved into /usr.
 var linked = []string{"bin", "sbin", "lib", "lib64"}
 
-// Fetch brings the kinds that tests run in folders into the cache folder unless they are there: their packages are fetched as those of engines are, and
+// Fetch brings kinds of Debian into the cache folder unless they are there: their packages are fetched as those of engines are, and
 // installed in the folder, as root of a chroot. Services aren't started.
-func Fetch(ctx context.Context, cache string, progress io.Writer) error {
-	return errors.Join(Tools.Fetch(ctx, cache, progress), Docker.Fetch(ctx, cache, progress))
-}
-
-// Fetch brings one kind of Debian into the cache folder unless it is there.
-func (k Kind) Fetch(ctx context.Context, cache string, progress io.Writer) error {
-	u := &engine.Userland{
-		Folder: k.folder, Suite: "bookworm",
-		Stages: [][]string{{"?essential", "apt"}, k.packages},
-		Works:  works,
-		Make: func(ctx context.Context, dir string, debs [][]string) error {
-			fmt.Fprintf(progress, "install Debian in a folder\n")
-			return install(ctx, dir, debs)
-		},
+func Fetch(ctx context.Context, cache string, progress io.Writer, kinds ...Kind) error {
+	var failures []error
+	for _, kind := range kinds {
+		u := &engine.Userland{
+			Folder: kind.folder, Suite: "bookworm",
+			Stages: [][]string{{"?essential", "apt"}, kind.packages},
+			Works:  works,
+			Make: func(ctx context.Context, dir string, debs [][]string) error {
+				fmt.Fprintf(progress, "install Debian in a folder\n")
+				return install(ctx, dir, debs)
+			},
+		}
+		failures = append(failures, u.Fetch(ctx, cache, progress))
 	}
-	return u.Fetch(ctx, cache, progress)
+	return errors.Join(failures...)
 }
 
 // Root gives the folder that holds a Debian as it was made, which is not to be changed; errors.Is(err, engine.ErrNotFetched) when

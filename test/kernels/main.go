@@ -56,11 +56,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := fetch(ctx, cache, list, suites[*suite]); err != nil || *fetchOnly {
 		return err
 	}
-	work, err := os.MkdirTemp("", "kernels-")
+	work, done, err := workFolder(*output)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	defer func() { err = errors.Join(err, done()) }()
 	module, err := os.Getwd()
 	if err != nil {
 		return err
@@ -71,6 +71,28 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	r := &runner{cache: cache, module: module, output: *output, work: work, suite: *suite, force: *force, in: in, out: out}
 	return r.all(ctx, list)
+}
+
+// workFolder makes the folder, below the one for logs, of what goes away at the end of a run. What a run that was killed has left goes at
+// the beginning of the next one.
+func workFolder(output string) (work string, done func() error, err error) {
+	if work, err = filepath.Abs(filepath.Join(output, "work")); err != nil {
+		return "", nil, err
+	}
+	if err := os.MkdirAll(output, 0o755); err != nil {
+		return "", nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(output, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("another run uses %s (name another folder with -output): %w", output, err), lock.Close())
+	}
+	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o755)); err != nil {
+		return "", nil, errors.Join(err, lock.Close())
+	}
+	return work, func() error { return errors.Join(os.RemoveAll(work), lock.Close()) }, nil
 }
 
 // all runs the suite on kernels, one after the other, and shows what came of it.
@@ -94,9 +116,14 @@ func (r *runner) all(ctx context.Context, list []kernel) error {
 
 // fetch brings what runs kernels into the cache folder.
 func fetch(ctx context.Context, cache string, list []kernel, programs []program) error {
-	failures := []error{vm.Fetch(ctx, cache, arch, os.Stderr)}
+	machines := []debian.Kind{debian.Docker}
 	if hasHost(programs) {
-		failures = append(failures, debian.Booted.Fetch(ctx, cache, os.Stderr))
+		machines = append(machines, debian.Booted)
+	}
+	failures := []error{
+		vm.Fetch(ctx, cache, arch, os.Stderr),
+		debian.Fetch(ctx, cache, os.Stderr, machines...),
+		engine.FetchPrograms(ctx, cache, os.Stderr),
 	}
 	for _, k := range list {
 		failures = append(failures, k.fetch(ctx, cache, os.Stderr))

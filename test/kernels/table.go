@@ -10,11 +10,11 @@ import (
 
 // kernel is a line of the table of kernels.
 type kernel struct {
-	name    string   // as KERNEL= has it
-	series  string   // the version begins with it; "" for the newest of the suites
-	suites  []string // Debian's releases that have it: the newest of all is taken
-	view    string   // that the driver chooses: see the tests that read CVMFS_TEST_VIEW
-	lacks   []string // what its tests may skip for want of, in the words of testutil.KernelLacks
+	name   string   // as KERNEL= has it
+	series string   // the version begins with it; "" for the newest of the suites
+	suites []string // Debian's releases that have it: the newest of all is taken
+	view   string   // that the driver chooses: see the tests that read CVMFS_TEST_VIEW
+	lacks  []string // what its tests may skip for want of, in the words of testutil.KernelLacks
 }
 
 // kernels are Debian's for virtual machines. The versions that Debian has move within a series.
