@@ -108,7 +108,7 @@ func play(t *testing.T, end error, events ...vm.Event) ([]row, string) {
 	t.Helper()
 	var out bytes.Buffer
 	r := &reader{
-		kernel: &kernel{name: "6.1", lacks: []string{"data-only layers"}}, dir: t.TempDir(), out: &out,
+		kernel: "6.1", lacks: []string{"data-only layers"}, dir: t.TempDir(), out: &out,
 		programs: []program{{folder: "driver/good"}, {folder: "driver/bad"}},
 	}
 	for _, e := range events {
@@ -242,7 +242,7 @@ func TestOnlyTestdataGoesIntoMachines(t *testing.T) {
 }
 
 func TestMachinesDifferByTheirKernelsCommandLine(t *testing.T) {
-	list := boots([]program{{folder: "a"}, {folder: "b"}, {folder: "c", boot: "security=selinux"}, {folder: "d", boot: "security=selinux"}, {folder: "e"}})
+	list := boots([]program{{folder: "a"}, {folder: "b"}, {folder: "c", with: "security=selinux"}, {folder: "d", with: "security=selinux"}, {folder: "e"}})
 	var got []int
 	for _, programs := range list {
 		got = append(got, len(programs))

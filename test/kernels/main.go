@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	in, err := makeInputs(ctx, cache, module, work, allPrograms(*suite), out)
+	in, err := makeInputs(ctx, cache, module, work, suites[*suite], out)
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
 // boots divides programs by the machines they run in.
 func boots(programs []program) (list [][]program) {
 	for _, p := range programs {
-		if n := len(list); n > 0 && list[n-1][0].boot == p.boot && list[n-1][0].host == p.host {
+		if n := len(list); n > 0 && list[n-1][0].with == p.with && list[n-1][0].host == p.host {
 			list[n-1] = append(list[n-1], p)
 		} else {
 			list = append(list, []program{p})
@@ -88,7 +88,8 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(r.output, k.name)
+	name := strings.Join(slices.DeleteFunc([]string{k.name, programs[0].with, programs[0].host}, func(s string) bool { return s == "" }), " ")
+	dir := filepath.Join(r.output, strings.ReplaceAll(name, " ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -97,7 +98,7 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 		return nil, err
 	}
 	m := &vm.Machine{
-		Arch: arch, Kernel: i.kernel, Initial: initial, Append: programs[0].boot, CPUs: 2, Memory: 4096, Silence: silence,
+		Arch: arch, Kernel: i.kernel, Initial: initial, Append: programs[0].with, CPUs: 2, Memory: 4096, Silence: silence,
 		Disks: []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
 	}
 	if programs[0].host != "" {
@@ -108,7 +109,7 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	reader := &reader{kernel: k, dir: dir, out: r.out, programs: programs}
+	reader := &reader{kernel: name, lacks: k.lacks, dir: dir, out: r.out, programs: programs}
 	err = r.in.emulator.Run(ctx, m, dir, func(e vm.Event) {
 		if err := reader.read(ctx, e); err != nil {
 			stop(err)
@@ -145,7 +146,8 @@ func (r *runner) job(k *kernel, programs []program) *vm.Job {
 
 // reader turns the events of a machine into rows, and shows what matters.
 type reader struct {
-	kernel   *kernel
+	kernel   string // with what makes its machine differ
+	lacks    []string
 	programs []program
 	dir      string
 	out      io.Writer
@@ -173,7 +175,7 @@ func (r *reader) read(ctx context.Context, e vm.Event) (err error) {
 
 // end makes a row of a program that is through.
 func (r *reader) end(program string, ended *vm.Ended) error {
-	row := row{Kernel: r.kernel.name, Program: program, Seconds: ended.Seconds}
+	row := row{Kernel: r.kernel, Program: program, Seconds: ended.Seconds}
 	summary := &gotest.Summary{}
 	if r.current != nil {
 		var err error
@@ -183,7 +185,7 @@ func (r *reader) end(program string, ended *vm.Ended) error {
 		r.current = nil
 	}
 	row.Passed, row.Failed, row.Skipped = summary.Passed, summary.Failed, len(summary.Skipped)
-	row.Faults = wrongSkips(summary.Skipped, r.kernel.lacks)
+	row.Faults = wrongSkips(summary.Skipped, r.lacks)
 	if ended.How != "" && row.Failed == 0 {
 		row.Faults = append(row.Faults, "it ended by "+ended.How)
 	}
@@ -206,7 +208,7 @@ func (r *reader) torn(err error) error {
 		failures = append(failures, err)
 	}
 	for _, p := range r.programs[len(r.rows):] {
-		r.rows = append(r.rows, row{Kernel: r.kernel.name, Program: p.folder, Faults: []string{"the machine ended before it was through"}})
+		r.rows = append(r.rows, row{Kernel: r.kernel, Program: p.folder, Faults: []string{"the machine ended before it was through"}})
 		fmt.Fprint(r.out, r.rows[len(r.rows)-1].closing(moduleName))
 	}
 	return errors.Join(failures...)
@@ -255,10 +257,4 @@ func (t *tests) write(text string) error {
 func (t *tests) close() (*gotest.Summary, error) {
 	err := errors.Join(t.in.Close(), <-t.shown, t.converter.Wait(), t.log.Close())
 	return t.summary, err
-}
-
-// allPrograms gives each package that suites have programs of, once.
-func allPrograms(suite string) []program {
-	list := slices.Clone(suites[suite])
-	return slices.CompactFunc(list, func(a, b program) bool { return a.folder == b.folder })
 }

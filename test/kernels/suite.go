@@ -11,11 +11,14 @@ type program struct {
 	folder string // of the package
 	run    string // which of its tests: the value of -test.run; "" for all
 	skip   string // which of these not: the value of -test.skip
-	boot   string // words for the kernel's command line
-	host   string // "" for a machine that has nothing but this; else systemd runs it, and machines of one name share a disk, one after the other
+	with   string // words for the command line of the kernel, which gets a machine of its own
+	host   string // "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own, and all have one disk
 	env    []string
 	limit  time.Duration
 }
+
+// labels is the test that loads a policy of SELinux, which stays until the machine ends.
+const labels = "TestFilesHaveTheLabelOfTheirContainer"
 
 // suites are what is run, by name.
 var suites = map[string][]program{
@@ -33,12 +36,13 @@ var suites = map[string][]program{
 		{folder: "driver/store", limit: 10 * time.Minute},
 		{folder: "driver/plugin", limit: 10 * time.Minute},
 		{folder: "driver/conformance", limit: 10 * time.Minute},
-		{folder: "cmd/cvmfs-graphdriver-plugin", env: []string{"CONFORMANCE_SEQUENCES=20"}, limit: 25 * time.Minute},
+		{folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels), env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 25 * time.Minute},
 		{folder: "test/e2e", run: only(
 			"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged", "TestAThinContainerListsAsItsOrdinaryTwin",
 			"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns", "TestAThinImageIsMadeOfItsDescriptor",
 			"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
 		), limit: 15 * time.Minute},
+		{folder: "cmd/cvmfs-graphdriver-plugin", with: "security=selinux", run: only(labels), limit: 5 * time.Minute},
 	},
 	// What there is time for at each change: the driver as a whole, in the view that it chooses.
 	"ci": {
