@@ -115,18 +115,20 @@ func (g *collection) images(ctx context.Context, folder string, depth int) error
 	if depth > maxMetadataDepth {
 		return fmt.Errorf("%s: more than %d folders deep", folder, maxMetadataDepth)
 	}
-	names, err := g.tx.List(ctx, folder)
+	entries, err := g.tx.List(ctx, folder)
 	if err != nil {
 		return err
 	}
-	if slices.Contains(names, stateName) || slices.Contains(names, manifestName) {
+	// A repository and a tag may be called as one of these files: those are folders. Other files are lists of DUCC's collector and
+	// of this one.
+	if slices.ContainsFunc(entries, func(e target.Entry) bool { return !e.Folder && (e.Name == stateName || e.Name == manifestName) }) {
 		return g.image(ctx, folder)
 	}
-	for _, name := range names {
-		if strings.HasSuffix(name, ".json") { // lists of DUCC's collector and ours
+	for _, e := range entries {
+		if !e.Folder {
 			continue
 		}
-		if err := g.images(ctx, folder+"/"+name, depth+1); err != nil {
+		if err := g.images(ctx, folder+"/"+e.Name, depth+1); err != nil {
 			return err
 		}
 	}
@@ -206,20 +208,20 @@ func (g *collection) layers(ctx context.Context) ([]string, error) {
 		}
 		folders = nil
 		for _, p := range prefixes {
-			if len(p) == 2 {
-				folders = append(folders, duccLayers+"/"+p)
+			if p.Folder && len(p.Name) == 2 {
+				folders = append(folders, duccLayers+"/"+p.Name)
 			}
 		}
 	}
 	var layers []string
 	for _, folder := range folders {
-		names, err := g.tx.List(ctx, folder)
+		entries, err := g.tx.List(ctx, folder)
 		if err != nil {
 			return nil, err
 		}
-		for _, name := range names {
-			if layerName.MatchString(name) {
-				layers = append(layers, g.layout.Path(name))
+		for _, e := range entries {
+			if e.Folder && layerName.MatchString(e.Name) {
+				layers = append(layers, g.layout.Path(e.Name))
 			}
 		}
 	}

@@ -34,6 +34,8 @@ func ParseLayout(name, subdirectory string) (Layout, error) {
 		return l, fmt.Errorf("the layout of DUCC has its own folder: leave the subdirectory %.200q out", subdirectory)
 	case l.Subdirectory != "" && path.Clean("/"+l.Subdirectory) != "/"+l.Subdirectory:
 		return l, fmt.Errorf("subdirectory %.200q: want a path within the repository", subdirectory)
+	case strings.HasPrefix("/"+l.Subdirectory+"/", metadataFolder+"/"):
+		return l, fmt.Errorf("subdirectory %.200q: %s holds what is told of images: choose another folder", subdirectory, metadataFolder)
 	}
 	return l, nil
 }

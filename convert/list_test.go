@@ -241,3 +241,44 @@ func TestAStateThatCantBeUnderstoodKeepsAllLayersAndIsWrittenAnew(t *testing.T) 
 		t.Errorf("collect: %+v, %v", g, err)
 	}
 }
+
+// TestNamesOfImagesAreNotTakenForFilesOfOurs: whoever names an image chooses the names of the metadata's folders.
+func TestNamesOfImagesAreNotTakenForFilesOfOurs(t *testing.T) {
+	testutil.NeedRoot(t)
+	repo, _ := newRepository(t)
+	dir := t.TempDir()
+	folder, err := target.Open("dir:"+dir, target.Options{FQRN: fqrn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, place := range map[string]target.Target{"native": target.Native(repo), "dir": folder} {
+		t.Run(name, func(t *testing.T) {
+			c := &Converter{Target: place}
+			r := testutil.NewRegistry(t, "", "")
+			images := []string{
+				"a:conf.json", "tool.json/b:1", "deep/tool.json/er/c:1", "manifest.json:1", "manifest.json/d:manifest.json",
+				"docker2cvmfs.json/e:docker2cvmfs.json", "layers/f:layers", "local:1", "docker2cvmfs-unused.json/g:1", "h.json:h.json",
+			}
+			for _, i := range images {
+				in := ref(t, "http://"+r.Push(t, i, small(t, "only in "+i), nil))
+				if _, err := c.Convert(t.Context(), Job{Input: in}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if s, err := c.Collect(t.Context(), CollectOptions{}); err != nil || s.Kept != len(images) || len(s.Removed) != 0 {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+	}
+}
+
+func TestLayersDoNotLieAmongTheMetadata(t *testing.T) {
+	for _, folder := range []string{".metadata", "/.metadata/", ".metadata/x"} {
+		if _, err := ParseLayout("layers", folder); err == nil {
+			t.Errorf("%s is taken", folder)
+		}
+	}
+	if _, err := ParseLayout("layers", ".metadata-of-mine"); err != nil {
+		t.Error(err)
+	}
+}

@@ -101,9 +101,11 @@ type move struct{ from, to string }
 
 // sweep removes the stages of transactions that were cut off.
 func (t *folderTransaction) sweep() error {
-	left, err := filepath.Glob(filepath.Join(t.folder.dir, stagePattern+"*"))
-	for _, dir := range left {
-		err = errors.Join(err, os.RemoveAll(dir))
+	entries, err := os.ReadDir(t.folder.dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), stagePattern) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(t.folder.dir, e.Name())))
+		}
 	}
 	return err
 }
@@ -220,31 +222,33 @@ func (t *folderTransaction) WriteFile(_ context.Context, name string, content []
 	return os.WriteFile(t.later(place), content, 0o644)
 }
 
-func (t *folderTransaction) List(_ context.Context, name string) ([]string, error) {
+func (t *folderTransaction) List(_ context.Context, name string) ([]Entry, error) {
 	if name == t.folder.prefix { // it is the folder itself, which holds what isn't below the prefix too
-		names, err := namesIn(t.folder.dir)
-		return slices.DeleteFunc(names, func(n string) bool { return n == metadataName }), err
+		all, err := listFolder(t.folder.dir)
+		return slices.DeleteFunc(all, func(e Entry) bool {
+			return e.Name == metadataName || e.Name == lockName || strings.HasPrefix(e.Name, stagePattern)
+		}), err
 	}
 	place, err := t.place(name)
 	if err != nil {
 		return nil, err
 	}
-	return namesIn(place)
+	return listFolder(place)
 }
 
-// namesIn gives the names in a folder without those of catalogs' markers and of this package.
-func namesIn(dir string) ([]string, error) {
+// listFolder gives what is in a folder on disk, without the markers of catalogs.
+func listFolder(dir string) ([]Entry, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	var names []string
+	var all []Entry
 	for _, e := range entries {
-		if !isCatalogMarker(e.Name()) && e.Name() != lockName && !strings.HasPrefix(e.Name(), stagePattern) {
-			names = append(names, e.Name())
+		if !isCatalogMarker(e.Name()) {
+			all = append(all, Entry{e.Name(), e.IsDir()})
 		}
 	}
-	return names, err
+	return all, err
 }
 
 func (t *folderTransaction) Remove(_ context.Context, name string) error {

@@ -90,16 +90,16 @@ func (n *nativeTransaction) WriteFile(ctx context.Context, path string, content 
 	return n.t.WriteFile(ctx, path, content, 0o644)
 }
 
-func (n *nativeTransaction) List(ctx context.Context, path string) ([]string, error) {
-	return noneOf(n.t.List(ctx, path))
-}
-
-// noneOf takes a folder that isn't there for an empty one.
-func noneOf(names []string, err error) ([]string, error) {
+func (n *nativeTransaction) List(ctx context.Context, path string) ([]Entry, error) {
+	listed, err := n.t.List(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	return names, err
+	var all []Entry
+	for _, l := range listed {
+		all = append(all, Entry(l))
+	}
+	return all, err
 }
 
 func (n *nativeTransaction) Remove(ctx context.Context, path string) error {

@@ -211,12 +211,12 @@ func (t *serverTransaction) WriteFile(_ context.Context, name string, content []
 	return os.WriteFile(place, content, 0o644)
 }
 
-func (t *serverTransaction) List(_ context.Context, name string) ([]string, error) {
+func (t *serverTransaction) List(_ context.Context, name string) ([]Entry, error) {
 	place, err := t.place(name)
 	if err != nil {
 		return nil, err
 	}
-	return namesIn(place)
+	return listFolder(place)
 }
 
 func (t *serverTransaction) Remove(ctx context.Context, name string) error {

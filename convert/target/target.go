@@ -34,14 +34,20 @@ type Transaction interface {
 	ReadFile(ctx context.Context, path string) ([]byte, error)
 	// WriteFile makes or replaces a small file, and makes the folders above it. Empty files named .cvmfscatalog make catalogs.
 	WriteFile(ctx context.Context, path string, content []byte) error
-	// List gives the names in a folder, sorted; none if there is no such folder.
-	List(ctx context.Context, path string) ([]string, error)
+	// List gives what is in a folder, sorted by name, without what marks catalogs; nothing if there is no such folder.
+	List(ctx context.Context, path string) ([]Entry, error)
 	// Remove removes a path with all below it; one that isn't there is no error.
 	Remove(ctx context.Context, path string) error
 	// Commit publishes the changes. description is for people.
 	Commit(ctx context.Context, description string) error
 	// Abort drops the changes. After Commit it does nothing.
 	Abort() error
+}
+
+// Entry is a name in a folder. Names are chosen by whoever names images: what something is, is told by Folder, never by its name.
+type Entry struct {
+	Name   string
+	Folder bool
 }
 
 // Stats say what putting a layer came to. Where a target doesn't know what it had already, all is new.

@@ -195,7 +195,7 @@ func readBack(t *testing.T, target Target, path string) {
 	b, err := tx.ReadFile(t.Context(), path+thin.RecordSuffix)
 	checkRecord(t, b, err)
 	names, err := tx.List(t.Context(), "/layers")
-	if want := []string{filepath.Base(path), filepath.Base(path) + thin.RecordSuffix}; err != nil || !cmp.Equal(names, want) {
+	if want := []Entry{{filepath.Base(path), true}, {filepath.Base(path) + thin.RecordSuffix, false}}; err != nil || !cmp.Equal(names, want) {
 		t.Errorf("/layers holds %v, %v", names, err)
 	}
 	if b, err := tx.ReadFile(t.Context(), "/.metadata/x/manifest.json"); string(b) != "{}" || err != nil {
@@ -518,4 +518,29 @@ func FuzzExtractionStaysInside(f *testing.F) {
 			t.Errorf("outside: %v, %v", around, err)
 		}
 	})
+}
+
+func TestFolderWhoseNameIsAPatternSweepsItselfAlone(t *testing.T) {
+	parent := t.TempDir()
+	here, other := filepath.Join(parent, "[ab]"), filepath.Join(parent, "a")
+	for _, dir := range []string{filepath.Join(here, stagePattern+"left"), filepath.Join(other, stagePattern+"alive")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target, err := Open("dir:"+here, Options{FQRN: fqrn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := target.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Abort()
+	if _, err := os.Lstat(filepath.Join(here, stagePattern+"left")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was cut off is left: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(other, stagePattern+"alive")); err != nil {
+		t.Errorf("another folder's is gone: %v", err)
+	}
 }

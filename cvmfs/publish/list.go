@@ -7,17 +7,23 @@ import (
 	"io/fs"
 )
 
-// List gives the names in a folder, sorted, without the publisher's markers. The error is fs.ErrNotExist if there is nothing at the
-// path.
-func (t *Transaction) List(ctx context.Context, path string) ([]string, error) {
-	names, err := t.list(ctx, path)
+// Listed is a name in a folder.
+type Listed struct {
+	Name   string
+	Folder bool
+}
+
+// List gives what is in a folder, sorted by name, without the publisher's markers. The error is fs.ErrNotExist if there is nothing
+// at the path.
+func (t *Transaction) List(ctx context.Context, path string) ([]Listed, error) {
+	all, err := t.list(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", path, err)
 	}
-	return names, nil
+	return all, nil
 }
 
-func (t *Transaction) list(ctx context.Context, path string) ([]string, error) {
+func (t *Transaction) list(ctx context.Context, path string) ([]Listed, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n, err := t.find(ctx, path)
@@ -34,11 +40,11 @@ func (t *Transaction) list(ctx context.Context, path string) ([]string, error) {
 			return nil, err
 		}
 	}
-	var names []string
+	var all []Listed
 	for _, c := range n.sorted() {
 		if !isMarker(c.name) {
-			names = append(names, c.name)
+			all = append(all, Listed{c.name, c.isDir()})
 		}
 	}
-	return names, nil
+	return all, nil
 }
