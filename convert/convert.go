@@ -276,7 +276,11 @@ func (c *Converter) addLayer(ctx context.Context, tx target.Transaction, p *plan
 	return e.Stats, e.Err
 }
 
+// ingest reads a layer into the transaction, after what stands beside it: where the layer is, all is.
 func (c *Converter) ingest(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) (target.Stats, error) {
+	if err := c.annotate(ctx, tx, p, l); err != nil {
+		return target.Stats{}, err
+	}
 	content, err := l.Content(ctx, func(n int) {
 		c.emit(Event{Action: LayerProgress, Image: p.state.Image, Digest: l.Digest.String(), Bytes: int64(n)})
 	})
@@ -290,10 +294,7 @@ func (c *Converter) ingest(ctx context.Context, tx target.Transaction, p *plan, 
 	} else {
 		err = fmt.Errorf("layer %s: %w", l.Digest, err)
 	}
-	if err = errors.Join(err, content.Close()); err != nil {
-		return stats, err
-	}
-	return stats, c.annotate(ctx, tx, p, l)
+	return stats, errors.Join(err, content.Close())
 }
 
 // annotate writes what DUCC's layout has beside a layer.

@@ -27,8 +27,20 @@ const (
 	maxSmall      = 64 << 20    // bytes of a file that ReadFile reads
 )
 
-// errBusy refuses a folder another process works on.
+// errBusy refuses a place another process works on.
 var errBusy = errors.New("another docker2cvmfs works here: wait for it")
+
+// lockFile locks an open file until it is closed, by whatever: a lock outlives no process.
+func lockFile(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errBusy
+	}
+	if err != nil {
+		return &os.PathError{Op: "lock", Path: f.Name(), Err: err}
+	}
+	return nil
+}
 
 // isCatalogMarker tells a file that has no other purpose than making its folder a catalog.
 func isCatalogMarker(name string) bool { return path.Base(name) == catalogMarker }
@@ -68,12 +80,8 @@ func (f *plainFolder) begin() (*folderTransaction, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: it must be writable", err)
 	}
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = errBusy
-	}
 	t := &folderTransaction{folder: f, lock: lock}
-	if err == nil {
+	if err = lockFile(lock); err == nil {
 		err = t.sweep()
 	}
 	if err == nil {

@@ -270,20 +270,26 @@ func TestPublishersHoldLayersLosslessly(t *testing.T) {
 func fakeServer(t *testing.T, settings string) (Options, string) {
 	t.Helper()
 	dir := t.TempDir()
-	o := Options{Server: filepath.Join(dir, "cvmfs_server"), Root: filepath.Join(dir, "cvmfs"), Config: filepath.Join(dir, "repositories.d")}
+	o := Options{
+		Server: filepath.Join(dir, "cvmfs_server"), Root: filepath.Join(dir, "cvmfs"), Config: filepath.Join(dir, "repositories.d"),
+		Spool: filepath.Join(dir, "spool"),
+	}
 	script := `#!/bin/sh
 set -e
 cd ` + dir + `
 echo "$@" >> calls
 case "$1" in
-transaction) test ! -e open || { echo "another transaction is open"; exit 1; }; cp -a cvmfs/$2 open; ;;
-publish) test ! -e refuse || { echo "no space left in the spool"; exit 1; }; rm -rf open;;
-abort) rm -rf cvmfs/$3; mv open cvmfs/$3;;
+transaction) test ! -e spool/$2/in_transaction.lock || { echo "another transaction is open"; exit 1; }
+	cp -a cvmfs/$2 open; touch spool/$2/in_transaction.lock;;
+publish) test ! -e refuse || { echo "no space left in the spool"; exit 1; }
+	echo "CVMFS_ROOT_HASH=$(date +%s%N)" > spool/$2/client.local; rm -rf open spool/$2/in_transaction.lock;;
+abort) rm -rf cvmfs/$3; mv open cvmfs/$3; rm -f spool/$3/in_transaction*;;
 *) exit 2;;
 esac
 `
 	for name, text := range map[string]string{
 		o.Server: script, filepath.Join(o.Config, fqrn, "server.conf"): settings, filepath.Join(o.Root, fqrn, "new_repository"): "",
+		filepath.Join(o.Spool, fqrn, "client.local"): "CVMFS_CACHE_BASE=/var/spool\nCVMFS_ROOT_HASH=first\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			t.Fatal(err)
