@@ -37,7 +37,7 @@ type saved struct {
 	links map[v1.Hash]string // files by the digest of their bytes
 }
 
-func openArchive(ctx context.Context, ref Reference, platform *v1.Platform) (*Image, error) {
+func openArchive(ctx context.Context, ref Reference, want *selector) (*Image, error) {
 	f, err := os.Open(ref.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrNoImage, err)
@@ -49,7 +49,7 @@ func openArchive(ctx context.Context, ref Reference, platform *v1.Platform) (*Im
 	if err != nil {
 		return nil, err
 	}
-	return loadArchive(ctx, f, ref.Name, platform)
+	return loadArchive(ctx, f, ref.Name, want)
 }
 
 // plainFile gives an archive uncompressed, for it is read in no order: a compressed one is written to an unnamed file.
@@ -122,9 +122,9 @@ func (c contextReader) Read(p []byte) (int, error) {
 }
 
 // loadArchive reads the image of a name from an archive, which it closes with the image or on an error.
-func loadArchive(ctx context.Context, f *os.File, called string, platform *v1.Platform) (*Image, error) {
+func loadArchive(ctx context.Context, f *os.File, called string, want *selector) (*Image, error) {
 	s := &saved{file: f, files: map[string]savedFile{}, links: map[v1.Hash]string{}}
-	image, err := s.load(ctx, called, platform)
+	image, err := s.load(ctx, called, want)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -132,13 +132,13 @@ func loadArchive(ctx context.Context, f *os.File, called string, platform *v1.Pl
 	return image, nil
 }
 
-func (s *saved) load(ctx context.Context, called string, platform *v1.Platform) (*Image, error) {
+func (s *saved) load(ctx context.Context, called string, want *selector) (*Image, error) {
 	if err := s.index(ctx); err != nil {
 		return nil, err
 	}
 	raw, err := readFile(s, "manifest.json", maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return loadLayout(ctx, layout{s}, called, platform)
+		return loadLayout(ctx, layout{s}, called, want)
 	}
 	if err != nil {
 		return nil, err
@@ -253,9 +253,9 @@ func (s *saved) manifestOf(image *savedImage) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
-	config, err := v1.ParseConfigFile(bytes.NewReader(raw))
+	config, err := parseConfig(raw)
 	if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+		return nil, err
 	}
 	if len(config.RootFS.DiffIDs) != len(image.Layers) {
 		return nil, fmt.Errorf("%d layers, but the configuration names %d", len(image.Layers), len(config.RootFS.DiffIDs))

@@ -282,6 +282,10 @@ func FuzzArchive(f *testing.F) {
 		f.Add(form)
 	}
 	f.Add([]byte("BZh9"))
+	want, err := Options{}.selector()
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		file, err := spool(t.Context(), bytes.NewReader(content))
 		if err != nil {
@@ -290,7 +294,7 @@ func FuzzArchive(f *testing.F) {
 		if file, err = plainFile(t.Context(), file); err != nil {
 			return
 		}
-		image, err := loadArchive(t.Context(), file, "", nil)
+		image, err := loadArchive(t.Context(), file, "", want)
 		if err != nil {
 			return
 		}

@@ -7,13 +7,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"cvmfs-graphdriver/internal/registry"
 )
 
 // openDaemon asks the Docker daemon for an image. The archive comes in no useful order, so that it is kept in an unnamed file.
-func openDaemon(ctx context.Context, ref Reference, platform *v1.Platform) (*Image, error) {
+func openDaemon(ctx context.Context, ref Reference, want *selector) (*Image, error) {
 	daemon, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	if err != nil {
 		return nil, fmt.Errorf("docker daemon: %w", err)
@@ -32,7 +31,7 @@ func openDaemon(ctx context.Context, ref Reference, platform *v1.Platform) (*Ima
 	if err = errors.Join(err, stream.Close()); err != nil {
 		return nil, err
 	}
-	return loadArchive(ctx, f, "", platform)
+	return loadArchive(ctx, f, "", want)
 }
 
 // explainDaemon says what a daemon's refusal means, and what to do.

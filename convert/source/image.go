@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	specs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"cvmfs-graphdriver/internal/registry"
 )
@@ -43,17 +44,6 @@ type Options struct {
 	UserAgent string
 }
 
-func (o Options) platform() (*v1.Platform, error) {
-	if o.Platform == "" {
-		return &v1.Platform{OS: "linux", Architecture: "amd64"}, nil
-	}
-	p, err := v1.ParsePlatform(o.Platform)
-	if err != nil || p.OS == "" || p.Architecture == "" {
-		return nil, fmt.Errorf("platform %.100q: want OS/ARCHITECTURE[/VARIANT], as in linux/arm64", o.Platform)
-	}
-	return p, nil
-}
-
 // Image is an image of a source. Close it after use.
 type Image struct {
 	Reference Reference
@@ -62,10 +52,10 @@ type Image struct {
 	Raw       []byte          // the manifest's bytes; for archives that have none, made up
 	Manifest  *v1.Manifest
 	RawConfig []byte
-	Config    *v1.ConfigFile
 	Layers    []*Layer // bottom to top
 
-	close func() error
+	platform specs.Platform // as the configuration says
+	close    func() error
 }
 
 // Close gives back what the image holds.
@@ -103,49 +93,39 @@ func Open(ctx context.Context, ref Reference, o Options) (*Image, error) {
 		return nil, fmt.Errorf("read image %s: %w", ref, err)
 	}
 	image.Reference = ref
-	if err := image.fits(o); err != nil {
-		return nil, errors.Join(fmt.Errorf("read image %s: %w", ref, err), image.Close())
+	return image, nil
+}
+
+func open(ctx context.Context, ref Reference, o Options) (*Image, error) {
+	want, err := o.selector()
+	if err != nil {
+		return nil, err
+	}
+	var image *Image
+	switch ref.Kind {
+	case Daemon:
+		image, err = openDaemon(ctx, ref, want)
+	case Archive:
+		image, err = openArchive(ctx, ref, want)
+	case Layout:
+		image, err = openLayout(ctx, ref, want)
+	default:
+		image, err = openRegistry(ctx, ref, want, o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Where no platform was asked for, the image there is is meant.
+	if o.Platform != "" {
+		if err := want.fits(image.platform); err != nil {
+			return nil, errors.Join(err, image.Close())
+		}
 	}
 	return image, nil
 }
 
-// fits refuses an image for another platform than the one asked for. What no list offered for a choice may lack a variant, and where
-// no platform was asked for, the image there is is meant.
-func (i *Image) fits(o Options) error {
-	if o.Platform == "" {
-		return nil
-	}
-	want, err := o.platform()
-	if err != nil {
-		return err
-	}
-	have := i.Config.Platform()
-	if have == nil || have.OS != want.OS || have.Architecture != want.Architecture ||
-		have.Variant != want.Variant && have.Variant != "" && want.Variant != "" {
-		return fmt.Errorf("%w %s: it is for %.100q (--platform)", ErrPlatform, want, have)
-	}
-	return nil
-}
-
-func open(ctx context.Context, ref Reference, o Options) (*Image, error) {
-	platform, err := o.platform()
-	if err != nil {
-		return nil, err
-	}
-	switch ref.Kind {
-	case Daemon:
-		return openDaemon(ctx, ref, platform)
-	case Archive:
-		return openArchive(ctx, ref, platform)
-	case Layout:
-		return openLayout(ctx, ref, platform)
-	default:
-		return openRegistry(ctx, ref, platform, o)
-	}
-}
-
 // load reads the image that a manifest or a list leads to.
-func load(ctx context.Context, in blobs, d v1.Descriptor, platform *v1.Platform) (*Image, error) {
+func load(ctx context.Context, in blobs, d v1.Descriptor, want *selector) (*Image, error) {
 	for range maxNesting {
 		raw, err := in.manifest(ctx, d)
 		if err != nil {
@@ -161,7 +141,11 @@ func load(ctx context.Context, in blobs, d v1.Descriptor, platform *v1.Platform)
 		if !media.IsIndex() {
 			return loadImage(ctx, in, raw, media)
 		}
-		if d, err = choose(raw, platform); err != nil {
+		list, err := parseList(raw)
+		if err != nil {
+			return nil, err
+		}
+		if d, err = choose(ctx, in, list, want); err != nil {
 			return nil, err
 		}
 	}
@@ -182,13 +166,13 @@ func mediaType(raw []byte, named types.MediaType) (types.MediaType, error) {
 	switch {
 	case m.Schema == 1:
 		return "", errors.New("its manifest is of schema 1, given up in 2017: push the image again with a newer Docker")
-	case m.Layers != nil && m.Manifests != nil:
+	case given(m.Layers) && given(m.Manifests):
 		return "", fmt.Errorf("manifest: %w: it is both an image and a list: readers would disagree on it", ErrDamaged)
 	case m.MediaType.IsImage(), m.MediaType.IsIndex():
 		return m.MediaType, nil
 	case m.MediaType != "":
 		return "", fmt.Errorf("manifest of type %.100q: it is no container image", m.MediaType)
-	case m.Manifests != nil:
+	case given(m.Manifests):
 		return types.OCIImageIndex, nil
 	case named.IsImage():
 		return named, nil
@@ -197,43 +181,18 @@ func mediaType(raw []byte, named types.MediaType) (types.MediaType, error) {
 	}
 }
 
-// choose takes the first image of a list that fits the platform.
-func choose(raw []byte, platform *v1.Platform) (v1.Descriptor, error) {
-	list, err := v1.ParseIndexManifest(bytes.NewReader(raw))
-	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("list of images: %w", err)
-	}
-	var others []string
-	for _, d := range list.Manifests {
-		switch {
-		case d.Platform == nil && (d.MediaType.IsImage() || d.MediaType.IsIndex()) && len(list.Manifests) == 1:
-			return d, nil
-		case d.Platform == nil || d.Platform.OS == "unknown": // attestations and the like
-		case d.Platform.Satisfies(*platform):
-			return d, nil
-		default:
-			others = append(others, d.Platform.String())
-		}
-	}
-	if len(others) == 0 {
-		return v1.Descriptor{}, fmt.Errorf("%w %s: the list names no platform", ErrPlatform, platform)
-	}
-	return v1.Descriptor{}, fmt.Errorf("%w %s: there are %.500q: choose with --platform", ErrPlatform, platform, strings.Join(others, ", "))
-}
+// given tells whether a field is there: null is as good as none.
+func given(field json.RawMessage) bool { return field != nil && string(field) != "null" }
 
 // loadImage reads the configuration a manifest names, and checks that both fit.
 func loadImage(ctx context.Context, in blobs, raw []byte, media types.MediaType) (*Image, error) {
-	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	m, err := parseManifest(raw)
 	if err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
+		return nil, err
 	}
-	if m.Config.Size > maxConfig || m.Config.Size < 0 {
-		return nil, fmt.Errorf("configuration of %d bytes, the limit is %d", m.Config.Size, maxConfig)
-	}
-	c := newBlobReader(ctx, in, m.Config)
-	config, err := io.ReadAll(c)
-	if err = errors.Join(err, c.Close()); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
+	config, err := readConfigBytes(ctx, in, m.Config)
+	if err != nil {
+		return nil, err
 	}
 	digest, _, err := v1.SHA256(bytes.NewReader(raw))
 	if err != nil {
@@ -245,14 +204,12 @@ func loadImage(ctx context.Context, in blobs, raw []byte, media types.MediaType)
 
 // addLayers joins the manifest's blobs and the configuration's diffIDs.
 func (i *Image) addLayers(in blobs) error {
-	if !bytes.HasPrefix(bytes.TrimSpace(i.RawConfig), []byte("{")) {
-		return errors.New("configuration: it is no container image")
+	c, err := parseConfig(i.RawConfig)
+	if err != nil {
+		return err
 	}
-	var err error
-	if i.Config, err = v1.ParseConfigFile(bytes.NewReader(i.RawConfig)); err != nil {
-		return fmt.Errorf("configuration: %w: it is no container image", err)
-	}
-	ids := i.Config.RootFS.DiffIDs
+	i.platform = c.platform()
+	ids := c.RootFS.DiffIDs
 	switch {
 	case len(ids) != len(i.Manifest.Layers):
 		return fmt.Errorf("manifest has %d layers, configuration %d: it is no container image", len(i.Manifest.Layers), len(ids))

@@ -1,16 +1,17 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	specs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // refName is the annotation that holds an image's tag in an OCI layout.
@@ -42,12 +43,12 @@ func (f folder) open(name string) (io.ReadCloser, int64, error) {
 // layout has the blobs of an OCI image layout.
 type layout struct{ files files }
 
-func openLayout(ctx context.Context, ref Reference, platform *v1.Platform) (*Image, error) {
+func openLayout(ctx context.Context, ref Reference, want *selector) (*Image, error) {
 	root, err := os.OpenRoot(ref.Path)
 	if err != nil {
 		return nil, err
 	}
-	image, err := loadLayout(ctx, layout{folder{root}}, ref.Tag, platform)
+	image, err := loadLayout(ctx, layout{folder{root}}, ref.Tag, want)
 	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
@@ -55,7 +56,7 @@ func openLayout(ctx context.Context, ref Reference, platform *v1.Platform) (*Ima
 	return image, nil
 }
 
-func loadLayout(ctx context.Context, in layout, tag string, platform *v1.Platform) (*Image, error) {
+func loadLayout(ctx context.Context, in layout, tag string, want *selector) (*Image, error) {
 	raw, err := readFile(in.files, "index.json", maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there is no index.json: it is no OCI image layout", ErrNoImage)
@@ -63,25 +64,43 @@ func loadLayout(ctx context.Context, in layout, tag string, platform *v1.Platfor
 	if err != nil {
 		return nil, err
 	}
-	index, err := v1.ParseIndexManifest(bytes.NewReader(raw))
+	list, err := parseList(raw)
 	if err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
 	}
 	var tags []string
-	for _, d := range index.Manifests {
-		if tag != "" && d.Annotations[refName] == tag || tag == "" && len(index.Manifests) == 1 {
-			return load(ctx, in, d, platform)
-		}
+	for _, d := range list {
 		tags = append(tags, d.Annotations[refName])
 	}
-	if tag == "" && len(tags) > 0 {
-		d, err := choose(raw, platform)
-		if err == nil {
-			return load(ctx, in, d, platform)
-		}
+	named := list
+	if tag != "" {
+		named = slices.DeleteFunc(slices.Clone(list), func(d v1.Descriptor) bool { return d.Annotations[refName] != tag })
+	}
+	switch {
+	case len(named) == 0:
+		return nil, fmt.Errorf("%w %q: there are %.500q", ErrNoTag, tag, tags)
+	case len(named) == 1:
+		return load(ctx, in, named[0], want)
+	case tag == "" && !alternatives(named, want):
 		return nil, fmt.Errorf("%w: it holds several: choose one of the tags %.500q", ErrNoTag, tags)
 	}
-	return nil, fmt.Errorf("%w %q: there are %.500q", ErrNoTag, tag, tags)
+	d, err := choose(ctx, in, named, want)
+	if err != nil {
+		return nil, err
+	}
+	return load(ctx, in, d, want)
+}
+
+// alternatives tells whether the images of a layout are one for several platforms: they have one tag, or none, or one alone is said
+// to be for the platform asked for.
+func alternatives(list []v1.Descriptor, want *selector) bool {
+	fitting := 0
+	for _, d := range list {
+		if p := d.Platform; p != nil && want.Match(specs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}) {
+			fitting++
+		}
+	}
+	return fitting == 1 || !slices.ContainsFunc(list, func(d v1.Descriptor) bool { return d.Annotations[refName] != list[0].Annotations[refName] })
 }
 
 // blobName is where a layout has a blob.

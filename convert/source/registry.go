@@ -97,7 +97,7 @@ func candidates(ref Reference, o Options) ([]candidate, error) {
 	return append(all, candidate{parsed, plain}), nil
 }
 
-func openRegistry(ctx context.Context, ref Reference, platform *v1.Platform, o Options) (*Image, error) {
+func openRegistry(ctx context.Context, ref Reference, want *selector, o Options) (*Image, error) {
 	refs, err := candidates(ref, o)
 	if err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func openRegistry(ctx context.Context, ref Reference, platform *v1.Platform, o O
 		d, err := in.find(ctx, e)
 		if err == nil {
 			in.endpoints = in.endpoints[n:] // those before it don't have the image
-			return load(ctx, in, d, platform)
+			return load(ctx, in, d, want)
 		}
 		failures = append(failures, err)
 	}

@@ -147,9 +147,10 @@ func historyOf(original, created json.RawMessage, ref source.Reference) ([]map[s
 			return nil, err
 		}
 	}
-	for _, s := range steps {
-		if s == nil {
-			return nil, errors.New("a step is null")
+	for i, s := range steps {
+		if s == nil { // engines take null for a step that says nothing
+			s = map[string]json.RawMessage{}
+			steps[i] = s
 		}
 		for name := range s {
 			if strings.EqualFold(name, "empty_layer") {

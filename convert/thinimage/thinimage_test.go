@@ -61,6 +61,24 @@ func TestNoSecondSpellingOfAFieldIsLeft(t *testing.T) {
 	}
 }
 
+// TestStepsOfAHistoryMayBeNull: engines read such a step as one that says nothing.
+func TestStepsOfAHistoryMayBeNull(t *testing.T) {
+	for history, want := range map[string]int{`[null,{"created_by":"x"},{"created_by":null}]`: 4, `null`: 1, `[]`: 1} {
+		made := built(t, types.DockerManifestSchema2, `{"os":"linux","created":null,"history":`+history+`}`)
+		var as struct {
+			History []v1.History `json:"history"`
+		}
+		if err := json.Unmarshal(made.config, &as); err != nil || len(as.History) != want {
+			t.Errorf("%s: %+v, %v", history, as.History, err)
+		}
+		for i, h := range as.History {
+			if h.EmptyLayer != (i < want-1) {
+				t.Errorf("%s: step %d makes a layer: %t", history, i, !h.EmptyLayer)
+			}
+		}
+	}
+}
+
 func TestAnnotationsNameTheOriginWhereTheyMay(t *testing.T) {
 	var m v1.Manifest
 	if err := json.Unmarshal(built(t, types.OCIManifestSchema1, plainConfig).manifest, &m); err != nil {
