@@ -544,3 +544,30 @@ func TestInterruptedConversionLeavesTheRepositoryAsItWas(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 }
+
+func TestPulledLayersAreCalledByTheirCompression(t *testing.T) {
+	r := testutil.NewRegistry(t, "", "")
+	var layers []v1.Layer
+	heads := []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "\x51\x2a\x4d\x18", "\xfd7zXZ\x00", "BZh9", string(make([]byte, 512)), "\x04\x22\x4d\x18"}
+	for _, head := range heads {
+		b := []byte(head + "rest")
+		layers = append(layers, packed{static.NewLayer(b, types.DockerLayer), v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("1", 64)}, b})
+	}
+	image, err := source.Open(t.Context(), ref(t, "http://"+r.Push(t, "a:1", imageOf(t, false, layers...), nil)), source.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	dir := t.TempDir()
+	for range 2 { // the second finds them
+		names, err := Pull(t.Context(), image, dir, 2, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, suffix := range []string{".tar.gz", ".tar.zst", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar", ""} {
+			if names[i] != image.Layers[i].Digest.Hex+suffix {
+				t.Errorf("%q: %s", heads[i], names[i])
+			}
+		}
+	}
+}

@@ -19,7 +19,7 @@ import (
 )
 
 // Pull downloads an image into a folder: "manifest.json", "config.json", and each layer's blob as the source has it, called by its
-// digest and by how it is compressed: "<hex>.tar.gz", ".tar.zst", or ".tar". A file that is there and complete stays. It gives
+// digest and by how it is compressed: "<hex>.tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2" or ".tar", or by its digest alone. A file that is there and complete stays. It gives
 // the layers' files, bottom to top.
 func Pull(ctx context.Context, image *source.Image, dir string, parallel int, progress func(Event)) ([]string, error) {
 	p := &pulling{image: image, dir: dir, progress: progress, names: make([]string, len(image.Layers))}
@@ -75,7 +75,9 @@ func (p *pulling) run(ctx context.Context, parallel int) error {
 }
 
 // suffixes are those of a layer's file.
-var suffixes = map[source.Compression]string{source.Gzip: ".tar.gz", source.Zstd: ".tar.zst", source.Uncompressed: ".tar"}
+var suffixes = map[source.Compression]string{
+	source.Gzip: ".tar.gz", source.Zstd: ".tar.zst", source.XZ: ".tar.xz", source.Bzip2: ".tar.bz2", source.Uncompressed: ".tar", source.Unknown: "",
+}
 
 // layer downloads a blob, unless it is there.
 func (p *pulling) layer(ctx context.Context, l *source.Layer) (string, error) {
@@ -145,12 +147,12 @@ func (w writerFunc) Write(b []byte) (int, error) {
 }
 
 func compressionOf(f *os.File) (source.Compression, error) {
-	magic := make([]byte, 4)
-	n, err := f.ReadAt(magic, 0)
+	head := make([]byte, source.HeadSize)
+	n, err := f.ReadAt(head, 0)
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return source.Detect(magic[:n]), err
+	return source.Detect(head[:n]), err
 }
 
 // replaceFile writes a file that is complete or the former one.

@@ -17,7 +17,7 @@ func pullCommand() *cli.Command {
 		Usage:     "download an image's layers, manifest and configuration into a folder",
 		ArgsUsage: "IMAGE DIR",
 		Description: "Each layer is a file DIGEST.tar.gz, byte for byte what the registry has; layers that are compressed otherwise or\n" +
-			"not at all are called DIGEST.tar.zst and DIGEST.tar. Files that are there and complete stay as they are.",
+			"not at all are called DIGEST.tar.zst, .tar.xz, .tar.bz2 and .tar. Files that are there and complete stay as they are.",
 		Flags:  append(imageFlags(), progressFlags()...),
 		Action: pull,
 	}

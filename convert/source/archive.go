@@ -54,19 +54,22 @@ func openArchive(ctx context.Context, ref Reference, want *selector) (*Image, er
 
 // plainFile gives an archive uncompressed, for it is read in no order: a compressed one is written to an unnamed file.
 func plainFile(ctx context.Context, f *os.File) (*os.File, error) {
-	magic := make([]byte, 4)
-	n, err := io.ReadFull(f, magic)
+	head := make([]byte, HeadSize)
+	n, err := io.ReadFull(f, head)
 	if err == nil || errors.Is(err, io.ErrUnexpectedEOF) {
 		_, err = f.Seek(0, io.SeekStart)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, err), f.Close())
 	}
-	compression := Detect(magic[:n])
+	compression := Detect(head[:n])
 	if compression == Uncompressed {
 		return f, nil
 	}
 	defer f.Close()
+	if compression == Unknown {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, errForm(head[:n]))
+	}
 	plain, stop, err := decompress(bufio.NewReaderSize(f, bufferSize), compression)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -287,16 +290,20 @@ func (s *saved) describe(file string, diffID v1.Hash) (v1.Descriptor, error) {
 	}
 	defer r.Close()
 	in := bufio.NewReader(r)
-	magic, err := in.Peek(4)
+	head, err := in.Peek(HeadSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return v1.Descriptor{}, err
 	}
 	d := v1.Descriptor{MediaType: types.DockerUncompressedLayer, Digest: diffID, Size: size}
-	if Detect(magic) != Uncompressed {
-		d.MediaType = cmp.Or(map[Compression]types.MediaType{Zstd: types.OCILayerZStd}[Detect(magic)], types.DockerLayer)
+	compression, form := Detect(head), errForm(head)
+	if compression != Uncompressed {
+		d.MediaType = cmp.Or(map[Compression]types.MediaType{Zstd: types.OCILayerZStd}[compression], types.DockerLayer)
 		if d.Digest, _, err = v1.SHA256(in); err != nil {
 			return v1.Descriptor{}, err
 		}
+	}
+	if compression == Unknown {
+		return v1.Descriptor{}, fmt.Errorf("%s: its digest is %s, and %w", file, d.Digest, form)
 	}
 	s.links[d.Digest] = file
 	return d, nil

@@ -2,8 +2,6 @@ package source
 
 import (
 	"bufio"
-	"bytes"
-	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,25 +12,11 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-)
-
-// Compression is how a layer's blob is compressed.
-type Compression int
-
-// The compressions layers come in.
-const (
-	Uncompressed Compression = iota
-	Gzip
-	Zstd
-	bzip
 )
 
 const (
 	retryPause = 500 * time.Millisecond // before a blob is opened again; it doubles each time
 	progress   = 1 << 20                // bytes after which attempts count anew, so that a server can't make them endless
-	zstdWindow = 128 << 20              // bytes; what the reference implementation takes
 )
 
 // errEnd marks a blob that ended too early.
@@ -167,11 +151,17 @@ const bufferSize = 256 << 10 // bytes
 
 func (c *Content) start() error {
 	c.compressed = bufio.NewReaderSize(watched{c}, bufferSize)
-	magic, err := c.compressed.Peek(4)
+	head, err := c.compressed.Peek(HeadSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	c.compression = Detect(magic)
+	if c.compression = Detect(head); c.compression == Unknown {
+		form := errForm(head)
+		if _, err := io.Copy(io.Discard, c.compressed); err != nil { // these may not be the layer's bytes
+			return err
+		}
+		return form
+	}
 	if c.plain, c.closePlain, err = decompress(c.compressed, c.compression); err != nil {
 		return c.explain(err)
 	}
@@ -180,38 +170,6 @@ func (c *Content) start() error {
 
 // Compression tells how the blob is compressed.
 func (c *Content) Compression() Compression { return c.compression }
-
-// Detect tells a compression by the first bytes.
-func Detect(magic []byte) Compression {
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return Gzip
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		return Zstd
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return bzip
-	default:
-		return Uncompressed
-	}
-}
-
-func decompress(r io.Reader, c Compression) (plain io.Reader, closePlain func(), err error) {
-	switch c {
-	case Gzip:
-		z, err := gzip.NewReader(r)
-		return z, func() {}, err
-	case Zstd:
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow))
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, z.Close, nil
-	case bzip:
-		return bzip2.NewReader(r), func() {}, nil
-	default:
-		return r, func() {}, nil
-	}
-}
 
 // Read gives the archive's bytes. io.EOF says that the archive ended, not yet that it is the right one: see Finish.
 func (c *Content) Read(p []byte) (int, error) {
