@@ -45,20 +45,16 @@ type Unpacked struct {
 	Suites   []string // the Debian releases; none for the machine's own
 	// Choose gives further packages, of the names of all there are; it may be nil.
 	Choose func(names []string) ([]string, error)
-	// Without are packages that are left out though others need them. Without any, those are left out that the machine has.
-	Without []string
+	Needs  bool // also the packages they need that the machine lacks
 
 	Works func(dir string) error // tells whether what was unpacked is whole
 }
 
-// Fetch has the packages, and those they need, fetched and unpacked unless they are there, as [Fetch] does.
+// Fetch has the packages fetched and unpacked unless they are there, as [Fetch] does.
 func (u *Unpacked) Fetch(ctx context.Context, cache string, progress io.Writer) error {
 	s := &packageSet{
-		folder: u.Folder, packages: u.Packages, choose: u.Choose, suites: u.Suites, depends: true,
+		folder: u.Folder, packages: u.Packages, choose: u.Choose, suites: u.Suites, depends: u.Needs,
 		what: u.What, otherwise: "the tests that need them can't run",
-	}
-	if len(u.Without) > 0 {
-		s.from = []byte(pretended(u.Without))
 	}
 	return s.fetch(ctx, cache, progress, u.Works)
 }

@@ -100,10 +100,10 @@ func TestUnpackedPackagesAreChosenAmongThoseOfSeveralReleases(t *testing.T) {
 			seen := filepath.Join(t.TempDir(), "seen")
 			calls := fakeApt(t, `case "$*" in
 *indextargets*) printf '`+test.sources+`';;
-*download-only*) cat "${2%/*}/sources.list" "${2%/*}/status" >`+seen+`; touch "${2%/*}/archive/archives/thing-2_1_all.deb";;
+*download*) cat "${2%/*}/sources.list" >`+seen+`; touch thing-2_1_all.deb;;
 esac`)
 			u := Unpacked{
-				Folder: "things", What: "Debian's things", Packages: []string{"base"}, Suites: []string{"bookworm", "bookworm-security"}, Without: []string{"kmod"},
+				Folder: "things", What: "Debian's things", Packages: []string{"base"}, Suites: []string{"bookworm", "bookworm-security"},
 				Choose: func(names []string) ([]string, error) {
 					if diff := cmp.Diff([]string{"other", "thing-1", "thing-2"}, names); diff != "" {
 						t.Errorf("names (-want +got):\n%s", diff)
@@ -124,14 +124,14 @@ esac`)
 				t.Fatal(err)
 			}
 			for _, want := range []string{
-				"http://mirror.example.org/debian/ bookworm main\n", "] " + test.security + " bookworm-security main\n", "Package: kmod\n",
+				"http://mirror.example.org/debian/ bookworm main\n", "] " + test.security + " bookworm-security main\n",
 			} {
 				if !strings.Contains(string(b), want) {
 					t.Errorf("apt was told\n%s\nwhich lacks %q", b, want)
 				}
 			}
 			lines, err := os.ReadFile(calls)
-			if err != nil || !strings.Contains(string(lines), "--no-install-recommends base thing-2\n") {
+			if err != nil || !strings.Contains(string(lines), " download base thing-2\n") {
 				t.Errorf("%v: apt-get was called\n%s", err, lines)
 			}
 		})

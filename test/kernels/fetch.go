@@ -18,8 +18,6 @@ func (k *kernel) folder() string { return "kernel-" + k.name }
 func (k *kernel) fetch(ctx context.Context, cache string, progress io.Writer) error {
 	u := &engine.Unpacked{
 		Folder: k.folder(), What: "Debian's kernel " + k.name, Suites: k.suites, Choose: k.choose,
-		// What installs a kernel.
-		Without: []string{"kmod", "linux-base", "initramfs-tools", "linux-initramfs-tool", "dracut"},
 		Works: func(dir string) error {
 			_, err := unpackedIn(dir)
 			return err

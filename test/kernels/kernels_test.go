@@ -24,16 +24,16 @@ func must(t *testing.T, err error) {
 func TestTheNewestKernelOfASeriesIsChosen(t *testing.T) {
 	names := strings.Fields(`linux-image-cloud-amd64 linux-image-6.1-cloud-amd64 linux-image-6.1.0-9-cloud-amd64 linux-image-6.1.0-56-cloud-amd64
 		linux-image-6.1.0-56-cloud-amd64-dbg linux-image-6.1.0-56-cloud-amd64-unsigned linux-image-6.1.0-56-amd64 linux-image-6.12.117+deb13-cloud-amd64
-		linux-image-6.16.3+deb13-cloud-amd64 linux-image-6.16.12+deb13-cloud-amd64 linux-image-6.16~rc4-cloud-amd64 linux-image-7.3.4+deb13-cloud-amd64
-		linux-image-7.3.4+deb13-rt-amd64 linux-binary-7.10.1+deb13-cloud-amd64 linux-headers-7.10.1+deb13-cloud-amd64`)
+		linux-image-6.16.3+deb13-cloud-amd64 linux-image-6.16.12+deb13-cloud-amd64 linux-image-6.16~rc4-cloud-amd64 linux-image-7.3.4+deb13-cloud-amd64 linux-binary-7.3.4+deb13-cloud-amd64
+		linux-modules-7.3.4+deb13-cloud-amd64 linux-base-7.3.4+deb13-cloud-amd64 linux-image-7.3.4+deb13-rt-amd64 linux-binary-7.10.1+deb13-cloud-amd64 linux-headers-7.10.1+deb13-cloud-amd64`)
 	for series, want := range map[string]string{
 		"6.1.":  "linux-image-6.1.0-56-cloud-amd64",
 		"6.12.": "linux-image-6.12.117+deb13-cloud-amd64",
 		"6.16.": "linux-image-6.16.12+deb13-cloud-amd64",
-		"":      "linux-image-7.3.4+deb13-cloud-amd64",
+		"":      "linux-image-7.3.4+deb13-cloud-amd64 linux-binary-7.3.4+deb13-cloud-amd64 linux-modules-7.3.4+deb13-cloud-amd64",
 	} {
 		k := kernel{series: series}
-		if got, err := k.choose(names); err != nil || len(got) != 1 || got[0] != want {
+		if got, err := k.choose(names); err != nil || strings.Join(got, " ") != want {
 			t.Errorf("series %q: %q, %v; want %s", series, got, err, want)
 		}
 	}

@@ -51,21 +51,26 @@ func named(list string) ([]kernel, error) {
 }
 
 // packageName is that of a kernel for virtual machines; its version is in it, and goes away when Debian has a newer one.
-var packageName = regexp.MustCompile(`^linux-image-([0-9]+\.[0-9]+\.[0-9].*)-cloud-amd64$`)
+var packageName = regexp.MustCompile(`^linux-image-([0-9]+\.[0-9]+\.[0-9].*-cloud-amd64)$`)
 
-// choose gives the package of the newest kernel of the series.
-func (k *kernel) choose(names []string) ([]string, error) {
-	newest, version := "", ""
+// choose gives the packages of the newest kernel of the series. From Linux 6.19 on it is in two, and linux-image has nothing.
+func (k *kernel) choose(names []string) (chosen []string, err error) {
+	newest := ""
 	for _, name := range names {
 		m := packageName.FindStringSubmatch(name)
-		if m != nil && strings.HasPrefix(m[1], k.series) && (newest == "" || older(version, m[1])) {
-			newest, version = name, m[1]
+		if m != nil && strings.HasPrefix(m[1], k.series) && (newest == "" || older(newest, m[1])) {
+			newest = m[1]
 		}
 	}
 	if newest == "" {
 		return nil, fmt.Errorf("no package of a kernel %s* for virtual machines in %s", k.series, strings.Join(k.suites, ", "))
 	}
-	return []string{newest}, nil
+	for _, part := range []string{"linux-image-", "linux-binary-", "linux-modules-"} {
+		if slices.Contains(names, part+newest) {
+			chosen = append(chosen, part+newest)
+		}
+	}
+	return chosen, nil
 }
 
 // older reports whether a version, as names of kernels have it, is older than another: numbers count as numbers, other bytes as such.

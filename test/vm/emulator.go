@@ -30,7 +30,7 @@ func Fetch(ctx context.Context, cache, arch string, progress io.Writer) error {
 	u := &engine.Unpacked{
 		Folder: folder(arch), What: "Debian's qemu for " + arch,
 		// With the makers of file systems and the decompressor of modules, which a small Debian may lack.
-		Packages: []string{a.packages, "e2fsprogs", "xz-utils"},
+		Packages: []string{a.packages, "e2fsprogs", "xz-utils"}, Needs: true,
 		Works: func(dir string) error {
 			_, err := find(ctx, dir, arch)
 			return err
