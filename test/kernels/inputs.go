@@ -54,7 +54,7 @@ func makeInputs(ctx context.Context, cache, module, work string, programs []prog
 		return nil, err
 	}
 	guest := filepath.Join(work, "guest")
-	if err := command(ctx, module, "go", "build", "-trimpath", "-o", guest, "./test/vm/guest"); err != nil {
+	if err := command(ctx, module, "go", "build", "-trimpath", "-buildvcs=false", "-o", guest, "./test/vm/guest"); err != nil {
 		return nil, err
 	}
 	if in.guest, err = os.ReadFile(guest); err != nil {
@@ -101,7 +101,7 @@ func buildTree(ctx context.Context, cache, module, tree string, programs []progr
 	for folder, name := range folders {
 		builds.Go(func() error {
 			// The tag is that of tests which are for virtual machines alone.
-			return command(ctx, module, "go", "test", "-c", "-tags", "guest", "-o", filepath.Join(tree, folder, name), "./"+folder)
+			return command(ctx, module, "go", "test", "-c", "-buildvcs=false", "-tags", "guest", "-o", filepath.Join(tree, folder, name), "./"+folder)
 		})
 	}
 	// Equal programs of different commits are equal.

@@ -131,6 +131,7 @@ func (r *runner) job(k *kernel, programs []program) *vm.Job {
 	if programs[0].host != "" {
 		job.Init = "/sbin/init"
 	}
+	view, _, _ := strings.Cut(k.view, " ")
 	for _, p := range programs {
 		env := []string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
@@ -138,7 +139,7 @@ func (r *runner) job(k *kernel, programs []program) *vm.Job {
 			"CVMFS_TEST_PROGRAMS=" + filepath.Join(r.module, built), "CVMFS_TEST_CACHE=" + filepath.Join(r.module, cached),
 		}
 		job.Programs = append(job.Programs, vm.Program{
-			Name: p.folder, Argv: p.argv(r.module), Dir: filepath.Join(r.module, p.folder), Env: append(env, p.env...), Limit: p.limit + 20*time.Second,
+			Name: p.folder, Argv: p.argv(r.module, view), Dir: filepath.Join(r.module, p.folder), Env: append(env, p.env...), Limit: p.limit + 20*time.Second,
 		})
 	}
 	return job

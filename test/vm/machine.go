@@ -27,8 +27,9 @@ type Machine struct {
 	CPUs    int
 	Memory  int // MiB
 
-	Limit   time.Duration // until it is stopped
-	Silence time.Duration // without any event, until it is stopped; of signs of life there is one every [AliveEvery]
+	Limit time.Duration // until it is stopped
+	// Silence without any event, until it is stopped; 0 for none. While programs of a job run there is a sign of life every [AliveEvery].
+	Silence time.Duration
 }
 
 // Disk is a file with a disk's bytes.
@@ -147,9 +148,13 @@ func (e *Emulator) run(ctx context.Context, m *Machine, dir, console string, eve
 	}
 	limit := time.AfterFunc(m.Limit, func() { stop(fmt.Errorf("%w (%v)", errLimit, m.Limit)) })
 	defer limit.Stop()
-	silence := time.AfterFunc(m.Silence, func() { stop(fmt.Errorf("%w for %v", errSilent, m.Silence)) })
-	defer silence.Stop()
-	events.read(port, func() { silence.Reset(m.Silence) })
+	seen := func() {}
+	if m.Silence > 0 {
+		silence := time.AfterFunc(m.Silence, func() { stop(fmt.Errorf("%w for %v", errSilent, m.Silence)) })
+		defer silence.Stop()
+		seen = func() { silence.Reset(m.Silence) }
+	}
+	events.read(port, seen)
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("%w: %s", err, lastLines(log.Name(), 5))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -148,6 +149,59 @@ func TestTheEmulatorsArguments(t *testing.T) {
 	}
 }
 
+// harness, in the environment, has this program run a machine by the emulator that it names.
+const harness = "VM_TEST_EMULATOR"
+
+func TestMain(m *testing.M) {
+	program := os.Getenv(harness)
+	if program == "" {
+		os.Exit(m.Run())
+	}
+	err := (&Emulator{program: program}).Run(context.Background(), &Machine{Arch: "amd64", Limit: time.Minute}, filepath.Dir(program), func(Event) {})
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// sleeper is a script that stands for an emulator: it writes its number to a file and sleeps.
+func sleeper(pid string) string {
+	return fmt.Sprintf("echo $$ >%[1]s.part; mv %[1]s.part %[1]s; exec sleep 60", pid)
+}
+
+// await waits until a file is there and gives its content.
+func await(t *testing.T, file string) string {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if b, err := os.ReadFile(file); err == nil {
+			return strings.TrimSpace(string(b))
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(file, " doesn't come")
+		}
+	}
+}
+
+func TestTheEmulatorDiesWithItsHarness(t *testing.T) {
+	dir := t.TempDir()
+	program, pid := filepath.Join(dir, "qemu"), filepath.Join(dir, "pid")
+	must(t, os.WriteFile(program, []byte("#!/bin/sh\n"+sleeper(pid)), 0o755))
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), harness+"="+program)
+	must(t, cmd.Start())
+	emulator := await(t, pid)
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait() // killed
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		// Whoever takes orphans may be slow to take note of its end.
+		b, err := os.ReadFile("/proc/" + emulator + "/stat")
+		if err != nil || strings.Contains(string(b), ") Z ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the emulator lives on: %s", b)
+		}
+	}
+}
+
 // emulate runs a machine by a shell script that stands for the emulator: $console is the file of the console.
 func emulate(t *testing.T, ctx context.Context, m Machine, script string) ([]Event, error) {
 	t.Helper()
@@ -156,9 +210,6 @@ func emulate(t *testing.T, ctx context.Context, m Machine, script string) ([]Eve
 	m.Arch = "amd64"
 	if m.Limit == 0 {
 		m.Limit = time.Minute
-	}
-	if m.Silence == 0 {
-		m.Silence = time.Minute
 	}
 	var seen []Event
 	err := (&Emulator{program: program}).Run(ctx, &m, t.TempDir(), func(e Event) { seen = append(seen, e) })
@@ -205,18 +256,14 @@ func TestAnInterruptedRunLeavesNoEmulator(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	pid := filepath.Join(t.TempDir(), "pid")
 	go func() {
-		for _, err := os.Stat(pid); err != nil; _, err = os.Stat(pid) {
-			time.Sleep(10 * time.Millisecond)
-		}
+		await(t, pid)
 		cancel()
 	}()
-	_, err := emulate(t, ctx, Machine{}, fmt.Sprintf("echo $$ >%[1]s.part; mv %[1]s.part %[1]s; exec sleep 60", pid))
+	_, err := emulate(t, ctx, Machine{}, sleeper(pid))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want that it was cancelled", err)
 	}
-	b, err := os.ReadFile(pid)
-	must(t, err)
-	if _, err := os.Stat("/proc/" + strings.TrimSpace(string(b))); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat("/proc/" + await(t, pid)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the emulator is left: %v", err)
 	}
 }
