@@ -2,6 +2,7 @@ package installer
 
 import (
 	"archive/tar"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,13 +17,14 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types"
-	"github.com/docker/docker/pkg/stdcopy"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"cvmfs-graphdriver/internal/testutil"
 )
 
 // fakeEngine is an engine behind a socket, as far as an installer has to do with one: it has plugins, reads its configuration file
-// when it starts, and doesn't start on a plugin that it doesn't have or that is disabled. Its containers say what they are told.
+// when it starts, and doesn't start on a plugin that it doesn't have or that is disabled. Its containers write what they are told, and what they say is lost.
 type fakeEngine struct {
 	t      testing.TB
 	socket string
@@ -199,10 +201,22 @@ func (f *fakeEngine) answerContainer(w http.ResponseWriter, r *http.Request, par
 	case "wait":
 		io.WriteString(w, `{"StatusCode":0}`)
 	case "logs":
-		fmt.Fprintln(stdcopy.NewStdWriter(w, stdcopy.Stdout), f.word)
+		// All of it is lost, as by an engine that is too busy to read what a short-lived process says.
+	case "archive":
+		f.answerArchive(w, r)
 	default:
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+// answerArchive gives the file that a container of the test image writes.
+func (f *fakeEngine) answerArchive(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get("path") != wordFile {
+		refuse(w, http.StatusNotFound, "no such file")
+		return
+	}
+	w.Header().Set("X-Docker-Container-Path-Stat", base64.StdEncoding.EncodeToString([]byte(`{"name":"word"}`)))
+	w.Write(testutil.Tar(f.t, tar.Header{Name: "word", Typeflag: tar.TypeReg, Mode: 0o600, Linkname: f.word}))
 }
 
 // plain is a plugin's name without the tag that goes without saying.

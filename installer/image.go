@@ -18,13 +18,15 @@ import (
 // HelloCommand is the command with which a program of the test image calls [Hello]; the word follows.
 const HelloCommand = "hello"
 
+// wordFile is what a container of the test image writes.
+const wordFile = "/word"
+
 // Hello is what happens in a container of the test image: a file is written and read, and the word in it told.
 func Hello(out io.Writer, word string) error {
-	const file = "/word"
-	if err := os.WriteFile(file, []byte(word), 0o600); err != nil {
+	if err := os.WriteFile(wordFile, []byte(word), 0o600); err != nil {
 		return err
 	}
-	b, err := os.ReadFile(file)
+	b, err := os.ReadFile(wordFile)
 	if err != nil {
 		return err
 	}

@@ -79,6 +79,15 @@ func New(tools *Tools, dir string) (*Engine, error) {
 			return nil, fmt.Errorf("make an engine: %w", err)
 		}
 	}
+	first, err := e.wrapRunc()
+	if err != nil {
+		return nil, fmt.Errorf("make an engine: %w", err)
+	}
+	for n, v := range e.spec.Env {
+		if path, ok := strings.CutPrefix(v, "PATH="); ok {
+			e.spec.Env[n] = "PATH=" + first + ":" + path
+		}
+	}
 	if err := e.startKeeper(); err != nil {
 		e.Close()
 		return nil, fmt.Errorf("make namespaces for an engine: %w", err)

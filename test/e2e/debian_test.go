@@ -79,7 +79,10 @@ func TestTheInstallDocumentsLinesWorkOnAFreshDebian(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := "cp /mnt/*.deb /mnt/key.pub /root; cd /root\n"
+	if err := os.WriteFile(filepath.Join(r.dir, "runc"), []byte(engine.RuncScript("/usr/sbin/runc.debian", "/var/run/docker.pid")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	script := "mv /usr/sbin/runc /usr/sbin/runc.debian; cp /mnt/runc /usr/sbin\ncp /mnt/*.deb /mnt/key.pub /root; cd /root\n"
 	for _, variable := range r.env {
 		script += "export " + variable + "\n"
 	}
