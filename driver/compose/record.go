@@ -174,7 +174,7 @@ func (k *record) root(ids idMaps) (*inode, error) {
 func recordedXattrs(attrs []thin.Xattr) []erofs.Xattr {
 	var out []erofs.Xattr
 	for _, x := range attrs {
-		if _, mark := overlayXattr(x.Name); storable(x.Name) && !mark {
+		if _, mark := overlayXattr(x.Name); erofs.Storable(x.Name) && !mark {
 			out = append(out, erofs.Xattr(x))
 		}
 	}

@@ -146,7 +146,7 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 		Mode: n.Mode, UID: uid, GID: gid, Mtime: n.Mtime, MtimeN: uint32(n.MtimeN), Rdev: n.Rdev, Target: n.Target,
 	}}
 	for _, x := range n.Xattrs {
-		if storable(x.Name) {
+		if erofs.Storable(x.Name) {
 			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: x.Name, Value: x.Value})
 		}
 	}
@@ -233,17 +233,6 @@ func lstat(name string) (*inode, uint64, error) {
 	return i, 0, nil
 }
 
-// storable tells the extended attributes an image can hold. Others are those of particular file systems (system.nfs4_acl,
-// btrfs.compression, …), which say nothing to a container.
-func storable(name string) bool {
-	for _, space := range []string{"user.", "trusted.", "security.", "system.posix_acl_"} {
-		if strings.HasPrefix(name, space) {
-			return true
-		}
-	}
-	return false
-}
-
 // xattrs reads the extended attributes an image can hold, sorted by name.
 func xattrs(name string) ([]erofs.Xattr, error) {
 	list, err := sized(func(b []byte) (int, error) { return unix.Llistxattr(name, b) })
@@ -252,7 +241,7 @@ func xattrs(name string) ([]erofs.Xattr, error) {
 	}
 	var out []erofs.Xattr
 	for key := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
-		if !storable(key) {
+		if !erofs.Storable(key) {
 			continue
 		}
 		value, err := sized(func(b []byte) (int, error) { return unix.Lgetxattr(name, key, b) })

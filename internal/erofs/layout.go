@@ -116,15 +116,14 @@ func chunking(size uint64) (chunkBits uint16, chunks uint64) {
 
 // tooManyXattrs is the error for an inode whose attributes don't fit. It is named by one of its links.
 func (im *image) tooManyXattrs(i int) error {
-	const reason = "the extended attributes together take more than 256 KiB"
 	for d := range im.dirs {
 		for _, c := range im.dirs[d].children {
 			if int(im.index[c.Node]) == i {
-				return im.fault(uint32(d), c.Name, reason)
+				return im.fault(uint32(d), c.Name, xattrsTooLong)
 			}
 		}
 	}
-	return im.fault(0, "", reason)
+	return im.fault(0, "", xattrsTooLong)
 }
 
 func align(n, to uint64) uint64 { return (n + to - 1) &^ (to - 1) }

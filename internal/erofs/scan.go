@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -145,6 +146,21 @@ func (im *image) add(n *Node, d uint32, name string) error {
 	t := timestamp{n.Mtime, n.MtimeN}
 	if _, known := im.times[t]; known || len(im.times) < maxTimes {
 		im.times[t]++
+	}
+	return nil
+}
+
+// Check tells why a node, its entries aside, can't stand in an image, whatever else is in it. It leaves room for the extended
+// attributes by which overlayfs finds the content of a file. What publishes trees checks them by it: what an image can't hold is
+// refused before anybody depends on it.
+func (n *Node) Check() error {
+	for _, reason := range [...]string{n.check(), checkXattrs(n.Xattrs)} {
+		if reason != "" {
+			return errors.New(reason)
+		}
+	}
+	if icount(xattrSize(nil, n.Xattrs)+headroom) > maxIcount {
+		return errors.New(xattrsTooLong)
 	}
 	return nil
 }

@@ -17,6 +17,9 @@ const (
 	maxXattrValue   = math.MaxUint16 // bytes
 	maxShared       = math.MaxUint8  // on one inode
 	maxIcount       = math.MaxUint16
+
+	headroom      = 4 << 10 // bytes of attributes that Check leaves for overlayfs' own
+	xattrsTooLong = "the extended attributes together take more than 256 KiB"
 )
 
 // namespace is a beginning of attribute names that is written as one number (EROFS_XATTR_INDEX_*).
@@ -44,6 +47,13 @@ func namespaceOf(name string) (namespace, bool) {
 		}
 	}
 	return namespace{}, false
+}
+
+// Storable tells the names of extended attributes an image can hold. Others are those of particular file systems
+// (system.nfs4_acl, btrfs.compression, …), which say nothing to a container.
+func Storable(name string) bool {
+	_, ok := namespaceOf(name)
+	return ok && len(name) <= maxXattrName && !strings.Contains(name, "\x00")
 }
 
 // check tells why an attribute can't stand in an image.
