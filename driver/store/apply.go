@@ -1,7 +1,7 @@
 package store
 
 import (
-	"bufio"
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -9,27 +9,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 
-	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/driver/compose"
+	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
 )
 
 // ErrBroken tells that a layer was being sent content when the connection, or the server, broke.
 var ErrBroken = errors.New("an archive for it is on its way or broke off: remove the layer and make it again")
 
+// ErrTruncated tells that an archive ends within an entry.
+var ErrTruncated = layertar.ErrTruncated
+
 // applyingFile is in a layer's folder from when an archive begins to come in until it has come in to its end.
 const applyingFile = "applying"
 
 // ApplyDiff gives an empty layer its content, an uncompressed tar archive in the format of image layers, and returns its size:
 // the bytes of its files, each hard link counted once. After an error the layer is as empty as before; if the archive didn't
-// come to its end but broke off, the layer takes no other: an engine whose connection broke repeats the call with what it has
-// not sent yet, and where that begins with a new file, or has nothing but the end marker, it looks like a whole archive.
+// come to its end but broke off, or this process hasn't made the layer, it takes no other: an engine whose connection broke repeats
+// the call with what it has not sent yet, and where that is nothing, or begins with a new file, it looks like a whole archive.
 //
 // A thin layer is composed right away. Where its repository can't be reached for now it is accepted, and composed when it is
 // needed first; one that may not be used, or whose descriptor or folders are wrong, is refused.
@@ -60,7 +64,35 @@ type arrival struct {
 	mark       *os.File // applyingFile, kept open: so no later file is taken for it
 }
 
-// beginApply marks a layer that may get content as getting it.
+// made are the empty layers whose Create this process has answered. What was sent to a former process for one may have been lost
+// in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if with nothing.
+type made struct {
+	mu  sync.Mutex
+	ids map[string]bool
+}
+
+func (m *made) add(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ids == nil {
+		m.ids = map[string]bool{}
+	}
+	m.ids[id] = true
+}
+
+func (m *made) has(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ids[id]
+}
+
+func (m *made) remove(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.ids, id)
+}
+
+// beginApply marks a layer that may get content as getting it, before the first byte of it is read.
 func (s *Store) beginApply(id, parent string) (*arrival, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
@@ -68,6 +100,9 @@ func (s *Store) beginApply(id, parent string) (*arrival, error) {
 	defer s.locks.lock(id)()
 	if _, err := s.checkEmpty(id, parent); err != nil {
 		return nil, err
+	}
+	if !s.made.has(id) {
+		return nil, ErrBroken
 	}
 	// Not synced: no engine repeats a call after power loss.
 	f, err := os.OpenFile(s.dir(id, applyingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -125,7 +160,7 @@ func (s *Store) apply(ctx context.Context, a *arrival, settings Settings, r io.R
 	}
 	defer os.RemoveAll(temp) // after all went well it holds the empty layer this one replaced
 	diff := filepath.Join(temp, diffDir(a.id))
-	c, err := unpack(r, diff, settings.IDs)
+	c, err := s.unpack(ctx, r, a.id, diff, settings.IDs)
 	if err != nil {
 		return 0, err
 	}
@@ -171,38 +206,32 @@ func (s *Store) checkEmpty(id, parent string) (*layer, error) {
 	return l, nil
 }
 
-// unpack brings an archive into a folder. Both what is read and what is done with it are confined: the first by filter, the
-// second by go-archive, which works through os.Root.
-func unpack(r io.Reader, dir string, ids user.IdentityMapping) (contents, error) {
-	pr, pw := io.Pipe()
-	type result struct {
-		contents
-		error
-	}
-	done := make(chan result, 1)
-	go func() {
-		w := bufio.NewWriterSize(pw, copySize)
-		c, err := filter(w, r)
-		if err == nil {
-			err = w.Flush()
-		}
-		pw.CloseWithError(err)
-		done <- result{c, err}
-	}()
-	err := archive.Unpack(pr, dir, &archive.TarOptions{IDMap: ids, WhiteoutFormat: archive.OverlayWhiteoutFormat})
-	if err == nil {
-		_, err = io.Copy(io.Discard, pr) // the padding after the last entry; ends with the filter's error
-	}
-	pr.CloseWithError(errAborted)
-	filtered := <-done
-	if filtered.error != nil && !errors.Is(filtered.error, errAborted) {
-		err = filtered.error
-	}
-	return filtered.contents, err
+// contents is what was seen of an archive.
+type contents struct {
+	entries    int  // but for the root folder
+	descriptor bool // a regular file with the name of a thin image descriptor was among them
 }
 
-// errAborted ends the filter of an archive that can't be unpacked.
-var errAborted = errors.New("unpacking has failed")
+// unpack brings an archive into a folder, in overlayfs' form. What an archive means, and what of it is
+// refused, is package layertar's to say.
+func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string, ids user.IdentityMapping) (contents, error) {
+	var c contents
+	archive := layertar.NewReader(r)
+	err := layertar.Unpack(ctx, dir, archive, layertar.Options{
+		Overlay: true,
+		Owner:   ids.ToHost,
+		Seen: func(e *layertar.Entry) {
+			if e.Name != "" {
+				c.entries++
+			}
+			c.descriptor = c.descriptor || e.Name == thin.FileName && e.Type == tar.TypeReg
+		},
+	})
+	if first, all := archive.Notes(); all > 0 && err == nil {
+		s.cfg.Log.Warn("something of the layer was left out", "layer", id, "what", first, "all", all)
+	}
+	return c, err
+}
 
 // descriptor gives the descriptor of a thin layer, nil for an ordinary one.
 func descriptor(c contents, diff string) (*thin.Descriptor, error) {
@@ -277,6 +306,7 @@ func (s *Store) replace(a *arrival, temp string, thinRecord *layer) error {
 	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(a.id), unix.RENAME_EXCHANGE); err != nil {
 		return fmt.Errorf("put the layer in place: %w", err)
 	}
+	s.made.remove(a.id)
 	return syncDir(filepath.Dir(temp))
 }
 

@@ -19,7 +19,10 @@ import (
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-const capabilityXattr = "security.capability"
+const (
+	capabilityXattr = "security.capability"
+	copySize        = 256 << 10 // bytes moved at once
+)
 
 // Diff gives what a layer adds to its parent as an image layer: an uncompressed tar archive in sorted order, owners mapped back,
 // whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The reader must be closed;

@@ -56,7 +56,8 @@
 // takes over, as at the start, and when the last composing under way ends; never while one is, for an image has no name yet when it
 // has just been made.
 //
-// Incoming archives are hostile. Extended attributes by which overlayfs is instructed are removed, nothing is written outside
-// the layer's folder whatever links an archive holds, and an archive without its end marker is an error: engines repeat requests
-// with the rest of a body they have partly sent.
+// Incoming archives are hostile; package layertar unpacks them. Digests, which the engine checks, tell whether an archive is whole,
+// with one exception: engines repeat a request whose connection broke with the rest of a body they have partly sent, and what the
+// lost attempt took counts for the digest. So an attempt is noted in the layer's folder before its first byte is read, and a layer
+// takes content once, from the process that answered its Create (docs/adr/0007).
 package store

@@ -184,6 +184,9 @@ func (s *Store) Create(args CreateArgs) error {
 		if l.Parent != args.Parent {
 			return fmt.Errorf("create layer %s: it exists with the parent %q, not %q", args.ID, l.Parent, args.Parent)
 		}
+		if !l.Writable && !l.Committed {
+			s.made.add(args.ID)
+		}
 		return nil
 	}
 	if !errors.Is(err, ErrNoLayer) {
@@ -191,6 +194,9 @@ func (s *Store) Create(args CreateArgs) error {
 	}
 	if err := s.create(args, size, settings); err != nil {
 		return fmt.Errorf("create layer %s: %w", args.ID, err)
+	}
+	if !args.Writable {
+		s.made.add(args.ID)
 	}
 	return nil
 }
@@ -280,6 +286,7 @@ func (s *Store) settled(id string) (*layer, error) {
 		return l, err
 	}
 	l.Writable = true
+	s.made.remove(id)
 	return l, s.save(id, l)
 }
 
@@ -318,6 +325,7 @@ func (s *Store) discard(id string) error {
 	if err != nil {
 		return err
 	}
+	s.made.remove(id)
 	s.records.Lock()
 	delete(s.records.committed, id)
 	err = os.Rename(s.dir(id), filepath.Join(temp, id))

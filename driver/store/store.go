@@ -94,6 +94,7 @@ type Store struct {
 
 	locks   locks
 	records records
+	made    made
 	idle    idle
 
 	stranded stranded
