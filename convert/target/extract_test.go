@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/internal/layertar/layertartest"
 	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/thin"
 )
@@ -80,12 +82,53 @@ func TestAbsoluteNamesMeanTheLayersRoot(t *testing.T) {
 	}
 }
 
-func TestOwnersThatNoSystemHasAreRefused(t *testing.T) {
-	for _, id := range []int{-1, 1<<32 - 1, 1 << 32} {
-		h := entry(tar.TypeReg, "f", "x", 0o644)
-		h.Uid = id
-		if _, _, err := unpack(t, h); err == nil || !strings.Contains(err.Error(), "out of range") {
-			t.Errorf("%d: error %v", id, err)
+func TestExtractTakesWhatEnginesTake(t *testing.T) {
+	testutil.NeedRoot(t)
+	layertartest.Run(t, true, func(t *testing.T, archive []byte) ([]string, error) {
+		dir := t.TempDir()
+		_, _, err := extract(t.Context(), bytes.NewReader(archive), dir)
+		tree := layertartest.List(t, dir, false)
+		return slices.DeleteFunc(tree, func(line string) bool { return strings.HasPrefix(line, catalogMarker+" ") }), err
+	})
+}
+
+func TestAttributesOfAFolderThatComesAgainAreAllRecorded(t *testing.T) {
+	big := entry(tar.TypeDir, "d", "", 0o755)
+	big.PAXRecords = map[string]string{"SCHILY.xattr.user.big": strings.Repeat("b", 300), "SCHILY.xattr.user.both": "1"}
+	small := entry(tar.TypeDir, "./d/", "", 0o755)
+	small.PAXRecords = map[string]string{"SCHILY.xattr.user.a": "a", "SCHILY.xattr.user.both": "2"}
+	_, record, err := unpack(t, big, small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]thin.Xattr{"d": {{Name: "user.a", Value: []byte("a")}, {Name: "user.big", Value: bytes.Repeat([]byte("b"), 300)}, {Name: "user.both", Value: []byte("2")}}}
+	if diff := cmp.Diff(want, record.Xattrs); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
+func TestAttributesThatTheFileSystemHasNotAreRecorded(t *testing.T) {
+	h := entry(tar.TypeReg, "f", "x", 0o644)
+	h.PAXRecords = map[string]string{"SCHILY.xattr.btrfs.compression": "zstd", "SCHILY.xattr.user.a": "a"}
+	testutil.NeedRoot(t)
+	record, stats, err := extract(t.Context(), bytes.NewReader(testutil.Tar(t, h)), t.TempDir())
+	if err != nil || stats.LeftOut != 1 || len(stats.Notes) != 1 {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	want := map[string][]thin.Xattr{"f": {{Name: "btrfs.compression", Value: []byte("zstd")}, {Name: "user.a", Value: []byte("a")}}}
+	if diff := cmp.Diff(want, record.Xattrs); diff != "" {
+		t.Errorf("-want +got\n%s", diff)
+	}
+}
+
+func TestWhatAComposedImageCanNotHoldIsRefused(t *testing.T) {
+	value := entry(tar.TypeReg, "f", "x", 0o644)
+	value.PAXRecords = map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 65536)}
+	device := entry(tar.TypeChar, "d", "", 0o644)
+	device.Devmajor = 4096
+	for _, h := range []tar.Header{value, device} {
+		if _, _, err := unpack(t, h); err == nil || !strings.Contains(err.Error(), "a thin image can't show it") {
+			t.Errorf("%s: %v", h.Name, err)
 		}
 	}
 }

@@ -58,6 +58,9 @@ type Stats struct {
 	ReusedFiles int64 `json:"reused_files"` // files whose content was there already
 	ReusedBytes int64 `json:"reused_bytes"` // their content
 	Stored      int64 `json:"stored"`       // bytes that were added to the storage
+	LeftOut     int64 `json:"left_out"`     // what entries say and no file can have, as engines leave it out
+
+	Notes []string `json:"notes,omitempty"` // the first of these
 }
 
 // Add adds up.
@@ -68,6 +71,8 @@ func (s *Stats) Add(t Stats) {
 	s.ReusedFiles += t.ReusedFiles
 	s.ReusedBytes += t.ReusedBytes
 	s.Stored += t.Stored
+	s.LeftOut += t.LeftOut
+	s.Notes = append(s.Notes, t.Notes...)
 }
 
 // Options say how a target is used.

@@ -393,19 +393,18 @@ func TestHostileArchivesStayInside(t *testing.T) {
 		entries []tar.Header
 		want    string
 	}{
-		"dots":                        {[]tar.Header{entry(tar.TypeReg, "a/../../up", "x", 0o644)}, "upwards"},
-		"below a symbolic link":       {[]tar.Header{entry(tar.TypeSymlink, "l", outside, 0o777), entry(tar.TypeReg, "l/x", "x", 0o644)}, "no folder"},
-		"below one that leads inside": {[]tar.Header{entry(tar.TypeDir, "d", "", 0o755), entry(tar.TypeSymlink, "l", "d", 0o777), entry(tar.TypeReg, "l/x", "x", 0o644)}, "no folder"},
-		"below a file":                {[]tar.Header{entry(tar.TypeReg, "f", "x", 0o644), entry(tar.TypeReg, "f/x", "x", 0o644)}, "no folder"},
-		"hard link outside":           {[]tar.Header{entry(tar.TypeLink, "h", "../../etc/passwd", 0)}, "upwards"},
-		"hard link through a link":    {[]tar.Header{entry(tar.TypeSymlink, "l", "/etc", 0o777), entry(tar.TypeLink, "h", "l/passwd", 0)}, "no folder"},
-		"hard link to nothing":        {[]tar.Header{entry(tar.TypeLink, "h", "none", 0)}, "no such file"},
-		"hard link to itself":         {[]tar.Header{entry(tar.TypeReg, "h", "x", 0o644), entry(tar.TypeLink, "h", "h", 0)}, "hard link"},
-		"long name":                   {[]tar.Header{entry(tar.TypeReg, strings.Repeat("n", 256), "x", 0o644)}, "256 bytes"},
-		"deep":                        {[]tar.Header{entry(tar.TypeReg, strings.Repeat("d/", 600)+"x", "x", 0o644)}, "deep"},
-		"root is a file":              {[]tar.Header{entry(tar.TypeReg, ".", "x", 0o644)}, "root"},
-		"long symbolic link":          {[]tar.Header{entry(tar.TypeSymlink, "l", strings.Repeat("x", 5000), 0o777)}, "5000 bytes"},
-		"unknown type":                {[]tar.Header{entry('Z', "z", "", 0o644)}, "doesn't know"},
+		"dots":                     {[]tar.Header{entry(tar.TypeReg, "a/../../up", "x", 0o644)}, ""},
+		"below a symbolic link":    {[]tar.Header{entry(tar.TypeSymlink, "l", outside, 0o777), entry(tar.TypeReg, "l/x", "x", 0o644)}, ""},
+		"below a file":             {[]tar.Header{entry(tar.TypeReg, "f", "x", 0o644), entry(tar.TypeReg, "f/x", "x", 0o644)}, "no folder"},
+		"hard link outside":        {[]tar.Header{entry(tar.TypeLink, "h", "../../etc/passwd", 0)}, "isn't there"},
+		"hard link through a link": {[]tar.Header{entry(tar.TypeSymlink, "l", "/etc", 0o777), entry(tar.TypeLink, "h", "l/passwd", 0)}, "isn't there"},
+		"hard link to nothing":     {[]tar.Header{entry(tar.TypeLink, "h", "none", 0)}, "no such file"},
+		"hard link to itself":      {[]tar.Header{entry(tar.TypeReg, "h", "x", 0o644), entry(tar.TypeLink, "h", "h", 0)}, "hard link"},
+		"long name":                {[]tar.Header{entry(tar.TypeReg, strings.Repeat("n", 256), "x", 0o644)}, "256 bytes"},
+		"long path":                {[]tar.Header{entry(tar.TypeReg, strings.Repeat("d/", 2050)+"x", "x", 0o644)}, "4101 bytes"},
+		"root is a file":           {[]tar.Header{entry(tar.TypeReg, ".", "x", 0o644)}, ""},
+		"long symbolic link":       {[]tar.Header{entry(tar.TypeSymlink, "l", strings.Repeat("x", 5000), 0o777)}, "5000 bytes"},
+		"unknown type":             {[]tar.Header{entry('Z', "z", "", 0o644)}, "type 'Z'"},
 	} {
 		dir := t.TempDir()
 		target, err := Open("dir:"+dir, Options{FQRN: fqrn})
@@ -417,7 +416,7 @@ func TestHostileArchivesStayInside(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t, c.entries...)))
-		if err == nil || !strings.Contains(err.Error(), c.want) {
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}
 		if err := tx.Abort(); err != nil {

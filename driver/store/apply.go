@@ -220,11 +220,12 @@ func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string, ids use
 	err := layertar.Unpack(ctx, dir, archive, layertar.Options{
 		Overlay: true,
 		Owner:   ids.ToHost,
-		Seen: func(e *layertar.Entry) {
+		Seen: func(e *layertar.Entry) error {
 			if e.Name != "" {
 				c.entries++
 			}
 			c.descriptor = c.descriptor || e.Name == thin.FileName && e.Type == tar.TypeReg
+			return nil
 		},
 	})
 	if first, all := archive.Notes(); all > 0 && err == nil {

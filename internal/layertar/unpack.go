@@ -24,8 +24,9 @@ type Options struct {
 	Overlay bool
 	// Owner says whom what belongs to on disk that belongs to uid:gid in the archive; nil: to the same.
 	Owner func(uid, gid int) (int, int, error)
-	// Seen is told of each entry before anything is done, Done when it is in place, but for whiteouts of Overlay; nil: nobody.
-	Seen func(e *Entry)
+	// Seen is told of each entry before anything is done, Done when it is in place, but for whiteouts of Overlay; nil: nobody. Their
+	// errors end the unpacking.
+	Seen func(e *Entry) error
 	Done func(e *Entry, at Place) error
 }
 
@@ -34,6 +35,7 @@ type Place struct {
 	Dir  int    // descriptor of the folder, good until Done returns
 	Base string // name in it
 	Path string // relative to the root; no component is a link
+	Made bool   // the file is new, and not another name or more attributes of one
 	Lost bool   // the file system hasn't taken all extended attributes
 }
 
@@ -78,10 +80,14 @@ func (u *unpacker) all(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if u.entry = e; u.o.Seen != nil {
-			u.o.Seen(e)
+		u.entry = e
+		if u.o.Seen != nil {
+			err = u.o.Seen(e)
 		}
-		if err := u.add(e); err != nil {
+		if err == nil {
+			err = u.add(e)
+		}
+		if err != nil {
 			return fmt.Errorf("unpack %.300q: %w", e.Name, err)
 		}
 	}
@@ -99,7 +105,7 @@ func (u *unpacker) add(e *Entry) error {
 	if u.o.Overlay && e.Whiteout() {
 		return u.whiteout(e)
 	}
-	at := Place{Dir: u.walk.at, Base: base, Path: u.walk.path(base)}
+	at := Place{Dir: u.walk.at, Base: base, Path: u.walk.path(base), Made: e.Type != tar.TypeLink}
 	if len(at.Path) > maxPath {
 		return errTooLong
 	}
@@ -213,6 +219,8 @@ func (u *unpacker) dir(e *Entry, at *Place) error {
 		if f, err = u.walk.mkdir(at.Base); err != nil {
 			return err
 		}
+	} else {
+		at.Made = false
 	}
 	f.times, f.timed = timesOf(e), true
 	return u.attributes(e, at)

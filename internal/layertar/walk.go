@@ -165,6 +165,8 @@ func (w *walk) lookAt(at place, name string, mk bool) (made *folder, target stri
 		case errors.Is(err, unix.EINVAL) && mk && w.givesWay(dir, name):
 		case errors.Is(err, unix.EINVAL):
 			return fmt.Errorf("leads through %.100q, which is no folder: %w", name, unix.ENOTDIR)
+		case errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("leads through %.100q, which isn't there: %w", name, err)
 		default:
 			return fmt.Errorf("leads through %.100q: %w", name, err)
 		}
