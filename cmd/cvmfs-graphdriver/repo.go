@@ -49,12 +49,13 @@ func repoFlags() []cli.Flag {
 // openRepository opens a repository as configured, save for what the flags say otherwise. State is kept in dir.
 func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error) {
 	urls, files, spec := c.String("server-url"), c.String("public-key"), c.String("proxy")
-	cfg, err := config.Folder{Dir: c.String("config-dir"), Defaults: rootfs.Defaults}.Load(fqrn)
+	folder := c.String("config-dir")
+	cfg, err := config.Folder{Dir: folder, Shown: folder, Defaults: rootfs.Defaults}.Load(fqrn)
 	if errors.Is(err, config.ErrNotConfigured) {
 		if urls == "" || files == "" || spec == "" {
 			return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)
 		}
-		cfg, err = &config.Config{FQRN: fqrn, Blacklists: []string{filepath.Join(c.String("config-dir"), "blacklist")}}, nil
+		cfg, err = &config.Config{FQRN: fqrn, Blacklists: []string{filepath.Join(folder, "blacklist")}}, nil
 	}
 	if err != nil {
 		return nil, err

@@ -3,8 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"cvmfs-graphdriver/internal/testutil"
@@ -61,5 +67,83 @@ func TestRequestsSayWhichBuildAsks(t *testing.T) {
 	}
 	if len(server.Log()) == 0 {
 		t.Error("nothing was asked for")
+	}
+}
+
+// lsAway starts `repo ls` as a process of its own, with a folder for its temporary files.
+func lsAway(t *testing.T, url string, out *os.File) (cmd *exec.Cmd, temporary string, errOut *testutil.Buffer) {
+	t.Helper()
+	temporary, errOut = t.TempDir(), new(testutil.Buffer)
+	cmd = exec.Command(os.Args[0], "repo", "ls", "-R", "--config-dir", t.TempDir(), "--server-url", url,
+		"--public-key", testutil.PublicKey(t, features), "--proxy", "DIRECT", features)
+	cmd.Env = append(os.Environ(), underTest+"=1", "TMPDIR="+temporary)
+	cmd.Stdout, cmd.Stderr = out, errOut
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, temporary, errOut
+}
+
+func leavesNothing(t *testing.T, temporary string) {
+	t.Helper()
+	if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
+		t.Errorf("left in the folder for temporary files: %v, %v", left, err)
+	}
+}
+
+func TestAListingThatNobodyReadsLeavesNothing(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err == nil {
+		err = r.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, temporary, errOut := lsAway(t, testutil.Serve(t, testutil.Repository(t, features)), w)
+	_ = cmd.Wait() // the exit code says it
+	if code := cmd.ProcessState.ExitCode(); code != 141 || errOut.String() != "" {
+		t.Errorf("exit code %d: %s", code, errOut)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	leavesNothing(t, temporary)
+}
+
+func TestAListingThatIsEndedLeavesNothing(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		asked := make(chan struct{}, 100)
+		server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			asked <- struct{}{}
+			<-r.Context().Done()
+		}))
+		cmd, temporary, errOut := lsAway(t, server.URL, nil)
+		<-asked
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // the exit code says it
+		if code := cmd.ProcessState.ExitCode(); code != 1 {
+			t.Errorf("%v: exit code %d: %s", signal, code, errOut)
+		}
+		server.Close()
+		leavesNothing(t, temporary)
+	}
+}
+
+func TestAConfigurationIsNamedWhereItLies(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"default.local": "CVMFS_HTTP_PROXY=auto\n", "config.d/a.example.org.conf": "CVMFS_SERVER_URL=http://127.0.0.1:9/x\nCVMFS_PUBLIC_KEY=/x\n"} {
+		file := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for fqrn, file := range map[string]string{"a.example.org": "default.local:1", "b.example.org": "default.local:1", "b": "default.local"} {
+		var out, errOut bytes.Buffer
+		code := run(context.Background(), []string{"x", "repo", "ls", "--config-dir", dir, fqrn}, &out, &errOut)
+		if said := errOut.String(); code != 1 || !strings.Contains(said, filepath.Join(dir, file)) || strings.Contains(said, "/etc/cvmfs/default") {
+			t.Errorf("%s: exit code %d: %s", fqrn, code, said)
+		}
 	}
 }

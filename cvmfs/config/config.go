@@ -317,7 +317,12 @@ func (s *settings) complete(c *Config) error {
 		lacking = append(lacking, "CVMFS_HTTP_PROXY=DIRECT (or the site's proxies, as http://PROXY:3128)")
 	}
 	if len(c.PublicKeys) == 0 {
-		lacking = append(lacking, "CVMFS_PUBLIC_KEY="+path.Join(HostDir, "keys", s.domain()+".pub")+" (and the repository's master key as that file)")
+		// A setting names a file as the plugin sees it; the file itself may lie elsewhere.
+		key, file := path.Join("keys", s.domain()+".pub"), "that file"
+		if s.folder.Shown != HostDir {
+			file = path.Join(s.folder.Shown, key)
+		}
+		lacking = append(lacking, "CVMFS_PUBLIC_KEY="+path.Join(HostDir, key)+" (and the repository's master key as "+file+")")
 	}
 	if len(lacking) == 0 {
 		return nil

@@ -484,7 +484,7 @@ func TestUnconfiguredRepositoryNamesTheFileToWrite(t *testing.T) {
 
 func TestFolderMayBeCalledOtherwise(t *testing.T) {
 	_, err := Folder{Dir: t.TempDir(), Shown: "/srv/cvmfs"}.Load(fqrn)
-	if err == nil || !strings.Contains(err.Error(), "write /srv/cvmfs/config.d/") {
+	if err == nil || !strings.Contains(err.Error(), "write /srv/cvmfs/config.d/") || !strings.Contains(err.Error(), "master key as /srv/cvmfs/keys/") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -108,6 +108,9 @@ the host, or a repository, doesn\[u0027]t qualify for what was asked
 .TP
 \fB4\fR
 an install, upgrade or uninstall failed, and what it had changed of the host is undone
+.TP
+\fB141\fR
+the output was not read to its end
 `
 	if diff := cmp.Diff(want, docs(t, "man", "--date", "2026-01-31")); diff != "" {
 		t.Error(diff)

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime"
@@ -26,6 +27,8 @@ const (
 	Unfit  = 3 // the host, or a repository, doesn't qualify for what was asked
 
 	RolledBack = 4 // it failed, and what it had changed of the host is undone
+
+	Unread = 128 + int(syscall.SIGPIPE) // nobody read the output to its end; a shell says the same of a program that SIGPIPE ends
 )
 
 // exits says what the exit codes mean, in the manual pages of all programs.
@@ -38,14 +41,32 @@ var exits = []struct {
 	{Usage, "the program was called wrongly"},
 	{Unfit, "the host, or a repository, doesn't qualify for what was asked"},
 	{RolledBack, "an install, upgrade or uninstall failed, and what it had changed of the host is undone"},
+	{Unread, "the output was not read to its end"},
 }
 
-// Main runs a program as this process and ends it. SIGINT and SIGTERM end the context.
+// Main runs a program as this process and ends it. SIGINT, SIGTERM and SIGHUP end the context, unless whoever started it has them
+// ignored. A pipe that nobody reads any more is an error of what writes to it: no signal ends the program before it has cleaned up.
 func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) int) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args, os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	ctx, cancel := context.WithCancel(context.Background())
+	ends := make(chan os.Signal, 1)
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			signal.Notify(ends, s)
+		}
+	}
+	go func() {
+		<-ends
+		cancel()
+		signal.Stop(ends) // the next one ends the process
+	}()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not ignored, which programs that are started would inherit
+	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+}
+
+// unread tells the error of an output that nobody reads any more.
+func unread(err error) bool {
+	wrote, ok := errors.AsType[*fs.PathError](err)
+	return ok && wrote.Path == os.Stdout.Name() && errors.Is(wrote, syscall.EPIPE)
 }
 
 // Run runs an app without a process of its own, tells an error on its ErrWriter, and gives the exit code. An error's ExitCode counts;
@@ -59,8 +80,11 @@ func Run(ctx context.Context, app *cli.App, args []string, unfit ...error) int {
 	app.Commands = append(app.Commands, docsCommand())
 	prepare(app.Commands)
 	err := app.RunContext(ctx, args)
-	if err == nil {
+	switch {
+	case err == nil:
 		return Done
+	case unread(err):
+		return Unread
 	}
 	fmt.Fprintf(app.ErrWriter, "%s: %v\n", app.Name, err)
 	if IsUsage(err) {
