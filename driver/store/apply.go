@@ -290,11 +290,11 @@ func (s *Store) commit(a *arrival, temp string, thinRecord *layer) error {
 
 // replace is commit for a caller that holds the layer's lock.
 func (s *Store) replace(a *arrival, temp string, thinRecord *layer) error {
-	l, err := s.checkEmpty(a.id, a.parent)
-	if err != nil {
+	if err := s.checkArrival(a); err != nil {
 		return err
 	}
-	if err := s.checkArrival(a); err != nil {
+	l, err := s.checkEmpty(a.id, a.parent)
+	if err != nil {
 		return err
 	}
 	if thinRecord != nil {
