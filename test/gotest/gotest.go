@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -26,14 +28,16 @@ type Summary struct {
 // Skip is a test that didn't run, with what it said.
 type Skip struct{ Package, Test, Output string }
 
-// Show copies what matters of a stream of events to w: what failed and what was skipped with all they said, and go test's line for each
-// package.
+// Show copies what matters of a stream of events to w: what failed, was skipped or didn't come to an end, with all it said, and go test's
+// line for each package.
 func Show(w io.Writer, events io.Reader) (*Summary, error) {
 	s := &Summary{}
 	said := map[test]*strings.Builder{}
 	for in := json.NewDecoder(events); ; {
 		var e event
 		if err := in.Decode(&e); errors.Is(err, io.EOF) {
+			// go tool test2json says nothing of the end of a program that was killed.
+			s.unfinished(w, said, func(string) bool { return true })
 			return s, nil
 		} else if err != nil {
 			return s, fmt.Errorf("read go test's events: %w", err)
@@ -49,10 +53,22 @@ func Show(w io.Writer, events io.Reader) (*Summary, error) {
 			said[key].WriteString(e.Output)
 		case "skip", "fail", "pass":
 			if e.Test == "" {
+				s.unfinished(w, said, func(pkg string) bool { return pkg == e.Package })
 				fmt.Fprint(w, closing(said[key], e.Action))
 			} else {
 				s.count(w, e, said[key])
 			}
+			delete(said, key)
+		}
+	}
+}
+
+// unfinished shows the tests of packages that ended before they did, as with a panic or at the time limit: they failed.
+func (s *Summary) unfinished(w io.Writer, said map[test]*strings.Builder, ended func(pkg string) bool) {
+	for _, key := range slices.SortedFunc(maps.Keys(said), func(a, b test) int { return strings.Compare(a.Test, b.Test) }) {
+		if ended(key.Package) && key.Test != "" {
+			s.Failed++
+			fmt.Fprintf(w, "%s--- FAIL: %s (unfinished)\n", said[key], key.Test)
 			delete(said, key)
 		}
 	}

@@ -52,3 +52,30 @@ func TestShowSaysWhenTheStreamIsTorn(t *testing.T) {
 		t.Error("a torn stream was taken for a whole one")
 	}
 }
+
+func TestShowKeepsWhatATestSaidThatHasNotEnded(t *testing.T) {
+	events := `{"Action":"output","Package":"p","Test":"TestGood","Output":"noise\n"}
+{"Action":"pass","Package":"p","Test":"TestGood"}
+{"Action":"output","Package":"p","Test":"TestLate","Output":"panic: test timed out after 6m0s\n"}
+{"Action":"output","Package":"p","Test":"TestLate/sub","Output":"=== RUN   TestLate/sub\n"}
+{"Action":"output","Package":"q","Test":"TestOther","Output":"of another package\n"}
+{"Action":"output","Package":"p","Output":"FAIL\tp\t360.0s\n"}
+{"Action":"fail","Package":"p"}
+`
+	want := `panic: test timed out after 6m0s
+--- FAIL: TestLate (unfinished)
+=== RUN   TestLate/sub
+--- FAIL: TestLate/sub (unfinished)
+FAIL	p	360.0s
+of another package
+--- FAIL: TestOther (unfinished)
+`
+	var got strings.Builder
+	summary, err := Show(&got, strings.NewReader(events))
+	if err != nil || summary.Passed != 1 || summary.Failed != 3 {
+		t.Errorf("%+v, %v", summary, err)
+	}
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Error(diff)
+	}
+}

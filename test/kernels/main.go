@@ -53,7 +53,11 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := fetch(ctx, cache, list, suites[*suite]); err != nil || *fetchOnly {
+	err = fetch(ctx, cache, suites[*suite])
+	if *fetchOnly {
+		return errors.Join(err, fetchKernels(ctx, cache, list))
+	}
+	if err != nil {
 		return err
 	}
 	work, done, err := workFolder(*output)
@@ -114,17 +118,22 @@ func (r *runner) all(ctx context.Context, list []kernel) error {
 	return errors.Join(append(failures, table(r.out, rows))...)
 }
 
-// fetch brings what runs kernels into the cache folder.
-func fetch(ctx context.Context, cache string, list []kernel, programs []program) error {
+// fetch brings what every machine needs into the cache folder.
+func fetch(ctx context.Context, cache string, programs []program) error {
 	machines := []debian.Kind{debian.Docker}
 	if hasHost(programs) {
 		machines = append(machines, debian.Booted)
 	}
-	failures := []error{
+	return errors.Join(
 		vm.Fetch(ctx, cache, arch, os.Stderr),
 		debian.Fetch(ctx, cache, os.Stderr, machines...),
 		engine.FetchPrograms(ctx, cache, os.Stderr),
-	}
+	)
+}
+
+// fetchKernels brings kernels into the cache folder. One that can't be had doesn't keep the others away.
+func fetchKernels(ctx context.Context, cache string, list []kernel) error {
+	var failures []error
 	for _, k := range list {
 		failures = append(failures, k.fetch(ctx, cache, os.Stderr))
 	}

@@ -41,6 +41,9 @@ type runner struct {
 
 // run runs the suite on a kernel, unless it has passed with the same inputs.
 func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
+	if err := k.fetch(ctx, r.cache, os.Stderr); err != nil {
+		return nil, err
+	}
 	i, err := unpackedIn(filepath.Join(r.cache, k.folder()))
 	if err != nil {
 		return nil, err
