@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,30 +21,38 @@ type program struct {
 // labels is the test that loads a policy of SELinux, which stays until the machine ends.
 const labels = "TestFilesHaveTheLabelOfTheirContainer"
 
+// parts are the packages that have to do with the kernel.
+var parts = []program{
+	{folder: "internal/fusewire", limit: 5 * time.Minute},
+	{folder: "internal/overlayfs", limit: 5 * time.Minute},
+	{folder: "internal/erofs", limit: 10 * time.Minute},
+	{folder: "internal/hostfs", limit: 5 * time.Minute},
+	{folder: "installer/preflight", run: only("TestKernelIsTriedAndNothingIsLeft"), limit: 5 * time.Minute},
+	{folder: "cvmfs/objectfs", limit: 10 * time.Minute},
+	{folder: "driver/supervise", limit: 10 * time.Minute},
+	{folder: "driver/view", limit: 10 * time.Minute},
+	{folder: "driver/compose", limit: 10 * time.Minute},
+	{folder: "driver/store", limit: 10 * time.Minute},
+	{folder: "driver/plugin", limit: 10 * time.Minute},
+	{folder: "driver/conformance", limit: 10 * time.Minute},
+}
+
+// whole is the driver as a whole, alone and in an engine.
+var whole = []program{
+	{folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels), env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 25 * time.Minute},
+	{folder: "test/e2e", run: only(
+		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged", "TestAThinContainerListsAsItsOrdinaryTwin",
+		"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns", "TestAThinImageIsMadeOfItsDescriptor",
+		"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
+	), limit: 15 * time.Minute},
+	{folder: "cmd/cvmfs-graphdriver-plugin", with: "security=selinux", run: only(labels), limit: 5 * time.Minute},
+}
+
 // suites are what is run, by name.
 var suites = map[string][]program{
-	// Everything that has to do with the kernel.
-	"full": {
-		{folder: "internal/fusewire", limit: 5 * time.Minute},
-		{folder: "internal/overlayfs", limit: 5 * time.Minute},
-		{folder: "internal/erofs", limit: 10 * time.Minute},
-		{folder: "internal/hostfs", limit: 5 * time.Minute},
-		{folder: "installer/preflight", run: only("TestKernelIsTriedAndNothingIsLeft"), limit: 5 * time.Minute},
-		{folder: "cvmfs/objectfs", limit: 10 * time.Minute},
-		{folder: "driver/supervise", limit: 10 * time.Minute},
-		{folder: "driver/view", limit: 10 * time.Minute},
-		{folder: "driver/compose", limit: 10 * time.Minute},
-		{folder: "driver/store", limit: 10 * time.Minute},
-		{folder: "driver/plugin", limit: 10 * time.Minute},
-		{folder: "driver/conformance", limit: 10 * time.Minute},
-		{folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels), env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 25 * time.Minute},
-		{folder: "test/e2e", run: only(
-			"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged", "TestAThinContainerListsAsItsOrdinaryTwin",
-			"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns", "TestAThinImageIsMadeOfItsDescriptor",
-			"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
-		), limit: 15 * time.Minute},
-		{folder: "cmd/cvmfs-graphdriver-plugin", with: "security=selinux", run: only(labels), limit: 5 * time.Minute},
-	},
+	"full":  slices.Concat(parts, whole),
+	"parts": parts,
+	"whole": whole,
 	// What there is time for at each change: the driver as a whole, in the view that it chooses.
 	"ci": {
 		{folder: "internal/overlayfs", limit: 5 * time.Minute},
@@ -61,11 +70,9 @@ var suites = map[string][]program{
 	},
 	// A host from the installation of our package to its removal.
 	"host": {
-		{folder: "test/host", host: "first life", run: only("TestInstalledCrashedAndUpgraded"), limit: 15 * time.Minute},
+		{folder: "test/host", host: "first life", run: only("TestInstalledCrashedAndUpgraded"), limit: 20 * time.Minute},
 		{folder: "test/host", host: "second life", run: only("TestRebootedAndUninstalled"), limit: 10 * time.Minute},
 	},
-	// Whether the machine comes up.
-	"smoke": {{folder: "internal/hostfs", limit: time.Minute}},
 }
 
 // only is a pattern that fits these tests and no others.
