@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 
 	"github.com/moby/sys/user"
@@ -67,7 +66,7 @@ type arrival struct {
 // made are the empty layers whose Create this process has answered. What was sent to a former process for one may have been lost
 // in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if with nothing.
 type made struct {
-	mu  sync.Mutex
+	mu  mutex
 	ids map[string]bool
 }
 

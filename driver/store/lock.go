@@ -46,6 +46,7 @@ func (s *Store) rankLocks(watch lockWatcher) {
 	s.images.rank, s.images.name, s.images.watch = rankImages, "images", watch
 	for name, m := range map[string]*mutex{
 		"locks": &s.locks.mu, "settings": &s.mu, "records": &s.records.mutex, "idle": &s.idle.mu, "stranded": &s.stranded.mu, "quota": &s.quota.mu,
+		"made": &s.made.mu,
 	} {
 		m.rank, m.name, m.watch = rankLeaf, name, watch
 	}
