@@ -115,10 +115,45 @@ func (e *Engine) installPlugin(ctx context.Context, name, from string, rights ri
 }
 
 // upgradePlugin replaces a plugin that is not enabled by one from a registry; its id, its settings and its layers stay.
+//
+// The engine shows the former settings afterwards, and those of folders and devices have no effect: it uses what the new plugin's
+// configuration says (seen with 20.10 and 26.1). They are made again.
 func (e *Engine) upgradePlugin(ctx context.Context, name, from string, rights rightsFunc) error {
-	return e.fetchPlugin(ctx, "upgrade the plugin "+name+" from "+from, from, rights, func(o types.PluginInstallOptions) (io.ReadCloser, error) {
+	before, err := e.plugin(ctx, name)
+	if err != nil {
+		return err
+	}
+	err = e.fetchPlugin(ctx, "upgrade the plugin "+name+" from "+from, from, rights, func(o types.PluginInstallOptions) (io.ReadCloser, error) {
 		return e.api.PluginUpgrade(ctx, name, o)
 	})
+	if err != nil || before == nil {
+		return err
+	}
+	after, err := e.plugin(ctx, name)
+	if err != nil || after == nil {
+		return err
+	}
+	if lost := without(after, before); len(lost) > 0 {
+		return e.setPlugin(ctx, name, lost)
+	}
+	return nil
+}
+
+// without gives the settings of folders and devices of one plugin that another doesn't heed, as far as it has them.
+func without(p, other *types.Plugin) (lost []string) {
+	add := func(name string, has *string, settable []string) {
+		want, ok := setting(other, name)
+		if ok && has != nil && *has != want && len(settable) > 0 {
+			lost = append(lost, name+"="+want)
+		}
+	}
+	for _, m := range p.Config.Mounts {
+		add(m.Name, m.Source, m.Settable)
+	}
+	for _, d := range p.Config.Linux.Devices {
+		add(d.Name, d.Path, d.Settable)
+	}
+	return lost
 }
 
 // rightsFunc judges what a plugin wants of the host.

@@ -287,8 +287,9 @@ func (f *fakeEngine) set(w http.ResponseWriter, r *http.Request, p *types.Plugin
 		switch {
 		case at >= 0:
 			p.Settings.Env[at] = s
-		case mount >= 0:
+		case mount >= 0: // what counts is the configuration; without an upgrade both are one
 			p.Settings.Mounts[mount].Source = &value
+			p.Config.Mounts[mount].Source = &value
 		default:
 			refuse(w, http.StatusInternalServerError, fmt.Sprintf("setting %q not found in the plugin configuration", key))
 			return

@@ -322,8 +322,13 @@ func TestUninstallKeepsLayers(t *testing.T) {
 func TestUpgradeKeepsSettings(t *testing.T) {
 	f, p := begun(t, "upgrade")
 	id := f.plugins[DefaultName].ID
+	folder := "/srv/configuration"
+	f.plugins[DefaultName].Settings.Mounts[0].Source, f.plugins[DefaultName].Config.Mounts[0].Source = &folder, &folder
 	p.must(t, "upgrade")
 	got := f.plugins[DefaultName]
+	if used := *got.Config.Mounts[0].Source; used != folder {
+		t.Errorf("the engine uses %s for %s, which was set to %s", used, got.Config.Mounts[0].Name, folder)
+	}
 	if got.ID != id || !got.Enabled || !slices.Contains(got.Settings.Env, "DEBUG=1") || !strings.HasSuffix(got.Config.Description, "version 2") {
 		t.Errorf("the plugin is %+v", got)
 	}
