@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -364,5 +366,29 @@ func TestUnreadableObjectIsToldWithWhoReadsIt(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDamagedImageIsToldWithWhoReadsIt(t *testing.T) {
+	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p.init(rung{view: "fuse"}, object{})
+	dir := p.thinContainer("c1")
+	key := p.status().Store.Images[0].Key
+	f, err := os.OpenFile(p.root+rootDir+"/images/"+key+"/meta.erofs", os.O_WRONLY, 0)
+	must(t, err)
+	info, err := f.Stat()
+	must(t, err)
+	const superblock = 1024 + 128 // where it ends
+	_, err = f.WriteAt(bytes.Repeat([]byte{0xff}, int(info.Size())-superblock), superblock)
+	must(t, errors.Join(err, f.Close()))
+	err = filepath.WalkDir(dir, func(_ string, _ fs.DirEntry, err error) error { return err })
+	if !errors.Is(err, syscall.EIO) {
+		t.Errorf("a damaged image shows itself by %v", err)
+	}
+	lines := p.said.lines(`msg="composed image can't be read`)
+	for _, want := range []string{" image=" + key, " layers=c1", " err="} {
+		if len(lines) == 0 || !strings.Contains(lines[0], want) {
+			t.Errorf("%q: want %q", lines, want)
+		}
 	}
 }

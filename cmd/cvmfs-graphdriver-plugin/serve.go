@@ -99,6 +99,7 @@ func newServer(generation string, log *slog.Logger) (*server, error) {
 	s.view = view.New(view.Config{
 		Objects: objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Users: s.users, Log: log}), Index: s.index, Store: s.objects,
 		Dir: filepath.Join(rootDir, "store", "objects"), Layers: filepath.Join(rootDir, "layers"), Log: log,
+		Users: func(key string) []any { return []any{"layers", some(s.layers.Users(key))} },
 	})
 	s.layers, err = store.Open(store.Config{
 		Root: rootDir, Run: runDir, Generation: generation,

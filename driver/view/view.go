@@ -21,7 +21,7 @@ import (
 // Folder is the folder of the mount that holds the images.
 const Folder = "view"
 
-// Config says what to show. All but Layers, Ahead and Log is needed.
+// Config says what to show. All but Layers, Ahead, Log and Users is needed.
 type Config struct {
 	Objects *objectfs.FS   // answers for all other nodes of the mount, and fetches what is read
 	Index   *objects.Index // knows the objects of every image that is added
@@ -30,6 +30,8 @@ type Config struct {
 	Layers  string // ordinary layers: the redirect /graph/<id>/… is Layers/<id>/graph/<id>/…
 	Ahead   int    // how many objects to ask for ahead; 128
 	Log     *slog.Logger
+	// Users tells what an image is needed for, as attributes of a log line; nil if nobody can tell.
+	Users func(key string) []any
 }
 
 // FS is the tree of all images. It answers the requests of one mount.
@@ -164,7 +166,11 @@ func (f *FS) fault(i *image, nid uint64, err error) syscall.Errno {
 	defer i.mu.Unlock()
 	if now := time.Now(); now.Sub(i.said) >= quiet {
 		i.said = now
-		f.cfg.Log.Error("composed image can't be read: remove the image and pull it again", "image", i.key, "inode", nid, "err", err)
+		attrs := []any{"image", i.key, "inode", nid}
+		if f.cfg.Users != nil {
+			attrs = append(attrs, f.cfg.Users(i.key)...)
+		}
+		f.cfg.Log.Error("composed image can't be read: remove the image and pull it again", append(attrs, "err", err)...)
 	}
 	return syscall.EIO
 }
