@@ -58,6 +58,7 @@ func (n *nativeTransaction) Layer(ctx context.Context, path string, archive io.R
 	return Stats{
 		Entries: int64(s.Entries), Files: int64(s.Files), Bytes: s.Bytes,
 		ReusedFiles: int64(s.ReusedFiles), ReusedBytes: s.ReusedBytes, Stored: s.NewBytes,
+		LeftOut: int64(s.LeftOut), Notes: layer.Notes,
 	}, err
 }
 

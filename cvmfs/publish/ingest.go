@@ -1,17 +1,16 @@
 package publish
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strings"
 	"sync"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/internal/layertar"
 )
 
 // LayerOptions bound what an archive may make of itself. The zero value has the defaults.
@@ -26,6 +25,7 @@ type LayerOptions struct {
 type Layer struct {
 	Stats    Stats
 	Leftover Leftover
+	Notes    []string // the first of what entries say and no file can have, as engines leave it out
 }
 
 // Stats count what an archive brought.
@@ -38,6 +38,7 @@ type Stats struct {
 	ReusedFiles int   // files all of whose content was there
 	ReusedBytes int64 // plain bytes that were there
 	Catalogs    int
+	LeftOut     int // how much Notes could tell
 }
 
 // Leftover is what an archive says and catalogs have no place for. Paths are relative to the layer, as in "usr/bin/perl".
@@ -77,22 +78,25 @@ func (t *Transaction) Ingest(ctx context.Context, path string, archive io.Reader
 }
 
 func (o LayerOptions) complete() LayerOptions {
-	set(&o.MaxEntries, 4_000_000)
-	set(&o.MaxBytes, 4<<40)
+	set(&o.MaxEntries, layertar.MaxEntries)
+	set(&o.MaxBytes, layertar.MaxBytes)
 	set(&o.most, mostRows)
 	set(&o.least, leastRows)
 	return o
 }
 
 func (t *Transaction) ingest(ctx context.Context, path string, archive io.Reader, o LayerOptions) (*Layer, error) {
-	b := newBuilder(o)
+	b := newBuilder()
 	in := t.newIntake(ctx)
-	err := b.read(archive, in)
+	entries := layertar.NewReader(archive)
+	entries.MaxEntries, entries.MaxBytes = o.MaxEntries, o.MaxBytes
+	err := b.read(entries, in)
 	if err = in.wait(err); err != nil {
 		return nil, err
 	}
 	layer := &Layer{Stats: in.stats}
-	layer.Stats.Entries = b.entries
+	layer.Stats.Entries = entries.Entries()
+	layer.Notes, layer.Stats.LeftOut = entries.Notes()
 	root, err := b.finish(&layer.Leftover)
 	if err != nil {
 		return nil, err
@@ -126,23 +130,19 @@ func (t *Transaction) ingest(ctx context.Context, path string, archive io.Reader
 func freshMount() *mount { return &mount{loaded: true, dirty: true} }
 
 // read takes all entries into the tree and their content into the pipeline.
-func (b *builder) read(archive io.Reader, in *intake) error {
-	from := &archiveReader{from: archive}
-	entries := tar.NewReader(from)
+func (b *builder) read(entries *layertar.Reader, in *intake) error {
 	for {
-		h, err := entries.Next()
+		e, err := entries.Next()
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err == nil {
 			err = in.ctx.Err()
-		} else {
-			err = readError(err)
 		}
 		if err != nil {
 			return err
 		}
-		f, err := b.add(h)
+		f, err := b.add(e)
 		if err == nil && f != nil {
 			err = in.content(f, entries)
 		}
@@ -150,19 +150,12 @@ func (b *builder) read(archive io.Reader, in *intake) error {
 			return err
 		}
 	}
-	if !from.marked() {
-		return fmt.Errorf("%w: truncated: it has no end marker", ErrArchive)
-	}
-	if _, err := io.Copy(io.Discard, archive); err != nil {
-		return fmt.Errorf("read archive of the layer: %w", err)
-	}
-	return nil
 }
 
 // finish settles the tree: the layer's own folder, hard links, and what is left over.
 func (b *builder) finish(l *Leftover) (*node, error) {
 	at := stamp{}
-	if b.entries > 0 && b.newest.seconds != math.MinInt64 {
+	if b.seen {
 		at = b.newest
 	}
 	l.Root = b.own
@@ -332,17 +325,17 @@ func (in *intake) piece(w *whole, from io.Reader) error {
 	b.bytes = b.room[:w.Size]
 	if _, err := io.ReadFull(from, b.bytes); err != nil {
 		in.t.pipeline.release(b)
-		return readError(noEOF(err))
+		return truncated(err)
 	}
 	return in.send(w, b, -1)
 }
 
-// noEOF makes an end where there must be none an error that says so.
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
+// truncated says that content ended before its size.
+func truncated(err error) error {
+	if errors.Is(err, ErrArchive) || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
 	}
-	return err
+	return layertar.ErrTruncated
 }
 
 // readPiece is how much of a large file is read before cuts are looked for.
@@ -372,7 +365,7 @@ func (in *intake) chunks(w *whole, from io.Reader, cutter *chunker) error {
 			n := int(min(readPiece, int64(most-filled), w.Size-read))
 			if _, err := io.ReadFull(from, b.room[filled:filled+n]); err != nil {
 				in.t.pipeline.release(b)
-				return readError(noEOF(err))
+				return truncated(err)
 			}
 			read += int64(n)
 			filled += n

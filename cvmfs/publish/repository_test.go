@@ -230,6 +230,9 @@ func expect(items []item) map[string]seen {
 			Mode: uint32(i.Mode), UID: uint32(i.Uid), GID: uint32(i.Gid), Mtime: i.ModTime.Unix(),
 			MtimeN: int32(i.ModTime.Nanosecond()), Target: i.Linkname, Nlink: 1,
 		}
+		if s.Mtime < 0 { // no engine sets it
+			s.Mtime, s.MtimeN = 0, 0
+		}
 		switch i.Typeflag {
 		case tar.TypeReg:
 			s.Mode |= 0o100000

@@ -56,6 +56,7 @@ func ends() []Case {
 		{Name: "end/no bytes", Archive: nil, Tree: []string{}},
 		{Name: "end/marker alone", Archive: Marker(), Tree: []string{}},
 		{Name: "end/bytes behind", Archive: append(Tar(file("a", "content")), strings.Repeat("garbage", 50_000)...), Tree: tree},
+		{Name: "end/extended header of nothing", Archive: Bare(with(file("a", ""), "user.a", "1"))[:2*block], Tree: []string{}},
 		{Name: "end/within content", Archive: a[:block+6]},
 		{Name: "end/within a header", Archive: a[:block-1]},
 		{Name: "end/within the marker", Archive: append(Bare(file("a", "content")), make([]byte, block+1)...)},
