@@ -453,9 +453,9 @@ func TestFailuresPublishNothing(t *testing.T) {
 			whole := testutil.Tar(t, file("a", strings.Repeat("x", 4000)))
 			return imageOf(t, false, good, layerOf(t, whole[:2000], types.DockerLayer))
 		}, text: "EOF"},
-		"it leads outside": {image: func(t *testing.T) v1.Image {
-			return imageOf(t, false, good, layerOf(t, testutil.Tar(t, file("../up", "x")), types.DockerLayer))
-		}, text: "../up"},
+		"no engine unpacks it": {image: func(t *testing.T) v1.Image {
+			return imageOf(t, false, good, layerOf(t, testutil.Tar(t, file("up", "x"), file("up/x", "x")), types.DockerLayer))
+		}, text: "up/x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			repo, _ := newRepository(t)

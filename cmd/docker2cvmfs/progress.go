@@ -218,6 +218,9 @@ func (p *progress) summary(s *convert.Summary) error {
 		_, err = fmt.Fprintf(p.results, "  content: %d files, %s; %d files, %s were known; %s stored\n", s.Stats.Files, size(s.Stats.Bytes),
 			s.Stats.ReusedFiles, size(s.Stats.ReusedBytes), size(s.Stats.Stored))
 	}
+	if err == nil && s.Stats.LeftOut > 0 {
+		_, err = fmt.Fprintf(p.results, "  left out, as where engines unpack: %d, as in %s\n", s.Stats.LeftOut, strings.Join(s.Stats.Notes, "; "))
+	}
 	if err == nil && s.Thin != "" {
 		_, err = fmt.Fprintf(p.results, "  thin:    %s@%s\n", s.Thin, s.ThinDigest)
 	}

@@ -20,6 +20,7 @@
 //	the archive's end
 //	  no end marker, half of one, last file unpadded,   taken: digests tell whether an archive is whole, not its form (readers of
 //	  no bytes at all                                   all kinds)
+//	  an extended header of no entry                    ignored (engines)
 //	  ends within a header or a file                    refused (engines: unexpected EOF)
 //	  bytes behind the end marker                       read and ignored (engines)
 //	names
