@@ -14,6 +14,7 @@ import (
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/convert/target"
 	"cvmfs-graphdriver/convert/thinimage"
+	"cvmfs-graphdriver/internal/registry"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -37,7 +38,16 @@ type Converter struct {
 	Force    bool           // convert what is unchanged too
 	Progress func(Event)    // nil: none; called by one goroutine at a time
 
-	progress sync.Mutex
+	progress    sync.Mutex
+	connections registry.Connections // for all images
+}
+
+// connected are options whose connections are kept from one image to the next.
+func (c *Converter) connected(o source.Options) source.Options {
+	if o.Connections == nil {
+		o.Connections = &c.connections
+	}
+	return o
 }
 
 // Convert converts an image. On an error nothing of it is published, but for a thin image that couldn't be written: then the layers
@@ -63,7 +73,7 @@ func (c *Converter) Convert(ctx context.Context, job Job) (*Summary, error) {
 }
 
 func (c *Converter) convert(ctx context.Context, job Job) (_ *Summary, err error) {
-	image, err := source.Open(ctx, job.Input, c.Input)
+	image, err := source.Open(ctx, job.Input, c.connected(c.Input))
 	if err != nil {
 		return nil, err
 	}
@@ -191,6 +201,11 @@ func (c *Converter) publish(ctx context.Context, tx target.Transaction, p *plan)
 	if unchanged {
 		return nil
 	}
+	if p.job.Output != nil { // before anything is read: what can't be written is wanted by nobody
+		if err := thinimage.CheckWrite(ctx, *p.job.Output, c.connected(c.Output)); err != nil {
+			return err
+		}
+	}
 	if err := c.addLayers(ctx, tx, p, missing); err != nil {
 		return err
 	}
@@ -203,7 +218,7 @@ func (c *Converter) publish(ctx context.Context, tx target.Transaction, p *plan)
 
 // written tells whether the thin image is where it should be. It isn't looked for outside of registries: there it is written again.
 func (c *Converter) written(ctx context.Context, p *plan) bool {
-	return p.job.Output == nil || p.thin.Published(ctx, *p.job.Output, c.Output)
+	return p.job.Output == nil || p.thin.Published(ctx, *p.job.Output, c.connected(c.Output))
 }
 
 // missing gives the layers that the target doesn't have.
@@ -316,7 +331,7 @@ func (c *Converter) write(ctx context.Context, p *plan) error {
 	if p.job.Output == nil {
 		return nil
 	}
-	if err := p.thin.Write(ctx, *p.job.Output, c.Output); err != nil {
+	if err := p.thin.Write(ctx, *p.job.Output, c.connected(c.Output)); err != nil {
 		return err
 	}
 	c.emit(Event{Action: ImageWritten, Image: p.state.Image, Digest: p.state.Thin})

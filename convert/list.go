@@ -61,7 +61,7 @@ func (c *Converter) expand(ctx context.Context, w wish.Wish) ([]wish.Wish, error
 	if !w.Pattern() {
 		return []wish.Wish{w}, nil
 	}
-	o := c.Input
+	o := c.connected(c.Input)
 	o.PlainHTTP = o.PlainHTTP || w.Scheme == "http"
 	tags, err := source.Tags(ctx, w.Registry+"/"+w.Repository, o)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"cvmfs-graphdriver/internal/registry"
 )
 
 const (
@@ -92,7 +94,7 @@ func (b *blobReader) again(cause error) error {
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
 	}
-	if errors.Is(cause, ErrCredentials) || errors.Is(cause, ErrNoImage) || b.failed >= b.in.attempts() {
+	if errors.Is(cause, ErrCredentials) || errors.Is(cause, ErrNoImage) || errors.Is(cause, registry.ErrBusy) || b.failed >= b.in.attempts() {
 		return cause
 	}
 	pause := time.NewTimer(retryPause << b.failed)
@@ -109,6 +111,9 @@ func (b *blobReader) again(cause error) error {
 func (b *blobReader) Close() error {
 	if b.r == nil {
 		return nil
+	}
+	if left := b.d.Size - b.offset; left <= bufferSize { // read to its end, a connection serves what comes next
+		io.CopyN(io.Discard, b.r, left+1) // best effort
 	}
 	err := b.r.Close()
 	b.r = nil

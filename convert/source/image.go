@@ -42,6 +42,8 @@ type Options struct {
 	PlainHTTP bool           // registries may be asked without TLS
 	Insecure  bool           // certificates of registries aren't checked
 	UserAgent string
+
+	Connections *registry.Connections // to registries, to be used; nil: new ones for each use
 }
 
 // Image is an image of a source. Close it after use.

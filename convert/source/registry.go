@@ -42,11 +42,16 @@ func retrying(base http.RoundTripper) http.RoundTripper {
 
 // access is how registries are reached with these options.
 func (o Options) access() registry.Options {
-	return registry.Options{Keychain: o.Keychain, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, UserAgent: o.UserAgent}
+	return registry.Options{Keychain: o.Keychain, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, UserAgent: o.UserAgent, Connections: o.Connections}
 }
 
-// RemoteOptions are what the registry library needs for these options.
-func (o Options) RemoteOptions(ctx context.Context) []remote.Option { return o.access().Remote(ctx) }
+// Access is how the registry of a reference is reached with these options, and the reference as the registry library has it.
+func (o Options) Access(ref Reference) (registry.Options, name.Reference, error) {
+	o.PlainHTTP = o.PlainHTTP || ref.PlainOK
+	ref.PlainOK = o.PlainHTTP
+	parsed, err := ref.Parsed()
+	return o.access(), parsed, err
+}
 
 // endpoint is a repository of a registry.
 type endpoint struct {
@@ -268,7 +273,7 @@ func Tags(ctx context.Context, repository string, o Options) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	tags, err := remote.List(r, o.RemoteOptions(ctx)...)
+	tags, err := remote.List(r, o.access().Remote(ctx)...)
 	if err != nil {
 		return nil, fmt.Errorf("list tags of %s: %w", r, registry.Explain(r.Tag("*"), err))
 	}

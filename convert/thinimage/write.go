@@ -47,10 +47,59 @@ func (t *Image) write(ctx context.Context, to source.Reference, o source.Options
 	}
 }
 
+// CheckWrite finds out whether an image can be put where the reference says, as far as that can be told beforehand.
+func CheckWrite(ctx context.Context, to source.Reference, o source.Options) error {
+	if err := checkWrite(ctx, to, o); err != nil {
+		return fmt.Errorf("thin images can't be written to %s: %w", to, err)
+	}
+	return nil
+}
+
+func checkWrite(ctx context.Context, to source.Reference, o source.Options) error {
+	switch to.Kind {
+	case source.Daemon:
+		daemon, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
+		if err != nil {
+			return err
+		}
+		defer daemon.Close()
+		_, err = daemon.Ping(ctx)
+		return unanswered(err)
+	case source.Archive:
+		return checkFolder(filepath.Dir(to.Path))
+	case source.Layout:
+		if _, err := os.Stat(to.Path); errors.Is(err, os.ErrNotExist) {
+			return nil // it is made, with all above
+		}
+		return checkFolder(to.Path)
+	default:
+		access, ref, err := o.Access(to)
+		if err != nil {
+			return err
+		}
+		return access.CheckPush(ctx, ref)
+	}
+}
+
+// checkFolder makes sure that a file can be written in a folder.
+func checkFolder(dir string) error {
+	f, err := os.CreateTemp(dir, ".thin-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
+// unanswered says what to do where no daemon is.
+func unanswered(err error) error {
+	if client.IsErrConnectionFailed(err) {
+		return fmt.Errorf("no Docker daemon answers (DOCKER_HOST names another): %w", err)
+	}
+	return err
+}
+
 func (t *Image) push(ctx context.Context, to source.Reference, o source.Options) error {
-	o.PlainHTTP = o.PlainHTTP || to.PlainOK
-	to.PlainOK = o.PlainHTTP
-	ref, err := to.Parsed()
+	access, ref, err := o.Access(to)
 	if err != nil {
 		return err
 	}
@@ -58,7 +107,7 @@ func (t *Image) push(ctx context.Context, to source.Reference, o source.Options)
 	if err != nil {
 		return err
 	}
-	return registry.Explain(ref, remote.Write(ref, image, o.RemoteOptions(ctx)...))
+	return registry.Explain(ref, remote.Write(ref, image, access.Remote(ctx)...))
 }
 
 // Published tells whether a registry has exactly this image at the reference. Elsewhere it isn't known: false.
@@ -66,13 +115,11 @@ func (t *Image) Published(ctx context.Context, at source.Reference, o source.Opt
 	if at.Kind != source.Registry {
 		return false
 	}
-	o.PlainHTTP = o.PlainHTTP || at.PlainOK
-	at.PlainOK = o.PlainHTTP
-	ref, err := at.Parsed()
+	access, ref, err := o.Access(at)
 	if err != nil {
 		return false
 	}
-	d, err := remote.Head(ref, o.RemoteOptions(ctx)...)
+	d, err := remote.Head(ref, access.Remote(ctx)...)
 	return err == nil && d.Digest == t.Digest
 }
 
@@ -87,11 +134,8 @@ func (t *Image) load(ctx context.Context, name string) error {
 		return err
 	}
 	answer, err := daemon.ImageLoad(ctx, &archive)
-	if client.IsErrConnectionFailed(err) {
-		return fmt.Errorf("no Docker daemon answers (DOCKER_HOST names another): %w", err)
-	}
 	if err != nil {
-		return err
+		return unanswered(err)
 	}
 	defer answer.Body.Close()
 	return loadError(answer.Body)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -26,6 +27,7 @@ var (
 	ErrNoImage     = errors.New("no such image")
 	ErrNoTag       = errors.New("no such tag")
 	ErrCredentials = errors.New("access denied")
+	ErrBusy        = errors.New("it takes no more requests for now")
 )
 
 const (
@@ -40,6 +42,43 @@ type Options struct {
 	PlainHTTP bool           // registries may be asked without TLS
 	Insecure  bool           // certificates of registries aren't checked
 	UserAgent string
+
+	Connections *Connections // to be used; nil: new ones
+}
+
+// Connections keeps connections open from one use of a registry to the next. The zero value has none yet. It is safe for concurrent
+// use; what was sent over one, credentials too, doesn't matter for the next.
+type Connections struct {
+	mu                sync.Mutex
+	checked, insecure *http.Transport
+}
+
+// transport gives that for connections whose certificates are checked, or aren't.
+func (c *Connections) transport(insecure bool) *http.Transport {
+	if c == nil {
+		return newTransport(insecure)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := &c.checked
+	if insecure {
+		kept = &c.insecure
+	}
+	if *kept == nil {
+		*kept = newTransport(insecure)
+	}
+	return *kept
+}
+
+func newTransport(insecure bool) *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext
+	t.ResponseHeaderTimeout = headerTimeout
+	t.MaxIdleConnsPerHost = 16
+	if insecure {
+		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // the user asked for it
+	}
+	return t
 }
 
 // Credentials are those of the options.
@@ -52,14 +91,7 @@ func (o Options) Credentials() authn.Keychain {
 
 // Transport is how registries are reached with these options. Every wait has a bound.
 func (o Options) Transport() http.RoundTripper {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext
-	t.ResponseHeaderTimeout = headerTimeout
-	t.MaxIdleConnsPerHost = 16
-	if o.Insecure {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // the user asked for it
-	}
-	return tlsOnly{bounded{t, idleTimeout}, o.PlainHTTP}
+	return tlsOnly{patient{bounded{o.Connections.transport(o.Insecure), idleTimeout}, patience}, o.PlainHTTP}
 }
 
 // Remote are the options that the registry library needs for these.
@@ -190,10 +222,13 @@ func Explain(ref name.Reference, err error) error {
 		return fmt.Errorf("%w: registry %s has no %s: check the name: %w", ErrNoImage, host, ref.Context().RepositoryStr(), err)
 	case has(transport.ManifestUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && refusal.Request != nil && strings.Contains(refusal.Request.URL.Path, "/manifests/"):
 		return fmt.Errorf("%w: %s in registry %s has no %s: check the tag: %w", ErrNoTag, ref.Context().RepositoryStr(), host, ref.Identifier(), err)
+	case refusal.StatusCode == http.StatusNotFound && refusal.Request != nil && refusal.Request.Method == http.MethodPost:
+		return fmt.Errorf("%w: the repository %s is missing in registry %s, which makes none by itself: make it first: %w",
+			ErrNoImage, ref.Context().RepositoryStr(), host, err)
 	case refusal.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%w: a part of it is missing in registry %s: %w", ErrNoImage, host, err)
 	case refusal.StatusCode == http.StatusTooManyRequests:
-		return fmt.Errorf("registry %s takes no more requests for now: log in, or try later: %w", host, err)
+		return fmt.Errorf("registry %s: %w: log in, or try later: %w", host, ErrBusy, err)
 	default:
 		return fmt.Errorf("registry %s: %w", host, err)
 	}
