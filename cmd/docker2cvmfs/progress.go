@@ -86,7 +86,7 @@ func line(e convert.Event) string {
 	case convert.ImageUnchanged:
 		return e.Image + ": unchanged"
 	case convert.ImageFailed:
-		return fmt.Sprintf("%s: failed: %v", e.Image, e.Err)
+		return e.Image + ": failed" // why is told at the end, once
 	}
 	return ""
 }

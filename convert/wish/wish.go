@@ -19,7 +19,6 @@
 package wish
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +26,6 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"go.yaml.in/yaml/v3"
 
 	"cvmfs-graphdriver/cvmfs/config"
 )
@@ -75,50 +73,42 @@ func read(r io.Reader) (*List, error) {
 	if len(b) > maxList {
 		return nil, fmt.Errorf("more than %d bytes", maxList)
 	}
-	var raw struct {
-		Version int      `yaml:"version"`
-		User    string   `yaml:"user"`
-		Repo    string   `yaml:"cvmfs_repo"`
-		Format  string   `yaml:"output_format"`
-		Input   []string `yaml:"input"`
-	}
-	in := yaml.NewDecoder(bytes.NewReader(b))
-	in.KnownFields(true)
-	if err := in.Decode(&raw); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("it is empty")
-		}
+	raw, err := readFields(b)
+	if err != nil {
 		return nil, err
 	}
 	switch {
-	case raw.Version != 1:
-		return nil, fmt.Errorf("version %d: this program reads version 1", raw.Version)
-	case len(raw.Input) == 0:
+	case raw.version != 1:
+		return nil, fmt.Errorf("version %d: this program reads version 1", raw.version)
+	case len(raw.input) == 0:
 		return nil, errors.New("input: no images")
-	case len(raw.Input) > maxWishes:
-		return nil, fmt.Errorf("input: %d images, the limit is %d", len(raw.Input), maxWishes)
+	case len(raw.input) > maxWishes:
+		return nil, fmt.Errorf("input: %d images, the limit is %d", len(raw.input), maxWishes)
 	}
-	if err := config.CheckFQRN(raw.Repo); err != nil {
+	if err := config.CheckFQRN(raw.repo); err != nil {
 		return nil, fmt.Errorf("cvmfs_repo: %w", err)
 	}
-	l := &List{User: raw.User, Repository: raw.Repo, Format: raw.Format}
+	l := &List{User: raw.user, Repository: raw.repo, Format: raw.format}
 	if l.Format == "" {
 		l.Format = DefaultFormat
 	}
-	return l, l.addWishes(raw.Input)
+	return l, l.addWishes(raw.input)
 }
 
-// addWishes reads all wishes, so that one run tells of all that are wrong. The same wish twice is one.
+// addWishes reads all wishes, so that one run tells of all that are wrong, of each fault once. The same wish twice is one.
 func (l *List) addWishes(texts []string) error {
 	var wrong []error
-	seen := map[string]bool{}
+	seen, told := map[string]bool{}, map[string]bool{}
 	for _, text := range texts {
 		w, err := Parse(text)
 		if err == nil && !w.Pattern() {
 			_, err = w.Output(l.Format)
 		}
 		if err != nil {
-			wrong = append(wrong, err)
+			if !told[err.Error()] { // what is wrong with output_format is so for each wish
+				told[err.Error()] = true
+				wrong = append(wrong, err)
+			}
 			continue
 		}
 		if !seen[w.String()] {

@@ -66,6 +66,51 @@ func TestBadWishListsAreRefused(t *testing.T) {
 	}
 }
 
+// TestFaultsOfAListAreToldInItsOwnWords: not in those of this program or of a library, and each once.
+func TestFaultsOfAListAreToldInItsOwnWords(t *testing.T) {
+	head := "version: 1\ncvmfs_repo: layers.example.org\n"
+	all := "the keys are version, user, cvmfs_repo, output_format, input"
+	for name, c := range map[string]struct {
+		text string
+		want []string
+	}{
+		"a key":             {head + "platforms: [linux/arm64]\ninput: [a.b/c:1]\n", []string{"line 3: unknown key \"platforms\": " + all}},
+		"two keys":          {head + "inputs: [a]\nInput: [a.b/c:1]\n", []string{"line 3: unknown key \"inputs\"", "line 4: unknown key \"Input\"", all}},
+		"kinds of values":   {"version: x\nuser: [a]\ncvmfs_repo: {a: b}\noutput_format: [1]\ninput: a.b/c:1\n", []string{"line 1: version: want a number", "line 2: user: want a text", "line 3: cvmfs_repo: want a text", "line 4: output_format: want a text", "line 5: input: want a list of texts"}},
+		"a wish of a kind":  {head + "input: [{a: b}]\n", []string{"line 3: input: want a list of texts"}},
+		"no keys":           {"- a\n- b\n", []string{"want version, user"}},
+		"one text":          {"a", []string{"want version, user"}},
+		"twice":             {head + "user: a\nuser: b\n", []string{"user", "already defined"}},
+		"no YAML":           {head + "input: [\n", []string{"line"}},
+		"two lists":         {head + "input: [a.b/c:1]\n---\n" + head + "input: [a.b/d:1]\n", []string{"more than one document"}},
+		"a format, wrong":   {head + "output_format: $(foo)\ninput: [a.b/c:1, a.b/d:1, a.b/e:1]\n", []string{"unknown variable \"$(foo)\""}},
+		"a key of a kind":   {head + "? [a]\n: b\n", []string{"key must be a text"}},
+		"nothing but notes": {"# empty\n", []string{"empty"}},
+	} {
+		_, err := Read(strings.NewReader(c.text))
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) || strings.Count(err.Error(), want) > 1 && want != all {
+				t.Errorf("%s: %v, want %q once", name, err, want)
+			}
+		}
+		if strings.Contains(err.Error(), "struct") || strings.Contains(err.Error(), "[]string") || strings.Contains(err.Error(), "unmarshal") {
+			t.Errorf("%s: in the program's words: %v", name, err)
+		}
+	}
+	l, err := Read(strings.NewReader("x: &x a.b/c:1\n" + head + "input: [a.b/c:1]\n"))
+	if err == nil {
+		t.Errorf("an anchor's key: %+v", l)
+	}
+	l, err = Read(strings.NewReader(head + "user:\noutput_format: ~\ninput: [&i a.b/c:1, *i]\n"))
+	if err != nil || len(l.Wishes) != 1 || l.Format != DefaultFormat {
+		t.Errorf("nulls and aliases: %+v, %v", l, err)
+	}
+}
+
 func TestPatternsFitWholeTags(t *testing.T) {
 	for _, c := range []struct {
 		pattern, tag string
