@@ -190,6 +190,7 @@ func TestListOfAnotherRepositoryIsRefused(t *testing.T) {
 func TestRegistryFaultsAreToldApart(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	r.Push(t, "a:1", small(t, "a"), nil)
+	unknown := testutil.Fault{Path: "/manifests/", Status: 404, Body: `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`}
 	for name, c := range map[string]struct {
 		image string
 		o     source.Options
@@ -197,11 +198,15 @@ func TestRegistryFaultsAreToldApart(t *testing.T) {
 		want  error
 		text  string
 	}{
-		"no such image":    {image: "none:1", want: source.ErrNoImage, text: "check the name"},
-		"no such tag":      {image: "a:2", want: source.ErrNoTag, text: "check the tag"},
-		"access denied":    {image: "a:1", fault: testutil.Fault{Path: "/manifests/", Status: 403}, want: source.ErrCredentials, text: "docker login"},
-		"platform in vain": {image: "a:1", o: source.Options{Platform: "linux"}, text: "OS/ARCHITECTURE"},
-		"damaged manifest": {image: "a@sha256:" + strings.Repeat("0", 64), want: source.ErrNoTag, text: "check the tag"},
+		"no such image":                  {image: "none:1", want: source.ErrNoImage, text: "check the name"},
+		"no such tag":                    {image: "a:2", want: source.ErrNoTag, text: "check the tag"},
+		"no repository, told as no tag":  {image: "none:1", fault: unknown, want: source.ErrNoImage, text: "has no none"},
+		"no repository, told as nothing": {image: "none:1", fault: testutil.Fault{Path: "/manifests/", Status: 404}, want: source.ErrNoImage, text: "has no none"},
+		"no tag, told as nothing":        {image: "a:2", fault: testutil.Fault{Path: "/manifests/", Status: 404}, want: source.ErrNoTag, text: "check the tag"},
+		"no tag, and no list of tags":    {image: "a:2", fault: testutil.Fault{Path: "/a/", Status: 404, Times: 1}, want: source.ErrNoTag, text: "check the tag"},
+		"access denied":                  {image: "a:1", fault: testutil.Fault{Path: "/manifests/", Status: 403}, want: source.ErrCredentials, text: "docker login"},
+		"platform in vain":               {image: "a:1", o: source.Options{Platform: "linux"}, text: "OS/ARCHITECTURE"},
+		"damaged manifest":               {image: "a@sha256:" + strings.Repeat("0", 64), want: source.ErrNoTag, text: "check the tag"},
 	} {
 		r.Set(c.fault)
 		_, err := source.Open(t.Context(), ref(t, "http://"+r.Host+"/"+c.image), c.o)

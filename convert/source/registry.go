@@ -137,15 +137,32 @@ func (g *hosts) find(ctx context.Context, e *endpoint) (v1.Descriptor, error) {
 		}
 		d := v1.Descriptor{Digest: h}
 		g.named, err = e.manifest(ctx, d)
-		return d, err
+		return d, e.missing(ctx, err)
 	}
 	raw, media, err := e.fetch(ctx, e.ref.Identifier())
 	if err != nil {
-		return v1.Descriptor{}, err
+		return v1.Descriptor{}, e.missing(ctx, err)
 	}
 	h, n, err := v1.SHA256(bytes.NewReader(raw))
 	g.named = raw
 	return v1.Descriptor{Digest: h, Size: n, MediaType: media}, err
+}
+
+// missing tells a tag that isn't there from a repository that isn't: many registries answer both in the same way, but not where they
+// are asked for the tags there are.
+func (e *endpoint) missing(ctx context.Context, err error) error {
+	if !errors.Is(err, ErrNoTag) {
+		return err
+	}
+	repository := e.ref.Context()
+	answer, tagsErr := e.get(ctx, "/tags/list", nil, http.StatusOK)
+	if tagsErr == nil {
+		return errors.Join(err, answer.Body.Close())
+	}
+	if tagsErr = registry.Explain(e.ref, tagsErr); errors.Is(tagsErr, ErrNoImage) {
+		return tagsErr
+	}
+	return fmt.Errorf("%w; or there is no repository %s: the registry doesn't tell", err, repository.RepositoryStr())
 }
 
 // connect finds out how a registry wants to be spoken to.

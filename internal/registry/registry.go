@@ -209,7 +209,11 @@ func Explain(ref name.Reference, err error) error {
 	host := ref.Context().RegistryStr()
 	err = Said(err)
 	var refusal *transport.Error
-	if !errors.As(err, &refusal) {
+	switch {
+	case errors.As(err, &refusal):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, new(tls.RecordHeaderError)):
+		return fmt.Errorf("registry %s speaks plain HTTP, not TLS: allow it with --plain-http or write http://: %w", host, err)
+	default:
 		return fmt.Errorf("registry %s: %w", host, err)
 	}
 	has := func(code transport.ErrorCode) bool {
@@ -218,9 +222,9 @@ func Explain(ref name.Reference, err error) error {
 	switch {
 	case refusal.StatusCode == http.StatusUnauthorized, refusal.StatusCode == http.StatusForbidden:
 		return fmt.Errorf("%w by registry %s: check the name, or log in with: docker login %s: %w", ErrCredentials, host, host, err)
-	case has(transport.NameUnknownErrorCode):
+	case has(transport.NameUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && asked(refusal, "/tags/list"):
 		return fmt.Errorf("%w: registry %s has no %s: check the name: %w", ErrNoImage, host, ref.Context().RepositoryStr(), err)
-	case has(transport.ManifestUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && refusal.Request != nil && strings.Contains(refusal.Request.URL.Path, "/manifests/"):
+	case has(transport.ManifestUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && asked(refusal, "/manifests/"):
 		return fmt.Errorf("%w: %s in registry %s has no %s: check the tag: %w", ErrNoTag, ref.Context().RepositoryStr(), host, ref.Identifier(), err)
 	case refusal.StatusCode == http.StatusNotFound && refusal.Request != nil && refusal.Request.Method == http.MethodPost:
 		return fmt.Errorf("%w: the repository %s is missing in registry %s, which makes none by itself: make it first: %w",
@@ -232,6 +236,11 @@ func Explain(ref name.Reference, err error) error {
 	default:
 		return fmt.Errorf("registry %s: %w", host, err)
 	}
+}
+
+// asked tells whether what was refused is such a part of a registry.
+func asked(refusal *transport.Error, part string) bool {
+	return refusal.Request != nil && strings.Contains(refusal.Request.URL.Path, part)
 }
 
 // said is an error that repeats what a server said: its text is cut, and control characters don't reach the terminal.

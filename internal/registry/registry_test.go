@@ -130,6 +130,27 @@ func TestARequestEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestARegistryWithoutTLSIsToldAsSuch(t *testing.T) {
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	ref, err := name.ParseReference("registry.example.org:5000/a/b:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := "https://" + s.Listener.Addr().String()
+	_, asked := (&http.Client{Transport: Options{}.Transport()}).Get(at)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, sent := Options{}.Transport().RoundTrip(r)
+	for _, err := range []error{asked, sent} {
+		if err == nil || !strings.Contains(Explain(ref, err).Error(), "--plain-http") {
+			t.Errorf("%v", Explain(ref, err))
+		}
+	}
+}
+
 func TestRefusalsAreExplained(t *testing.T) {
 	ref, err := name.ParseReference("registry.example.org/a/b:1")
 	if err != nil {
@@ -139,6 +160,7 @@ func TestRefusalsAreExplained(t *testing.T) {
 		t.Errorf("nothing is explained as %v", err)
 	}
 	manifest := httptest.NewRequest(http.MethodGet, "https://registry.example.org/v2/a/b/manifests/1", nil)
+	tags := httptest.NewRequest(http.MethodGet, "https://registry.example.org/v2/a/b/tags/list", nil)
 	for _, c := range []struct {
 		refusal transport.Error
 		is      error
@@ -150,6 +172,7 @@ func TestRefusalsAreExplained(t *testing.T) {
 		{transport.Error{StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.ManifestUnknownErrorCode}}}, ErrNoTag, "has no 1"},
 		{transport.Error{StatusCode: 404, Request: manifest}, ErrNoTag, "has no 1"},
 		{transport.Error{StatusCode: 404}, ErrNoImage, "a part of it is missing"},
+		{transport.Error{StatusCode: 404, Request: tags}, ErrNoImage, "has no a/b"},
 		{transport.Error{StatusCode: 429}, nil, "no more requests"},
 		{transport.Error{StatusCode: 500}, nil, "registry registry.example.org"},
 	} {

@@ -1,6 +1,7 @@
 package testutil
 
 import (
+	"cmp"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -17,6 +18,7 @@ type Fault struct {
 	Latency time.Duration // before anything is answered
 	Refuse  bool          // the connection is closed without an answer
 	Status  int           // answered instead of the file
+	Body    string        // of that answer; "": the status's name
 	Header  http.Header   // added to the answer
 	Silent  bool          // no answer at all, till the client goes away
 	Stall   int64         // the body stops after so many bytes, till the client goes away; < 0: at once, after the header
@@ -108,7 +110,7 @@ func (s *Faulty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.hang(r)
 		return
 	case f.Status != 0:
-		http.Error(w, http.StatusText(f.Status), f.Status)
+		http.Error(w, cmp.Or(f.Body, http.StatusText(f.Status)), f.Status)
 		return
 	case f.Stall == 0 && f.Cut == 0 && !f.Flip && f.Extra == "" && f.Bytes == 0:
 		s.handler.ServeHTTP(w, r)
