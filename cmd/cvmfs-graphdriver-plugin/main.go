@@ -2,7 +2,8 @@
 // from CernVM-FS repositories as containers open their files.
 //
 // Without an argument it is the supervisor, process 1 of the plugin, which keeps what running containers depend on and starts the
-// server, the same program with the argument "serve". "version" prints the version.
+// server, the same program with the argument "serve". "version" prints the version. Outside of a plugin nothing is started: it says
+// what it is.
 //
 // What it takes from its environment: DEBUG=1 logs what a maintainer wants to know. CVMFS_EXT_CONFIG is the folder with the
 // CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT names, divided by
@@ -11,6 +12,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -39,11 +41,35 @@ const (
 	configDir = "/etc/cvmfs"
 )
 
+// byHand is for people who start the program by hand.
+const byHand = `cvmfs-graphdriver-plugin is the Docker storage-driver plugin: the engine starts it, inside the plugin, without an argument.
+By hand it only tells what it is:
+
+  cvmfs-graphdriver-plugin version   the version
+  cvmfs-graphdriver-plugin help      this text
+
+To make the plugin a host's storage driver: cvmfs-graphdriver install. What runs on a host: cvmfs-graphdriver status.
+`
+
+// Exit codes, as those of the other programs.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// errUsage is a call that starts nothing.
+var errUsage = errors.New("called wrongly")
+
 func main() {
 	log := slog.New(newHandler(os.Stdout, os.Stderr, os.Getenv("DEBUG")))
-	if err := run(context.Background(), os.Args[1:], log); err != nil {
+	err := run(context.Background(), os.Args[1:], log)
+	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(os.Stderr, "cvmfs-graphdriver-plugin: %v\n\n%s", err, byHand)
+		os.Exit(exitUsage)
+	case err != nil:
 		log.Error("the plugin ends", "err", err)
-		os.Exit(1)
+		os.Exit(exitFailed)
 	}
 }
 
@@ -53,17 +79,36 @@ const lackVariable = "CVMFS_WITHOUT"
 // noResend reports whether FUSE requests are not to be asked for again, as on a kernel that can't send them again.
 func noResend() bool { return slices.Contains(strings.Split(os.Getenv(lackVariable), ","), "resend") }
 
+// inPlugin reports whether this is a plugin's root file system: no host has that folder (ADR 3).
+func inPlugin() bool {
+	info, err := os.Stat(rootDir)
+	return err == nil && info.IsDir()
+}
+
 func run(ctx context.Context, args []string, log *slog.Logger) error {
 	switch {
+	case len(args) == 0 && !inPlugin():
+		return fmt.Errorf("%w: this is no plugin, there is no %s", errUsage, rootDir)
 	case len(args) == 0:
 		return supervise.Run(ctx, supervise.Config{
 			Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: noResend(), Log: log,
 		})
-	case len(args) == 1 && args[0] == "serve":
-		return serve(ctx, log)
-	case len(args) == 1 && args[0] == "version":
+	case len(args) > 1:
+		return fmt.Errorf("%w: arguments %.200q", errUsage, args)
+	}
+	switch args[0] {
+	case "serve":
+		err := serve(ctx, log)
+		if errors.Is(err, supervise.ErrNotSupervised) {
+			err = fmt.Errorf("%w: %w", errUsage, err)
+		}
+		return err
+	case "version", "--version", "-version", "-v":
 		_, err := fmt.Printf("cvmfs-graphdriver-plugin %s (%s)\n", version, commit)
 		return err
+	case "help", "--help", "-help", "-h":
+		_, err := fmt.Print(byHand)
+		return err
 	}
-	return fmt.Errorf("arguments %q: want none, %q or %q", args, "serve", "version")
+	return fmt.Errorf("%w: argument %.200q", errUsage, args[0])
 }
