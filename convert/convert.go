@@ -53,6 +53,15 @@ func (c *Converter) connected(o source.Options) source.Options {
 // Convert converts an image. On an error nothing of it is published, but for a thin image that couldn't be written: then the layers
 // are there, and the next run goes on from there.
 func (c *Converter) Convert(ctx context.Context, job Job) (*Summary, error) {
+	s, err := c.told(ctx, job)
+	if err != nil {
+		return nil, fmt.Errorf("convert %s: %w", job.Input, err)
+	}
+	return s, nil
+}
+
+// told converts an image and says how that ended. Its error doesn't name the image.
+func (c *Converter) told(ctx context.Context, job Job) (*Summary, error) {
 	started := time.Now()
 	s, err := c.convert(ctx, job)
 	e := Event{Action: ImageDone, Image: job.Input.String(), Summary: s, Elapsed: time.Since(started), Err: err}
@@ -67,7 +76,7 @@ func (c *Converter) Convert(ctx context.Context, job Job) (*Summary, error) {
 	}
 	c.emit(e)
 	if err != nil {
-		return nil, fmt.Errorf("convert %s: %w", job.Input, err)
+		return nil, err
 	}
 	return s, nil
 }

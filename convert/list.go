@@ -86,7 +86,7 @@ func (c *Converter) convertWish(ctx context.Context, w wish.Wish, format string,
 	}
 	var done *Summary
 	if err == nil {
-		done, err = c.Convert(ctx, job)
+		done, err = c.told(ctx, job)
 	}
 	switch {
 	case err != nil:

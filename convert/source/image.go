@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -25,6 +24,9 @@ var (
 	ErrPlatform    = errors.New("no image for the platform")
 	ErrDamaged     = errors.New("damaged")
 )
+
+// dockerZstd is the type of a layer that containerd and BuildKit know besides those of the registry library.
+const dockerZstd types.MediaType = "application/vnd.docker.image.rootfs.diff.tar.zstd"
 
 // The limits of what a source may say.
 const (
@@ -220,7 +222,7 @@ func (i *Image) addLayers(in blobs) error {
 	}
 	for n, d := range i.Manifest.Layers {
 		switch {
-		case !d.MediaType.IsLayer() || strings.Contains(string(d.MediaType), "encrypted"):
+		case !d.MediaType.IsLayer() && d.MediaType != dockerZstd:
 			return fmt.Errorf("layer %d of type %.100q: this program can't read it", n, d.MediaType)
 		case !d.MediaType.IsDistributable():
 			return fmt.Errorf("layer %d of type %.100q: it may not be handed on", n, d.MediaType)

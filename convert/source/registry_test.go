@@ -128,6 +128,7 @@ func TestLayersOfAllCompressionsAreRead(t *testing.T) {
 		{compression.GZip, types.DockerLayer},
 		{compression.GZip, types.OCILayer},
 		{compression.ZStd, types.OCILayerZStd},
+		{compression.ZStd, dockerZstd},
 		{compression.None, types.OCIUncompressedLayer},
 		{compression.None, types.DockerLayer}, // the type is wrong about it
 	} {
