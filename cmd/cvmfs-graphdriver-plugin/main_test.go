@@ -161,9 +161,12 @@ func forRungs(t *testing.T, f func(t *testing.T, r rung)) {
 		{"auto", "parameters,data,filebacked,resend"}, // Linux 5.2 to 6.4
 		{"fuse", "newcalls,resend"},
 	} {
-		t.Run(strings.TrimSuffix(r.view+" without "+r.without, " without "), func(t *testing.T) { f(t, r) })
+		t.Run(r.String(), func(t *testing.T) { f(t, r) })
 	}
 }
+
+// String names the rung.
+func (r rung) String() string { return strings.TrimSuffix(r.view+" without "+r.without, " without ") }
 
 // start runs the plugin on the rung.
 func (r rung) start(t *testing.T, mnt, url string) *instance {
