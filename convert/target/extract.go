@@ -50,7 +50,7 @@ func extract(ctx context.Context, archive io.Reader, dir string) (*thin.Record, 
 	e := &extraction{dir: dir, xattrs: map[uint64]*attributes{}}
 	r := layertar.NewReader(archive)
 	r.MaxEntries, r.MaxBytes = layertar.MaxEntries, layertar.MaxBytes
-	err := layertar.Unpack(ctx, dir, r, layertar.Options{Seen: (*layertar.Entry).Showable, Done: e.done})
+	err := layertar.Unpack(ctx, dir, r, layertar.Options{Recorded: true, Seen: (*layertar.Entry).Showable, Done: e.done})
 	if err == nil {
 		err = e.finish()
 	}
@@ -96,19 +96,18 @@ func (e *extraction) done(h *layertar.Entry, at layertar.Place) error {
 	if at.Made {
 		delete(e.xattrs, st.Ino) // of a file that is gone
 	}
-	e.addXattrs(st, h, at.Lost)
-	return nil
+	return e.addXattrs(st.Ino, h, at.Lost)
 }
 
-// addXattrs adds an entry's extended attributes to those of its inode.
-func (e *extraction) addXattrs(st unix.Stat_t, h *layertar.Entry, lost bool) {
+// addXattrs adds an entry's extended attributes to those of its inode. All together must find room in a composed image.
+func (e *extraction) addXattrs(inode uint64, h *layertar.Entry, lost bool) error {
 	if len(h.Xattrs) == 0 {
-		return
+		return nil
 	}
-	a := e.xattrs[st.Ino]
+	a := e.xattrs[inode]
 	if a == nil {
 		a = &attributes{}
-		e.xattrs[st.Ino] = a
+		e.xattrs[inode] = a
 	}
 	a.late = a.late || lost
 	for _, x := range recorded(h.Xattrs) {
@@ -122,6 +121,11 @@ func (e *extraction) addXattrs(st unix.Stat_t, h *layertar.Entry, lost bool) {
 	}
 	a.late = a.late || len(a.all) > catalogXattr
 	e.late = e.late || a.late
+	merged := layertar.Entry{Type: tar.TypeReg}
+	for _, x := range a.all {
+		merged.Xattrs = append(merged.Xattrs, layertar.Xattr{Name: x.Name, Value: string(x.Value)})
+	}
+	return merged.Showable()
 }
 
 func recorded(attrs []layertar.Xattr) (out []thin.Xattr) {

@@ -3,6 +3,7 @@ package target
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,14 +122,33 @@ func TestAttributesThatTheFileSystemHasNotAreRecorded(t *testing.T) {
 	}
 }
 
+// Which file systems have room for it differs, and the layer's record has.
+func TestLongAttributesAreRecordedWhateverTheFileSystemHasRoomFor(t *testing.T) {
+	h := entry(tar.TypeReg, "f", "x", 0o644)
+	h.PAXRecords = map[string]string{"SCHILY.xattr.user.long": strings.Repeat("v", 65000)}
+	_, record, err := unpack(t, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if attrs := record.Xattrs["f"]; len(attrs) != 1 || len(attrs[0].Value) != 65000 {
+		t.Errorf("%.300v", record.Xattrs)
+	}
+}
+
 func TestWhatAComposedImageCanNotHoldIsRefused(t *testing.T) {
 	value := entry(tar.TypeReg, "f", "x", 0o644)
 	value.PAXRecords = map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 65536)}
 	device := entry(tar.TypeChar, "d", "", 0o644)
 	device.Devmajor = 4096
-	for _, h := range []tar.Header{value, device} {
-		if _, _, err := unpack(t, h); err == nil || !strings.Contains(err.Error(), "a thin image can't show it") {
-			t.Errorf("%s: %v", h.Name, err)
+	first, second := entry(tar.TypeDir, "merged", "", 0o755), entry(tar.TypeDir, "merged", "", 0o755)
+	first.PAXRecords, second.PAXRecords = map[string]string{}, map[string]string{}
+	for n := range 3 {
+		first.PAXRecords[fmt.Sprint("SCHILY.xattr.user.", n)] = strings.Repeat("v", 65000)
+		second.PAXRecords[fmt.Sprint("SCHILY.xattr.user.more", n)] = strings.Repeat("v", 65000)
+	}
+	for _, headers := range [][]tar.Header{{value}, {device}, {first, second}} {
+		if _, _, err := unpack(t, headers...); err == nil || !strings.Contains(err.Error(), "a thin image can't show it") {
+			t.Errorf("%s: %.300v", headers[0].Name, err)
 		}
 	}
 }

@@ -24,6 +24,9 @@ type Options struct {
 	Overlay bool
 	// Owner says whom what belongs to on disk that belongs to uid:gid in the archive; nil: to the same.
 	Owner func(uid, gid int) (int, int, error)
+	// Recorded says that extended attributes are kept elsewhere, too: one that the file system has no room for is left out with a note.
+	// Some, as ext4, have room for a few thousand bytes a file.
+	Recorded bool
 	// Seen is told of each entry before anything is done, Done when it is in place, but for whiteouts of Overlay; nil: nobody. Their
 	// errors end the unpacking.
 	Seen func(e *Entry) error
@@ -293,7 +296,7 @@ func (u *unpacker) xattr(at *Place, x Xattr, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.EPERM):
+	case errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC) && u.o.Recorded:
 		at.Lost = true
 		u.r.note(fmt.Sprintf("extended attribute %.100q: %v", x.Name, err))
 		return nil
