@@ -1,8 +1,12 @@
 package service
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What engines of each version log before they end. 20.10 and 26 also run, in TestARealEngine.
@@ -124,4 +128,32 @@ func FuzzCause(f *testing.F) {
 			t.Errorf("%q has the cause %q", log, cause)
 		}
 	})
+}
+
+// A start that failed is found where the host has the engine's log: in a file that is named, or among other programs' lines.
+func TestTheLogOfAnEngineThatDoesNotRunIsFound(t *testing.T) {
+	const why = `level=error msg="Failed to GetDriver graph" driver=x error="plugin \"x\" not found" storage-driver=x`
+	at := "time=\"" + time.Now().UTC().Format(time.RFC3339Nano) + "\" "
+	lines := []string{at + `level=info msg="Starting up"`, at + why, "failed to start daemon: error initializing graphdriver: driver not supported"}
+	system := "Jan  1 10:00:00 host kernel: panic: of another's\n"
+	for _, line := range lines {
+		system += "Jan  1 10:00:01 host dockerd[12]: " + line + "\n"
+	}
+	system += "Jan  1 10:00:02 host other[13]: fatal error: another's\n"
+	none, own, syslog := filepath.Join(t.TempDir(), "none"), filepath.Join(t.TempDir(), "own"), filepath.Join(t.TempDir(), "syslog")
+	if err := errors.Join(os.WriteFile(own, []byte(strings.Join(lines, "\n")+"\n"), 0o600), os.WriteFile(syslog, []byte(system), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	defer func(files []string) { usualLogs = files }(usualLogs)
+	for _, c := range []struct {
+		named string
+		usual []string
+		where string
+	}{{own, nil, own}, {none, []string{none, syslog}, syslog}, {"", []string{syslog}, syslog}} {
+		usualLogs = c.usual
+		log, where := FindLog(t.Context(), nil, c.named, time.Now().Add(-time.Hour))
+		if cause := Cause(log); where != c.where || !strings.Contains(cause, `plugin "x" not found`) || strings.Contains(log, "another's") {
+			t.Errorf("%+v: in %s: %q, of\n%s", c, where, cause, log)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"time"
 
@@ -136,6 +137,56 @@ func (byHand) Reload(context.Context) error { return nil }
 
 func (r byHand) Log(_ context.Context, since time.Time) (string, error) {
 	return logSince(r.logFile, since)
+}
+
+// usualLogs are the files that an engine's log goes to where there is no journal: those of init scripts, and the system's.
+var usualLogs = []string{"/var/log/docker.log", "/var/log/upstart/docker.log", "/var/log/docker", "/var/log/daemon.log", "/var/log/syslog", "/var/log/messages"}
+
+// FindLog gives the newest part of the log of an engine, which may not run (nil), since a time, and where it is: in the named file if one is
+// named, in that of the process, where this host's service has it, or in one of the usual files. One that tells why a start failed
+// is preferred.
+func FindLog(ctx context.Context, e *Engine, file string, since time.Time) (log, where string) {
+	take := func(text, from string) (found bool) {
+		if text != "" && (log == "" || Cause(text) != "") {
+			log, where = text, from
+		}
+		return Cause(text) != ""
+	}
+	files := []string{file}
+	if e != nil {
+		files = append(files, e.LogFile)
+	}
+	for _, f := range files {
+		// What can't be read tells nothing.
+		if text, err := logSince(f, since); err == nil && take(text, f) {
+			return log, where
+		}
+	}
+	if r, err := Choose("auto", e); err == nil {
+		if text, err := r.Log(ctx, since); err == nil && take(text, r.String()) {
+			return log, where
+		}
+	}
+	for _, f := range usualLogs {
+		if text, err := logSince(f, since); err == nil && take(ofEngine(text), f) {
+			return log, where
+		}
+	}
+	return log, where
+}
+
+// another tells a line of the system's log that is another program's, by its "NAME[PID]: ".
+var another = regexp.MustCompile(`^[^"=]* ([\w./-]+)\[\d+\]: `)
+
+// ofEngine leaves in a log the engine's lines.
+func ofEngine(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if m := another.FindStringSubmatch(line); m == nil || strings.HasPrefix(m[1], "docker") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // shell runs a command and gives the end of its output. The output goes to a file: an engine that the command leaves in the
