@@ -26,6 +26,7 @@ const (
 	pluginEnabled  kind = "plugin enabled"
 	pluginDisabled kind = "plugin disabled"
 	pluginUpgraded kind = "plugin upgraded"
+	pluginMended   kind = "plugin mended" // put anew in the place of one that can't be enabled: stays
 	daemonJSON     kind = "daemon.json"
 	fileFixed      kind = "daemon.json fixed" // stays: the engine would not start without
 	dropInWritten  kind = "drop-in written"
@@ -63,7 +64,7 @@ func (r *run) undo(ctx context.Context, c *change) error {
 		return nil
 	case modeSet:
 		return undoMode(c)
-	case fileFixed:
+	case fileFixed, pluginMended:
 		return nil
 	case daemonJSON:
 		_, err := c.Backup.Restore()

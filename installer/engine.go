@@ -1,22 +1,28 @@
 package installer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/registry"
 	"github.com/docker/docker/client"
 	"github.com/docker/docker/pkg/jsonmessage"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"cvmfs-graphdriver/rootfs"
 )
 
 const (
@@ -58,6 +64,66 @@ type engineState struct {
 	remapped   bool   // containers run in a user namespace
 	images     int
 	containers int // that run
+}
+
+// downWait bounds how long an engine may take to say that it is there. Where systemd listens for it, a call waits for its start.
+const downWait = 15 * time.Second
+
+// down tells whether no engine answers. One that may not be asked is an error: it may run.
+func (e *Engine) down(ctx context.Context) (bool, error) {
+	asking, cancel := context.WithTimeout(ctx, downWait)
+	defer cancel()
+	err := e.Ping(asking)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return false, fmt.Errorf("%w (run this program as root)", err)
+	case ctx.Err() != nil:
+		return false, ctx.Err()
+	}
+	return err != nil, nil
+}
+
+// running gives the ids of the containers that run, the oldest first.
+func (e *Engine) running(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	found, err := e.api.ContainerList(ctx, container.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("ask the engine for its containers: %w", err)
+	}
+	slices.SortFunc(found, func(a, b container.Summary) int { return cmp.Compare(a.Created, b.Created) })
+	var ids []string
+	for _, c := range found {
+		ids = append(ids, c.ID)
+	}
+	return ids, nil
+}
+
+// startContainer starts a container that doesn't run.
+func (e *Engine) startContainer(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	if err := e.api.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
+		return fmt.Errorf("start the container %s again: %w", id, err)
+	}
+	return nil
+}
+
+// ours gives the names of the plugins that are made of this project's bundles.
+func (e *Engine) ours(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	found, err := e.api.PluginList(ctx, filters.Args{})
+	if err != nil {
+		return nil, fmt.Errorf("ask the engine for its plugins: %w", err)
+	}
+	var names []string
+	for _, p := range found {
+		if len(p.Config.Entrypoint) > 0 && p.Config.Entrypoint[0] == rootfs.Program {
+			names = append(names, strings.TrimSuffix(p.Name, ":latest"))
+		}
+	}
+	return names, nil
 }
 
 // Ping asks whether the engine is there.

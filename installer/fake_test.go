@@ -40,6 +40,8 @@ type fakeEngine struct {
 	images    map[string]int                      // how many of each storage driver
 	broken    map[string]bool                     // descriptions of plugins that the engine doesn't start on
 	silent    map[string]bool                     // and of those on which containers fail
+	damaged   map[string]bool                     // ids of plugins that can't be enabled until they are put anew
+	running   map[string]bool                     // containers, by their ids
 	word      string                              // argument of the last container
 	starts    int
 	fails     string // request that fails, as in "POST /plugins/create"
@@ -54,7 +56,7 @@ func newFakeEngine(t testing.TB) *fakeEngine {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	f := &fakeEngine{
 		t: t, socket: filepath.Join(dir, "docker.sock"), file: filepath.Join(dir, "etc/docker/daemon.json"), root: filepath.Join(dir, "data"),
-		plugins: map[string]*types.Plugin{}, elsewhere: map[string]map[string]*types.Plugin{}, images: map[string]int{"overlay2": 3}, broken: map[string]bool{}, silent: map[string]bool{},
+		plugins: map[string]*types.Plugin{}, elsewhere: map[string]map[string]*types.Plugin{}, images: map[string]int{"overlay2": 3}, broken: map[string]bool{}, silent: map[string]bool{}, damaged: map[string]bool{}, running: map[string]bool{},
 	}
 	if err := os.MkdirAll(filepath.Join(f.root, "plugins"), 0o700); err != nil {
 		t.Fatal(err)
@@ -78,6 +80,9 @@ func (f *fakeEngine) start() error {
 	defer f.mu.Unlock()
 	f.up = false
 	f.starts++
+	for id := range f.running {
+		f.running[id] = false
+	}
 	config := struct {
 		Experimental bool   `json:"experimental"`
 		Driver       string `json:"storage-driver"`
@@ -110,7 +115,7 @@ func (f *fakeEngine) start() error {
 			return fmt.Errorf("plugin %q not found", config.Driver)
 		case !p.Enabled:
 			return fmt.Errorf("plugin %s found but disabled", config.Driver)
-		case f.broken[p.Config.Description]:
+		case f.broken[p.Config.Description], f.damaged[p.ID]:
 			return errors.New("driver not supported")
 		}
 	}
@@ -161,7 +166,7 @@ func (f *fakeEngine) answer(w http.ResponseWriter, r *http.Request, path string)
 		w.Header().Set("API-Version", "1.41")
 		io.WriteString(w, "OK")
 	case "info":
-		info := map[string]any{"ServerVersion": "20.10.24", "Driver": f.driver, "DockerRootDir": f.root, "Images": f.images[f.driver]}
+		info := map[string]any{"ServerVersion": "20.10.24", "Driver": f.driver, "DockerRootDir": f.root, "Images": f.images[f.driver], "ContainersRunning": len(f.running)}
 		if f.remapped {
 			info["SecurityOptions"] = []string{"name=userns"}
 		}
@@ -185,7 +190,13 @@ func (f *fakeEngine) answer(w http.ResponseWriter, r *http.Request, path string)
 func (f *fakeEngine) answerContainer(w http.ResponseWriter, r *http.Request, parts []string) {
 	switch parts[len(parts)-1] {
 	case "json":
-		io.WriteString(w, "[]")
+		list := []map[string]any{}
+		for id, running := range f.running {
+			if running && r.URL.Query().Get("all") == "" {
+				list = append(list, map[string]any{"Id": id})
+			}
+		}
+		json.NewEncoder(w).Encode(list)
 	case "create":
 		var made struct{ Cmd []string }
 		json.NewDecoder(r.Body).Decode(&made)
@@ -196,6 +207,9 @@ func (f *fakeEngine) answerContainer(w http.ResponseWriter, r *http.Request, par
 		if p := f.plugins[f.driver]; p != nil && (!p.Enabled || f.silent[p.Config.Description]) {
 			refuse(w, http.StatusInternalServerError, "failed to mount")
 			return
+		}
+		if _, known := f.running[parts[0]]; known {
+			f.running[parts[0]] = true
 		}
 		w.WriteHeader(http.StatusNoContent)
 	case "wait":
@@ -223,6 +237,14 @@ func (f *fakeEngine) answerArchive(w http.ResponseWriter, r *http.Request) {
 func plain(name string) string { return strings.TrimSuffix(name, ":latest") }
 
 func (f *fakeEngine) answerPlugin(w http.ResponseWriter, r *http.Request, parts []string) {
+	if len(parts) == 0 {
+		all := []*types.Plugin{}
+		for _, p := range f.plugins {
+			all = append(all, p)
+		}
+		json.NewEncoder(w).Encode(all)
+		return
+	}
 	switch parts[0] {
 	case "create":
 		config, err := configOf(r.Body)
@@ -253,6 +275,10 @@ func (f *fakeEngine) answerPlugin(w http.ResponseWriter, r *http.Request, parts 
 	case "json":
 		json.NewEncoder(w).Encode(p)
 	case "enable":
+		if f.damaged[p.ID] {
+			refuse(w, http.StatusInternalServerError, "no such file or directory")
+			return
+		}
 		p.Enabled = true
 	case "disable":
 		p.Enabled = false
@@ -269,6 +295,7 @@ func (f *fakeEngine) answerPlugin(w http.ResponseWriter, r *http.Request, parts 
 			return
 		}
 		p.Config = *config
+		delete(f.damaged, p.ID)
 		io.WriteString(w, "{}")
 	}
 }

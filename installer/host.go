@@ -16,13 +16,15 @@ const startWait = 3 * time.Minute
 // host is the engine as a service of this host.
 type host struct {
 	by       service.Restarter
+	engine   *service.Engine // nil: it didn't run
+	logFile  string          // the file that the engine's log goes to; "" is where it is found
 	dropIn   *service.DropIn // nil: none has an effect
 	progress func(waited time.Duration)
 }
 
 // HostService is the [Service] for the engine behind a socket; how says what restarts it, as [service.Choose] takes it. The engine
-// need not run. tell is told of the wait for a restarted engine.
-func HostService(ctx context.Context, socket, how string, tell func(Event)) (Service, error) {
+// need not run; logFile is where its log goes if it is a file that can't be found otherwise. tell is told of the wait for a restarted engine.
+func HostService(ctx context.Context, socket, how, logFile string, tell func(Event)) (Service, error) {
 	engine, err := service.Find(ctx, socket)
 	if err != nil {
 		engine = nil // it doesn't run, or as another user can't be looked at: what the host has tells
@@ -31,7 +33,7 @@ func HostService(ctx context.Context, socket, how string, tell func(Event)) (Ser
 	if err != nil {
 		return nil, err
 	}
-	h := &host{by: restarter, progress: func(waited time.Duration) {
+	h := &host{by: restarter, engine: engine, logFile: logFile, progress: func(waited time.Duration) {
 		tell(Event{stepRestart, Waits, fmt.Sprintf("for the engine to answer, %.0f s of %.0f", waited.Seconds(), startWait.Seconds())})
 	}}
 	if unit, ok := strings.CutPrefix(restarter.String(), "systemd:"); ok {
@@ -52,10 +54,12 @@ func (h *host) Restart(ctx context.Context, ping func(context.Context) error) er
 	if err == nil {
 		return nil
 	}
-	if log, logErr := h.by.Log(ctx, since); logErr == nil {
-		if cause := service.Cause(log); cause != "" && !strings.Contains(err.Error(), cause) {
-			err = fmt.Errorf("%w: the engine's log says: %s", err, cause)
-		}
+	log, logErr := h.by.Log(ctx, since)
+	if logErr != nil || service.Cause(log) == "" {
+		log, _ = service.FindLog(ctx, h.engine, h.logFile, since)
+	}
+	if cause := service.Cause(log); cause != "" && !strings.Contains(err.Error(), cause) {
+		err = fmt.Errorf("%w: the engine's log says: %s", err, cause)
 	}
 	return err
 }

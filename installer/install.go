@@ -26,7 +26,7 @@ type Wishes struct {
 	StorageOpts []string       // options of the driver, "name=value"
 	Settings    []string       // of the plugin, "name=value"
 	Folders     []string       // that the plugin's settings name; those that are missing are made
-	Debug       bool           // the engine and the plugin log what a maintainer wants to know
+	Debug       *bool          // the engine and the plugin log what a maintainer wants to know, or not any more; nil: as it is
 	File        string         // the engine's configuration file
 	Fix         bool           // comments and trailing commas are taken out of it
 	// Preflight judges the host, once what was left half done is undone; variable tells that the engine wants the drop-in.
@@ -70,7 +70,9 @@ type install struct {
 	plugin *types.Plugin // nil: none yet
 	file   *daemonjson.File
 	next   *daemonjson.File
-	dead   bool // the plugin was disabled while it was the driver
+	dead   bool // the plugin is or was away while it was the driver: it serves again from the engine's next start on
+
+	rescued bool // the engine could not start on the plugin
 
 	variable bool // the engine wants the drop-in
 }
@@ -96,6 +98,14 @@ func (i *Installer) Plan(ctx context.Context, w Wishes) error {
 		i.Tell(Event{stepPlan, Told, t.cutOff() + ": it would be undone first"})
 	}
 	n := &install{run: &run{Installer: i, rec: rec}, Wishes: w}
+	if err := n.check(nil); err != nil {
+		return err
+	}
+	if err := n.rescueDead(ctx, true); errors.Is(err, errDead) {
+		return nil
+	} else if err != nil {
+		return err
+	}
 	if err := n.judge(ctx); err != nil {
 		return err
 	}
@@ -119,6 +129,12 @@ func (n *install) judge(ctx context.Context) error {
 }
 
 func (n *install) do(ctx context.Context) error {
+	if err := n.check(nil); err != nil {
+		return err
+	}
+	if err := n.rescueDead(ctx, false); err != nil {
+		return err
+	}
 	if err := n.judge(ctx); err != nil {
 		return err
 	}
@@ -131,7 +147,7 @@ func (n *install) do(ctx context.Context) error {
 			return err
 		}
 	}
-	t := transaction{Operation: "install", Plugin: n.Name, Former: n.state.driver, Rescue: n.former(n.state.driver, n.Name), File: n.File}
+	t := transaction{Operation: opInstall, Plugin: n.Name, Former: n.state.driver, Rescue: n.former(n.state.driver, n.Name), File: n.File}
 	err := n.transact(ctx, t, n.steps, func(t *transaction) {
 		was := n.rec.Installed
 		if was == nil || was.Plugin != n.Name {
@@ -140,6 +156,7 @@ func (n *install) do(ctx context.Context) error {
 		if !was.Driver {
 			was.Former = t.Rescue
 		}
+		was.Root, was.Log, was.Gone = n.state.root, n.Log, false
 		was.Driver, was.Time, was.Changes = true, t.Time, append(was.Changes, t.Changes...)
 		n.rec.Installed = was
 	})
@@ -169,12 +186,23 @@ func (n *install) look(ctx context.Context) (err error) {
 	if n.state, err = n.Engine.state(ctx); err != nil {
 		return err
 	}
-	n.plugin = nil
-	if !n.moves() {
-		if n.plugin, err = n.Engine.plugin(ctx, n.Name); err != nil {
+	if n.plugin, err = n.Engine.plugin(ctx, n.Name); err != nil {
+		return err
+	}
+	if n.moves() && (n.plugin != nil || n.active()) {
+		return fmt.Errorf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one: leave --data-root out, "+
+			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name, n.state.root)
+	}
+	if was := n.rec.Installed; was != nil && was.Root != "" && !was.Gone && !absent(was.Root) && !n.comesTo(was.Root) {
+		return fmt.Errorf("the plugin %s lies in the engine's data folder %s, with its images: give that as --data-root, "+
+			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name, was.Root)
+	}
+	if n.plugin != nil {
+		if err := n.check(n.plugin); err != nil {
 			return err
 		}
 	}
+	n.dead = n.dead || n.active() && (n.plugin == nil || !n.plugin.Enabled)
 	if n.file, err = daemonjson.Read(n.File); err != nil {
 		return err
 	}
@@ -244,16 +272,21 @@ func (n *install) intentions() []string {
 	if n.next.Changed() {
 		will = append(will, "write "+n.File+":\n"+daemonjson.Diff(n.file, n.next))
 	}
-	if n.needsDropIn() || n.next.Changed() || !n.active() || n.plugin != nil && (!n.plugin.Enabled || len(n.different()) > 0) {
-		will = append(will, n.restartIntention(n.state))
+	if n.needsDropIn() || n.next.Changed() || !n.active() || n.dead || n.plugin != nil && (!n.plugin.Enabled || len(n.different()) > 0) {
+		will = append(will, n.restartIntention(n.state, n.active()))
 	}
 	return will
 }
 
-func (r *run) restartIntention(s *engineState) string {
+// restartIntention says that the engine is restarted, and what becomes of containers; again tells that they can be run afterwards.
+func (r *run) restartIntention(s *engineState, again bool) string {
 	stop := ""
 	if s.containers > 0 {
-		stop = fmt.Sprintf("; running containers stop: %d", s.containers)
+		stop = fmt.Sprintf("; running containers stop: %d, which are started again if this fails", s.containers)
+		if again {
+			stop = fmt.Sprintf("; running containers stop and are started again: %d", s.containers)
+		}
+		stop += "; those that were run with --rm are gone then"
 	}
 	return "restart the engine (" + r.Service.ByHand() + ")" + stop
 }
@@ -267,6 +300,14 @@ func (n *install) moves() bool {
 		root = filepath.Dir(root)
 	}
 	return n.DataRoot != "" && filepath.Clean(n.DataRoot) != root
+}
+
+// comesTo tells whether the engine's data are in a folder when the install is through.
+func (n *install) comesTo(root string) bool {
+	if n.moves() {
+		return filepath.Clean(n.DataRoot) == root || remapped.MatchString(filepath.Base(root)) && filepath.Clean(n.DataRoot) == filepath.Dir(root)
+	}
+	return n.state.root == root
 }
 
 func (n *install) needsDropIn() bool {

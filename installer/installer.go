@@ -35,6 +35,7 @@ type Installer struct {
 	Engine  *Engine
 	Service Service
 	Record  string      // path of the record
+	Log     string      // file that the engine's log goes to, "" for none
 	Hello   string      // path of a static program that calls [Hello] when called with [HelloCommand] and a word
 	Tell    func(Event) // is told of each step
 	// Ask has the user confirm what is about to be done: lines that say what, for people.
@@ -195,6 +196,12 @@ func sameDriver(a, b string) bool {
 // transact runs steps that change the host. If one fails, all changes are undone. commit brings the record to what is then true.
 func (r *run) transact(ctx context.Context, t transaction, steps func(context.Context) error, commit func(*transaction)) error {
 	t.Time = time.Now().UTC().Truncate(time.Second)
+	if !t.Down {
+		var err error
+		if t.Running, err = r.Engine.running(ctx); err != nil {
+			return err
+		}
+	}
 	r.rec.Open = &t
 	if err := steps(ctx); err != nil {
 		if len(t.Changes) == 0 && !t.Restarted {
@@ -212,6 +219,9 @@ func (r *run) transact(ctx context.Context, t transaction, steps func(context.Co
 		r.rec.Open = nil
 		return nil
 	}
+	if t.stays() && !r.byHand {
+		r.startAgain(ctx, &t)
+	}
 	commit(&t)
 	r.rec.Open = nil
 	if err := r.at("before: commit"); err != nil {
@@ -223,6 +233,9 @@ func (r *run) transact(ctx context.Context, t transaction, steps func(context.Co
 // describe says where a transaction's undoing has led.
 func (r *run) describe(t *transaction) string {
 	said := "the engine runs on the storage driver " + t.Former + " as before"
+	if t.Down {
+		said = "the engine does not answer, as before"
+	}
 	if slices.ContainsFunc(t.Changes, func(c change) bool { return c.Kind == daemonJSON }) {
 		said += ", its configuration file is the former one"
 	}

@@ -250,33 +250,33 @@ func begun(t *testing.T, what string) (*fakeEngine, place) {
 	f, p := newHost(t)
 	if what != "install" {
 		p.must(t, "install")
-		layOut(t, f, p)
+		layOut(t, f, p, DefaultName)
 	}
 	return f, p
 }
 
 // layOut lays out the plugin's root file system as an engine does, with what a plugin's process is given.
-func layOut(t *testing.T, f *fakeEngine, p place) {
+func layOut(t *testing.T, f *fakeEngine, p place, name string) {
 	t.Helper()
 	b, err := p.bundle("1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	folder := filepath.Join(t.TempDir(), "bundle")
-	root := filepath.Join(f.root, "plugins", f.plugins[DefaultName].ID, "rootfs")
+	root := filepath.Join(f.root, "plugins", f.plugins[name].ID, "rootfs")
 	if err := errors.Join(b.WriteFolder(folder), os.RemoveAll(root), os.CopyFS(root, os.DirFS(filepath.Join(folder, "rootfs"))),
-		keepConfig(f, b), os.WriteFile(filepath.Join(root, "etc/hosts"), nil, 0o755), os.Symlink("/proc/mounts", filepath.Join(root, "etc/mtab"))); err != nil {
+		keepConfig(f, b, name), os.WriteFile(filepath.Join(root, "etc/hosts"), nil, 0o755), os.Symlink("/proc/mounts", filepath.Join(root, "etc/mtab"))); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // keepConfig keeps a plugin's config.json as an engine does.
-func keepConfig(f *fakeEngine, b *bundle.Bundle) error {
+func keepConfig(f *fakeEngine, b *bundle.Bundle, name string) error {
 	plugins := filepath.Join(f.root, "plugins")
 	digest := fmt.Sprintf("%x", sha256.Sum256(b.ConfigJSON()))
 	blobs := filepath.Join(plugins, "storage/blobs/sha256")
 	return errors.Join(os.MkdirAll(blobs, 0o700), os.WriteFile(filepath.Join(blobs, digest), b.ConfigJSON(), 0o600),
-		os.WriteFile(filepath.Join(plugins, f.plugins[DefaultName].ID, "config.json"), []byte(`{"plugin":{},"Config":"sha256:`+digest+`"}`), 0o600))
+		os.WriteFile(filepath.Join(plugins, f.plugins[name].ID, "config.json"), []byte(`{"plugin":{},"Config":"sha256:`+digest+`"}`), 0o600))
 }
 
 func TestInstallAndUninstall(t *testing.T) {
@@ -647,7 +647,7 @@ func TestTheUserMayRestartTheEngine(t *testing.T) {
 	do("install", DefaultName)
 
 	// An upgrade that fails is undone all the same.
-	layOut(t, f, p)
+	layOut(t, f, p, DefaultName)
 	before := p.snapshot(t, f)
 	i.inject = func(point string) error {
 		if point == "after: "+string(pluginEnabled) {
@@ -759,27 +759,6 @@ func TestRecordsThatCannotBeUnderstoodStopTheRun(t *testing.T) {
 		}
 		if err := p.act(i, "install"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", content, err)
-		}
-	}
-}
-
-func TestInstalledNameIsThatOfTheRecord(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "install.json")
-	for _, c := range []struct{ content, name, says string }{
-		{"", DefaultName, ""},
-		{`{"format":1}`, DefaultName, ""},
-		{`{"format":1,"installed":{"plugin":"site/thin:1"}}`, "site/thin:1", ""},
-		{`{"format":2}`, "", "format 2"},
-		{`{`, "", "restore it"},
-	} {
-		if c.content != "" {
-			if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		name, err := InstalledName(path)
-		if name != c.name || (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
-			t.Errorf("%s: %q, %v", c.content, name, err)
 		}
 	}
 }

@@ -33,8 +33,11 @@ type record struct {
 // installed is what an uninstall goes back from.
 type installed struct {
 	Plugin  string    `json:"plugin"`
-	Driver  bool      `json:"driver"` // it is the engine's storage driver; not any more after an uninstall that keeps it
-	Former  string    `json:"former"` // the storage driver of before
+	Driver  bool      `json:"driver"`         // it is the engine's storage driver; not any more after an uninstall that keeps it
+	Former  string    `json:"former"`         // the storage driver of before
+	Root    string    `json:"root,omitempty"` // the engine's data folder that the plugin lies in; "" if it isn't known
+	Gone    bool      `json:"gone,omitempty"` // the plugin is removed already, the rest is not undone yet
+	Log     string    `json:"log,omitempty"`  // the file that the engine's log went to, if it was one
 	Time    time.Time `json:"time"`
 	Changes []change  `json:"changes"` // in the order in which they were made
 }
@@ -47,7 +50,9 @@ type transaction struct {
 	Rescue    string    `json:"rescue"` // one it starts with whatever the plugin is like; "": none is known
 	File      string    `json:"file"`   // the engine's configuration file
 	Time      time.Time `json:"time"`
-	Restarted bool      `json:"restarted"` // a restart of the engine was begun
+	Down      bool      `json:"down,omitempty"`    // no engine answered when it began, as its storage driver keeps it from starting
+	Running   []string  `json:"running,omitempty"` // ids of the containers that ran when it began
+	Restarted bool      `json:"restarted"`         // a restart of the engine was begun
 	Changes   []change  `json:"changes"`
 }
 
@@ -97,24 +102,12 @@ func readRecord(path string) (*record, error) {
 	return r, nil
 }
 
-// InstalledName is the name of the plugin that is installed by a record, or [DefaultName] if none is or the record is for others to read.
-func InstalledName(path string) (string, error) {
-	r, err := readRecord(path)
-	if errors.Is(err, fs.ErrPermission) {
-		return DefaultName, nil
+// LogFile is the file that the engine's log went to when the plugin was installed; "" if it isn't known.
+func LogFile(path string) string {
+	if r, err := readRecord(path); err == nil && r.Installed != nil {
+		return r.Installed.Log
 	}
-	if err != nil {
-		return "", err
-	}
-	return r.name(), nil
-}
-
-// name is that of the installed plugin, or the one it is given if none is.
-func (r *record) name() string {
-	if r.Installed != nil {
-		return r.Installed.Plugin
-	}
-	return DefaultName
+	return ""
 }
 
 // save puts the record on disk, whole.
@@ -163,6 +156,18 @@ func syncFolder(path string) error {
 func (t *transaction) cut() bool {
 	return slices.ContainsFunc(t.Changes, func(c change) bool { return c.Kind == pluginDisabled && sameDriver(c.Plugin, t.Former) })
 }
+
+// stays tells whether the engine has the same storage driver before and after, so that the containers that ran can be started again.
+func (t *transaction) stays() bool {
+	return !t.Down && t.Operation != opUninstall && sameDriver(t.Former, t.Plugin)
+}
+
+// Operations of transactions, as they are told.
+const (
+	opInstall   = "install"
+	opUpgrade   = "upgrade"
+	opUninstall = "uninstall"
+)
 
 // cutOff says that the transaction isn't through.
 func (t *transaction) cutOff() string {

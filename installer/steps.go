@@ -164,7 +164,7 @@ func (n *install) disable(ctx context.Context) error {
 	if !n.plugin.Enabled {
 		return nil
 	}
-	n.dead = n.active()
+	n.dead = n.dead || n.active()
 	n.plugin.Enabled = false
 	return n.change(ctx, change{Kind: pluginDisabled, Plugin: n.Name}, func(ctx context.Context) error { return n.Engine.disablePlugin(ctx, n.Name) })
 }
@@ -212,10 +212,21 @@ func (r *run) pass(ctx context.Context, root, id string) (Outcome, string, error
 }
 
 func (n *install) enable(ctx context.Context) (Outcome, string, error) {
+	if n.rescued && n.plugin.Enabled { // the engine may take it for enabled though its process has gone
+		if err := n.disable(ctx); err != nil {
+			return Failed, "", err
+		}
+	}
 	if n.plugin.Enabled {
 		return Unchanged, "", nil
 	}
-	err := n.change(ctx, change{Kind: pluginEnabled, Plugin: n.Name}, func(ctx context.Context) error { return n.Engine.enablePlugin(ctx, n.Name) })
+	err := n.change(ctx, change{Kind: pluginEnabled, Plugin: n.Name}, func(ctx context.Context) error {
+		err := n.Engine.enablePlugin(ctx, n.Name)
+		if err != nil && (n.rescued || n.dead) {
+			err = n.mend(ctx, err)
+		}
+		return err
+	})
 	return Done, "", err
 }
 
@@ -276,11 +287,10 @@ type Images struct {
 // Test runs the verification alone: the plugin is the engine's storage driver, and images run. "" is the installed plugin.
 func (i *Installer) Test(ctx context.Context, name string, images Images) error {
 	if name == "" {
-		rec, err := readRecord(i.Record)
-		if err != nil {
+		var err error
+		if name, err = FindName(ctx, i.Engine, i.Record, ""); err != nil {
 			return err
 		}
-		name = rec.name()
 	}
 	return i.verify(ctx, name, images)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"cvmfs-graphdriver/installer/daemonjson"
 )
@@ -34,6 +35,9 @@ func (r *run) undoAll(ctx context.Context, t *transaction) error {
 	if err := r.undoThose(ctx, changes, (*change).ofFiles); err != nil {
 		return err
 	}
+	if t.Down { // nothing but files was changed, and the engine can't run with those of before
+		return nil
+	}
 	rescued, err := r.revive(ctx, t, changes)
 	if err != nil {
 		return err
@@ -53,8 +57,23 @@ func (r *run) undoAll(ctx context.Context, t *transaction) error {
 			return err
 		}
 	}
-	_, err = r.drives(ctx, t.Former)
+	if _, err = r.drives(ctx, t.Former); err == nil {
+		r.startAgain(ctx, t)
+	}
 	return err
+}
+
+// startAgain starts the containers that ran before a restart, where the engine has the storage driver of then. Those that run, as with
+// live-restore or by a restart policy, are left alone; those that were run with --rm have gone.
+func (r *run) startAgain(ctx context.Context, t *transaction) {
+	if !t.Restarted {
+		return
+	}
+	for _, id := range t.Running {
+		if err := r.Engine.startContainer(ctx, id); err != nil {
+			r.Tell(Event{stepRestart, Told, err.Error()})
+		}
+	}
 }
 
 // undoThose undoes some of the changes, the last one first.
@@ -106,11 +125,7 @@ func (r *run) rescue(ctx context.Context, t *transaction, cause error) error {
 	r.Tell(Event{stepUndo, Told, fmt.Sprintf("the engine doesn't start on %s (%v): it is started on another storage driver meanwhile", t.Former, cause)})
 	file, err := daemonjson.Read(t.File)
 	if err == nil {
-		edits := []daemonjson.Change{daemonjson.Delete("storage-opts"), daemonjson.Delete("storage-driver")}
-		if t.Rescue != "" {
-			edits[1] = daemonjson.Set("storage-driver", t.Rescue)
-		}
-		file, err = file.Edit(edits...)
+		file, err = onDriver(file, t.Rescue)
 	}
 	if err == nil {
 		_, err = r.write(ctx, file)
@@ -122,6 +137,15 @@ func (r *run) rescue(ctx context.Context, t *transaction, cause error) error {
 		return fmt.Errorf("%w; start it on another storage driver: %w", cause, err)
 	}
 	return nil
+}
+
+// onDriver gives the engine's configuration file with a storage driver of the engine's own, or, with "", with that which it chooses.
+func onDriver(file *daemonjson.File, driver string) (*daemonjson.File, error) {
+	edits := []daemonjson.Change{daemonjson.Delete("storage-opts"), daemonjson.Delete("storage-driver")}
+	if driver != "" {
+		edits[1] = daemonjson.Set("storage-driver", driver)
+	}
+	return file.Edit(edits...)
 }
 
 // manual says how the changes of a transaction are undone by hand, as shell commands in the order of undoing.
@@ -142,6 +166,9 @@ func (r *run) manual(t *transaction) []string {
 	}
 	if t.cut() {
 		rest = append(rest, restart)
+	}
+	if t.Restarted && len(t.Running) > 0 {
+		rest = append(rest, "docker start "+strings.Join(t.Running, " "))
 	}
 	return append(files, rest...)
 }

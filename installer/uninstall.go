@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"regexp"
 	"slices"
+
+	"github.com/docker/docker/api/types"
 
 	"cvmfs-graphdriver/installer/daemonjson"
 )
@@ -24,6 +28,7 @@ type uninstall struct {
 	was   *installed
 	file  *daemonjson.File
 	next  *daemonjson.File
+	down  bool // no engine answers, and its storage driver is the plugin
 }
 
 // Uninstall has the engine run on its former storage driver again. The plugin stays, disabled, with its layers, unless it is
@@ -42,16 +47,27 @@ func (i *Installer) Uninstall(ctx context.Context, l Leave) error {
 func (u *uninstall) look(ctx context.Context) (err error) {
 	u.was = u.rec.Installed
 	if u.Name == "" {
-		u.Name = u.rec.name()
+		if u.Name, err = FindName(ctx, u.Engine, u.Record, u.File); err != nil {
+			return err
+		}
 	}
 	if u.was == nil || !sameDriver(u.was.Plugin, u.Name) {
 		u.was = &installed{Plugin: u.Name} // installed by hand
 	}
-	if u.state, err = u.Engine.state(ctx); err != nil {
-		return err
-	}
 	if u.file, err = daemonjson.Read(u.File); err != nil {
 		return err
+	}
+	if u.down, err = u.Engine.down(ctx); err != nil {
+		return err
+	}
+	if u.down && !sameDriver(pluginIn(u.file), u.Name) {
+		return u.notOurs(u.File, u.Name)
+	}
+	u.state = &engineState{driver: u.Name} // what it would run on
+	if !u.down {
+		if u.state, err = u.Engine.state(ctx); err != nil {
+			return err
+		}
 	}
 	u.next = u.file
 	for _, c := range slices.Backward(u.was.Changes) {
@@ -67,8 +83,8 @@ func (u *uninstall) look(ctx context.Context) (err error) {
 		}
 	}
 	// A driver that no record knows of, or that somebody has put back.
-	if driver, ok := u.next.Get("storage-driver"); ok && sameDriver(string(driver), `"`+u.Name+`"`) {
-		u.next, err = u.next.Edit(daemonjson.Delete("storage-driver"), daemonjson.Delete("storage-opts"))
+	if sameDriver(pluginIn(u.next), u.Name) {
+		u.next, err = onDriver(u.next, "")
 	}
 	return err
 }
@@ -78,11 +94,14 @@ func (u *uninstall) intentions() []string {
 	if u.next.Changed() {
 		will = append(will, "write "+u.File+":\n"+daemonjson.Diff(u.file, u.next))
 	}
+	if u.away() {
+		will = append(will, fmt.Sprintf("restart the engine with its data in %s before, where the plugin lies, and remove it there", u.was.Root))
+	}
 	if u.dropIn() {
 		will = append(will, "remove "+u.Service.DropIn())
 	}
 	if u.next.Changed() || sameDriver(u.state.driver, u.Name) {
-		will = append(will, u.restartIntention(u.state))
+		will = append(will, u.restartIntention(u.state, false))
 	}
 	return will
 }
@@ -97,12 +116,17 @@ func (u *uninstall) do(ctx context.Context) error {
 	if err := u.look(ctx); err != nil {
 		return err
 	}
-	p, err := u.Engine.plugin(ctx, u.Name)
-	if err != nil {
-		return err
+	var p *types.Plugin
+	if !u.down && u.here() {
+		var err error
+		if p, err = u.Engine.plugin(ctx, u.Name); err != nil {
+			return err
+		}
 	}
 	will := u.intentions()
 	switch {
+	case u.down && u.Purge:
+		will = append(will, fmt.Sprintf("remove the plugin %s, if it is there, with ALL its images, containers and layers", u.Name))
 	case p != nil && u.Purge:
 		will = append(will, fmt.Sprintf("remove the plugin %s with ALL its images, containers and layers", u.Name))
 	case p != nil && p.Enabled:
@@ -115,8 +139,12 @@ func (u *uninstall) do(ctx context.Context) error {
 	if err := u.Ask(ctx, will); err != nil {
 		return err
 	}
-	t := transaction{Operation: "uninstall", Plugin: u.Name, Former: u.state.driver, Rescue: u.was.Former, File: u.File}
-	err = u.transact(ctx, t, u.back, func(t *transaction) {
+	if u.away() {
+		if err := u.purgeAway(ctx); err != nil {
+			return err
+		}
+	}
+	err := u.transact(ctx, u.transaction(), u.back, func(t *transaction) {
 		u.discard(t)
 		u.was.Driver = false
 		u.was.Changes = slices.DeleteFunc(u.was.Changes, func(c change) bool { return c.ofFiles() })
@@ -126,6 +154,71 @@ func (u *uninstall) do(ctx context.Context) error {
 		return err
 	}
 	return u.leave(ctx)
+}
+
+func (u *uninstall) transaction() transaction {
+	return transaction{Operation: opUninstall, Plugin: u.Name, Former: u.state.driver, Rescue: u.was.Former, File: u.File, Down: u.down}
+}
+
+// here tells whether the engine's data are where the plugin lies. One of its name that lies elsewhere is another.
+func (u *uninstall) here() bool { return u.was.Root == "" || u.was.Root == u.state.root }
+
+// away tells whether the plugin is to be removed, and lies in another data folder than the engine's when all is as before the install: only
+// an engine that has its data there can remove it.
+func (u *uninstall) away() bool {
+	if !u.Purge || u.was.Root == "" || u.was.Gone || absent(u.was.Root) {
+		return false
+	}
+	there, err := u.inPlace()
+	return err == nil && daemonjson.Diff(there, u.next) != ""
+}
+
+// inPlace gives the engine's configuration file as before the install, but with its data where the plugin lies.
+func (u *uninstall) inPlace() (*daemonjson.File, error) {
+	if u.here() || u.down { // as they are now
+		var edits []daemonjson.Change
+		for _, key := range []string{"graph", "data-root"} {
+			value, _ := u.file.Get(key)
+			edits = append(edits, daemonjson.Change{Key: key, Value: value})
+		}
+		return u.next.Edit(edits...)
+	}
+	root := u.was.Root
+	if remapped.MatchString(filepath.Base(root)) {
+		root = filepath.Dir(root)
+	}
+	return u.next.Edit(daemonjson.Delete("graph"), daemonjson.Set("data-root", root))
+}
+
+// remapped is the name of the folder that the engine makes for the data of a remapped user: uid and gid.
+var remapped = regexp.MustCompile(`^[0-9]+\.[0-9]+$`)
+
+// purgeAway removes the plugin where it lies. The engine's data are there afterwards, too.
+func (u *uninstall) purgeAway(ctx context.Context) (err error) {
+	if u.next, err = u.inPlace(); err != nil {
+		return err
+	}
+	former := u.was.Former
+	u.was.Former = "" // in another data folder the engine may choose another driver
+	err = u.transact(ctx, u.transaction(), u.back, func(t *transaction) {
+		u.was.Driver, u.was.Former = false, former
+		u.was.Changes = append(u.was.Changes, t.Changes...)
+	})
+	u.was.Former = former
+	if err == nil && u.byHand {
+		err = errors.New("the plugin is removed where it lies once the engine is restarted: call this again then")
+	}
+	if err == nil {
+		err = u.purgePlugin(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	u.was.Gone = true
+	if err := u.rec.save(); err != nil {
+		return err
+	}
+	return u.look(ctx)
 }
 
 // back brings the engine back to its former storage driver.
@@ -174,6 +267,7 @@ func (u *uninstall) back(ctx context.Context) error {
 		if err != nil {
 			return Failed, "", err
 		}
+		u.state = s
 		return Done, "the engine runs on " + s.driver, nil
 	})
 }
@@ -193,26 +287,17 @@ func (u *uninstall) discard(t *transaction) {
 
 // leave does what doesn't bear on the engine any more, and takes it out of the record.
 func (u *uninstall) leave(ctx context.Context) error {
-	p, err := u.Engine.plugin(ctx, u.Name)
-	if err != nil {
-		return err
-	}
-	err = u.step(ctx, stepDisable, func(ctx context.Context) (Outcome, string, error) {
-		if p == nil || !p.Enabled {
-			return Unchanged, "", nil
-		}
-		return Done, "", u.Engine.disablePlugin(ctx, u.Name)
-	})
-	if err != nil {
-		return fmt.Errorf("%w (the engine runs on its former driver; call this again)", err)
-	}
 	if !u.Purge {
-		u.Tell(Event{stepReport, Done, "the plugin " + u.Name + " and its images are kept: cvmfs-graphdriver install shows them again, uninstall --purge removes them"})
-		return nil
+		return u.keep(ctx)
 	}
-	err = u.step(ctx, stepPurge, func(ctx context.Context) (Outcome, string, error) { return u.purge(ctx, p != nil) })
-	if err != nil {
-		return fmt.Errorf("%w (the engine runs on its former driver; call this again)", err)
+	if u.here() && !u.was.Gone {
+		if err := u.purgePlugin(ctx); err != nil {
+			return err
+		}
+	}
+	rest := func(c *change) bool { return c.Kind == folderMade || c.Kind == modeSet }
+	if err := u.undoThose(ctx, u.was.Changes, rest); err != nil {
+		return again(err)
 	}
 	u.rec.Installed = nil
 	if err := u.rec.save(); err != nil {
@@ -222,16 +307,52 @@ func (u *uninstall) leave(ctx context.Context) error {
 	return nil
 }
 
-// purge removes the plugin, and undoes what the install has changed besides.
-func (u *uninstall) purge(ctx context.Context, there bool) (Outcome, string, error) {
-	if there {
-		if err := u.Engine.removePlugin(ctx, u.Name); err != nil {
+func again(err error) error {
+	return fmt.Errorf("%w (the engine runs on its former driver; call this again)", err)
+}
+
+// keep leaves the plugin, disabled.
+func (u *uninstall) keep(ctx context.Context) error {
+	where := ""
+	if u.here() {
+		if err := u.disable(ctx); err != nil {
+			return err
+		}
+	} else {
+		where = " in " + u.was.Root
+	}
+	u.Tell(Event{stepReport, Done, "the plugin " + u.Name + " and its images are kept" + where + ": cvmfs-graphdriver install shows them again, uninstall --purge removes them"})
+	return nil
+}
+
+// disable ends the plugin's process.
+func (u *uninstall) disable(ctx context.Context) error {
+	err := u.step(ctx, stepDisable, func(ctx context.Context) (Outcome, string, error) {
+		p, err := u.Engine.plugin(ctx, u.Name)
+		if err != nil {
 			return Failed, "", err
 		}
+		if p == nil || !p.Enabled {
+			return Unchanged, "", nil
+		}
+		return Done, "", u.Engine.disablePlugin(ctx, u.Name)
+	})
+	if err != nil {
+		return again(err)
 	}
-	if err := removeStale(staleFolder(u.state.root, u.Name)); err != nil {
-		return Failed, "", err
+	return nil
+}
+
+// purgePlugin removes the plugin, and the engine's list of its images, from the engine's present data folder.
+func (u *uninstall) purgePlugin(ctx context.Context) error {
+	if err := u.disable(ctx); err != nil {
+		return err
 	}
-	rest := func(c *change) bool { return c.Kind == folderMade || c.Kind == modeSet }
-	return Done, "", u.undoThose(ctx, u.was.Changes, rest)
+	err := u.step(ctx, stepPurge, func(ctx context.Context) (Outcome, string, error) {
+		return Done, "", errors.Join(u.Engine.removePlugin(ctx, u.Name), removeStale(staleFolder(u.state.root, u.Name)))
+	})
+	if err != nil {
+		return again(err)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package installer
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,8 +50,14 @@ func (i *Installer) Upgrade(ctx context.Context, n Renewal) error {
 }
 
 func (u *upgrade) do(ctx context.Context) (err error) {
+	if down, err := u.Engine.down(ctx); down || err != nil {
+		return cmp.Or(err, fmt.Errorf("no engine answers at %s: if its storage driver is the reason, cvmfs-graphdriver install brings it back, and mends the plugin",
+			u.Engine.api.DaemonHost()))
+	}
 	if u.Name == "" {
-		u.Name = u.rec.name()
+		if u.Name, err = FindName(ctx, u.Engine, u.Record, u.File); err != nil {
+			return err
+		}
 	}
 	if u.state, err = u.Engine.state(ctx); err != nil {
 		return err
@@ -67,11 +74,11 @@ func (u *upgrade) do(ctx context.Context) (err error) {
 	}
 	if err := u.Ask(ctx, []string{
 		fmt.Sprintf("upgrade the plugin %s to version %s; its settings, layers and images stay", u.Name, u.Bundle.Build.Version),
-		u.restartIntention(u.state),
+		u.restartIntention(u.state, sameDriver(u.state.driver, u.Name)),
 	}); err != nil {
 		return err
 	}
-	t := transaction{Operation: "upgrade", Plugin: u.Name, Former: u.state.driver, Rescue: u.former(u.state.driver, u.Name), File: u.File}
+	t := transaction{Operation: opUpgrade, Plugin: u.Name, Former: u.state.driver, Rescue: u.former(u.state.driver, u.Name), File: u.File}
 	if err := u.transact(ctx, t, u.steps, u.keepModes); err != nil {
 		return err
 	}

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
 
+	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/doctor"
 	"cvmfs-graphdriver/installer/preflight"
 	"cvmfs-graphdriver/internal/program"
@@ -16,15 +19,25 @@ func hostFlags() []cli.Flag {
 		hostFlag, nameFlag, fileFlag,
 		&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: the plugin's setting, or " + configuration + ")"},
 		&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json of an object store (default: the plugin's setting)"},
+		&cli.StringFlag{Name: "log", Usage: "`FILE` that the engine's log goes to (default: where it is found)"},
 		jsonFlag, recordFlag,
 	}
 }
 
 // hostPlan is what the flags say of the host.
 func hostPlan(c *cli.Context) (preflight.Plan, error) {
-	name, err := pluginName(c)
+	engine, err := installer.Connect(c.String(hostFlag.Name))
+	if err != nil {
+		return preflight.Plan{}, err
+	}
+	defer engine.Close() // nothing is on its way any more
+	file := c.String(fileFlag.Name)
+	if file == "" {
+		file = daemonjson.DefaultPath
+	}
+	name, err := pluginName(c, engine, file)
 	return preflight.Plan{
-		Host: c.String(hostFlag.Name), Name: name, DaemonJSON: c.String(fileFlag.Name),
+		Host: engine.Client().DaemonHost(), Name: name, Log: cmp.Or(c.String("log"), installer.LogFile(c.String(recordFlag.Name))), DaemonJSON: c.String(fileFlag.Name),
 		CVMFSConfig: c.String("cvmfs-config"), MinioConfig: c.String("minio-config"), Agent: c.App.Name + "/" + version,
 	}, err
 }

@@ -32,11 +32,11 @@ func installCommand() *cli.Command {
 			&cli.StringFlag{Name: "from", Usage: "install the plugin from a registry's `REFERENCE` in place of a bundle"},
 			nameFlag,
 			&cli.StringFlag{Name: "data-root", Usage: "`FOLDER` for the engine's data (default: where they are)"},
-			&cli.StringSliceFlag{Name: "storage-opt", Usage: "`NAME=VALUE` option of the storage driver"},
+			&cli.StringSliceFlag{Name: "storage-opt", Usage: "`NAME=VALUE` option of the storage driver; NAME= takes it away"},
 			&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: " + configuration + ")"},
 			&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json of an object store"},
-			&cli.StringSliceFlag{Name: "set", Usage: "`NAME=VALUE` setting of the plugin"},
-			&cli.BoolFlag{Name: "debug", Usage: "engine and plugin log what a maintainer wants to know"},
+			&cli.StringSliceFlag{Name: "set", Usage: "`NAME=VALUE` setting of the plugin; NAME= puts back what the plugin came with"},
+			&cli.BoolFlag{Name: "debug", Usage: "engine and plugin log what a maintainer wants to know; --debug=false: not any more"},
 			fileFlag,
 			&cli.BoolFlag{Name: "fix", Usage: "take comments and trailing commas out of the configuration file, with which the engine does not start"},
 			hostFlag, restartFlag, testFlag, thinFlag,
@@ -69,9 +69,12 @@ func (s *setup) wishes() (w *installer.Wishes, err error) {
 	c := s.c
 	w = &installer.Wishes{
 		From: c.String("from"), DataRoot: c.String("data-root"), StorageOpts: c.StringSlice("storage-opt"),
-		Settings: c.StringSlice("set"), Debug: c.Bool("debug"), File: s.file, Fix: c.Bool("fix"),
+		Settings: c.StringSlice("set"), File: s.file, Fix: c.Bool("fix"),
 	}
-	if w.Name, err = pluginName(c); err != nil {
+	if c.IsSet("debug") {
+		w.Debug = new(c.Bool("debug"))
+	}
+	if w.Name, err = pluginName(c, s.Engine, s.file); err != nil {
 		return nil, err
 	}
 	if w.DataRoot != "" && !filepath.IsAbs(w.DataRoot) {
@@ -95,8 +98,12 @@ func (s *setup) wishes() (w *installer.Wishes, err error) {
 		}
 		w.Settings = append(w.Settings, setting+"="+dir)
 	}
-	if w.Debug {
+	switch {
+	case w.Debug == nil:
+	case *w.Debug:
 		w.Settings = append(w.Settings, "DEBUG=1")
+	default:
+		w.Settings = append(w.Settings, "DEBUG=0")
 	}
 	w.Folders = folders(w.Settings)
 	if w.Images, err = s.images(); err != nil {
@@ -149,7 +156,7 @@ func (s *setup) judge(ctx context.Context, w *installer.Wishes) (variable bool, 
 	plan := preflight.Plan{
 		Install: true, Host: s.Engine.Client().DaemonHost(), Name: w.Name, DaemonJSON: w.File, DataRoot: w.DataRoot,
 		StorageOpts: w.StorageOpts, CVMFSConfig: folder(w.Settings, "cvmfs_ext_config"), MinioConfig: folder(w.Settings, "minio_ext_config"),
-		Restart: s.c.String(restartFlag.Name), Agent: "cvmfs-graphdriver/" + version,
+		Debug: w.Debug != nil, Log: s.Log, Restart: s.c.String(restartFlag.Name), Agent: "cvmfs-graphdriver/" + version,
 	}
 	facts := preflight.Gather(ctx, plan)
 	if w.Fix {

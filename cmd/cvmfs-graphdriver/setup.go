@@ -31,7 +31,7 @@ const packaged = "/usr/share/cvmfs-graphdriver"
 // Flags that install, upgrade, uninstall and test have in common.
 var (
 	hostFlag    = &cli.StringFlag{Name: "host", Usage: "`SOCKET` of the engine (default: $DOCKER_HOST, or unix:///var/run/docker.sock)"}
-	nameFlag    = &cli.StringFlag{Name: "name", Usage: "`NAME` of the plugin and of the storage driver (default: the installed one, or " + installer.DefaultName + ")"}
+	nameFlag    = &cli.StringFlag{Name: "name", Usage: "`NAME` of the plugin and of the storage driver (default: the one there is, or " + installer.DefaultName + ")"}
 	fileFlag    = &cli.StringFlag{Name: "daemon-json", Usage: "the engine's configuration `FILE` (default: the one it runs with, or " + daemonjson.DefaultPath + ")"}
 	restartFlag = &cli.StringFlag{Name: "restart", Usage: "how the engine is restarted: auto, systemd, systemd:UNIT, openrc, sysv, command:`COMMAND` or none", Value: "auto"}
 	yesFlag     = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "don't ask before the host is changed"}
@@ -43,12 +43,12 @@ var (
 	thinFlag    = &cli.StringFlag{Name: "thin-image", Usage: "run this thin `IMAGE`"}
 )
 
-// pluginName is the plugin that is meant.
-func pluginName(c *cli.Context) (string, error) {
+// pluginName is the plugin that is meant, of an engine with a configuration file.
+func pluginName(c *cli.Context, engine *installer.Engine, file string) (string, error) {
 	if name := c.String(nameFlag.Name); name != "" {
 		return name, nil
 	}
-	return installer.InstalledName(c.String(recordFlag.Name))
+	return installer.FindName(c.Context, engine, c.String(recordFlag.Name), file)
 }
 
 // setup is a command that works on the host's engine.
@@ -84,6 +84,9 @@ func newSetup(c *cli.Context) (*setup, error) {
 	if s.engine, err = service.Find(c.Context, socket); err != nil {
 		s.engine = nil
 	}
+	if s.Log = installer.LogFile(s.Record); s.engine != nil {
+		s.Log = s.engine.LogFile
+	}
 	if s.file == "" {
 		s.file = daemonjson.DefaultPath
 		if s.engine != nil {
@@ -96,7 +99,7 @@ func newSetup(c *cli.Context) (*setup, error) {
 // restarts gives the installer what restarts the engine.
 func (s *setup) restarts() (err error) {
 	socket := s.Engine.Client().DaemonHost()
-	s.Service, err = installer.HostService(s.c.Context, socket, s.c.String(restartFlag.Name), s.Tell)
+	s.Service, err = installer.HostService(s.c.Context, socket, s.c.String(restartFlag.Name), s.Log, s.Tell)
 	if err != nil {
 		return program.Usagef(s.c, "%v", err)
 	}

@@ -36,6 +36,9 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			if status.Engine.Err != "" {
+				if status.Engine.Denied {
+					return fmt.Errorf("the engine's socket %s is not for this user: run this program as root", status.Engine.Host)
+				}
 				return fmt.Errorf("no engine answers at %s (\"cvmfs-graphdriver doctor\" says more)", status.Engine.Host)
 			}
 			return nil

@@ -47,6 +47,14 @@ func (f *File) Get(key string) (value json.RawMessage, ok bool) {
 	return value, ok
 }
 
+// Strings gives the value of a key that is a list of strings; what is of another shape, which Problems tells, is none.
+func (f *File) Strings(key string) (list []string) {
+	if value, ok := f.Get(key); ok {
+		_ = json.Unmarshal(value, &list)
+	}
+	return list
+}
+
 // object gives the file's object, nil if there is none in it.
 func (f *File) object() (*hujson.Object, error) {
 	t, err := take(f.content)
@@ -360,20 +368,15 @@ func (f *File) hasKeys() bool {
 // Wishes are what the engine is to do.
 type Wishes struct {
 	Driver      string   // storage-driver
-	StorageOpts []string // name=value, for this driver
+	StorageOpts []string // name=value, for this driver; without a value, the option goes
 	DataRoot    string   // "": where it is
-	Debug       bool     // false: as it is
+	Debug       *bool    // nil: as it is
 }
 
 // Wanted gives the changes that make the engine do what is wished with a storage-driver plugin.
 func (f *File) Wanted(w Wishes) []Change {
 	changes := []Change{Set("experimental", true), Set("storage-driver", w.Driver)}
-	var present []string
-	if value, ok := f.Get("storage-opts"); ok {
-		// The shape is judged by Problems.
-		_ = json.Unmarshal(value, &present)
-	}
-	if options := storageOpts(present, w.StorageOpts); len(options) > 0 {
+	if options := DriverOptions(f.Strings("storage-opts"), w.StorageOpts); len(options) > 0 {
 		changes = append(changes, Set("storage-opts", options))
 	} else {
 		changes = append(changes, Delete("storage-opts"))
@@ -382,27 +385,14 @@ func (f *File) Wanted(w Wishes) []Change {
 		// Engines before 24 take graph for data-root, and refuse both.
 		changes = append(changes, Delete("graph"), Set("data-root", w.DataRoot))
 	}
-	if w.Debug {
+	switch {
+	case w.Debug == nil:
+	case *w.Debug:
 		changes = append(changes, Set("debug", true))
+	default:
+		changes = append(changes, Delete("debug"))
 	}
 	return changes
-}
-
-// storageOpts gives the options for the plugin's driver: of those present what it takes, and in place of those with the same
-// name, or after them, what is wished. The driver refuses an option it doesn't know.
-func storageOpts(present, wished []string) []string {
-	option := func(s string) string {
-		name, _, _ := strings.Cut(s, "=")
-		return strings.ToLower(strings.TrimSpace(name))
-	}
-	var kept []string
-	for _, p := range present {
-		taken := strings.HasPrefix(option(p), "cvmfs.") || option(p) == "overlay2.override_kernel_check"
-		if taken && !slices.ContainsFunc(wished, func(w string) bool { return option(w) == option(p) }) {
-			kept = append(kept, p)
-		}
-	}
-	return append(kept, wished...)
 }
 
 // Diff is the unified diff of two contents of a file; "" if they are equal. No file is /dev/null.

@@ -40,7 +40,7 @@ func TestChangesKeepTheFormOfTheFile(t *testing.T) {
 
 func TestWantedOptionsAndDataRoot(t *testing.T) {
 	f := found(t, `{"graph":"/old","storage-opts":["overlay2.size=1G","CVMFS.view=fuse","cvmfs.repositories=a","overlay2.override_kernel_check=1"]}`)
-	next, err := f.Edit(f.Wanted(Wishes{Driver: "thin", StorageOpts: []string{"cvmfs.view=erofs"}, DataRoot: "/new", Debug: true})...)
+	next, err := f.Edit(f.Wanted(Wishes{Driver: "thin", StorageOpts: []string{"cvmfs.view=erofs"}, DataRoot: "/new", Debug: new(true)})...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,4 +148,16 @@ func FuzzEdit(f *testing.F) {
 // ascii tells text whose case is simple.
 func ascii(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r >= 0x80 })
+}
+
+func TestSettingsAreTakenBack(t *testing.T) {
+	f := found(t, `{"debug": true, "storage-driver": "overlay2", "storage-opts": ["cvmfs.view=fuse", "cvmfs.repositories=a.b", "overlay2.size=1G"]}`)
+	next, err := f.Edit(f.Wanted(Wishes{Driver: "x", StorageOpts: []string{"CVMFS.view="}, Debug: new(false)})...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"storage-driver": "x", "storage-opts": ["cvmfs.repositories=a.b"], "experimental": true}`
+	if got := string(next.content); got != want {
+		t.Errorf("got %s", got)
+	}
 }

@@ -255,7 +255,7 @@ func TestWhatOthersEditedStaysWhenOursIsUndone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	next, err := f.Edit(f.Wanted(Wishes{Driver: "thin", DataRoot: "/data", Debug: true})...)
+	next, err := f.Edit(f.Wanted(Wishes{Driver: "thin", DataRoot: "/data", Debug: new(true)})...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,16 +218,9 @@ func (r Report) log(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, logWait)
 	defer cancel()
 	running, _ := service.Find(ctx, r.Facts.Engine.Host) // one that doesn't run has a log all the same
-	restarter, err := service.Choose("auto", running)
-	if err != nil {
-		restarter, err = service.Choose("none", running)
-	}
-	if err != nil {
-		return err.Error() + "\n"
-	}
-	text, err := restarter.Log(ctx, r.Facts.Time.Add(-logSince))
-	if err != nil {
-		return err.Error() + "\n"
+	text, _ := service.FindLog(ctx, running, r.LogFile, r.Facts.Time.Add(-logSince))
+	if text == "" {
+		return "not found\n"
 	}
 	return text
 }

@@ -16,12 +16,13 @@ type Report struct {
 	Commit   string              `json:"commit,omitempty"`
 	Facts    preflight.Facts     `json:"facts"`
 	Findings []preflight.Finding `json:"findings"`
+	LogFile  string              `json:"-"` // the file the engine's log goes to; "" is where it is found
 }
 
 // New judges a host as it stands.
 func New(f preflight.Facts, p preflight.Plan, version, commit string) Report {
 	p.Install = false
-	r := Report{Version: version, Commit: commit, Facts: f, Findings: preflight.Judge(f, p)}
+	r := Report{Version: version, Commit: commit, Facts: f, Findings: preflight.Judge(f, p), LogFile: p.Log}
 	if s := f.Plugin.State; s != nil && s.Version != "" && s.Version != version {
 		r.Findings = append(r.Findings, preflight.Finding{
 			ID: "plugin.version", Severity: preflight.Note,
@@ -92,7 +93,9 @@ func (s Status) Write(w io.Writer) error {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "%-13s %s\n", name, fmt.Sprintf(format, args...))
 	}
-	if s.Engine.Err != "" {
+	if s.Engine.Denied {
+		line("engine", "may not be asked by this user at %s: %s", s.Engine.Host, s.Engine.Err)
+	} else if s.Engine.Err != "" {
 		line("engine", "doesn't answer at %s: %s", s.Engine.Host, s.Engine.Err)
 	} else {
 		line("engine", "%s (API %s) at %s", s.Engine.Version, s.Engine.API, s.Engine.Host)

@@ -16,6 +16,8 @@ type Plan struct {
 	StorageOpts []string // options of the driver, "name=value"
 	CVMFSConfig string   // folder with the CernVM-FS configuration; "" is the plugin's setting, or /etc/cvmfs
 	MinioConfig string   // folder with config.json of an object store; "" is the plugin's setting, or none
+	Debug       bool     // "debug" is to be written to the engine's configuration file, or taken out
+	Log         string   // file the engine's log goes to; "" is where it is found
 	Restart     string   // what restarts the engine, as service.Choose takes it; "" is auto
 	Agent       string   // who asks, for the servers' logs: product and version
 }
@@ -32,7 +34,8 @@ type Facts struct {
 	Security      Security      `json:"security"`
 	Clock         Clock         `json:"clock"`
 	Configuration Configuration `json:"cvmfs"`
-	Minio         *Minio        `json:"minio,omitempty"` // nil where none is set
+	Missing       []string      `json:"missing,omitempty"` // of the host's files that the engine mounts into the plugin
+	Minio         *Minio        `json:"minio,omitempty"`   // nil where none is set
 	Plugin        Plugin        `json:"plugin"`
 }
 
@@ -56,6 +59,7 @@ type Engine struct {
 	Running      []string    `json:"running,omitempty"`   // names
 	Labels       bool        `json:"labels"`              // containers get SELinux labels
 	Elsewhere    string      `json:"elsewhere,omitempty"` // why it doesn't run on this machine
+	Denied       bool        `json:"denied,omitempty"`    // its socket may not be used by who asked
 	Err          string      `json:"error,omitempty"`
 }
 
@@ -75,6 +79,7 @@ type Service struct {
 	LogFile  string            `json:"log_file,omitempty"` // the file its log goes to, if it is one
 	Flags    map[string]string `json:"flags"`              // of its command line, those that matter here, by their long names
 	Variable bool              `json:"variable"`           // its environment has service.PluginVariable
+	Cause    string            `json:"cause,omitempty"`    // why it didn't start, by its log; "" if it answers, or its log doesn't say
 	Err      string            `json:"error,omitempty"`
 }
 

@@ -18,6 +18,7 @@ import (
 // Bounds of what is waited for.
 const (
 	askWait        = 10 * time.Second // an answer of the engine or the plugin
+	infoWait       = 45 * time.Second // what the engine runs on: it asks its storage driver, and gives one that has gone half a minute
 	lookWait       = 5 * time.Second  // a file system's answer; that of a network may never come
 	repositoryWait = 15 * time.Second // a repository's newest revision, over all its servers and proxies
 	countWait      = 3 * time.Second  // counting what was fetched
@@ -27,7 +28,7 @@ const (
 func Gather(ctx context.Context, p Plan) Facts {
 	f := Facts{Time: time.Now(), Root: os.Geteuid() == 0}
 	f.Engine, f.Plugin = askEngine(ctx, p)
-	f.Service = lookAtService(ctx, f.Engine)
+	f.Service = lookAtService(ctx, f.Engine, p.Log)
 	f.File = readFile(p, f.Service, f.Engine.Version)
 	f.Engine.Elsewhere = elsewhere(f.Engine, f.Service.PID)
 	local := f.Engine.Elsewhere == ""
@@ -49,6 +50,7 @@ func Gather(ctx context.Context, p Plan) Facts {
 		})
 	}
 	f.Minio = lookAtMinio(p, f.Plugin.Settings["minio_ext_config"])
+	f.Missing = missing(hostsFile, resolvConf)
 	f.Security = lookAtSecurity()
 	f.Clock = askClock()
 	g.Wait() // none fails
@@ -105,6 +107,22 @@ func examine(dir string) (d Data) {
 	d.Free, d.Size = st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
 	d.FreeInodes, d.Inodes = st.Ffree, st.Files
 	return d
+}
+
+// The host's files that the engine mounts into every plugin with the host's network, beside what its config.json names.
+const (
+	hostsFile  = "/etc/hosts"
+	resolvConf = "/etc/resolv.conf"
+)
+
+// missing gives those of files that aren't there, or are links to nothing.
+func missing(files ...string) (gone []string) {
+	for _, file := range files {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			gone = append(gone, file)
+		}
+	}
+	return gone
 }
 
 // firstWord reads a small file of the kernel's; "" if there is none.

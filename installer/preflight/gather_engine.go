@@ -60,17 +60,19 @@ func askEngine(ctx context.Context, p Plan) (e Engine, g Plugin) {
 	if !strings.HasPrefix(e.Host, "unix://") {
 		return e, g // elsewhere
 	}
-	ctx, cancel := context.WithTimeout(ctx, askWait)
-	defer cancel()
-	v, err := c.ServerVersion(ctx)
+	asking, cancel := context.WithTimeout(ctx, askWait)
+	v, err := c.ServerVersion(asking)
+	cancel()
 	if err == nil && v.Version == "" && v.APIVersion == "" {
 		err = errors.New("it answers, but tells no version, as an engine does")
 	}
 	if err != nil {
-		e.Err = err.Error()
+		e.Err, e.Denied = err.Error(), errors.Is(err, fs.ErrPermission)
 		return e, g
 	}
 	e.Version, e.API, e.Product = v.Version, v.APIVersion, product(v)
+	ctx, cancel = context.WithTimeout(ctx, infoWait)
+	defer cancel()
 	info, err := c.Info(ctx)
 	if err != nil {
 		e.Err = err.Error()

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"cvmfs-graphdriver/installer/service"
 )
@@ -13,8 +14,24 @@ import (
 // defaultUnit is the engine's systemd unit.
 const defaultUnit = "docker.service"
 
-// lookAtService finds out how the engine is run: from its process, and from the unit that starts it next time.
-func lookAtService(ctx context.Context, e Engine) Service {
+// causeSince is how old a start that failed may be to be the reason why no engine answers.
+const causeSince = 7 * 24 * time.Hour
+
+// lookAtService finds out how the engine is run: from its process, and from the unit that starts it next time; and of one that doesn't
+// answer, why it didn't start.
+func lookAtService(ctx context.Context, e Engine, logFile string) Service {
+	s := lookAtProcess(ctx, e)
+	if e.Err == "" || e.Denied || s.PID != 0 || !strings.HasPrefix(e.Host, "unix://") {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	log, _ := service.FindLog(ctx, nil, logFile, time.Now().Add(-causeSince))
+	s.Cause = service.Cause(log)
+	return s
+}
+
+func lookAtProcess(ctx context.Context, e Engine) Service {
 	s := Service{Flags: map[string]string{}}
 	ctx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
@@ -70,4 +87,4 @@ func (s *Service) take(args, environ []string) {
 }
 
 // told are the flags that matter here.
-var told = []string{"config-file", "data-root", "experimental", "graph", "storage-driver", "storage-opt"}
+var told = []string{"config-file", "data-root", "debug", "experimental", "graph", "storage-driver", "storage-opt"}

@@ -444,7 +444,7 @@ func TestWhatHangsIsGivenUp(t *testing.T) {
 func TestUnitsAndProcessesTellFlagsAndTheVariable(t *testing.T) {
 	s := Service{Flags: map[string]string{}}
 	s.take([]string{"-H", "fd://", "-s", "overlay2", "--storage-opt=a=1", "--storage-opt", "b=2", "--debug"}, []string{"PATH=/bin", marked + "=1"})
-	want := Service{Flags: map[string]string{"storage-driver": "overlay2", "storage-opt": "a=1 b=2"}, Variable: true}
+	want := Service{Flags: map[string]string{"debug": "", "storage-driver": "overlay2", "storage-opt": "a=1 b=2"}, Variable: true}
 	if d := cmp.Diff(want, s); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}

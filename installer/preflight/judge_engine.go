@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/service"
 )
 
@@ -26,12 +27,23 @@ func reachable(f *Facts, p *Plan) []Finding {
 	if f.Engine.Err == "" {
 		return nil
 	}
+	if f.Engine.Denied {
+		return with(one(Error, "engine.permission", "the engine's socket is not for this user: "+f.Engine.Host,
+			"run this program as root (sudo); whether the engine runs is not known"), f.Engine.Err)
+	}
+	detail := f.Engine.Err
+	if f.Service.Cause != "" {
+		detail += "; the engine's log says: " + f.Service.Cause
+	}
 	remedy := "start the engine, or name its socket with --host"
 	if f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name) {
-		remedy = fmt.Sprintf("the reason stands in its log, in the line before the last (journalctl -u docker); %s names %s as storage driver: "+
-			"\"cvmfs-graphdriver uninstall\" puts the former one back", f.File.Path, p.Name)
+		remedy = fmt.Sprintf("%s names %s as storage driver: \"cvmfs-graphdriver uninstall\" starts the engine on the former one, \"install\" does that and "+
+			"mends the plugin", f.File.Path, p.Name)
+		if f.Service.Cause == "" {
+			remedy += "; the reason stands in the engine's log, in the line before the last (--log FILE names the log)"
+		}
 	}
-	return with(one(Error, "engine.unreachable", "no engine answers at "+f.Engine.Host, remedy), f.Engine.Err)
+	return with(one(Error, "engine.unreachable", "no engine answers at "+f.Engine.Host, remedy), detail)
 }
 
 // here refuses an engine on another machine, whose files and units are not the ones that are seen here.
@@ -178,23 +190,33 @@ func imageStore(f *Facts, _ *Plan) []Finding {
 	return nil
 }
 
-// flags refuses command line flags that contradict what is written to daemon.json: the engine would not start.
+// flags refuses command line flags that contradict what is written to daemon.json, and options of another driver's: the engine would
+// not start.
 func flags(f *Facts, p *Plan) []Finding {
-	if !becomes(f, p) {
+	if !p.Install || f.Engine.silent() {
 		return nil
 	}
-	wanted := map[string]bool{"storage-driver": true, "experimental": true, "storage-opt": len(p.StorageOpts) > 0, "data-root": p.DataRoot != "", "graph": p.DataRoot != ""}
+	options := len(daemonjson.DriverOptions(f.File.Options, p.StorageOpts)) > 0
+	written := map[string]bool{
+		"storage-driver": true, "experimental": true, "storage-opt": options, "data-root": p.DataRoot != "", "graph": p.DataRoot != "", "debug": p.Debug,
+	}
+	where := "take it out of where the engine is started"
+	if f.Service.Manager == "systemd" {
+		where = "take it out of its unit (systemctl edit --full docker) or of the file of options the unit reads"
+	}
+	const id = "engine.flag"
 	var found []Finding
 	for _, name := range slices.Sorted(maps.Keys(f.Service.Flags)) {
-		if !wanted[name] {
-			continue
+		if written[name] {
+			found = append(found, one(Error, id, fmt.Sprintf("the engine is started with --%s, and does not start with the same in daemon.json", name), where)...)
+			found = with(found, fmt.Sprintf("--%s=%s", name, f.Service.Flags[name]))
 		}
-		where := "take it out of where the engine is started"
-		if f.Service.Manager == "systemd" {
-			where = "take it out of its unit (systemctl edit --full docker) or of the file of options the unit reads"
+	}
+	for option := range strings.FieldsSeq(f.Service.Flags["storage-opt"]) {
+		if err := daemonjson.CheckOption(option); err != nil {
+			found = append(found, one(Error, id, "the engine is started with --storage-opt "+option+", and would not start with it on this driver", where)...)
+			found = with(found, err.Error())
 		}
-		found = append(found, one(Error, "engine.flag", fmt.Sprintf("the engine is started with --%s, and does not start with the same in daemon.json", name), where)...)
-		found = with(found, fmt.Sprintf("--%s=%s", name, f.Service.Flags[name]))
 	}
 	return found
 }
@@ -224,9 +246,18 @@ func options(f *Facts, p *Plan) []Finding {
 	const id = "engine.storage-opts"
 	var found []Finding
 	for _, option := range p.StorageOpts {
-		if name, _, _ := strings.Cut(option, "="); !slices.Contains(driverOptions, strings.ToLower(strings.TrimSpace(name))) {
-			found = append(found, one(Error, id, fmt.Sprintf("the driver has no storage option %q, and the engine would not start with it", name),
-				"it takes "+strings.Join(driverOptions, ", "))...)
+		err := daemonjson.CheckOption(option)
+		if daemonjson.TakesBack(option) {
+			err = nil
+		}
+		if err != nil {
+			found = append(found, one(Error, id, err.Error()+"; the engine would not start with it", "correct --storage-opt: the driver takes "+strings.Join(daemonjson.OptionNames(), ", "))...)
+		}
+	}
+	for _, option := range daemonjson.DriverOptions(f.File.Options, p.StorageOpts) {
+		if err := daemonjson.CheckOption(option); err != nil && !slices.Contains(p.StorageOpts, option) {
+			found = append(found, one(Error, id, fmt.Sprintf("%v; it stands in %s, and the engine would not start with it", err, f.File.Path),
+				"take it out with --storage-opt "+daemonjson.OptionName(option)+"=")...)
 		}
 	}
 	if becomes(f, p) && len(f.File.Options) > 0 {
@@ -235,12 +266,6 @@ func options(f *Facts, p *Plan) []Finding {
 	}
 	return found
 }
-
-// driverOptions are the storage options the driver takes (docs/guide.md).
-var driverOptions = []string{"cvmfs.repositories", "cvmfs.view", overrideOption}
-
-// overrideOption is overlay2's, by which RHEL 7 is allowed its old kernel.
-const overrideOption = "overlay2.override_kernel_check"
 
 // driver tells which storage driver is in use, where none is to be installed.
 func driver(f *Facts, p *Plan) []Finding {
@@ -261,8 +286,10 @@ func containers(f *Facts, p *Plan) []Finding {
 	if !becomes(f, p) || len(f.Engine.Running) == 0 || f.Engine.LiveRestore {
 		return nil
 	}
-	return with(one(Warning, "engine.containers", fmt.Sprintf("the engine is restarted: %s, and not started again under the new driver", several(len(f.Engine.Running), "running container is stopped", "running containers are stopped")),
-		"end them in good time, and commit and push what is to go on"), some(f.Engine.Running))
+	return with(one(Warning, "engine.containers", fmt.Sprintf("the engine is restarted: %s, and not started again under the new driver",
+		several(len(f.Engine.Running), "running container is stopped", "running containers are stopped")),
+		"end them in good time, and commit and push what is to go on; if the installation fails, they are started again, those that were run with --rm aside"),
+		some(f.Engine.Running))
 }
 
 // images tells of images and containers that are not shown any more.
@@ -284,6 +311,10 @@ func moves(f *Facts, p *Plan) []Finding {
 	}
 	if !p.Install || p.DataRoot == "" || root == "" || filepath.Clean(p.DataRoot) == root {
 		return nil
+	}
+	if f.Plugin.Present {
+		return one(Error, "engine.data-root", fmt.Sprintf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one", p.Name, root),
+			"leave --data-root out; or first say \"cvmfs-graphdriver uninstall --purge\", which removes the plugin and its images")
 	}
 	return one(Warning, "engine.data-root", fmt.Sprintf("the engine's data folder becomes %s: images, containers, volumes, networks and plugins in %s are left behind", p.DataRoot, root),
 		"nothing is lost: they come back with \"cvmfs-graphdriver uninstall\"; leave --data-root out to keep them")

@@ -2,10 +2,12 @@ package preflight
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/dustin/go-humanize"
 
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -30,6 +32,8 @@ func plugin(f *Facts, p *Plan) []Finding {
 	switch g := f.Plugin; {
 	case g.Err != "":
 		return with(one(Warning, id, "the engine doesn't tell of its plugin "+p.Name, ""), g.Err)
+	case !g.Present && inUse && p.Install:
+		return one(Note, id, "the plugin "+p.Name+" is the storage driver, and there is none: it will be created", "")
 	case !g.Present && inUse:
 		return one(Error, id, "the engine's configuration names the plugin "+p.Name+" as storage driver, and there is none: the engine will not start again",
 			"run \"cvmfs-graphdriver install\", or \"cvmfs-graphdriver uninstall\" to go back to the former driver")
@@ -39,9 +43,9 @@ func plugin(f *Facts, p *Plan) []Finding {
 		return one(Note, id, "the engine has no plugin "+p.Name, "\"cvmfs-graphdriver install\" creates it")
 	case !g.Ours:
 		return one(Error, id, "the engine has another plugin under the name "+p.Name, "choose another name with --name, or remove that plugin")
-	case !g.Enabled && inUse:
+	case !g.Enabled && inUse && !p.Install:
 		return one(Error, id, "the plugin "+p.Name+" is disabled, and it is the storage driver: nothing works, and the engine will not start again",
-			"docker plugin enable "+p.Name+", and restart the engine")
+			"run \"cvmfs-graphdriver install\", or docker plugin enable "+p.Name+" and restart the engine")
 	case !g.Enabled && p.Install:
 		return one(Note, id, "the plugin "+p.Name+" is there and disabled; it will be enabled", "")
 	case !g.Enabled:
@@ -52,6 +56,22 @@ func plugin(f *Facts, p *Plan) []Finding {
 		of = ", version " + s.Version
 	}
 	return one(OK, id, "the plugin "+p.Name+" is enabled"+of, "")
+}
+
+// needed judges the files of the host that the engine mounts into the plugin.
+func needed(f *Facts, p *Plan) []Finding {
+	if !p.Install && !f.Plugin.Present {
+		return nil
+	}
+	var found []Finding
+	for _, file := range f.Missing {
+		what, remedy := file+" is not there: the engine mounts it into the plugin, and can't enable it without", "make it; an empty file will do (touch "+file+")"
+		if file == resolvConf {
+			remedy = "make it, with the site's name servers (nameserver ADDRESS); if it is a link to a file that a service writes, as systemd-resolved, start that"
+		}
+		found = append(found, one(Error, "host.files", what, remedy)...)
+	}
+	return found
 }
 
 // pluginState judges what the plugin says of itself.
@@ -181,10 +201,10 @@ func kernel(f *Facts, p *Plan) []Finding {
 	if v := number(k.Release); v > 0 && v < oldest {
 		what := "Linux " + k.Release + " is older than 4.18, the first this driver is expected to work on"
 		if overridden(p.StorageOpts) || overridden(f.File.Options) {
-			found = append(found, one(Warning, "kernel.version", what+"; "+overrideOption+" lets it be tried", "run a newer kernel")...)
+			found = append(found, one(Warning, "kernel.version", what+"; "+daemonjson.OverrideOption+" lets it be tried", "run a newer kernel")...)
 		} else {
 			found = append(found, one(Error, "kernel.version", what,
-				"run a newer kernel; to try all the same, give --storage-opt "+overrideOption+"=true")...)
+				"run a newer kernel; to try all the same, give --storage-opt "+daemonjson.OverrideOption+"=true")...)
 		}
 	}
 	if k.Err != "" {
@@ -221,11 +241,9 @@ func mounts(f *Facts, _ *Plan) []Finding {
 
 func overridden(options []string) bool {
 	for _, o := range options {
-		if name, value, _ := strings.Cut(o, "="); strings.EqualFold(strings.TrimSpace(name), overrideOption) {
-			switch strings.ToLower(strings.TrimSpace(value)) {
-			case "1", "t", "true":
-				return true
-			}
+		if _, value, _ := strings.Cut(o, "="); daemonjson.OptionName(o) == daemonjson.OverrideOption {
+			yes, err := strconv.ParseBool(value)
+			return err == nil && yes
 		}
 	}
 	return false

@@ -151,6 +151,27 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		{"xfs, ftype=0", fit(), install, func(f *Facts, _ *Plan) { f.Data.FileSystem, f.Data.Typed = "xfs", false }, "data-root.file-system", Error, "ftype=0", "mkfs.xfs -n ftype=1"},
 		{"xfs", fit(), install, func(f *Facts, _ *Plan) { f.Data.FileSystem = "xfs" }, "data-root.file-system", OK, "xfs", ""},
 		{"ext4, no types", fit(), install, func(f *Facts, _ *Plan) { f.Data.Typed = false }, "data-root.file-system", Error, "ext4 whose folders", "tune2fs"},
+		{"no name servers", fit(), install, func(f *Facts, _ *Plan) { f.Missing = []string{"/etc/resolv.conf"} }, "host.files", Error, "/etc/resolv.conf is not there", "nameserver"},
+		{"no hosts", active(), inUse, func(f *Facts, _ *Plan) { f.Missing = []string{"/etc/hosts"} }, "host.files", Error, "/etc/hosts is not there", "touch /etc/hosts"},
+		{"not for this user", fit(), install, func(f *Facts, _ *Plan) {
+			f.Engine = Engine{Host: "unix:///x", Err: "permission denied", Denied: true}
+		}, "engine.permission", Error, "not for this user", "root"},
+		{"log", fit(), inUse, func(f *Facts, _ *Plan) {
+			f.Engine, f.File.Driver = Engine{Host: "unix:///x", Err: "refused"}, name
+		}, "engine.unreachable", Error, "no engine answers", "--log FILE"},
+		{"an option of another driver on the command line", fit(), install, func(f *Facts, _ *Plan) {
+			f.Service.Flags["storage-opt"] = "cvmfs.view=auto overlay2.size=1G"
+		}, "engine.flag", Error, "--storage-opt overlay2.size=1G", "take it out"},
+		{"an option on the command line and one in the file", fit(), install, func(f *Facts, _ *Plan) {
+			f.Service.Flags["storage-opt"], f.File.Options = "cvmfs.view=auto", []string{"cvmfs.view=fuse"}
+		}, "engine.flag", Error, "the same in daemon.json", "take it out"},
+		{"debug on the command line", fit(), install, func(f *Facts, p *Plan) { f.Service.Flags["debug"], p.Debug = "", true }, "engine.flag", Error, "--debug", "take it out"},
+		{"a driver on the command line, in use", active(), install, func(f *Facts, _ *Plan) { f.Service.Flags["storage-driver"] = name }, "engine.flag", Error, "--storage-driver", "take it out"},
+		{"a bad view", fit(), install, func(_ *Facts, p *Plan) { p.StorageOpts = []string{"cvmfs.view=ext4"} }, "engine.storage-opts", Error, "auto, erofs, fuse", "--storage-opt"},
+		{"a bad repository", fit(), install, func(_ *Facts, p *Plan) { p.StorageOpts = []string{"cvmfs.repositories=a.example.org,,"} }, "engine.storage-opts", Error, "repository's name", ""},
+		{"a bad switch", fit(), install, func(_ *Facts, p *Plan) { p.StorageOpts = []string{"overlay2.override_kernel_check=yes"} }, "engine.storage-opts", Error, "true or false", ""},
+		{"an unknown option in the file", active(), install, func(f *Facts, p *Plan) { f.File.Options = []string{"cvmfs.vieuw=fuse"} }, "engine.storage-opts", Error, "cvmfs.vieuw", "--storage-opt cvmfs.vieuw="},
+		{"another data folder, installed", active(), install, func(_ *Facts, p *Plan) { p.DataRoot = "/new" }, "engine.data-root", Error, "can't go to another", "uninstall --purge"},
 		{"read-only", fit(), install, func(f *Facts, _ *Plan) { f.Data.ReadOnly = true }, "data-root.read-only", Error, "can't be written", "dmesg"},
 		{"full", fit(), install, func(f *Facts, _ *Plan) { f.Data.Free = 1 << 20 }, "data-root.space", Error, "1.0 MiB of 100 GiB", "prune"},
 		{"nearly full", fit(), install, func(f *Facts, _ *Plan) { f.Data.Free = giga }, "data-root.space", Warning, "1.0 GiB of 100 GiB", "prune"},
