@@ -359,10 +359,10 @@ func TestUnreadableObjectIsToldWithWhoReadsIt(t *testing.T) {
 				t.Fatalf("read %q", b)
 			}
 			images := p.status().Store.Images
-			lines := p.said.lines(`msg="object can't be read"`)
+			line := p.said.await(t, `msg="object can't be read"`)
 			for _, want := range []string{" object=", " repo=" + fqrn, " images=" + images[0].Key, " layers=c1", " file=/data/a.txt", " err="} {
-				if len(lines) == 0 || !strings.Contains(lines[0], want) {
-					t.Errorf("%q: want %q", lines, want)
+				if !strings.Contains(line, want) {
+					t.Errorf("%q: want %q", line, want)
 				}
 			}
 		})
@@ -385,10 +385,10 @@ func TestDamagedImageIsToldWithWhoReadsIt(t *testing.T) {
 	if !errors.Is(err, syscall.EIO) {
 		t.Errorf("a damaged image shows itself by %v", err)
 	}
-	lines := p.said.lines(`msg="composed image can't be read`)
+	line := p.said.await(t, `msg="composed image can't be read`)
 	for _, want := range []string{" image=" + key, " layers=c1", " err="} {
-		if len(lines) == 0 || !strings.Contains(lines[0], want) {
-			t.Errorf("%q: want %q", lines, want)
+		if !strings.Contains(line, want) {
+			t.Errorf("%q: want %q", line, want)
 		}
 	}
 }

@@ -85,6 +85,19 @@ func (s *said) lines(with string) (lines []string) {
 	return lines
 }
 
+// await gives the first line with a text; it may still be on its way to us.
+func (s *said) await(t *testing.T, with string) string {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if lines := s.lines(with); len(lines) > 0 {
+			return lines[0]
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the program never says %q", with)
+		}
+	}
+}
+
 // start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url, with some more
 // variables in its environment.
 func start(t *testing.T, mnt, url string, env ...string) *instance {
