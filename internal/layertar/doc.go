@@ -15,7 +15,8 @@
 //   - The end marker is two blocks of 512 zero bytes behind the last entry.
 //   - A composed image is what a thin image's layers are shown by (package erofs). It bounds what may be converted.
 //
-// What is taken, cleaned and refused; the test of this table runs its rows against all who take layers:
+// What is taken, cleaned and refused. Package layertartest has the rows' archives; tests run them against all who take layers, and
+// against an engine on overlay2:
 //
 //	the archive's end
 //	  no end marker, half of one, last file unpadded,   taken: digests tell whether an archive is whole, not its form (readers of
@@ -31,7 +32,8 @@
 //	  below a link of the same layer                    where the link leads to within the layer's root (engines, by chroot);
 //	                                                    folders that are missing there are made (containerd)
 //	  below a loop of links, below a file               refused (engines: ELOOP, ENOTDIR)
-//	  the same name again                               the later one counts; a folder stays and gets the later attributes (engines)
+//	  the same name again                               the later one counts; a folder stays and gets the later attributes (containerd;
+//	                                                    Docker's overlay2 does so, its tar-split takes no path twice)
 //	  implied folders                                   root's, 0755 (engines), as old as the first entry in them
 //	types
 //	  hard link to what isn't there, to a folder, to    refused (engines: ENOENT, EPERM)

@@ -23,6 +23,8 @@ type Case struct {
 	Tree    []string // what there is then, as List and File.Line have it; nil: the archive is refused
 	// Unshown is the tree, too, but of what a composed image has no room for: who converts refuses it.
 	Unshown bool
+	// Overlay2 says why Docker on overlay2 makes something else of it.
+	Overlay2 string
 	// Differs says why go-archive, which the engines have, makes something else of it.
 	Differs string
 }
