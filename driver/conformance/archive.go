@@ -149,3 +149,19 @@ func attributes(i item) []string {
 	slices.Sort(list)
 	return list
 }
+
+// readable reports whether the engines' reader comes to an archive's end: what just stops between two entries is whole to it.
+func readable(b []byte) bool {
+	for r := tar.NewReader(bytes.NewReader(b)); ; {
+		_, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return true
+		}
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+		}
+		if err != nil {
+			return false
+		}
+	}
+}

@@ -25,6 +25,7 @@ const (
 
 	whiteoutPrefix = ".wh."
 	opaqueWhiteout = ".wh..wh..opq"
+	maxWhiteout    = maxName + len(whiteoutPrefix) // bytes: of one that hides the longest name
 )
 
 // Entry is what an archive says of one name.
@@ -72,6 +73,9 @@ func (e *Entry) Device() uint64 {
 
 // Showable says why a composed image can't show the entry.
 func (e *Entry) Showable() error {
+	if len(path.Base(e.Name)) > maxName {
+		return fmt.Errorf("a repository has no place for a whiteout of a name of %d bytes", len(e.Hides))
+	}
 	n := erofs.Node{Mode: unix.S_IFREG, Size: e.Size, Xattrs: Storable(e.Xattrs)}
 	if e.Type == tar.TypeChar || e.Type == tar.TypeBlock {
 		if uint64(e.Major) > math.MaxUint32 || uint64(e.Minor) > math.MaxUint32 {
@@ -141,15 +145,13 @@ func clean(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("a path of %d bytes, the limit is %d", len(name), maxPath)
 	}
-	for rest := name; len(rest) > maxName; {
-		slash := strings.IndexByte(rest, '/')
-		if slash < 0 {
-			slash = len(rest)
+	if len(name) <= maxName {
+		return name, nil
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if len(part) > maxName && (len(part) > maxWhiteout || !IsWhiteoutName(part)) {
+			return "", fmt.Errorf("a name of %d bytes, the limit is %d", len(part), maxName)
 		}
-		if slash > maxName {
-			return "", fmt.Errorf("a name of %d bytes, the limit is %d", slash, maxName)
-		}
-		rest = rest[min(slash+1, len(rest)):]
 	}
 	return name, nil
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -23,7 +24,12 @@ import (
 
 // The table by which we take layers is that of engines on overlay2, but for what its rows say.
 func TestLayersAreTakenAsByOverlay2(t *testing.T) {
-	e := engine.NewFor(t, engine.Find)
+	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){"older": engine.Find, "newer": engine.FindNewer} {
+		t.Run(name, func(t *testing.T) { layersOn(t, engine.NewFor(t, find)) })
+	}
+}
+
+func layersOn(t *testing.T, e *engine.Engine) {
 	if err := e.Start(t.Context(), map[string]any{"storage-driver": "overlay2"}); err != nil {
 		t.Fatal(err)
 	}

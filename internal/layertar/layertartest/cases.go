@@ -162,6 +162,11 @@ func whiteouts() []Case {
 			Tree: []string{isFolder("d"), isLink("l", "d"), "d/x whiteout", "d/ opaque"},
 		},
 		{Name: "whiteout/with content and attributes", Archive: Tar(with(file(".wh.x", "junk"), "user.a", "b")), Tree: []string{"x whiteout"}},
+		{
+			Name: "whiteout/of the longest name", Archive: Tar(Item{Name: "x", PAX: map[string]string{"path": ".wh." + strings.Repeat("n", 255)}}),
+			Tree: []string{strings.Repeat("n", 255) + " whiteout"}, Unshown: true,
+		},
+		{Name: "whiteout/of a name too long", Archive: Tar(Item{Name: "x", PAX: map[string]string{"path": ".wh." + strings.Repeat("n", 256)}})},
 		{Name: "whiteout/of AUFS", Archive: Tar(file(".wh..wh.aufs", "")), Tree: []string{".wh.aufs whiteout"}},
 		{
 			Name: "whiteout/hard links of AUFS", Archive: Tar(file(".wh..wh.plnk/1.2", "body"), hardLink("a", ".wh..wh.plnk/1.2"), hardLink(".wh.z", ".wh..wh.plnk/3.4")),
