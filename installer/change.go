@@ -42,7 +42,7 @@ type change struct {
 	Was    fs.FileMode        `json:"was,omitempty"`    // its mode before
 	Plugin string             `json:"plugin,omitempty"` // its name
 	Former []string           `json:"former,omitempty"` // its settings before, "name=value"
-	Stale  string             `json:"stale,omitempty"`  // folder that the engine leaves when it has run with the plugin; "": it was there before
+	Stale  string             `json:"stale,omitempty"`  // folder that the engine leaves when it has run with the plugin
 	Backup *daemonjson.Backup `json:"backup,omitempty"`
 }
 

@@ -65,6 +65,21 @@ func TestADeadEngineIsBroughtBack(t *testing.T) {
 	}
 }
 
+// The images of a plugin that was removed are gone: the engine's list of them goes, too.
+func TestTheImagesOfAPluginThatWasRemovedAreForgotten(t *testing.T) {
+	f, p := begun(t, "uninstall")
+	listed := filepath.Join(staleFolder(f.root, DefaultName), "repositories.json")
+	if err := os.WriteFile(listed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kills["removed"](f)
+	f.start() // fails
+	p.must(t, "install")
+	if !absent(listed) {
+		t.Error("the list is there")
+	}
+}
+
 // Every point of bringing it back: after kill -9 or a failure there, the next run does it.
 func TestBringingADeadEngineBackMayBeCutOff(t *testing.T) {
 	for _, what := range []string{"install", "uninstall"} {

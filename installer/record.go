@@ -102,12 +102,26 @@ func readRecord(path string) (*record, error) {
 	return r, nil
 }
 
-// LogFile is the file that the engine's log went to when the plugin was installed; "" if it isn't known.
-func LogFile(path string) string {
-	if r, err := readRecord(path); err == nil && r.Installed != nil {
-		return r.Installed.Log
+// Remembered gives of the engine, as a record has them, its configuration file and the file that its log goes to; "" is not known. An engine
+// that doesn't run can't tell them.
+func Remembered(path string) (file, log string) {
+	r, err := readRecord(path)
+	if err != nil {
+		return "", "" // those who need the record tell
 	}
-	return ""
+	var changes []change
+	if r.Installed != nil {
+		changes, log = slices.Clone(r.Installed.Changes), r.Installed.Log
+	}
+	if r.Open != nil {
+		changes = append(changes, r.Open.Changes...)
+	}
+	for _, c := range changes {
+		if c.Backup != nil {
+			file = c.Backup.Path
+		}
+	}
+	return file, log
 }
 
 // save puts the record on disk, whole.

@@ -110,12 +110,13 @@ func (n *install) makePlugin(ctx context.Context) (Outcome, string, error) {
 	if n.plugin != nil {
 		return Unchanged, n.Name + " is there" + n.age(), nil
 	}
-	c := change{Kind: pluginMade, Plugin: n.Name}
-	if stale := staleFolder(n.state.root, n.Name); absent(stale) {
-		c.Stale = stale
-	}
+	c := change{Kind: pluginMade, Plugin: n.Name, Stale: staleFolder(n.state.root, n.Name)}
 	from := n.From
 	err := n.change(ctx, c, func(ctx context.Context) error {
+		// What a plugin of the name has left that was removed: images whose layers went with it.
+		if err := removeStale(c.Stale); err != nil {
+			return err
+		}
 		if n.From != "" {
 			return n.Engine.installPlugin(ctx, n.Name, n.From, allowed)
 		}

@@ -7,9 +7,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
-	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/doctor"
 	"cvmfs-graphdriver/installer/preflight"
+	"cvmfs-graphdriver/installer/service"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -31,13 +31,14 @@ func hostPlan(c *cli.Context) (preflight.Plan, error) {
 		return preflight.Plan{}, err
 	}
 	defer engine.Close() // nothing is on its way any more
-	file := c.String(fileFlag.Name)
-	if file == "" {
-		file = daemonjson.DefaultPath
+	running, err := service.Find(c.Context, engine.Client().DaemonHost())
+	if err != nil {
+		running = nil
 	}
+	file, log := filesOf(c, running)
 	name, err := pluginName(c, engine, file)
 	return preflight.Plan{
-		Host: engine.Client().DaemonHost(), Name: name, Log: cmp.Or(c.String("log"), installer.LogFile(c.String(recordFlag.Name))), DaemonJSON: c.String(fileFlag.Name),
+		Host: engine.Client().DaemonHost(), Name: name, Log: cmp.Or(c.String("log"), log), DaemonJSON: file,
 		CVMFSConfig: c.String("cvmfs-config"), MinioConfig: c.String("minio-config"), Agent: c.App.Name + "/" + version,
 	}, err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"debug/elf"
 	"encoding/json"
@@ -77,23 +78,27 @@ func newSetup(c *cli.Context) (*setup, error) {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	p := newPrinter(c)
-	s := &setup{c: c, file: c.String(fileFlag.Name), Installer: &installer.Installer{
+	s := &setup{c: c, Installer: &installer.Installer{
 		Engine: engine, Record: c.String(recordFlag.Name), Hello: self, Tell: p.tell,
 		Ask: func(ctx context.Context, what []string) error { return ask(ctx, c, p, what) },
 	}}
 	if s.engine, err = service.Find(c.Context, socket); err != nil {
 		s.engine = nil
 	}
-	if s.Log = installer.LogFile(s.Record); s.engine != nil {
-		s.Log = s.engine.LogFile
-	}
-	if s.file == "" {
-		s.file = daemonjson.DefaultPath
-		if s.engine != nil {
-			s.file = service.ConfigFile(service.ParseFlags(s.engine.Args))
-		}
-	}
+	s.file, s.Log = filesOf(c, s.engine)
 	return s, nil
+}
+
+// filesOf gives the configuration file of an engine, and the file that its log goes to, "" for none. Of one that doesn't run (nil), the
+// record and its unit may tell.
+func filesOf(c *cli.Context, engine *service.Engine) (file, log string) {
+	file, log = installer.Remembered(c.String(recordFlag.Name))
+	if engine != nil {
+		file, log = service.ConfigFile(service.ParseFlags(engine.Args)), engine.LogFile
+	} else if u, err := service.LoadUnit(c.Context, service.DefaultUnit); err == nil && file == "" {
+		file = service.ConfigFile(service.ParseFlags(u.Args))
+	}
+	return cmp.Or(c.String(fileFlag.Name), file, daemonjson.DefaultPath), log
 }
 
 // restarts gives the installer what restarts the engine.

@@ -11,9 +11,6 @@ import (
 	"cvmfs-graphdriver/installer/service"
 )
 
-// defaultUnit is the engine's systemd unit.
-const defaultUnit = "docker.service"
-
 // causeSince is how old a start that failed may be to be the reason why no engine answers.
 const causeSince = 7 * 24 * time.Hour
 
@@ -40,7 +37,7 @@ func lookAtProcess(ctx context.Context, e Engine) Service {
 		return s
 	}
 	found, err := service.Find(ctx, socket)
-	unit := defaultUnit
+	unit := service.DefaultUnit
 	if err != nil {
 		s.Err = err.Error()
 	} else {

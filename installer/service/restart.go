@@ -57,7 +57,7 @@ func Choose(word string, e *Engine) (Restarter, error) {
 		if e != nil && e.Unit != "" {
 			return unitRestarter{e.Unit}, nil
 		}
-		return unitRestarter{defaultUnit}, nil
+		return unitRestarter{DefaultUnit}, nil
 	case word == "openrc":
 		return commandRestarter{word, "rc-service docker restart", logOf(logFile)}, nil
 	case word == "sysv":

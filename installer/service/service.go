@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultUnit is the engine's unit, and its service under other init systems is named likewise.
-const defaultUnit = "docker.service"
+// DefaultUnit is the engine's unit, and its service under other init systems is named likewise.
+const DefaultUnit = "docker.service"
 
 // pidFile is where an engine keeps its process id if nothing else is said.
 const pidFile = "/var/run/docker.pid"
@@ -65,7 +65,7 @@ func find(ctx context.Context, socket string) (int, error) {
 	}
 	// The one who listens is systemd, which hands the socket over.
 	if booted() {
-		if u, err := LoadUnit(ctx, defaultUnit); err == nil && isEngine(u.PID) {
+		if u, err := LoadUnit(ctx, DefaultUnit); err == nil && isEngine(u.PID) {
 			return u.PID, nil
 		}
 	}

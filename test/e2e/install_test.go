@@ -227,19 +227,20 @@ func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
 	a.same("the images", a.images(), images)
 	a.same("the plugins", a.docker("plugin", "ls", "--quiet"), "")
 
-	// The engine doesn't start, and its log says why.
-	said = a.installer(4, a.common("install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--storage-opt", "cvmfs.view=none")...)
-	a.contains("an install with a bad option", said, "rolled back")
-	a.contains("an install with a bad option", said, "the engine doesn't start: storage option cvmfs.view=none")
-	a.same("daemon.json", a.daemonJSON(), before)
-	a.same("the images", a.images(), images)
+	// What the driver or the plugin would not take is refused before anything is changed.
+	untouched := a.host()
+	for _, wish := range [][]string{{"--storage-opt", "cvmfs.view=none"}, {"--set", "NONE=1"}} {
+		said = a.installer(1, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config}, wish...)...)...)
+		a.contains("an install with a bad wish", said, strings.Split(wish[1], "=")[0])
+		a.same("the host after it", a.host(), untouched)
+	}
 
 	// Nobody to ask: nothing is done.
 	said = a.installer(2, "install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--record", a.record(), "--restart", "command:false")
 	a.contains("without --yes", said, "--yes")
 
 	// Lines of JSON.
-	said = a.installer(4, a.common("install", "--json", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--set", "NONE=1")...)
+	said = a.installer(4, a.common("install", "--json", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--test-image", "127.0.0.1:1/none:1")...)
 	for line := range strings.Lines(said) {
 		var event struct{ Step, Outcome string }
 		if strings.HasPrefix(line, "cvmfs-graphdriver: ") {
@@ -250,6 +251,53 @@ func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
 		}
 	}
 	a.same("the driver", a.docker("info", "--format", "{{.Driver}}"), "vfs")
+}
+
+// An engine that can't start on its driver is brought back by install, which mends the plugin, and by uninstall; a container that runs
+// meanwhile, runs again after an install that failed.
+func TestADeadEngineIsBroughtBack(t *testing.T) {
+	for name, programs := range map[string]func(*testing.T) *engine.Tools{"20.10": tools, "26.1": newerTools} {
+		t.Run(name, func(t *testing.T) {
+			a := newAdministrator(t, programs(t), stand.Options{})
+			before := a.daemonJSON()
+			id := a.docker("run", "--detach", "--network", "none", "--interactive", stand.Ordinary, "/dev/stdin")
+			install := func(code int, args ...string) string {
+				t.Helper()
+				return a.installer(code, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config}, args...)...)...)
+			}
+			install(4, "--test-image", "127.0.0.1:1/none:1")
+			a.same("a container after an install that failed", a.docker("inspect", "--format", "{{.State.Running}}", id), "true")
+
+			install(0)
+			for _, kill := range []struct{ how, script, says string }{
+				{"disabled", "docker plugin disable --force " + stand.Plugin, "found but disabled"},
+				{"damaged", "rm " + a.Engine.Data() + "/plugins/*/rootfs/bin/*", "level=error"},
+				{"removed", "docker plugin rm --force " + stand.Plugin, "not found"},
+			} {
+				if out, err := a.Engine.Inside(t.Context(), "/", kill.script+"; "+a.Engine.RestartCommand()).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v: %s", kill.how, err, out)
+				}
+				a.eventually("the engine gives up", func() error {
+					if out, err := a.Engine.Docker(t.Context(), "version"); err == nil {
+						return fmt.Errorf("it answers: %s", out)
+					}
+					return nil
+				})
+				said := a.installer(3, "doctor", "--record", a.record(), "--cvmfs-config", a.Config)
+				a.contains(kill.how+": the doctor", said, "engine.unreachable")
+				if kill.how != "damaged" {
+					a.contains(kill.how+": the doctor", said, kill.says)
+				}
+				a.contains(kill.how+": the install", install(0, "--thin-image", a.thin), "runs on "+stand.Plugin)
+			}
+			if out, err := a.Engine.Inside(t.Context(), "/", "docker plugin rm --force "+stand.Plugin+"; "+a.Engine.RestartCommand()).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			a.installer(0, a.common("uninstall", "--purge")...)
+			a.same("the driver", a.docker("info", "--format", "{{.Driver}}"), "vfs")
+			a.same("daemon.json", a.daemonJSON(), before)
+		})
+	}
 }
 
 // What an install that was killed has left half done is undone by the next run, wherever it was.
