@@ -76,11 +76,19 @@ func (e *Engine) down(ctx context.Context) (bool, error) {
 	err := e.Ping(asking)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return false, fmt.Errorf("%w (run this program as root)", err)
+		return false, denied(err)
 	case ctx.Err() != nil:
 		return false, ctx.Err()
 	}
 	return err != nil, nil
+}
+
+// denied adds the remedy to the error of a socket that may not be used.
+func denied(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w (run this program as root)", err)
+	}
+	return err
 }
 
 // running gives the ids of the containers that run, the oldest first.
@@ -139,7 +147,7 @@ func (e *Engine) state(ctx context.Context) (*engineState, error) {
 	defer cancel()
 	info, err := e.api.Info(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("ask the engine what it runs on: %w", err)
+		return nil, fmt.Errorf("ask the engine what it runs on: %w", denied(err))
 	}
 	s := &engineState{
 		version: info.ServerVersion, driver: info.Driver, root: info.DockerRootDir,
