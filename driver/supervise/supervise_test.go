@@ -218,6 +218,10 @@ func (p *plugin) ask(line string) []string {
 			continue // not listening yet
 		}
 		fmt.Fprintln(c, line)
+		// A server that was killed while it waits for itself keeps what it has accepted.
+		if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			p.t.Fatal(err)
+		}
 		answer, _ := io.ReadAll(c)
 		c.Close()
 		if len(answer) > 0 {
