@@ -246,7 +246,7 @@ func (p *printer) tell(e installer.Event) {
 		return
 	}
 	line := fmt.Sprintf("%-15s %-10s", e.Step, e.Outcome)
-	if e.Text != "" {
+	if e.Text != "" && e.Outcome != installer.Failed { // of a step that failed the program's last line says why
 		line += strings.ReplaceAll(e.Text, "\n", "\n"+strings.Repeat(" ", 26))
 	}
 	line = strings.TrimRight(line, " ")

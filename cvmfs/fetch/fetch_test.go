@@ -823,3 +823,15 @@ func FuzzEscape(f *testing.F) {
 		}
 	})
 }
+
+// What failed is told once, also where the servers are unavailable from then on; who is not asked any more is told with the reason.
+func TestEachCauseIsToldOnce(t *testing.T) {
+	const server = "http://127.0.0.1:9/x" // nobody listens there
+	f := fetcher(t, quick(server))
+	for range 2 {
+		_, err := get(t.Context(), f, "a")
+		if err == nil || strings.Count(err.Error(), "connection refused") != 1 || !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -249,7 +250,7 @@ func (f *Fetcher) giveUp(w *walk) error {
 	return fmt.Errorf("fetch %s: %w", w.path, errs)
 }
 
-// unavailable names who could not be asked, and since when.
+// unavailable names who could not be asked, since when, and why where the walk's own errors don't say that.
 func (f *Fetcher) unavailable(w *walk) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -257,12 +258,12 @@ func (f *Fetcher) unavailable(w *walk) error {
 	text := ""
 	for _, s := range f.servers {
 		if !w.done[s] || s.wait > 0 {
-			text += ", " + s.name + s.state(now)
+			text += ", " + s.name + s.state(now, w.errs)
 		}
 	}
 	for _, p := range f.proxies {
 		if !p.since.IsZero() {
-			text += ", proxy " + p.name + p.state(now)
+			text += ", proxy " + p.name + p.state(now, w.errs)
 		}
 	}
 	if text == "" {
@@ -271,7 +272,7 @@ func (f *Fetcher) unavailable(w *walk) error {
 	return fmt.Errorf("%w: %s", ErrUnavailable, text[2:])
 }
 
-func (h *health) state(now time.Time) string {
+func (h *health) state(now time.Time, told []error) string {
 	if h.since.IsZero() {
 		return ""
 	}
@@ -279,5 +280,8 @@ func (h *health) state(now time.Time) string {
 	if h.wait > 0 {
 		s += fmt.Sprintf(", next try in %v", max(0, h.retry.Sub(now)).Round(100*time.Millisecond))
 	}
-	return s + ": " + h.cause.Error() + ")"
+	if why := h.cause.Error(); !slices.ContainsFunc(told, func(err error) bool { return err.Error() == why }) {
+		s += ": " + why
+	}
+	return s + ")"
 }
