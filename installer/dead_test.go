@@ -3,9 +3,12 @@ package installer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -123,6 +126,61 @@ func TestBringingADeadEngineBackMayBeCutOff(t *testing.T) {
 				t.Errorf("%s failing at %q, and again: the engine doesn't run", what, where)
 			}
 		}
+	}
+}
+
+// Kill -9 at every point of what is special: an engine that is dead, and a plugin that lies in another data folder.
+func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		moved bool
+	}{{"install", false}, {"uninstall", false}, {"purge", false}, {"purge", true}} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			t.Parallel()
+			for n := 0; ; n++ {
+				f, p := newHost(t)
+				f.remapped = false
+				former := f.root
+				i, err := p.installer()
+				if err != nil {
+					t.Fatal(err)
+				}
+				w, err := p.wishes()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.moved {
+					w.DataRoot = filepath.Join(filepath.Dir(p.socket), "elsewhere")
+				}
+				if err := i.Install(t.Context(), w); err != nil {
+					t.Fatal(err)
+				}
+				kills["disabled"](f)
+				f.start() // fails
+				cmd := exec.Command(os.Args[0])
+				cmd.Env = append(os.Environ(), childVariable+"="+c.what+":"+p.String(), killVariable+"="+strconv.Itoa(n))
+				out, err := cmd.CombinedOutput()
+				killed := cmd.ProcessState.Sys().(interface{ Signaled() bool }).Signaled()
+				if err != nil && !killed {
+					t.Fatalf("point %d: %v: %s", n, err, out)
+				}
+				p.must(t, c.what)
+				want := map[string]string{"install": DefaultName, "uninstall": "overlay2", "purge": "overlay2"}[c.what]
+				if !f.up || f.driver != want || f.root != former || c.what == "purge" && len(f.plugins)+len(f.elsewhere[w.DataRoot]) > 0 {
+					t.Errorf("killed at point %d: up %t on %s in %s with %v and %v", n, f.up, f.driver, f.root, f.plugins, f.elsewhere)
+				}
+				p.must(t, "purge")
+				if b, err := os.ReadFile(p.file); err != nil || string(b) != administrators {
+					t.Errorf("killed at point %d: the configuration is %q, %v", n, b, err)
+				}
+				if !killed {
+					if n < 4 {
+						t.Errorf("only %d points were passed", n)
+					}
+					return
+				}
+			}
+		})
 	}
 }
 

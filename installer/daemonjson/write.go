@@ -206,7 +206,10 @@ func lock(dir string) (unlock func(), err error) {
 		d.Close()
 		return nil, fmt.Errorf("lock %s: %w (is another installer running?)", dir, err)
 	}
-	return func() { d.Close() }, nil
+	return func() {
+		unix.Flock(int(d.Fd()), unix.LOCK_UN) // also for programs just being started, which may still have the folder
+		d.Close()
+	}, nil
 }
 
 func syncFolder(dir string) error {

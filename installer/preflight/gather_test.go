@@ -3,6 +3,7 @@ package preflight
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -447,5 +448,30 @@ func TestUnitsAndProcessesTellFlagsAndTheVariable(t *testing.T) {
 	want := Service{Flags: map[string]string{"debug": "", "storage-driver": "overlay2", "storage-opt": "a=1 b=2"}, Variable: true}
 	if d := cmp.Diff(want, s); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+func TestFilesThatTheEngineMountsMustBeThere(t *testing.T) {
+	dir := t.TempDir()
+	there, dangling, absent := filepath.Join(dir, "there"), filepath.Join(dir, "dangling"), filepath.Join(dir, "absent")
+	if err := errors.Join(os.WriteFile(there, nil, 0o644), os.Symlink("nowhere", dangling)); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{dangling, absent}, missing(there, dangling, absent)); d != "" {
+		t.Error(d)
+	}
+}
+
+// A start that failed is told with the cause in the engine's log.
+func TestTheCauseOfAStartThatFailedIsAFact(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(log, []byte("unable to configure the Docker daemon with file x: it is bad\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := Plan{Host: "unix://" + filepath.Join(t.TempDir(), "none"), Name: name, CVMFSConfig: t.TempDir(), Log: log}
+	f := Gather(t.Context(), p)
+	found := found(Judge(f, p), "engine.unreachable")
+	if len(found) != 1 || !strings.Contains(found[0].Detail, "with file x: it is bad") {
+		t.Errorf("%q: %+v", f.Service.Cause, found)
 	}
 }
