@@ -1,7 +1,6 @@
 package supervise
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -14,6 +13,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -248,21 +249,43 @@ func (s *supervisor) reap() (serverDied bool) {
 	}
 }
 
-// giveUp tells whether the server is dead although it can't be reaped, seen twice in a row: its first thread is a zombie, but
-// another one waits for a reply to a request that its own process has read. That happens to a server that is killed while it
-// mounts an overlay on its own tree, and ends only when a successor answers the request.
+// giveUp reports whether the server is dead although it can't be reaped, seen twice in a row: a thread of it waits for a reply to a
+// request that its own process has read. That happens to a server that is killed while it mounts an overlay on its own tree, and
+// ends only when a successor answers the request.
 func (s *supervisor) giveUp() bool {
 	if s.server == nil {
 		return false
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.server.Pid))
-	zombie := err == nil && bytes.Contains(stat, []byte(") Z "))
-	if !zombie || !s.stuck {
-		s.stuck = zombie
+	dying := isDying(s.server.Pid)
+	if !dying || !s.stuck {
+		s.stuck = dying
 		return false
 	}
 	s.ended("waits for itself")
 	return true
+}
+
+// isDying reports whether a process is about to end: its first thread is a zombie, while another one goes on, or is still to take the
+// SIGKILL by which the kernel ends all threads, whatever they die of; see proc_pid_status(5).
+func isDying(pid int) bool {
+	const killed = 1 << (unix.SIGKILL - 1)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false // it is gone, and will be reaped
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		switch value = strings.TrimSpace(value); name {
+		case "State":
+			if strings.HasPrefix(value, "Z") {
+				return true
+			}
+		case "SigPnd":
+			pending, err := strconv.ParseUint(value, 16, 64)
+			return err == nil && pending&killed != 0
+		}
+	}
+	return false
 }
 
 func (s *supervisor) ended(how string) {

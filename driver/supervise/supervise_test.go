@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,13 @@ import (
 )
 
 // The test program is also the supervisor and the server.
+// A server's first goroutine keeps the process's first thread, on which it may wait.
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == "server" {
+		runtime.LockOSThread()
+	}
+}
+
 func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) > 2 && os.Args[1] == "supervisor":
@@ -65,7 +73,8 @@ func runSupervisor(text string) int {
 // a process that has lost its parent and ends soon.
 //
 // A stubborn server does not end on SIGTERM. A wedged one, which is what becomes of the first started with that word, waits for
-// a FUSE request of its own that it doesn't answer; the word is the name of a file to note that in.
+// a FUSE request of its own that it doesn't answer; the word is the name of a file to note that in, behind "first:" if it is to be the
+// process's first thread that waits.
 func runServer(manner string) int {
 	if manner == "stubborn" {
 		signal.Ignore(syscall.SIGTERM)
@@ -76,15 +85,28 @@ func runServer(manner string) int {
 		return 1
 	}
 	var tree fusewire.Handler = files{}
-	if strings.HasPrefix(manner, "/") {
-		if f, err := os.OpenFile(manner, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+	note, first := strings.CutPrefix(manner, "first:")
+	wait := func() {}
+	if strings.HasPrefix(note, "/") {
+		if f, err := os.OpenFile(note, os.O_CREATE|os.O_EXCL, 0o600); err == nil {
 			f.Close()
-			tree = wedged{note: manner}
+			tree = wedged{note: note}
 			// A thread of this process waits for a reply of this process. Not even SIGKILL ends that.
-			go os.Stat(filepath.Join(filepath.Dir(manner), "fuse")) //nolint:errcheck // is not to return
+			wait = func() { os.Stat(filepath.Join(filepath.Dir(note), "fuse")) } //nolint:errcheck // is not to return
 		}
 	}
 	go fusewire.Serve(in.Fuse, tree, fusewire.Config{Init: in.Init, Journal: in.Journal, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}) //nolint:errcheck // ends with the process
+	if !first {
+		go wait()
+		return answer(in)
+	}
+	go answer(in)
+	wait()
+	select {}
+}
+
+// answer answers what comes in on the socket.
+func answer(in *Inheritance) int {
 	for {
 		c, err := in.Listener.Accept()
 		if err != nil {
@@ -465,12 +487,15 @@ func TestKilledSupervisorTakesItsServerAlongAndCanBeStartedAgain(t *testing.T) {
 // before the request is answered.
 func TestServerThatWaitsForItselfIsReplaced(t *testing.T) {
 	for _, noResend := range []bool{false, true} {
-		t.Run(fmt.Sprintf("NoResend=%v", noResend), func(t *testing.T) { replaceWedged(t, noResend) })
+		for _, thread := range []string{"", "first:"} {
+			t.Run(fmt.Sprintf("%sNoResend=%v", thread, noResend), func(t *testing.T) {
+				replaceWedged(t, launchWedged(t, t.TempDir(), thread, Config{NoResend: noResend}))
+			})
+		}
 	}
 }
 
-func replaceWedged(t *testing.T, noResend bool) {
-	p := launchWedged(t, t.TempDir(), Config{NoResend: noResend})
+func replaceWedged(t *testing.T, p *plugin) {
 	pids := children(t, p.cmd.Process.Pid)
 	if len(pids) != 1 {
 		t.Fatalf("servers: %d", pids)
@@ -485,7 +510,7 @@ func replaceWedged(t *testing.T, noResend bool) {
 
 func TestServerThatWaitsForItselfEndsWithTheSupervisor(t *testing.T) {
 	dir := t.TempDir()
-	p := launchWedged(t, dir, Config{Grace: 100 * time.Millisecond})
+	p := launchWedged(t, dir, "", Config{Grace: 100 * time.Millisecond})
 	pids := children(t, p.cmd.Process.Pid)
 	p.stop()
 	for _, pid := range pids {
@@ -496,11 +521,11 @@ func TestServerThatWaitsForItselfEndsWithTheSupervisor(t *testing.T) {
 	}
 }
 
-// launchWedged starts a supervisor whose first server waits for itself, and waits until it does.
-func launchWedged(t *testing.T, dir string, cfg Config) *plugin {
+// launchWedged starts a supervisor whose first server waits for itself, by its first thread or another one, and waits until it does.
+func launchWedged(t *testing.T, dir, thread string, cfg Config) *plugin {
 	t.Helper()
 	note := filepath.Join(dir, "wedged")
-	cfg.Args = []string{"server", note}
+	cfg.Args = []string{"server", thread + note}
 	p := launch(t, dir, cfg)
 	for _, err := os.Stat(waits(note)); err != nil; _, err = os.Stat(waits(note)) {
 		time.Sleep(10 * time.Millisecond)
