@@ -199,7 +199,7 @@ func TestRebootedAndUninstalled(t *testing.T) {
 	want(t, "docker plugin ls --quiet", "")
 	want(t, "test -e /etc/docker/daemon.json && cat /etc/docker/daemon.json || echo none", "none")
 	sh(t, "dpkg --purge cvmfs-graphdriver")
-	want(t, "find / -xdev -path /proc -prune -o -name '*cvmfs-graphdriver*' -print | grep -v -e ^/run -e ^"+testutil.Root(t)+" -e ^/var/log || true", "")
+	want(t, "find / -xdev -path /proc -prune -o -name '*cvmfs-graphdriver*' -print | grep -v -e ^/run -e ^/var/lib/cvmfs-graphdriver$ -e ^"+testutil.Root(t)+" -e ^/var/log || true", "")
 	want(t, "systemctl --failed --no-legend", "")
 	sh(t, "systemctl restart docker")
 	want(t, driver, "overlay2")
