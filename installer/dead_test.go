@@ -408,6 +408,26 @@ func TestPurgeRemovesThePluginWhereItLies(t *testing.T) {
 	}
 }
 
+// A plugin that can't be removed keeps the engine's list of its images: another install shows them again.
+func TestAPluginThatIsNotRemovedKeepsTheListOfItsImages(t *testing.T) {
+	f, p := begun(t, "uninstall")
+	listed := filepath.Join(staleFolder(f.root, DefaultName), "repositories.json")
+	if err := os.WriteFile(listed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.fails = "DELETE /plugins/"
+	i, err := p.installer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.act(i, "purge"); err == nil || f.plugins[DefaultName] == nil {
+		t.Fatalf("purge: %v, with the plugins %v", err, f.plugins)
+	}
+	if absent(listed) {
+		t.Error("the list has gone")
+	}
+}
+
 func TestAnInstalledPluginIsNotMoved(t *testing.T) {
 	for _, what := range []string{"", "uninstall"} {
 		f, p := begun(t, "uninstall")

@@ -349,7 +349,10 @@ func (u *uninstall) purgePlugin(ctx context.Context) error {
 		return err
 	}
 	err := u.step(ctx, stepPurge, func(ctx context.Context) (Outcome, string, error) {
-		return Done, "", errors.Join(u.Engine.removePlugin(ctx, u.Name), removeStale(staleFolder(u.state.root, u.Name)))
+		if err := u.Engine.removePlugin(ctx, u.Name); err != nil { // its images are there, and so is the list of them
+			return Failed, "", err
+		}
+		return Done, "", removeStale(staleFolder(u.state.root, u.Name))
 	})
 	if err != nil {
 		return again(err)
