@@ -237,7 +237,10 @@ func (t *serverTransaction) published(name string, look func(place string) error
 		return err
 	}
 	err = look(place)
-	return errors.Join(t.server.checkClosed(), err)
+	if open := t.server.checkClosed(); open != nil {
+		return open // whatever was found: a path may be missing in that transaction alone
+	}
+	return err
 }
 
 func (t *serverTransaction) place(name string) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -179,6 +180,18 @@ func TestWhatSomebodyPutsIntoATransactionMeanwhileIsNotThere(t *testing.T) {
 	}
 	if err := tx.Remove(t.Context(), "/layers"); !errors.Is(err, errOpen) {
 		t.Errorf("remove: %v", err)
+	}
+}
+
+func TestWhatSomebodyRemovesInATransactionMeanwhileIsNotMissing(t *testing.T) {
+	target, dir := openFakeServer(t)
+	tx, _ := recordingServer(t, target, dir)
+	err := tx.(*serverTransaction).published("/layers/aa", func(string) error {
+		somebody(t, dir, "transaction", fqrn)
+		return fs.ErrNotExist
+	})
+	if !errors.Is(err, errOpen) || errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 }
 
