@@ -248,6 +248,43 @@ func TestOptionsOutliveADeadEngine(t *testing.T) {
 	}
 }
 
+// They stay, too, where the engine runs again and the install is given up then: they limit what containers may read.
+func TestOptionsOutliveAnInstallThatIsGivenUp(t *testing.T) {
+	f, p := newHost(t)
+	install := func(change func(w *Wishes)) error {
+		i, err := p.installer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := p.wishes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&w)
+		return i.Install(t.Context(), w)
+	}
+	const option = "cvmfs.repositories=layers.example.org"
+	if err := install(func(w *Wishes) { w.StorageOpts = []string{option} }); err != nil {
+		t.Fatal(err)
+	}
+	kills["disabled"](f)
+	f.start() // fails
+	unfit := errors.New("unfit")
+	err := install(func(w *Wishes) { w.Preflight = func(context.Context) (bool, error) { return false, unfit } })
+	if !errors.Is(err, unfit) || f.driver != "overlay2" {
+		t.Fatalf("given up with %v, the engine runs on %s", err, f.driver)
+	}
+	for range 2 {
+		p.must(t, "install")
+		if b, err := os.ReadFile(p.file); err != nil || strings.Count(string(b), option) != 1 || f.driver != DefaultName {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	if rec, err := readRecord(p.record); err != nil || rec.Options != nil {
+		t.Errorf("%+v, %v", rec, err)
+	}
+}
+
 // Containers that ran run again where the driver is the one of before: after a failure, and after an upgrade.
 func TestContainersRunAgain(t *testing.T) {
 	for _, c := range []struct {

@@ -101,6 +101,7 @@ func (i *Installer) Plan(ctx context.Context, w Wishes) error {
 	if err := n.check(nil); err != nil {
 		return err
 	}
+	n.recallOptions()
 	if err := n.rescueDead(ctx, true); errors.Is(err, errDead) {
 		return nil
 	} else if err != nil {
@@ -132,6 +133,7 @@ func (n *install) do(ctx context.Context) error {
 	if err := n.check(nil); err != nil {
 		return err
 	}
+	n.recallOptions()
 	if err := n.rescueDead(ctx, false); err != nil {
 		return err
 	}
@@ -158,7 +160,7 @@ func (n *install) do(ctx context.Context) error {
 		}
 		was.Root, was.Log, was.Gone = n.state.root, n.Log, false
 		was.Driver, was.Time, was.Changes = true, t.Time, append(was.Changes, t.Changes...)
-		n.rec.Installed = was
+		n.rec.Installed, n.rec.Options = was, nil
 	})
 	if err != nil {
 		return err

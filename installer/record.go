@@ -25,6 +25,7 @@ type record struct {
 	Format    int          `json:"format"`
 	Installed *installed   `json:"installed,omitempty"` // nil: nothing
 	Open      *transaction `json:"open,omitempty"`      // nil: nothing is half done
+	Options   []string     `json:"options,omitempty"`   // of the driver, out of daemon.json since a dead engine was started without: for the next install
 
 	path string
 	lock *os.File // of the run that may write it

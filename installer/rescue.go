@@ -46,6 +46,7 @@ func (n *install) rescueDead(ctx context.Context, dry bool) error {
 	}
 	t := transaction{Operation: opInstall, Plugin: n.Name, Former: n.Name, Rescue: former, File: n.File, Down: true}
 	err = n.transact(ctx, t, func(ctx context.Context) error { return n.startElsewhere(ctx, next) }, func(t *transaction) {
+		n.rec.Options = n.StorageOpts
 		if was := n.rec.Installed; was != nil && sameDriver(was.Plugin, n.Name) {
 			was.Changes = append(was.Changes, t.Changes...)
 		}
@@ -88,6 +89,13 @@ func (n *install) keepOptions(file *daemonjson.File) {
 		}
 	}
 	n.StorageOpts = kept
+}
+
+// recallOptions makes wishes of the options that a run which was given up after it had an engine run again has left.
+func (n *install) recallOptions() {
+	if len(n.rec.Options) > 0 {
+		n.StorageOpts = daemonjson.DriverOptions(n.rec.Options, n.StorageOpts)
+	}
 }
 
 // mend puts the bundle in the place of the plugin that can't be enabled; its layers and settings stay.

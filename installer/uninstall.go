@@ -148,7 +148,7 @@ func (u *uninstall) do(ctx context.Context) error {
 		u.discard(t)
 		u.was.Driver = false
 		u.was.Changes = slices.DeleteFunc(u.was.Changes, func(c change) bool { return c.ofFiles() })
-		u.rec.Installed = u.was
+		u.rec.Installed, u.rec.Options = u.was, nil
 	})
 	if err != nil || u.byHand {
 		return err
@@ -299,7 +299,7 @@ func (u *uninstall) leave(ctx context.Context) error {
 	if err := u.undoThose(ctx, u.was.Changes, rest); err != nil {
 		return again(err)
 	}
-	u.rec.Installed = nil
+	u.rec.Installed, u.rec.Options = nil, nil
 	if err := u.rec.save(); err != nil {
 		return err
 	}
