@@ -72,16 +72,20 @@ func (k *Kernel) mount(target string, s *Spec, options []param) error {
 	if len(s.Data) > 0 && (k.lacks(NoData) || k.lacks(NoDataForUpper) && !s.Metacopy) {
 		return &MountError{FSType: "overlay", Target: target, Err: ErrData}
 	}
-	mount := mountClassic
-	if k.api {
-		mount = k.mountLayers
-	}
-	err := mount(target, s, options)
+	err := k.pass(target, s, options)
 	var failed *MountError
-	if len(s.Data) > 0 && errors.As(err, &failed) && errors.Is(err, unix.EINVAL) {
+	if len(s.Data) > 0 && errors.As(err, &failed) && errors.Is(err, unix.EINVAL) && k.refusesData(s) {
 		failed.Err = fmt.Errorf("%w: %w", ErrData, failed.Err)
 	}
 	return err
+}
+
+// pass has the kernel mount an overlay.
+func (k *Kernel) pass(target string, s *Spec, options []param) error {
+	if k.api {
+		return k.mountLayers(target, s, options)
+	}
+	return mountClassic(target, s, options)
 }
 
 // ErrData is the error of overlays with data-only layers on a kernel that takes none, or none without metacopy.

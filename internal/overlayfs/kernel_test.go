@@ -201,3 +201,24 @@ func TestLacksHaveWords(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// The kernel says "invalid argument" of much: data-only layers are blamed only where they are the reason.
+func TestDataOnlyLayersAreBlamedOnlyWhereTheyAreTheReason(t *testing.T) {
+	forKernels(t, func(t *testing.T, k *Kernel) {
+		target, s := overlay(t, t.TempDir(), 1)
+		data := t.TempDir()
+		s.Data = []string{data}
+		if err := k.Mount(target, s); err != nil {
+			if !errors.Is(err, ErrData) {
+				t.Errorf("a kernel without them says %v", err)
+			}
+			return
+		}
+		target, s = overlay(t, t.TempDir(), 1)
+		s.Data, s.Work = []string{data}, filepath.Join(s.Upper, "work") // which no kernel takes
+		must(t, os.Mkdir(s.Work, 0o700))
+		if err := k.Mount(target, s); !errors.Is(err, unix.EINVAL) || errors.Is(err, ErrData) {
+			t.Error(err)
+		}
+	})
+}

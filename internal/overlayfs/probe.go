@@ -86,6 +86,23 @@ func (k *Kernel) settle() {
 // plain mounts an overlay without options, for which the kernel's module need not be loaded yet.
 func (k *Kernel) plain(target string, s *Spec) error { return k.mount(target, s, nil) }
 
+// refusesData reports whether the kernel mounts no overlay of the kind of s, which has data-only layers, whatever the folders: it says
+// "invalid argument" of much else, too.
+func (k *Kernel) refusesData(s *Spec) bool {
+	refuses := true
+	err := k.apart(func(base string) {
+		in := func(name string) string { return filepath.Join(base, "tiny", name) }
+		tiny := &Spec{Lower: []string{in("lower")}, Data: []string{in("data")}, Metacopy: s.Metacopy}
+		if s.Upper != "" {
+			tiny.Upper, tiny.Work = in("upper"), in("work")
+		}
+		if mkdirs(in(""), "lower", "data", "upper", "work", "merged") == nil {
+			refuses = k.pass(in("merged"), tiny, tiny.options()) != nil
+		}
+	})
+	return err != nil || refuses
+}
+
 // apart does something in a mount namespace of its own with an empty folder, and waits for it.
 func (k *Kernel) apart(do func(base string)) error {
 	base := k.Scratch
