@@ -50,7 +50,7 @@ func extract(ctx context.Context, archive io.Reader, dir string) (*thin.Record, 
 	e := &extraction{dir: dir, xattrs: map[uint64]*attributes{}}
 	r := layertar.NewReader(archive)
 	r.MaxEntries, r.MaxBytes = layertar.MaxEntries, layertar.MaxBytes
-	err := layertar.Unpack(ctx, dir, r, layertar.Options{Recorded: true, Seen: (*layertar.Entry).Showable, Done: e.done})
+	err := layertar.Unpack(ctx, dir, r, layertar.Options{Recorded: true, Seen: (*layertar.Entry).Showable, Done: e.done, Implied: e.implied})
 	if err == nil {
 		err = e.finish()
 	}
@@ -97,6 +97,16 @@ func (e *extraction) done(h *layertar.Entry, at layertar.Place) error {
 		delete(e.xattrs, st.Ino) // of a file that is gone
 	}
 	return e.addXattrs(st.Ino, h, at.Lost)
+}
+
+// implied takes note of a folder that no entry describes: it may have the inode of a file that is gone.
+func (e *extraction) implied(dir int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(dir, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	delete(e.xattrs, st.Ino)
+	return nil
 }
 
 // addXattrs adds an entry's extended attributes to those of its inode. All together must find room in a composed image.

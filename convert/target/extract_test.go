@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,5 +151,20 @@ func TestWhatAComposedImageCanNotHoldIsRefused(t *testing.T) {
 		if _, _, err := unpack(t, headers...); err == nil || !strings.Contains(err.Error(), "a thin image can't show it") {
 			t.Errorf("%s: %.300v", headers[0].Name, err)
 		}
+	}
+}
+
+// File systems give the inode of a file that is gone to the next one, which may be a folder that no entry describes.
+func TestAttributesOfFilesThatAreGoneAreNoFoldersOwn(t *testing.T) {
+	headers := []tar.Header{entry(tar.TypeReg, "kept", "x", 0o644)}
+	for n := range 20 {
+		name := fmt.Sprint("gone", n)
+		gone := entry(tar.TypeReg, name, "x", 0o644)
+		gone.PAXRecords = map[string]string{"SCHILY.xattr.user.big": strings.Repeat("b", 300)}
+		headers = append(headers, gone, entry(tar.TypeLink, name, "kept", 0o644), entry(tar.TypeReg, fmt.Sprintf("folder%d/file", n), "x", 0o644))
+	}
+	_, record, err := unpack(t, headers...)
+	if err != nil || len(record.Xattrs) > 0 {
+		t.Errorf("%v, attributes of %q", err, slices.Sorted(maps.Keys(record.Xattrs)))
 	}
 }

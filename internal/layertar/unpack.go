@@ -31,6 +31,8 @@ type Options struct {
 	// errors end the unpacking.
 	Seen func(e *Entry) error
 	Done func(e *Entry, at Place) error
+	// Implied is told of each folder that is made though no entry is for it, open at dir; nil: nobody.
+	Implied func(dir int) error
 }
 
 // Place is where an entry is.
@@ -409,7 +411,10 @@ func (u *unpacker) imply(dir int, f *folder, hides bool) error {
 	if err := unix.Fchownat(dir, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
 		return chownError(uid, gid, err)
 	}
-	return call("chmod", unix.Chmod("/proc/self/fd/"+strconv.Itoa(dir), 0o755))
+	if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(dir), 0o755); err != nil || u.o.Implied == nil {
+		return call("chmod", err)
+	}
+	return u.o.Implied(dir)
 }
 
 type times [2]unix.Timespec
