@@ -62,7 +62,8 @@ func isArchive(head []byte) bool {
 	if len(bytes.Trim(head, "\x00")) == 0 {
 		return true
 	}
-	stored, err := strconv.ParseInt(strings.Trim(string(head[sumAt:sumEnd]), " \x00"), 8, 64)
+	text, _, _ := strings.Cut(strings.Trim(string(head[sumAt:sumEnd]), " \x00"), "\x00") // as package archive/tar reads it
+	stored, err := strconv.ParseInt(text, 8, 64)
 	if err != nil {
 		return false
 	}

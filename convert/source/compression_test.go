@@ -168,6 +168,11 @@ func TestArchivesMayBeginWithAnyName(t *testing.T) {
 			t.Errorf("%q: %v", name, got)
 		}
 	}
+	b := archiveOf(t, member{name: "f", content: "x"})
+	b[155] = 'x' // what stands behind a field's NUL is nobody's
+	if _, err := tar.NewReader(bytes.NewReader(b)).Next(); err != nil || Detect(b[:HeadSize]) != Uncompressed {
+		t.Errorf("a checksum with something behind it: %v", err)
+	}
 	if got := Detect(make([]byte, 1024)); got != Uncompressed {
 		t.Errorf("an empty archive: %v", got)
 	}
