@@ -63,6 +63,9 @@ type Stats struct {
 	Notes []string `json:"notes,omitempty"` // the first of these
 }
 
+// mostNotes bounds the notes of all layers together, which are for people.
+const mostNotes = 8
+
 // Add adds up.
 func (s *Stats) Add(t Stats) {
 	s.Entries += t.Entries
@@ -72,7 +75,7 @@ func (s *Stats) Add(t Stats) {
 	s.ReusedBytes += t.ReusedBytes
 	s.Stored += t.Stored
 	s.LeftOut += t.LeftOut
-	s.Notes = append(s.Notes, t.Notes...)
+	s.Notes = append(s.Notes, t.Notes[:min(len(t.Notes), max(0, mostNotes-len(s.Notes)))]...)
 }
 
 // Options say how a target is used.

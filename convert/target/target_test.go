@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -547,5 +548,15 @@ func TestFolderWhoseNameIsAPatternSweepsItselfAlone(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(other, stagePattern+"alive")); err != nil {
 		t.Errorf("another folder's is gone: %v", err)
+	}
+}
+
+func TestNotesOfManyLayersAreStillTheFirst(t *testing.T) {
+	var all Stats
+	for n := range int64(100) {
+		all.Add(Stats{LeftOut: 5, Notes: []string{fmt.Sprint(n), "b", "c", "d", "e"}})
+	}
+	if want := []string{"0", "b", "c", "d", "e", "1", "b", "c"}; all.LeftOut != 500 || !slices.Equal(all.Notes, want) {
+		t.Errorf("%d, %q", all.LeftOut, all.Notes)
 	}
 }
