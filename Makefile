@@ -54,7 +54,7 @@ bench-convert: programs ## compare converting an image with unpacking it, as rat
 	@exec $(DIST)/test/bench-convert -converter $(DIST)/bin/docker2cvmfs
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
-	$(GO) run ./test/report -count=1 -timeout=30m ./...
+	$(GO) run ./test/report -count=1 -timeout=45m ./...
 
 # KERNEL=6.1,6.12 runs some kernels of the table, SUITE=parts, whole (the halves of all) or ci fewer tests, FORCE=1 also what has passed with the same programs.
 test-kernels: ## run the tests that have to do with the kernel on older and newer ones, in virtual machines (root; fetches Debian packages)
