@@ -202,6 +202,35 @@ func TestAnEngineThatIsDownOtherwiseIsLeftAlone(t *testing.T) {
 	}
 }
 
+// An engine that runs on the plugin is not taken for dead where its socket is another, or it answers with an error.
+func TestAnEngineThatRunsIsNotBroughtBack(t *testing.T) {
+	for _, what := range []string{"install", "uninstall", "purge"} {
+		for how, want := range map[string]string{"another socket": "--host", "an error": "500"} {
+			f, p := begun(t, "uninstall")
+			i, err := p.installer()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if how == "another socket" {
+				i.Engine, err = Connect(filepath.Join(t.TempDir(), "none"))
+			} else {
+				f.fails = "HEAD /_ping"
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, starts := p.snapshot(t, f), f.starts
+			if err := p.act(i, what); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s, %s: %v", what, how, err)
+			}
+			f.fails = ""
+			if diff := cmp.Diff(before, p.snapshot(t, f)); diff != "" || f.starts != starts {
+				t.Errorf("%s, %s: %d starts more, -before +after\n%s", what, how, f.starts-starts, diff)
+			}
+		}
+	}
+}
+
 func TestThePlanForADeadEngineChangesNothing(t *testing.T) {
 	f, p := begun(t, "uninstall")
 	kills["removed"](f)

@@ -69,7 +69,7 @@ type engineState struct {
 // downWait bounds how long an engine may take to say that it is there. Where systemd listens for it, a call waits for its start.
 const downWait = 15 * time.Second
 
-// down tells whether no engine answers. One that may not be asked is an error: it may run.
+// down tells whether no engine answers. One that may not be asked, or that answers with an error, is an error: it may run.
 func (e *Engine) down(ctx context.Context) (bool, error) {
 	asking, cancel := context.WithTimeout(ctx, downWait)
 	defer cancel()
@@ -80,7 +80,10 @@ func (e *Engine) down(ctx context.Context) (bool, error) {
 	case ctx.Err() != nil:
 		return false, ctx.Err()
 	}
-	return err != nil, nil
+	if err == nil || client.IsErrConnectionFailed(err) || asking.Err() != nil {
+		return err != nil, nil
+	}
+	return false, fmt.Errorf("ask the engine whether it is there: %w", err)
 }
 
 // denied adds the remedy to the error of a socket that may not be used.

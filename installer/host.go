@@ -64,6 +64,18 @@ func (h *host) Restart(ctx context.Context, ping func(context.Context) error) er
 	return err
 }
 
+// Running asks systemd. The engine's unit is active once the engine has said that it is ready.
+func (h *host) Running(ctx context.Context) string {
+	if h.dropIn == nil {
+		return ""
+	}
+	u, err := service.LoadUnit(ctx, h.dropIn.Unit)
+	if err != nil || u.State != "active" {
+		return ""
+	}
+	return u.Name
+}
+
 func (h *host) ByHand() string {
 	how := h.by.String()
 	kind, rest, _ := strings.Cut(how, ":")

@@ -19,6 +19,8 @@ const DefaultName = "cvmfs-graphdriver"
 type Service interface {
 	// Restart returns when the engine answers again. The error of one that does not has the cause the engine's log tells.
 	Restart(ctx context.Context, ping func(context.Context) error) error
+	// Running names the service that runs by what the host says; "" where none does, or the host doesn't tell.
+	Running(ctx context.Context) string
 	// ByHand is the shell command that restarts the engine.
 	ByHand() string
 	// DropIn is the drop-in's path, "" where there can be none.

@@ -80,6 +80,14 @@ func (s fakeService) Restart(ctx context.Context, ping func(context.Context) err
 	return ping(ctx)
 }
 
+func (s fakeService) Running(ctx context.Context) string {
+	engine, err := Connect(s.socket)
+	if err != nil || engine.Ping(ctx) != nil {
+		return ""
+	}
+	return "docker.service"
+}
+
 func (s fakeService) ByHand() string { return "systemctl restart docker" }
 func (s fakeService) DropIn() string { return s.dropIn }
 func (s fakeService) WriteDropIn(context.Context) error {

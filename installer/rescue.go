@@ -13,6 +13,19 @@ func (i *Installer) notOurs(file, name string) error {
 	return fmt.Errorf("no engine answers at %s, and %s doesn't name %s as storage driver: start the engine first", i.Engine.api.DaemonHost(), file, name)
 }
 
+// checkDead makes sure that an engine that doesn't answer is one that its storage driver keeps from starting, as far as can be told:
+// another one's files are left alone, and it is not restarted.
+func (i *Installer) checkDead(ctx context.Context, file *daemonjson.File, name string) error {
+	if !sameDriver(pluginIn(file), name) {
+		return i.notOurs(file.Path, name)
+	}
+	if unit := i.Service.Running(ctx); unit != "" {
+		return fmt.Errorf("no engine answers at %s, and %s runs: name its socket with --host; if the engine hangs, stop it first: systemctl stop %s",
+			i.Engine.api.DaemonHost(), unit, unit)
+	}
+	return nil
+}
+
 // rescueDead has an engine run again that doesn't, with the plugin as storage driver that it can't start on: on the former storage
 // driver. The install then goes on as on any host. With dry it only tells so.
 func (n *install) rescueDead(ctx context.Context, dry bool) error {
@@ -24,8 +37,8 @@ func (n *install) rescueDead(ctx context.Context, dry bool) error {
 	if err != nil {
 		return err
 	}
-	if !sameDriver(pluginIn(file), n.Name) {
-		return n.notOurs(n.File, n.Name)
+	if err := n.checkDead(ctx, file, n.Name); err != nil {
+		return err
 	}
 	former := n.former(n.Name, n.Name)
 	next, err := onDriver(file, former)

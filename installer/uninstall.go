@@ -60,8 +60,10 @@ func (u *uninstall) look(ctx context.Context) (err error) {
 	if u.down, err = u.Engine.down(ctx); err != nil {
 		return err
 	}
-	if u.down && !sameDriver(pluginIn(u.file), u.Name) {
-		return u.notOurs(u.File, u.Name)
+	if u.down {
+		if err := u.checkDead(ctx, u.file, u.Name); err != nil {
+			return err
+		}
 	}
 	u.state = &engineState{driver: u.Name} // what it would run on
 	if !u.down {
