@@ -42,8 +42,8 @@ func (s *Store) choose(want View) (chosen, error) {
 		return chosen{view: ViewFUSE, why: "set by cvmfs.view"}, nil
 	}
 	support, err := s.cfg.Mounter.Probe(s.path("state"))
-	if err != nil {
-		return chosen{}, fmt.Errorf("find out what the kernel mounts: %w", err)
+	if err != nil { // nothing was tried; FUSE is mounted already
+		support.EROFS = overlayfs.Tried(fmt.Errorf("it wasn't tried what the kernel mounts: %w", err))
 	}
 	switch way, why := support.Way(); {
 	case way == overlayfs.ByOne:

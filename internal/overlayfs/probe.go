@@ -171,7 +171,10 @@ func unnamed(dir string) (*os.File, error) {
 	if f, err = os.CreateTemp(dir, ".probe-"); err != nil {
 		return nil, err
 	}
-	return f, os.Remove(f.Name())
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // mkdirs makes folders below one that is made, too.
