@@ -17,8 +17,11 @@ import (
 const asProgram = "TEST_RUNS_AN_APP"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	switch {
+	case os.Getenv(asProgram) != "":
 		os.Exit(Run(context.Background(), app(os.Stdout), os.Args))
+	case os.Getenv(cleaning) != "":
+		Main(clean)
 	}
 	os.Exit(m.Run())
 }

@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -44,8 +45,12 @@ var exits = []struct {
 	{Unread, "the output was not read to its end"},
 }
 
+// impatience is how long after a signal that ends a program another one is taken for the same: timeout(1) sends its twice, once to the
+// program and once to its group.
+const impatience = time.Second
+
 // Main runs a program as this process and ends it. SIGINT, SIGTERM and SIGHUP end the context, unless whoever started it has them
-// ignored. A pipe that nobody reads any more is an error of what writes to it: no signal ends the program before it has cleaned up.
+// ignored; one that comes more than a second later ends the process. A pipe that nobody reads any more is an error of what writes to it: no signal ends the program before it has cleaned up.
 func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ends := make(chan os.Signal, 1)
@@ -57,6 +62,7 @@ func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) in
 	go func() {
 		<-ends
 		cancel()
+		time.Sleep(impatience)
 		signal.Stop(ends) // the next one ends the process
 	}()
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not ignored, which programs that are started would inherit
