@@ -64,17 +64,18 @@ func (k *Kernel) lacks(l Lack) bool { return k.Lack&l != 0 }
 // Mount mounts an overlay on a folder. Errors are [*MountError].
 func (k *Kernel) Mount(target string, s *Spec) error {
 	k.once.Do(k.settle)
-	return k.mount(target, s, s.options())
+	return k.mount(target, s, s.options(), k.refusesData)
 }
 
-// mount mounts an overlay, in the way that was found.
-func (k *Kernel) mount(target string, s *Spec, options []param) error {
+// mount mounts an overlay, in the way that was found. Where the kernel says "invalid argument" of data-only layers, which it says of much,
+// refuses tells whether they are the reason.
+func (k *Kernel) mount(target string, s *Spec, options []param, refuses func(s *Spec) bool) error {
 	if len(s.Data) > 0 && (k.lacks(NoData) || k.lacks(NoDataForUpper) && !s.Metacopy) {
 		return &MountError{FSType: "overlay", Target: target, Err: ErrData}
 	}
 	err := k.pass(target, s, options)
 	var failed *MountError
-	if len(s.Data) > 0 && errors.As(err, &failed) && errors.Is(err, unix.EINVAL) && k.refusesData(s) {
+	if len(s.Data) > 0 && errors.As(err, &failed) && errors.Is(err, unix.EINVAL) && refuses(s) {
 		failed.Err = fmt.Errorf("%w: %w", ErrData, failed.Err)
 	}
 	return err

@@ -84,7 +84,12 @@ func (k *Kernel) settle() {
 }
 
 // plain mounts an overlay without options, for which the kernel's module need not be loaded yet.
-func (k *Kernel) plain(target string, s *Spec) error { return k.mount(target, s, nil) }
+func (k *Kernel) plain(target string, s *Spec) error { return k.mount(target, s, nil, k.refusesData) }
+
+// tiny mounts an overlay that is made to try the kernel: there is no other reason why it should fail, and no other need be tried.
+func (k *Kernel) tiny(target string, s *Spec) error {
+	return k.mount(target, s, s.options(), func(*Spec) bool { return true })
+}
 
 // refusesData reports whether the kernel mounts no overlay of the kind of s, which has data-only layers, whatever the folders: it says
 // "invalid argument" of much else, too.
@@ -236,13 +241,13 @@ func (k *Kernel) tryData(image, dir string, stacked bool) error {
 	if stacked {
 		shared := filepath.Join(dir, "shared")
 		spec.Metacopy = true
-		if err := k.Mount(shared, spec); err != nil {
+		if err := k.tiny(shared, spec); err != nil {
 			return err
 		}
 		spec = &Spec{Lower: []string{shared}}
 	}
 	spec.Upper, spec.Work = upper, filepath.Join(dir, "work")
-	if err := k.Mount(merged, spec); err != nil {
+	if err := k.tiny(merged, spec); err != nil {
 		return err
 	}
 	if b, err := os.ReadFile(filepath.Join(merged, "file")); err != nil || string(b) != probed {
