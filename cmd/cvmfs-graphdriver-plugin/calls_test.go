@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -170,16 +171,10 @@ var calls = []struct {
 		names, err := filepath.Glob(dir + "/srv/file-becomes-dir/*")
 		return outcome(len(names), err)
 	}},
-	{"a long name", func(dir string) string { return outcome(0, os.WriteFile(dir+"/"+string(make255('n')), nil, 0o600)) }},
-	{"too long a name", func(dir string) string { return outcome(0, os.WriteFile(dir+"/"+string(make255('n'))+"n", nil, 0o600)) }},
-}
-
-func make255(c byte) []byte {
-	b := make([]byte, 255)
-	for i := range b {
-		b[i] = c
-	}
-	return b
+	{"a long name", func(dir string) string { return outcome(0, os.WriteFile(dir+"/"+strings.Repeat("n", 255), nil, 0o600)) }},
+	{"too long a name", func(dir string) string {
+		return outcome(0, os.WriteFile(dir+"/"+strings.Repeat("n", 255)+"n", nil, 0o600))
+	}},
 }
 
 // onFile does something with a descriptor and spells the error.
@@ -204,18 +199,7 @@ func TestSystemCallsAnswerAsInAnOrdinaryContainer(t *testing.T) {
 	forRungs(t, func(t *testing.T, r rung) {
 		p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 		p.init(r, object{})
-		parent := ""
-		for n, layer := range layers(t) {
-			id := fmt.Sprint("ordinary-", n)
-			if text := p.apply(id, parent, layer); text != "" {
-				t.Fatal(text)
-			}
-			parent = id
-		}
-		if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
-			t.Fatal(text)
-		}
-		ordinary, thin := p.container("a", parent), p.container("b", "thin")
+		ordinary, thin := p.container("a", p.applyTwins()), p.container("b", "thin")
 		for _, c := range calls {
 			want, got := c.call(ordinary), c.call(thin)
 			t.Logf("%s: %s", c.name, got)

@@ -284,6 +284,22 @@ func (p *instance) apply(id, parent string, archive []byte) string {
 	return text
 }
 
+// applyTwins makes the layers of the reference image and its twin, a thin layer with the id thin, and gives the topmost ordinary one.
+func (p *instance) applyTwins() (top string) {
+	p.t.Helper()
+	for n, a := range layers(p.t) {
+		id := fmt.Sprint("layer", n)
+		if text := p.apply(id, top, a); text != "" {
+			p.t.Fatal(text)
+		}
+		top = id
+	}
+	if text := p.apply("thin", "", archive(p.t, map[string]string{"thin.json": descriptor(p.t)})); text != "" {
+		p.t.Fatal(text)
+	}
+	return top
+}
+
 // container makes a container's layers on an image and gives its root as we reach it.
 func (p *instance) container(id, parent string) string {
 	p.t.Helper()
@@ -394,17 +410,7 @@ func TestThinImageShowsWhatTheOrdinaryOneDoes(t *testing.T) {
 func compareThinAndOrdinary(t *testing.T, r rung, maps []object) {
 	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 	p.init(r, object{"UIDMaps": maps, "GIDMaps": maps})
-	parent := ""
-	for n, a := range layers(t) {
-		id := fmt.Sprint("layer", n)
-		if text := p.apply(id, parent, a); text != "" {
-			t.Fatal(text)
-		}
-		parent = id
-	}
-	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
-		t.Fatal(text)
-	}
+	parent := p.applyTwins()
 	if s := p.status(); s.Objects.Fetched != 0 || len(s.Store.Images) != 1 {
 		t.Errorf("after the pull: %d objects, images %+v", s.Objects.Fetched, s.Store.Images)
 	}
