@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // What is read, from whatever bytes, is written and read as the same bundle.

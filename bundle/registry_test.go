@@ -28,8 +28,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"cvmfs-graphdriver/internal/registry"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // made makes a bundle of a program that no other has and that compresses badly, so that its layer is long.

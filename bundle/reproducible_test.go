@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // Limits of the size of what is shipped, in bytes: who comes near one looks at what a dependency costs (docs/bundle.md).

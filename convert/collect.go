@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/convert/wish"
 	"cvmfs-graphdriver/thin"
 )
@@ -61,7 +61,7 @@ func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSu
 }
 
 type collection struct {
-	tx      target.Transaction
+	tx      sink.Transaction
 	o       CollectOptions
 	layout  Layout
 	named   map[string]bool // layers that stay
@@ -121,7 +121,7 @@ func (g *collection) images(ctx context.Context, folder string, depth int) error
 	}
 	// A repository and a tag may be called as one of these files: those are folders. Other files are lists of DUCC's collector and
 	// of this one.
-	if slices.ContainsFunc(entries, func(e target.Entry) bool { return !e.Folder && (e.Name == stateName || e.Name == manifestName) }) {
+	if slices.ContainsFunc(entries, func(e sink.Entry) bool { return !e.Folder && (e.Name == stateName || e.Name == manifestName) }) {
 		return g.image(ctx, folder)
 	}
 	for _, e := range entries {

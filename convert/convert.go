@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/convert/source"
-	"cvmfs-graphdriver/convert/target"
 	"cvmfs-graphdriver/convert/thinimage"
 	"cvmfs-graphdriver/internal/registry"
 	"cvmfs-graphdriver/thin"
@@ -30,7 +30,7 @@ type Job struct {
 
 // Converter converts images into layers of one target. Set its fields before use.
 type Converter struct {
-	Target   target.Target
+	Target   sink.Target
 	Layout   Layout
 	Input    source.Options // how originals are read
 	Output   source.Options // how thin images are written
@@ -192,7 +192,7 @@ func originOf(image *source.Image) string {
 }
 
 // publish puts into a transaction what is missing, and commits it.
-func (c *Converter) publish(ctx context.Context, tx target.Transaction, p *plan) error {
+func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) error {
 	old, err := readState(ctx, tx, metadataOf(p.image))
 	if err != nil && !errors.Is(err, errState) { // which is as good as none: it is written anew
 		return err
@@ -231,7 +231,7 @@ func (c *Converter) written(ctx context.Context, p *plan) bool {
 }
 
 // missing gives the layers that the target doesn't have.
-func (c *Converter) missing(ctx context.Context, tx target.Transaction, p *plan) ([]*source.Layer, error) {
+func (c *Converter) missing(ctx context.Context, tx sink.Transaction, p *plan) ([]*source.Layer, error) {
 	var missing []*source.Layer
 	for _, l := range p.layers {
 		found, err := tx.Has(ctx, c.Layout.Path(l.Digest.Hex))
@@ -261,7 +261,7 @@ func (c *Converter) announce(p *plan, missing []*source.Layer) {
 }
 
 // addLayers reads layers, several at once, into the transaction.
-func (c *Converter) addLayers(ctx context.Context, tx target.Transaction, p *plan, layers []*source.Layer) error {
+func (c *Converter) addLayers(ctx context.Context, tx sink.Transaction, p *plan, layers []*source.Layer) error {
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(cmp.Or(c.Parallel, defaultParallel))
@@ -282,9 +282,9 @@ func (c *Converter) addLayers(ctx context.Context, tx target.Transaction, p *pla
 }
 
 // addLayer reads one layer into the transaction, and says so.
-func (c *Converter) addLayer(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) (target.Stats, error) {
+func (c *Converter) addLayer(ctx context.Context, tx sink.Transaction, p *plan, l *source.Layer) (sink.Stats, error) {
 	if ctx.Err() != nil {
-		return target.Stats{}, context.Cause(ctx)
+		return sink.Stats{}, context.Cause(ctx)
 	}
 	e := Event{Image: p.state.Image, Digest: l.Digest.String(), Path: c.Layout.Path(l.Digest.Hex), Total: l.Size}
 	started := e
@@ -301,15 +301,15 @@ func (c *Converter) addLayer(ctx context.Context, tx target.Transaction, p *plan
 }
 
 // ingest reads a layer into the transaction, after what stands beside it: where the layer is, all is.
-func (c *Converter) ingest(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) (target.Stats, error) {
+func (c *Converter) ingest(ctx context.Context, tx sink.Transaction, p *plan, l *source.Layer) (sink.Stats, error) {
 	if err := c.annotate(ctx, tx, p, l); err != nil {
-		return target.Stats{}, err
+		return sink.Stats{}, err
 	}
 	content, err := l.Content(ctx, func(n int) {
 		c.emit(Event{Action: LayerProgress, Image: p.state.Image, Digest: l.Digest.String(), Bytes: int64(n)})
 	})
 	if err != nil {
-		return target.Stats{}, err
+		return sink.Stats{}, err
 	}
 	path := c.Layout.Path(l.Digest.Hex)
 	stats, err := tx.Layer(ctx, path, content)
@@ -322,7 +322,7 @@ func (c *Converter) ingest(ctx context.Context, tx target.Transaction, p *plan, 
 }
 
 // annotate writes what DUCC's layout has beside a layer.
-func (c *Converter) annotate(ctx context.Context, tx target.Transaction, p *plan, l *source.Layer) error {
+func (c *Converter) annotate(ctx context.Context, tx sink.Transaction, p *plan, l *source.Layer) error {
 	if !c.Layout.DUCC {
 		return nil
 	}

@@ -3,7 +3,7 @@
 //
 // The words used here:
 //
-//   - A conversion reads one image (package source), puts those of its layers into a target (package target) that aren't there yet,
+//   - A conversion reads one image (package source), puts those of its layers into a sink (package sink) that aren't there yet,
 //     all in one transaction, and writes the thin image (package thinimage). Where anything fails, nothing is published.
 //   - The layout says at which path of the repository a layer lies: "/layers/DIGEST", or that of the DUCC tool. The digest is that
 //     of the layer's blob, hex. A layer that is there is never touched again.

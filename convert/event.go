@@ -3,7 +3,7 @@ package convert
 import (
 	"time"
 
-	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/convert/sink"
 )
 
 // Action says what an event tells.
@@ -34,7 +34,7 @@ type Event struct {
 	Layers  int
 	Bytes   int64 // of blobs
 	Total   int64 // bytes of blobs
-	Stats   target.Stats
+	Stats   sink.Stats
 	Summary *Summary
 	Elapsed time.Duration
 	Err     error
@@ -42,18 +42,18 @@ type Event struct {
 
 // Summary is what a conversion came to.
 type Summary struct {
-	Image      string       `json:"image"`
-	Thin       string       `json:"thin,omitempty"` // where the thin image was put
-	ThinDigest string       `json:"thin_digest"`    // of its manifest
-	Unchanged  bool         `json:"unchanged"`      // nothing was done
-	Layers     int          `json:"layers"`         // of the original
-	Present    int          `json:"present"`        // layers that were there already
-	Added      int          `json:"added"`          // layers that were put there
-	Flattened  int          `json:"flattened"`      // thin layers replaced by those they name
-	Read       int64        `json:"read"`           // bytes of blobs that were read
-	Stats      target.Stats `json:"stats"`          // of the layers added
-	Paths      []string     `json:"layers_at"`      // where the layers are, bottom to top
-	Seconds    float64      `json:"seconds"`
+	Image      string     `json:"image"`
+	Thin       string     `json:"thin,omitempty"` // where the thin image was put
+	ThinDigest string     `json:"thin_digest"`    // of its manifest
+	Unchanged  bool       `json:"unchanged"`      // nothing was done
+	Layers     int        `json:"layers"`         // of the original
+	Present    int        `json:"present"`        // layers that were there already
+	Added      int        `json:"added"`          // layers that were put there
+	Flattened  int        `json:"flattened"`      // thin layers replaced by those they name
+	Read       int64      `json:"read"`           // bytes of blobs that were read
+	Stats      sink.Stats `json:"stats"`          // of the layers added
+	Paths      []string   `json:"layers_at"`      // where the layers are, bottom to top
+	Seconds    float64    `json:"seconds"`
 }
 
 // emit tells an event to whoever listens.

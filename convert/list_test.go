@@ -12,11 +12,11 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/convert/source"
-	"cvmfs-graphdriver/convert/target"
 	"cvmfs-graphdriver/convert/wish"
 	"cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // wishes makes a list of images of a registry, "repository:tag".
@@ -51,7 +51,7 @@ func TestOneBadWishDoesNotStopTheOthers(t *testing.T) {
 	r.Push(t, "a:1.1", small(t, "base", "a2"), nil)
 	r.Push(t, "a:2.0", small(t, "base", "a3"), nil)
 	r.Push(t, "b:x", small(t, "base", "b"), nil)
-	c := &Converter{Target: target.Native(repo)}
+	c := &Converter{Target: sink.Native(repo)}
 	list := wishes(t, r, "none:1", "a:1.*", "a:1.0", "b:nothing*", "b:x")
 	s, err := c.ConvertList(t.Context(), list)
 	if err != nil {
@@ -82,7 +82,7 @@ func TestThinImageNeverReplacesItsOriginal(t *testing.T) {
 	r.Push(t, "a:1", small(t, "a"), nil)
 	list := wishes(t, r, "a:1")
 	list.Format = "http://$(registry)/$(image)"
-	s, err := (&Converter{Target: target.Native(repo)}).ConvertList(t.Context(), list)
+	s, err := (&Converter{Target: sink.Native(repo)}).ConvertList(t.Context(), list)
 	if err != nil || len(s.Failures) != 1 || !strings.Contains(s.Failures[0].Error, "original's place") {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -96,7 +96,7 @@ func TestUnusedLayersGoAfterTheirTimeOfGrace(t *testing.T) {
 			r.Push(t, "a:1", small(t, "base", "a"), nil)
 			r.Push(t, "b:1", small(t, "base", "b"), nil)
 			single := ref(t, "http://"+r.Push(t, "single:1", small(t, "single"), nil))
-			c := &Converter{Target: target.Native(repo), Layout: Layout{DUCC: ducc}}
+			c := &Converter{Target: sink.Native(repo), Layout: Layout{DUCC: ducc}}
 			if _, err := c.Convert(t.Context(), Job{Input: single}); err != nil {
 				t.Fatal(err)
 			}
@@ -156,7 +156,7 @@ func TestLayerThatIsNamedAgainStartsItsGraceAnew(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	r.Push(t, "a:1", small(t, "a"), nil)
 	r.Push(t, "b:1", small(t, "b"), nil)
-	c := &Converter{Target: target.Native(repo)}
+	c := &Converter{Target: sink.Native(repo)}
 	both, only := wishes(t, r, "a:1", "b:1"), wishes(t, r, "a:1")
 	now := time.Now()
 	for i, step := range []struct {
@@ -182,7 +182,7 @@ func TestListOfAnotherRepositoryIsRefused(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	list := wishes(t, r, "a:1")
 	list.Repository = "other.example.org"
-	if _, err := (&Converter{Target: target.Native(repo)}).ConvertList(t.Context(), list); err == nil || !strings.Contains(err.Error(), "other.example.org") {
+	if _, err := (&Converter{Target: sink.Native(repo)}).ConvertList(t.Context(), list); err == nil || !strings.Contains(err.Error(), "other.example.org") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -220,7 +220,7 @@ func TestAStateThatCantBeUnderstoodKeepsAllLayersAndIsWrittenAnew(t *testing.T) 
 	repo, _ := newRepository(t)
 	r := testutil.NewRegistry(t, "", "")
 	input := ref(t, "http://"+r.Push(t, "a:1", small(t, "base"), nil))
-	c := &Converter{Target: target.Native(repo)}
+	c := &Converter{Target: sink.Native(repo)}
 	s, err := c.Convert(t.Context(), Job{Input: input})
 	if err != nil {
 		t.Fatal(err)
@@ -252,11 +252,11 @@ func TestNamesOfImagesAreNotTakenForFilesOfOurs(t *testing.T) {
 	testutil.NeedRoot(t)
 	repo, _ := newRepository(t)
 	dir := t.TempDir()
-	folder, err := target.Open("dir:"+dir, target.Options{FQRN: fqrn})
+	folder, err := sink.Open("dir:"+dir, sink.Options{FQRN: fqrn})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, place := range map[string]target.Target{"native": target.Native(repo), "dir": folder} {
+	for name, place := range map[string]sink.Target{"native": sink.Native(repo), "dir": folder} {
 		t.Run(name, func(t *testing.T) {
 			c := &Converter{Target: place}
 			r := testutil.NewRegistry(t, "", "")

@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/convert/source"
-	"cvmfs-graphdriver/convert/target"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // TestRegistriesThatAskToWaitAreWaitedFor: for reading, and for writing.
@@ -26,7 +26,7 @@ func TestRegistriesThatAskToWaitAreWaitedFor(t *testing.T) {
 			in := ref(t, from.Push(t, "a:1", small(t, "a", "b"), nil))
 			from.Set(later("/manifests/"), later("/blobs/"), later("/v2/"))
 			to.Set(later("/manifests/"), later("/blobs/uploads/"), later("/blobs/"), later("/v2/"))
-			c := &Converter{Target: target.Native(repo)}
+			c := &Converter{Target: sink.Native(repo)}
 			out := refp(t, to.Host+"/thin/a:1")
 			if _, err := c.Convert(t.Context(), Job{Input: in, Output: out}); err != nil {
 				t.Fatal(err)
@@ -62,7 +62,7 @@ func TestNothingIsReadForAnImageThatCantBeWritten(t *testing.T) {
 	} {
 		repo, _ := newRepository(t)
 		started := false
-		c := &Converter{Target: target.Native(repo), Progress: func(e Event) { started = started || e.Action == LayerStarted }}
+		c := &Converter{Target: sink.Native(repo), Progress: func(e Event) { started = started || e.Action == LayerStarted }}
 		_, err := c.Convert(t.Context(), Job{Input: in, Output: refp(t, out)})
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", out, err)
@@ -85,7 +85,7 @@ func TestConnectionsServeAllImagesOfAList(t *testing.T) {
 		r.Push(t, images[i], small(t, "base", images[i]), nil)
 	}
 	pushed := len(r.Log())
-	c := &Converter{Target: target.Native(repo), Parallel: 1}
+	c := &Converter{Target: sink.Native(repo), Parallel: 1}
 	for range 2 {
 		if s, err := c.ConvertList(t.Context(), wishes(t, r, images...)); err != nil || len(s.Failures) > 0 {
 			t.Fatalf("%+v, %v", s, err)

@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"slices"
 
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/convert/source"
-	"cvmfs-graphdriver/convert/target"
 )
 
 // state is what is published of a converted image.
@@ -27,7 +27,7 @@ type state struct {
 var errState = errors.New("can't be understood: convert the image again, or remove the file")
 
 // readState gives an image's state; nil if there is none. The error of one that can't be understood is errState.
-func readState(ctx context.Context, tx target.Transaction, folder string) (*state, error) {
+func readState(ctx context.Context, tx sink.Transaction, folder string) (*state, error) {
 	b, err := tx.ReadFile(ctx, folder+"/"+stateName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -74,7 +74,7 @@ func manifestFile(image *source.Image) ([]byte, error) {
 }
 
 // writeState puts an image's state and manifest into a transaction.
-func writeState(ctx context.Context, tx target.Transaction, image *source.Image, s *state) error {
+func writeState(ctx context.Context, tx sink.Transaction, image *source.Image, s *state) error {
 	folder := metadataOf(image)
 	manifest, err := manifestFile(image)
 	if err != nil {

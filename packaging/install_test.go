@@ -12,8 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/test/debian"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // packagesIn are the packages for this machine in a folder, and no other files.

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/bundle"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // made is the date of what tests make.

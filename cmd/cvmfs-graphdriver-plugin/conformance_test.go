@@ -23,7 +23,7 @@ import (
 
 	"cvmfs-graphdriver/driver/conformance"
 	"cvmfs-graphdriver/driver/conformance/reference"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -95,7 +95,7 @@ func thinLayers(t testing.TB) (list []conformance.ThinLayer) {
 	t.Helper()
 	d, err := thin.Parse([]byte(descriptor(t)))
 	must(t, err)
-	for n, archive := range layers(t) {
+	for n, archive := range ordinaryLayers(t) {
 		l := d.Layers[n]
 		list = append(list, conformance.ThinLayer{Digest: l.Digest, URL: "cvmfs://" + l.FQRN + l.Path, Archive: unlinked(t, archive)})
 	}

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // TestFiguresOfTheView measures a container of a thin image against one of the ordinary image of the same files, on overlays of this

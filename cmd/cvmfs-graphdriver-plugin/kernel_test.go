@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // firstNewCall is the number of the first system call that Linux has got after 4.18 (pidfd_send_signal(2), 5.1). From there on the

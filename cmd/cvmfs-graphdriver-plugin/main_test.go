@@ -25,7 +25,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const underTest = "PLUGIN_UNDER_TEST" // in the environment: be the plugin
@@ -287,7 +287,7 @@ func (p *instance) apply(id, parent string, archive []byte) string {
 // applyTwins makes the layers of the reference image and its twin, a thin layer with the id thin, and gives the topmost ordinary one.
 func (p *instance) applyTwins() (top string) {
 	p.t.Helper()
-	for n, a := range layers(p.t) {
+	for n, a := range ordinaryLayers(p.t) {
 		id := fmt.Sprint("layer", n)
 		if text := p.apply(id, top, a); text != "" {
 			p.t.Fatal(text)
@@ -339,8 +339,8 @@ func descriptor(t testing.TB) string {
 	return string(b)
 }
 
-// layers gives the archives of the ordinary image that the thin one stands for, bottom to top.
-func layers(t testing.TB) (archives [][]byte) {
+// ordinaryLayers returns the archives of the ordinary image that the thin one stands for, bottom to top.
+func ordinaryLayers(t testing.TB) (archives [][]byte) {
 	t.Helper()
 	files := map[string][]byte{}
 	f, err := os.Open(testutil.Data(t, "images", "tiny.tar"))

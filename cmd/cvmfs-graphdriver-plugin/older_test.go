@@ -16,8 +16,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/older"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // olderHost is a host that an older version has served, and its repository.

@@ -21,9 +21,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/cvmfs/objects"
-	"cvmfs-graphdriver/driver/compose"
-	"cvmfs-graphdriver/driver/plugin"
-	"cvmfs-graphdriver/driver/store"
+	"cvmfs-graphdriver/driver/graphdriver"
+	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/supervise"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
@@ -54,7 +54,7 @@ func serve(ctx context.Context, log *slog.Logger) error {
 	go s.objects.Run(ctx)
 	go s.layers.Run(ctx)
 	log.Info("serving", "version", version, "commit", commit)
-	server := plugin.New(plugin.Config{Store: s.layers, Status: s.status, Log: log})
+	server := graphdriver.New(graphdriver.Config{Store: s.layers, Status: s.status, Log: log})
 	err = server.Serve(ctx, in.Listener)
 	s.layers.CloseIdle()
 	if err != nil {
@@ -74,9 +74,9 @@ type server struct {
 	index        *objects.Index
 	view         *view.FS
 	objects      *objects.Store
-	layers       *store.Store
+	layers       *layers.Store
 	repositories atomic.Pointer[client.Repositories] // nil until the engine has said which may be used
-	composer     atomic.Pointer[compose.Composer]    // likewise
+	composer     atomic.Pointer[images.Composer]     // likewise
 	log          *slog.Logger
 
 	finding     sync.Mutex // while a file is looked for
@@ -101,9 +101,9 @@ func newServer(generation string, log *slog.Logger) (*server, error) {
 		Dir: filepath.Join(rootDir, "store", "objects"), Layers: filepath.Join(rootDir, "layers"), Log: log,
 		Users: func(key string) []any { return []any{"layers", some(s.layers.Users(key))} },
 	})
-	s.layers, err = store.Open(store.Config{
+	s.layers, err = layers.Open(layers.Config{
 		Root: rootDir, Run: runDir, Generation: generation,
-		Mounter:     &plugin.Mounter{Kernel: overlayfs.Kernel{Lack: overlayfs.ParseLack(os.Getenv(lackVariable)), Scratch: runDir}},
+		Mounter:     &graphdriver.Mounter{Kernel: overlayfs.Kernel{Lack: overlayfs.ParseLack(os.Getenv(lackVariable)), Scratch: runDir}},
 		NewComposer: s.newComposer, Objects: s, Log: log,
 	})
 	if err != nil {
@@ -120,7 +120,7 @@ func (s *server) close() {
 }
 
 // newComposer makes the composer for what the engine has set.
-func (s *server) newComposer(set store.Settings) (store.Composer, error) {
+func (s *server) newComposer(set layers.Settings) (layers.Composer, error) {
 	dir := cmp.Or(os.Getenv("CVMFS_EXT_CONFIG"), configDir)
 	defaults, err := os.ReadFile(rootfs.DefaultConf)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -131,7 +131,7 @@ func (s *server) newComposer(set store.Settings) (store.Composer, error) {
 	}
 	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories, s.log,
 		client.WithUserAgent("cvmfs-graphdriver-plugin/"+version), client.WithDefaults(defaults))
-	composer, err := compose.New(compose.Config{
+	composer, err := images.New(images.Config{
 		Dir: filepath.Join(rootDir, "images"), Repositories: repositories, Index: s.index, IDs: set.IDs, Log: s.log,
 	})
 	if err != nil {
@@ -146,11 +146,11 @@ func (s *server) newComposer(set store.Settings) (store.Composer, error) {
 
 // shownComposer has the images in use shown by FUSE too: whether that is looked at is up to the store.
 type shownComposer struct {
-	*compose.Composer
+	*images.Composer
 	view *view.FS
 }
 
-func (c shownComposer) Compose(ctx context.Context, chain []compose.Layer) (*compose.Image, error) {
+func (c shownComposer) Compose(ctx context.Context, chain []images.Layer) (*images.Image, error) {
 	image, err := c.Composer.Compose(ctx, chain)
 	if err != nil {
 		return nil, err
@@ -158,7 +158,7 @@ func (c shownComposer) Compose(ctx context.Context, chain []compose.Layer) (*com
 	return image, c.view.Add(image.Key, image.Meta)
 }
 
-func (c shownComposer) Image(key string) (*compose.Image, error) {
+func (c shownComposer) Image(key string) (*images.Image, error) {
 	image, err := c.Composer.Image(key)
 	if err != nil {
 		return nil, err
@@ -175,7 +175,7 @@ func (c shownComposer) Remove(key string) error {
 func (s *server) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 	repositories := s.repositories.Load()
 	if repositories == nil {
-		return nil, store.ErrNotReady
+		return nil, layers.ErrNotReady
 	}
 	return repositories.Fetcher(fqrn)
 }
@@ -227,7 +227,7 @@ func some(names []string) string {
 func (s *server) Local(image string) (objects.Share, error) {
 	composer := s.composer.Load()
 	if composer == nil {
-		return objects.Share{}, store.ErrNotReady
+		return objects.Share{}, layers.ErrNotReady
 	}
 	t, err := composer.Peek(image)
 	if err != nil {
@@ -240,7 +240,7 @@ func (s *server) Local(image string) (objects.Share, error) {
 func (s *server) Complete(ctx context.Context, image string) (objects.Completion, error) {
 	composer := s.composer.Load()
 	if composer == nil {
-		return objects.Completion{}, store.ErrNotReady
+		return objects.Completion{}, layers.ErrNotReady
 	}
 	t, err := composer.Table(image)
 	if err != nil {

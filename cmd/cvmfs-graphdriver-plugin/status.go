@@ -8,7 +8,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objects"
-	"cvmfs-graphdriver/driver/store"
+	"cvmfs-graphdriver/driver/layers"
 )
 
 // status is what /CvmfsGraphDriver.Status answers. Counters begin with the server's life.
@@ -18,7 +18,7 @@ type status struct {
 	PID     int                    `json:"pid"`
 	Objects objects.Stats          `json:"objects"`
 	Fetch   map[string]fetch.Stats `json:"fetch"` // by repository, of those that images in use were composed from
-	Store   store.Report           `json:"store"`
+	Store   layers.Report          `json:"store"`
 	Memory  memory                 `json:"memory"`
 	Err     string                 `json:"error,omitempty"` // why Store is empty
 }

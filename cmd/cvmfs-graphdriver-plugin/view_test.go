@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/overlayfs"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // The fuse view asks the server for every attribute, unknown name and uncached byte: none may be lost when it is killed.

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/bundle"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // told runs the program and gives what it says; it must end with a code.

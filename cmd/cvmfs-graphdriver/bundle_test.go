@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"aead.dev/minisign"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // bundleRun runs a bundle command and gives what it says.

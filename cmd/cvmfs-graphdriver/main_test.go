@@ -14,8 +14,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/config"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const features = "features.example.org"

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // ls runs `repo ls` on a repository served at url and gives the exit code and what was printed.

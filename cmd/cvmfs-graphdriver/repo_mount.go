@@ -14,9 +14,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/cvmfs/objects"
-	"cvmfs-graphdriver/driver/compose"
-	"cvmfs-graphdriver/driver/plugin"
-	"cvmfs-graphdriver/driver/store"
+	"cvmfs-graphdriver/driver/graphdriver"
+	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
 	"cvmfs-graphdriver/internal/program"
@@ -47,7 +47,7 @@ func repoMount(c *cli.Context) (err error) {
 	}
 	fqrn, path := folderArg(c.Args().Get(0))
 	want := c.String("view")
-	if want != "auto" && want != string(store.ViewEROFS) && want != string(store.ViewFUSE) {
+	if want != "auto" && want != string(layers.ViewEROFS) && want != string(layers.ViewFUSE) {
 		return program.Usagef(c, "--view: there is auto, erofs and fuse")
 	}
 	dir, err := mountPoint(c.Args().Get(1))
@@ -94,7 +94,7 @@ func mountPoint(name string) (string, error) {
 	if _, err := os.ReadDir(dir); err != nil {
 		return "", fmt.Errorf("mount on %s: %w", name, err)
 	}
-	switch mounted, err := new(plugin.Mounter).Mounted(dir); {
+	switch mounted, err := new(graphdriver.Mounter).Mounted(dir); {
 	case err != nil:
 		return "", fmt.Errorf("mount on %s: %w", name, err)
 	case mounted:
@@ -133,12 +133,12 @@ type repoFolder struct {
 	repository *client.Repository
 	by         string // the view
 
-	image   *compose.Image
+	image   *images.Image
 	objects *objects.Store
 	stop    context.CancelFunc
 	device  *os.File
 	ended   chan error // gives the end of the FUSE server
-	mounter plugin.Mounter
+	mounter graphdriver.Mounter
 }
 
 // Fetcher makes the repository the source of all objects.
@@ -152,7 +152,7 @@ func (m *repoFolder) path(elem ...string) string {
 func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 	log := logger(m.c)
 	index := objects.NewIndex([16]byte{})
-	composer, err := compose.New(compose.Config{Dir: m.path("images"), Index: index, Log: log})
+	composer, err := images.New(images.Config{Dir: m.path("images"), Index: index, Log: log})
 	if err != nil {
 		return err
 	}
@@ -195,20 +195,20 @@ func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 
 // mount mounts the image by the view that is wanted.
 func (m *repoFolder) mount(want string) error {
-	if want != string(store.ViewFUSE) {
-		err := m.mounter.Mount(store.Mount{
-			Image: &store.ImageMount{Source: m.image.Meta, Target: m.path("image")},
-			Shared: &store.Shared{
+	if want != string(layers.ViewFUSE) {
+		err := m.mounter.Mount(layers.Mount{
+			Image: &layers.ImageMount{Source: m.image.Meta, Target: m.path("image")},
+			Shared: &layers.Shared{
 				Target: m.dir, Lower: []string{m.path("image")},
 				Data: []string{m.path("store"), m.path("fuse", objectfs.Gate), m.path("fresh"), m.path("fuse", objectfs.Data)},
 			},
 		})
-		if err == nil || want == string(store.ViewEROFS) {
-			m.by = string(store.ViewEROFS)
+		if err == nil || want == string(layers.ViewEROFS) {
+			m.by = string(layers.ViewEROFS)
 			return err
 		}
 	}
-	m.by = string(store.ViewFUSE)
+	m.by = string(layers.ViewFUSE)
 	if err := unix.Mount(m.path("fuse", view.Folder, m.image.Key), m.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount on %s: %w", m.dir, err)
 	}

@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/fusewire/fusetest"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/fusetest"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const underTest = "CVMFS_GRAPHDRIVER_UNDER_TEST" // in the environment: be the program

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // asProgram makes the test's own program run as docker2cvmfs.

@@ -13,7 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -46,5 +46,5 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		},
 		Writer:    out,
 		ErrWriter: errOut,
-	}, args, target.ErrUnfit)
+	}, args, sink.ErrUnfit)
 }

@@ -25,7 +25,7 @@ import (
 	"cvmfs-graphdriver/convert"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/program"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
 

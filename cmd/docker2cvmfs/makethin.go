@@ -4,7 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/convert"
-	"cvmfs-graphdriver/convert/target"
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -52,7 +52,7 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	case text == "":
 		text = "cvmfs_server:" + repository
 	}
-	t, err := target.Open(text, target.Options{FQRN: repository, Prefix: folderPrefix(layout), Publisher: openRepository})
+	t, err := sink.Open(text, sink.Options{FQRN: repository, Prefix: folderPrefix(layout), Publisher: openRepository})
 	if err != nil {
 		return nil, err
 	}

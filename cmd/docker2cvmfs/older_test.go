@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/older"
+	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
 

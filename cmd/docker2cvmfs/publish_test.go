@@ -14,7 +14,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
 	"cvmfs-graphdriver/internal/program"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestRepositoryIsMadeAndLookedAfter(t *testing.T) {

@@ -21,7 +21,7 @@ import (
 	ociLayout "github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // member is a file of an archive, or a link in it.

@@ -9,7 +9,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/objects"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 var _ objects.Sources = (*Repositories)(nil)

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // site is a server of one repository, held in memory, that counts requests and does as it is told.

@@ -18,7 +18,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/sqlitefile"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func digest(s string) hash.Digest { return hash.SHA1.Digest([]byte(s)) }

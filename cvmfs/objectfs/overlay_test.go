@@ -26,8 +26,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/fusewire"
-	"cvmfs-graphdriver/internal/fusewire/fusetest"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/fusetest"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const fqrn = "objects.example.org"

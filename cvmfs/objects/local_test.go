@@ -14,7 +14,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/hash"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // many puts n objects of 1000 bytes and one in chunks into a repository and a table.

@@ -21,7 +21,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
 	"cvmfs-graphdriver/cvmfs/trust"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // checked gives what Check finds.

@@ -20,7 +20,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/manifest"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func newSigned(t testing.TB, a hash.Algorithm) *made {

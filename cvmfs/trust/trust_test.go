@@ -27,7 +27,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/hash"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // references are the repositories a CernVM-FS server made for the tests.

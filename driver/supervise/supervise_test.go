@@ -28,8 +28,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/fusewire"
-	"cvmfs-graphdriver/internal/fusewire/fusetest"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/fusetest"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // The test program is also the supervisor and the server.

@@ -30,9 +30,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/internal/fusewire"
-	"cvmfs-graphdriver/internal/fusewire/fusetest"
+	"cvmfs-graphdriver/test/fusetest"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const (

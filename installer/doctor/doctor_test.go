@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/installer/preflight"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestSecretsAreRemovedAndNothingElse(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 func TestMain(m *testing.M) {

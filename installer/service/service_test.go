@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 func TestMain(m *testing.M) {

@@ -15,7 +15,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // manager stands in for systemd on a bus of its own. Its methods are those of org.freedesktop.systemd1.Manager.

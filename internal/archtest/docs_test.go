@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // What the troubleshooting document quotes of our programs is in their source. That of the engine is seen by the guide's test, in part.

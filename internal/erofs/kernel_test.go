@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // imageFile writes the image of a tree to a file.

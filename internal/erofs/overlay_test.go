@@ -10,7 +10,7 @@ import (
 
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/internal/overlayfs"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func must(t *testing.T, err error) {

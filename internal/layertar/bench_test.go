@@ -10,7 +10,7 @@ import (
 	"github.com/moby/go-archive"
 
 	"cvmfs-graphdriver/internal/layertar/layertartest"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // ordinary is a layer as a distribution's: mostly small files in folders of some depth, links, a few large files.

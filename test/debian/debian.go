@@ -15,7 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // Kind is a Debian by the packages it has beside the essential ones.

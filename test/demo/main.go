@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/images"
 	"cvmfs-graphdriver/test/stand"
 )

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/debian"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // packaged makes the Debian package of the programs and the bundle that the tests have, in a folder.

@@ -15,9 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/images"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // demoThin is the thin image that the demonstration makes.

@@ -18,9 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestMain(m *testing.M) {

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // reader follows a document on an engine that has no plugin yet, in a folder with what the document expects there.

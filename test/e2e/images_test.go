@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestASavedThinImageLoadsWithTheSameLayer(t *testing.T) {

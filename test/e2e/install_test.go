@@ -15,10 +15,10 @@ import (
 	"testing"
 
 	"cvmfs-graphdriver/bundle"
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // administrator is a user who has the plugin installed on an engine that knows nothing of it.

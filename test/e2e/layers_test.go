@@ -18,8 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/internal/layertar/layertartest"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // The table by which we take layers is that of engines on overlay2, but for what its rows say.

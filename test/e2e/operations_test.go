@@ -15,10 +15,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // operation is something a user does with an image.

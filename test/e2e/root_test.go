@@ -6,9 +6,9 @@ import (
 	"os"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/rootfs"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // An engine that starts takes the propagated mount of a plugin that was never enabled for a folder of the machine, and renames it

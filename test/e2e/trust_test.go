@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/internal/testutil"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestATamperedRepositoryIsRefused(t *testing.T) {

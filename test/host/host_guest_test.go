@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"cvmfs-graphdriver/internal/engine"
-	"cvmfs-graphdriver/internal/testutil"
+	"cvmfs-graphdriver/test/engine"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const (

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // Debian is what the image with Python's scientific programs is called: about 450 MB of files in seven layers.

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // folder is that of the kernel in the cache folder.

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/test/debian"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/vm"
 )
 

@@ -31,9 +31,9 @@ var parts = []program{
 	{folder: "cvmfs/objectfs", limit: 10 * time.Minute},
 	{folder: "driver/supervise", limit: 10 * time.Minute},
 	{folder: "driver/view", limit: 10 * time.Minute},
-	{folder: "driver/compose", limit: 10 * time.Minute},
-	{folder: "driver/store", limit: 10 * time.Minute},
-	{folder: "driver/plugin", limit: 10 * time.Minute},
+	{folder: "driver/images", limit: 10 * time.Minute},
+	{folder: "driver/layers", limit: 10 * time.Minute},
+	{folder: "driver/graphdriver", limit: 10 * time.Minute},
 	{folder: "driver/conformance", limit: 10 * time.Minute},
 }
 

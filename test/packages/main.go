@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/internal/engine"
 	"cvmfs-graphdriver/test/debian"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/images"
 )
 

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"time"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // What the reference data is called.

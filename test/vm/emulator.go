@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 )
 
 // Emulator is what runs machines of an architecture, and makes what they need: programs of Debian packages in the cache folder.

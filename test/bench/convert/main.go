@@ -26,7 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/internal/engine"
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/images"
 )
 

@@ -1,0 +1,17 @@
+// Package sink puts the layers of images into repositories.
+//
+// The words used here:
+//
+//   - A target is a place for layers: a repository of our own publisher ("native:DIR"), one of a release manager machine
+//     ("cvmfs_server:FQRN"), or an ordinary folder that is brought into a repository by other means ("dir:DIR").
+//   - A transaction collects what is to be put there. Others see all of it after Commit, or nothing.
+//   - A layer lies in a folder of its own, given by its path in the repository. Whiteouts stay the files they are in the
+//     archive (".wh.NAME"). A file ".cvmfscatalog" in it makes the folder a nested catalog.
+//   - The record beside a layer, "<path>.record.json", says what a catalog can't (package thin).
+//
+// # Extraction
+//
+// An archive comes from a registry and is hostile: no name in it leads out of the layer's folder, by dots, by a leading slash, by a
+// symbolic link or a hard link. Folders are opened one component after the other, links are never followed. Nothing is lost
+// silently: what can't be made as the archive says, owner, attribute or device, is an error that says what is needed.
+package sink

@@ -1,0 +1,136 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/thin"
+)
+
+// ErrUnfit refuses a target that isn't set up as it should be.
+var ErrUnfit = errors.New("the target doesn't qualify")
+
+// Target is a place for layers.
+type Target interface {
+	// Begin starts a transaction. Nobody else can change the target until it ends, as far as the target can tell.
+	Begin(ctx context.Context) (Transaction, error)
+	// FQRN is the repository the target belongs to; "" where that isn't known.
+	FQRN() string
+	// String says where it is, for people.
+	String() string
+}
+
+// Transaction is a change of a target. Paths are those of the repository, "/layers/…". Layer and Has may be called concurrently.
+type Transaction interface {
+	// Has tells whether there is something at a path.
+	Has(ctx context.Context, path string) (bool, error)
+	// Layer puts an uncompressed layer archive at a path, and its record beside it. A failure makes the transaction useless.
+	Layer(ctx context.Context, path string, archive io.Reader) (Stats, error)
+	// ReadFile gives a small file; the error is fs.ErrNotExist if there is none.
+	ReadFile(ctx context.Context, path string) ([]byte, error)
+	// WriteFile makes or replaces a small file, and makes the folders above it. Empty files named .cvmfscatalog make catalogs.
+	WriteFile(ctx context.Context, path string, content []byte) error
+	// List gives what is in a folder, sorted by name, without what marks catalogs; nothing if there is no such folder.
+	List(ctx context.Context, path string) ([]Entry, error)
+	// Remove removes a path with all below it; one that isn't there is no error.
+	Remove(ctx context.Context, path string) error
+	// Commit publishes the changes. description is for people.
+	Commit(ctx context.Context, description string) error
+	// Abort drops the changes. After Commit it does nothing.
+	Abort() error
+}
+
+// Entry is a name in a folder. Names are chosen by whoever names images: what something is, is told by Folder, never by its name.
+type Entry struct {
+	Name   string
+	Folder bool
+}
+
+// Stats say what putting a layer came to. Where a target doesn't know what it had already, all is new.
+type Stats struct {
+	Entries     int64 `json:"entries"`
+	Files       int64 `json:"files"`        // regular files
+	Bytes       int64 `json:"bytes"`        // of their content
+	ReusedFiles int64 `json:"reused_files"` // files whose content was there already
+	ReusedBytes int64 `json:"reused_bytes"` // their content
+	Stored      int64 `json:"stored"`       // bytes that were added to the storage
+	LeftOut     int64 `json:"left_out"`     // what entries say and no file can have, as engines leave it out
+
+	Notes []string `json:"notes,omitempty"` // the first of these
+}
+
+// mostNotes bounds the notes of all layers together, which are for people.
+const mostNotes = 8
+
+// Add adds up.
+func (s *Stats) Add(t Stats) {
+	s.Entries += t.Entries
+	s.Files += t.Files
+	s.Bytes += t.Bytes
+	s.ReusedFiles += t.ReusedFiles
+	s.ReusedBytes += t.ReusedBytes
+	s.Stored += t.Stored
+	s.LeftOut += t.LeftOut
+	s.Notes = append(s.Notes, t.Notes[:min(len(t.Notes), max(0, mostNotes-len(s.Notes)))]...)
+}
+
+// Options say how a target is used.
+type Options struct {
+	FQRN   string // the repository, for a target that doesn't know it
+	Prefix string // of a folder: layers whose path begins with it lie in the folder itself; "/layers"
+	Server string // of a release manager machine: its program; "": cvmfs_server
+	Root   string // of a release manager machine: where repositories are mounted; "": /cvmfs
+	Config string // of a release manager machine: where its settings are; "": /etc/cvmfs/repositories.d
+	Spool  string // of a release manager machine: where repositories are worked on, unless settings say it; "": /var/spool/cvmfs
+	// Publisher opens a publisher's folder; nil: publish.Open, which knows no storage but the folder's own.
+	Publisher func(dir string) (*publish.Repository, error)
+}
+
+// Open finds the target "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
+func Open(text string, o Options) (Target, error) {
+	kind, rest, _ := strings.Cut(text, ":")
+	var t Target
+	var err error
+	switch {
+	case rest == "" || kind != "native" && kind != "cvmfs_server" && kind != "dir":
+		err = errors.New("want native:DIR, cvmfs_server:FQRN or dir:DIR")
+	case kind == "native":
+		t, err = openNative(rest, o)
+	case kind == "cvmfs_server":
+		t, err = openServer(rest, o)
+	default:
+		t, err = openFolder(rest, o)
+	}
+	if err == nil && o.FQRN != "" && t.FQRN() != o.FQRN {
+		err = fmt.Errorf("it holds the repository %s, not %s", t.FQRN(), o.FQRN)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("target %.300q: %w", text, err)
+	}
+	return t, nil
+}
+
+// checkPath refuses paths a target must not touch.
+func checkPath(path string) error {
+	if !strings.HasPrefix(path, "/") {
+		return fmt.Errorf("path %.200q doesn't begin with a slash", path)
+	}
+	for name := range strings.SplitSeq(path[1:], "/") {
+		if name == "" || name == "." || name == ".." || len(name) > 255 || strings.IndexByte(name, 0) >= 0 {
+			return fmt.Errorf("path %.200q can't be in a repository", path)
+		}
+	}
+	return nil
+}
+
+// encodeRecord gives a record's file, nil for one that says nothing.
+func encodeRecord(r *thin.Record) ([]byte, error) {
+	if r.Empty() {
+		return nil, nil
+	}
+	return r.Encode()
+}

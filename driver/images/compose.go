@@ -1,0 +1,462 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sync/errgroup"
+
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/erofs"
+	"cvmfs-graphdriver/thin"
+)
+
+const (
+	tempPrefix = ".new-"
+	// format counts up when the same chain would be composed differently: older images are then not found any more.
+	format = 1
+	// parallel bounds how many layers are read at once.
+	parallel = 8
+)
+
+// Config is what a Composer works with.
+type Config struct {
+	Dir          string               // folder of the images, created if missing
+	Repositories *client.Repositories // where thin layers are read
+	Index        *objects.Index       // told about the objects of every image in use
+	IDs          user.IdentityMapping // the engine's userns-remap; empty for none
+	Log          *slog.Logger
+}
+
+// Composer composes chains and keeps the images. It is safe for concurrent use.
+type Composer struct {
+	cfg Config
+
+	mu     sync.Mutex
+	loaded map[string]*loaded       // images in use in this life, by key
+	turns  map[string]chan struct{} // by key of an image that is being composed; closed when that has ended
+	closed bool
+}
+
+type loaded struct {
+	image *Image
+	table *objects.Table
+}
+
+// Layer is one layer of a chain: a thin one, or an ordinary one in the layer store.
+type Layer struct {
+	Thin *thin.Descriptor // nil for an ordinary layer
+
+	ID   string // ordinary: its name in the layer store, as redirects spell it
+	Diff string // ordinary: its diff folder, absolute
+}
+
+// Image is a composed image on disk.
+type Image struct {
+	Key     string `json:"key"`
+	Meta    string `json:"-"`       // path of the EROFS image
+	Layers  []Pin  `json:"layers"`  // the repositories' folders in it, bottom to top
+	Objects int    `json:"objects"` // distinct objects named
+	Size    int64  `json:"size"`    // plain bytes of all files
+	Created string `json:"created"` // RFC 3339, UTC
+}
+
+// Pin is the state of a repository an image was composed from.
+type Pin struct {
+	FQRN        string `json:"repository"`
+	Path        string `json:"path"`
+	Revision    uint64 `json:"revision"`
+	Certificate string `json:"certificate"` // fingerprint
+}
+
+// uuid is the EROFS image's, of the key's first bytes.
+func (i *Image) uuid() (id [16]byte) {
+	hex.Decode(id[:], []byte(i.Key[:32])) // a key is hex: key makes it
+	return id
+}
+
+// ErrNoImage tells that an image isn't on disk (any more): compose its chain again.
+var ErrNoImage = errors.New("no such composed image")
+
+// ErrClosed tells that another composer has taken over.
+var ErrClosed = errors.New("the driver was initialised with other options meanwhile: repeat the call")
+
+// New makes a composer on a folder of images. What a former life left half-written is for Sweep to remove.
+func New(cfg Config) (*Composer, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open composed images: %w", err)
+	}
+	return &Composer{cfg: cfg, loaded: map[string]*loaded{}, turns: map[string]chan struct{}{}}, nil
+}
+
+// Sweep removes what is half-written and gives the keys of the images there are, in order. No image may be in the making, neither by
+// this composer nor by another one on the same folder.
+func (c *Composer) Sweep() (keys []string, err error) {
+	entries, err := os.ReadDir(c.cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("list composed images: %w", err)
+	}
+	for _, e := range entries {
+		name := filepath.Join(c.cfg.Dir, e.Name())
+		_, missing := os.Lstat(filepath.Join(name, recordFile))
+		if !strings.HasPrefix(e.Name(), tempPrefix) && !errors.Is(missing, fs.ErrNotExist) {
+			keys = append(keys, e.Name())
+			continue
+		}
+		if err := os.RemoveAll(name); err != nil {
+			return nil, fmt.Errorf("remove half-written image: %w", err)
+		}
+	}
+	return keys, nil
+}
+
+// Compose gives the image of a chain (bottom to top, the topmost thin), composed now unless one with the same content is there.
+// Repositories are read at their newest revision. Who asks for an image that is being composed waits for it; when a call returns,
+// nothing goes on that it has begun.
+func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
+	parts, err := c.resolve(ctx, chain)
+	if err != nil {
+		return nil, err
+	}
+	key := c.key(parts)
+	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
+		return image, err
+	}
+	end, err := c.turn(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
+		return image, err // the one before has made it
+	}
+	return c.compose(ctx, key, parts)
+}
+
+// turn waits until nobody composes an image and gives what ends our composing it.
+func (c *Composer) turn(ctx context.Context, key string) (end func(), err error) {
+	for {
+		c.mu.Lock()
+		other := c.turns[key]
+		if other == nil {
+			mine := make(chan struct{})
+			c.turns[key] = mine
+			c.mu.Unlock()
+			return func() {
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				delete(c.turns, key)
+				close(mine)
+			}, nil
+		}
+		c.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Image gives an image composed before and enters its objects into the index; ErrNoImage if it isn't there.
+func (c *Composer) Image(key string) (*Image, error) {
+	l, err := c.load(key)
+	if err != nil {
+		return nil, err
+	}
+	return l.image, nil
+}
+
+// Describe tells what is known of an image without taking it into use; ErrNoImage if it isn't there.
+func (c *Composer) Describe(key string) (*Image, error) {
+	if l := c.inUse(key); l != nil {
+		return l.image, nil
+	}
+	return c.read(key)
+}
+
+// Peek gives the objects of an image without taking it into use: of one that isn't, the table is read for the caller alone.
+func (c *Composer) Peek(key string) (*objects.Table, error) {
+	if l := c.inUse(key); l != nil {
+		return l.table, nil
+	}
+	return c.openTable(key)
+}
+
+func (c *Composer) inUse(key string) *loaded {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.loaded[key]
+}
+
+// Table gives the objects of an image, as Image does; ErrNoImage if it isn't there.
+func (c *Composer) Table(key string) (*objects.Table, error) {
+	l, err := c.load(key)
+	if err != nil {
+		return nil, err
+	}
+	return l.table, nil
+}
+
+// Close takes the objects of all images out of the index, for another composer that has taken over folder and index. What is
+// under way fails with ErrClosed.
+func (c *Composer) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.loaded {
+		c.cfg.Index.Remove(l.table)
+	}
+	c.loaded, c.closed = nil, true
+}
+
+func (c *Composer) load(key string) (*loaded, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, ErrClosed
+	}
+	if l := c.loaded[key]; l != nil {
+		return l, nil
+	}
+	image, err := c.read(key)
+	if err != nil {
+		return nil, err
+	}
+	table, err := c.openTable(key)
+	if err != nil {
+		return nil, err
+	}
+	c.cfg.Index.Add(table)
+	c.loaded[key] = &loaded{image, table}
+	return c.loaded[key], nil
+}
+
+// read reads an image's record.
+func (c *Composer) read(key string) (*Image, error) {
+	dir := filepath.Join(c.cfg.Dir, key)
+	b, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s", ErrNoImage, key)
+	}
+	image := &Image{Meta: filepath.Join(dir, metaFile)}
+	if err == nil {
+		err = json.Unmarshal(b, image)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open composed image %s: its record, %s: %w: remove the image and pull it again", key, recordFile, err)
+	}
+	return image, nil
+}
+
+func (c *Composer) openTable(key string) (*objects.Table, error) {
+	t, err := objects.OpenTable(filepath.Join(c.cfg.Dir, key, tableFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s has no object table", ErrNoImage, key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open composed image %s: %w: remove the image and pull it again", key, err)
+	}
+	return t, nil
+}
+
+// Remove deletes an image that no layer needs any more. A mount of it must be gone before.
+func (c *Composer) Remove(key string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	if l := c.loaded[key]; l != nil {
+		c.cfg.Index.Remove(l.table)
+		delete(c.loaded, key)
+	}
+	// Renamed first: a removal cut short must not leave an image that looks whole.
+	dead := filepath.Join(c.cfg.Dir, tempPrefix+key)
+	if err := os.Rename(filepath.Join(c.cfg.Dir, key), dead); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove composed image: %w", err)
+	}
+	if err := os.RemoveAll(dead); err != nil {
+		return fmt.Errorf("remove composed image: %w", err)
+	}
+	return nil
+}
+
+// part is a piece of a chain, ready to be read: a repository's folder or an ordinary layer.
+type part struct {
+	folder *folder
+	layer  Layer
+}
+
+// resolve finds the folders the chain's descriptors name, each repository at one revision.
+func (c *Composer) resolve(ctx context.Context, chain []Layer) ([]part, error) {
+	var parts []part
+	revisions := map[string]*client.Revision{}
+	for _, l := range chain {
+		if l.Thin == nil {
+			parts = append(parts, part{layer: l})
+			continue
+		}
+		for _, t := range l.Thin.Layers {
+			f, err := c.folder(ctx, revisions, t)
+			if err != nil {
+				return nil, fmt.Errorf("layer %.12s at cvmfs://%s%s: %w", t.Digest, t.FQRN, t.Path, err)
+			}
+			parts = append(parts, part{folder: f})
+		}
+	}
+	return parts, nil
+}
+
+// folder finds a layer's folder. One that is missing may have been published since the revision at hand was fetched.
+func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revision, t thin.Layer) (*folder, error) {
+	repository, err := c.cfg.Repositories.Repository(t.FQRN)
+	if err != nil {
+		return nil, err
+	}
+	revision := revisions[t.FQRN]
+	if revision == nil {
+		if revision, err = repository.Newest(ctx); err != nil {
+			return nil, err
+		}
+		revisions[t.FQRN] = revision
+	}
+	_, err = revision.Lookup(ctx, t.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		newer, rerr := repository.Refresh(ctx)
+		if rerr != nil {
+			return nil, rerr
+		}
+		if newer.Root != revision.Root {
+			revision, revisions[t.FQRN] = newer, newer
+			_, err = revision.Lookup(ctx, t.Path)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("not in revision %d, the newest: publish the layer, or convert the image again: %w", revision.Number, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	holder, err := revision.Holder(ctx, t.Path)
+	if err != nil {
+		return nil, err
+	}
+	record, err := findRecord(ctx, revision, t.Path)
+	if err != nil {
+		return nil, err
+	}
+	owners, err := c.cfg.Repositories.Config(t.FQRN)
+	if err != nil {
+		return nil, err
+	}
+	return &folder{
+		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path, record: record,
+		ids: idMaps{repository: owners, engine: c.cfg.IDs},
+	}, nil
+}
+
+// key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below it; a
+// layer's record lies beside the folder.
+func (c *Composer) key(parts []part) string {
+	h := sha256.New()
+	e := json.NewEncoder(h)
+	write := func(v ...any) {
+		if err := e.Encode(v); err != nil {
+			panic("compose: key of plain values: " + err.Error())
+		}
+	}
+	write("format", format, c.cfg.IDs.UIDMaps, c.cfg.IDs.GIDMaps)
+	for _, p := range parts {
+		if f := p.folder; f != nil {
+			write("folder", f.fqrn, f.path, f.holder.String(), f.ids.repository.UIDMap.String(), f.ids.repository.GIDMap.String())
+			if f.record != nil {
+				write("record", f.record.name)
+			}
+		} else {
+			write("layer", p.layer.ID)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// compose reads all parts, merges them and writes the image.
+func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Image, error) {
+	began := time.Now()
+	trees := make([]*node, len(parts))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallel)
+	for n, p := range parts {
+		group.Go(func() (err error) {
+			if p.folder != nil {
+				trees[n], err = p.folder.read(ctx)
+			} else {
+				trees[n], err = readDir(p.layer)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	f := flatten(mergeAll(c.root(), trees))
+	image := &Image{
+		Key: key, Meta: filepath.Join(c.cfg.Dir, key, metaFile), Objects: len(f.table), Size: f.size,
+		Created: began.UTC().Format(time.RFC3339),
+	}
+	for _, p := range parts {
+		if f := p.folder; f != nil {
+			image.Layers = append(image.Layers, Pin{f.fqrn, f.path, f.revision.Number, f.revision.Certificate})
+		}
+	}
+	if err := f.write(c.cfg.Dir, image); err != nil {
+		return nil, fmt.Errorf("compose image %.12s: %w", key, err)
+	}
+	c.cfg.Log.Info("composed image", "image", key, "layers", len(parts), "objects", image.Objects, "bytes", image.Size,
+		"took", time.Since(began).Round(time.Millisecond))
+	return c.Image(key)
+}
+
+// mergeAll lays the layers' trees, bottom to top, over each other. The root folder has the attributes of the topmost layer whose
+// record tells some; else those given, and the time of the topmost layer.
+func mergeAll(root *inode, trees []*node) *node {
+	merged := newDir(root)
+	recorded := false
+	for n, t := range trees {
+		merged.merge(t)
+		if t.recorded {
+			root, recorded = t.inode, true
+		}
+		trees[n] = nil
+	}
+	if !recorded {
+		root.Mtime, root.MtimeN = merged.Mtime, merged.MtimeN
+	}
+	merged.inode = root
+	return merged
+}
+
+// root is the attributes of an image's root folder: a layer's folder in a repository belongs to whoever published it.
+func (c *Composer) root() *inode {
+	i := &inode{Node: erofs.Node{Mode: typeDir | 0o755}}
+	if !c.cfg.IDs.Empty() {
+		u, g := c.cfg.IDs.RootPair()
+		i.UID, i.GID = uint32(u), uint32(g)
+	}
+	return i
+}

@@ -1,0 +1,155 @@
+package images
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/erofs"
+	"cvmfs-graphdriver/internal/overlayfs"
+)
+
+// The files of an image's folder.
+const (
+	metaFile   = "meta.erofs"
+	tableFile  = "objects"
+	recordFile = "image.json"
+)
+
+// flat is a merged tree made ready for writing.
+type flat struct {
+	root  *erofs.Node
+	repos []string
+	table []tableRow // each object once, a folder's own files before those of its subfolders
+	size  int64      // plain bytes of all files, hard links counted once
+}
+
+type tableRow struct {
+	object *objects.Object
+	repo   int
+}
+
+// flatten joins the tree into erofs nodes and collects the objects in the order in which programs tend to ask for them.
+func flatten(root *node) *flat {
+	f := &flat{root: &root.Node}
+	repos := map[string]int{}
+	named := map[string]bool{}
+	done := map[*inode]bool{}
+	var visit func(n *node)
+	visit = func(n *node) {
+		var folders []*node
+		for _, name := range n.sorted() {
+			c := n.children[name]
+			n.Children = append(n.Children, erofs.Child{Name: name, Node: &c.Node})
+			if c.isDir() {
+				folders = append(folders, c)
+			}
+			if done[c.inode] {
+				continue
+			}
+			done[c.inode] = true
+			if c.redirect == "" {
+				continue
+			}
+			f.size += c.Size
+			c.Xattrs = append(c.Xattrs,
+				erofs.Xattr{Name: overlayfs.XattrMetacopy},
+				erofs.Xattr{Name: overlayfs.XattrRedirect, Value: []byte(c.redirect)})
+			if c.object == nil || named[c.redirect] {
+				continue
+			}
+			named[c.redirect] = true
+			repo, known := repos[c.repo]
+			if !known {
+				repo = len(f.repos)
+				repos[c.repo] = repo
+				f.repos = append(f.repos, c.repo)
+			}
+			f.table = append(f.table, tableRow{c.object, repo})
+		}
+		for _, c := range folders {
+			visit(c)
+		}
+	}
+	visit(root)
+	return f
+}
+
+// write puts the image into dir/<key>. It is there complete, or not at all.
+func (f *flat) write(dir string, image *Image) (err error) {
+	tmp, err := os.MkdirTemp(dir, tempPrefix)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(tmp) // the error that is told is the first one
+		}
+	}()
+	err = writeFile(filepath.Join(tmp, metaFile), func(w io.Writer) error {
+		_, err := erofs.Write(w, f.root, erofs.Options{UUID: image.uuid()})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("write metadata: %w", err)
+	}
+	err = writeFile(filepath.Join(tmp, tableFile), func(w io.Writer) error {
+		return objects.WriteTable(w, f.repos, func(yield func(*objects.Object, int) bool) {
+			for _, r := range f.table {
+				if !yield(r.object, r.repo) {
+					return
+				}
+			}
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("write object table: %w", err)
+	}
+	err = writeFile(filepath.Join(tmp, recordFile), func(w io.Writer) error {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(image)
+	})
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	if err := syncFS(tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, image.Key))
+}
+
+func writeFile(name string, fill func(io.Writer) error) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 1<<20)
+	err = fill(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// syncFS brings everything written on dir's file system to the disk: one call instead of one a file.
+func syncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: dir, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package layers_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/driver/graphdriver"
+	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/internal/overlayfs"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// initOn initialises a driver whose layers are below dir, and gives what it says and shows.
+func initOn(t *testing.T, dir string) (status map[string]string, err error) {
+	t.Helper()
+	s, err := layers.Open(layers.Config{
+		Root: filepath.Join(dir, "m"), Run: t.TempDir(), Mounter: &graphdriver.Mounter{},
+		NewComposer: func(layers.Settings) (layers.Composer, error) { return &composer{}, nil },
+	})
+	must(t, err)
+	err = s.Init(layers.InitArgs{})
+	status = map[string]string{}
+	for _, row := range s.Status() {
+		status[row[0]] = row[1]
+	}
+	return status, err
+}
+
+// disk makes a file system in a file and mounts it.
+func disk(t *testing.T, kind string, options ...string) string {
+	t.Helper()
+	testutil.NeedRoot(t)
+	mkfs, err := exec.LookPath("mkfs." + kind)
+	if err != nil {
+		t.Skipf("needs mkfs.%s to make a disk: %v", kind, err)
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 512<<20))
+	if out, err := exec.CommandContext(t.Context(), mkfs, append(options, image)...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", mkfs, err, out)
+	}
+	if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("needs a loop device: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir
+}
+
+func TestLayersOnTheFileSystemsOfServers(t *testing.T) {
+	for kind, want := range map[string]string{"ext4": "extfs", "xfs": "xfs"} {
+		if _, err := exec.LookPath("mkfs." + kind); err != nil && kind != "ext4" {
+			t.Logf("not tried on %s: %v", kind, err)
+			continue
+		}
+		status, err := initOn(t, disk(t, kind, "-q"))
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if status["Backing Filesystem"] != want || status["Project quotas"] != "off" {
+			t.Errorf("%s: status %v", kind, status)
+		}
+	}
+}
+
+func TestFileSystemWithoutTypesOfNamesIsRefused(t *testing.T) {
+	_, err := initOn(t, disk(t, "ext4", "-q", "-O", "^filetype"))
+	t.Log(err)
+	if err == nil || !strings.Contains(err.Error(), "d_type") || !strings.Contains(err.Error(), "tune2fs -O filetype") {
+		t.Errorf("%v", err)
+	}
+}
+
+// An engine in a container whose data-root is in the container's own root.
+func TestLayersOnAnOverlayAreRefused(t *testing.T) {
+	testutil.NeedRoot(t)
+	dir := t.TempDir()
+	for _, name := range []string{"l", "u", "w", "m"} {
+		must(t, os.Mkdir(filepath.Join(dir, name), 0o755))
+	}
+	var m graphdriver.Mounter
+	outer := filepath.Join(dir, "m")
+	must(t, m.Mount(layers.Mount{Target: outer, Overlay: &overlayfs.Spec{Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w"}}))
+	t.Cleanup(func() { must(t, m.Unmount(outer)) })
+	status, err := initOn(t, outer)
+	t.Log(err)
+	if err == nil || !strings.Contains(err.Error(), "lies on an overlay itself") || !strings.Contains(err.Error(), "volume") {
+		t.Errorf("%v", err)
+	}
+	if status["Backing Filesystem"] != "overlayfs" {
+		t.Errorf("status: %v", status)
+	}
+}
+
+func TestLayersOnTmpfs(t *testing.T) {
+	testutil.NeedRoot(t)
+	dir := t.TempDir()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	if status, err := initOn(t, dir); err != nil || status["Backing Filesystem"] != "tmpfs" {
+		t.Errorf("%v, %v", status, err)
+	}
+}

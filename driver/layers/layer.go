@@ -1,0 +1,337 @@
+package layers
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// recordXattr, an extended attribute of a layer's folder, holds its record. The kernel changes it at once and, unlike a
+	// file's content, keeps its order with the making and renaming of folders also when power is lost: a layer is made complete
+	// without a sync, as a container's start would have to wait for it.
+	recordXattr = "trusted.cvmfs-graphdriver.layer"
+	// maxRecord bounds a record, in bytes; three ids take some 300.
+	maxRecord = 4 << 10
+	// maxDepth bounds a chain of layers; engines stop at 125 or so, and a damaged record must not send us round in circles.
+	maxDepth = 1024
+)
+
+// ErrNoLayer tells that there is no layer of that id.
+var ErrNoLayer = errors.New("no such layer")
+
+// validID is what an id may look like: it becomes a folder's name and, twice, part of a mount option, whose value
+// may have 255 bytes (fsconfig(2)). Engines use 64 hex digits, with "-init" for the layer below a container's.
+var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,99}$`)
+
+func checkID(id string) error {
+	if !validID.MatchString(id) {
+		return fmt.Errorf("layer id %.110q: want 1 to 100 letters, digits, '_', '.', '-', the first a letter or digit", id)
+	}
+	return nil
+}
+
+// layer is a layer's record.
+type layer struct {
+	Parent   string `json:"parent,omitempty"`
+	Writable bool   `json:"writable,omitempty"` // a container's or a build step's
+	Thin     bool   `json:"thin,omitempty"`     // its content is a thin image descriptor
+	Image    string `json:"image,omitempty"`    // thin: key of the composed image; "" until one could be made
+
+	Committed bool `json:"committed,omitempty"` // read-only: content is complete
+}
+
+func (s *Store) dir(id string, elem ...string) string {
+	return s.path("layers", id, filepath.Join(elem...))
+}
+
+// diffDir is where a layer has its content, in its folder. The id comes twice, for the layer's folder is a data-only lower layer
+// of mounts whose composed image has files of it, and these are found by a path that names the layer.
+func diffDir(id string) string { return filepath.Join("graph", id, "diff") }
+
+func (s *Store) diff(id string) string { return s.dir(id, diffDir(id)) }
+
+// load reads a layer's record.
+func (s *Store) load(id string) (*layer, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	s.records.Lock()
+	defer s.records.Unlock()
+	if l, ok := s.records.committed[id]; ok {
+		return &l, nil
+	}
+	l := &layer{}
+	err := readRecord(s.dir(id), recordXattr, l)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("layer %s: %w", id, ErrNoLayer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", id, err)
+	}
+	if l.Committed {
+		s.records.keep(id, *l)
+	}
+	return l, nil
+}
+
+// save replaces a layer's record, also for after a loss of power.
+func (s *Store) save(id string, l *layer) error {
+	s.records.Lock()
+	delete(s.records.committed, id)
+	err := writeRecord(s.dir(id), recordXattr, l)
+	s.records.Unlock()
+	if err == nil {
+		err = syncDir(s.dir(id))
+	}
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is locked while a
+// record is read or changes.
+type records struct {
+	mutex
+	committed map[string]layer
+}
+
+func (r *records) keep(id string, l layer) {
+	if r.committed == nil {
+		r.committed = map[string]layer{}
+	}
+	r.committed[id] = l
+}
+
+// readRecord reads a record, which is JSON, from an extended attribute of a layer's folder.
+func readRecord(dir, xattr string, v any) error {
+	b := make([]byte, maxRecord)
+	n, err := unix.Lgetxattr(dir, xattr, b)
+	if err == nil {
+		err = json.Unmarshal(b[:n], v)
+	}
+	if err != nil {
+		return fmt.Errorf("its record, the extended attribute %s: %w", xattr, err)
+	}
+	return nil
+}
+
+// writeRecord puts a record in place.
+func writeRecord(dir, xattr string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := unix.Lsetxattr(dir, xattr, b, 0); err != nil {
+		return fmt.Errorf("write the record %s: %w", xattr, &fs.PathError{Op: "setxattr", Path: dir, Err: err})
+	}
+	return nil
+}
+
+// ids lists the layers.
+func (s *Store) ids() ([]string, error) {
+	entries, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if validID.MatchString(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// CreateArgs describe a layer to be made.
+type CreateArgs struct {
+	ID, Parent string
+	Writable   bool
+	StorageOpt map[string]string // options of one container: size, where project quotas are on
+}
+
+// Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat requests.
+func (s *Store) Create(args CreateArgs) error {
+	_, settings, err := s.ready()
+	if err != nil {
+		return err
+	}
+	if err := checkID(args.ID); err != nil {
+		return fmt.Errorf("create layer: %w", err)
+	}
+	size, err := sizeOf(args)
+	if err != nil {
+		return fmt.Errorf("create layer %s: %w", args.ID, err)
+	}
+	if args.ID == args.Parent {
+		return fmt.Errorf("create layer %s: it can't be its own parent", args.ID)
+	}
+	if args.Parent != "" {
+		if err := s.adopt(args.Parent, args.ID); err != nil {
+			return fmt.Errorf("create layer %s: parent: %w", args.ID, err)
+		}
+	}
+	defer s.locks.lock(args.ID)()
+	l, err := s.load(args.ID)
+	if err == nil {
+		if l.Parent != args.Parent {
+			return fmt.Errorf("create layer %s: it exists with the parent %q, not %q", args.ID, l.Parent, args.Parent)
+		}
+		if !l.Writable && !l.Committed {
+			s.made.add(args.ID)
+		}
+		return nil
+	}
+	if !errors.Is(err, ErrNoLayer) {
+		return fmt.Errorf("create layer: %w", err)
+	}
+	if err := s.create(args, size, settings); err != nil {
+		return fmt.Errorf("create layer %s: %w", args.ID, err)
+	}
+	if !args.Writable {
+		s.made.add(args.ID)
+	}
+	return nil
+}
+
+// adopt makes a layer ready to have another one on top.
+func (s *Store) adopt(parent, child string) error {
+	if err := s.settle(parent); err != nil {
+		return err
+	}
+	circle := false
+	err := s.descend(parent, func(id string, l *layer) bool {
+		circle = id == child || l.Parent == child
+		return !circle
+	})
+	if circle {
+		return fmt.Errorf("layer %s is below it", child)
+	}
+	if err != nil && !errors.Is(err, ErrNoLayer) {
+		return err
+	}
+	if s.idle.has(parent) {
+		go s.retire(parent) // it is a lower layer from now on
+	}
+	return nil
+}
+
+// create makes the layer's folder under another name and renames it. Its content may take size bytes, 0 for any number. After a
+// loss of power it is whole or, if it was made in the last seconds, not there.
+func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
+	temp, err := s.newFolder(args.ID, settings)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp) // gone already where all went well
+	if size > 0 {
+		if err := s.restrict(temp, args.ID, size); err != nil {
+			return err
+		}
+	}
+	if err := writeRecord(temp, recordXattr, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
+		return err
+	}
+	return os.Rename(temp, s.dir(args.ID))
+}
+
+// newFolder makes an empty layer without a record, under a temporary name beside the layers.
+func (s *Store) newFolder(id string, settings Settings) (string, error) {
+	temp, err := os.MkdirTemp(s.path("layers"), tempPrefix)
+	if err != nil {
+		return "", err
+	}
+	uid, gid := settings.IDs.RootPair()
+	err = errors.Join(
+		mkdir(filepath.Join(temp, "graph"), 0o710, 0, gid),
+		mkdir(filepath.Join(temp, "graph", id), 0o710, 0, gid),
+		mkdir(filepath.Join(temp, diffDir(id)), 0o755, uid, gid),
+		mkdir(filepath.Join(temp, "work"), 0o755, uid, gid),
+		os.Chown(temp, 0, gid), os.Chmod(temp, 0o710))
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(temp))
+	}
+	return temp, nil
+}
+
+// mkdir makes a folder with exactly this mode and owner.
+func mkdir(path string, mode fs.FileMode, uid, gid int) error {
+	if err := os.Mkdir(path, mode); err != nil {
+		return err
+	}
+	return errors.Join(os.Chown(path, uid, gid), os.Chmod(path, mode))
+}
+
+// settle decides what a layer is that has been made for an ApplyDiff but is used without one: a step of a build, read-write.
+func (s *Store) settle(id string) error {
+	if l, err := s.load(id); err == nil && (l.Writable || l.Committed) {
+		return nil // for good: no need to wait until it is unmounted
+	}
+	defer s.locks.lock(id)()
+	_, err := s.settled(id)
+	return err
+}
+
+// settled is settle for a caller that holds the layer's lock; it gives the record.
+func (s *Store) settled(id string) (*layer, error) {
+	l, err := s.load(id)
+	if err != nil || l.Writable || l.Committed {
+		return l, err
+	}
+	l.Writable = true
+	s.made.remove(id)
+	return l, s.save(id, l)
+}
+
+// Exists tells whether there is a layer of that id.
+func (s *Store) Exists(id string) bool {
+	_, err := s.load(id)
+	return err == nil
+}
+
+// Remove deletes a layer, mounted or not, and the composed image that no other layer names. A layer that isn't there is no error.
+func (s *Store) Remove(id string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("remove layer: %w", err)
+	}
+	defer s.locks.lock(id)()
+	if err := s.close(id); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	l, err := s.load(id)
+	if err != nil && !errors.Is(err, ErrNoLayer) {
+		// The record is damaged: the folder goes all the same.
+		s.cfg.Log.Warn("remove a layer without a readable record", "layer", id, "err", err)
+	}
+	if err := s.discard(id); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	if l != nil && l.Image != "" {
+		s.releaseImage(l.Image)
+	}
+	return nil
+}
+
+// discard deletes a layer's folder. Renamed first, so that a removal cut short leaves no half layer.
+func (s *Store) discard(id string) error {
+	temp, err := os.MkdirTemp(s.path("layers"), ".dead-")
+	if err != nil {
+		return err
+	}
+	s.made.remove(id)
+	s.records.Lock()
+	delete(s.records.committed, id)
+	err = os.Rename(s.dir(id), filepath.Join(temp, id))
+	s.records.Unlock()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(temp))
+}
