@@ -31,10 +31,10 @@ type Options struct {
 	Key      *minisign.PrivateKey // signs SHA256SUMS; nil: no signature
 }
 
-// Build builds bundles of programs, their SBOMs, SHA256SUMS and its signature, in place of what has their names, and gives the
-// paths of what was made. Each file or folder is complete or absent: all are made in a hidden folder of the output, which a
-// failure removes, and then renamed, SHA256SUMS and its signature last. Lines of a former SHA256SUMS remain if they are of files
-// of the same version or of none of ours. Two builds into one output at once are refused.
+// Build builds bundles of programs, their SBOMs, SHA256SUMS and its signature, in place of what has their names, and
+// gives the paths of what was made. Each file or folder is complete or absent: all are made in a hidden folder of the
+// output, which a failure removes, and then renamed, SHA256SUMS and its signature last. Lines of a former SHA256SUMS
+// remain if they are of files of the same version or of none of ours. Two builds into one output at once are refused.
 //
 // The folder of a bundle for another architecture than this machine's has the architecture in its name.
 func Build(ctx context.Context, o Options) ([]string, error) {
@@ -254,7 +254,8 @@ func (o *output) place() ([]string, error) {
 
 // replace renames a file or a folder, in place of what has the name.
 func replace(from, to string) error {
-	// A folder that isn't empty can't be renamed over: the two change places, or, where a file system can't do that, the former goes first.
+	// A folder that isn't empty can't be renamed over: the two change places, or, where a file system can't do that,
+	// the former goes first.
 	if info, err := os.Lstat(to); err == nil && info.IsDir() {
 		if err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE); err == nil {
 			return os.RemoveAll(from)
@@ -266,7 +267,8 @@ func replace(from, to string) error {
 	return os.Rename(from, to)
 }
 
-// SourceDate is the time for a bundle's entries: that of $SOURCE_DATE_EPOCH (reproducible-builds.org), or the start of 1970.
+// SourceDate is the time for a bundle's entries: that of $SOURCE_DATE_EPOCH (reproducible-builds.org), or the start of
+// 1970.
 func SourceDate() (time.Time, error) {
 	value := os.Getenv("SOURCE_DATE_EPOCH")
 	if value == "" {

@@ -10,8 +10,8 @@
 //     them, and a signature of that file (minisign).
 //   - The stamp is the version and commit that the linker wrote into the program ([Stamp]).
 //
-// The same program, version, commit and time give the same bytes: entries are sorted, belong to 0:0 and carry the one time given,
-// and nothing of the machine goes in.
+// The same program, version, commit and time give the same bytes: entries are sorted, belong to 0:0 and carry the one
+// time given, and nothing of the machine goes in.
 package bundle
 
 import (
@@ -56,8 +56,8 @@ type Entry struct {
 // versionPattern keeps versions usable as part of a file name.
 var versionPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~-]*$`)
 
-// New makes a bundle of the plugin's program, a static ELF executable for Linux. An architecture that build names must be the
-// program's.
+// New makes a bundle of the plugin's program, a static ELF executable for Linux. An architecture that build names must
+// be the program's.
 func New(program string, build rootfs.Build) (*Bundle, error) {
 	if !versionPattern.MatchString(build.Version) {
 		return nil, fmt.Errorf("version %q: letters, digits and . _ + ~ - only", build.Version)
@@ -156,7 +156,7 @@ func (b *Bundle) entry(name string) *Entry {
 	return &b.entries[at]
 }
 
-// file gives the content of a file, or nil where there is none.
+// file returns the content of a file, or nil where there is none.
 func (b *Bundle) file(name string) []byte {
 	if e := b.entry(name); e != nil {
 		return e.Data

@@ -11,8 +11,9 @@ import (
 	"cvmfs-graphdriver/rootfs"
 )
 
-// Check tells whether the bundle is as this version of the project makes them: the entries there must be and no other, each of its
-// mode, and a config.json that asks for no right and offers no setting that [rootfs.PluginConfig] does not.
+// Check reports whether the bundle is as this version of the project makes them: the entries there must be and no
+// other, each of its mode, and a config.json that asks for no right and offers no setting that [rootfs.PluginConfig]
+// does not.
 func (b *Bundle) Check() error {
 	if err := b.checkEntries(); err != nil {
 		return fmt.Errorf("check plugin bundle %s for %s: %w", b.Build.Version, b.Build.Arch, err)
@@ -77,7 +78,7 @@ func (b *Bundle) checkConfig() error {
 	return errors.Join(errs...)
 }
 
-// within tells what of got isn't in want, descriptions apart.
+// within reports what of got isn't in want, descriptions apart.
 func within[T any](what string, got, want []T, plain func(*T)) error {
 	var errs []error
 	for _, g := range got {

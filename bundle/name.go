@@ -7,12 +7,14 @@ import (
 	"github.com/distribution/reference"
 )
 
-// own are the engine's own storage drivers on Linux, of all versions that take plugins. A plugin of such a name is never asked.
+// own are the engine's own storage drivers on Linux, of all versions that take plugins. A plugin of such a name is
+// never asked.
 var own = []string{"aufs", "btrfs", "devicemapper", "fuse-overlayfs", "overlay", "overlay2", "vfs", "zfs"}
 
-// CheckName tells whether a plugin of a name, as `docker plugin create` or `install --alias` is given it, can be a storage driver, and
-// gives what "storage-driver" in daemon.json has to be. Any name of an image will do, with slashes, a registry and a tag; "X" and
-// "X:latest" are one plugin, but the engine keeps a list of images for each of the two strings.
+// CheckName reports whether a plugin of a name, as `docker plugin create` or `install --alias` is given it, can be a
+// storage driver, and gives what "storage-driver" in daemon.json has to be. Any name of an image will do, with slashes,
+// a registry and a tag; "X" and "X:latest" are one plugin, but the engine keeps a list of images for each of the two
+// strings.
 func CheckName(name string) (storageDriver string, err error) {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {

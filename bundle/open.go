@@ -26,9 +26,9 @@ const maxEntries = 1000
 
 var errTooLarge = fmt.Errorf("larger than any bundle (%d MiB)", maxSize>>20)
 
-// Open reads a bundle: its folder, or an archive. What it gives is well formed, whoever made it: folders and files only, none of
-// them outside of the bundle, a size that can be, a program that can run in a plugin, and build.json that agrees with it. Whether
-// it asks for no more than it should is told by [Bundle.Check].
+// Open reads a bundle: its folder, or an archive. What it gives is well formed, whoever made it: folders and files
+// only, none of them outside of the bundle, a size that can be, a program that can run in a plugin, and build.json that
+// agrees with it. Whether it asks for no more than it should is told by [Bundle.Check].
 func Open(name string) (*Bundle, error) {
 	b, err := open(name)
 	if err != nil {
@@ -78,8 +78,8 @@ func open(name string) (*Bundle, error) {
 	return b, nil
 }
 
-// Read makes a bundle of its parts as registries keep them: config.json, and a tar stream of the root file system. It is as
-// particular as [Open].
+// Read makes a bundle of its parts as registries keep them: config.json, and a tar stream of the root file system. It
+// is as particular as [Open].
 func Read(config []byte, root io.Reader) (*Bundle, error) {
 	entries, err := readTar(root)
 	if err != nil {

@@ -18,8 +18,8 @@ var architectures = map[elf.Machine]string{elf.EM_X86_64: "amd64", elf.EM_AARCH6
 // Architectures are those the plugin is built for, as in GOARCH.
 func Architectures() []string { return []string{"amd64", "arm64"} }
 
-// Stamp is what the linker was told of a program's build: -buildid=cvmfs-graphdriver/VERSION/COMMIT. The file can be asked without
-// being run, which on another architecture it couldn't be.
+// Stamp is what the linker was told of a program's build: -buildid=cvmfs-graphdriver/VERSION/COMMIT. The file can be
+// asked without being run, which on another architecture it couldn't be.
 type Stamp struct{ Version, Commit string }
 
 // program is the plugin's program as a file.
@@ -29,7 +29,8 @@ type program struct {
 	data  []byte
 }
 
-// readProgram reads the plugin's program, or takes it out of a bundle's archive, and checks that it can run in the plugin.
+// readProgram reads the plugin's program, or takes it out of a bundle's archive, and checks that it can run in the
+// plugin.
 func readProgram(name string) (*program, error) {
 	var data []byte
 	var err error

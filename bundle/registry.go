@@ -44,9 +44,10 @@ type Pushed struct {
 	Digest string // "sha256:…"
 }
 
-// Push puts bundles of different architectures into a registry, in the form that `docker plugin install` takes. One bundle goes to
-// ref, "[http://]HOST[:PORT]/NAME[:TAG]". Of several, each goes to ref with "-ARCH" behind its tag, and ref is a list of them, which
-// [Pull] chooses from; engines take no lists of plugins. What ref was before is replaced last.
+// Push puts bundles of different architectures into a registry, in the form that `docker plugin install` takes. One
+// bundle goes to ref, "[http://]HOST[:PORT]/NAME[:TAG]". Of several, each goes to ref with "-ARCH" behind its tag, and
+// ref is a list of them, which [Pull] chooses from; engines take no lists of plugins. What ref was before is replaced
+// last.
 func Push(ctx context.Context, ref string, bundles []*Bundle, r Remote) ([]Pushed, error) {
 	pushed, err := push(ctx, ref, bundles, r)
 	if err != nil {
@@ -107,7 +108,7 @@ func push(ctx context.Context, ref string, bundles []*Bundle, r Remote) ([]Pushe
 	return append(pushed, Pushed{to.Name(), "", digest.String()}), err
 }
 
-// naming gives a reference as the registry library reads it.
+// naming returns a reference as the registry library reads it.
 func (r *Remote) naming(ref string) (address string, options []name.Option) {
 	address, plain := strings.CutPrefix(ref, "http://")
 	if r.PlainHTTP = r.PlainHTTP || plain; r.PlainHTTP {
@@ -123,7 +124,7 @@ type artefact struct {
 	progress                func(done, total int64)
 }
 
-// image gives the bundle as registries keep it. The same bundle gives the same bytes.
+// image returns the bundle as registries keep it. The same bundle gives the same bytes.
 func (b *Bundle) image(r Remote) (v1.Image, error) {
 	var layer bytes.Buffer
 	z, err := gzip.NewWriterLevel(&layer, gzip.BestCompression)
@@ -150,13 +151,14 @@ func (b *Bundle) image(r Remote) (v1.Image, error) {
 	return partial.CompressedToImage(a)
 }
 
-// RawConfigFile is config.json. This and what follows are what the registry library asks of an image, and of its only layer.
+// RawConfigFile is config.json. This and what follows are what the registry library asks of an image, and of its only
+// layer.
 func (a *artefact) RawConfigFile() ([]byte, error) { return a.config, nil }
 
 // RawManifest is the manifest's bytes.
 func (a *artefact) RawManifest() ([]byte, error) { return a.manifest, nil }
 
-// LayerByDigest gives a blob of the manifest.
+// LayerByDigest returns a blob of the manifest.
 func (a *artefact) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 	if h == a.digest {
 		return (*artefactLayer)(a), nil
@@ -183,7 +185,7 @@ func (l *artefactLayer) Size() (int64, error) { return int64(len(l.layer)), nil 
 // MediaType is that of the layer.
 func (l *artefactLayer) MediaType() (types.MediaType, error) { return types.DockerLayer, nil }
 
-// counter tells how much was read.
+// counter reports how much was read.
 type counter struct {
 	r           io.Reader
 	done, total int64
@@ -197,7 +199,7 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// progress gives who is told of a bundle's layer.
+// progress returns who is told of a bundle's layer.
 func (r *Remote) progress(arch string) func(done, total int64) {
 	if r.Progress == nil {
 		return func(int64, int64) {}
@@ -205,9 +207,9 @@ func (r *Remote) progress(arch string) func(done, total int64) {
 	return func(done, total int64) { r.Progress(arch, done, total) }
 }
 
-// Pull reads a bundle from a registry, [Bundle.Save] writes it to disk. Of a list it takes the one for arch, "" for this machine's;
-// what isn't a list must be for arch unless that is "". The digest, "sha256:…", is that of the bundle's manifest. It is as particular as
-// [Open]; every byte was found to be what the manifest names.
+// Pull reads a bundle from a registry, [Bundle.Save] writes it to disk. Of a list it takes the one for arch, "" for
+// this machine's; what isn't a list must be for arch unless that is "". The digest, "sha256:…", is that of the bundle's
+// manifest. It is as particular as [Open]; every byte was found to be what the manifest names.
 func Pull(ctx context.Context, ref, arch string, r Remote) (b *Bundle, digest string, err error) {
 	if b, digest, err = pull(ctx, ref, arch, r); err != nil {
 		return nil, "", fmt.Errorf("pull plugin bundle %.300s: %w", ref, err)
@@ -252,7 +254,7 @@ func pull(ctx context.Context, ref, arch string, r Remote) (*Bundle, string, err
 	return b, digest.String(), nil
 }
 
-// choose gives the plugin that a reference led to, of a list the one for an architecture.
+// choose returns the plugin that a reference led to, of a list the one for an architecture.
 func choose(found *remote.Descriptor, arch string) (v1.Image, error) {
 	switch {
 	case found.MediaType.IsImage():
@@ -329,8 +331,8 @@ func readBlob(blob v1.Layer, size int64, tell func(done, total int64)) ([]byte, 
 	return content, errors.Join(err, stream.Close())
 }
 
-// Save writes the bundle's archive into a folder, which is made if it is missing, and gives its path. The file is complete or absent, and
-// the bytes are those that were built.
+// Save writes the bundle's archive into a folder, which is made if it is missing, and gives its path. The file is
+// complete or absent, and the bytes are those that were built.
 func (b *Bundle) Save(ctx context.Context, dir string, format Format) (string, error) {
 	path, err := b.save(ctx, dir, format)
 	if err != nil {

@@ -60,7 +60,7 @@ func other() string {
 	return Architectures()[1-slices.Index(Architectures(), runtime.GOARCH)]
 }
 
-// archive gives the bytes of a bundle's archive.
+// archive returns the bytes of a bundle's archive.
 func archive(t *testing.T, b *Bundle) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -492,7 +492,6 @@ func ExampleCheckName() {
 		driver, err := CheckName(n)
 		fmt.Println(driver, err)
 	}
-	// Output:
-	// registry.example.org:5000/cvmfs/graphdriver:1.0 <nil>
-	//  plugin name "overlay2": the engine has a storage driver of its own of that name: take another, such as cvmfs-graphdriver
+	// Output: registry.example.org:5000/cvmfs/graphdriver:1.0 <nil> plugin name "overlay2": the engine has a storage
+	// driver of its own of that name: take another, such as cvmfs-graphdriver
 }

@@ -13,13 +13,15 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// Limits of the size of what is shipped, in bytes: who comes near one looks at what a dependency costs (docs/bundle.md).
+// Limits of the size of what is shipped, in bytes: who comes near one looks at what a dependency costs
+// (docs/bundle.md).
 const (
 	mostPacked   = 8 << 20
 	mostUnpacked = 20 << 20
 )
 
-// The real programs for both architectures, built and bundled in two folders: the same bytes, and no more of them than may be.
+// The real programs for both architectures, built and bundled in two folders: the same bytes, and no more of them than
+// may be.
 func TestTheSourceGivesTheSameBundlesInAnyFolder(t *testing.T) {
 	var sums [2]string
 	for i, folder := range []string{"first", "a/second"} {

@@ -17,8 +17,8 @@ import (
 // noAssertion is what SPDX has us say where the program doesn't tell.
 const noAssertion = "NOASSERTION"
 
-// SBOM lists what the bundle's program is made of, as an SPDX 2.3 document in JSON: the Go modules with their versions and the sums
-// that go.sum has of them, and Go itself, all as the program tells by its build information.
+// SBOM lists what the bundle's program is made of, as an SPDX 2.3 document in JSON: the Go modules with their versions
+// and the sums that go.sum has of them, and Go itself, all as the program tells by its build information.
 func (b *Bundle) SBOM() ([]byte, error) {
 	info, err := buildinfo.Read(bytes.NewReader(b.Program()))
 	if err != nil {

@@ -67,8 +67,8 @@ func formatSums(sums map[string]string) []byte {
 	return b.Bytes()
 }
 
-// staysWith tells whether the line of a file that wasn't made anew remains in the SHA256SUMS of a version: that of another form, of
-// another architecture, or of what isn't ours.
+// staysWith reports whether the line of a file that wasn't made anew remains in the SHA256SUMS of a version: that of
+// another form, of another architecture, or of what isn't ours.
 func staysWith(name, version string, made []string) bool {
 	top, _, _ := strings.Cut(name, "/")
 	if slices.Contains(made, top) {
@@ -90,8 +90,8 @@ func staysWith(name, version string, made []string) bool {
 	return false
 }
 
-// AddSums adds files to the SHA256SUMS of an output of a version, or replaces their lines, and with a key signs it anew. The files lie
-// in the output's folder; a file that can't be read leaves everything as it was.
+// AddSums adds files to the SHA256SUMS of an output of a version, or replaces their lines, and with a key signs it
+// anew. The files lie in the output's folder; a file that can't be read leaves everything as it was.
 func AddSums(ctx context.Context, dir, version string, files []string, key *minisign.PrivateKey) error {
 	if err := addSums(ctx, dir, version, files, key); err != nil {
 		return fmt.Errorf("add to the %s of %s: %w", SumsName, dir, err)
@@ -117,7 +117,7 @@ func addSums(ctx context.Context, dir, version string, files []string, key *mini
 	return err
 }
 
-// sumFile gives the SHA-256 of a file, in hexadecimal digits.
+// sumFile returns the SHA-256 of a file, in hexadecimal digits.
 func sumFile(ctx context.Context, name string) (string, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -179,8 +179,8 @@ type Verified struct {
 	Signer string // id of the key that SHA256SUMS is signed by; "": no key was given
 }
 
-// Verify opens a bundle and checks it: by the SHA256SUMS beside it, if there is one and it lists the bundle; and as [Bundle.Check]
-// does. With a key there must be that file, a signature of it by the key, and the bundle in it.
+// Verify opens a bundle and checks it: by the SHA256SUMS beside it, if there is one and it lists the bundle; and as
+// [Bundle.Check] does. With a key there must be that file, a signature of it by the key, and the bundle in it.
 func Verify(name string, key *minisign.PublicKey) (*Verified, error) {
 	v := &Verified{}
 	var sums map[string]string

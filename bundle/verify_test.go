@@ -30,7 +30,7 @@ func keys(t *testing.T) (minisign.PublicKey, minisign.PrivateKey) {
 	return public, private
 }
 
-// archiveOf gives the archive of a small bundle, in the folder of an output.
+// archiveOf returns the archive of a small bundle, in the folder of an output.
 func archiveOf(t *testing.T, o Options) string {
 	t.Helper()
 	o.Formats = []Format{TarGz}
@@ -373,7 +373,8 @@ func TestSumsAndSignatureTellWhatWasChanged(t *testing.T) {
 	})
 }
 
-// SHA256SUMS keeps what is there of the same version and of others' files; a signature is never that of another SHA256SUMS.
+// SHA256SUMS keeps what is there of the same version and of others' files; a signature is never that of another
+// SHA256SUMS.
 func TestSumsOfOneVersionAreKeptTogether(t *testing.T) {
 	_, private := keys(t)
 	o := options(t)

@@ -38,9 +38,9 @@ const maxMetadataDepth = 32 // folders below /.metadata
 
 var layerName = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// Collect removes the layers of a layout that no image's state names, in one transaction, once they were found unused for the time of
-// grace; it begins with the first Collect that finds them so. Images that were converted for themselves stay whatever the lists
-// say, and so do those of which only DUCC's manifest is there.
+// Collect removes the layers of a layout that no image's state names, in one transaction, once they were found unused
+// for the time of grace; it begins with the first Collect that finds them so. Images that were converted for themselves
+// stay whatever the lists say, and so do those of which only DUCC's manifest is there.
 func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSummary, err error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
@@ -119,8 +119,8 @@ func (g *collection) images(ctx context.Context, folder string, depth int) error
 	if err != nil {
 		return err
 	}
-	// A repository and a tag may be called as one of these files: those are folders. Other files are lists of DUCC's collector and
-	// of this one.
+	// A repository and a tag may be called as one of these files: those are folders. Other files are lists of DUCC's
+	// collector and of this one.
 	if slices.ContainsFunc(entries, func(e sink.Entry) bool { return !e.Folder && (e.Name == stateName || e.Name == manifestName) }) {
 		return g.image(ctx, folder)
 	}
@@ -135,8 +135,8 @@ func (g *collection) images(ctx context.Context, folder string, depth int) error
 	return nil
 }
 
-// image notes the layers of one image, or drops its state. A state that can't be understood stops the collection, as a manifest
-// does: which layers the image needs isn't known.
+// image notes the layers of one image, or drops its state. A state that can't be understood stops the collection, as a
+// manifest does: which layers the image needs isn't known.
 func (g *collection) image(ctx context.Context, folder string) error {
 	s, err := readState(ctx, g.tx, folder)
 	if err != nil {
@@ -182,7 +182,7 @@ func (g *collection) manifest(ctx context.Context, folder string) error {
 	return nil
 }
 
-// unusedSince gives when layers were first found unused.
+// unusedSince returns when layers were first found unused.
 func (g *collection) unusedSince(ctx context.Context) (map[string]time.Time, error) {
 	b, err := g.tx.ReadFile(ctx, unusedFile)
 	if errors.Is(err, fs.ErrNotExist) {

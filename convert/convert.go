@@ -50,8 +50,8 @@ func (c *Converter) connected(o source.Options) source.Options {
 	return o
 }
 
-// Convert converts an image. On an error nothing of it is published, but for a thin image that couldn't be written: then the layers
-// are there, and the next run goes on from there.
+// Convert converts an image. On an error nothing of it is published, but for a thin image that couldn't be written:
+// then the layers are there, and the next run goes on from there.
 func (c *Converter) Convert(ctx context.Context, job Job) (*Summary, error) {
 	s, err := c.told(ctx, job)
 	if err != nil {
@@ -142,7 +142,7 @@ func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*pl
 	return p, nil
 }
 
-// Describe gives the descriptor of an image whose layers lie in a repository, whether they are there already or not.
+// Describe returns the descriptor of an image whose layers lie in a repository, whether they are there already or not.
 func Describe(ctx context.Context, image *source.Image, fqrn string, layout Layout) (*thin.Descriptor, error) {
 	d, _, err := describe(ctx, image, fqrn, layout)
 	if err != nil {
@@ -151,7 +151,7 @@ func Describe(ctx context.Context, image *source.Image, fqrn string, layout Layo
 	return d, nil
 }
 
-// describe gives an image's descriptor and the layers of the image that are ordinary ones.
+// describe returns an image's descriptor and the layers of the image that are ordinary ones.
 func describe(ctx context.Context, image *source.Image, fqrn string, layout Layout) (*thin.Descriptor, []*source.Layer, error) {
 	d := &thin.Descriptor{Origin: originOf(image)}
 	var ordinary []*source.Layer
@@ -225,12 +225,13 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 	return tx.Commit(ctx, p.state.Image)
 }
 
-// written tells whether the thin image is where it should be. It isn't looked for outside of registries: there it is written again.
+// written reports whether the thin image is where it should be. It isn't looked for outside of registries: there it is
+// written again.
 func (c *Converter) written(ctx context.Context, p *plan) bool {
 	return p.job.Output == nil || p.thin.Published(ctx, *p.job.Output, c.connected(c.Output))
 }
 
-// missing gives the layers that the target doesn't have.
+// missing returns the layers that the target doesn't have.
 func (c *Converter) missing(ctx context.Context, tx sink.Transaction, p *plan) ([]*source.Layer, error) {
 	var missing []*source.Layer
 	for _, l := range p.layers {

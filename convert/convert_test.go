@@ -142,7 +142,7 @@ func refp(t testing.TB, text string) *source.Reference {
 	return &r
 }
 
-// pulled gives an image of a registry.
+// pulled returns an image of a registry.
 func pulled(t testing.TB, at source.Reference) v1.Image {
 	t.Helper()
 	name, err := at.Parsed()

@@ -1,5 +1,5 @@
-// Package convert turns container images into thin images: their layers go into a CernVM-FS repository, and a descriptor that names
-// them becomes an image of its own.
+// Package convert turns container images into thin images: their layers go into a CernVM-FS repository, and a
+// descriptor that names them becomes an image of its own.
 //
 // The words used here:
 //

@@ -14,8 +14,8 @@ import (
 // maxThinBlob bounds the blobs that may be thin layers: a descriptor, its archive, and what a bad compressor adds.
 const maxThinBlob = thin.MaxSize + 64<<10
 
-// readDescriptor gives what a layer is made of if it is a thin layer, and nil if it is an ordinary one. Only small layers are looked
-// into: those are read once more if they turn out to be ordinary.
+// readDescriptor returns what a layer is made of if it is a thin layer, and nil if it is an ordinary one. Only small
+// layers are looked into: those are read once more if they turn out to be ordinary.
 func readDescriptor(ctx context.Context, l *source.Layer) (*thin.Descriptor, error) {
 	if l.Size > maxThinBlob {
 		return nil, nil
@@ -31,8 +31,8 @@ func readDescriptor(ctx context.Context, l *source.Layer) (*thin.Descriptor, err
 	return d, errors.Join(err, c.Close())
 }
 
-// descriptorIn reads an archive whose only file is thin.json. An archive that is at fault is an ordinary layer's: whoever takes it
-// in will say so.
+// descriptorIn reads an archive whose only file is thin.json. An archive that is at fault is an ordinary layer's:
+// whoever takes it in will say so.
 func descriptorIn(archive io.Reader) (*thin.Descriptor, error) {
 	var content []byte
 	for r := tar.NewReader(archive); ; {

@@ -24,8 +24,8 @@ type Failure struct {
 	Error string `json:"error"`
 }
 
-// ConvertList converts all images of a wish list, one after the other. A wish that fails doesn't stop the others: it is in the
-// summary. An error means that the list wasn't gone through.
+// ConvertList converts all images of a wish list, one after the other. A wish that fails doesn't stop the others: it is
+// in the summary. An error means that the list wasn't gone through.
 func (c *Converter) ConvertList(ctx context.Context, list *wish.List) (*ListSummary, error) {
 	if fqrn := c.Target.FQRN(); fqrn != list.Repository {
 		return nil, fmt.Errorf("the wish list is for the repository %s, the target holds %s", list.Repository, fqrn)
@@ -56,7 +56,7 @@ func (s *ListSummary) fail(w wish.Wish, err error) {
 	s.Failures = append(s.Failures, Failure{w.String(), err.Error()})
 }
 
-// expand gives the images a wish stands for: those in the registry now.
+// expand returns the images a wish stands for: those in the registry now.
 func (c *Converter) expand(ctx context.Context, w wish.Wish) ([]wish.Wish, error) {
 	if !w.Pattern() {
 		return []wish.Wish{w}, nil
@@ -120,8 +120,8 @@ func jobOf(w wish.Wish, format string) (Job, error) {
 	return Job{Input: input, Output: &output, Wish: true}, nil
 }
 
-// Names tells whether a list asks for the image a state's metadata folder belongs to, "/.metadata/REGISTRY/REPOSITORY:TAG". What is in
-// the registry now doesn't matter.
+// Names reports whether a list asks for the image a state's metadata folder belongs to,
+// "/.metadata/REGISTRY/REPOSITORY:TAG". What is in the registry now doesn't matter.
 func names(list *wish.List, folder string) bool {
 	for _, w := range list.Wishes {
 		parsed, err := source.Parse(w.Tagged(patternSafe(w)).String(), "")

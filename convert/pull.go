@@ -18,9 +18,9 @@ import (
 	"cvmfs-graphdriver/convert/source"
 )
 
-// Pull downloads an image into a folder: "manifest.json", "config.json", and each layer's blob as the source has it, called by its
-// digest and by how it is compressed: "<hex>.tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2" or ".tar", or by its digest alone. A file that is there and complete stays. It gives
-// the layers' files, bottom to top.
+// Pull downloads an image into a folder: "manifest.json", "config.json", and each layer's blob as the source has it,
+// called by its digest and by how it is compressed: "<hex>.tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2" or ".tar", or by
+// its digest alone. A file that is there and complete stays. It gives the layers' files, bottom to top.
 func Pull(ctx context.Context, image *source.Image, dir string, parallel int, progress func(Event)) ([]string, error) {
 	p := &pulling{image: image, dir: dir, progress: progress, names: make([]string, len(image.Layers))}
 	if err := p.run(ctx, parallel); err != nil {
@@ -108,7 +108,7 @@ func (p *pulling) emit(e Event) {
 	p.progress(e)
 }
 
-// complete tells whether a file is a layer's blob.
+// complete reports whether a file is a layer's blob.
 func complete(file string, l *source.Layer) bool {
 	f, err := os.Open(file)
 	if err != nil {

@@ -26,7 +26,7 @@ type state struct {
 // errState is a state that can't be understood.
 var errState = errors.New("can't be understood: convert the image again, or remove the file")
 
-// readState gives an image's state; nil if there is none. The error of one that can't be understood is errState.
+// readState returns an image's state; nil if there is none. The error of one that can't be understood is errState.
 func readState(ctx context.Context, tx sink.Transaction, folder string) (*state, error) {
 	b, err := tx.ReadFile(ctx, folder+"/"+stateName)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -42,7 +42,7 @@ func readState(ctx context.Context, tx sink.Transaction, folder string) (*state,
 	return &s, nil
 }
 
-// same tells whether a conversion would come to what is there.
+// same reports whether a conversion would come to what is there.
 func (s *state) same(t *state) bool {
 	return s != nil && s.Manifest == t.Manifest && s.Thin == t.Thin && s.Output == t.Output && s.Wish == t.Wish && slices.Equal(s.Layers, t.Layers)
 }

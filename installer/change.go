@@ -33,8 +33,8 @@ const (
 	dropInRemoved  kind = "drop-in removed"
 )
 
-// change is a change of the host: what is about to be done, and what undoing it takes. It says the same whether it was done or
-// only intended.
+// change is a change of the host: what is about to be done, and what undoing it takes. It says the same whether it was
+// done or only intended.
 type change struct {
 	Kind   kind               `json:"kind"`
 	Path   string             `json:"path,omitempty"`   // of a folder or a file; of an upgraded plugin, the folder with the old one

@@ -11,7 +11,7 @@
 //     undoes its changes; a run that was killed is undone by the next one, which then goes on with what it was asked for.
 //   - To rescue is to start an engine whose storage driver keeps it from starting with another one, for the time of undoing.
 //
-// The order of undoing follows from what an engine can do: first the files that it reads when it starts, then a restart, and with
-// the engine running as before what was changed of the plugin, from the last change to the first. A plugin that was upgraded
-// while it is the storage driver takes one more restart at the end.
+// The order of undoing follows from what an engine can do: first the files that it reads when it starts, then a
+// restart, and with the engine running as before what was changed of the plugin, from the last change to the first. A
+// plugin that was upgraded while it is the storage driver takes one more restart at the end.
 package installer

@@ -33,8 +33,8 @@ const (
 // Engine is a Docker engine of this host. All that is done with it is done here, through its API.
 type Engine struct{ api *client.Client }
 
-// Connect makes the client of an engine's socket, "unix:///path" or a path; "" is what DOCKER_HOST says, or the usual socket.
-// Nothing is asked of the engine yet.
+// Connect makes the client of an engine's socket, "unix:///path" or a path; "" is what DOCKER_HOST says, or the usual
+// socket. Nothing is asked of the engine yet.
 func Connect(host string) (*Engine, error) {
 	options := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
 	if strings.HasPrefix(host, "/") {
@@ -66,10 +66,12 @@ type engineState struct {
 	containers int // that run
 }
 
-// downWait bounds how long an engine may take to say that it is there. Where systemd listens for it, a call waits for its start.
+// downWait bounds how long an engine may take to say that it is there. Where systemd listens for it, a call waits for
+// its start.
 const downWait = 15 * time.Second
 
-// down tells whether no engine answers. One that may not be asked, or that answers with an error, is an error: it may run.
+// down reports whether no engine answers. One that may not be asked, or that answers with an error, is an error: it may
+// run.
 func (e *Engine) down(ctx context.Context) (bool, error) {
 	asking, cancel := context.WithTimeout(ctx, downWait)
 	defer cancel()
@@ -94,7 +96,7 @@ func denied(err error) error {
 	return err
 }
 
-// running gives the ids of the containers that run, the oldest first.
+// running returns the ids of the containers that run, the oldest first.
 func (e *Engine) running(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -120,7 +122,7 @@ func (e *Engine) startContainer(ctx context.Context, id string) error {
 	return nil
 }
 
-// ours gives the names of the plugins that are made of this project's bundles.
+// ours returns the names of the plugins that are made of this project's bundles.
 func (e *Engine) ours(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -162,7 +164,7 @@ func (e *Engine) state(ctx context.Context) (*engineState, error) {
 	return s, nil
 }
 
-// plugin gives the plugin of a name, nil if there is none.
+// plugin returns the plugin of a name, nil if there is none.
 func (e *Engine) plugin(ctx context.Context, name string) (*types.Plugin, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -193,8 +195,8 @@ func (e *Engine) installPlugin(ctx context.Context, name, from string, rights ri
 
 // upgradePlugin replaces a plugin that is not enabled by one from a registry; its id, its settings and its layers stay.
 //
-// The engine shows the former settings afterwards, and those of folders and devices have no effect: it uses what the new plugin's
-// configuration says (seen with 20.10 and 26.1). They are made again.
+// The engine shows the former settings afterwards, and those of folders and devices have no effect: it uses what the
+// new plugin's configuration says (seen with 20.10 and 26.1). They are made again.
 func (e *Engine) upgradePlugin(ctx context.Context, name, from string, rights rightsFunc) error {
 	before, err := e.plugin(ctx, name)
 	if err != nil {
@@ -216,7 +218,7 @@ func (e *Engine) upgradePlugin(ctx context.Context, name, from string, rights ri
 	return nil
 }
 
-// without gives the settings of folders and devices of one plugin that another doesn't heed, as far as it has them.
+// without returns the settings of folders and devices of one plugin that another doesn't heed, as far as it has them.
 func without(p, other *types.Plugin) (lost []string) {
 	add := func(name string, has *string, settable []string) {
 		want, ok := setting(other, name)
@@ -320,7 +322,7 @@ func (e *Engine) removePlugin(ctx context.Context, name string) error {
 	return nil
 }
 
-// have brings an image unless the engine has it; pulled tells whether it had to.
+// have brings an image unless the engine has it; pulled reports whether it had to.
 func (e *Engine) have(ctx context.Context, ref string) (pulled bool, err error) {
 	_, err = e.api.ImageInspect(ctx, ref)
 	if err == nil || !errdefs.IsNotFound(err) {

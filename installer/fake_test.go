@@ -23,8 +23,9 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// fakeEngine is an engine behind a socket, as far as an installer has to do with one: it has plugins, reads its configuration file
-// when it starts, and doesn't start on a plugin that it doesn't have or that is disabled. Its containers write what they are told, and what they say is lost.
+// fakeEngine is an engine behind a socket, as far as an installer has to do with one: it has plugins, reads its
+// configuration file when it starts, and doesn't start on a plugin that it doesn't have or that is disabled. Its
+// containers write what they are told, and what they say is lost.
 type fakeEngine struct {
 	t      testing.TB
 	socket string
@@ -223,7 +224,7 @@ func (f *fakeEngine) answerContainer(w http.ResponseWriter, r *http.Request, par
 	}
 }
 
-// answerArchive gives the file that a container of the test image writes.
+// answerArchive returns the file that a container of the test image writes.
 func (f *fakeEngine) answerArchive(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get("path") != wordFile {
 		refuse(w, http.StatusNotFound, "no such file")

@@ -22,8 +22,9 @@ type host struct {
 	progress func(waited time.Duration)
 }
 
-// HostService is the [Service] for the engine behind a socket; how says what restarts it, as [service.Choose] takes it. The engine
-// need not run; logFile is where its log goes if it is a file that can't be found otherwise. tell is told of the wait for a restarted engine.
+// HostService is the [Service] for the engine behind a socket; how says what restarts it, as [service.Choose] takes it.
+// The engine need not run; logFile is where its log goes if it is a file that can't be found otherwise. tell is told of
+// the wait for a restarted engine.
 func HostService(ctx context.Context, socket, how, logFile string, tell func(Event)) (Service, error) {
 	engine, err := service.Find(ctx, socket)
 	if err != nil {

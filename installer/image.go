@@ -34,7 +34,8 @@ func Hello(out io.Writer, word string) error {
 	return err
 }
 
-// testImage gives an image whose only file is a program that knows [HelloCommand], as an archive that docker load takes.
+// testImage returns an image whose only file is a program that knows [HelloCommand], as an archive that docker load
+// takes.
 func testImage(program, ref string) (io.ReadCloser, error) {
 	tag, err := name.NewTag(ref)
 	if err != nil {
@@ -59,7 +60,7 @@ func testImage(program, ref string) (io.ReadCloser, error) {
 	return piped(func(w io.Writer) error { return tarball.Write(tag, image, w) }), nil
 }
 
-// piped gives what write writes, to be read as it comes.
+// piped returns what write writes, to be read as it comes.
 func piped(write func(io.Writer) error) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(write(w)) }()

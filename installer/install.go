@@ -29,7 +29,8 @@ type Wishes struct {
 	Debug       *bool          // the engine and the plugin log what a maintainer wants to know, or not any more; nil: as it is
 	File        string         // the engine's configuration file
 	Fix         bool           // comments and trailing commas are taken out of it
-	// Preflight judges the host, once what was left half done is undone; variable tells that the engine wants the drop-in.
+	// Preflight judges the host, once what was left half done is undone; variable tells that the engine wants the
+	// drop-in.
 	Preflight func(context.Context) (variable bool, err error)
 	// Validate has the engine itself judge its configuration file as it is to be.
 	Validate func(context.Context, *daemonjson.File) error
@@ -77,8 +78,8 @@ type install struct {
 	variable bool // the engine wants the drop-in
 }
 
-// Install makes the plugin the engine's storage driver. With nothing to do it changes nothing; if a step fails, everything is as
-// before. Its error is a [RolledBackError], a [StuckError], or that of a run that has changed nothing.
+// Install makes the plugin the engine's storage driver. With nothing to do it changes nothing; if a step fails,
+// everything is as before. Its error is a [RolledBackError], a [StuckError], or that of a run that has changed nothing.
 func (i *Installer) Install(ctx context.Context, w Wishes) error {
 	r, err := i.start(ctx)
 	if err != nil {
@@ -88,7 +89,7 @@ func (i *Installer) Install(ctx context.Context, w Wishes) error {
 	return errors.Join(n.do(ctx), r.rec.close())
 }
 
-// Plan tells what an install would do, and does nothing of it.
+// Plan reports what an install would do, and does nothing of it.
 func (i *Installer) Plan(ctx context.Context, w Wishes) error {
 	rec, err := readRecord(i.Record)
 	if err != nil {
@@ -280,7 +281,8 @@ func (n *install) intentions() []string {
 	return will
 }
 
-// restartIntention says that the engine is restarted, and what becomes of containers; again tells that they can be run afterwards.
+// restartIntention says that the engine is restarted, and what becomes of containers; again tells that they can be run
+// afterwards.
 func (r *run) restartIntention(s *engineState, again bool) string {
 	stop := ""
 	if s.containers > 0 {
@@ -295,7 +297,7 @@ func (r *run) restartIntention(s *engineState, again bool) string {
 
 func (n *install) active() bool { return sameDriver(n.state.driver, n.Name) }
 
-// moves tells whether the engine's data are to lie elsewhere. A remapped user's lie one folder below.
+// moves reports whether the engine's data are to lie elsewhere. A remapped user's lie one folder below.
 func (n *install) moves() bool {
 	root := n.state.root
 	if n.state.remapped {
@@ -304,7 +306,7 @@ func (n *install) moves() bool {
 	return n.DataRoot != "" && filepath.Clean(n.DataRoot) != root
 }
 
-// comesTo tells whether the engine's data are in a folder when the install is through.
+// comesTo reports whether the engine's data are in a folder when the install is through.
 func (n *install) comesTo(root string) bool {
 	if n.moves() {
 		return filepath.Clean(n.DataRoot) == root || remapped.MatchString(filepath.Base(root)) && filepath.Clean(n.DataRoot) == filepath.Dir(root)
@@ -344,7 +346,7 @@ func (n *install) different() []string {
 	return different
 }
 
-// setting gives a setting of a plugin, by name or by "name.field" as the engine has it.
+// setting returns a setting of a plugin, by name or by "name.field" as the engine has it.
 func setting(p *types.Plugin, key string) (string, bool) {
 	name, _, _ := strings.Cut(key, ".")
 	for _, m := range p.Settings.Mounts {

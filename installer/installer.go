@@ -17,7 +17,8 @@ const DefaultName = "cvmfs-graphdriver"
 
 // Service restarts the engine and keeps the drop-in with the variable that engine 27 wants in its environment.
 type Service interface {
-	// Restart returns when the engine answers again. The error of one that does not has the cause the engine's log tells.
+	// Restart returns when the engine answers again. The error of one that does not has the cause the engine's log
+	// tells.
 	Restart(ctx context.Context, ping func(context.Context) error) error
 	// Running names the service that runs by what the host says; "" where none does, or the host doesn't tell.
 	Running(ctx context.Context) string
@@ -195,7 +196,8 @@ func sameDriver(a, b string) bool {
 	return strings.TrimSuffix(driverOf(a), ":latest") == strings.TrimSuffix(driverOf(b), ":latest")
 }
 
-// transact runs steps that change the host. If one fails, all changes are undone. commit brings the record to what is then true.
+// transact runs steps that change the host. If one fails, all changes are undone. commit brings the record to what is
+// then true.
 func (r *run) transact(ctx context.Context, t transaction, steps func(context.Context) error, commit func(*transaction)) error {
 	t.Time = time.Now().UTC().Truncate(time.Second)
 	if !t.Down {

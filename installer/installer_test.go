@@ -395,7 +395,8 @@ func TestAFailureAnywhereIsUndone(t *testing.T) {
 	}
 }
 
-// Every point of every operation, and of undoing it: after kill -9 there, the next run undoes what was left and goes on.
+// Every point of every operation, and of undoing it: after kill -9 there, the next run undoes what was left and goes
+// on.
 func TestKillAnywhereIsMendedByTheNextRun(t *testing.T) {
 	for _, what := range []string{"install", "upgrade", "uninstall"} {
 		t.Run(what, func(t *testing.T) {
@@ -508,7 +509,8 @@ func TestRefusalsOfTheEngineAreUndone(t *testing.T) {
 	}
 }
 
-// A new plugin on which the engine doesn't start: it is started on another driver, the plugin put back, and all is as before.
+// A new plugin on which the engine doesn't start: it is started on another driver, the plugin put back, and all is as
+// before.
 func TestABadUpgradeIsRescued(t *testing.T) {
 	for what, spoil := range map[string]func(*fakeEngine, string){
 		"the engine doesn't start": func(f *fakeEngine, d string) { f.broken[d] = true },

@@ -13,9 +13,9 @@ import (
 	"cvmfs-graphdriver/installer/daemonjson"
 )
 
-// FindName finds the plugin that is meant where none is named: the engine's storage driver, if it is of this project's; the one that is
-// installed by a record; the only one there is, by whomever it was made; or else [DefaultName]. Of an engine that doesn't answer, its
-// configuration file tells the driver.
+// FindName finds the plugin that is meant where none is named: the engine's storage driver, if it is of this project's;
+// the one that is installed by a record; the only one there is, by whomever it was made; or else [DefaultName]. Of an
+// engine that doesn't answer, its configuration file tells the driver.
 func FindName(ctx context.Context, e *Engine, record, file string) (string, error) {
 	installed := ""
 	r, err := readRecord(record)
@@ -79,7 +79,8 @@ func driverIn(file string) string {
 	return pluginIn(read)
 }
 
-// pluginIn is the plugin that a configuration file of the engine's names as storage driver; "" if it names a driver of the engine's own.
+// pluginIn is the plugin that a configuration file of the engine's names as storage driver; "" if it names a driver of
+// the engine's own.
 func pluginIn(file *daemonjson.File) string {
 	value, _ := file.Get("storage-driver")
 	var name string

@@ -19,8 +19,8 @@ const DefaultRecord = "/var/lib/cvmfs-graphdriver/install.json"
 // recordFormat is the format of the record. It counts up when an older program would misread it.
 const recordFormat = 1
 
-// record is what the installer knows over its runs: what it has installed, and what it is about to change. It is on disk, synced,
-// before a change is begun.
+// record is what the installer knows over its runs: what it has installed, and what it is about to change. It is on
+// disk, synced, before a change is begun.
 type record struct {
 	Format    int          `json:"format"`
 	Installed *installed   `json:"installed,omitempty"` // nil: nothing
@@ -103,8 +103,8 @@ func readRecord(path string) (*record, error) {
 	return r, nil
 }
 
-// Remembered gives of the engine, as a record has them, its configuration file and the file that its log goes to; "" is not known. An engine
-// that doesn't run can't tell them.
+// Remembered returns of the engine, as a record has them, its configuration file and the file that its log goes to; ""
+// is not known. An engine that doesn't run can't tell them.
 func Remembered(path string) (file, log string) {
 	r, err := readRecord(path)
 	if err != nil {
@@ -167,12 +167,13 @@ func syncFolder(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// cut tells whether the plugin is disabled for a while, though it is the storage driver.
+// cut reports whether the plugin is disabled for a while, though it is the storage driver.
 func (t *transaction) cut() bool {
 	return slices.ContainsFunc(t.Changes, func(c change) bool { return c.Kind == pluginDisabled && sameDriver(c.Plugin, t.Former) })
 }
 
-// stays tells whether the engine has the same storage driver before and after, so that the containers that ran can be started again.
+// stays reports whether the engine has the same storage driver before and after, so that the containers that ran can be
+// started again.
 func (t *transaction) stays() bool {
 	return !t.Down && t.Operation != opUninstall && sameDriver(t.Former, t.Plugin)
 }

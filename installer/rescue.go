@@ -8,13 +8,14 @@ import (
 	"cvmfs-graphdriver/installer/daemonjson"
 )
 
-// notOurs is the error of an engine that doesn't answer, and whose storage driver isn't the reason as far as can be told.
+// notOurs is the error of an engine that doesn't answer, and whose storage driver isn't the reason as far as can be
+// told.
 func (i *Installer) notOurs(file, name string) error {
 	return fmt.Errorf("no engine answers at %s, and %s doesn't name %s as storage driver: start the engine first", i.Engine.api.DaemonHost(), file, name)
 }
 
-// checkDead makes sure that an engine that doesn't answer is one that its storage driver keeps from starting, as far as can be told:
-// another one's files are left alone, and it is not restarted.
+// checkDead makes sure that an engine that doesn't answer is one that its storage driver keeps from starting, as far as
+// can be told: another one's files are left alone, and it is not restarted.
 func (i *Installer) checkDead(ctx context.Context, file *daemonjson.File, name string) error {
 	if !sameDriver(pluginIn(file), name) {
 		return i.notOurs(file.Path, name)
@@ -26,8 +27,8 @@ func (i *Installer) checkDead(ctx context.Context, file *daemonjson.File, name s
 	return nil
 }
 
-// rescueDead has an engine run again that doesn't, with the plugin as storage driver that it can't start on: on the former storage
-// driver. The install then goes on as on any host. With dry it only tells so.
+// rescueDead has an engine run again that doesn't, with the plugin as storage driver that it can't start on: on the
+// former storage driver. The install then goes on as on any host. With dry it only tells so.
 func (n *install) rescueDead(ctx context.Context, dry bool) error {
 	down, err := n.Engine.down(ctx)
 	if err != nil || !down {
@@ -93,7 +94,8 @@ func (n *install) startElsewhere(ctx context.Context, file *daemonjson.File) err
 	return n.step(ctx, stepRestart, n.restartStep)
 }
 
-// keepOptions makes wishes of the driver's options in a file, which it loses for a while. Those that keep the engine from starting go.
+// keepOptions makes wishes of the driver's options in a file, which it loses for a while. Those that keep the engine
+// from starting go.
 func (n *install) keepOptions(file *daemonjson.File) {
 	var kept []string
 	for _, o := range daemonjson.DriverOptions(file.Strings("storage-opts"), n.StorageOpts) {

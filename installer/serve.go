@@ -13,8 +13,8 @@ import (
 	"cvmfs-graphdriver/bundle"
 )
 
-// serve has this process be a registry on loopback that holds a bundle, until stop. The engine speaks plain HTTP to it, as it
-// does to every registry on loopback.
+// serve has this process be a registry on loopback that holds a bundle, until stop. The engine speaks plain HTTP to it,
+// as it does to every registry on loopback.
 func serve(ctx context.Context, b *bundle.Bundle) (ref string, stop func() error, err error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {

@@ -50,8 +50,8 @@ func knobs(p *types.Plugin) (all []knob) {
 	return all
 }
 
-// check refuses wishes with which the engine or the plugin would not start, before anything is changed; p is the plugin that there is, nil
-// for none. A setting without a value gets that of the plugin's config.json.
+// check refuses wishes with which the engine or the plugin would not start, before anything is changed; p is the plugin
+// that there is, nil for none. A setting without a value gets that of the plugin's config.json.
 func (w *Wishes) check(p *types.Plugin) error {
 	for _, o := range w.StorageOpts {
 		if err := daemonjson.CheckOption(o); err != nil && !daemonjson.TakesBack(o) {

@@ -160,7 +160,8 @@ func (n *install) set(ctx context.Context) (Outcome, string, error) {
 	return Done, strings.Join(different, " "), err
 }
 
-// disable disables the plugin if it is enabled. As the storage driver it then serves again only after a restart of the engine.
+// disable disables the plugin if it is enabled. As the storage driver it then serves again only after a restart of the
+// engine.
 func (n *install) disable(ctx context.Context) error {
 	if !n.plugin.Enabled {
 		return nil
@@ -285,7 +286,8 @@ type Images struct {
 	Thin     string // "": none
 }
 
-// Test runs the verification alone: the plugin is the engine's storage driver, and images run. "" is the installed plugin.
+// Test runs the verification alone: the plugin is the engine's storage driver, and images run. "" is the installed
+// plugin.
 func (i *Installer) Test(ctx context.Context, name string, images Images) error {
 	if name == "" {
 		var err error

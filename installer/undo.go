@@ -63,8 +63,8 @@ func (r *run) undoAll(ctx context.Context, t *transaction) error {
 	return err
 }
 
-// startAgain starts the containers that ran before a restart, where the engine has the storage driver of then. Those that run, as with
-// live-restore or by a restart policy, are left alone; those that were run with --rm have gone.
+// startAgain starts the containers that ran before a restart, where the engine has the storage driver of then. Those
+// that run, as with live-restore or by a restart policy, are left alone; those that were run with --rm have gone.
 func (r *run) startAgain(ctx context.Context, t *transaction) {
 	if !t.Restarted {
 		return
@@ -92,8 +92,8 @@ func (r *run) undoThose(ctx context.Context, changes []change, those func(*chang
 	return nil
 }
 
-// revive brings an engine up that runs on what it ran on before, with its files as they were then. If it doesn't start so, since
-// the plugin it ran on isn't as before yet, it is rescued.
+// revive brings an engine up that runs on what it ran on before, with its files as they were then. If it doesn't start
+// so, since the plugin it ran on isn't as before yet, it is rescued.
 func (r *run) revive(ctx context.Context, t *transaction, changes []change) (rescued bool, err error) {
 	s, err := r.Engine.state(ctx)
 	read := t.Restarted && slices.ContainsFunc(changes, func(c change) bool { return c.ofFiles() })
@@ -139,7 +139,8 @@ func (r *run) rescue(ctx context.Context, t *transaction, cause error) error {
 	return nil
 }
 
-// onDriver gives the engine's configuration file with a storage driver of the engine's own, or, with "", with that which it chooses.
+// onDriver returns the engine's configuration file with a storage driver of the engine's own, or, with "", with that
+// which it chooses.
 func onDriver(file *daemonjson.File, driver string) (*daemonjson.File, error) {
 	edits := []daemonjson.Change{daemonjson.Delete("storage-opts"), daemonjson.Delete("storage-driver")}
 	if driver != "" {

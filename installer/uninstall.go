@@ -31,9 +31,9 @@ type uninstall struct {
 	down  bool // no engine answers, and its storage driver is the plugin
 }
 
-// Uninstall has the engine run on its former storage driver again. The plugin stays, disabled, with its layers, unless it is
-// purged. Errors are as those of [Installer.Install]; once the engine runs on its former driver, nothing is undone any more, and
-// another uninstall goes on with what is left.
+// Uninstall has the engine run on its former storage driver again. The plugin stays, disabled, with its layers, unless
+// it is purged. Errors are as those of [Installer.Install]; once the engine runs on its former driver, nothing is
+// undone any more, and another uninstall goes on with what is left.
 func (i *Installer) Uninstall(ctx context.Context, l Leave) error {
 	r, err := i.start(ctx)
 	if err != nil {
@@ -108,7 +108,7 @@ func (u *uninstall) intentions() []string {
 	return will
 }
 
-// dropIn tells whether the install has written the drop-in, and it is there.
+// dropIn reports whether the install has written the drop-in, and it is there.
 func (u *uninstall) dropIn() bool {
 	wrote := slices.ContainsFunc(u.was.Changes, func(c change) bool { return c.Kind == dropInWritten })
 	return wrote && !absent(u.Service.DropIn())
@@ -162,11 +162,11 @@ func (u *uninstall) transaction() transaction {
 	return transaction{Operation: opUninstall, Plugin: u.Name, Former: u.state.driver, Rescue: u.was.Former, File: u.File, Down: u.down}
 }
 
-// here tells whether the engine's data are where the plugin lies. One of its name that lies elsewhere is another.
+// here reports whether the engine's data are where the plugin lies. One of its name that lies elsewhere is another.
 func (u *uninstall) here() bool { return u.was.Root == "" || u.was.Root == u.state.root }
 
-// away tells whether the plugin is to be removed, and lies in another data folder than the engine's when all is as before the install: only
-// an engine that has its data there can remove it.
+// away reports whether the plugin is to be removed, and lies in another data folder than the engine's when all is as
+// before the install: only an engine that has its data there can remove it.
 func (u *uninstall) away() bool {
 	if !u.Purge || u.was.Root == "" || u.was.Gone || absent(u.was.Root) {
 		return false
@@ -175,7 +175,7 @@ func (u *uninstall) away() bool {
 	return err == nil && daemonjson.Diff(there, u.next) != ""
 }
 
-// inPlace gives the engine's configuration file as before the install, but with its data where the plugin lies.
+// inPlace returns the engine's configuration file as before the install, but with its data where the plugin lies.
 func (u *uninstall) inPlace() (*daemonjson.File, error) {
 	if u.here() || u.down { // as they are now
 		var edits []daemonjson.Change
@@ -274,8 +274,8 @@ func (u *uninstall) back(ctx context.Context) error {
 	})
 }
 
-// discard removes the copies of the configuration file that were kept for going back, if it is as before the install: an edited one
-// keeps them.
+// discard removes the copies of the configuration file that were kept for going back, if it is as before the install:
+// an edited one keeps them.
 func (u *uninstall) discard(t *transaction) {
 	for _, c := range append(slices.Clone(u.was.Changes), t.Changes...) {
 		if c.Kind != daemonJSON {

@@ -38,8 +38,8 @@ type upgrade struct {
 	plugin *types.Plugin
 }
 
-// Upgrade replaces the plugin by that of another bundle; its settings, layers and images stay. Containers stop. Errors are as those
-// of [Installer.Install].
+// Upgrade replaces the plugin by that of another bundle; its settings, layers and images stay. Containers stop. Errors
+// are as those of [Installer.Install].
 func (i *Installer) Upgrade(ctx context.Context, n Renewal) error {
 	r, err := i.start(ctx)
 	if err != nil {
@@ -181,8 +181,9 @@ func (u *upgrade) keep(file string) error {
 	return nil
 }
 
-// present makes the bundle of the plugin that the engine has: of its config.json, which the engine keeps as it came (what it tells of it has
-// settings in it), and of the root file system that it has unpacked (what that came as isn't always kept).
+// present makes the bundle of the plugin that the engine has: of its config.json, which the engine keeps as it came
+// (what it tells of it has settings in it), and of the root file system that it has unpacked (what that came as isn't
+// always kept).
 func (u *upgrade) present(p *types.Plugin) (*bundle.Bundle, error) {
 	plugins := filepath.Join(u.state.root, "plugins")
 	b, err := os.ReadFile(filepath.Join(plugins, p.ID, "config.json"))
@@ -202,8 +203,8 @@ func (u *upgrade) present(p *types.Plugin) (*bundle.Bundle, error) {
 	return was, errors.Join(err, root.Close())
 }
 
-// packRoot writes the folders and files of a plugin's root file system as an archive. What a plugin's process was given at its start, mount
-// points that are empty files, devices and links, is not the plugin's.
+// packRoot writes the folders and files of a plugin's root file system as an archive. What a plugin's process was given
+// at its start, mount points that are empty files, devices and links, is not the plugin's.
 func packRoot(w io.Writer, dir string) error {
 	t := tar.NewWriter(w)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -239,8 +240,8 @@ func packRoot(w io.Writer, dir string) error {
 	return errors.Join(err, t.Close())
 }
 
-// replace puts a bundle in the place of a plugin that is disabled. The engine takes one from a registry only: this process
-// is that registry, on loopback, for as long as it takes.
+// replace puts a bundle in the place of a plugin that is disabled. The engine takes one from a registry only: this
+// process is that registry, on loopback, for as long as it takes.
 func (r *run) replace(ctx context.Context, name string, b *bundle.Bundle, rights rightsFunc) error {
 	ref, stop, err := serve(ctx, b)
 	if err != nil {

@@ -42,8 +42,8 @@ func (e *Engine) runOwn(ctx context.Context, program string) (err error) {
 	return err
 }
 
-// checkWord looks into a container of the test image for the word it was to write. What it says is no proof: engines lose what a
-// process says that ends before they have opened its pipes, which is one in a hundred on a busy host.
+// checkWord looks into a container of the test image for the word it was to write. What it says is no proof: engines
+// lose what a process says that ends before they have opened its pipes, which is one in a hundred on a busy host.
 func (e *Engine) checkWord(ctx context.Context, id, want string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
@@ -86,8 +86,8 @@ func (e *Engine) runImage(ctx context.Context, ref string) (outcome string, err 
 	return outcome, nil
 }
 
-// run runs a container to its end, or for a while, and gives what it said, as far as the engine has it. It has no network and is
-// removed afterwards. check, if it isn't nil, looks at one that has ended well.
+// run runs a container to its end, or for a while, and gives what it said, as far as the engine has it. It has no
+// network and is removed afterwards. check, if it isn't nil, looks at one that has ended well.
 func (e *Engine) run(ctx context.Context, ref string, args []string, check func(id string) error) (said string, err error) {
 	made, err := e.api.ContainerCreate(ctx,
 		&container.Config{Image: ref, Cmd: args, Labels: map[string]string{label: "1"}},
@@ -123,7 +123,7 @@ func (e *Engine) run(ctx context.Context, ref string, args []string, check func(
 	return said, err
 }
 
-// said gives what a container has written to its output and its error output.
+// said returns what a container has written to its output and its error output.
 func (e *Engine) said(ctx context.Context, id string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()

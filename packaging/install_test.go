@@ -33,7 +33,7 @@ func (p packagesIn) ReadDir(dir string) ([]fs.DirEntry, error) {
 // rpmArch are RPM's names of architectures.
 var rpmArch = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
 
-// machine gives a Debian of the test's own, whose /mnt is a folder.
+// machine returns a Debian of the test's own, whose /mnt is a folder.
 func machine(t *testing.T, share string) *debian.Machine {
 	t.Helper()
 	cache, err := engine.CacheDir()

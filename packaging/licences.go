@@ -19,8 +19,8 @@ import (
 // licenceFile are the names of files, at the top of a module, that say under which terms it may be used.
 var licenceFile = regexp.MustCompile(`(?i)^(un)?(licen[cs]e|copying|copyright|notice|patents)([-._].*)?$`)
 
-// licences gives the terms of everything that is linked into the programs for an architecture, the plugin's program included:
-// each text once, after the names of what it is for. A module without any is an error.
+// licences returns the terms of everything that is linked into the programs for an architecture, the plugin's program
+// included: each text once, after the names of what it is for. A module without any is an error.
 func (r *release) licences(ctx context.Context, arch string) ([]byte, error) {
 	modules := map[string]bool{} // path@version
 	for _, name := range append([]string{"cvmfs-graphdriver-plugin"}, programs...) {
@@ -48,7 +48,7 @@ func (r *release) licences(ctx context.Context, arch string) ([]byte, error) {
 	return collect(dirs)
 }
 
-// moduleDirs gives the folders with the sources of modules, which the go command fetches if need be.
+// moduleDirs returns the folders with the sources of modules, which the go command fetches if need be.
 func (r *release) moduleDirs(ctx context.Context, modules []string) (map[string]string, error) {
 	out, err := r.goCommand(ctx, append([]string{"mod", "download", "-json"}, modules...)...)
 	if err != nil {

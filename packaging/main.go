@@ -1,8 +1,8 @@
 // Command packaging makes the deb and rpm packages of the host's programs and the plugin bundle.
 //
-// What a package holds is put into a folder; manual pages and completions are printed by the programs themselves, licences come
-// from the sources of the modules that are linked. nfpm makes the packages of it, as nfpm.yaml says. The same programs, bundle,
-// version and date give the same bytes.
+// What a package holds is put into a folder; manual pages and completions are printed by the programs themselves,
+// licences come from the sources of the modules that are linked. nfpm makes the packages of it, as nfpm.yaml says. The
+// same programs, bundle, version and date give the same bytes.
 //
 // nfpm is not of the project's module: its own modules, pinned in nfpm.mod, would be many more than ours.
 package main
@@ -77,7 +77,7 @@ func run(ctx context.Context) error {
 	return err
 }
 
-// password gives that of the signing key.
+// password returns that of the signing key.
 func password() (string, error) {
 	p, set := os.LookupEnv("MINISIGN_PASSWORD")
 	if !set {
@@ -86,7 +86,8 @@ func password() (string, error) {
 	return p, nil
 }
 
-// make makes the packages for some architectures, and the output's SHA256SUMS over all files there. It gives the packages' names.
+// make makes the packages for some architectures, and the output's SHA256SUMS over all files there. It gives the
+// packages' names.
 func (r *release) make(ctx context.Context, arches []string, key *minisign.PrivateKey) ([]string, error) {
 	var made []string
 	for _, arch := range arches {
@@ -112,8 +113,8 @@ func (r *release) make(ctx context.Context, arches []string, key *minisign.Priva
 // formats are the kinds of packages, as nfpm calls them.
 var formats = []string{"deb", "rpm"}
 
-// packages makes the packages for an architecture, in place of those of the same name, and gives their names. A package is complete
-// or absent.
+// packages makes the packages for an architecture, in place of those of the same name, and gives their names. A package
+// is complete or absent.
 func (r *release) packages(ctx context.Context, arch string) ([]string, error) {
 	if err := os.MkdirAll(r.output, 0o755); err != nil {
 		return nil, err
@@ -163,7 +164,7 @@ func (r *release) packages(ctx context.Context, arch string) ([]string, error) {
 	return made, nil
 }
 
-// nfpm gives the path of nfpm, which the go command builds and keeps in its cache.
+// nfpm returns the path of nfpm, which the go command builds and keeps in its cache.
 func (r *release) nfpm(ctx context.Context) (string, error) {
 	out, err := r.goCommand(ctx, "tool", "-modfile=packaging/nfpm.mod", "-n", "nfpm")
 	return strings.TrimSpace(string(out)), err

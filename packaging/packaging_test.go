@@ -50,7 +50,7 @@ func makeRelease(t *testing.T, version, arches string, settings ...string) strin
 	return dist
 }
 
-// again gives what makes packages again of what `make release` made.
+// again returns what makes packages again of what `make release` made.
 func again(t *testing.T, dist, version string) *release {
 	return &release{
 		source: testutil.Root(t), programs: filepath.Join(dist, "bin"), bundles: filepath.Join(dist, "release"),
@@ -58,7 +58,7 @@ func again(t *testing.T, dist, version string) *release {
 	}
 }
 
-// sums gives the SHA-256 of the files of a folder, by their names.
+// sums returns the SHA-256 of the files of a folder, by their names.
 func sums(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	files, err := os.ReadDir(dir)

@@ -16,7 +16,8 @@ import (
 	"cvmfs-graphdriver/bundle"
 )
 
-// programs are those of the host, and shells those that have a place for completions: the path of a program's, %s being its name.
+// programs are those of the host, and shells those that have a place for completions: the path of a program's, %s being
+// its name.
 var (
 	programs = []string{"cvmfs-graphdriver", "docker2cvmfs"}
 	shells   = map[string]string{

@@ -1,4 +1,5 @@
-// Package rootfs says what lies in the plugin's root file system besides its program, and what the plugin's config.json asks for.
+// Package rootfs says what lies in the plugin's root file system besides its program, and what the plugin's config.json
+// asks for.
 //
 // The format of config.json is Docker's "Plugin Config Version 1 of Plugin V2". A setting is an entry with exactly one
 // settable field, so that `docker plugin set NAME SETTING=VALUE` works without naming the field.
@@ -18,12 +19,13 @@ const (
 	DefaultConf = "/usr/share/cvmfs-graphdriver/cvmfs/default.conf" // [Defaults]
 )
 
-// Defaults is the CernVM-FS configuration that holds where the host's says nothing else, a file as CernVM-FS's default.conf.
+// Defaults is the CernVM-FS configuration that holds where the host's says nothing else, a file as CernVM-FS's
+// default.conf.
 //
 //go:embed cvmfs/default.conf
 var Defaults []byte
 
-// Build tells which build of the plugin it is; build.json is this.
+// Build reports which build of the plugin it is; build.json is this.
 type Build struct {
 	Version string    `json:"version"`
 	Commit  string    `json:"commit"` // of the source; "" if it isn't known
@@ -31,13 +33,15 @@ type Build struct {
 	Time    time.Time `json:"time"`   // of every file, in UTC, to the second
 }
 
-// PropagatedMount is the folder that the engine shares with the plugin. No host may have a folder of that path: of a plugin that is
-// not enabled yet the engine mistakes it for one of its own and renames it (docs/adr/0003-propagated-mount-that-no-host-has.md).
+// PropagatedMount is the folder that the engine shares with the plugin. No host may have a folder of that path: of a
+// plugin that is not enabled yet the engine mistakes it for one of its own and renames it
+// (docs/adr/0003-propagated-mount-that-no-host-has.md).
 const PropagatedMount = "/srv/cvmfs-graphdriver"
 
-// NoFolder is the source of a mount that isn't wanted. The engine doesn't enable a plugin with a source that isn't there, knows no empty
-// one, and makes none: so it must be a folder that every host of an engine has, and that shows nothing of the host. This one is the
-// kernel's, always empty, and kept as it is visible to programs (Linux, fs/proc/proc_tty.c). Nobody can make a file in it.
+// NoFolder is the source of a mount that isn't wanted. The engine doesn't enable a plugin with a source that isn't
+// there, knows no empty one, and makes none: so it must be a folder that every host of an engine has, and that shows
+// nothing of the host. This one is the kernel's, always empty, and kept as it is visible to programs (Linux,
+// fs/proc/proc_tty.c). Nobody can make a file in it.
 const NoFolder = "/proc/tty/ldisc"
 
 // Config is config.json. Only what the plugin uses is there.
@@ -97,8 +101,8 @@ type Env struct {
 	Settable    []string `json:"settable"`
 }
 
-// Folders are the folders of the root file system, relative to it, parents first: where the files lie, mount points, and /run, the
-// only one that the plugin writes into besides its propagated mount.
+// Folders are the folders of the root file system, relative to it, parents first: where the files lie, mount points,
+// and /run, the only one that the plugin writes into besides its propagated mount.
 func Folders() []string {
 	return []string{
 		"bin", "dev", "etc", "etc/cvmfs", "minio_ext_config", "proc", "run", "srv", PropagatedMount[1:], "sys",

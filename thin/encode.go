@@ -10,8 +10,8 @@ import (
 // Version is what descriptors of this form say.
 const Version = "1.0"
 
-// Encode gives the descriptor's file: the same descriptor gives the same bytes, and Parse takes them. An empty Version is
-// written as Version.
+// Encode returns the descriptor's file: the same descriptor gives the same bytes, and Parse takes them. An empty
+// Version is written as Version.
 func (d *Descriptor) Encode() ([]byte, error) {
 	b, err := d.encode()
 	if err != nil {

@@ -41,7 +41,7 @@ type Xattr struct {
 	Value []byte
 }
 
-// Empty tells that the record says nothing.
+// Empty reports whether the record says nothing.
 func (r *Record) Empty() bool {
 	return r.Root == nil && len(r.Links) == 0 && len(r.Xattrs) == 0 && len(r.Markers) == 0
 }
@@ -60,7 +60,7 @@ type xattrJSON struct {
 	Value []byte `json:"value"` // base64
 }
 
-// Encode gives the record's file: the same record gives the same bytes.
+// Encode returns the record's file: the same record gives the same bytes.
 func (r *Record) Encode() ([]byte, error) {
 	j := recordJSON{Version: recordVersion, Root: r.Root, Markers: escapeAll(r.Markers)}
 	for _, group := range r.Links {

@@ -1,10 +1,13 @@
-// Package thin reads and writes the descriptor of a thin image: the one contract between whoever converts images and the driver.
+// Package thin reads and writes the descriptor of a thin image: the one contract between whoever converts images and
+// the driver.
 //
-// A thin image is a container image whose only layer holds one file, thin.json. The file, the descriptor, lists the image's
-// real layers, bottom to top, and where each lies unpacked in a CernVM-FS repository. Zero layers is an empty root.
+// A thin image is a container image whose only layer holds one file, thin.json. The file, the descriptor, lists the
+// image's real layers, bottom to top, and where each lies unpacked in a CernVM-FS repository. Zero layers is an empty
+// root.
 //
-// A descriptor comes with the image from a registry: it is hostile input. What Parse returns names a well-formed repository
-// and a path without "..", empty or overlong components; whether the host trusts that repository is decided elsewhere.
+// A descriptor comes with the image from a registry: it is hostile input. What Parse returns names a well-formed
+// repository and a path without "..", empty or overlong components; whether the host trusts that repository is decided
+// elsewhere.
 package thin
 
 import (
@@ -33,7 +36,7 @@ const (
 	maxName = 255
 )
 
-// ErrNotThin tells that the bytes are no descriptor at all: the layer that holds them is an ordinary one.
+// ErrNotThin means that the bytes are no descriptor at all: the layer that holds them is an ordinary one.
 var ErrNotThin = errors.New("not a thin image descriptor")
 
 // Descriptor is what thin.json says.
@@ -54,8 +57,8 @@ type Layer struct {
 
 var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// Parse reads a descriptor. Bytes that are no JSON object with "version" and "layers" give ErrNotThin; a descriptor that
-// can't be used gives an error that names what is wrong with it.
+// Parse reads a descriptor. Bytes that are no JSON object with "version" and "layers" give ErrNotThin; a descriptor
+// that can't be used gives an error that names what is wrong with it.
 func Parse(b []byte) (*Descriptor, error) {
 	var raw struct {
 		Version    *string `json:"version"`

@@ -25,8 +25,8 @@ func outcome(v any, err error) string {
 	return fmt.Sprint(v)
 }
 
-// calls are system calls on the root of a container of the reference image: what they do must not depend on what shows the image. They
-// are made in this order.
+// calls are system calls on the root of a container of the reference image: what they do must not depend on what shows
+// the image. They are made in this order.
 var calls = []struct {
 	name string
 	call func(dir string) string
@@ -187,14 +187,15 @@ func onFile(name string, flags int, do func(fd int) error) string {
 	return outcome(0, do(fd))
 }
 
-// known are answers in a thin container that differ from those in an ordinary one, on some kernels or in some views: of a file that is as
-// the image has it, and was not changed yet. docs/compatibility.md tells of them.
+// known are answers in a thin container that differ from those in an ordinary one, on some kernels or in some views: of
+// a file that is as the image has it, and was not changed yet. docs/compatibility.md tells of them.
 var known = map[string]string{
 	"access control list":   "ENOTSUP", // overlayfs asks the lower file's file system whether it could, and EROFS can't change any
 	"flags of a lower file": "ENOTTY",  // neither EROFS nor the plugin has these flags (lsattr)
 }
 
-// Whatever the kernel, programs in a container of a thin image get the answers that they get in one of the ordinary image.
+// Whatever the kernel, programs in a container of a thin image get the answers that they get in one of the ordinary
+// image.
 func TestSystemCallsAnswerAsInAnOrdinaryContainer(t *testing.T) {
 	forRungs(t, func(t *testing.T, r rung) {
 		p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))

@@ -37,7 +37,8 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// inMemory gives a folder to keep layers in that doesn't wait for a disk, as other tests sync to one: ext4 in a file in memory.
+// inMemory returns a folder to keep layers in that doesn't wait for a disk, as other tests sync to one: ext4 in a file
+// in memory.
 func inMemory(t *testing.T) string {
 	t.Helper()
 	testutil.NeedRoot(t)
@@ -78,7 +79,8 @@ func (r rung) target(t *testing.T, mnt string) conformance.Target {
 			return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
 		},
 		Path: func(dir string) string { return p.root + dir },
-		// Of FUSE the kernel knows no name that would last (a UUID), and an overlay gives no handles of its files to the one on top of it.
+		// Of FUSE the kernel knows no name that would last (a UUID), and an overlay gives no handles of its files to
+		// the one on top of it.
 		InodesChange: testutil.ViewWords(p.view()) != "erofs",
 		Options:      []string{"cvmfs.view=" + r.view},
 		Thin:         append(thinLayers(t), linksLayer(t)),
@@ -90,7 +92,7 @@ func (r rung) target(t *testing.T, mnt string) conformance.Target {
 	}
 }
 
-// thinLayers gives the layers of the reference image.
+// thinLayers returns the layers of the reference image.
 func thinLayers(t testing.TB) (list []conformance.ThinLayer) {
 	t.Helper()
 	d, err := thin.Parse([]byte(descriptor(t)))
@@ -128,7 +130,8 @@ func unlinked(t testing.TB, archive []byte) []byte {
 	}
 }
 
-// linksLayer gives the folder /links of the second repository as a layer, its archive made of what the reference client shows.
+// linksLayer returns the folder /links of the second repository as a layer, its archive made of what the reference
+// client shows.
 func linksLayer(t testing.TB) conformance.ThinLayer {
 	t.Helper()
 	var b bytes.Buffer
@@ -155,8 +158,8 @@ func linksLayer(t testing.TB) conformance.ThinLayer {
 	}
 }
 
-// Random work on the plugin gives what it gives on overlays mounted by hand, in every view. CONFORMANCE_SEED is the number of the
-// first sequence, CONFORMANCE_SEQUENCES how many there are.
+// Random work on the plugin gives what it gives on overlays mounted by hand, in every view. CONFORMANCE_SEED is the
+// number of the first sequence, CONFORMANCE_SEQUENCES how many there are.
 func TestRandomSequencesOfLayerOperations(t *testing.T) {
 	number := func(name string, other uint64) uint64 {
 		text := os.Getenv(name)

@@ -17,8 +17,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// TestFiguresOfTheView measures a container of a thin image against one of the ordinary image of the same files, on overlays of this
-// kernel, in the view that is chosen here. Nothing is asserted of times; the ratios are in the log.
+// TestFiguresOfTheView measures a container of a thin image against one of the ordinary image of the same files, on
+// overlays of this kernel, in the view that is chosen here. Nothing is asserted of times; the ratios are in the log.
 func TestFiguresOfTheView(t *testing.T) {
 	p := startWith(t, t.TempDir(), map[string]string{second: testutil.Serve(t, testutil.Repository(t, second))})
 	p.init(rung{view: "auto"}, object{})

@@ -15,12 +15,12 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// firstNewCall is the number of the first system call that Linux has got after 4.18 (pidfd_send_signal(2), 5.1). From there on the
-// numbers are the same on every architecture and go by age.
+// firstNewCall is the number of the first system call that Linux has got after 4.18 (pidfd_send_signal(2), 5.1). From
+// there on the numbers are the same on every architecture and go by age.
 const firstNewCall = unix.SYS_PIDFD_SEND_SIGNAL
 
-// missingCalls are words of a rung that this program, other than the one that is shipped, puts into effect: the kernel answers
-// these system calls as one that hasn't got them. openat2(2) came with Linux 5.6.
+// missingCalls are words of a rung that this program, other than the one that is shipped, puts into effect: the kernel
+// answers these system calls as one that hasn't got them. openat2(2) came with Linux 5.6.
 var missingCalls = map[string]unix.SockFilter{
 	"openat2":  {Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_OPENAT2, Jf: 1},
 	"newcalls": {Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: firstNewCall, Jf: 1},

@@ -24,7 +24,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// machine is a mount namespace that outlives the plugin, as the host's does: what is mounted below its propagated mount stays.
+// machine is a mount namespace that outlives the plugin, as the host's does: what is mounted below its propagated mount
+// stays.
 type machine struct {
 	t      *testing.T
 	pid    int

@@ -1,13 +1,14 @@
-// Command cvmfs-graphdriver-plugin is the Docker storage-driver plugin: layers are files, and the layers of thin images are read
-// from CernVM-FS repositories as containers open their files.
+// Command cvmfs-graphdriver-plugin is the Docker storage-driver plugin: layers are files, and the layers of thin images
+// are read from CernVM-FS repositories as containers open their files.
 //
-// Without an argument it is the supervisor, process 1 of the plugin, which keeps what running containers depend on and starts the
-// server, the same program with the argument "serve". "version" prints the version. Outside of a plugin nothing is started: it says
-// what it is.
+// Without an argument it is the supervisor, process 1 of the plugin, which keeps what running containers depend on and
+// starts the server, the same program with the argument "serve". "version" prints the version. Outside of a plugin
+// nothing is started: it says what it is.
 //
-// What it takes from its environment: DEBUG=1 logs what a maintainer wants to know. CVMFS_EXT_CONFIG is the folder with the
-// CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT names, divided by
-// commas, what not to use of the kernel: the words of overlayfs.ParseLack, and "resend" (of FUSE requests).
+// What it takes from its environment: DEBUG=1 logs what a maintainer wants to know. CVMFS_EXT_CONFIG is the folder with
+// the CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT
+// names, divided by commas, what not to use of the kernel: the words of overlayfs.ParseLack, and "resend" (of FUSE
+// requests).
 package main
 
 import (

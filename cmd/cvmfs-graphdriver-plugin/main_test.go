@@ -73,7 +73,7 @@ func (s *said) Write(b []byte) (int, error) {
 	return s.b.Write(b)
 }
 
-// lines gives those with a text.
+// lines returns those with a text.
 func (s *said) lines(with string) (lines []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,7 +85,7 @@ func (s *said) lines(with string) (lines []string) {
 	return lines
 }
 
-// await gives the first line with a text; it may still be on its way to us.
+// await returns the first line with a text; it may still be on its way to us.
 func (s *said) await(t *testing.T, with string) string {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -98,8 +98,8 @@ func (s *said) await(t *testing.T, with string) string {
 	}
 }
 
-// start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url, with some more
-// variables in its environment.
+// start runs the plugin on a folder that stands for its propagated mount, configured for the repository at url, with
+// some more variables in its environment.
 func start(t *testing.T, mnt, url string, env ...string) *instance {
 	t.Helper()
 	return startWith(t, mnt, map[string]string{fqrn: url}, env...)
@@ -284,7 +284,8 @@ func (p *instance) apply(id, parent string, archive []byte) string {
 	return text
 }
 
-// applyTwins makes the layers of the reference image and its twin, a thin layer with the id thin, and gives the topmost ordinary one.
+// applyTwins makes the layers of the reference image and its twin, a thin layer with the id thin, and gives the topmost
+// ordinary one.
 func (p *instance) applyTwins() (top string) {
 	p.t.Helper()
 	for n, a := range ordinaryLayers(p.t) {

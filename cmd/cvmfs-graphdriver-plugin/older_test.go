@@ -155,7 +155,8 @@ func upgrade(t *testing.T, commit string, r rung) {
 	h.removeAll(p)
 }
 
-// The engine goes on through the upgrade (live-restore), and with it the containers: what an older version noted of their mounts counts.
+// The engine goes on through the upgrade (live-restore), and with it the containers: what an older version noted of
+// their mounts counts.
 func TestContainersOfOlderVersionsLiveThroughAnUpgrade(t *testing.T) {
 	for _, commit := range older.Commits() {
 		t.Run(commit, func(t *testing.T) {

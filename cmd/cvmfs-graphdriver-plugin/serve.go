@@ -180,9 +180,9 @@ func (s *server) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 	return repositories.Fetcher(fqrn)
 }
 
-// users tells what an object is needed for: images, a file of one of them, and the layers that are mounted from them, which docker
-// inspect shows as the ends of a container's MergedDir. With no server up many objects fail at once: files are looked for a tenth of
-// the time, and none for longer than a moment.
+// users reports what an object is needed for: images, a file of one of them, and the layers that are mounted from them,
+// which docker inspect shows as the ends of a container's MergedDir. With no server up many objects fail at once: files
+// are looked for a tenth of the time, and none for longer than a moment.
 func (s *server) users(r objects.Ref) (attrs []any) {
 	composer := s.composer.Load()
 	if composer == nil {
@@ -223,7 +223,7 @@ func some(names []string) string {
 	return strings.Join(names, " ")
 }
 
-// Local tells how much of a composed image is on disk.
+// Local reports how much of a composed image is on disk.
 func (s *server) Local(image string) (objects.Share, error) {
 	composer := s.composer.Load()
 	if composer == nil {

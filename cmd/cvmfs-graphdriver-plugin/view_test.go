@@ -19,7 +19,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// The fuse view asks the server for every attribute, unknown name and uncached byte: none may be lost when it is killed.
+// The fuse view asks the server for every attribute, unknown name and uncached byte: none may be lost when it is
+// killed.
 func TestServersKilledUnderLoadLoseNoRequest(t *testing.T) { forRungs(t, killUnderLoad) }
 
 func killUnderLoad(t *testing.T, r rung) {
@@ -71,7 +72,8 @@ func killUnderLoad(t *testing.T, r rung) {
 	}
 }
 
-// useFile reads a file not from the page cache, asks for an attribute it hasn't got, and for a name that nobody has asked for yet.
+// useFile reads a file not from the page cache, asks for an attribute it hasn't got, and for a name that nobody has
+// asked for yet.
 func useFile(name string, want []byte, unique string) error {
 	f, err := os.Open(name)
 	if err != nil {

@@ -139,7 +139,7 @@ func agree(programs, archs []string) error {
 	return nil
 }
 
-// askPassword gives a signing key's password: that of the environment, or what is typed at the terminal.
+// askPassword returns a signing key's password: that of the environment, or what is typed at the terminal.
 func askPassword(c *cli.Context, key string) (string, error) {
 	if password, set := os.LookupEnv(passwordVariable); set {
 		return password, nil

@@ -15,7 +15,7 @@ import (
 	"cvmfs-graphdriver/rootfs"
 )
 
-// bundleInspectCommand tells what a bundle is and asks for.
+// bundleInspectCommand reports what a bundle is and asks for.
 func bundleInspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",

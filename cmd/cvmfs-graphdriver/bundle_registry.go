@@ -100,7 +100,8 @@ func bundlePullCommand() *cli.Command {
 	}
 }
 
-// openBundle opens what a user named: a bundle on disk, or, if there is no such file and it can't be meant, one in a registry.
+// openBundle opens what a user named: a bundle on disk, or, if there is no such file and it can't be meant, one in a
+// registry.
 func openBundle(c *cli.Context, name string) (*bundle.Bundle, error) {
 	_, err := os.Stat(name)
 	if path := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.Contains(name, ".tar."); path || !errors.Is(err, fs.ErrNotExist) {
@@ -120,7 +121,7 @@ func registryFlags() []cli.Flag {
 	}
 }
 
-// remoteOf gives how registries are reached by a command, and what ends the display of its progress.
+// remoteOf returns how registries are reached by a command, and what ends the display of its progress.
 func remoteOf(c *cli.Context) (r bundle.Remote, finish func()) {
 	r.Options = registry.Options{
 		Keychain: authn.DefaultKeychain, PlainHTTP: c.Bool("plain-http"), Insecure: c.Bool("insecure"), UserAgent: c.App.Name + "/" + version,

@@ -119,8 +119,8 @@ func (s *setup) wishes() (w *installer.Wishes, err error) {
 	return w, nil
 }
 
-// folders are those that must be there for the plugin to be enabled. Only the usual one is made; one that the user names and that
-// is missing is a mistake.
+// folders are those that must be there for the plugin to be enabled. Only the usual one is made; one that the user
+// names and that is missing is a mistake.
 func folders(settings []string) []string {
 	if folder(settings, "cvmfs_ext_config") == "" {
 		return []string{configuration}
@@ -138,8 +138,8 @@ func folder(settings []string, name string) (dir string) {
 	return dir
 }
 
-// validate has the engine's own program judge its configuration file, where there is one that can: engines before 23 can't, and one
-// that was upgraded since it was started has gone.
+// validate has the engine's own program judge its configuration file, where there is one that can: engines before 23
+// can't, and one that was upgraded since it was started has gone.
 func (s *setup) validate(ctx context.Context, f *daemonjson.File) error {
 	if s.engine == nil {
 		return nil
@@ -151,7 +151,7 @@ func (s *setup) validate(ctx context.Context, f *daemonjson.File) error {
 	return err
 }
 
-// judge looks whether the host qualifies, and tells whether the engine wants a variable in its environment.
+// judge looks whether the host qualifies, and reports whether the engine wants a variable in its environment.
 func (s *setup) judge(ctx context.Context, w *installer.Wishes) (variable bool, err error) {
 	plan := preflight.Plan{
 		Install: true, Host: s.Engine.Client().DaemonHost(), Name: w.Name, DaemonJSON: w.File, DataRoot: w.DataRoot,

@@ -1,7 +1,7 @@
 // Command cvmfs-graphdriver is the host's side of the Docker storage plugin for images that lie unpacked in CernVM-FS.
 //
-// It exits with 0 when all was done, 1 when something failed, 2 when it was called wrongly, 3 when the host doesn't qualify
-// for what was asked, and 4 when something failed and what had been changed of the host is undone.
+// It exits with 0 when all was done, 1 when something failed, 2 when it was called wrongly, 3 when the host doesn't
+// qualify for what was asked, and 4 when something failed and what had been changed of the host is undone.
 package main
 
 import (

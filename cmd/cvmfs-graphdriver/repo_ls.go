@@ -84,7 +84,7 @@ type item struct {
 	ready  chan struct{} // closed when sum or err is there
 }
 
-// folder gives what a listing that isn't recursive shows: what is in a folder, or the one entry that isn't a folder.
+// folder returns what a listing that isn't recursive shows: what is in a folder, or the one entry that isn't a folder.
 func (l *listing) folder(path string) func(context.Context, func(*client.Node) error) error {
 	return func(ctx context.Context, fn func(*client.Node) error) error {
 		e, err := l.revision.Lookup(ctx, path)
@@ -152,7 +152,7 @@ func send[T any](ctx context.Context, c chan<- T, v T) error {
 	}
 }
 
-// link gives the first path of a node's hard-link group. Nodes come in order, so it's the first in order.
+// link returns the first path of a node's hard-link group. Nodes come in order, so it's the first in order.
 func (l *listing) link(n *client.Node) string {
 	if n.Link == 0 || n.Nlink < 2 {
 		return ""

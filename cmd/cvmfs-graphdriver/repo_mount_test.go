@@ -30,7 +30,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// mountRepo runs `repo mount`, in a process of its own as a process that serves a mount must not use it itself, until the test ends and gives the folder that is mounted on.
+// mountRepo runs `repo mount`, in a process of its own as a process that serves a mount must not use it itself, until
+// the test ends and gives the folder that is mounted on.
 func mountRepo(t *testing.T, url, folder string, args ...string) string {
 	t.Helper()
 	fusetest.Require(t)

@@ -91,8 +91,8 @@ func printJSON(w io.Writer, i *item, expand func(string) string) error {
 	return err
 }
 
-// appendJSON writes a string. UTF-8 stands for itself; any other byte becomes the lone surrogate U+DC80…U+DCFF as which Python's
-// "surrogateescape" keeps it: the output is valid JSON, and who needs the name can have it back.
+// appendJSON writes a string. UTF-8 stands for itself; any other byte becomes the lone surrogate U+DC80…U+DCFF as which
+// Python's "surrogateescape" keeps it: the output is valid JSON, and who needs the name can have it back.
 func appendJSON(b []byte, s string) []byte {
 	b = append(b, '"')
 	for i := 0; i < len(s); {

@@ -89,8 +89,8 @@ func newSetup(c *cli.Context) (*setup, error) {
 	return s, nil
 }
 
-// filesOf gives the configuration file of an engine, and the file that its log goes to, "" for none. Of one that doesn't run (nil), the
-// record and its unit may tell.
+// filesOf returns the configuration file of an engine, and the file that its log goes to, "" for none. Of one that
+// doesn't run (nil), the record and its unit may tell.
 func filesOf(c *cli.Context, engine *service.Engine) (file, log string) {
 	file, log = installer.Remembered(c.String(recordFlag.Name))
 	if engine != nil {
@@ -101,7 +101,7 @@ func filesOf(c *cli.Context, engine *service.Engine) (file, log string) {
 	return cmp.Or(c.String(fileFlag.Name), file, daemonjson.DefaultPath), log
 }
 
-// restarts gives the installer what restarts the engine.
+// restarts returns the installer what restarts the engine.
 func (s *setup) restarts() (err error) {
 	socket := s.Engine.Client().DaemonHost()
 	s.Service, err = installer.HostService(s.c.Context, socket, s.c.String(restartFlag.Name), s.Log, s.Tell)
@@ -213,7 +213,7 @@ func ask(ctx context.Context, c *cli.Context, p *printer, what []string) error {
 	}
 }
 
-// interactive tells whether somebody can be asked.
+// interactive reports whether somebody can be asked.
 func interactive() bool { return term.IsTerminal(int(os.Stdin.Fd())) }
 
 // printer shows the steps of a run.

@@ -10,7 +10,7 @@ import (
 	"cvmfs-graphdriver/internal/program"
 )
 
-// statusCommand tells what runs, without a judgement.
+// statusCommand reports what runs, without a judgement.
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",

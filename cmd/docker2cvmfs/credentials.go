@@ -16,7 +16,7 @@ import (
 // registries are credentials by registry, "HOST[:PORT]".
 type registries map[string]authn.AuthConfig
 
-// Resolve gives a registry's credentials; it is the method of [authn.Keychain].
+// Resolve returns a registry's credentials; it is the method of [authn.Keychain].
 func (r registries) Resolve(resource authn.Resource) (authn.Authenticator, error) {
 	if auth, found := r[resource.RegistryStr()]; found {
 		return authn.FromConfig(auth), nil
@@ -24,7 +24,8 @@ func (r registries) Resolve(resource authn.Resource) (authn.Authenticator, error
 	return authn.Anonymous, nil
 }
 
-// duccCredentials adds the credentials of the environment, as the DUCC tool reads them, before those of the user's docker login.
+// duccCredentials adds the credentials of the environment, as the DUCC tool reads them, before those of the user's
+// docker login.
 func duccCredentials(conv *convert.Converter, list *wish.List) error {
 	input := registries{}
 	for id := range strings.SplitSeq(os.Getenv("DUCC_AUTH_REGISTRIES"), ",") {
@@ -87,7 +88,7 @@ func outputRegistries(list *wish.List) (registries, error) {
 	return hosts, nil
 }
 
-// canonical gives a registry as references name it.
+// canonical returns a registry as references name it.
 func canonical(address string) (string, error) {
 	host, _, err := source.ParseRegistry(address)
 	if err != nil {

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// blocks gives a guide's code blocks of a language.
+// blocks returns a guide's code blocks of a language.
 func blocks(t *testing.T, guide, language string) []string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(testutil.Root(t), "docs", guide))

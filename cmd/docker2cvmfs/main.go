@@ -1,8 +1,8 @@
-// Command docker2cvmfs turns container images into thin images, whose layers lie unpacked in a CernVM-FS repository, and publishes
-// such repositories.
+// Command docker2cvmfs turns container images into thin images, whose layers lie unpacked in a CernVM-FS repository,
+// and publishes such repositories.
 //
-// It exits with 0 when all was done, 1 when something failed, 2 when it was called wrongly, and 3 when the host or the repository
-// doesn't qualify for what was asked.
+// It exits with 0 when all was done, 1 when something failed, 2 when it was called wrongly, and 3 when the host or the
+// repository doesn't qualify for what was asked.
 package main
 
 import (

@@ -23,7 +23,7 @@ const maxMemory = 200 << 20
 // layerSize is that of the synthetic layer's content.
 const layerSize = 1 << 30
 
-// uniqueContent gives bytes of which no two pages are alike, and which compress well.
+// uniqueContent returns bytes of which no two pages are alike, and which compress well.
 type uniqueContent struct{ page uint64 }
 
 func (u *uniqueContent) Read(p []byte) (int, error) {

@@ -12,8 +12,8 @@ import (
 	"cvmfs-graphdriver/convert"
 )
 
-// notifier appends what happens to a file for other programs: one JSON object a line, with the keys and actions of the DUCC tool, all
-// values strings.
+// notifier appends what happens to a file for other programs: one JSON object a line, with the keys and actions of the
+// DUCC tool, all values strings.
 type notifier struct {
 	file   *os.File // nil: nobody wants to know
 	err    error    // the first that writing gave

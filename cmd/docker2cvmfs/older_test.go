@@ -14,7 +14,7 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-// thinLayers gives the layers that the descriptor of a thin image in an archive names.
+// thinLayers returns the layers that the descriptor of a thin image in an archive names.
 func thinLayers(t *testing.T, archive string) []thin.Layer {
 	t.Helper()
 	image, err := tarball.ImageFromPath(archive, nil)

@@ -28,8 +28,8 @@ func progressFlags() []cli.Flag {
 	}
 }
 
-// progress shows events: as bars on a terminal, as lines elsewhere, as JSON for programs. Its methods are called by one goroutine
-// at a time.
+// progress shows events: as bars on a terminal, as lines elsewhere, as JSON for programs. Its methods are called by one
+// goroutine at a time.
 type progress struct {
 	results io.Writer // what a command has to say at its end
 	show    func(convert.Event)

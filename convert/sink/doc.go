@@ -11,7 +11,8 @@
 //
 // # Extraction
 //
-// An archive comes from a registry and is hostile: no name in it leads out of the layer's folder, by dots, by a leading slash, by a
-// symbolic link or a hard link. Folders are opened one component after the other, links are never followed. Nothing is lost
-// silently: what can't be made as the archive says, owner, attribute or device, is an error that says what is needed.
+// An archive comes from a registry and is hostile: no name in it leads out of the layer's folder, by dots, by a leading
+// slash, by a symbolic link or a hard link. Folders are opened one component after the other, links are never followed.
+// Nothing is lost silently: what can't be made as the archive says, owner, attribute or device, is an error that says
+// what is needed.
 package sink

@@ -178,7 +178,8 @@ func (e *extraction) finish() error {
 	return f.Close()
 }
 
-// gather walks what was unpacked. Hard links are recorded where they reach over several folders: a catalog keeps those within one.
+// gather walks what was unpacked. Hard links are recorded where they reach over several folders: a catalog keeps those
+// within one.
 func (e *extraction) gather() error {
 	root, err := os.OpenRoot(e.dir)
 	if err != nil {

@@ -42,7 +42,7 @@ func lockFile(f *os.File) error {
 	return nil
 }
 
-// isCatalogMarker tells a file that has no other purpose than making its folder a catalog.
+// isCatalogMarker reports whether it is a file that has no other purpose than making its folder a catalog.
 func isCatalogMarker(name string) bool { return path.Base(name) == catalogMarker }
 
 // plainFolder is an ordinary folder as a target.
@@ -146,7 +146,7 @@ func (t *folderTransaction) Has(_ context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
-// later gives a place in the stage for what will be at a place.
+// later returns a place in the stage for what will be at a place.
 func (t *folderTransaction) later(place string) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -182,7 +182,8 @@ func (t *folderTransaction) Layer(ctx context.Context, name string, archive io.R
 	return stats, nil
 }
 
-// extractWithRecord unpacks a layer into a folder and writes its record, which may be empty, to a file, which it closes.
+// extractWithRecord unpacks a layer into a folder and writes its record, which may be empty, to a file, which it
+// closes.
 func extractWithRecord(ctx context.Context, archive io.Reader, dir string, record *os.File) (Stats, error) {
 	r, stats, err := extract(ctx, archive, dir)
 	if err == nil {
@@ -244,7 +245,7 @@ func (t *folderTransaction) List(_ context.Context, name string) ([]Entry, error
 	return listFolder(place)
 }
 
-// listFolder gives what is in a folder on disk, without the markers of catalogs.
+// listFolder returns what is in a folder on disk, without the markers of catalogs.
 func listFolder(dir string) ([]Entry, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -270,8 +271,8 @@ func (t *folderTransaction) Remove(_ context.Context, name string) error {
 	return nil
 }
 
-// Commit syncs what is new and moves it to its place, one by one, in the order it came: records, layers, and what tells of them.
-// What it removes goes first into the stage, so that no half of it is seen.
+// Commit syncs what is new and moves it to its place, one by one, in the order it came: records, layers, and what tells
+// of them. What it removes goes first into the stage, so that no half of it is seen.
 func (t *folderTransaction) Commit(context.Context, string) error {
 	err := t.commit()
 	return errors.Join(err, t.Abort())

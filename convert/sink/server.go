@@ -31,7 +31,8 @@ type server struct {
 }
 
 var (
-	// errOpen refuses what lies in the repository's folder while somebody works in it: it isn't published, and may never be.
+	// errOpen refuses what lies in the repository's folder while somebody works in it: it isn't published, and may
+	// never be.
 	errOpen = errors.New("a transaction is open, and readers don't see what is in it")
 	// errMoved refuses a transaction on another revision than the one that was looked at.
 	errMoved = errors.New("another revision was published while this run looked at the one before: run it again")
@@ -102,7 +103,7 @@ func readSettings(conf string) (map[string]string, error) {
 	return settings, nil
 }
 
-// literal gives a word's text without its quotes; of what a shell would put in, nothing.
+// literal returns a word's text without its quotes; of what a shell would put in, nothing.
 func literal(w *syntax.Word) string {
 	var b strings.Builder
 	syntax.Walk(w, func(n syntax.Node) bool {
@@ -120,8 +121,9 @@ func literal(w *syntax.Word) string {
 func (s *server) FQRN() string   { return s.fqrn }
 func (s *server) String() string { return "cvmfs_server:" + s.fqrn }
 
-// Begin locks the repository against other runs of this program and makes sure that nobody works in it. It opens no transaction of
-// the repository yet, for what is there already needs none, unless there is no other way to find out whether one is open.
+// Begin locks the repository against other runs of this program and makes sure that nobody works in it. It opens no
+// transaction of the repository yet, for what is there already needs none, unless there is no other way to find out
+// whether one is open.
 func (s *server) Begin(context.Context) (Transaction, error) {
 	lock, err := os.Open(s.conf)
 	if err != nil {
@@ -152,8 +154,8 @@ func (t *serverTransaction) look() error {
 	return err
 }
 
-// checkClosed finds out whether anybody has a transaction open, as the server's program does: by a file, which is called one way or
-// the other by its version, and outlives a power cut.
+// checkClosed finds out whether anybody has a transaction open, as the server's program does: by a file, which is
+// called one way or the other by its version, and outlives a power cut.
 func (s *server) checkClosed() error {
 	for _, name := range []string{"in_transaction.lock", "in_transaction"} {
 		_, err := os.Lstat(filepath.Join(s.spool, name))
@@ -180,8 +182,9 @@ func (s *server) revision() (string, error) {
 	return settings["CVMFS_ROOT_HASH"], err
 }
 
-// call runs the server's program to its end: killed in the middle it would leave the repository for a person to mend. It gets a
-// process group of its own, so that a terminal's Ctrl-C reaches this program alone. Its output is in the error.
+// call runs the server's program to its end: killed in the middle it would leave the repository for a person to mend.
+// It gets a process group of its own, so that a terminal's Ctrl-C reaches this program alone. Its output is in the
+// error.
 func (s *server) call(args ...string) error {
 	c := exec.Command(s.program, args...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -221,8 +224,9 @@ func (t *serverTransaction) begin() error {
 	return t.err
 }
 
-// published looks at a path as readers see it, or as this transaction has changed it. What somebody else's transaction has there is
-// refused: looking takes far less time than opening one, so that it is enough to ask before and afterwards.
+// published looks at a path as readers see it, or as this transaction has changed it. What somebody else's transaction
+// has there is refused: looking takes far less time than opening one, so that it is enough to ask before and
+// afterwards.
 func (t *serverTransaction) published(name string, look func(place string) error) error {
 	place, err := t.place(name)
 	if err != nil {

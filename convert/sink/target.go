@@ -24,17 +24,21 @@ type Target interface {
 	String() string
 }
 
-// Transaction is a change of a target. Paths are those of the repository, "/layers/…". Layer and Has may be called concurrently.
+// Transaction is a change of a target. Paths are those of the repository, "/layers/…". Layer and Has may be called
+// concurrently.
 type Transaction interface {
-	// Has tells whether there is something at a path.
+	// Has reports whether there is something at a path.
 	Has(ctx context.Context, path string) (bool, error)
-	// Layer puts an uncompressed layer archive at a path, and its record beside it. A failure makes the transaction useless.
+	// Layer puts an uncompressed layer archive at a path, and its record beside it. A failure makes the transaction
+	// useless.
 	Layer(ctx context.Context, path string, archive io.Reader) (Stats, error)
-	// ReadFile gives a small file; the error is fs.ErrNotExist if there is none.
+	// ReadFile returns a small file; the error is fs.ErrNotExist if there is none.
 	ReadFile(ctx context.Context, path string) ([]byte, error)
-	// WriteFile makes or replaces a small file, and makes the folders above it. Empty files named .cvmfscatalog make catalogs.
+	// WriteFile makes or replaces a small file, and makes the folders above it. Empty files named .cvmfscatalog make
+	// catalogs.
 	WriteFile(ctx context.Context, path string, content []byte) error
-	// List gives what is in a folder, sorted by name, without what marks catalogs; nothing if there is no such folder.
+	// List returns what is in a folder, sorted by name, without what marks catalogs; nothing if there is no such
+	// folder.
 	List(ctx context.Context, path string) ([]Entry, error)
 	// Remove removes a path with all below it; one that isn't there is no error.
 	Remove(ctx context.Context, path string) error
@@ -44,7 +48,8 @@ type Transaction interface {
 	Abort() error
 }
 
-// Entry is a name in a folder. Names are chosen by whoever names images: what something is, is told by Folder, never by its name.
+// Entry is a name in a folder. Names are chosen by whoever names images: what something is, is told by Folder, never by
+// its name.
 type Entry struct {
 	Name   string
 	Folder bool
@@ -127,7 +132,7 @@ func checkPath(path string) error {
 	return nil
 }
 
-// encodeRecord gives a record's file, nil for one that says nothing.
+// encodeRecord returns a record's file, nil for one that says nothing.
 func encodeRecord(r *thin.Record) ([]byte, error) {
 	if r.Empty() {
 		return nil, nil

@@ -266,8 +266,8 @@ func TestPublishersHoldLayersLosslessly(t *testing.T) {
 	removes(t, target, "/layers/abc")
 }
 
-// fakeServer makes a program that behaves as cvmfs_server does, as far as this package needs it: it notes how it is called, and a
-// transaction copies the repository's folder, which publish keeps and abort takes back.
+// fakeServer makes a program that behaves as cvmfs_server does, as far as this package needs it: it notes how it is
+// called, and a transaction copies the repository's folder, which publish keeps and abort takes back.
 func fakeServer(t *testing.T, settings string) (Options, string) {
 	t.Helper()
 	dir := t.TempDir()

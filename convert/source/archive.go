@@ -52,7 +52,8 @@ func openArchive(ctx context.Context, ref Reference, want *selector) (*Image, er
 	return loadArchive(ctx, f, ref.Name, want)
 }
 
-// plainFile gives an archive uncompressed, for it is read in no order: a compressed one is written to an unnamed file.
+// plainFile returns an archive uncompressed, for it is read in no order: a compressed one is written to an unnamed
+// file.
 func plainFile(ctx context.Context, f *os.File) (*os.File, error) {
 	head := make([]byte, HeadSize)
 	n, err := io.ReadFull(f, head)

@@ -30,11 +30,13 @@ const (
 // HeadSize is how many bytes, if there are that many, Detect needs: a block of an archive.
 const HeadSize = 512
 
-// window is the most memory of a decompressor, in bytes; what the reference implementation of zstd takes, twice that of xz -9.
+// window is the most memory of a decompressor, in bytes; what the reference implementation of zstd takes, twice that of
+// xz -9.
 const window = 128 << 20
 
-// Detect tells how an archive is compressed by its first bytes. An archive is told before all: it begins with a file's name, which
-// may be anything. A file of zstd may begin with a skippable frame (RFC 8878, 3.1.2), as pzstd and seekable zstd write it.
+// Detect reports how an archive is compressed by its first bytes. An archive is told before all: it begins with a
+// file's name, which may be anything. A file of zstd may begin with a skippable frame (RFC 8878, 3.1.2), as pzstd and
+// seekable zstd write it.
 func Detect(head []byte) Compression {
 	switch {
 	case len(head) == 0, isArchive(head):
@@ -52,7 +54,8 @@ func Detect(head []byte) Compression {
 	}
 }
 
-// isArchive tells a block that an archive begins with: its checksum is right, or it is the first of those that end an empty one.
+// isArchive reports whether it is a block that an archive begins with: its checksum is right, or it is the first of
+// those that end an empty one.
 func isArchive(head []byte) bool {
 	const sumAt, sumEnd = 148, 156
 	if len(head) < HeadSize {

@@ -41,7 +41,7 @@ func newBlobReader(ctx context.Context, in blobs, d v1.Descriptor) *blobReader {
 	return &blobReader{ctx: ctx, in: in, d: d, sum: sha256.New()}
 }
 
-// Read gives io.EOF only where the blob was found to be what it should be.
+// Read returns io.EOF only where the blob was found to be what it should be.
 func (b *blobReader) Read(p []byte) (int, error) {
 	for {
 		n, err := b.read(p)
@@ -173,10 +173,10 @@ func (c *Content) start() error {
 	return nil
 }
 
-// Compression tells how the blob is compressed.
+// Compression reports how the blob is compressed.
 func (c *Content) Compression() Compression { return c.compression }
 
-// Read gives the archive's bytes. io.EOF says that the archive ended, not yet that it is the right one: see Finish.
+// Read returns the archive's bytes. io.EOF says that the archive ended, not yet that it is the right one: see Finish.
 func (c *Content) Read(p []byte) (int, error) {
 	if ctx := c.blob.ctx; ctx.Err() != nil { // a few bytes of a blob may become any number of these
 		c.err = context.Cause(ctx)
@@ -191,8 +191,8 @@ func (c *Content) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// explain finds out whose a fault is. What went wrong with the blob goes before what its decompressor made of that; what a
-// decompressor doesn't like in a blob that came as it is, is damage.
+// explain finds out whose a fault is. What went wrong with the blob goes before what its decompressor made of that;
+// what a decompressor doesn't like in a blob that came as it is, is damage.
 func (c *Content) explain(err error) error {
 	if c.broke != nil {
 		return c.broke
@@ -200,8 +200,8 @@ func (c *Content) explain(err error) error {
 	return fmt.Errorf("%w: it can't be decompressed: %w", ErrDamaged, err)
 }
 
-// Finish reads what is left and checks that blob and archive are those the image names. What was read before counts only if it
-// gives nil.
+// Finish reads what is left and checks that blob and archive are those the image names. What was read before counts
+// only if it gives nil.
 func (c *Content) Finish() error {
 	if c.err == nil {
 		_, c.err = io.Copy(io.Discard, struct{ io.Reader }{c})

@@ -11,7 +11,8 @@ import (
 	"cvmfs-graphdriver/internal/registry"
 )
 
-// openDaemon asks the Docker daemon for an image. The archive comes in no useful order, so that it is kept in an unnamed file.
+// openDaemon asks the Docker daemon for an image. The archive comes in no useful order, so that it is kept in an
+// unnamed file.
 func openDaemon(ctx context.Context, ref Reference, want *selector) (*Image, error) {
 	daemon, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	if err != nil {

@@ -62,7 +62,7 @@ type Image struct {
 	close    func() error
 }
 
-// Close gives back what the image holds.
+// Close returns back what the image holds.
 func (i *Image) Close() error {
 	if i.close == nil {
 		return nil
@@ -82,7 +82,7 @@ type Layer struct {
 
 // blobs is a place that has blobs by their digest.
 type blobs interface {
-	// manifest gives a manifest or a list; its digest is checked by the caller.
+	// manifest returns a manifest or a list; its digest is checked by the caller.
 	manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
 	// blob opens a blob at an offset.
 	blob(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
@@ -185,7 +185,7 @@ func mediaType(raw []byte, named types.MediaType) (types.MediaType, error) {
 	}
 }
 
-// given tells whether a field is there: null is as good as none.
+// given reports whether a field is there: null is as good as none.
 func given(field json.RawMessage) bool { return field != nil && string(field) != "null" }
 
 // loadImage reads the configuration a manifest names, and checks that both fit.

@@ -91,8 +91,8 @@ func loadLayout(ctx context.Context, in layout, tag string, want *selector) (*Im
 	return load(ctx, in, d, want)
 }
 
-// alternatives tells whether the images of a layout are one for several platforms: they have one tag, or none, or one alone is said
-// to be for the platform asked for.
+// alternatives reports whether the images of a layout are one for several platforms: they have one tag, or none, or one
+// alone is said to be for the platform asked for.
 func alternatives(list []v1.Descriptor, want *selector) bool {
 	fitting := 0
 	for _, d := range list {

@@ -25,8 +25,8 @@ const (
 	attestation = "vnd.docker.reference.type"
 )
 
-// selector chooses among an image's platforms as engines do: names of processors are normalised (aarch64 is arm64, amd64/v1 is
-// amd64), and an older variant serves where the one that was asked for isn't there, never a newer one.
+// selector chooses among an image's platforms as engines do: names of processors are normalised (aarch64 is arm64,
+// amd64/v1 is amd64), and an older variant serves where the one that was asked for isn't there, never a newer one.
 type selector struct {
 	platforms.MatchComparer
 	want specs.Platform
@@ -43,7 +43,8 @@ func (o Options) selector() (*selector, error) {
 
 func (s *selector) String() string { return platforms.Format(s.want) }
 
-// fits refuses an image for another platform than the one asked for. What its configuration doesn't say contradicts nothing.
+// fits refuses an image for another platform than the one asked for. What its configuration doesn't say contradicts
+// nothing.
 func (s *selector) fits(have specs.Platform) error {
 	filled := specs.Platform{
 		OS: cmp.Or(have.OS, s.want.OS), Architecture: cmp.Or(have.Architecture, s.want.Architecture), Variant: have.Variant,
@@ -91,8 +92,8 @@ func choose(ctx context.Context, in blobs, list []v1.Descriptor, want *selector)
 	return v1.Descriptor{}, fmt.Errorf("%w %s: there are %.500q: choose with --platform", ErrPlatform, want, strings.Join(others, ", "))
 }
 
-// choices finds out what the images of a list are for. A list may leave that out (image-spec, image-index.md: "platform" is
-// optional): then the configuration says it. What is no image is left out.
+// choices finds out what the images of a list are for. A list may leave that out (image-spec, image-index.md:
+// "platform" is optional): then the configuration says it. What is no image is left out.
 func choices(ctx context.Context, in blobs, list []v1.Descriptor) ([]choice, error) {
 	var all []choice
 	unnamed := 0
@@ -117,8 +118,8 @@ func choices(ctx context.Context, in blobs, list []v1.Descriptor) ([]choice, err
 	return all, nil
 }
 
-// unnamedChoices reads what an image is for from its configuration. A list within a list counts with all it names; one further
-// down is left out.
+// unnamedChoices reads what an image is for from its configuration. A list within a list counts with all it names; one
+// further down is left out.
 func unnamedChoices(ctx context.Context, in blobs, d v1.Descriptor) ([]choice, error) {
 	if !d.MediaType.IsImage() && !d.MediaType.IsIndex() || d.ArtifactType != "" {
 		return nil, nil
@@ -156,7 +157,8 @@ func unnamedChoices(ctx context.Context, in blobs, d v1.Descriptor) ([]choice, e
 	return []choice{{d, config.platform()}}, nil
 }
 
-// parseList reads the images of a list. One entry that can't be read, as of a digest of another kind, doesn't hide the others.
+// parseList reads the images of a list. One entry that can't be read, as of a digest of another kind, doesn't hide the
+// others.
 func parseList(raw []byte) ([]v1.Descriptor, error) {
 	var index struct {
 		Manifests []json.RawMessage `json:"manifests"`
@@ -173,7 +175,8 @@ func parseList(raw []byte) ([]v1.Descriptor, error) {
 	return list, nil
 }
 
-// parseManifest reads what of a manifest is needed, and nothing else: a field that only others need may be as they like it.
+// parseManifest reads what of a manifest is needed, and nothing else: a field that only others need may be as they like
+// it.
 func parseManifest(raw []byte) (*v1.Manifest, error) {
 	type blob struct {
 		MediaType types.MediaType `json:"mediaType"`

@@ -93,7 +93,7 @@ func on(arch, variant string) fields {
 	return fields{"platform": p}
 }
 
-// taken tells which image of a reference is taken for a platform, by its layer, or why none is.
+// taken reports which image of a reference is taken for a platform, by its layer, or why none is.
 func taken(t testing.TB, text, platform string) string {
 	t.Helper()
 	image, err := opened(t, text, Options{Platform: platform})

@@ -45,7 +45,8 @@ var schemes = []struct {
 	{"oci:", Layout, false},
 }
 
-// Parse reads a reference. registry, if not "", is where images without a scheme are, as in "https://registry-1.docker.io/v2".
+// Parse reads a reference. registry, if not "", is where images without a scheme are, as in
+// "https://registry-1.docker.io/v2".
 func Parse(text, registry string) (Reference, error) {
 	ref, err := parse(text, registry)
 	if err != nil {
@@ -100,8 +101,8 @@ func ParseRegistry(text string) (host string, plain bool, err error) {
 	return u.Host, u.Scheme == "http", nil
 }
 
-// component is what stands between the slashes of a repository's name, as registries define it. The registry library takes more,
-// ".." for one; names become paths.
+// component is what stands between the slashes of a repository's name, as registries define it. The registry library
+// takes more, ".." for one; names become paths.
 var component = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
 
 func parseRegistry(text string, plain bool) (Reference, error) {
@@ -176,5 +177,5 @@ func (r Reference) Parsed() (name.Reference, error) {
 	return name.ParseReference(r.Name, options...)
 }
 
-// Digested tells whether a registry's reference names its image by a digest.
+// Digested reports whether a registry's reference names its image by a digest.
 func (r Reference) Digested() bool { return r.Kind == Registry && strings.Contains(r.Name, "@") }

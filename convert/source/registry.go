@@ -32,8 +32,8 @@ var passing = []int{
 	http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// retrying asks again after what passes. A server that doesn't answer in time isn't asked again: that would make a dead mirror cost
-// its time limit over and over.
+// retrying asks again after what passes. A server that doesn't answer in time isn't asked again: that would make a dead
+// mirror cost its time limit over and over.
 func retrying(base http.RoundTripper) http.RoundTripper {
 	return transport.NewRetry(base, transport.WithRetryStatusCodes(passing...), transport.WithRetryPredicate(func(err error) bool {
 		return errors.As(err, new(*transport.Error)) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrUnexpectedEOF)
@@ -45,7 +45,8 @@ func (o Options) access() registry.Options {
 	return registry.Options{Keychain: o.Keychain, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, UserAgent: o.UserAgent, Connections: o.Connections}
 }
 
-// Access is how the registry of a reference is reached with these options, and the reference as the registry library has it.
+// Access is how the registry of a reference is reached with these options, and the reference as the registry library
+// has it.
 func (o Options) Access(ref Reference) (registry.Options, name.Reference, error) {
 	o.PlainHTTP = o.PlainHTTP || ref.PlainOK
 	ref.PlainOK = o.PlainHTTP
@@ -71,7 +72,7 @@ type candidate struct {
 	plain bool // the registry may be asked without TLS
 }
 
-// candidates gives the references to try, mirrors first.
+// candidates returns the references to try, mirrors first.
 func candidates(ref Reference, o Options) ([]candidate, error) {
 	plain := ref.PlainOK || o.PlainHTTP
 	parsed, err := Reference{Kind: Registry, Name: ref.Name, PlainOK: plain}.Parsed()
@@ -148,8 +149,8 @@ func (g *hosts) find(ctx context.Context, e *endpoint) (v1.Descriptor, error) {
 	return v1.Descriptor{Digest: h, Size: n, MediaType: media}, err
 }
 
-// missing tells a tag that isn't there from a repository that isn't: many registries answer both in the same way, but not where they
-// are asked for the tags there are.
+// missing tells a tag that isn't there from a repository that isn't: many registries answer both in the same way, but
+// not where they are asked for the tags there are.
 func (e *endpoint) missing(ctx context.Context, err error) error {
 	if !errors.Is(err, ErrNoTag) {
 		return err

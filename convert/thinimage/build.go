@@ -139,7 +139,8 @@ func configOf(image *source.Image, diffID v1.Hash) ([]byte, error) {
 	return json.Marshal(fields)
 }
 
-// historyOf keeps each step of the original's history as one that made no layer, and adds the one that made the thin layer.
+// historyOf keeps each step of the original's history as one that made no layer, and adds the one that made the thin
+// layer.
 func historyOf(original, created json.RawMessage, ref source.Reference) ([]map[string]json.RawMessage, error) {
 	var steps []map[string]json.RawMessage
 	if original != nil {
@@ -189,16 +190,16 @@ func (t *Image) manifestOf(image *source.Image) v1.Manifest {
 
 // The methods of [partial.CompressedImageCore].
 
-// RawConfigFile gives the configuration's bytes.
+// RawConfigFile returns the configuration's bytes.
 func (t *Image) RawConfigFile() ([]byte, error) { return t.config, nil }
 
 // MediaType is the manifest's.
 func (t *Image) MediaType() (types.MediaType, error) { return t.media, nil }
 
-// RawManifest gives the manifest's bytes.
+// RawManifest returns the manifest's bytes.
 func (t *Image) RawManifest() ([]byte, error) { return t.manifest, nil }
 
-// LayerByDigest gives the one layer.
+// LayerByDigest returns the one layer.
 func (t *Image) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 	if h != t.blobDigest {
 		return nil, fmt.Errorf("a thin image has no layer %s", h)

@@ -110,7 +110,7 @@ func (t *Image) push(ctx context.Context, to source.Reference, o source.Options)
 	return registry.Explain(ref, remote.Write(ref, image, access.Remote(ctx)...))
 }
 
-// Published tells whether a registry has exactly this image at the reference. Elsewhere it isn't known: false.
+// Published reports whether a registry has exactly this image at the reference. Elsewhere it isn't known: false.
 func (t *Image) Published(ctx context.Context, at source.Reference, o source.Options) bool {
 	if at.Kind != source.Registry {
 		return false
@@ -228,8 +228,8 @@ func (t *Image) archiveTo(w io.Writer, called string) error {
 // refName is the annotation that holds an image's tag in an OCI layout.
 const refName = "org.opencontainers.image.ref.name"
 
-// layOut puts the image into an OCI layout, which is made if it isn't there, in place of the one of the same tag. The index, which
-// decides, comes last and by a rename: the registry library would write over it.
+// layOut puts the image into an OCI layout, which is made if it isn't there, in place of the one of the same tag. The
+// index, which decides, comes last and by a rename: the registry library would write over it.
 func (t *Image) layOut(dir, tag string) error {
 	index, err := layout.ImageIndexFromPath(dir)
 	if errors.Is(err, os.ErrNotExist) {

@@ -10,12 +10,13 @@
 //	  - 'https://registry-1.docker.io/library/debian:13'
 //	  - 'https://registry-1.docker.io/library/python:3.*'
 //
-// A wish names an image with its registry, and its tag or digest: none is taken for granted. A tag may be a pattern: "*" stands for
-// any run of characters, also none, "?" for exactly one, every other character for itself; the whole tag must fit.
+// A wish names an image with its registry, and its tag or digest: none is taken for granted. A tag may be a pattern:
+// "*" stands for any run of characters, also none, "?" for exactly one, every other character for itself; the whole tag
+// must fit.
 //
-// The variables of output_format are $(scheme), $(registry), $(repository), $(tag), $(digest), $(reference), which is ":TAG",
-// "@DIGEST" or both, and $(image), which is repository and reference. They are those of the image a pattern led to. A thin image
-// has a tag: where a digest would stand, "@sha256:…" becomes ":sha256-…".
+// The variables of output_format are $(scheme), $(registry), $(repository), $(tag), $(digest), $(reference), which is
+// ":TAG", "@DIGEST" or both, and $(image), which is repository and reference. They are those of the image a pattern led
+// to. A thin image has a tag: where a digest would stand, "@sha256:…" becomes ":sha256-…".
 package wish
 
 import (
@@ -95,7 +96,8 @@ func read(r io.Reader) (*List, error) {
 	return l, l.addWishes(raw.input)
 }
 
-// addWishes reads all wishes, so that one run tells of all that are wrong, of each fault once. The same wish twice is one.
+// addWishes reads all wishes, so that one run tells of all that are wrong, of each fault once. The same wish twice is
+// one.
 func (l *List) addWishes(texts []string) error {
 	var wrong []error
 	seen, told := map[string]bool{}, map[string]bool{}
@@ -175,10 +177,10 @@ func parse(text string) (Wish, error) {
 	return w, nil
 }
 
-// Pattern tells whether the wish is for several images.
+// Pattern reports whether the wish is for several images.
 func (w Wish) Pattern() bool { return strings.ContainsAny(w.Tag, "*?") }
 
-// Matches tells whether a tag fits the wish's.
+// Matches reports whether a tag fits the wish's.
 func (w Wish) Matches(tag string) bool { return glob(w.Tag, tag) }
 
 // glob matches a whole text in time linear in both but for the last star.
@@ -227,7 +229,7 @@ func (w Wish) String() string {
 
 var variable = regexp.MustCompile(`\$\([^)]*\)?`)
 
-// Output gives where the thin image of a wish goes.
+// Output returns where the thin image of a wish goes.
 func (w Wish) Output(format string) (string, error) {
 	var unknown error
 	out := variable.ReplaceAllStringFunc(format, func(v string) string {

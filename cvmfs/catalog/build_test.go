@@ -9,7 +9,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// schema7 is what today's publishers create (CernVM-FS client, catalog_sql.cc: CreateEmptyDatabase), less the statistics.
+// schema7 is what today's publishers create (CernVM-FS client, catalog_sql.cc: CreateEmptyDatabase), less the
+// statistics.
 const schema7 = `
 CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
 CREATE TABLE catalog (md5path_1 INTEGER, md5path_2 INTEGER, parent_1 INTEGER, parent_2 INTEGER, hardlinks INTEGER, hash BLOB,

@@ -1,4 +1,5 @@
-// Package catalog reads and writes CernVM-FS catalogs: the signed directory tables of a repository, each one SQLite file.
+// Package catalog reads and writes CernVM-FS catalogs: the signed directory tables of a repository, each one SQLite
+// file.
 //
 // The words used here:
 //
@@ -11,10 +12,10 @@
 //   - A chunk is a piece of a file that is stored as an object of its own.
 //   - The statistics count a catalog's own rows and, separately, those of all catalogs below.
 //
-// A catalog is taken for hostile even when its digest was verified, for a publisher's key may be in wrong hands: a file that is
-// not a plain rollback-journal database of real tables is refused, and every row is checked before it is handed out. The formats
-// are those of the CernVM-FS client, catalog_sql.cc and xattr.cc; schema 2.4 and 2.5 with all its revisions are read, 2.5 in its
-// revision 7 is written.
+// A catalog is taken for hostile even when its digest was verified, for a publisher's key may be in wrong hands: a file
+// that is not a plain rollback-journal database of real tables is refused, and every row is checked before it is handed
+// out. The formats are those of the CernVM-FS client, catalog_sql.cc and xattr.cc; schema 2.4 and 2.5 with all its
+// revisions are read, 2.5 in its revision 7 is written.
 package catalog
 
 import (
@@ -45,8 +46,8 @@ const (
 // ErrInvalid is what every refusal of a file's content wraps, be it a damaged file or a hostile one.
 var ErrInvalid = errors.New("invalid catalog")
 
-// Catalog is an open catalog. Its methods may be called concurrently, but wait for each other; none may be called from within
-// the function given to Rows.
+// Catalog is an open catalog. Its methods may be called concurrently, but wait for each other; none may be called from
+// within the function given to Rows.
 type Catalog struct {
 	file          *sqlitefile.File
 	path          string
@@ -59,8 +60,8 @@ type Catalog struct {
 	ttl           time.Duration
 }
 
-// Open opens the plain SQLite file at path for reading. The file must not change while it is open. The error wraps ErrInvalid
-// if it lies in the content.
+// Open opens the plain SQLite file at path for reading. The file must not change while it is open. The error wraps
+// ErrInvalid if it lies in the content.
 func Open(path string) (*Catalog, error) {
 	c, err := open(path)
 	if err != nil {
@@ -171,7 +172,7 @@ type Nested struct {
 	Size   int64       // plain bytes; 0: unknown
 }
 
-// Nested gives the catalogs hanging directly below this one, sorted by path. All lie strictly below the root prefix.
+// Nested returns the catalogs hanging directly below this one, sorted by path. All lie strictly below the root prefix.
 func (c *Catalog) Nested() ([]Nested, error) {
 	var all []Nested
 	err := c.query("SELECT "+c.nestedColumns+" FROM nested_catalogs", nil, func(row []driver.Value) error {
@@ -216,7 +217,7 @@ func (c *Catalog) nested(row []driver.Value) (Nested, error) {
 	return n, nil
 }
 
-// validPath tells whether path is "/a/b": absolute, each component a name a folder may hold.
+// validPath reports whether path is "/a/b": absolute, each component a name a folder may hold.
 func validPath(path string) bool {
 	if len(path) > maxPath || !strings.HasPrefix(path, "/") {
 		return false
@@ -234,8 +235,8 @@ func (c *Catalog) query(text string, args []driver.NamedValue, fn func(row []dri
 	return c.file.Query(text, args, fn)
 }
 
-// Lookup finds the row of a path ("" is the root, else "/a/b"). It is fs.ErrNotExist if this catalog has none, which says
-// nothing about the catalogs nested in it.
+// Lookup finds the row of a path ("" is the root, else "/a/b"). It is fs.ErrNotExist if this catalog has none, which
+// says nothing about the catalogs nested in it.
 func (c *Catalog) Lookup(path string) (*Entry, error) {
 	rows, err := c.find("md5path_1 = ? AND md5path_2 = ?", hash.OfPath(path))
 	if err != nil {
@@ -250,8 +251,8 @@ func (c *Catalog) Lookup(path string) (*Entry, error) {
 	return rows[0], nil
 }
 
-// List gives the rows in the folder path, sorted by name, hidden ones included. Whether the folder exists and whether its
-// content is in a nested catalog is not looked at.
+// List returns the rows in the folder path, sorted by name, hidden ones included. Whether the folder exists and whether
+// its content is in a nested catalog is not looked at.
 func (c *Catalog) List(path string) ([]*Entry, error) {
 	rows, err := c.find("parent_1 = ? AND parent_2 = ?", hash.OfPath(path))
 	if err != nil {

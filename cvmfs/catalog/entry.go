@@ -56,8 +56,8 @@ const (
 // Type is the S_IFMT part of the mode.
 func (e *Entry) Type() uint32 { return e.Mode & 0o170000 }
 
-// IsDir tells a folder.
+// IsDir reports whether it is a folder.
 func (e *Entry) IsDir() bool { return e.Type() == 0o040000 }
 
-// IsRegular tells a regular file.
+// IsRegular reports whether it is a regular file.
 func (e *Entry) IsRegular() bool { return e.Type() == 0o100000 }

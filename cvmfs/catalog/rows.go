@@ -15,8 +15,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// rowColumns is what is read of a row, in this order. The last few came with later schema revisions; where they are missing
-// they read as NULL.
+// rowColumns is what is read of a row, in this order. The last few came with later schema revisions; where they are
+// missing they read as NULL.
 var rowColumns = []string{
 	"md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash",
 	"size", "mode", "mtime", "flags", "name", "symlink", "uid",
@@ -54,9 +54,9 @@ const (
 	maxSymlink = 4095 // PATH_MAX without its NUL
 )
 
-// Rows hands every row to fn, in no particular order, chunks joined. path and parent are the hashes of the row's path and of
-// the folder it is in. The entry is only good during the call; its strings and slices may be kept. A row that contradicts itself
-// ends the reading with an error that wraps ErrInvalid and names the row.
+// Rows hands every row to fn, in no particular order, chunks joined. path and parent are the hashes of the row's path
+// and of the folder it is in. The entry is only good during the call; its strings and slices may be kept. A row that
+// contradicts itself ends the reading with an error that wraps ErrInvalid and names the row.
 func (c *Catalog) Rows(ctx context.Context, fn func(path, parent hash.PathHash, e *Entry) error) error {
 	chunks, err := c.readChunks(ctx)
 	if err != nil {
@@ -94,8 +94,8 @@ func (c *Catalog) mayGoOn(ctx context.Context, n *int64) error {
 	return nil
 }
 
-// search runs a statement whose condition is on two columns that hold the halves of key. An index must lead there: a scan of
-// an endless table would bring no row to be counted.
+// search runs a statement whose condition is on two columns that hold the halves of key. An index must lead there: a
+// scan of an endless table would bring no row to be counted.
 func (c *Catalog) search(text, where string, key hash.PathHash, fn func(row []driver.Value) error) error {
 	text += " WHERE " + where
 	args := []driver.NamedValue{{Ordinal: 1, Value: key.P1}, {Ordinal: 2, Value: key.P2}}
@@ -369,8 +369,8 @@ func (d *decoder) between(column int, low, high int64) int64 {
 	return v
 }
 
-// owner is a user or group id. Publishers write -1, which is nobody's, for folders that their archive didn't mention; the kernel
-// shows those as the overflow id (/proc/sys/kernel/overflowuid).
+// owner is a user or group id. Publishers write -1, which is nobody's, for folders that their archive didn't mention;
+// the kernel shows those as the overflow id (/proc/sys/kernel/overflowuid).
 func (d *decoder) owner(column int) uint32 {
 	id := uint32(d.between(column, 0, math.MaxUint32))
 	if id == math.MaxUint32 {

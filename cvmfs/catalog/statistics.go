@@ -61,7 +61,7 @@ func (c Counters) Each(fn func(name string, value int64)) {
 	}
 }
 
-// Add gives the sum.
+// Add returns the sum.
 func (c Counters) Add(o Counters) Counters {
 	for _, n := range counterNames {
 		*n.field(&c) += *n.field(&o)
@@ -69,7 +69,7 @@ func (c Counters) Add(o Counters) Counters {
 	return c
 }
 
-// Sub gives the difference.
+// Sub returns the difference.
 func (c Counters) Sub(o Counters) Counters {
 	for _, n := range counterNames {
 		*n.field(&c) -= *n.field(&o)
@@ -104,8 +104,8 @@ func (c *Counters) Count(e *Entry) {
 	}
 }
 
-// Statistics reads the catalog's counters. Those that its schema revision doesn't have are 0. They are the publisher's word:
-// nothing compares them with the rows here.
+// Statistics reads the catalog's counters. Those that its schema revision doesn't have are 0. They are the publisher's
+// word: nothing compares them with the rows here.
 func (c *Catalog) Statistics() (Statistics, error) {
 	s, err := c.statistics()
 	if err != nil {

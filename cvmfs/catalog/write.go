@@ -15,8 +15,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/sqlitefile"
 )
 
-// schema is what a new catalog of schema 2.5, revision 7 has (CernVM-FS server, catalog_sql.cc: CreateEmptyDatabase). The index
-// on catalog comes last: filling it at the end is faster.
+// schema is what a new catalog of schema 2.5, revision 7 has (CernVM-FS server, catalog_sql.cc: CreateEmptyDatabase).
+// The index on catalog comes last: filling it at the end is faster.
 const (
 	schema = `
 CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
@@ -59,7 +59,8 @@ type Writer struct {
 	values             [16]driver.NamedValue // of a row, used again
 }
 
-// Create begins a catalog in a file that must not be there yet. Until Finish it is no catalog, and it survives no crash.
+// Create begins a catalog in a file that must not be there yet. Until Finish it is no catalog, and it survives no
+// crash.
 func Create(path string, p Properties) (*Writer, error) {
 	w, err := create(path, p)
 	if err != nil {
@@ -130,9 +131,9 @@ func (w *Writer) exec(text string, args ...any) error {
 	return err
 }
 
-// Add writes the row of a path, chunks included. The flags and bits that follow from the entry's type and content are set
-// here; of Entry.Flags those count that don't: Mountpoint, NestedRoot, Hidden. Rows should come folder by folder: readers find
-// them close to each other then.
+// Add writes the row of a path, chunks included. The flags and bits that follow from the entry's type and content are
+// set here; of Entry.Flags those count that don't: Mountpoint, NestedRoot, Hidden. Rows should come folder by folder:
+// readers find them close to each other then.
 func (w *Writer) Add(path string, e *Entry) error {
 	cut := max(len(path)-len(e.Name)-1, 0)
 	if path != "" && path[cut:] != "/"+e.Name {
@@ -265,7 +266,7 @@ const (
 	flagSpecial Flags = 0x10
 )
 
-// rowFlags gives a row's flags and the bytes of its digest.
+// rowFlags returns a row's flags and the bytes of its digest.
 func rowFlags(e *Entry) (flags Flags, digest []byte) {
 	flags = e.Flags & (Mountpoint | NestedRoot | Hidden)
 	switch e.Type() {

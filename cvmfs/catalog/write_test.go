@@ -106,7 +106,8 @@ func TestWrittenCatalogReadsAsItWasMeant(t *testing.T) {
 	}
 }
 
-// TestWrittenCatalogIsOfRevision7 goes past our own reader: the schema, the properties and what the flags are to others.
+// TestWrittenCatalogIsOfRevision7 goes past our own reader: the schema, the properties and what the flags are to
+// others.
 func TestWrittenCatalogIsOfRevision7(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "catalog")
 	writeKinds(t, path)

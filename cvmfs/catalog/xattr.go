@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// ParseXattrs reads a row's extended attributes, sorted by name (CernVM-FS client, xattr.cc: Deserialize): one byte version,
-// one byte count, then for each one byte length of the name, one of the value, the name, the value. Whatever is amiss spoils the
-// whole. Of equal names the last counts.
+// ParseXattrs reads a row's extended attributes, sorted by name (CernVM-FS client, xattr.cc: Deserialize): one byte
+// version, one byte count, then for each one byte length of the name, one of the value, the name, the value. Whatever
+// is amiss spoils the whole. Of equal names the last counts.
 func ParseXattrs(b []byte) ([]Xattr, error) {
 	if len(b) < 2 || b[0] != 1 {
 		return nil, fmt.Errorf("extended attributes: not of version 1")
@@ -65,7 +65,7 @@ func FormatXattrs(attrs []Xattr) ([]byte, error) {
 // MaxXattrs is how many extended attributes a row holds, and the most bytes of a name and of a value.
 const MaxXattrs = 255
 
-// Fits tells whether a row can hold the attribute.
+// Fits reports whether a row can hold the attribute.
 func (x Xattr) Fits() bool {
 	return x.Name != "" && len(x.Name) <= MaxXattrs && len(x.Value) <= MaxXattrs && strings.IndexByte(x.Name, 0) < 0
 }

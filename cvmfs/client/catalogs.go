@@ -24,14 +24,14 @@ type mount struct {
 	size   int64 // plain bytes; 0: unknown
 }
 
-// holds tells whether path lies in the mount's subtree, its root included.
+// holds reports whether path lies in the mount's subtree, its root included.
 func (m mount) holds(path string) bool {
 	rest, ok := strings.CutPrefix(path, m.path)
 	return ok && (rest == "" || rest[0] == '/')
 }
 
-// use opens a catalog, from disk or else from the servers, and hands it to fn. If fn finds a copy from disk damaged, it is
-// called a second time with a fresh one.
+// use opens a catalog, from disk or else from the servers, and hands it to fn. If fn finds a copy from disk damaged, it
+// is called a second time with a fresh one.
 func (r *Repository) use(ctx context.Context, m mount, fn func(*catalog.Catalog) error) error {
 	c, cached, err := r.open(ctx, m)
 	if err != nil {
@@ -48,7 +48,7 @@ func (r *Repository) use(ctx context.Context, m mount, fn func(*catalog.Catalog)
 	return errors.Join(fn(c), c.Close())
 }
 
-// open gives an open catalog that is what the mount says, and tells whether it was on disk already.
+// open returns an open catalog that is what the mount says, and reports whether it was on disk already.
 func (r *Repository) open(ctx context.Context, m mount) (c *catalog.Catalog, cached bool, err error) {
 	c, err = r.openFile(m)
 	cached = err == nil
@@ -114,7 +114,8 @@ func (r *Repository) drop(m mount, because error) {
 	os.Remove(r.file(m)) // what can't be removed is replaced by rename
 }
 
-// download brings a catalog to disk. It gets its name when its digest has been checked and its content is on the medium.
+// download brings a catalog to disk. It gets its name when its digest has been checked and its content is on the
+// medium.
 func (r *Repository) download(ctx context.Context, m mount) error {
 	if m.digest.IsZero() {
 		return fmt.Errorf("the publisher has not finished it: %w", ErrInconsistent)
@@ -142,8 +143,8 @@ func missing(err error) error {
 	return err
 }
 
-// trim counts a new catalog and, where the limit is passed, removes those used least recently until three quarters of it are
-// left. One that is open stays readable; one just got or used is left for whoever is about to open it.
+// trim counts a new catalog and, where the limit is passed, removes those used least recently until three quarters of
+// it are left. One that is open stays readable; one just got or used is left for whoever is about to open it.
 func (r *Repository) trim(added string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -178,7 +179,7 @@ func (r *Repository) trim(added string) error {
 	return nil
 }
 
-// list gives the catalogs on disk and their bytes.
+// list returns the catalogs on disk and their bytes.
 func (r *Repository) list() (files []fs.FileInfo, total int64, err error) {
 	entries, err := os.ReadDir(r.catalogs())
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package client reads CernVM-FS repositories: it finds a repository's newest trusted revision, looks paths up in it, walks its
-// tree and reads its files.
+// Package client reads CernVM-FS repositories: it finds a repository's newest trusted revision, looks paths up in it,
+// walks its tree and reads its files.
 //
 // The words used here:
 //
@@ -11,14 +11,14 @@
 //
 // # Trust
 //
-// Everything is verified, each time and from the top: the whitelist by a master key of this host, the certificate by the
-// whitelist and the host's blacklist, the manifest by the certificate, the root catalog by the manifest, nested catalogs by the
-// rows of their parents, and each object by the row that names it. A server that delivers something else is passed over for the
-// next one. The newest revision and time seen are remembered on disk, and what is older is refused (ErrRollback), for an old
-// state with a good signature is how one would bring back a mended flaw.
+// Everything is verified, each time and from the top: the whitelist by a master key of this host, the certificate by
+// the whitelist and the host's blacklist, the manifest by the certificate, the root catalog by the manifest, nested
+// catalogs by the rows of their parents, and each object by the row that names it. A server that delivers something
+// else is passed over for the next one. The newest revision and time seen are remembered on disk, and what is older is
+// refused (ErrRollback), for an old state with a good signature is how one would bring back a mended flaw.
 //
-// Catalogs are trusted because of where they lie: a file below Config.Dir is named by a digest, got that name only after its
-// stored form was found to have it, and was synced before. The folder must be writable by nobody else.
+// Catalogs are trusted because of where they lie: a file below Config.Dir is named by a digest, got that name only
+// after its stored form was found to have it, and was synced before. The folder must be writable by nobody else.
 package client
 
 import (
@@ -41,8 +41,8 @@ import (
 var (
 	// ErrRollback refuses a revision older than one seen before.
 	ErrRollback = errors.New("rollback")
-	// ErrIncomplete says that no server has an object that a trusted catalog or manifest names. It is never fs.ErrNotExist: the
-	// path may well exist.
+	// ErrIncomplete says that no server has an object that a trusted catalog or manifest names. It is never
+	// fs.ErrNotExist: the path may well exist.
 	ErrIncomplete = errors.New("object missing on all servers")
 	// ErrInconsistent says that trusted catalogs contradict each other.
 	ErrInconsistent = errors.New("inconsistent catalogs")
@@ -132,9 +132,9 @@ func (r *Repository) Fetcher() *fetch.Fetcher { return r.cfg.Fetcher }
 func (r *Repository) catalogs() string  { return filepath.Join(r.cfg.Dir, "catalogs") }
 func (r *Repository) temporary() string { return filepath.Join(r.cfg.Dir, "tmp") }
 
-// Expand replaces the variables in a symbolic link's target by the repository's parameters and by CVMFS_FQRN and CVMFS_ARCH, the
-// machine's name. The reference client looks into its own process's environment, too; here the environment has no part in it,
-// so that a link reads the same wherever it is read.
+// Expand replaces the variables in a symbolic link's target by the repository's parameters and by CVMFS_FQRN and
+// CVMFS_ARCH, the machine's name. The reference client looks into its own process's environment, too; here the
+// environment has no part in it, so that a link reads the same wherever it is read.
 func (r *Repository) Expand(target string) string {
 	return Expand(target, func(name string) (string, bool) {
 		switch name {
@@ -148,9 +148,9 @@ func (r *Repository) Expand(target string) string {
 	})
 }
 
-// Expand replaces each $(NAME) and $(NAME:-default) in target (CernVM-FS client, catalog_sql.cc: ExpandSymlink). The default is for a
-// variable that lookup doesn't know: one that is set but empty gives nothing. There is no nesting, and without ")" the rest is
-// taken literally.
+// Expand replaces each $(NAME) and $(NAME:-default) in target (CernVM-FS client, catalog_sql.cc: ExpandSymlink). The
+// default is for a variable that lookup doesn't know: one that is set but empty gives nothing. There is no nesting, and
+// without ")" the rest is taken literally.
 func Expand(target string, lookup func(name string) (value string, ok bool)) string {
 	var b strings.Builder
 	for {

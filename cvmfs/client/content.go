@@ -15,8 +15,8 @@ import (
 // maxInMemory is the largest object that is verified in memory, in plain bytes; larger ones go through a file.
 const maxInMemory = 1 << 20
 
-// Open reads a regular file. What it gives was verified: a whole object before its first byte is given, chunks one after the
-// other. ctx governs reading, too. Errors wrap ErrIncomplete if an object is missing on all servers.
+// Open reads a regular file. What it gives was verified: a whole object before its first byte is given, chunks one
+// after the other. ctx governs reading, too. Errors wrap ErrIncomplete if an object is missing on all servers.
 func (v *Revision) Open(ctx context.Context, e *catalog.Entry) (io.ReadCloser, error) {
 	o, err := objects.FromEntry(e)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// Lookup finds the entry of a path. A mount is answered from the catalog above it. The error is fs.ErrNotExist only if the
-// catalog that would have the path was read and doesn't have it.
+// Lookup finds the entry of a path. A mount is answered from the catalog above it. The error is fs.ErrNotExist only if
+// the catalog that would have the path was read and doesn't have it.
 func (v *Revision) Lookup(ctx context.Context, path string) (*catalog.Entry, error) {
 	var e *catalog.Entry
 	m, err := v.mountOf(ctx, path, false)
@@ -25,8 +25,8 @@ func (v *Revision) Lookup(ctx context.Context, path string) (*catalog.Entry, err
 	return e, nil
 }
 
-// Holder gives the catalog that lists what is in a folder. As catalogs name nested ones and objects by content, an equal holder
-// means that nothing in the folder has changed.
+// Holder returns the catalog that lists what is in a folder. As catalogs name nested ones and objects by content, an
+// equal holder means that nothing in the folder has changed.
 func (v *Revision) Holder(ctx context.Context, path string) (hash.Digest, error) {
 	m, err := v.mountOf(ctx, path, true)
 	if err != nil {
@@ -35,8 +35,8 @@ func (v *Revision) Holder(ctx context.Context, path string) (hash.Digest, error)
 	return m.digest, nil
 }
 
-// List gives what is in a folder, sorted by the bytes of the names, without hidden entries. Mounts are answered from the catalog
-// that lists them.
+// List returns what is in a folder, sorted by the bytes of the names, without hidden entries. Mounts are answered from
+// the catalog that lists them.
 func (v *Revision) List(ctx context.Context, path string) ([]*Node, error) {
 	var nodes []*Node
 	m, err := v.mountOf(ctx, path, true)

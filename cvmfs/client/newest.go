@@ -44,21 +44,22 @@ type answer struct {
 	at       time.Time // when it was complete
 }
 
-// Newest gets and verifies the newest revision the servers have. Within Config.Fresh of an answer it gives that one again, and
-// callers that ask while another does share its answer, be it an error.
+// Newest gets and verifies the newest revision the servers have. Within Config.Fresh of an answer it gives that one
+// again, and callers that ask while another does share its answer, be it an error.
 //
 // Errors: ErrRollback; those of package trust; fetch.ErrUnavailable and the like where no server could be reached.
 func (r *Repository) Newest(ctx context.Context) (*Revision, error) {
 	return r.ask(ctx, r.cfg.Fresh, 0)
 }
 
-// Refresh is Newest for a caller who misses something in the revision at hand: what it gives was asked for after the call. The
-// servers are not asked more than once a second; it waits for that, for what is missing may have been published just now.
+// Refresh is Newest for a caller who misses something in the revision at hand: what it gives was asked for after the
+// call. The servers are not asked more than once a second; it waits for that, for what is missing may have been
+// published just now.
 func (r *Repository) Refresh(ctx context.Context) (*Revision, error) {
 	return r.ask(ctx, 0, min(r.cfg.Fresh, time.Second))
 }
 
-// ask gives the last answer if it is fresh, or asks when the pause since it is over.
+// ask returns the last answer if it is fresh, or asks when the pause since it is over.
 func (r *Repository) ask(ctx context.Context, fresh, pause time.Duration) (*Revision, error) {
 	asked := time.Now()
 	select {
@@ -245,8 +246,8 @@ func parseState(text string) (s state, err error) {
 
 func (r *Repository) stateFile() string { return filepath.Join(r.cfg.Dir, "newest") }
 
-// seen reads what was remembered. A file that can't be read is an error and not the same as none: it would be the way around
-// the protection.
+// seen reads what was remembered. A file that can't be read is an error and not the same as none: it would be the way
+// around the protection.
 func (r *Repository) seen() (state, error) {
 	text, err := os.ReadFile(r.stateFile())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -274,8 +275,8 @@ func (r *Repository) remember(s state) error {
 	return nil
 }
 
-// keep gives a complete temporary file its name, or removes it where an error came before. After a crash either the old or the
-// new content stands under the name, whole.
+// keep returns a complete temporary file its name, or removes it where an error came before. After a crash either the
+// old or the new content stands under the name, whole.
 func keep(f *os.File, name string, err error) error {
 	if err == nil {
 		err = f.Sync()

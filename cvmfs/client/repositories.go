@@ -13,8 +13,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/trust"
 )
 
-// Repositories opens repositories by name, as a host's configuration describes them, and keeps them. It is safe for concurrent
-// use.
+// Repositories opens repositories by name, as a host's configuration describes them, and keeps them. It is safe for
+// concurrent use.
 type Repositories struct {
 	configDir string
 	stateDir  string
@@ -33,9 +33,9 @@ type opened struct {
 	config *config.Config
 }
 
-// NewRepositories reads the configuration folder configDir (the host's /etc/cvmfs, wherever it lies) when a repository is first
-// asked for, and keeps each repository's state in a folder of stateDir. Where allowed isn't empty, only these may be used. The options
-// are for each of them.
+// NewRepositories reads the configuration folder configDir (the host's /etc/cvmfs, wherever it lies) when a repository
+// is first asked for, and keeps each repository's state in a folder of stateDir. Where allowed isn't empty, only these
+// may be used. The options are for each of them.
 func NewRepositories(configDir, stateDir string, allowed []string, log *slog.Logger, options ...Option) *Repositories {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -46,7 +46,7 @@ func NewRepositories(configDir, stateDir string, allowed []string, log *slog.Log
 	}
 }
 
-// Repository gives a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
+// Repository returns a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
 func (s *Repositories) Repository(fqrn string) (*Repository, error) {
 	o, err := s.get(fqrn)
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *Repositories) Repository(fqrn string) (*Repository, error) {
 	return o.Repository, nil
 }
 
-// Fetcher gives what gets a repository's objects; it makes Repositories an objects.Sources.
+// Fetcher returns what gets a repository's objects; it makes Repositories an objects.Sources.
 func (s *Repositories) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 	o, err := s.get(fqrn)
 	if err != nil {
@@ -64,7 +64,7 @@ func (s *Repositories) Fetcher(fqrn string) (*fetch.Fetcher, error) {
 	return o.Fetcher(), nil
 }
 
-// Opened gives what gets a repository's objects if it is in use already, without opening it.
+// Opened returns what gets a repository's objects if it is in use already, without opening it.
 func (s *Repositories) Opened(fqrn string) (*fetch.Fetcher, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,7 +75,7 @@ func (s *Repositories) Opened(fqrn string) (*fetch.Fetcher, bool) {
 	return o.Fetcher(), true
 }
 
-// Config gives the configuration a repository was opened with.
+// Config returns the configuration a repository was opened with.
 func (s *Repositories) Config(fqrn string) (*config.Config, error) {
 	o, err := s.get(fqrn)
 	if err != nil {
@@ -84,8 +84,8 @@ func (s *Repositories) Config(fqrn string) (*config.Config, error) {
 	return o.config, nil
 }
 
-// Reload forgets all repositories: whoever asks next gets them with the configuration, keys and blacklists of that time. What
-// was given out before goes on to work.
+// Reload forgets all repositories: whoever asks next gets them with the configuration, keys and blacklists of that
+// time. What was given out before goes on to work.
 func (s *Repositories) Reload() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,7 +152,8 @@ func choose(options []Option) (c choices) {
 // WithUserAgent has requests say who asks: product and version, such as "cvmfs-graphdriver/1.0".
 func WithUserAgent(agent string) Option { return func(c *choices) { c.userAgent = agent } }
 
-// WithDefaults has [Repositories] read the text of a default.conf before the files of the configuration folder, which override it.
+// WithDefaults has [Repositories] read the text of a default.conf before the files of the configuration folder, which
+// override it.
 func WithDefaults(conf []byte) Option { return func(c *choices) { c.defaults = conf } }
 
 // FromConfig makes a Repository of a configuration, reading its keys and blacklists. State is kept in dir.

@@ -12,7 +12,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// table is a whole catalog in memory, in a form the garbage collector needn't look into: about 120 bytes a row and its name.
+// table is a whole catalog in memory, in a form the garbage collector needn't look into: about 120 bytes a row and its
+// name.
 type table struct {
 	mount  mount
 	rows   []row   // sorted by parent and name
@@ -78,7 +79,8 @@ func comparePaths(a, b hash.PathHash) int {
 	return cmp.Compare(a.P2, b.P2)
 }
 
-// compareWalk orders paths as a walk meets them: component by component, which is as if "/" came before all other bytes.
+// compareWalk orders paths as a walk meets them: component by component, which is as if "/" came before all other
+// bytes.
 func compareWalk(a, b string) int {
 	for i := range min(len(a), len(b)) {
 		if a[i] != b[i] {
@@ -139,7 +141,7 @@ func (t *table) node(i int, path string) *Node {
 	return n
 }
 
-// find gives the row of a path, which must stand where its path says. It is -1 if there is none.
+// find returns the row of a path, which must stand where its path says. It is -1 if there is none.
 func (t *table) find(path string) int {
 	cut := strings.LastIndexByte(path, '/')
 	var parent hash.PathHash
@@ -156,7 +158,7 @@ func (t *table) find(path string) int {
 	return i
 }
 
-// children gives the rows of the folder path, which lie between the two indices.
+// children returns the rows of the folder path, which lie between the two indices.
 func (t *table) children(path string) (from, to int, err error) {
 	parent := hash.OfPath(path)
 	from, _ = slices.BinarySearchFunc(t.rows, parent, func(w row, p hash.PathHash) int { return comparePaths(w.parent, p) })

@@ -25,12 +25,12 @@ const (
 	tablesAhead    = 3  // of those, how many it holds in memory
 )
 
-// Walk visits everything below path, its own node first, then depth first, the entries of a folder sorted by the bytes of their
-// names. Nested catalogs are joined and got ahead of time; hidden entries are passed over; what is attached by bind mounts of
-// other revisions is not entered. The walk ends with the first error, one of fn's included.
+// Walk visits everything below path, its own node first, then depth first, the entries of a folder sorted by the bytes
+// of their names. Nested catalogs are joined and got ahead of time; hidden entries are passed over; what is attached by
+// bind mounts of other revisions is not entered. The walk ends with the first error, one of fn's included.
 //
-// Errors: fs.ErrNotExist if there is no such path; ErrIncomplete, ErrInconsistent and catalog.ErrInvalid for faults of the
-// repository.
+// Errors: fs.ErrNotExist if there is no such path; ErrIncomplete, ErrInconsistent and catalog.ErrInvalid for faults of
+// the repository.
 func (v *Revision) Walk(ctx context.Context, path string, fn func(*Node) error) error {
 	return v.walk(ctx, path, false, fn)
 }
@@ -114,8 +114,8 @@ type subtree struct {
 	path string
 }
 
-// folder visits what is in a folder. In sorted order a subtree waits for siblings whose names sort before its own name with a
-// slash; these lie on a stack, as each begins with the name below it.
+// folder visits what is in a folder. In sorted order a subtree waits for siblings whose names sort before its own name
+// with a slash; these lie on a stack, as each begins with the name below it.
 func (w *walker) folder(t *table, path string) error {
 	from, to, err := t.children(path)
 	if err != nil {
@@ -174,7 +174,7 @@ func (w *walker) visit(t *table, i int, path string) (*Node, *table, error) {
 	return n, t, w.fn(n)
 }
 
-// nested gives the table that goes on at path. Its row for path is a folder.
+// nested returns the table that goes on at path. Its row for path is a folder.
 func (w *walker) nested(t *table, path string) (*table, error) {
 	i, ok := t.position[path]
 	if !ok {

@@ -8,21 +8,21 @@
 //   - The fqrn is a repository's fully qualified name; its domain is what follows the first dot, its organisation what precedes it.
 //   - A proxy group is a set of proxies of equal rank; the groups are in the order of preference. "DIRECT" stands for no proxy.
 //
-// Files are read in the order of the CernVM-FS client (options.cc), later ones overriding earlier ones; those that don't exist
-// are passed over:
+// Files are read in the order of the CernVM-FS client (options.cc), later ones overriding earlier ones; those that
+// don't exist are passed over:
 //
 //	default.conf, default.d/*.conf (alphabetically), default.local,
 //	domain.d/<domain>.conf, domain.d/<domain>.local, config.d/<fqrn>.conf, config.d/<fqrn>.local
 //
-// The client runs them by /bin/sh. Here nothing is run: they are parsed, and the part of the language is understood that
-// configuration is written in. That is assignments, also by export and readonly; quotes; $NAME and ${NAME} with the operators
-// :- - := = :+ + :? ?; if, elif, else; [ … ] or test with = == != -z -n -e -f -d -r -s ! -a -o; && and || and ! around these; "." or
-// source of a file in the folder; return. Whatever else there is, a command above all, is an error that names file and line.
-// At the end of a file runs of blanks in values become one (the client passes values through the shell's word splitting) and
-// @fqrn@ and @org@ are replaced.
+// The client runs them by /bin/sh. Here nothing is run: they are parsed, and the part of the language is understood
+// that configuration is written in. That is assignments, also by export and readonly; quotes; $NAME and ${NAME} with
+// the operators :- - := = :+ + :? ?; if, elif, else; [ … ] or test with = == != -z -n -e -f -d -r -s ! -a -o; && and ||
+// and ! around these; "." or source of a file in the folder; return. Whatever else there is, a command above all, is an
+// error that names file and line. At the end of a file runs of blanks in values become one (the client passes values
+// through the shell's word splitting) and @fqrn@ and @org@ are replaced.
 //
-// Where nothing sets a parameter, not the folder's Defaults either, it is what the client has built in, which differs from its packaged default.conf.
-// Settings that have no meaning here have no effect but stay in Params.
+// Where nothing sets a parameter, not the folder's Defaults either, it is what the client has built in, which differs
+// from its packaged default.conf. Settings that have no meaning here have no effect but stay in Params.
 package config
 
 import (
@@ -46,9 +46,10 @@ import (
 const HostDir = "/etc/cvmfs"
 
 var (
-	// ErrNotConfigured tells that the host doesn't say where a repository is, through which proxy to go, or whom to trust.
+	// ErrNotConfigured means that the host doesn't say where a repository is, through which proxy to go, or whom to
+	// trust.
 	ErrNotConfigured = errors.New("not configured on this host")
-	// ErrNotAllowed tells that CVMFS_STRICT_MOUNT=yes leaves a repository out.
+	// ErrNotAllowed means that CVMFS_STRICT_MOUNT=yes leaves a repository out.
 	ErrNotAllowed = errors.New("not allowed on this host")
 )
 
@@ -88,12 +89,13 @@ type Folder struct {
 	Dir   string // where it lies for this process; "" is HostDir
 	Shown string // what messages call it; "" is HostDir
 
-	// Defaults is the text of a default.conf that is read before all files, so that each of their settings overrides it.
+	// Defaults is the text of a default.conf that is read before all files, so that each of their settings overrides
+	// it.
 	Defaults []byte
 }
 
-// Load reads the folder dir, which the host calls HostDir, for the repository fqrn. Settings that name a file below HostDir
-// mean the one below dir.
+// Load reads the folder dir, which the host calls HostDir, for the repository fqrn. Settings that name a file below
+// HostDir mean the one below dir.
 func Load(dir, fqrn string) (*Config, error) { return Folder{Dir: dir}.Load(fqrn) }
 
 // Load reads the folder for a repository. A name without a dot gets CVMFS_DEFAULT_DOMAIN.
@@ -116,8 +118,9 @@ func (f Folder) Load(fqrn string) (*Config, error) {
 	return (&settings{folder: f, fqrn: fqrn, params: s.params, origin: s.origin, unread: s.warnings}).config()
 }
 
-// Repositories gives the full names of the repositories that the folder names, sorted: those with a file in config.d, and those
-// in CVMFS_REPOSITORIES. A file whose name is no repository's is passed over. An error is fs.ErrNotExist where there is no folder.
+// Repositories returns the full names of the repositories that the folder names, sorted: those with a file in config.d,
+// and those in CVMFS_REPOSITORIES. A file whose name is no repository's is passed over. An error is fs.ErrNotExist
+// where there is no folder.
 func (f Folder) Repositories() ([]string, error) {
 	f = f.placed()
 	if _, err := os.Stat(f.Dir); err != nil {
@@ -155,7 +158,7 @@ func (f Folder) Repositories() ([]string, error) {
 	return slices.Sorted(maps.Keys(named)), nil
 }
 
-// placed gives the folder with what its zero value stands for.
+// placed returns the folder with what its zero value stands for.
 func (f Folder) placed() Folder {
 	if f.Dir == "" {
 		f.Dir = HostDir
@@ -166,8 +169,8 @@ func (f Folder) placed() Folder {
 	return f
 }
 
-// CheckFQRN tells whether name can be a repository's: letters, digits, "-", "_" and ".", at most 60 of them, no dot at either
-// end nor two in a row. Such a name is good as a path component.
+// CheckFQRN reports whether name can be a repository's: letters, digits, "-", "_" and ".", at most 60 of them, no dot
+// at either end nor two in a row. Such a name is good as a path component.
 func CheckFQRN(name string) error {
 	const most = 60
 	good := name != "" && len(name) <= most && name[0] != '-' && !strings.HasPrefix(name, ".") &&
@@ -199,7 +202,8 @@ func (f Folder) qualify(fqrn string) (string, error) {
 	return fqrn, CheckFQRN(fqrn)
 }
 
-// locate is where a file lies that a setting or command names: below HostDir means in the folder, and so does a relative name.
+// locate is where a file lies that a setting or command names: below HostDir means in the folder, and so does a
+// relative name.
 func (f Folder) locate(name string) string {
 	if !path.IsAbs(name) {
 		return filepath.Join(f.Dir, name)
@@ -252,7 +256,7 @@ func (f Folder) show(file string) string {
 	return file
 }
 
-// below gives the rest of a clean path behind dir.
+// below returns the rest of a clean path behind dir.
 func below(name, dir string) (rest string, ok bool) {
 	if name == dir {
 		return "", true
@@ -307,7 +311,7 @@ func (s *settings) config() (*Config, error) {
 	return c, nil
 }
 
-// complete tells what a configuration lacks to be of use, and where to write it.
+// complete reports what a configuration lacks to be of use, and where to write it.
 func (s *settings) complete(c *Config) error {
 	var lacking []string
 	if len(c.Servers) == 0 {

@@ -14,7 +14,7 @@ type IDMap struct {
 	other *uint32 // for ids that aren't in the map; nil: they stay
 }
 
-// Map gives the host's id.
+// Map returns the host's id.
 func (m *IDMap) Map(id uint32) uint32 {
 	if m == nil {
 		return id
@@ -43,8 +43,8 @@ func (m *IDMap) String() string {
 	return b.String()
 }
 
-// ParseIDMap reads lines "FROM TO", FROM being an id or "*" for all others, and comments after "#". Errors begin with the line's
-// number. The last line for an id is the one that counts.
+// ParseIDMap reads lines "FROM TO", FROM being an id or "*" for all others, and comments after "#". Errors begin with
+// the line's number. The last line for an id is the one that counts.
 func ParseIDMap(text string) (*IDMap, error) {
 	m := &IDMap{ids: make(map[uint32]uint32)}
 	for i, line := range strings.Split(text, "\n") {

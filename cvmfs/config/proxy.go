@@ -11,8 +11,9 @@ import (
 // Direct is the member of a proxy group that means no proxy.
 const Direct = "DIRECT"
 
-// ParseProxies reads a proxy specification: groups separated by ";", tried in this order, of proxies separated by "|", among
-// which load is spread. A proxy without a scheme is spoken to by HTTP. Errors don't quote the proxies, which may hold passwords.
+// ParseProxies reads a proxy specification: groups separated by ";", tried in this order, of proxies separated by "|",
+// among which load is spread. A proxy without a scheme is spoken to by HTTP. Errors don't quote the proxies, which may
+// hold passwords.
 func ParseProxies(spec string) ([][]string, error) {
 	var groups [][]string
 	for text := range strings.SplitSeq(spec, ";") {
@@ -54,8 +55,8 @@ func parseProxy(proxy string) (string, error) {
 	return proxy, nil
 }
 
-// withFallback puts groups behind the regular ones. No fallback would ever be tried behind DIRECT, and DIRECT isn't one: so it
-// is taken out on both sides, as the reference client does (download.cc, SetProxyChain).
+// withFallback puts groups behind the regular ones. No fallback would ever be tried behind DIRECT, and DIRECT isn't
+// one: so it is taken out on both sides, as the reference client does (download.cc, SetProxyChain).
 func withFallback(regular, fallback [][]string) [][]string {
 	if fallback = withoutDirect(fallback); len(fallback) == 0 {
 		return regular

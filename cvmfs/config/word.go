@@ -9,8 +9,8 @@ import (
 	"mvdan.cc/sh/v3/syntax"
 )
 
-// word expands a word as the shell does for the value of an assignment: quotes are removed, parameters replaced, and the result
-// isn't split. Names of files aren't matched either.
+// word expands a word as the shell does for the value of an assignment: quotes are removed, parameters replaced, and
+// the result isn't split. Names of files aren't matched either.
 func (s *shell) word(w *syntax.Word) (string, error) {
 	var b strings.Builder
 	if err := s.parts(&b, w.Parts, false); err != nil {
@@ -51,8 +51,8 @@ func (s *shell) parts(b *strings.Builder, parts []syntax.WordPart, quoted bool) 
 	return nil
 }
 
-// unescape removes backslashes: all of them outside of quotes, those before $ ` " \ within double quotes. Escaped newlines are
-// gone already.
+// unescape removes backslashes: all of them outside of quotes, those before $ ` " \ within double quotes. Escaped
+// newlines are gone already.
 func unescape(text string, quoted bool) string {
 	if !strings.Contains(text, `\`) {
 		return text

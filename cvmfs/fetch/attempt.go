@@ -191,8 +191,8 @@ func (f *Fetcher) readFile(ctx context.Context, name string, sink func(io.Reader
 	return stopped, err
 }
 
-// meter is a body that ends with an error when it comes too slowly. Only time spent waiting for the network counts, not what
-// the reader does in between.
+// meter is a body that ends with an error when it comes too slowly. Only time spent waiting for the network counts, not
+// what the reader does in between.
 type meter struct {
 	body  io.Reader
 	file  bool   // no limits

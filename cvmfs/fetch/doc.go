@@ -1,4 +1,5 @@
-// Package fetch gets files of a repository over HTTP, from whichever of its servers and through whichever of its proxies works.
+// Package fetch gets files of a repository over HTTP, from whichever of its servers and through whichever of its
+// proxies works.
 //
 // The words used here:
 //
@@ -11,8 +12,8 @@
 //
 // # Who is at fault
 //
-// A failed attempt is laid at somebody's door, and that decides what is tried next (the rules are those of the CernVM-FS client,
-// network/download.cc):
+// A failed attempt is laid at somebody's door, and that decides what is tried next (the rules are those of the
+// CernVM-FS client, network/download.cc):
 //
 //	no connection, a stall, a broken transfer   the proxy, or the server where there is none; retried with back-off first
 //	X-Squid-Error, Proxy-Status: … error=…      the proxy
@@ -24,14 +25,17 @@
 //
 // # What is dead is paid for once
 //
-// Whoever fails is passed over by later requests until its reset time. One that failed by not answering within its time is
-// moreover in a cool-down, which starts at Config.BackoffInit and doubles with every further failure up to Config.BackoffMax:
-// before its end nobody tries it, and at its end one request does while the others go on as if it had not ended. Where no route
-// is left, requests fail at once with ErrUnavailable. So, however many files are asked for, a dead server or proxy costs one
-// bounded wait, and afterwards one a cool-down, in a single request. Any success ends all this.
+// Whoever fails is passed over by later requests until its reset time. One that failed by not answering within its time
+// is moreover in a cool-down, which starts at Config.BackoffInit and doubles with every further failure up to
+// Config.BackoffMax: before its end nobody tries it, and at its end one request does while the others go on as if it
+// had not ended. Where no route is left, requests fail at once with ErrUnavailable. So, however many files are asked
+// for, a dead server or proxy costs one bounded wait, and afterwards one a cool-down, in a single request. Any success
+// ends all this.
 //
-// Every wait is bounded and ends with the caller's context: connecting by the route's timeout, and so is a transfer during which
-// nothing arrives; a transfer that brings fewer than Config.LowSpeedLimit bytes a second over that time is cut, too.
+// Every wait is bounded and ends with the caller's context: connecting by the route's timeout, and so is a transfer
+// during which nothing arrives; a transfer that brings fewer than Config.LowSpeedLimit bytes a second over that time is
+// cut, too.
 //
-// A proxy's or server's name with several addresses is left to net.Dialer, which tries them in turn within the one timeout.
+// A proxy's or server's name with several addresses is left to net.Dialer, which tries them in turn within the one
+// timeout.
 package fetch

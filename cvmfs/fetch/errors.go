@@ -8,10 +8,12 @@ import (
 )
 
 var (
-	// ErrBadData is what a sink wraps to refuse a body: it is not what was asked for, another server may have the right one.
+	// ErrBadData is what a sink wraps to refuse a body: it is not what was asked for, another server may have the right
+	// one.
 	ErrBadData = errors.New("bad data")
 
-	// ErrUnavailable says that servers could not be asked: there is no way to them, or they didn't answer shortly before.
+	// ErrUnavailable says that servers could not be asked: there is no way to them, or they didn't answer shortly
+	// before.
 	ErrUnavailable = errors.New("servers unavailable")
 )
 
@@ -43,7 +45,7 @@ func (e *Error) Error() string {
 	return b.String() + ": " + e.Err.Error()
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 // failures are the errors of one walk, on one line.

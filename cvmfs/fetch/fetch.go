@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Config says where a repository's files come from. Zero durations and limits take the defaults named, those of the CernVM-FS
-// client's packaged configuration.
+// Config says where a repository's files come from. Zero durations and limits take the defaults named, those of the
+// CernVM-FS client's packaged configuration.
 type Config struct {
 	Servers         []string      // base URLs in order of preference: http, https or file; at least one
 	Proxies         [][]string    // groups of URLs or "DIRECT"; none at all means DIRECT. http:// is added where no scheme is given
@@ -216,12 +216,13 @@ func redirects(follow bool) func(*http.Request, []*http.Request) error {
 	}
 }
 
-// Get gets the file path (relative to the servers' base URLs) and hands its body to sink. When an attempt fails half-way, sink is
-// called afresh with the body of the next. It must read to the end of the body. An error of sink's that wraps ErrBadData makes
-// Get ask again, first once past all caches and then other servers; any other error of sink's ends Get and is returned as it is.
+// Get gets the file path (relative to the servers' base URLs) and hands its body to sink. When an attempt fails
+// half-way, sink is called afresh with the body of the next. It must read to the end of the body. An error of sink's
+// that wraps ErrBadData makes Get ask again, first once past all caches and then other servers; any other error of
+// sink's ends Get and is returned as it is.
 //
-// Errors: fs.ErrNotExist when all servers answered 404; ErrUnavailable when none delivered and at least one could not be asked;
-// ErrBadData when a server sent nothing better; context errors. The details are in values of type *Error.
+// Errors: fs.ErrNotExist when all servers answered 404; ErrUnavailable when none delivered and at least one could not
+// be asked; ErrBadData when a server sent nothing better; context errors. The details are in values of type *Error.
 func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) error) error {
 	if !fs.ValidPath(path) || path == "." {
 		return fmt.Errorf("fetch %.200q: not a path inside a repository", path)
@@ -262,7 +263,7 @@ func (f *Fetcher) try(ctx context.Context, r route, w *walk, sink func(io.Reader
 	}
 }
 
-// sleep waits and tells whether it could do so to the end.
+// sleep waits and reports whether it could do so to the end.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -274,7 +275,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Stats gives the counters.
+// Stats returns the counters.
 func (f *Fetcher) Stats() Stats {
 	return Stats{
 		Requests:    f.requests.Load(),

@@ -19,16 +19,16 @@ type health struct {
 	worked  time.Time     // last sign of life
 }
 
-// usable tells whether a request may try it.
+// usable reports whether a request may try it.
 func (h *health) usable(now time.Time) bool { return h.wait == 0 || !h.probing && !now.Before(h.retry) }
 
-// preferred tells whether it stands in its own place rather than behind all others.
+// preferred reports whether it stands in its own place rather than behind all others.
 func (h *health) preferred(now time.Time) bool {
 	return h.since.IsZero() || !h.reset.IsZero() && !now.Before(h.reset) && h.usable(now)
 }
 
-// fail records the failure of an attempt that began at the time given. Failures of requests that ran side by side count as one,
-// and a stall starts no cool-down where another request got an answer meanwhile.
+// fail records the failure of an attempt that began at the time given. Failures of requests that ran side by side count
+// as one, and a stall starts no cool-down where another request got an answer meanwhile.
 func (h *health) fail(now, began time.Time, cfg *Config, resetAfter time.Duration, fail failure) {
 	h.cause = fail.err
 	if h.since.IsZero() {
@@ -78,7 +78,7 @@ type failure struct {
 	hard bool
 }
 
-// next gives the best route not yet tried, if there is one.
+// next returns the best route not yet tried, if there is one.
 func (f *Fetcher) next(w *walk) (route, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -42,7 +42,7 @@ const (
 // ids are what follows the hex digits in text.
 var ids = [...]string{SHA1: "", RIPEMD160: "-rmd160", SHAKE128: "-shake128"}
 
-// Valid tells whether a is one of the algorithms above.
+// Valid reports whether a is one of the algorithms above.
 func (a Algorithm) Valid() bool { return a >= SHA1 && a <= SHAKE128 }
 
 // String is the algorithm's name as publishers write it: sha1, rmd160, shake128.
@@ -56,7 +56,8 @@ func (a Algorithm) String() string {
 	return fmt.Sprintf("algorithm %d", uint8(a))
 }
 
-// New gives a fresh hash whose Sum has 20 bytes. It panics on an invalid algorithm, as only Parse and FromRaw make them.
+// New returns a fresh hash whose Sum has 20 bytes. It panics on an invalid algorithm, as only Parse and FromRaw make
+// them.
 func (a Algorithm) New() gohash.Hash {
 	switch a {
 	case SHA1:
@@ -136,7 +137,7 @@ func Parse(s string) (Digest, error) {
 	return d, nil
 }
 
-// IsZero tells that there is no digest.
+// IsZero reports whether there is no digest.
 func (d Digest) IsZero() bool { return d == Digest{} }
 
 // Hex is the 40 hex digits alone.
@@ -150,7 +151,7 @@ func (d Digest) String() string {
 	return d.Hex() + ids[d.Algorithm]
 }
 
-// Suffix tells what a stored object is.
+// Suffix reports what a stored object is.
 type Suffix string
 
 // The suffixes of today's repositories.
@@ -178,7 +179,7 @@ const (
 	None                    // the stored bytes are the plain bytes
 )
 
-// Valid tells whether c is one of the compressions above.
+// Valid reports whether c is one of the compressions above.
 func (c Compression) Valid() bool { return c <= None }
 
 // String is the name publishers use: zlib, none.

@@ -9,8 +9,8 @@
 //   - The reflog lists each root catalog, certificate, history and metainfo object a repository ever had, for the garbage
 //     collection to find what it may remove. It isn't an object, but a file, whose digest is in the manifest.
 //
-// The formats are those of the CernVM-FS server, history_sqlite.cc and reflog_sql.cc: schema 1.0, of histories the revisions 0 to
-// 3, of which 3 is written. Files are read with the care of package catalog.
+// The formats are those of the CernVM-FS server, history_sqlite.cc and reflog_sql.cc: schema 1.0, of histories the
+// revisions 0 to 3, of which 3 is written. Files are read with the care of package catalog.
 package history
 
 import (
@@ -90,7 +90,7 @@ func CheckName(name string) error {
 	return nil
 }
 
-// Find gives the tag of a name.
+// Find returns the tag of a name.
 func (h *History) Find(name string) (Tag, bool) {
 	i := slices.IndexFunc(h.Tags, func(t Tag) bool { return t.Name == name })
 	if i < 0 {
@@ -99,7 +99,7 @@ func (h *History) Find(name string) (Tag, bool) {
 	return h.Tags[i], true
 }
 
-// At gives the tag of the newest revision that was tagged on the main branch at t or before.
+// At returns the tag of the newest revision that was tagged on the main branch at t or before.
 func (h *History) At(t time.Time) (Tag, bool) {
 	var best Tag
 	found := false
@@ -120,7 +120,7 @@ func (h *History) Set(tag Tag) {
 	h.Tags = append(h.Tags, tag)
 }
 
-// Remove takes the tag of a name away and tells whether there was one.
+// Remove takes the tag of a name away and reports whether there was one.
 func (h *History) Remove(name string) bool {
 	n := len(h.Tags)
 	h.Tags = slices.DeleteFunc(h.Tags, func(t Tag) bool { return t.Name == name })

@@ -99,7 +99,7 @@ func TestSameContentGivesTheSameBytes(t *testing.T) {
 	}
 }
 
-// reference gives a plain file of the reference repository with tags.
+// reference returns a plain file of the reference repository with tags.
 func reference(t testing.TB) (tags, reflog string) {
 	t.Helper()
 	dir := testutil.Repository(t, "features.example.org")

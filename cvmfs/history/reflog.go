@@ -12,7 +12,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/sqlitefile"
 )
 
-// Kind tells what a reference is to.
+// Kind reports what a reference is to.
 type Kind uint8
 
 // The kinds of references; of catalogs only the root ones are listed.
@@ -58,7 +58,7 @@ func (r *Reflog) Set(ref Ref) {
 	r.Refs = append(r.Refs, ref)
 }
 
-// Has tells whether the object is listed as of that kind.
+// Has reports whether the object is listed as of that kind.
 func (r *Reflog) Has(d hash.Digest, k Kind) bool {
 	i := r.index(d)
 	return i >= 0 && r.Refs[i].Kind == k

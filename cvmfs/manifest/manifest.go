@@ -1,5 +1,5 @@
-// Package manifest reads and writes a repository's manifest: the short text, published as .cvmfspublished, that names the
-// newest revision.
+// Package manifest reads and writes a repository's manifest: the short text, published as .cvmfspublished, that names
+// the newest revision.
 //
 // The words used here:
 //
@@ -32,8 +32,8 @@ const rootPathHash = "d41d8cd98f00b204e9800998ecf8427e"
 // latest is the last second whose year has four digits: times beyond it can't be written in most formats.
 const latest = 253402300799
 
-// required are the letters a client can't do without. The reference's parser asks for C, R, D and S only, but its client
-// goes on to need the name, the certificate and the time.
+// required are the letters a client can't do without. The reference's parser asks for C, R, D and S only, but its
+// client goes on to need the name, the certificate and the time.
 const required = "CRDSNXT"
 
 // Manifest is what a publisher says of the newest revision.
@@ -52,8 +52,8 @@ type Manifest struct {
 	AltPaths           bool          // A: objects are to be had as .cvmfsalt-… too
 }
 
-// Parse reads the text of a manifest that must be the one of fqrn. A letter that comes twice has its last value; unknown ones
-// are passed over, as they are how the format grows.
+// Parse reads the text of a manifest that must be the one of fqrn. A letter that comes twice has its last value;
+// unknown ones are passed over, as they are how the format grows.
 func Parse(fqrn string, text []byte) (*Manifest, error) {
 	m, err := parse(fqrn, text)
 	if err != nil {

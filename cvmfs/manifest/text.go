@@ -8,12 +8,12 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// maxText is the most bytes of a text to publish: what remains of MaxSize for the line of the digest and the signature of the
-// largest customary key, 4096 bits.
+// maxText is the most bytes of a text to publish: what remains of MaxSize for the line of the digest and the signature
+// of the largest customary key, 4096 bits.
 const maxText = MaxSize - 640
 
-// Text writes the manifest as Parse reads it, in the order publishers keep. What a reader would refuse, or read as something
-// else, is an error.
+// Text writes the manifest as Parse reads it, in the order publishers keep. What a reader would refuse, or read as
+// something else, is an error.
 func (m *Manifest) Text() ([]byte, error) {
 	text, err := m.text()
 	if err != nil {

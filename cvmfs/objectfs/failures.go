@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// retryAfter is how long an object that could not be fetched whole is not tried again. One open(2) and read(2) make up to
-	// three requests; they are to wait for a dead server once.
+	// retryAfter is how long an object that could not be fetched whole is not tried again. One open(2) and read(2) make
+	// up to three requests; they are to wait for a dead server once.
 	retryAfter = time.Second
 	// quiet is how long the same object's failures are not logged again.
 	quiet = time.Minute
@@ -23,7 +23,7 @@ type failures struct {
 
 type failure struct{ logged, last time.Time }
 
-// add notes a failure and tells whether it is to be logged.
+// add notes a failure and reports whether it is to be logged.
 func (l *failures) add(node uint64, now time.Time) (log bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -53,7 +53,7 @@ func (l *failures) drop(now time.Time) {
 	}
 }
 
-// fresh tells whether the object has just failed.
+// fresh reports whether the object has just failed.
 func (l *failures) fresh(node uint64, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,8 +1,8 @@
-// Package objectfs is the FUSE tree behind container root file systems: it brings in objects that are not on disk yet at the
-// moment somebody opens them.
+// Package objectfs is the FUSE tree behind container root file systems: it brings in objects that are not on disk yet
+// at the moment somebody opens them.
 //
-// An overlay looks for the content of a file, an object, in four folders in this order: the store, the gate, the fresh folder
-// and the data folder. Two of them are ours:
+// An overlay looks for the content of a file, an object, in four folders in this order: the store, the gate, the fresh
+// folder and the data folder. Two of them are ours:
 //
 //	gate/objects/<xx>/<object>   never holds anything
 //	data/objects/<xx>/<object>   holds every object of the index
@@ -21,8 +21,8 @@
 //
 // Folders list nothing, though names in them are found: nobody needs listings of what an image may hold.
 //
-// Node ids are fixed numbers for folders and keyed hashes of the object's name for objects, so that a server that succeeds
-// another one on the same mount understands its requests.
+// Node ids are fixed numbers for folders and keyed hashes of the object's name for objects, so that a server that
+// succeeds another one on the same mount understands its requests.
 package objectfs
 
 import (
@@ -49,7 +49,7 @@ type Config struct {
 	Ahead     int   // how many objects to ask for ahead; 128
 	GateLimit int64 // size in bytes above which the gate does not wait for a chunked object; 8 MiB
 	Log       *slog.Logger
-	// Users tells what an object is needed for, as attributes of a log line; nil if nobody can tell.
+	// Users reports what an object is needed for, as attributes of a log line; nil if nobody can tell.
 	Users func(objects.Ref) []any
 }
 
@@ -157,8 +157,8 @@ func (f *FS) Lookup(ctx context.Context, folder uint64, name []byte) (fusewire.E
 	return fusewire.Entry{Node: r.Node(), Attr: objectAttr(r), Valid: fusewire.Forever}, 0
 }
 
-// arrive makes an object and those ahead of it arrive. It gives ENOENT whether it could or not, so that the data folder decides
-// what a reader sees, or EINTR.
+// arrive makes an object and those ahead of it arrive. It gives ENOENT whether it could or not, so that the data folder
+// decides what a reader sees, or EINTR.
 func (f *FS) arrive(ctx context.Context, r objects.Ref) syscall.Errno {
 	f.cfg.Store.Prefetch(r.Ahead(f.cfg.Ahead))
 	if f.large(r) {
@@ -178,8 +178,8 @@ func (f *FS) arrive(ctx context.Context, r objects.Ref) syscall.Errno {
 	return syscall.ENOENT
 }
 
-// large tells that the gate does not wait for this object. One without chunks can only be verified whole: there is nothing to
-// gain by reading it through the data folder.
+// large reports whether the gate does not wait for this object. One without chunks can only be verified whole: there is
+// nothing to gain by reading it through the data folder.
 func (f *FS) large(r objects.Ref) bool { return r.Chunked() && r.Size() > f.cfg.GateLimit }
 
 // Getattr knows folders and the objects of the index. ESTALE means that the image an object belonged to is gone.
@@ -194,8 +194,8 @@ func (f *FS) Getattr(_ context.Context, node uint64) (fusewire.Attr, syscall.Err
 	return objectAttr(r), 0
 }
 
-// Read reads an object's content, which is fetched as far as needed. It never gives less than the object holds there: the kernel
-// would take the rest for NUL bytes.
+// Read reads an object's content, which is fetched as far as needed. It never gives less than the object holds there:
+// the kernel would take the rest for NUL bytes.
 func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, syscall.Errno) {
 	r, ok := f.cfg.Index.Node(node)
 	switch {

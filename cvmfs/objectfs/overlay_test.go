@@ -481,8 +481,8 @@ func TestFullDiskIsEIOAndIsSaid(t *testing.T) {
 	h.expect(root, "small")
 }
 
-// TestReaderIsNotDisturbedBySignals has its reader get a harmless signal now and then while an object arrives, for longer than
-// the grace time.
+// TestReaderIsNotDisturbedBySignals has its reader get a harmless signal now and then while an object arrives, for
+// longer than the grace time.
 func TestReaderIsNotDisturbedBySignals(t *testing.T) {
 	s := newServer(t)
 	b := noise(1<<20, 13)

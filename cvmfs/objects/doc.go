@@ -19,7 +19,8 @@
 //
 // # What can be relied on
 //
-// A name in the store's folder appears in one step, when all bytes are written and verified: files are made without a name
-// (O_TMPFILE), or on file systems that can't with a temporary one elsewhere, and linked at the end. So a process killed at any moment leaves no wrong
-// file. A full disk is an error that wraps syscall.ENOSPC, takes its half-written file with it, and leaves the store working.
+// A name in the store's folder appears in one step, when all bytes are written and verified: files are made without a
+// name (O_TMPFILE), or on file systems that can't with a temporary one elsewhere, and linked at the end. So a process
+// killed at any moment leaves no wrong file. A full disk is an error that wraps syscall.ENOSPC, takes its half-written
+// file with it, and leaves the store working.
 package objects

@@ -18,8 +18,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// Resetter is where a download's plain bytes go. Reset takes back all that was written: an attempt that fails half-way is
-// followed by another.
+// Resetter is where a download's plain bytes go. Reset takes back all that was written: an attempt that fails half-way
+// is followed by another.
 type Resetter interface {
 	io.Writer
 	Reset() error
@@ -46,11 +46,12 @@ func (f File) Reset() error {
 	return err
 }
 
-// Download fetches a stored object, checks its digest, and writes the plain bytes to w. More than limit plain bytes (limit < 0:
-// any number) are an error. Nothing written to w may be used before Download has returned nil.
+// Download fetches a stored object, checks its digest, and writes the plain bytes to w. More than limit plain bytes
+// (limit < 0: any number) are an error. Nothing written to w may be used before Download has returned nil.
 //
-// A body that isn't the object (wrong digest, not one zlib stream, too long) is asked for again as fetch.Fetcher.Get says, and
-// if nobody has better the error wraps fetch.ErrBadData. Errors of w end the download and are returned as they are.
+// A body that isn't the object (wrong digest, not one zlib stream, too long) is asked for again as fetch.Fetcher.Get
+// says, and if nobody has better the error wraps fetch.ErrBadData. Errors of w end the download and are returned as
+// they are.
 func Download(ctx context.Context, f *fetch.Fetcher, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64, w Resetter) error {
 	if !d.Algorithm.Valid() || !c.Valid() {
 		return fmt.Errorf("download %v: unknown %v or %v", d, d.Algorithm, c)
@@ -133,7 +134,7 @@ func storedLimit(limit int64) int64 {
 	return 2*limit + 64<<10
 }
 
-// plain gives the reader of plain bytes.
+// plain returns the reader of plain bytes.
 func (u *unpacker) plain(c hash.Compression) (io.Reader, error) {
 	if c == hash.None {
 		return u.in, nil

@@ -47,8 +47,8 @@ type flight struct {
 	abandoned bool // cancelled; it still has to come to its end, so that no two ever write one place
 }
 
-// join waits for the flight of that key and gives its error. If there is none it starts one with fly, whose context lives as
-// long as anybody waits, and no longer than life.
+// join waits for the flight of that key and gives its error. If there is none it starts one with fly, whose context
+// lives as long as anybody waits, and no longer than life.
 func (g *flights) join(ctx, life context.Context, work *tasks, key string, fly func(context.Context) error) error {
 	for ctx.Err() == nil {
 		f, mine := g.board(life, work, key, fly)
@@ -67,7 +67,7 @@ func (g *flights) join(ctx, life context.Context, work *tasks, key string, fly f
 	return context.Cause(ctx)
 }
 
-// board gives the flight of that key. It is not the caller's to share where all have left it.
+// board returns the flight of that key. It is not the caller's to share where all have left it.
 func (g *flights) board(life context.Context, work *tasks, key string, fly func(context.Context) error) (f *flight, mine bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

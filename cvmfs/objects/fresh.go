@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// freshAge is how long a fresh link stays. The kernel looks for it within microseconds; only a machine that was suspended
-// would need longer.
+// freshAge is how long a fresh link stays. The kernel looks for it within microseconds; only a machine that was
+// suspended would need longer.
 const freshAge = 2 * time.Minute
 
 // freshLinks are the links there are.

@@ -9,8 +9,9 @@ import (
 
 // Index finds objects in all tables there are, by name and by node id. It is safe for concurrent use.
 //
-// A node id is a keyed hash of the name: 62 bits with bit 62 set, so that it is the same in every life of the process that knows
-// the key, and no publisher can make two names collide. Should it happen nevertheless, the name that came later is not found.
+// A node id is a keyed hash of the name: 62 bits with bit 62 set, so that it is the same in every life of the process
+// that knows the key, and no publisher can make two names collide. Should it happen nevertheless, the name that came
+// later is not found.
 type Index struct {
 	key [16]byte
 
@@ -32,8 +33,8 @@ func NewIndex(key [16]byte) *Index {
 // batch is how many entries are made under one lock, so that lookups needn't wait long.
 const batch = 1024
 
-// Add enters a table's objects. It returns how many could not be entered because their node id is taken by another name.
-// A table is added once.
+// Add enters a table's objects. It returns how many could not be entered because their node id is taken by another
+// name. A table is added once.
 func (x *Index) Add(t *Table) (refused int) {
 	x.mu.Lock()
 	slot := slices.Index(x.tables, nil)
@@ -181,8 +182,8 @@ func (x *Index) repos(r Ref) []string {
 	return repos
 }
 
-// Ref is an object where a table names it. It stays usable after the table was removed from the index. Values are comparable;
-// the zero value is no object and must not be used.
+// Ref is an object where a table names it. It stays usable after the table was removed from the index. Values are
+// comparable; the zero value is no object and must not be used.
 type Ref struct {
 	x   *Index
 	t   *Table
@@ -204,13 +205,13 @@ func (r Ref) Path() string { return place(r.Name()) }
 // Size is the number of plain bytes.
 func (r Ref) Size() int64 { return r.record().size() }
 
-// Chunked tells whether the content is in chunks.
+// Chunked reports whether the content is in chunks.
 func (r Ref) Chunked() bool { return r.record().chunks() > 0 }
 
 // Node is the node id.
 func (r Ref) Node() uint64 { return r.x.id(r.Name()) }
 
-// Ahead gives the next n objects in the order of the folders, fewer at the end.
+// Ahead returns the next n objects in the order of the folders, fewer at the end.
 func (r Ref) Ahead(n int) []Ref {
 	n = min(n, r.t.Len()-int(r.pos)-1)
 	refs := make([]Ref, 0, max(0, n))

@@ -17,10 +17,12 @@ import (
 )
 
 const (
-	// Local looks at so many objects, which takes some 5 ms where folders are in memory, and where they aren't for no longer than this.
+	// Local looks at so many objects, which takes some 5 ms where folders are in memory, and where they aren't for no
+	// longer than this.
 	localSample   = 1024
 	localPatience = 100 * time.Millisecond
-	// completers is how many objects Complete fetches at once: it is to leave the way free for those somebody waits for.
+	// completers is how many objects Complete fetches at once: it is to leave the way free for those somebody waits
+	// for.
 	completers = 16
 	// spare is the part of the disk, one in so many, that Complete leaves free.
 	spare = 20
@@ -35,7 +37,8 @@ type Share struct {
 	Estimated bool // Objects and Bytes are estimates, from an even sample
 }
 
-// Local tells how much of a table's objects is on disk. Of large tables, and where the disk is slow, it looks at a sample.
+// Local reports how much of a table's objects is on disk. Of large tables, and where the disk is slow, it looks at a
+// sample.
 func (s *Store) Local(t *Table) Share {
 	share := Share{Of: t.Len()}
 	for i := range t.Len() {
@@ -63,8 +66,8 @@ func (s *Store) Local(t *Table) Share {
 	return share
 }
 
-// scattered gives the numbers below n, each once, so that those given so far are always spread evenly: multiples of the golden
-// section.
+// scattered returns the numbers below n, each once, so that those given so far are always spread evenly: multiples of
+// the golden section.
 func scattered(n int) iter.Seq[int] {
 	step := max(1, int(float64(n)*0.6180339887))
 	for gcd(step, n) > 1 {
@@ -91,9 +94,9 @@ type Completion struct {
 	Failed  int   // objects that couldn't be had, for other reasons than those Complete ends for
 }
 
-// Complete fetches the objects of a table that are not here, a few at a time, and passes over those that can't be had. It ends
-// early, with an error, when servers are unavailable (fetch.ErrUnavailable), when less than a twentieth of the disk is free
-// (syscall.ENOSPC), and when ctx ends.
+// Complete fetches the objects of a table that are not here, a few at a time, and passes over those that can't be had.
+// It ends early, with an error, when servers are unavailable (fetch.ErrUnavailable), when less than a twentieth of the
+// disk is free (syscall.ENOSPC), and when ctx ends.
 func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, error) {
 	var mu sync.Mutex // guards done
 	var done Completion

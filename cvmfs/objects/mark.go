@@ -56,7 +56,7 @@ func (s *Store) recover() error {
 	return s.writeMark(mark{Boot: s.boot, Synced: m.Synced})
 }
 
-// readMark gives the mark. A missing or unreadable one is like one that was set before all time.
+// readMark returns the mark. A missing or unreadable one is like one that was set before all time.
 func (s *Store) readMark() (mark, error) {
 	b, err := os.ReadFile(filepath.Join(s.cfg.State, markFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -149,7 +149,7 @@ func (s *Store) recheck(since time.Time) (dropped int, err error) {
 	return dropped, nil
 }
 
-// younger tells whether a file may have changed since then. Its change time can't be set by anybody.
+// younger reports whether a file may have changed since then. Its change time can't be set by anybody.
 func younger(path string, since time.Time) bool {
 	var st unix.Stat_t
 	return unix.Lstat(path, &st) != nil || time.Unix(st.Ctim.Unix()).After(since)

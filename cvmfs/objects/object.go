@@ -13,7 +13,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// Object is the recipe of a file's content: one stored object, or the chunks in order. Exactly one of Digest and Chunks is set.
+// Object is the recipe of a file's content: one stored object, or the chunks in order. Exactly one of Digest and Chunks
+// is set.
 type Object struct {
 	Digest      hash.Digest
 	Compression hash.Compression // of the object, or of every chunk
@@ -42,7 +43,7 @@ func FromEntry(e *catalog.Entry) (Object, error) {
 	return o, nil
 }
 
-// check tells what is wrong with a recipe.
+// check reports what is wrong with a recipe.
 func (o *Object) check() error {
 	if o.Size < 0 {
 		return fmt.Errorf("size %d", o.Size)
@@ -75,7 +76,8 @@ func (o *Object) check() error {
 	return nil
 }
 
-// Name is the object's file name in the store, made from the content alone: the same in whatever image or repository it occurs.
+// Name is the object's file name in the store, made from the content alone: the same in whatever image or repository it
+// occurs.
 func (o *Object) Name() string { return o.id().String() }
 
 // Path is the file's place below the store's folder: the first two digits of the name, a slash, the name.
@@ -93,7 +95,8 @@ func (o *Object) id() Name {
 	return n
 }
 
-// recipe is the first 160 bits of the SHA-256 over algorithm, digest and size of each chunk. Its Algorithm is left empty.
+// recipe is the first 160 bits of the SHA-256 over algorithm, digest and size of each chunk. Its Algorithm is left
+// empty.
 func (o *Object) recipe() hash.Digest {
 	h := sha256.New()
 	var b [1 + hash.Size + 8]byte

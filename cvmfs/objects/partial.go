@@ -46,7 +46,7 @@ type partial struct {
 	gone  bool      // not in partials any more: the last user closes it
 }
 
-// partial gives the partial file of r, and makes it if need be. The caller hands it back to release.
+// partial returns the partial file of r, and makes it if need be. The caller hands it back to release.
 func (s *Store) partial(r Ref) (*partial, error) {
 	name := r.Name()
 	s.partials.mu.Lock()
@@ -228,7 +228,7 @@ func (p *partial) has(i int) bool {
 	return p.have[i]
 }
 
-// arrived notes a verified chunk and tells whether it was the last.
+// arrived notes a verified chunk and reports whether it was the last.
 func (p *partial) arrived(i int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

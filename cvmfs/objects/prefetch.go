@@ -25,9 +25,9 @@ type prefetcher struct {
 	turned       time.Time
 }
 
-// Prefetch asks for objects nobody waits for yet, in the order given, up to 4 MiB in all. It returns at once. Objects over
-// 256 KiB, for which the wait is mostly transfer, and those asked for a moment ago are passed over; when the queue is full, so are
-// the others. Failures are not reported: whoever needs the object will see.
+// Prefetch asks for objects nobody waits for yet, in the order given, up to 4 MiB in all. It returns at once. Objects
+// over 256 KiB, for which the wait is mostly transfer, and those asked for a moment ago are passed over; when the queue
+// is full, so are the others. Failures are not reported: whoever needs the object will see.
 func (s *Store) Prefetch(refs []Ref) {
 	q := &s.ahead
 	q.mu.Lock()

@@ -19,13 +19,13 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// Sources gives the way to a repository's servers.
+// Sources returns the way to a repository's servers.
 type Sources interface {
 	Fetcher(repo string) (*fetch.Fetcher, error)
 }
 
-// Config says where a store lies and where its objects come from. The three folders are made if they are missing. Dir and Fresh
-// must lie on one file system.
+// Config says where a store lies and where its objects come from. The three folders are made if they are missing. Dir
+// and Fresh must lie on one file system.
 type Config struct {
 	Dir     string // objects, in 256 folders
 	Fresh   string // fresh links, likewise
@@ -79,8 +79,8 @@ const (
 	attribute  = "user.cvmfs.sha256"
 )
 
-// Open opens a store, and makes its folders. If the machine went down without warning since the store was last used, it checks
-// the objects that may not have reached the disk.
+// Open opens a store, and makes its folders. If the machine went down without warning since the store was last used, it
+// checks the objects that may not have reached the disk.
 func Open(cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg, log: cfg.Log, boot: cfg.BootID, slots: make(chan struct{}, foreground)}
 	if s.log == nil {
@@ -149,23 +149,23 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.dir.Close())
 }
 
-// Has tells whether the object is here, complete.
+// Has reports whether the object is here, complete.
 func (s *Store) Has(r Ref) bool {
 	var st unix.Stat_t
 	return unix.Fstatat(int(s.dir.Fd()), r.Path(), &st, 0) == nil && st.Size == r.Size()
 }
 
-// Fetch makes an object be here, complete and verified. Calls for one object share a flight, whose failure all of them get;
-// a call whose context ends leaves, and the last one to leave ends the flight.
+// Fetch makes an object be here, complete and verified. Calls for one object share a flight, whose failure all of them
+// get; a call whose context ends leaves, and the last one to leave ends the flight.
 //
-// Errors are those of fetch.Fetcher.Get: fs.ErrNotExist only if all servers of all repositories that name the object lack it.
-// A full disk is syscall.ENOSPC.
+// Errors are those of fetch.Fetcher.Get: fs.ErrNotExist only if all servers of all repositories that name the object
+// lack it. A full disk is syscall.ENOSPC.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
 	_, err := s.fetch(ctx, r, s.slots)
 	return err
 }
 
-// fetch also tells whether it was this call that made the object arrive.
+// fetch also reports whether it was this call that made the object arrive.
 func (s *Store) fetch(ctx context.Context, r Ref, slots chan struct{}) (bool, error) {
 	if s.Has(r) {
 		return false, nil
@@ -297,8 +297,8 @@ func (p *part) Reset() error {
 	return nil
 }
 
-// ReadAt reads an object's plain bytes at off, as io.ReaderAt says. Of an object in chunks only those the range touches are
-// fetched; once all are here they become the object. Other objects are fetched whole.
+// ReadAt reads an object's plain bytes at off, as io.ReaderAt says. Of an object in chunks only those the range touches
+// are fetched; once all are here they become the object. Other objects are fetched whole.
 func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, error) {
 	switch {
 	case off < 0:
@@ -319,8 +319,8 @@ func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, er
 	return f.ReadAt(p, off)
 }
 
-// Run does the work that comes round until ctx ends: it removes old fresh links, gives up partial files nobody reads, and sets
-// the mark.
+// Run does the work that comes round until ctx ends: it removes old fresh links, gives up partial files nobody reads,
+// and sets the mark.
 func (s *Store) Run(ctx context.Context) {
 	const round = 30 * time.Second
 	tick := time.NewTicker(round)
@@ -340,7 +340,7 @@ func (s *Store) Run(ctx context.Context) {
 	}
 }
 
-// Stats gives the counters.
+// Stats returns the counters.
 func (s *Store) Stats() Stats {
 	st := Stats{
 		Fetched:      s.fetched.Load(),

@@ -822,7 +822,8 @@ func TestDamagedObjectIsReplaced(t *testing.T) {
 	holds(t, s, r, plain)
 }
 
-// powerCut gives a store whose objects are: untouched, altered, cut, without record; all unsynced unless synced says so.
+// powerCut returns a store whose objects are: untouched, altered, cut, without record; all unsynced unless synced says
+// so.
 func powerCut(t *testing.T, end func(*Store)) (*Store, []Ref) {
 	repo := newRepository(t)
 	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})

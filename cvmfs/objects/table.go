@@ -45,8 +45,8 @@ const (
 	maxRepoName = 255
 )
 
-// WriteTable writes a table's file. Each object comes with its repository's position in repos, and is not kept. The caller makes the file
-// durable; a torn one is recognised when it is opened.
+// WriteTable writes a table's file. Each object comes with its repository's position in repos, and is not kept. The
+// caller makes the file durable; a torn one is recognised when it is opened.
 func WriteTable(w io.Writer, repos []string, objs iter.Seq2[*Object, int]) error {
 	var objects, chunks []byte
 	for o, repo := range objs {
@@ -202,7 +202,7 @@ func (t *Table) Len() int { return len(t.objects) / recordSize }
 // Repos are the repositories the objects come from.
 func (t *Table) Repos() []string { return append([]string(nil), t.repos...) }
 
-// At gives the object at position i, and its repository.
+// At returns the object at position i, and its repository.
 func (t *Table) At(i int) (Object, string) { return t.object(i), t.repo(i) }
 
 // record is an object's 40 bytes.

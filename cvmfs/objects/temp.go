@@ -27,8 +27,8 @@ type temp struct {
 	path string // of the temporary name, where there must be one
 }
 
-// newTemp makes an empty file for an object. All are made in one folder: file systems put what was made in one near to each other, so
-// that what was fetched together is read together, too.
+// newTemp makes an empty file for an object. All are made in one folder: file systems put what was made in one near to
+// each other, so that what was fetched together is read together, too.
 func (s *Store) newTemp() (*temp, error) {
 	dir := filepath.Join(s.cfg.Dir, tmpFolder)
 	if !s.unnamed {

@@ -22,9 +22,9 @@ const (
 	maxFollowed = 40   // symbolic links on one path, as in Linux
 )
 
-// builder makes a tree of an archive's entries, as if each were unpacked in turn: a later entry replaces an earlier one of the
-// same name, but a folder is merged with a folder, and a path may lead through symbolic links of the archive itself. Folders
-// the archive doesn't mention are root's, 0755, and as old as the entry that needed them.
+// builder makes a tree of an archive's entries, as if each were unpacked in turn: a later entry replaces an earlier one
+// of the same name, but a folder is merged with a folder, and a path may lead through symbolic links of the archive
+// itself. Folders the archive doesn't mention are root's, 0755, and as old as the entry that needed them.
 type builder struct {
 	root    *node
 	own     *Attributes     // of the root's own entry
@@ -117,8 +117,8 @@ func (b *builder) setRoot(f *file) {
 	b.rootAll = f.xattrs()
 }
 
-// link takes a hard link. What has the name makes room first, also if it is the file, as where engines unpack layers; and what the
-// entry says of the file holds for the file.
+// link takes a hard link. What has the name makes room first, also if it is the file, as where engines unpack layers;
+// and what the entry says of the file holds for the file.
 func (b *builder) link(parent *node, name string, said *file, e *layertar.Entry) error {
 	delete(parent.children, name)
 	dir, base := cutLast(e.Target)
@@ -142,8 +142,9 @@ func (b *builder) link(parent *node, name string, said *file, e *layertar.Entry)
 	return nil
 }
 
-// resolve finds a folder. Those that the archive didn't mention are made, as old as by, unless by is nil. It gives the length of
-// the folder's path, too. Like the kernel in the layer's root, it follows symbolic links and goes no higher than the root.
+// resolve finds a folder. Those that the archive didn't mention are made, as old as by, unless by is nil. It gives the
+// length of the folder's path, too. Like the kernel in the layer's root, it follows symbolic links and goes no higher
+// than the root.
 func (b *builder) resolve(path string, by *file) (at *node, length int, err error) {
 	steps := strings.Split(path, "/")
 	chain := []*node{b.root}
@@ -192,7 +193,7 @@ func pathLength(chain []*node) (n int) {
 	return n
 }
 
-// givesWay tells what a folder replaces without an entry that says so: whiteouts, be they files or devices.
+// givesWay reports what a folder replaces without an entry that says so: whiteouts, be they files or devices.
 func (n *node) givesWay() bool {
 	return layertar.IsWhiteoutName(n.name) || n.file.Type() == typeChar && n.file.Rdev == 0
 }
@@ -246,7 +247,7 @@ func (f *file) setXattrs(attrs []catalog.Xattr) {
 	}
 }
 
-// xattrs gives the whole list.
+// xattrs returns the whole list.
 func (f *file) xattrs() []catalog.Xattr {
 	if f.all != nil {
 		return f.all
@@ -254,8 +255,8 @@ func (f *file) xattrs() []catalog.Xattr {
 	return f.Xattrs
 }
 
-// overwrite sets attributes anew, as an entry has them and by says it: owners, permissions and time are replaced, extended attributes
-// added. All together must find room in a composed image.
+// overwrite sets attributes anew, as an entry has them and by says it: owners, permissions and time are replaced,
+// extended attributes added. All together must find room in a composed image.
 func (f *file) overwrite(by *file, e *layertar.Entry) error {
 	f.UID, f.GID = e.Owner(f.UID, f.GID)
 	f.Mtime, f.MtimeN = by.Mtime, by.MtimeN

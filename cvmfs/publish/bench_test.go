@@ -25,8 +25,8 @@ const (
 	imageLayers = 4
 )
 
-// benchImage packs files of this host's /usr as the layers of an image: real names, sizes and content. In the second image a tenth
-// of the files differ. It gives the layers' files and what is in them.
+// benchImage packs files of this host's /usr as the layers of an image: real names, sizes and content. In the second
+// image a tenth of the files differ. It gives the layers' files and what is in them.
 func benchImage(b *testing.B, dir string, second bool) (layers []string, files int, total int64) {
 	b.Helper()
 	var (
@@ -100,8 +100,8 @@ func benchImage(b *testing.B, dir string, second bool) (layers []string, files i
 	return layers, files, total
 }
 
-// BenchmarkImage measures the time to take in an image's compressed layers and commit, against that of
-// gzip -dc | tar x of the same layers onto the same disk (ratio), and that of a second image which shares nine tenths of its files
+// BenchmarkImage measures the time to take in an image's compressed layers and commit, against that of gzip -dc | tar x
+// of the same layers onto the same disk (ratio), and that of a second image which shares nine tenths of its files
 // (again-ratio).
 func BenchmarkImage(b *testing.B) {
 	dir := b.TempDir()
@@ -127,8 +127,8 @@ func BenchmarkImage(b *testing.B) {
 	}
 }
 
-// unpackAll unpacks layers one after the other, as a person would. It gives the time that takes, and the time until all is on the
-// disk, as it is after a commit.
+// unpackAll unpacks layers one after the other, as a person would. It gives the time that takes, and the time until all
+// is on the disk, as it is after a commit.
 func unpackAll(b *testing.B, dir string, layers []string) (unpacked, synced time.Duration) {
 	b.Helper()
 	start := time.Now()

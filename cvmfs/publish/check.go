@@ -82,8 +82,8 @@ type CheckSummary struct {
 	Problems int
 }
 
-// Check holds the newest revision and all with a tag to every rule, and calls report, never twice at once, with what it finds.
-// An error means that it could not go on.
+// Check holds the newest revision and all with a tag to every rule, and calls report, never twice at once, with what it
+// finds. An error means that it could not go on.
 func Check(ctx context.Context, from Served, o CheckOptions, report func(Problem)) (*CheckSummary, error) {
 	s, err := check(ctx, from, o, report)
 	if err != nil {

@@ -89,7 +89,8 @@ func (c *checker) readCatalog(ctx context.Context, want catalogCheck, objects ch
 	return &s.checked, nil
 }
 
-// children looks at the catalogs that hang below one, and gives the sum of their counters; nil if one of them can't be read.
+// children looks at the catalogs that hang below one, and gives the sum of their counters; nil if one of them can't be
+// read.
 func (c *checker) children(ctx context.Context, s *catalogScan, objects chan<- objectCheck) (*catalog.Counters, error) {
 	totals := make([]*checkedCatalog, len(s.nested))
 	work, ctx := errgroup.WithContext(ctx)
@@ -295,8 +296,8 @@ func (s *catalogScan) readFolders() error {
 	return nil
 }
 
-// place finds a folder's path by going up, and tells whether it has one. It doesn't recurse: a file's rows could go down
-// without end.
+// place finds a folder's path by going up, and reports whether it has one. It doesn't recurse: a file's rows could go
+// down without end.
 func (s *catalogScan) place(self hash.PathHash) {
 	var chain []*folderScan
 	at := self
@@ -382,7 +383,7 @@ func (s *catalogScan) readRows(ctx context.Context, objects chan<- objectCheck) 
 	})
 }
 
-// locate gives the path of a row, or its name where it is in no folder.
+// locate returns the path of a row, or its name where it is in no folder.
 func (s *catalogScan) locate(r *checkRow) string {
 	if r.path == hash.OfPath(s.checked.path) {
 		s.checkRoot(r)

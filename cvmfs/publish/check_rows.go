@@ -13,8 +13,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// checkColumns are those of a row, as they are stored: package catalog gives them as a file system would see them, which
-// hides faults. The last few came with later revisions of the schema.
+// checkColumns are those of a row, as they are stored: package catalog gives them as a file system would see them,
+// which hides faults. The last few came with later revisions of the schema.
 var checkColumns = []string{
 	"md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash", "size", "mode", "mtime", "flags", "name", "symlink", "uid",
 	"gid", "xattr", "mtimens",
@@ -130,7 +130,7 @@ func (r *checkRow) decode(row []driver.Value) error {
 	return nil
 }
 
-// raw gives the bytes of a text or blob. The driver's are its own, so they may be kept.
+// raw returns the bytes of a text or blob. The driver's are its own, so they may be kept.
 func raw(v driver.Value) []byte {
 	switch v := v.(type) {
 	case []byte:

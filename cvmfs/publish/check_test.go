@@ -24,7 +24,7 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// checked gives what Check finds.
+// checked returns what Check finds.
 func checked(t testing.TB, from Served, o CheckOptions) ([]Problem, *CheckSummary) {
 	t.Helper()
 	var all []Problem
@@ -231,7 +231,7 @@ func rootSQL(statements ...string) func(*forger) {
 	return func(f *forger) { f.root(statements...); f.publish() }
 }
 
-// objectOf gives the name of a file's object.
+// objectOf returns the name of a file's object.
 func objectOf(content string) string {
 	e, err := newEncoder(hash.SHA1, hash.Zlib)
 	if err != nil {

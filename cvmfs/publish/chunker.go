@@ -1,8 +1,8 @@
 package publish
 
-// chunker finds where a file is cut into chunks, by the rule of the CernVM-FS server (ingestion/chunk_detector.cc), so that both
-// publishers' chunks of the same file are the same objects. It looks at content alone: a file that grew in front is cut at the
-// same bytes behind.
+// chunker finds where a file is cut into chunks, by the rule of the CernVM-FS server (ingestion/chunk_detector.cc), so
+// that both publishers' chunks of the same file are the same objects. It looks at content alone: a file that grew in
+// front is cut at the same bytes behind.
 type chunker struct {
 	least, most int    // bytes of a chunk
 	threshold   uint32 // how close the state must come to the magic number
@@ -20,8 +20,8 @@ func newChunker(least, average, most int) *chunker {
 	return &chunker{least: least, most: most, threshold: 0xFFFFFFFF / uint32(average)}
 }
 
-// next feeds bytes and gives how many of them belong to the current chunk, and whether it ends there. It is then ready for the
-// next chunk.
+// next feeds bytes and gives how many of them belong to the current chunk, and whether it ends there. It is then ready
+// for the next chunk.
 func (c *chunker) next(b []byte) (n int, cut bool) {
 	if skip := c.least - chunkWindow - c.at; skip > 0 {
 		n = min(skip, len(b))

@@ -6,7 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// sample gives the bytes the reference cuts were made with.
+// sample returns the bytes the reference cuts were made with.
 func sample(n int) []byte {
 	b := make([]byte, n)
 	s := uint32(1)

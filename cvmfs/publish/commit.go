@@ -33,8 +33,8 @@ type Summary struct {
 	NewBytes   int64
 }
 
-// Commit publishes the transaction as the next revision and ends it, as Abort does where it fails. Killed or failing anywhere,
-// the former revision stays the newest. A transaction without changes publishes nothing.
+// Commit publishes the transaction as the next revision and ends it, as Abort does where it fails. Killed or failing
+// anywhere, the former revision stays the newest. A transaction without changes publishes nothing.
 func (t *Transaction) Commit(ctx context.Context, o CommitOptions) (*Summary, error) {
 	if t.closed {
 		return nil, fmt.Errorf("commit to %s: %w", t.repo.FQRN(), errClosed)
@@ -67,8 +67,8 @@ func (t *Transaction) commit(ctx context.Context, o CommitOptions) (*Summary, er
 	m := *t.head
 	m.Root, m.RootSize, m.Revision = t.root.mount.digest, t.root.mount.size, t.root.mount.revision+1
 	m.Published, m.TTL, m.GarbageCollectable = t.now, t.repo.settings.ttl(), *t.repo.settings.GarbageCollectable
-	// What catalogs refer to must survive a loss of power before they do: a later publish takes a catalog that is there for
-	// one whose objects are.
+	// What catalogs refer to must survive a loss of power before they do: a later publish takes a catalog that is there
+	// for one whose objects are.
 	if err := t.repo.storage.Sync(ctx); err != nil {
 		return nil, err
 	}
@@ -160,8 +160,9 @@ func (r *Repository) historyBy(ctx context.Context, m *manifest.Manifest, path s
 	return h, err
 }
 
-// publish makes a revision the newest: it stores tags and certificate, enters everything in the reflog, and replaces the manifest,
-// in this order. What m.Root leads to must be stored. The manifest's other digests are set here. The caller holds the lock.
+// publish makes a revision the newest: it stores tags and certificate, enters everything in the reflog, and replaces
+// the manifest, in this order. What m.Root leads to must be stored. The manifest's other digests are set here. The
+// caller holds the lock.
 func (r *Repository) publish(
 	ctx context.Context, m *manifest.Manifest, tags *history.History, log *history.Reflog, certificate []byte, key *rsa.PrivateKey,
 ) error {

@@ -18,8 +18,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/trust"
 )
 
-// Create makes a publisher's folder with keys and an empty repository, revision 0. The folder must be missing or empty; it is
-// there complete, or not at all. Keys that are in Settings.Keys already are taken.
+// Create makes a publisher's folder with keys and an empty repository, revision 0. The folder must be missing or empty;
+// it is there complete, or not at all. Keys that are in Settings.Keys already are taken.
 func Create(ctx context.Context, dir string, s Settings, o Options) error {
 	s = s.complete()
 	err := s.check()

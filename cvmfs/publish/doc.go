@@ -14,9 +14,10 @@
 //
 // # Order
 //
-// Objects are immutable and named by their content; the few mutable files are replaced whole. What refers to an object is
-// stored after it, and after both were brought to the disk: objects, nested catalogs from the bottom up, the root catalog, the
-// tag database, the reflog, and last the manifest. Killed anywhere, the repository is at its last revision.
+// Objects are immutable and named by their content; the few mutable files are replaced whole. What refers to an object
+// is stored after it, and after both were brought to the disk: objects, nested catalogs from the bottom up, the root
+// catalog, the tag database, the reflog, and last the manifest. Killed anywhere, the repository is at its last
+// revision.
 //
 // The formats are those of the CernVM-FS server; what its integrity check demands, [Check] demands.
 package publish

@@ -26,14 +26,14 @@ import (
 // ErrNotCollectable refuses to collect where the manifest says that nothing may be removed.
 var ErrNotCollectable = errors.New("the repository is not garbage collectable")
 
-// DefaultGrace is how old an object that no revision ever named must be to be removed: a publish that was cut off and is begun
-// again finds it.
+// DefaultGrace is how old an object that no revision ever named must be to be removed: a publish that was cut off and
+// is begun again finds it.
 const DefaultGrace = 24 * time.Hour
 
 const (
 	statusFile = ".cvmfs_status.json"
-	// doomedFile lists, in the publisher's folder, the files that a collection removes. It outlives a collection that was
-	// killed: the reflog has forgotten by then what they were part of.
+	// doomedFile lists, in the publisher's folder, the files that a collection removes. It outlives a collection that
+	// was killed: the reflog has forgotten by then what they were part of.
 	doomedFile = "gc.doomed"
 	maxStatus  = 64 << 10
 	// gcReaders is how many catalogs are read at once. Each takes some memory while it is.
@@ -63,14 +63,14 @@ type GCSummary struct {
 
 // GC removes the revisions that nothing keeps, and every object that only they, or publishes that were cut off, need.
 //
-// Readers of the revisions kept notice nothing. What is removed is first forgotten: a new history, reflog and manifest of the
-// same revision are published, then the files go, catalogs first, so that who finds a catalog finds what it names. Killed
-// anywhere, the repository is whole, and the next collection finishes.
+// Readers of the revisions kept notice nothing. What is removed is first forgotten: a new history, reflog and manifest
+// of the same revision are published, then the files go, catalogs first, so that who finds a catalog finds what it
+// names. Killed anywhere, the repository is whole, and the next collection finishes.
 //
 // Automatic tags (generic-…) don't keep their revisions, and go with them.
 //
-// Errors: ErrLocked, ErrNotCollectable, ErrReflog, ErrExpired. A catalog of a revision to keep that can't be read is an error,
-// and nothing is removed.
+// Errors: ErrLocked, ErrNotCollectable, ErrReflog, ErrExpired. A catalog of a revision to keep that can't be read is an
+// error, and nothing is removed.
 func (r *Repository) GC(ctx context.Context, o GCOptions) (*GCSummary, error) {
 	unlock, err := r.Lock(ctx)
 	if err != nil {
@@ -283,7 +283,7 @@ func (s *reachable) has(o objectKey) bool {
 	return ok
 }
 
-// add tells whether the object is new.
+// add reports whether the object is new.
 func (s *reachable) add(d hash.Digest, suffix hash.Suffix) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -295,8 +295,8 @@ func (s *reachable) add(d hash.Digest, suffix hash.Suffix) bool {
 	return true
 }
 
-// walk adds the catalogs and everything they lead to. Where another set is given, those that are in it are passed over, and so
-// are those that can't be read: what hangs on them is orphaned.
+// walk adds the catalogs and everything they lead to. Where another set is given, those that are in it are passed over,
+// and so are those that can't be read: what hangs on them is orphaned.
 func (s *reachable) walk(ctx context.Context, catalogs []hash.Digest, other *reachable) error {
 	seen := map[hash.Digest]bool{}
 	for len(catalogs) > 0 {
@@ -328,7 +328,7 @@ func (s *reachable) walk(ctx context.Context, catalogs []hash.Digest, other *rea
 	return nil
 }
 
-// unreadable tells that a catalog is missing or broken, be it by a collection that was killed.
+// unreadable reports whether a catalog is missing or broken, be it by a collection that was killed.
 func unreadable(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged) || errors.Is(err, catalog.ErrInvalid)
 }
@@ -378,8 +378,8 @@ type doomed struct {
 	size int64 // stored bytes
 }
 
-// sweep goes through all that is stored and finds what is to be removed: what only removed revisions need, and what none needs
-// and is older than the grace. Catalogs come first.
+// sweep goes through all that is stored and finds what is to be removed: what only removed revisions need, and what
+// none needs and is older than the grace. Catalogs come first.
 func (g *collection) sweep(ctx context.Context) ([]doomed, error) {
 	var files []doomed
 	limit := g.r.now().Add(-max(g.o.Grace, 0))
@@ -439,8 +439,8 @@ func (g *collection) forget(ctx context.Context) error {
 	return nil
 }
 
-// spare takes out of the files to remove what forget published. The sweep found it where a collection that was cut off had stored
-// the same history, which then was nobody's, or where the publisher went back to a certificate of before.
+// spare takes out of the files to remove what forget published. The sweep found it where a collection that was cut off
+// had stored the same history, which then was nobody's, or where the publisher went back to a certificate of before.
 func (g *collection) spare(files []doomed) []doomed {
 	return slices.DeleteFunc(files, func(f doomed) bool {
 		if !g.keep.has(f.objectKey) {

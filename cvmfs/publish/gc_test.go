@@ -310,8 +310,8 @@ func (m *mortal) Remove(ctx context.Context, names ...string) error {
 	return nil
 }
 
-// mustBeReadable checks a repository whose publisher died: its reflog may be ahead of its manifest, which the next to take the
-// lock mends. Readers have no business with it.
+// mustBeReadable checks a repository whose publisher died: its reflog may be ahead of its manifest, which the next to
+// take the lock mends. Readers have no business with it.
 func mustBeReadable(t testing.TB, r *Repository) {
 	t.Helper()
 	problems, _ := checkAll(t, r)
@@ -368,8 +368,8 @@ func TestCollectionCutOffAnywhereIsFinishedByTheNext(t *testing.T) {
 	}
 }
 
-// TestHistoryThatACutOffCollectionStoredSurvivesTheNext has the second collection publish the very object that the first left as
-// an orphan, and that it found to be removed.
+// TestHistoryThatACutOffCollectionStoredSurvivesTheNext has the second collection publish the very object that the
+// first left as an orphan, and that it found to be removed.
 func TestHistoryThatACutOffCollectionStoredSurvivesTheNext(t *testing.T) {
 	r := published(t, 3)
 	local := r.storage.(*Local)

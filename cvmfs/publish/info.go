@@ -54,7 +54,7 @@ func (r *Repository) Info(ctx context.Context) (*Info, error) {
 	return i, nil
 }
 
-// count gives the counters of a revision's tree.
+// count returns the counters of a revision's tree.
 func (r *Repository) count(ctx context.Context, head *trust.Trusted) (total catalog.Counters, err error) {
 	dir, err := os.MkdirTemp("", "cvmfs-info-")
 	if err != nil {

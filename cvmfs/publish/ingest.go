@@ -41,7 +41,8 @@ type Stats struct {
 	LeftOut     int // how much Notes could tell
 }
 
-// Leftover is what an archive says and catalogs have no place for. Paths are relative to the layer, as in "usr/bin/perl".
+// Leftover is what an archive says and catalogs have no place for. Paths are relative to the layer, as in
+// "usr/bin/perl".
 type Leftover struct {
 	Root    *Attributes                // of the layer's root; nil: the archive doesn't say
 	Links   [][]string                 // hard links across folders: each group sorted, and the groups by their first
@@ -58,12 +59,13 @@ type Attributes struct {
 	MtimeN uint32 // nanoseconds
 }
 
-// Ingest makes a layer of an archive, an uncompressed tar, at a path where there is nothing yet, in a nested catalog of its own.
-// It reads the archive to its end, trailing bytes behind the end marker included. Several layers may be ingested at once. With an
-// error nothing of the layer is in the transaction; objects it stored are garbage unless something else names them.
+// Ingest makes a layer of an archive, an uncompressed tar, at a path where there is nothing yet, in a nested catalog of
+// its own. It reads the archive to its end, trailing bytes behind the end marker included. Several layers may be
+// ingested at once. With an error nothing of the layer is in the transaction; objects it stored are garbage unless
+// something else names them.
 //
-// Whiteouts stay the files they are. The same archive gives the same rows. Errors: fs.ErrExist if there is something at the path;
-// ErrArchive if the archive is at fault.
+// Whiteouts stay the files they are. The same archive gives the same rows. Errors: fs.ErrExist if there is something at
+// the path; ErrArchive if the archive is at fault.
 func (t *Transaction) Ingest(ctx context.Context, path string, archive io.Reader, o LayerOptions) (*Layer, error) {
 	release, err := t.reserve(ctx, path)
 	if err != nil {
@@ -203,7 +205,8 @@ type link struct {
 	path   string
 }
 
-// unlink makes independent files of hard links that are not all in one folder, and gives their paths. Catalogs hold no others.
+// unlink makes independent files of hard links that are not all in one folder, and gives their paths. Catalogs hold no
+// others.
 func unlink(names []link) (group []string) {
 	if !slices.ContainsFunc(names, func(l link) bool { return l.folder != names[0].folder }) {
 		return nil
@@ -231,8 +234,8 @@ func (n *node) eachFolder(path string, fn func(path string, folder *node) error)
 	})
 }
 
-// markedFolders are those below the root in which the archive has a file of the name that must stand in roots of nested catalogs
-// and nowhere else.
+// markedFolders are those below the root in which the archive has a file of the name that must stand in roots of nested
+// catalogs and nowhere else.
 func markedFolders(root *node) (folders []*node) {
 	root.eachFolder("", func(_ string, n *node) error { // fails only if the function does
 		if n != root && n.children[catalogMarker] != nil {
@@ -280,7 +283,8 @@ func (t *Transaction) newIntake(ctx context.Context) *intake {
 	return in
 }
 
-// wait waits for what is on its way, and gives the first error: that of reading, if there is one that isn't due to another.
+// wait waits for what is on its way, and gives the first error: that of reading, if there is one that isn't due to
+// another.
 func (in *intake) wait(err error) error {
 	in.running.Wait()
 	if cause := context.Cause(in.ctx); cause != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -297,7 +301,8 @@ type whole struct {
 	fresh bool
 }
 
-// content reads a file and hands it on: in one piece, or in chunks if it is large enough and content-defined cuts are found.
+// content reads a file and hands it on: in one piece, or in chunks if it is large enough and content-defined cuts are
+// found.
 func (in *intake) content(f *file, from io.Reader) error {
 	f.Compression = in.t.compression
 	w := &whole{file: f, left: 1}

@@ -46,12 +46,12 @@ type made struct {
 	size uint32 // stored bytes; no object has more than maxChunkSize and what compression may add
 }
 
-// known remembers which object was made of which content, so that content seen before is neither compressed nor stored again.
-// What it says is a hint: whether the object is there is looked up in the storage.
+// known remembers which object was made of which content, so that content seen before is neither compressed nor stored
+// again. What it says is a hint: whether the object is there is looked up in the storage.
 //
-// It is two files: a sorted one, searched in place, and the entries that came since, which are in memory too. The second is
-// merged into the first as soon as it holds a good part of it. An entry that isn't whole, for it was being written when the power
-// failed, is passed over.
+// It is two files: a sorted one, searched in place, and the entries that came since, which are in memory too. The
+// second is merged into the first as soon as it holds a good part of it. An entry that isn't whole, for it was being
+// written when the power failed, is passed over.
 type known struct {
 	dir string
 
@@ -153,7 +153,7 @@ func decodeKnown(b []byte) (c content, m made, ok bool) {
 	return c, m, ok
 }
 
-// find gives the object made of a content, if that is known.
+// find returns the object made of a content, if that is known.
 func (k *known) find(c content) (made, bool) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
@@ -163,8 +163,8 @@ func (k *known) find(c content) (made, bool) {
 	return k.search(c)
 }
 
-// search looks into the sorted file. Its keys are spread evenly, so a guess from the key's first bytes is close, and what is
-// around the guess is read at once.
+// search looks into the sorted file. Its keys are spread evenly, so a guess from the key's first bytes is close, and
+// what is around the guess is read at once.
 func (k *known) search(c content) (made, bool) {
 	const around = 64
 	key := encodeKnown(nil, c, made{})[:sha256.Size+1]

@@ -13,8 +13,8 @@ type Listed struct {
 	Folder bool
 }
 
-// List gives what is in a folder, sorted by name, without the publisher's markers. The error is fs.ErrNotExist if there is nothing
-// at the path.
+// List returns what is in a folder, sorted by name, without the publisher's markers. The error is fs.ErrNotExist if
+// there is nothing at the path.
 func (t *Transaction) List(ctx context.Context, path string) ([]Listed, error) {
 	all, err := t.list(ctx, path)
 	if err != nil {

@@ -28,7 +28,7 @@ const (
 	txnFolder  = "data/txn"
 )
 
-// OpenLocal gives the storage in a repository's root folder, which must have been made by MakeLocal.
+// OpenLocal returns the storage in a repository's root folder, which must have been made by MakeLocal.
 func OpenLocal(dir string) (*Local, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -113,7 +113,7 @@ func (l *Local) put(ctx context.Context, name string, content io.Reader, size in
 	return syncFolder(filepath.Dir(path))
 }
 
-// temp gives a new name below txnFolder.
+// temp returns a new name below txnFolder.
 func (l *Local) temp() string {
 	return filepath.Join(l.dir, txnFolder, strconv.Itoa(os.Getpid())+"."+strconv.FormatUint(l.seq.Add(1), 10))
 }
@@ -121,8 +121,8 @@ func (l *Local) temp() string {
 // errNamed says that the file system can't have files without names.
 var errNamed = errors.New("no files without names here")
 
-// putUnnamed writes an object to a file that has no name until it is whole (O_TMPFILE, since Linux 3.11). On ext4 this takes half
-// as long as a temporary name and a rename: all workers would create their files in one folder.
+// putUnnamed writes an object to a file that has no name until it is whole (O_TMPFILE, since Linux 3.11). On ext4 this
+// takes half as long as a temporary name and a rename: all workers would create their files in one folder.
 func (l *Local) putUnnamed(path string, content io.Reader, size int64) (err error) {
 	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
@@ -147,7 +147,7 @@ func (l *Local) putUnnamed(path string, content io.Reader, size int64) (err erro
 	return os.Rename(temp, path)
 }
 
-// linkOpen gives an open file a name.
+// linkOpen returns an open file a name.
 func linkOpen(f *os.File, path string) error {
 	from := "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
 	if err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
@@ -198,7 +198,7 @@ func (l *Local) Get(_ context.Context, name string) (io.ReadCloser, error) {
 	return os.Open(path)
 }
 
-// Stat gives a file's size.
+// Stat returns a file's size.
 func (l *Local) Stat(_ context.Context, name string) (int64, error) {
 	path, err := l.path(name)
 	if err != nil {

@@ -20,8 +20,8 @@ const (
 	maxHolder = 256 // bytes of the lock's file
 )
 
-// Lock takes the repository's lock, which whoever changes anything holds. It doesn't wait: if another process has it, or this one
-// already, the error is ErrLocked and names the holder. The lock ends with unlock, or with the process.
+// Lock takes the repository's lock, which whoever changes anything holds. It doesn't wait: if another process has it,
+// or this one already, the error is ErrLocked and names the holder. The lock ends with unlock, or with the process.
 func (r *Repository) Lock(ctx context.Context) (unlock func() error, err error) {
 	unlock, err = r.lock(ctx)
 	if err != nil {

@@ -42,7 +42,7 @@ func newEncoder(a hash.Algorithm, c hash.Compression) (*encoder, error) {
 // maxRetained is the most bytes an encoder keeps for its next object.
 const maxRetained = 20 << 20
 
-// encode gives the stored form, which is good until the next call, and its digest.
+// encode returns the stored form, which is good until the next call, and its digest.
 func (e *encoder) encode(plain []byte) ([]byte, hash.Digest, error) {
 	stored := plain
 	if e.compression == hash.Zlib {
@@ -172,14 +172,14 @@ func (w *watched) blame(err error) error {
 	return fmt.Errorf("%w: %w", errDamaged, err)
 }
 
-// readObject gives the plain bytes of a small object.
+// readObject returns the plain bytes of a small object.
 func readObject(ctx context.Context, from Served, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64) ([]byte, error) {
 	var b bytes.Buffer
 	err := copyObject(ctx, &b, from, d, s, c, limit)
 	return b.Bytes(), err
 }
 
-// readStored gives a small file of the storage.
+// readStored returns a small file of the storage.
 func readStored(ctx context.Context, from Served, name string, limit int64) ([]byte, error) {
 	f, err := from.Get(ctx, name)
 	if err != nil {
@@ -228,7 +228,7 @@ func putOnce(ctx context.Context, to Storage, name string, content io.Reader, si
 	return true, to.Put(ctx, name, content, size)
 }
 
-// stored tells whether the storage has an object of that size.
+// stored reports whether the storage has an object of that size.
 func stored(ctx context.Context, in Storage, name string, size int64) (bool, error) {
 	n, err := in.Stat(ctx, name)
 	if errors.Is(err, os.ErrNotExist) {

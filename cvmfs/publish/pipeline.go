@@ -13,8 +13,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// pipeline makes objects of plain bytes: several workers hash, compress and store what readers of archives hand them in buffers.
-// The buffers are bounded in bytes, so a reader waits while the workers have enough to do.
+// pipeline makes objects of plain bytes: several workers hash, compress and store what readers of archives hand them in
+// buffers. The buffers are bounded in bytes, so a reader waits while the workers have enough to do.
 type pipeline struct {
 	storage   Storage
 	algorithm hash.Algorithm
@@ -150,7 +150,8 @@ func (p *pipeline) submit(ctx context.Context, b *buffer, chunk bool, done func(
 	}
 }
 
-// make sees to it that the object of a content is in the storage. Of several callers with the same content one does the work.
+// make sees to it that the object of a content is in the storage. Of several callers with the same content one does the
+// work.
 func (p *pipeline) make(ctx context.Context, e *encoder, c content, plain []byte) (object, error) {
 	for {
 		p.mu.Lock()

@@ -16,16 +16,16 @@ import (
 // ErrReflog says that the reflog is not the one the publisher last wrote: to go on would lose track of objects.
 var ErrReflog = errors.New("the reflog is not the one last published")
 
-// The publisher's own note of the reflog's digest, and the reflog before the one noted. Both are written before the reflog is, and
-// the second is removed after the manifest. So a reflog that is not what the note says is either that of a publish that was cut off,
-// or the storage went back behind the publisher's back.
+// The publisher's own note of the reflog's digest, and the reflog before the one noted. Both are written before the
+// reflog is, and the second is removed after the manifest. So a reflog that is not what the note says is either that of
+// a publish that was cut off, or the storage went back behind the publisher's back.
 const (
 	reflogSum    = "reflog.chksum"
 	reflogBefore = "reflog.before"
 )
 
-// reflog gives the reflog that the manifest names by its digest. If a publish was cut off between reflog and manifest, the former
-// one is put back. The caller holds the lock.
+// reflog returns the reflog that the manifest names by its digest. If a publish was cut off between reflog and
+// manifest, the former one is put back. The caller holds the lock.
 func (r *Repository) reflog(ctx context.Context, named hash.Digest) (*history.Reflog, error) {
 	raw, err := readStored(ctx, r.storage, reflogFile, maxDatabase)
 	if err == nil {
@@ -46,7 +46,8 @@ func (r *Repository) reflog(ctx context.Context, named hash.Digest) (*history.Re
 	return log, err
 }
 
-// settleReflog gives the reflog the manifest names if that is the one found, or the one before a publish that was cut off.
+// settleReflog returns the reflog the manifest names if that is the one found, or the one before a publish that was cut
+// off.
 func (r *Repository) settleReflog(ctx context.Context, found []byte, named hash.Digest) ([]byte, error) {
 	if named.IsZero() {
 		return nil, fmt.Errorf("%w: the manifest names none", ErrReflog)

@@ -18,7 +18,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/trust"
 )
 
-// ErrExpired refuses to publish what no client would believe: the whitelist is over, or doesn't list the publisher's certificate.
+// ErrExpired refuses to publish what no client would believe: the whitelist is over, or doesn't list the publisher's
+// certificate.
 var ErrExpired = errors.New("clients would not believe a new revision")
 
 // The mutable files of a repository.
@@ -109,7 +110,7 @@ func (r *Repository) Dir() string { return r.dir }
 
 func (r *Repository) now() time.Time { return r.options.Now().UTC() }
 
-// key gives the path of one of the files with keys: FQRN.masterkey, .pub, .key or .crt.
+// key returns the path of one of the files with keys: FQRN.masterkey, .pub, .key or .crt.
 func (r *Repository) key(ending string) string { return keyPath(r.dir, r.settings, ending) }
 
 func keyPath(dir string, s Settings, ending string) string {
@@ -125,8 +126,8 @@ func keyPath(dir string, s Settings, ending string) string {
 // MasterKeys are the public keys by which clients know the repository.
 func (r *Repository) MasterKeys() (trust.Keys, error) { return trust.LoadKeys(r.key(".pub")) }
 
-// Head gives the newest revision's manifest, verified as clients do it, with the folder's own master key. Where all that is
-// amiss is that the whitelist expired, it gives the manifest and the error, trust.ErrExpired.
+// Head returns the newest revision's manifest, verified as clients do it, with the folder's own master key. Where all
+// that is amiss is that the whitelist expired, it gives the manifest and the error, trust.ErrExpired.
 func (r *Repository) Head(ctx context.Context) (*trust.Trusted, error) {
 	keys, err := r.MasterKeys()
 	if err != nil {
@@ -165,7 +166,7 @@ func (s source) Whitelist(ctx context.Context) ([]byte, error) {
 // errOtherKey says that key and certificate don't belong together.
 var errOtherKey = errors.New("is not one of the key")
 
-// signer gives the key and the certificate new manifests are signed with.
+// signer returns the key and the certificate new manifests are signed with.
 func (r *Repository) signer() (*rsa.PrivateKey, *trust.Certificate, []byte, error) {
 	key, err := trust.LoadPrivateKey(r.key(".key"))
 	if err != nil {
@@ -208,8 +209,8 @@ func (r *Repository) believed(ctx context.Context, c *trust.Certificate) error {
 	return nil
 }
 
-// putManifest signs a manifest and makes it the repository's newest. What it leads to must have been synced. With it a new reflog
-// counts. The caller holds the lock.
+// putManifest signs a manifest and makes it the repository's newest. What it leads to must have been synced. With it a
+// new reflog counts. The caller holds the lock.
 func (r *Repository) putManifest(ctx context.Context, m *manifest.Manifest, key *rsa.PrivateKey) error {
 	text, err := m.Text()
 	if err != nil {

@@ -222,7 +222,8 @@ func packTo(to io.Writer, items []item) error {
 	return w.Close()
 }
 
-// expect is the model: what a reader must see of an archive without hard links, surprises in its order, or missing folders.
+// expect is the model: what a reader must see of an archive without hard links, surprises in its order, or missing
+// folders.
 func expect(items []item) map[string]seen {
 	all := map[string]seen{}
 	for _, i := range items {

@@ -18,8 +18,8 @@ type revision struct {
 	now         time.Time // of the new manifest
 }
 
-// revise makes ready for a new manifest: it removes what was left half done and refuses where clients wouldn't believe it. The caller
-// holds the lock.
+// revise makes ready for a new manifest: it removes what was left half done and refuses where clients wouldn't believe
+// it. The caller holds the lock.
 func (r *Repository) revise(ctx context.Context) (*revision, error) {
 	if err := r.clear(); err != nil {
 		return nil, err

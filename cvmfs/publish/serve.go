@@ -26,8 +26,8 @@ var (
 	}
 )
 
-// Server serves the repository of a publisher's folder at /cvmfs/FQRN/: what readers ask for, and nothing else that lies there. It is
-// for trying out; a web server does the same better.
+// Server serves the repository of a publisher's folder at /cvmfs/FQRN/: what readers ask for, and nothing else that
+// lies there. It is for trying out; a web server does the same better.
 type Server struct {
 	prefix string
 	root   *os.Root // nothing outside is reached, by no symbolic link either
@@ -46,7 +46,7 @@ func NewServer(r *Repository) (*Server, error) {
 	return &Server{prefix: "/cvmfs/" + r.FQRN() + "/", root: root}, nil
 }
 
-// Close gives the folder back.
+// Close returns the folder back.
 func (s *Server) Close() error { return s.root.Close() }
 
 // ServeHTTP answers GET and HEAD, conditional ones and ranges of objects too.

@@ -13,8 +13,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// Settings are what a publisher's folder says of its repository, in DIR/publisher.json. The zero value of a field is its
-// default.
+// Settings are what a publisher's folder says of its repository, in DIR/publisher.json. The zero value of a field is
+// its default.
 type Settings struct {
 	FQRN               string `json:"fqrn"`
 	Algorithm          string `json:"algorithm"`           // of digests: sha1 (default) or shake128

@@ -1,7 +1,7 @@
 package publish
 
-// The rows a catalog of a layer should have. A layer with more is split at folders; what is smaller than the least is not worth a
-// catalog of its own.
+// The rows a catalog of a layer should have. A layer with more is split at folders; what is smaller than the least is
+// not worth a catalog of its own.
 const (
 	mostRows  = 100_000
 	leastRows = 1000
@@ -14,8 +14,9 @@ const (
 
 func isMarker(name string) bool { return name == catalogMarker || name == autoMarker }
 
-// split makes mounts of folders until no catalog below n has more than most rows, as far as folders allow, and calls made for
-// each. It gives the rows that remain in n's catalog, n's own not counted. Where it splits depends on the tree alone.
+// split makes mounts of folders until no catalog below n has more than most rows, as far as folders allow, and calls
+// made for each. It gives the rows that remain in n's catalog, n's own not counted. Where it splits depends on the tree
+// alone.
 func split(n *node, most, least int, made func(*node)) int {
 	total := 0
 	weights := map[*node]int{} // of folders that are no mounts

@@ -11,7 +11,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// checkStatistics recomputes the counters of every catalog of the newest revision and compares the rows mounts have on both sides.
+// checkStatistics recomputes the counters of every catalog of the newest revision and compares the rows mounts have on
+// both sides.
 func checkStatistics(t *testing.T, r *Repository) {
 	t.Helper()
 	head, err := r.Head(t.Context())

@@ -11,7 +11,7 @@ import (
 type Served interface {
 	// Get opens a file; the error is fs.ErrNotExist if there is none.
 	Get(ctx context.Context, name string) (io.ReadCloser, error)
-	// Stat gives a file's size in bytes; the error is fs.ErrNotExist if there is none.
+	// Stat returns a file's size in bytes; the error is fs.ErrNotExist if there is none.
 	Stat(ctx context.Context, name string) (int64, error)
 	// String says where the repository is, for people.
 	String() string
@@ -20,8 +20,8 @@ type Served interface {
 // Storage is where readers find a repository's files, and a publisher puts them.
 type Storage interface {
 	Served
-	// Put stores a file of size bytes; one that is there is replaced. Readers see the former or the new one, whole. What
-	// was put is safe from a loss of power only after Sync.
+	// Put stores a file of size bytes; one that is there is replaced. Readers see the former or the new one, whole.
+	// What was put is safe from a loss of power only after Sync.
 	Put(ctx context.Context, name string, content io.Reader, size int64) error
 	// Remove removes files; one that isn't there is no error.
 	Remove(ctx context.Context, names ...string) error

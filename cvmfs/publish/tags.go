@@ -15,7 +15,8 @@ import (
 // ErrKeptTag refuses to change the tags that each publish sets.
 var ErrKeptTag = errors.New("the publisher itself keeps this tag")
 
-// Tags gives the tags of the newest revision's history. It needs no lock and writes nothing in the publisher's folder.
+// Tags returns the tags of the newest revision's history. It needs no lock and writes nothing in the publisher's
+// folder.
 func (r *Repository) Tags(ctx context.Context) ([]history.Tag, error) {
 	head, err := r.Head(ctx)
 	if err != nil && !errors.Is(err, trust.ErrExpired) {
@@ -41,8 +42,8 @@ func (r *Repository) readTags(ctx context.Context, head *trust.Trusted) (tags []
 	return h.Tags, nil
 }
 
-// AddTag gives a name to the newest revision, or, unless of is "", to the one that tag names. The error is fs.ErrExist if the name
-// is taken, and fs.ErrNotExist if there is no tag of.
+// AddTag returns a name to the newest revision, or, unless of is "", to the one that tag names. The error is
+// fs.ErrExist if the name is taken, and fs.ErrNotExist if there is no tag of.
 func (r *Repository) AddTag(ctx context.Context, name, of, description string) error {
 	err := r.editTags(ctx, func(tags *history.History, v *revision) error {
 		if kept(name) {
@@ -71,8 +72,8 @@ func (r *Repository) AddTag(ctx context.Context, name, of, description string) e
 	return nil
 }
 
-// RemoveTag takes a name away; what only it led to goes with the next garbage collection. The error is fs.ErrNotExist if there is no
-// such tag.
+// RemoveTag takes a name away; what only it led to goes with the next garbage collection. The error is fs.ErrNotExist
+// if there is no such tag.
 func (r *Repository) RemoveTag(ctx context.Context, name string) error {
 	err := r.editTags(ctx, func(tags *history.History, _ *revision) error {
 		if kept(name) {

@@ -121,7 +121,7 @@ func (t *Transaction) end() error {
 	return errors.Join(t.known.close(), emptyFolder(filepath.Join(t.repo.dir, tmpFolder)), t.unlock())
 }
 
-// temp gives the path of a new file in the publisher's folder.
+// temp returns the path of a new file in the publisher's folder.
 func (t *Transaction) temp(kind string) string {
 	t.files++
 	return filepath.Join(t.repo.dir, tmpFolder, kind+"."+strconv.Itoa(t.files))
@@ -144,8 +144,8 @@ func splitPath(path string) ([]string, error) {
 	return names, nil
 }
 
-// descend goes down as far as there are folders, loading catalogs on the way, and gives the folders it went through and the
-// components that are left. If only one is left, it may be something in the last folder.
+// descend goes down as far as there are folders, loading catalogs on the way, and gives the folders it went through and
+// the components that are left. If only one is left, it may be something in the last folder.
 func (t *Transaction) descend(ctx context.Context, names []string) (chain []*node, rest []string, err error) {
 	chain = []*node{t.root}
 	path := ""
@@ -169,7 +169,7 @@ func (t *Transaction) descend(ctx context.Context, names []string) (chain []*nod
 	return chain, names, nil
 }
 
-// find gives what is at a path; nil if there is nothing.
+// find returns what is at a path; nil if there is nothing.
 func (t *Transaction) find(ctx context.Context, path string) (*node, error) {
 	names, err := splitPath(path)
 	if err != nil {
@@ -182,7 +182,7 @@ func (t *Transaction) find(ctx context.Context, path string) (*node, error) {
 	return chain[len(chain)-1].children[rest[0]], nil
 }
 
-// Has tells whether there is something at a path.
+// Has reports whether there is something at a path.
 func (t *Transaction) Has(ctx context.Context, path string) (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -193,7 +193,8 @@ func (t *Transaction) Has(ctx context.Context, path string) (bool, error) {
 	return n != nil, nil
 }
 
-// ReadFile gives a file's content, at most MaxContent bytes. The error is fs.ErrNotExist if there is nothing at the path.
+// ReadFile returns a file's content, at most MaxContent bytes. The error is fs.ErrNotExist if there is nothing at the
+// path.
 func (t *Transaction) ReadFile(ctx context.Context, path string) ([]byte, error) {
 	b, err := t.readFile(ctx, path)
 	if err != nil {
@@ -229,7 +230,7 @@ func (t *Transaction) readFile(ctx context.Context, path string) ([]byte, error)
 	return all.Bytes(), nil
 }
 
-// folder gives the folders down to a path's parent, made if missing, and the last component. The caller holds mu.
+// folder returns the folders down to a path's parent, made if missing, and the last component. The caller holds mu.
 func (t *Transaction) folder(ctx context.Context, path string) (chain []*node, name string, err error) {
 	names, err := splitPath(path)
 	if err != nil {
@@ -309,8 +310,8 @@ func (t *Transaction) Symlink(ctx context.Context, target, path string) error {
 	return nil
 }
 
-// WriteFile makes or replaces a file of at most MaxContent bytes; folders above are made. The mode's permission bits count. One
-// that has this content and mode already stays as it is.
+// WriteFile makes or replaces a file of at most MaxContent bytes; folders above are made. The mode's permission bits
+// count. One that has this content and mode already stays as it is.
 func (t *Transaction) WriteFile(ctx context.Context, path string, content []byte, mode uint32) error {
 	if err := t.writeFile(ctx, path, content, mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -358,7 +359,7 @@ func (t *Transaction) replace(ctx context.Context, path string, f *file) error {
 	return nil
 }
 
-// same tells whether two files have the same content and attributes, times apart.
+// same reports whether two files have the same content and attributes, times apart.
 func (f *file) same(o *file) bool {
 	same := f.Mode == o.Mode && f.UID == o.UID && f.GID == o.GID && f.Size == o.Size && f.Target == o.Target &&
 		f.Digest == o.Digest && f.Compression == o.Compression && len(f.Chunks) == len(o.Chunks)

@@ -53,7 +53,7 @@ const (
 	folderSize = 4096 // bytes a folder's row says
 )
 
-// newFolder gives an empty folder, 0755 and root's.
+// newFolder returns an empty folder, 0755 and root's.
 func newFolder(name string, mtime int64, mtimeN int32) *node {
 	return &node{name: name, children: map[string]*node{}, file: &file{Entry: catalog.Entry{
 		Mode: typeDir | 0o755, Size: folderSize, Mtime: mtime, MtimeN: mtimeN,
@@ -62,7 +62,7 @@ func newFolder(name string, mtime int64, mtimeN int32) *node {
 
 func (n *node) isDir() bool { return n.file.IsDir() }
 
-// sorted gives a folder's children by name.
+// sorted returns a folder's children by name.
 func (n *node) sorted() []*node {
 	return slices.SortedFunc(maps.Values(n.children), func(a, b *node) int { return strings.Compare(a.name, b.name) })
 }
@@ -77,8 +77,8 @@ func (n *node) subfolders() (count uint32) {
 	return count
 }
 
-// within calls fn for each node below n that has a row in the same catalog, folders before what is in them, in the order of
-// names. path is n's own.
+// within calls fn for each node below n that has a row in the same catalog, folders before what is in them, in the
+// order of names. path is n's own.
 func (n *node) within(path string, fn func(path string, n *node) error) error {
 	for _, c := range n.sorted() {
 		below := path + "/" + c.name
@@ -95,8 +95,8 @@ func (n *node) within(path string, fn func(path string, n *node) error) error {
 	return nil
 }
 
-// number gives hard-link groups in a folder the numbers from first on, and files their link count. A file all of whose other
-// names are gone is an ordinary one again. The files must have no names elsewhere.
+// number returns hard-link groups in a folder the numbers from first on, and files their link count. A file all of
+// whose other names are gone is an ordinary one again. The files must have no names elsewhere.
 func number(children []*node, first uint32) (next uint32) {
 	names := map[*file]uint32{}
 	for _, c := range children {

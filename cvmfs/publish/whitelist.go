@@ -19,8 +19,9 @@ type ResignOptions struct {
 	NewKey bool // publish with a new key and certificate from now on; the former certificate stays on the list
 }
 
-// Resign signs the whitelist anew with the master key, which must be in the folder of keys. Certificates that are listed stay listed,
-// and the publisher's own is added. It gives the moment the new list expires. Where an earlier one was cut off, it goes on.
+// Resign signs the whitelist anew with the master key, which must be in the folder of keys. Certificates that are
+// listed stay listed, and the publisher's own is added. It gives the moment the new list expires. Where an earlier one
+// was cut off, it goes on.
 func (r *Repository) Resign(ctx context.Context, o ResignOptions) (expires time.Time, err error) {
 	if o.Days == 0 {
 		o.Days = r.settings.WhitelistDays
@@ -76,8 +77,8 @@ func (r *Repository) resign(ctx context.Context, o ResignOptions) (time.Time, er
 	return w.Expires.Truncate(time.Hour), r.storage.Sync(ctx) // readers look at the hour alone
 }
 
-// listed are the fingerprints on the whitelist of now, whether it expired or not; none if there is no list. One that the master key
-// didn't sign is refused: whoever wrote it would be signed for.
+// listed are the fingerprints on the whitelist of now, whether it expired or not; none if there is no list. One that
+// the master key didn't sign is refused: whoever wrote it would be signed for.
 func (r *Repository) listed(ctx context.Context, keys trust.Keys) ([]hash.Digest, error) {
 	raw, err := source{r.storage}.Whitelist(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -93,8 +94,8 @@ func (r *Repository) listed(ctx context.Context, keys trust.Keys) ([]hash.Digest
 	return list.Fingerprints(), nil
 }
 
-// settleCertificate gives the publisher's certificate, and makes a new key if asked. A certificate that isn't the key's is what a
-// change of keys that was cut off left: the key counts, as each certificate can be made again from it.
+// settleCertificate returns the publisher's certificate, and makes a new key if asked. A certificate that isn't the
+// key's is what a change of keys that was cut off left: the key counts, as each certificate can be made again from it.
 func (r *Repository) settleCertificate(newKey bool) (*trust.Certificate, error) {
 	if newKey {
 		if err := r.replaceKey(); err != nil {

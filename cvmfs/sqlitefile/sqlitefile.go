@@ -1,9 +1,9 @@
-// Package sqlitefile opens SQLite files that come from outside, and writes new ones. Catalogs, tag databases and reflogs are
-// such files.
+// Package sqlitefile opens SQLite files that come from outside, and writes new ones. Catalogs, tag databases and
+// reflogs are such files.
 //
-// A file is taken for hostile even when its digest was verified, for a publisher's key may be in wrong hands: it is opened
-// without locks, journals or writing, it must be a plain rollback-journal database of UTF-8 text, and the tables read must be
-// ordinary tables: a view or a computed column would run the file's own SQL.
+// A file is taken for hostile even when its digest was verified, for a publisher's key may be in wrong hands: it is
+// opened without locks, journals or writing, it must be a plain rollback-journal database of UTF-8 text, and the tables
+// read must be ordinary tables: a view or a computed column would run the file's own SQL.
 package sqlitefile
 
 import (
@@ -28,8 +28,8 @@ const (
 	maxValue  = 1 << 20 // bytes of one row; a catalog's row with the largest attributes has 130 KiB
 )
 
-// File is an open database. Its methods may be called concurrently, but wait for each other; none may be called from within
-// the function given to Query.
+// File is an open database. Its methods may be called concurrently, but wait for each other; none may be called from
+// within the function given to Query.
 type File struct {
 	db      *sql.DB
 	conn    *sql.Conn
@@ -37,8 +37,8 @@ type File struct {
 	invalid error
 }
 
-// Open opens the file at path for reading. It must not change while it is open. Errors that lie in the content wrap invalid,
-// and no others do.
+// Open opens the file at path for reading. It must not change while it is open. Errors that lie in the content wrap
+// invalid, and no others do.
 func Open(path string, maxSize int64, invalid error) (*File, error) {
 	size, err := checkHeader(path, maxSize, invalid)
 	if err != nil {
@@ -72,7 +72,8 @@ func address(path string) string {
 	return u.String()
 }
 
-// checkHeader looks at the head of the file (https://www.sqlite.org/fileformat2.html, section 1.3) and gives the file's size.
+// checkHeader looks at the head of the file (https://www.sqlite.org/fileformat2.html, section 1.3) and gives the file's
+// size.
 func checkHeader(path string, maxSize int64, invalid error) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -156,8 +157,8 @@ func (f *File) CheckTables(names ...string) error {
 	return nil
 }
 
-// Columns gives what to select of a table: the columns, with NULL for those of the last few, optional ones, that the file
-// doesn't have. Computed columns are refused.
+// Columns returns what to select of a table: the columns, with NULL for those of the last few, optional ones, that the
+// file doesn't have. Computed columns are refused.
 func (f *File) Columns(table string, columns []string, optional int) (string, error) {
 	has := map[string]bool{}
 	err := f.Query("PRAGMA table_xinfo("+table+")", nil, func(row []driver.Value) error {
@@ -184,8 +185,9 @@ func (f *File) Columns(table string, columns []string, optional int) (string, er
 	return strings.Join(columns, ", "), nil
 }
 
-// Query runs one statement and hands each row to fn, which must not keep the slice. It goes past database/sql's Scan, whose
-// conversions take longer than reading does. The statements are our own, so what SQLite has against one is the file's fault.
+// Query runs one statement and hands each row to fn, which must not keep the slice. It goes past database/sql's Scan,
+// whose conversions take longer than reading does. The statements are our own, so what SQLite has against one is the
+// file's fault.
 func (f *File) Query(text string, args []driver.NamedValue, fn func(row []driver.Value) error) error {
 	return f.conn.Raw(func(conn any) error {
 		rows, err := conn.(driver.QueryerContext).QueryContext(context.Background(), text, args)
@@ -208,8 +210,8 @@ func (f *File) Query(text string, args []driver.NamedValue, fn func(row []driver
 	})
 }
 
-// Create begins a database in a file that must not be there yet, with the tables a script makes. What is written is thrown
-// away after a crash, so nothing is synced and no journal kept. The same statements give the same bytes.
+// Create begins a database in a file that must not be there yet, with the tables a script makes. What is written is
+// thrown away after a crash, so nothing is synced and no journal kept. The same statements give the same bytes.
 func Create(path, script string) (*sql.DB, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {

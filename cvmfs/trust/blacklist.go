@@ -14,7 +14,8 @@ import (
 // maxBlacklist is the most bytes of a blacklist file.
 const maxBlacklist = 1 << 20
 
-// Blacklist takes trust away: from certificates by their fingerprints, and from revisions below a number. A nil one is empty.
+// Blacklist takes trust away: from certificates by their fingerprints, and from revisions below a number. A nil one is
+// empty.
 type Blacklist struct {
 	fingerprints []hash.Digest
 	revisions    map[string]uint64
@@ -23,9 +24,9 @@ type Blacklist struct {
 
 // LoadBlacklist joins files; one that doesn't exist is empty.
 //
-// A line "<fqrn N" means that revisions of that repository smaller than N are bad, N itself being good; any other line is a
-// fingerprint as in a whitelist. Empty lines and those that begin with "#" are comments; what else can't be read has no effect,
-// as in the reference client, and is kept for Ignored.
+// A line "<fqrn N" means that revisions of that repository smaller than N are bad, N itself being good; any other line
+// is a fingerprint as in a whitelist. Empty lines and those that begin with "#" are comments; what else can't be read
+// has no effect, as in the reference client, and is kept for Ignored.
 func LoadBlacklist(paths ...string) (*Blacklist, error) {
 	b := &Blacklist{revisions: make(map[string]uint64)}
 	for _, path := range paths {
@@ -67,10 +68,10 @@ func (b *Blacklist) add(line string) bool {
 	return line == "" || strings.HasPrefix(line, "#")
 }
 
-// Certificate tells whether c must not be trusted.
+// Certificate reports whether c must not be trusted.
 func (b *Blacklist) Certificate(c *Certificate) bool { return b.Fingerprints(c.String()) }
 
-// Fingerprints tells whether one of the fingerprints in s, separated by blanks, must not be trusted. With what
+// Fingerprints reports whether one of the fingerprints in s, separated by blanks, must not be trusted. With what
 // Certificate.String gave, a record of a certificate can be judged long after the certificate itself is gone.
 func (b *Blacklist) Fingerprints(s string) bool {
 	if b == nil {

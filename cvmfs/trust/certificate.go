@@ -41,8 +41,8 @@ func ParseCertificate(pem []byte) (*Certificate, error) {
 // Fingerprint is the digest of the DER bytes.
 func (c *Certificate) Fingerprint(a hash.Algorithm) hash.Digest { return a.Digest(c.der) }
 
-// String is the certificate's fingerprints by all algorithms, separated by blanks, the SHA-1 one first. Kept as a record it is
-// what Blacklist.Fingerprints wants to see.
+// String is the certificate's fingerprints by all algorithms, separated by blanks, the SHA-1 one first. Kept as a
+// record it is what Blacklist.Fingerprints wants to see.
 func (c *Certificate) String() string {
 	var all []string
 	for a := hash.SHA1; a.Valid(); a++ {
@@ -67,7 +67,8 @@ func FormatFingerprint(d hash.Digest) string {
 	return strings.ToUpper(b.String())
 }
 
-// parseFingerprint reads a line of a whitelist or blacklist: a fingerprint, perhaps a comment after a blank, tab or "#".
+// parseFingerprint reads a line of a whitelist or blacklist: a fingerprint, perhaps a comment after a blank, tab or
+// "#".
 func parseFingerprint(line string) (hash.Digest, bool) {
 	if i := strings.IndexAny(line, " \t#"); i >= 0 {
 		line = line[:i]
@@ -76,8 +77,8 @@ func parseFingerprint(line string) (hash.Digest, bool) {
 	return d, err == nil
 }
 
-// verifyManifest tells whether c's key signed the letter. The digest in the signature is SHA-1 of the printed digest, whatever
-// algorithm the repository and that digest use.
+// verifyManifest reports whether c's key signed the letter. The digest in the signature is SHA-1 of the printed digest,
+// whatever algorithm the repository and that digest use.
 func verifyManifest(l *letter, c *Certificate) error {
 	sum := sha1.Sum(l.hashText)
 	if err := rsa.VerifyPKCS1v15(c.key, crypto.SHA1, sum[:], l.signature); err != nil {

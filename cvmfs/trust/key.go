@@ -68,8 +68,8 @@ func checkKey(key any) (*rsa.PublicKey, error) {
 	return k, nil
 }
 
-// verify tells whether one of the keys signed digestText: PKCS #1 v1.5 padding (type 1) around the bare text, no digest of it
-// and no DigestInfo. A key too short for the text can't have.
+// verify reports whether one of the keys signed digestText: PKCS #1 v1.5 padding (type 1) around the bare text, no
+// digest of it and no DigestInfo. A key too short for the text can't have.
 func (keys Keys) verify(digestText, signature []byte) bool {
 	for _, k := range keys {
 		if rsa.VerifyPKCS1v15(k, crypto.Hash(0), digestText, signature) == nil {
@@ -79,7 +79,7 @@ func (keys Keys) verify(digestText, signature []byte) bool {
 	return false
 }
 
-// onlyBlock gives the content of the one PEM block in b, which must be of that type.
+// onlyBlock returns the content of the one PEM block in b, which must be of that type.
 func onlyBlock(b []byte, blockType string) ([]byte, error) {
 	block, err := oneBlock(b)
 	if err != nil {
@@ -91,7 +91,7 @@ func onlyBlock(b []byte, blockType string) ([]byte, error) {
 	return block.Bytes, nil
 }
 
-// oneBlock gives the one PEM block in b. Text around it is customary.
+// oneBlock returns the one PEM block in b. Text around it is customary.
 func oneBlock(b []byte) (*pem.Block, error) {
 	block, rest := pem.Decode(b)
 	if block == nil {

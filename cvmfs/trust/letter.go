@@ -7,20 +7,20 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-// MaxLetter is the most bytes of a letter. Manifests are limited further, to manifest.MaxSize; a whitelist of this size has
-// about a thousand certificates.
+// MaxLetter is the most bytes of a letter. Manifests are limited further, to manifest.MaxSize; a whitelist of this size
+// has about a thousand certificates.
 const MaxLetter = 64 << 10
 
-// letter is a signed text that was taken apart. The text has the digest it says it has; whether the signature is good is not
-// known yet.
+// letter is a signed text that was taken apart. The text has the digest it says it has; whether the signature is good
+// is not known yet.
 type letter struct {
 	text      []byte // the lines, up to and with the newline before "--"
 	hashText  []byte // the text's digest as it is printed: this is what is signed
 	signature []byte
 }
 
-// parseLetter takes a letter apart and compares its text with the digest below it, taken by the algorithm printed there. The
-// slices of the result are b's.
+// parseLetter takes a letter apart and compares its text with the digest below it, taken by the algorithm printed
+// there. The slices of the result are b's.
 func parseLetter(b []byte) (*letter, error) {
 	if err := permitted(); err != nil {
 		return nil, fmt.Errorf("letter: %w", err)

@@ -27,7 +27,8 @@ func GenerateKey() (*rsa.PrivateKey, error) {
 	return key, nil
 }
 
-// LoadPrivateKey reads a file with one private key (PEM, "RSA PRIVATE KEY" or "PRIVATE KEY"), which must be its owner's alone.
+// LoadPrivateKey reads a file with one private key (PEM, "RSA PRIVATE KEY" or "PRIVATE KEY"), which must be its owner's
+// alone.
 func LoadPrivateKey(path string) (*rsa.PrivateKey, error) {
 	key, err := loadPrivateKey(path)
 	if err != nil {
@@ -91,8 +92,8 @@ func parsePrivateKey(b []byte) (*rsa.PrivateKey, error) {
 	return private, nil
 }
 
-// SavePrivateKey writes a key to a file of mode 0600 that must not exist yet: fs.ErrExist if it does. When it returns, the
-// file is on the disk, whole.
+// SavePrivateKey writes a key to a file of mode 0600 that must not exist yet: fs.ErrExist if it does. When it returns,
+// the file is on the disk, whole.
 func SavePrivateKey(path string, key *rsa.PrivateKey) error {
 	block := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}
 	if err := saveNew(path, pem.EncodeToMemory(block), 0o600); err != nil {
@@ -113,8 +114,8 @@ func SavePublicKey(path string, key *rsa.PublicKey) error {
 	return nil
 }
 
-// saveNew writes a file that is complete or absent, and never in another's place: a hard link gives it its name, as only
-// that fails where something is already.
+// saveNew writes a file that is complete or absent, and never in another's place: a hard link gives it its name, as
+// only that fails where something is already.
 func saveNew(path string, content []byte, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // of mode 0600

@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	// certificateLife is how long a new certificate says it is good for, as the reference's servers have it. Nobody looks.
+	// certificateLife is how long a new certificate says it is good for, as the reference's servers have it. Nobody
+	// looks.
 	certificateLife = 365 * 24 * time.Hour
 	// maxCommonName is X.520's limit (RFC 5280, appendix A.1), which OpenSSL insists on.
 	maxCommonName = 64
@@ -52,10 +53,11 @@ func NewCertificate(fqrn string, key *rsa.PrivateKey, now time.Time) ([]byte, er
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
-// Holds tells whether key is the one the certificate is of.
+// Holds reports whether key is the one the certificate is of.
 func (c *Certificate) Holds(key *rsa.PrivateKey) bool { return key.PublicKey.Equal(c.key) }
 
-// SignManifest makes the letter to publish of a manifest's text, with a's digest of it and the signature of a publisher's key.
+// SignManifest makes the letter to publish of a manifest's text, with a's digest of it and the signature of a
+// publisher's key.
 func SignManifest(text []byte, a hash.Algorithm, key *rsa.PrivateKey) ([]byte, error) {
 	letter, err := seal(text, a, func(hashText []byte) ([]byte, error) {
 		sum := sha1.Sum(hashText)

@@ -14,13 +14,14 @@
 //   - The blacklist is a file of the host. It takes trust away from certificates and from old revisions, whatever the whitelist
 //     says.
 //
-// The chain is always walked from end to end, by Policy.Verify: master key, whitelist, certificate, manifest. The reference
-// client leaves it out when the root catalog is unchanged; here the other fields of a manifest count as well. What hangs below
-// the manifest is verified by digests alone. There is no way to a text of a letter but through its verification.
+// The chain is always walked from end to end, by Policy.Verify: master key, whitelist, certificate, manifest. The
+// reference client leaves it out when the root catalog is unchanged; here the other fields of a manifest count as well.
+// What hangs below the manifest is verified by digests alone. There is no way to a text of a letter but through its
+// verification.
 //
-// The formats are those of the CernVM-FS client, crypto/signature.cc, whitelist.cc and manifest_fetch.cc. Whitelists that want
-// a PKCS#7 signature (Vpkcs7) or a certificate chain (Wcachain) are refused: the reference client never loads the authorities
-// these would be judged by, so no such list can be verified by anyone.
+// The formats are those of the CernVM-FS client, crypto/signature.cc, whitelist.cc and manifest_fetch.cc. Whitelists
+// that want a PKCS#7 signature (Vpkcs7) or a certificate chain (Wcachain) are refused: the reference client never loads
+// the authorities these would be judged by, so no such list can be verified by anyone.
 package trust
 
 import (
@@ -34,8 +35,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/manifest"
 )
 
-// What can be wrong with a chain. ErrNotWhitelisted and ErrBlacklisted are verdicts that another server can't change; with the
-// others it may be just this server's copy that is bad or old.
+// What can be wrong with a chain. ErrNotWhitelisted and ErrBlacklisted are verdicts that another server can't change;
+// with the others it may be just this server's copy that is bad or old.
 var (
 	ErrInvalid        = errors.New("not in the format")
 	ErrSignature      = errors.New("signature does not match")
@@ -54,9 +55,9 @@ type Policy struct {
 
 // Source gets what belongs to a manifest. What it returns is not believed.
 type Source interface {
-	// Certificate gives the plain bytes (PEM) of the certificate object d.
+	// Certificate returns the plain bytes (PEM) of the certificate object d.
 	Certificate(ctx context.Context, d hash.Digest) ([]byte, error)
-	// Whitelist gives .cvmfswhitelist.
+	// Whitelist returns .cvmfswhitelist.
 	Whitelist(ctx context.Context) ([]byte, error)
 }
 
@@ -67,8 +68,8 @@ type Trusted struct {
 	Expires     time.Time    // when the whitelist stops vouching for that
 }
 
-// Verify judges published, the content of .cvmfspublished. It doesn't know what the host saw before: that a revision isn't older
-// than one seen is for the caller to see to.
+// Verify judges published, the content of .cvmfspublished. It doesn't know what the host saw before: that a revision
+// isn't older than one seen is for the caller to see to.
 func (p *Policy) Verify(ctx context.Context, published []byte, from Source) (*Trusted, error) {
 	t, err := p.verify(ctx, published, from)
 	if err != nil {
@@ -117,8 +118,8 @@ func (p *Policy) verify(ctx context.Context, published []byte, from Source) (*Tr
 	return &Trusted{Manifest: m, Certificate: certificate, Expires: whitelist.Expires}, nil
 }
 
-// permitted tells whether this process may use the digests of the format at all. Under GODEBUG=fips140=only the standard
-// library panics on SHA-1; that is a setting of whoever runs the process, so it isn't worked around.
+// permitted reports whether this process may use the digests of the format at all. Under GODEBUG=fips140=only the
+// standard library panics on SHA-1; that is a setting of whoever runs the process, so it isn't worked around.
 func permitted() error {
 	if fips140.Enforced() {
 		return errors.New("CernVM-FS rests on SHA-1, which GODEBUG=fips140=only forbids: run without that setting, or with fips140=on")

@@ -11,7 +11,8 @@ import (
 
 // Whitelist says which certificates may publish. There is no way to a non-empty one but VerifyWhitelist.
 type Whitelist struct {
-	// Expires is the moment the list stops being valid, UTC. Only the hour counts: a list that says 12:59:59 is over at 12:00.
+	// Expires is the moment the list stops being valid, UTC. Only the hour counts: a list that says 12:59:59 is over at
+	// 12:00.
 	Expires time.Time
 
 	name         string
@@ -21,7 +22,8 @@ type Whitelist struct {
 // Fingerprints are those of the certificates that may publish.
 func (w *Whitelist) Fingerprints() []hash.Digest { return slices.Clone(w.fingerprints) }
 
-// VerifyWhitelist reads .cvmfswhitelist and believes it if one of the keys signed it, it is fqrn's and it is still valid at now.
+// VerifyWhitelist reads .cvmfswhitelist and believes it if one of the keys signed it, it is fqrn's and it is still
+// valid at now.
 func VerifyWhitelist(fqrn string, raw []byte, keys Keys, now time.Time) (*Whitelist, error) {
 	w, err := verifyWhitelist(raw, keys)
 	if err != nil {
@@ -83,7 +85,7 @@ func parseWhitelist(text string) (*Whitelist, error) {
 	return w, nil
 }
 
-// Lists tells whether c may publish, going line by line with the algorithm of the line.
+// Lists reports whether c may publish, going line by line with the algorithm of the line.
 func (w *Whitelist) Lists(c *Certificate) bool {
 	for _, d := range w.fingerprints {
 		if c.Fingerprint(d.Algorithm) == d {

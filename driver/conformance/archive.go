@@ -49,7 +49,7 @@ func whiteout(name string) item {
 // opaque is the entry that hides what a folder holds in the layers below.
 func opaque(dir string) item { return regular(path.Join(dir, archive.WhiteoutOpaqueDir), "") }
 
-// with gives an item an extended attribute.
+// with returns an item an extended attribute.
 func (i item) with(name, value string) item {
 	i.PAXRecords = maps.Clone(i.PAXRecords)
 	if i.PAXRecords == nil {
@@ -59,13 +59,13 @@ func (i item) with(name, value string) item {
 	return i
 }
 
-// owned gives an item an owner and a mode.
+// owned returns an item an owner and a mode.
 func (i item) owned(uid, gid int, mode int64) item {
 	i.Uid, i.Gid, i.Mode = uid, gid, mode
 	return i
 }
 
-// at gives an item a time.
+// at returns an item a time.
 func (i item) at(t time.Time) item {
 	i.ModTime = t
 	return i
@@ -103,8 +103,8 @@ func unpack(t testing.TB, b []byte) []item {
 	}
 }
 
-// contents describes an archive: a line an entry, sorted, with all that counts when it is applied. Of hard links only that they
-// are the same file counts, not which of the names comes first.
+// contents describes an archive: a line an entry, sorted, with all that counts when it is applied. Of hard links only
+// that they are the same file counts, not which of the names comes first.
 func contents(t testing.TB, b []byte) []string {
 	t.Helper()
 	items := unpack(t, b)
@@ -150,7 +150,8 @@ func attributes(i item) []string {
 	return list
 }
 
-// readable reports whether the engines' reader comes to an archive's end: what just stops between two entries is whole to it.
+// readable reports whether the engines' reader comes to an archive's end: what just stops between two entries is whole
+// to it.
 func readable(b []byte) bool {
 	for r := tar.NewReader(bytes.NewReader(b)); ; {
 		_, err := r.Next()

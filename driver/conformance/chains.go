@@ -14,7 +14,8 @@ import (
 // maxChain is the longest chain engines make, in layers.
 const maxChain = 125
 
-// LongChain: a chain of 125 layers, the most that engines make, shows the newest of each file; a thin image may be the first of them.
+// LongChain: a chain of 125 layers, the most that engines make, shows the newest of each file; a thin image may be the
+// first of them.
 func LongChain(t *testing.T, target Target) {
 	bottoms := map[string][]ThinLayer{"ordinary": nil}
 	if thinImages(target) {
@@ -57,7 +58,7 @@ func LongChain(t *testing.T, target Target) {
 	}
 }
 
-// descriptor gives the archive of a thin image.
+// descriptor returns the archive of a thin image.
 func descriptor(t testing.TB, layers []ThinLayer) []byte {
 	t.Helper()
 	return pack(t, regular("thin.json", describeThin(t, layers)))
@@ -89,8 +90,8 @@ func needThin(t testing.TB, target Target) {
 	}
 }
 
-// ThinAnywhereInAChain: a chain shows the same whether a thin image stands at its bottom, in the middle, on top or on another thin
-// image, or the layers it stands for; also if these lie in several repositories.
+// ThinAnywhereInAChain: a chain shows the same whether a thin image stands at its bottom, in the middle, on top or on
+// another thin image, or the layers it stands for; also if these lie in several repositories.
 func ThinAnywhereInAChain(t *testing.T, target Target) {
 	needThin(t, target)
 	below := pack(t, folder("data"), regular("data/a.txt", "below"), regular("data/below", "below"), regular("etc/below", "below"),
@@ -155,8 +156,8 @@ func workBoth(t testing.TB, d *driver, want, got string) {
 	equal(t, "archives", contents(t, d.diff("ordinary")), contents(t, d.diff("thin")))
 }
 
-// ThinImagesShareLayers: of two thin images with layers in common each shows its own, and goes on when the other is removed, even
-// while a container runs.
+// ThinImagesShareLayers: of two thin images with layers in common each shows its own, and goes on when the other is
+// removed, even while a container runs.
 func ThinImagesShareLayers(t *testing.T, target Target) {
 	needThin(t, target)
 	d := use(t, target)

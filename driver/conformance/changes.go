@@ -46,8 +46,8 @@ func (d *driver) worked() (dir string) {
 	return dir
 }
 
-// ChangesDiffAndSizeAgree: Changes answers what comparing the views finds, Diff holds what Changes tells, and DiffSize is the size of
-// what Diff holds.
+// ChangesDiffAndSizeAgree: Changes answers what comparing the views finds, Diff holds what Changes tells, and DiffSize
+// is the size of what Diff holds.
 func ChangesDiffAndSizeAgree(t *testing.T, target Target) {
 	d := use(t, target)
 	dir := d.worked()
@@ -83,7 +83,7 @@ func ChangesDiffAndSizeAgree(t *testing.T, target Target) {
 	same(t, "committed", dir, d.committed("container", "base"))
 }
 
-// hidden tells whether an archive deletes a name or empties a folder above it.
+// hidden reports whether an archive deletes a name or empties a folder above it.
 func hidden(held map[string]bool, name string) bool {
 	if held[path.Join(path.Dir(name), archive.WhiteoutPrefix+path.Base(name))] {
 		return true
@@ -98,7 +98,8 @@ func hidden(held map[string]bool, name string) bool {
 	}
 }
 
-// DiffIsDeterministic: the same content gives the same bytes again and again, and the same layer when it came in elsewhere.
+// DiffIsDeterministic: the same content gives the same bytes again and again, and the same layer when it came in
+// elsewhere.
 func DiffIsDeterministic(t *testing.T, target Target) {
 	d := use(t, target)
 	d.worked()
@@ -125,8 +126,8 @@ func EqualLayersGiveEqualArchives(t *testing.T, target Target) {
 	}
 }
 
-// CommitWhileDiffIsRead: nothing is locked while an archive is on its way out, for the engine pipes it into another call; and one
-// that nobody reads to its end doesn't keep a layer from being used and removed.
+// CommitWhileDiffIsRead: nothing is locked while an archive is on its way out, for the engine pipes it into another
+// call; and one that nobody reads to its end doesn't keep a layer from being used and removed.
 func CommitWhileDiffIsRead(t *testing.T, target Target) {
 	d := use(t, target)
 	d.layer("base", "", regular("a", "a"))

@@ -10,7 +10,7 @@ import (
 type Target struct {
 	// Dial connects to the driver's socket; it may fail while the driver restarts.
 	Dial func(ctx context.Context) (net.Conn, error)
-	// Path gives the path by which this process reaches a folder the driver has named; nil where it is the same.
+	// Path returns the path by which this process reaches a folder the driver has named; nil where it is the same.
 	Path func(dir string) string
 	// Options are storage options for Init, "name=value".
 	Options []string
@@ -22,8 +22,9 @@ type Target struct {
 	Restart func(t testing.TB)
 	// Kill ends what answers the socket by SIGKILL and returns; something brings it back. nil where that can't be done.
 	Kill func(t testing.TB)
-	// InodesChange says that a file of an image may change its inode number when it is first written to or linked, as with
-	// overlayfs on file systems whose files it can't find by a handle: two links may differ until the kernel forgets the older name.
+	// InodesChange says that a file of an image may change its inode number when it is first written to or linked, as
+	// with overlayfs on file systems whose files it can't find by a handle: two links may differ until the kernel
+	// forgets the older name.
 	InodesChange bool
 	// Skip names behaviours this driver is known not to have, and why.
 	Skip map[string]string
@@ -80,8 +81,8 @@ func behaviours() []behaviour {
 	}
 }
 
-// Run initialises a driver and checks every behaviour, each as a subtest. What a driver doesn't have by its own account is logged,
-// not skipped: a skipped test is one that should have run.
+// Run initialises a driver and checks every behaviour, each as a subtest. What a driver doesn't have by its own account
+// is logged, not skipped: a skipped test is one that should have run.
 func Run(t *testing.T, target Target) {
 	initialise(t, target)
 	for _, b := range behaviours() {

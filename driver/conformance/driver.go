@@ -23,8 +23,8 @@ const (
 	callTime  = 2 * time.Minute  // after which a call counts as hanging
 )
 
-// driver speaks to a target for one test, which gives its layers names; ids are made of them, so tests don't meet. What is made
-// is removed when the test ends.
+// driver speaks to a target for one test, which gives its layers names; ids are made of them, so tests don't meet. What
+// is made is removed when the test ends.
 type driver struct {
 	t      testing.TB
 	target Target
@@ -100,7 +100,7 @@ func (d *driver) post(path string, body io.Reader) (*http.Response, error) {
 	}
 }
 
-// read gives the answer a response holds.
+// read returns the answer a response holds.
 func read(method string, resp *http.Response) (answer, error) {
 	defer resp.Body.Close()
 	var a answer
@@ -140,7 +140,7 @@ func (d *driver) ok(method string, args object) answer {
 	return a
 }
 
-// id gives the id of a layer of this test; it looks like the engine's. "" stands for no layer.
+// id returns the id of a layer of this test; it looks like the engine's. "" stands for no layer.
 func (d *driver) id(name string) string {
 	if name == "" {
 		return ""
@@ -161,7 +161,7 @@ func (d *driver) create(name, parent string) error {
 	return err
 }
 
-// send gives a layer content; the body has no length known beforehand.
+// send returns a layer content; the body has no length known beforehand.
 func (d *driver) send(name, parent string, body io.Reader) (int64, error) {
 	resp, err := d.post("ApplyDiff?id="+d.id(name)+"&parent="+d.id(parent), struct{ io.Reader }{body})
 	if err != nil {
@@ -285,7 +285,7 @@ func (d *driver) stream(args object) (io.ReadCloser, error) {
 	return resp.Body, nil
 }
 
-// diff gives the archive of what a container has changed.
+// diff returns the archive of what a container has changed.
 func (d *driver) diff(container string) []byte {
 	d.t.Helper()
 	return d.export(d.over(container))
@@ -301,7 +301,8 @@ func (d *driver) export(args object) []byte {
 	return b
 }
 
-// commit makes a layer of what a container has changed, on the container's image: the one archive is piped into the other call.
+// commit makes a layer of what a container has changed, on the container's image: the one archive is piped into the
+// other call.
 func (d *driver) commit(name, container, image string) int64 {
 	d.t.Helper()
 	must(d.t, d.create(name, image))

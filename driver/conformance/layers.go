@@ -74,7 +74,8 @@ func FoldersAndFilesSwap(t *testing.T, target Target) {
 	shows(t, d.committed("first", "swap"), "x/", "x/own=own", "y=own", "z->x", "w/")
 }
 
-// HardLinks: names of one file in a layer are one file, and one that is written to in a layer above parts from the others.
+// HardLinks: names of one file in a layer are one file, and one that is written to in a layer above parts from the
+// others.
 func HardLinks(t *testing.T, target Target) {
 	d := use(t, target)
 	d.layer("base", "", regular("a", "one file"), link('1', "b", "a"), folder("dir"), link('1', "dir/c", "b"), regular("alone", "alone"),
@@ -120,7 +121,8 @@ func sameFile(t testing.TB, dir, a, b string) bool {
 // capability lets a program bind low ports: revision 2, see linux/capability.h.
 const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-// ExtendedAttributes: come in with archives, are kept when a file is copied up; of a container's own, file capabilities go out.
+// ExtendedAttributes: come in with archives, are kept when a file is copied up; of a container's own, file capabilities
+// go out.
 func ExtendedAttributes(t *testing.T, target Target) {
 	d := use(t, target)
 	long := strings.Repeat("v", 2000)
@@ -144,7 +146,8 @@ func ExtendedAttributes(t *testing.T, target Target) {
 	}
 }
 
-// ModesAndOwners: set-uid, set-gid and sticky bits, modes without permissions, and owners are kept in each way layers go.
+// ModesAndOwners: set-uid, set-gid and sticky bits, modes without permissions, and owners are kept in each way layers
+// go.
 func ModesAndOwners(t *testing.T, target Target) {
 	d := use(t, target)
 	d.layer("base", "", regular("suid", "x").owned(1000, 0, 0o4755), regular("sgid", "x").owned(0, 1000, 0o2711), folder("sticky").owned(7, 8, 0o1777),
@@ -268,8 +271,8 @@ func SparseFiles(t *testing.T, target Target) {
 	same(t, "committed", dir, d.committed("first", "base"))
 }
 
-// sparseArchive makes an archive with a file that has 512 bytes of data at 1 MiB, in the old GNU format, which archive/tar can read
-// but not write; see "Basic Tar Format" in the manual of GNU tar for the fields.
+// sparseArchive makes an archive with a file that has 512 bytes of data at 1 MiB, in the old GNU format, which
+// archive/tar can read but not write; see "Basic Tar Format" in the manual of GNU tar for the fields.
 func sparseArchive(t testing.TB, name string, size int64) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -292,7 +295,8 @@ func sparseArchive(t testing.TB, name string, size int64) []byte {
 	return b.Bytes()
 }
 
-// BigFilesAreCopiedUp: a large file of which a container changes a few bytes keeps the others, and is exported as a whole.
+// BigFilesAreCopiedUp: a large file of which a container changes a few bytes keeps the others, and is exported as a
+// whole.
 func BigFilesAreCopiedUp(t *testing.T, target Target) {
 	d := use(t, target)
 	const size = 24 << 20
@@ -311,8 +315,8 @@ func BigFilesAreCopiedUp(t *testing.T, target Target) {
 	same(t, "committed", dir, d.committed("first", "base"))
 }
 
-// OverlayAttributesInstructNobody: attributes by which overlayfs is told what to do are without effect in layers that come in, under
-// either of their names, and don't go out again.
+// OverlayAttributesInstructNobody: attributes by which overlayfs is told what to do are without effect in layers that
+// come in, under either of their names, and don't go out again.
 func OverlayAttributesInstructNobody(t *testing.T, target Target) {
 	for _, space := range []string{"trusted.overlay.", "user.overlay."} {
 		t.Run(space, func(t *testing.T) {

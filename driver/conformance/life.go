@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// InitMayComeAgain: an engine that was restarted sends Init to a driver that never ended; what is mounted stays, and so does the
-// count of its users.
+// InitMayComeAgain: an engine that was restarted sends Init to a driver that never ended; what is mounted stays, and so
+// does the count of its users.
 func InitMayComeAgain(t *testing.T, target Target) {
 	d := use(t, target)
 	d.layer("base", "", regular("a", "a"))
@@ -148,7 +148,8 @@ func GetAndPutBalance(t *testing.T, target Target) {
 	d.gone("container", dir)
 }
 
-// LayersMayBeWrittenInPlace: the engine's own tests, and steps of builds, make a layer by Create and write to what Get gives.
+// LayersMayBeWrittenInPlace: the engine's own tests, and steps of builds, make a layer by Create and write to what Get
+// gives.
 func LayersMayBeWrittenInPlace(t *testing.T, target Target) {
 	d := use(t, target)
 	parent := ""
@@ -167,8 +168,8 @@ func LayersMayBeWrittenInPlace(t *testing.T, target Target) {
 	}
 }
 
-// TruncatedArchivesLeaveNothing: an archive that ends within an entry, wherever, is refused, and the layer stays empty and may be given
-// the whole one.
+// TruncatedArchivesLeaveNothing: an archive that ends within an entry, wherever, is refused, and the layer stays empty
+// and may be given the whole one.
 func TruncatedArchivesLeaveNothing(t *testing.T, target Target) {
 	d := use(t, target)
 	d.layer("base", "", regular("below", "below"))
@@ -225,7 +226,7 @@ func (p *pieces) Read(b []byte) (int, error) {
 
 var errBroken = errors.New("the connection breaks")
 
-// begin tells where in an archive an item begins.
+// begin reports where in an archive an item begins.
 func begin(t testing.TB, archive []byte, i item) int {
 	t.Helper()
 	for at := 0; at < len(archive); at += 512 {
@@ -237,8 +238,8 @@ func begin(t testing.TB, archive []byte, i item) int {
 	return 0
 }
 
-// RetriesOfHalfReadBodiesAreRefused: an engine whose connection broke sends what it has not sent yet, which may look like a whole
-// archive. It removes the layer when that is refused.
+// RetriesOfHalfReadBodiesAreRefused: an engine whose connection broke sends what it has not sent yet, which may look
+// like a whole archive. It removes the layer when that is refused.
 func RetriesOfHalfReadBodiesAreRefused(t *testing.T, target Target) {
 	d := use(t, target)
 	first, second := regular("a", strings.Repeat("a", 1<<20)), regular("b", strings.Repeat("b", 1<<20))
@@ -322,8 +323,8 @@ func ManyAtOnce(t *testing.T, target Target) {
 	}
 }
 
-// KilledServerLosesNothing: whatever the server was doing when it was killed, what was there is there, mounts and their counts
-// too, and what was on its way is refused.
+// KilledServerLosesNothing: whatever the server was doing when it was killed, what was there is there, mounts and their
+// counts too, and what was on its way is refused.
 func KilledServerLosesNothing(t *testing.T, target Target) {
 	if target.Kill == nil {
 		t.Skip("this driver can't be killed")
@@ -357,7 +358,8 @@ func KilledServerLosesNothing(t *testing.T, target Target) {
 	d.gone("container", dir)
 }
 
-// kill kills the server. The connections to it are closed, or the next call might be lost in one of them, as the engine's may be.
+// kill kills the server. The connections to it are closed, or the next call might be lost in one of them, as the
+// engine's may be.
 func (d *driver) kill() {
 	d.t.Helper()
 	d.target.Kill(d.t)

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// model is a view in memory, with the two things overlayfs does that a plain file system doesn't: a name that is written to in a
-// layer above parts from the other names of its file, and only what a layer holds itself goes out with it.
+// model is a view in memory, with the two things overlayfs does that a plain file system doesn't: a name that is
+// written to in a layer above parts from the other names of its file, and only what a layer holds itself goes out with
+// it.
 type model struct {
 	root  *node
 	layer int // the one being written to
@@ -33,7 +34,7 @@ func newDir(layer int) *node {
 	return &node{entry: entry{Type: "d", Mode: 0o755}, children: map[string]*node{}, layer: layer}
 }
 
-// clone gives a model of the same view to which the next layer is written.
+// clone returns a model of the same view to which the next layer is written.
 func (m *model) clone() *model {
 	known := map[*node]*node{}
 	var copied func(n *node) *node
@@ -51,7 +52,8 @@ func (m *model) clone() *model {
 	return &model{root: copied(m.root), layer: m.layer + 1}
 }
 
-// committed gives the view of an image made of this one: of what this layer holds the attributes that are not exported are gone.
+// committed returns the view of an image made of this one: of what this layer holds the attributes that are not
+// exported are gone.
 func (m *model) committed() *model {
 	c := m.clone()
 	c.each(func(_ string, n *node) {
@@ -62,7 +64,7 @@ func (m *model) committed() *model {
 	return c
 }
 
-// at gives the node of a path, nil where there is none.
+// at returns the node of a path, nil where there is none.
 func (m *model) at(name string) *node {
 	n := m.root
 	for part := range strings.SplitSeq(name, "/") {
@@ -177,7 +179,7 @@ func (m *model) apply(items []item) {
 	}
 }
 
-// folder gives the folder at a path, made where there is none.
+// folder returns the folder at a path, made where there is none.
 func (m *model) folder(name string) *node {
 	n := m.at(name)
 	if n == nil || n.Type != "d" {
@@ -188,7 +190,7 @@ func (m *model) folder(name string) *node {
 	return n
 }
 
-// unpacked gives the node of an archive's entry.
+// unpacked returns the node of an archive's entry.
 func (m *model) unpacked(i item) *node {
 	n := &node{entry: entry{Mode: uint32(i.Mode), UID: uint32(i.Uid), GID: uint32(i.Gid), Mtime: i.ModTime.Unix()}, layer: m.layer, attrs: map[string]string{}}
 	switch i.Typeflag {

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sequences does random work on a driver, count times, and checks every step: containers made, files in them created, written to,
-// deleted, renamed, linked and given other owners, modes and attributes, containers committed, layers stacked and removed. Every
-// view must be that of a plain model in memory and of a control, an overlay mounted by hand; every archive must say the same as
-// the control's, and make of the model's image the model's container. Some chains have a thin image at the bottom, where the
-// driver knows these.
+// Sequences does random work on a driver, count times, and checks every step: containers made, files in them created,
+// written to, deleted, renamed, linked and given other owners, modes and attributes, containers committed, layers
+// stacked and removed. Every view must be that of a plain model in memory and of a control, an overlay mounted by hand;
+// every archive must say the same as the control's, and make of the model's image the model's container. Some chains
+// have a thin image at the bottom, where the driver knows these.
 //
 // A sequence is decided by its number: the first has the number seed. A failing one names its own.
 func Sequences(t *testing.T, target, control Target, seed uint64, count int) {
@@ -259,7 +259,7 @@ func (c *container) step() {
 	}
 }
 
-// fresh gives a path where nothing is, in a folder that is there.
+// fresh returns a path where nothing is, in a folder that is there.
 func (c *container) fresh() string {
 	dirs := append(c.view.names(func(n *node) bool { return n.Type == "d" }), "")
 	for n := 0; ; n++ {
@@ -303,7 +303,7 @@ func errno(err error) (e unix.Errno) {
 	return e
 }
 
-// stampTo gives a name its time, a link too.
+// stampTo returns a name its time, a link too.
 func stampTo(name string, at time.Time) error {
 	times := []unix.Timespec{{Sec: at.Unix()}, {Sec: at.Unix()}}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, name, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {

@@ -129,7 +129,7 @@ func visibleAttributes(name string) (string, error) {
 	return strings.Join(list, " "), nil
 }
 
-// find gives the entry of one path, which must be there.
+// find returns the entry of one path, which must be there.
 func find(t testing.TB, dir, path string) entry {
 	t.Helper()
 	e, _, err := describe(dir, filepath.Join(dir, path))
@@ -137,8 +137,8 @@ func find(t testing.TB, dir, path string) entry {
 	return e
 }
 
-// shows checks names, types and contents of a view: "folder/", "file=content", "link->target", and for anything else "name" and
-// its type. What the engine's own init layer holds is left out.
+// shows checks names, types and contents of a view: "folder/", "file=content", "link->target", and for anything else
+// "name" and its type. What the engine's own init layer holds is left out.
 func shows(t testing.TB, dir string, want ...string) {
 	t.Helper()
 	got := []string{}

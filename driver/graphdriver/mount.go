@@ -69,7 +69,7 @@ func (m *Mounter) unless(target string, mount func() error) error {
 	return mount()
 }
 
-// Mounted tells whether something is mounted at a folder.
+// Mounted reports whether something is mounted at a folder.
 func (m *Mounter) Mounted(dir string) (bool, error) {
 	mounted, err := mountinfo.Mounted(dir)
 	if errors.Is(err, fs.ErrNotExist) {

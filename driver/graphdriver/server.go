@@ -221,8 +221,8 @@ func (s *Server) diffSize(ctx context.Context, r *request) (answer, error) {
 	return answer{Size: size}, err
 }
 
-// applyDiff takes a layer's archive. The body is read to its end also where the call fails, for an engine that is still sending
-// would take the answer for a broken connection and repeat the call.
+// applyDiff takes a layer's archive. The body is read to its end also where the call fails, for an engine that is still
+// sending would take the answer for a broken connection and repeat the call.
 func (s *Server) applyDiff(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	id, parent := r.URL.Query().Get("id"), r.URL.Query().Get("parent")
@@ -238,7 +238,7 @@ func (s *Server) applyDiff(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, http.StatusOK, a)
 }
 
-// diff gives a layer's archive.
+// diff returns a layer's archive.
 func (s *Server) diff(w http.ResponseWriter, hr *http.Request) {
 	began := time.Now()
 	r, err := decode(w, hr)

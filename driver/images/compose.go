@@ -88,10 +88,10 @@ func (i *Image) uuid() (id [16]byte) {
 	return id
 }
 
-// ErrNoImage tells that an image isn't on disk (any more): compose its chain again.
+// ErrNoImage means that an image isn't on disk (any more): compose its chain again.
 var ErrNoImage = errors.New("no such composed image")
 
-// ErrClosed tells that another composer has taken over.
+// ErrClosed means that another composer has taken over.
 var ErrClosed = errors.New("the driver was initialised with other options meanwhile: repeat the call")
 
 // New makes a composer on a folder of images. What a former life left half-written is for Sweep to remove.
@@ -105,8 +105,8 @@ func New(cfg Config) (*Composer, error) {
 	return &Composer{cfg: cfg, loaded: map[string]*loaded{}, turns: map[string]chan struct{}{}}, nil
 }
 
-// Sweep removes what is half-written and gives the keys of the images there are, in order. No image may be in the making, neither by
-// this composer nor by another one on the same folder.
+// Sweep removes what is half-written and gives the keys of the images there are, in order. No image may be in the
+// making, neither by this composer nor by another one on the same folder.
 func (c *Composer) Sweep() (keys []string, err error) {
 	entries, err := os.ReadDir(c.cfg.Dir)
 	if err != nil {
@@ -126,9 +126,9 @@ func (c *Composer) Sweep() (keys []string, err error) {
 	return keys, nil
 }
 
-// Compose gives the image of a chain (bottom to top, the topmost thin), composed now unless one with the same content is there.
-// Repositories are read at their newest revision. Who asks for an image that is being composed waits for it; when a call returns,
-// nothing goes on that it has begun.
+// Compose returns the image of a chain (bottom to top, the topmost thin), composed now unless one with the same content
+// is there. Repositories are read at their newest revision. Who asks for an image that is being composed waits for it;
+// when a call returns, nothing goes on that it has begun.
 func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 	parts, err := c.resolve(ctx, chain)
 	if err != nil {
@@ -174,7 +174,7 @@ func (c *Composer) turn(ctx context.Context, key string) (end func(), err error)
 	}
 }
 
-// Image gives an image composed before and enters its objects into the index; ErrNoImage if it isn't there.
+// Image returns an image composed before and enters its objects into the index; ErrNoImage if it isn't there.
 func (c *Composer) Image(key string) (*Image, error) {
 	l, err := c.load(key)
 	if err != nil {
@@ -183,7 +183,7 @@ func (c *Composer) Image(key string) (*Image, error) {
 	return l.image, nil
 }
 
-// Describe tells what is known of an image without taking it into use; ErrNoImage if it isn't there.
+// Describe reports what is known of an image without taking it into use; ErrNoImage if it isn't there.
 func (c *Composer) Describe(key string) (*Image, error) {
 	if l := c.inUse(key); l != nil {
 		return l.image, nil
@@ -191,7 +191,8 @@ func (c *Composer) Describe(key string) (*Image, error) {
 	return c.read(key)
 }
 
-// Peek gives the objects of an image without taking it into use: of one that isn't, the table is read for the caller alone.
+// Peek returns the objects of an image without taking it into use: of one that isn't, the table is read for the caller
+// alone.
 func (c *Composer) Peek(key string) (*objects.Table, error) {
 	if l := c.inUse(key); l != nil {
 		return l.table, nil
@@ -205,7 +206,7 @@ func (c *Composer) inUse(key string) *loaded {
 	return c.loaded[key]
 }
 
-// Table gives the objects of an image, as Image does; ErrNoImage if it isn't there.
+// Table returns the objects of an image, as Image does; ErrNoImage if it isn't there.
 func (c *Composer) Table(key string) (*objects.Table, error) {
 	l, err := c.load(key)
 	if err != nil {
@@ -214,8 +215,8 @@ func (c *Composer) Table(key string) (*objects.Table, error) {
 	return l.table, nil
 }
 
-// Close takes the objects of all images out of the index, for another composer that has taken over folder and index. What is
-// under way fails with ErrClosed.
+// Close takes the objects of all images out of the index, for another composer that has taken over folder and index.
+// What is under way fails with ErrClosed.
 func (c *Composer) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -371,8 +372,8 @@ func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revi
 	}, nil
 }
 
-// key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below it; a
-// layer's record lies beside the folder.
+// key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below
+// it; a layer's record lies beside the folder.
 func (c *Composer) key(parts []part) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
@@ -432,8 +433,8 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Imag
 	return c.Image(key)
 }
 
-// mergeAll lays the layers' trees, bottom to top, over each other. The root folder has the attributes of the topmost layer whose
-// record tells some; else those given, and the time of the topmost layer.
+// mergeAll lays the layers' trees, bottom to top, over each other. The root folder has the attributes of the topmost
+// layer whose record tells some; else those given, and the time of the topmost layer.
 func mergeAll(root *inode, trees []*node) *node {
 	merged := newDir(root)
 	recorded := false

@@ -1,5 +1,5 @@
-// Package images turns the layers below and including a thin layer into one composed image: a metadata-only EROFS image of
-// the merged tree, and the table of the objects its files are made of.
+// Package images turns the layers below and including a thin layer into one composed image: a metadata-only EROFS image
+// of the merged tree, and the table of the objects its files are made of.
 //
 // The words:
 //
@@ -16,8 +16,8 @@
 //     records, the ordinary layers' ids and the owner maps. Images are shared by key, and an image never changes meaning: objects
 //     are named by content.
 //
-// Ownership is that of the catalogs: CVMFS_CLAIM_OWNERSHIP and CVMFS_WORLD_READABLE are for people who look at a repository,
-// not for containers. Symbolic links keep their stored target, as the image they come from had it.
+// Ownership is that of the catalogs: CVMFS_CLAIM_OWNERSHIP and CVMFS_WORLD_READABLE are for people who look at a
+// repository, not for containers. Symbolic links keep their stored target, as the image they come from had it.
 //
 // An image is complete or absent: it is written under a temporary name, synced, and renamed.
 package images

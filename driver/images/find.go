@@ -14,8 +14,8 @@ import (
 // maxNesting bounds how many folders deep Find looks.
 const maxNesting = 1024
 
-// Find gives the first file of an image, in the order of its folders, whose content is an object; "" if none is. It reads the image's
-// metadata up to there, some milliseconds for ten thousand files.
+// Find returns the first file of an image, in the order of its folders, whose content is an object; "" if none is. It
+// reads the image's metadata up to there, some milliseconds for ten thousand files.
 func (c *Composer) Find(ctx context.Context, key string, object objects.Ref) (string, error) {
 	image, err := c.Describe(key)
 	if err != nil {

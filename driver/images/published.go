@@ -13,9 +13,10 @@ import (
 	"cvmfs-graphdriver/cvmfs/config"
 )
 
-// Published gives the image of a folder of a repository ("" for all of it) as people know it from other clients, and not as a
-// layer: nothing is hidden, whiteouts are files, owners and the root's attributes are the repository's, and variables in the
-// targets of symbolic links are replaced. Only instructions to overlayfs are left out, as the kernel would follow them.
+// Published returns the image of a folder of a repository ("" for all of it) as people know it from other clients, and
+// not as a layer: nothing is hidden, whiteouts are files, owners and the root's attributes are the repository's, and
+// variables in the targets of symbolic links are replaced. Only instructions to overlayfs are left out, as the kernel
+// would follow them.
 func (c *Composer) Published(ctx context.Context, r *client.Repository, v *client.Revision, fqrn, path string) (*Image, error) {
 	holder, err := v.Holder(ctx, path)
 	if err != nil {

@@ -17,8 +17,9 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-// errContradiction is a record that doesn't fit what is published as its layer. Catalogs and records come from one hand and are
-// equally trusted, so there is nothing by which to choose between them: an image that isn't what was converted is refused.
+// errContradiction is a record that doesn't fit what is published as its layer. Catalogs and records come from one hand
+// and are equally trusted, so there is nothing by which to choose between them: an image that isn't what was converted
+// is refused.
 var errContradiction = errors.New("the layer's record contradicts the layer: convert the image again")
 
 // foundRecord is where a layer's record lies.
@@ -107,8 +108,8 @@ func newRecord(r *thin.Record) (*record, error) {
 	return k, nil
 }
 
-// apply gives the inode of an entry as the record has it: shared with the entries it is linked to, and with all its extended
-// attributes, which of linked paths need be named for one only. linked tells that the catalog links the entry.
+// apply returns the inode of an entry as the record has it: shared with the entries it is linked to, and with all its
+// extended attributes, which of linked paths need be named for one only. linked tells that the catalog links the entry.
 func (k *record) apply(path string, i *inode, linked bool) (*inode, error) {
 	if !k.unseen[path] {
 		return i, nil
@@ -137,7 +138,7 @@ func (k *record) apply(path string, i *inode, linked bool) (*inode, error) {
 	return i, nil
 }
 
-// complete tells whether the walk has met all that the record names.
+// complete reports whether the walk has met all that the record names.
 func (k *record) complete() error {
 	least, missing := "", false
 	for path := range k.unseen {
@@ -151,7 +152,7 @@ func (k *record) complete() error {
 	return nil
 }
 
-// root gives the attributes of the layer's root folder, nil if the record says nothing of it.
+// root returns the attributes of the layer's root folder, nil if the record says nothing of it.
 func (k *record) root(ids idMaps) (*inode, error) {
 	if k.Root == nil && k.Xattrs[""] == nil {
 		return nil, nil
@@ -169,8 +170,8 @@ func (k *record) root(ids idMaps) (*inode, error) {
 	}}, nil
 }
 
-// recordedXattrs gives the attributes an image can hold, sorted by name. Instructions to overlayfs are none: what a layer removes
-// is in its catalog.
+// recordedXattrs returns the attributes an image can hold, sorted by name. Instructions to overlayfs are none: what a
+// layer removes is in its catalog.
 func recordedXattrs(attrs []thin.Xattr) []erofs.Xattr {
 	var out []erofs.Xattr
 	for _, x := range attrs {
@@ -182,7 +183,7 @@ func recordedXattrs(attrs []thin.Xattr) []erofs.Xattr {
 	return out
 }
 
-// same tells whether nothing but their extended attributes and their numbers tells two inodes apart.
+// same reports whether nothing but their extended attributes and their numbers tells two inodes apart.
 func (i *inode) same(j *inode) bool {
 	return i.Mode == j.Mode && i.UID == j.UID && i.GID == j.GID && i.Size == j.Size && i.Mtime == j.Mtime && i.MtimeN == j.MtimeN &&
 		i.Rdev == j.Rdev && i.Target == j.Target && i.redirect == j.redirect && i.whiteout == j.whiteout

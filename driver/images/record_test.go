@@ -49,7 +49,7 @@ func walked(r *thin.Record, rows ...row) (*node, error) {
 
 func dirRow(path string) row { return row{path: path, mode: typeDir | 0o755} }
 
-// groups gives the paths of a tree that share an inode.
+// groups returns the paths of a tree that share an inode.
 func groups(root *node) [][]string {
 	byInode := map[*inode][]string{}
 	var visit func(path string, n *node)

@@ -48,7 +48,8 @@ func newPublisher(t *testing.T) *publisher {
 	return &publisher{t, r, testutil.NewFaulty(t, http.FileServer(http.Dir(filepath.Join(dir, "www"))))}
 }
 
-// layer publishes an archive at a path, and beside it the record made of what is left over, changed by change if that isn't nil.
+// layer publishes an archive at a path, and beside it the record made of what is left over, changed by change if that
+// isn't nil.
 func (p *publisher) layer(path string, archive []byte, change func(*thin.Record)) {
 	p.Helper()
 	tx := p.begin()
@@ -97,14 +98,15 @@ func (p *publisher) commit(tx *publish.Transaction) {
 	}
 }
 
-// compose gives the image of layers, bottom to top, composed by a host that knows nothing yet.
+// compose returns the image of layers, bottom to top, composed by a host that knows nothing yet.
 func (p *publisher) compose(paths ...string) (*images.Image, error) {
 	p.Helper()
 	c, chain := p.composer("", paths...)
 	return c.Compose(p.Context(), chain)
 }
 
-// composer makes one that has fetched nothing, on a folder ("" for one of its own), and the chain of some published layers.
+// composer makes one that has fetched nothing, on a folder ("" for one of its own), and the chain of some published
+// layers.
 func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []images.Layer) {
 	p.Helper()
 	config := p.TempDir()
@@ -129,7 +131,7 @@ func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []i
 	return c, []images.Layer{{Thin: d}}
 }
 
-// fetched gives the path of the one object fetched so far that is neither a catalog nor a certificate.
+// fetched returns the path of the one object fetched so far that is neither a catalog nor a certificate.
 func (p *publisher) fetched() string {
 	p.Helper()
 	found := map[string]bool{}

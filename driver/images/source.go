@@ -38,7 +38,8 @@ type folder struct {
 	expand   func(target string) string // not nil: the folder is wanted as it is published, symbolic links with these targets
 }
 
-// idMaps is how a catalog's owner becomes the one on this host: the repository's maps first, then the engine's remapping.
+// idMaps is how a catalog's owner becomes the one on this host: the repository's maps first, then the engine's
+// remapping.
 type idMaps struct {
 	repository *config.Config
 	engine     user.IdentityMapping
@@ -116,7 +117,7 @@ func (w *folderWalk) add(n *client.Node) error {
 	return nil
 }
 
-// finish gives the tree. Its root is the repository's folder unless the record knows better.
+// finish returns the tree. Its root is the repository's folder unless the record knows better.
 func (w *folderWalk) finish() (*node, error) {
 	root := w.builder.root
 	if root == nil || !root.isDir() {
@@ -170,7 +171,8 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 	return i, nil
 }
 
-// readDir makes the tree of an ordinary layer: its diff folder as the layer store keeps it, owners already those of the host.
+// readDir makes the tree of an ordinary layer: its diff folder as the layer store keeps it, owners already those of the
+// host.
 func readDir(l Layer) (*node, error) {
 	var b builder
 	links := map[uint64]*inode{}

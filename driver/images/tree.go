@@ -39,8 +39,8 @@ func (n *node) remove(name string) {
 	n.removed[name] = true
 }
 
-// merge lays the layer upper over the tree n, folder by folder. Whiteouts act on what is below only, never on what the same
-// layer adds under that name.
+// merge lays the layer upper over the tree n, folder by folder. Whiteouts act on what is below only, never on what the
+// same layer adds under that name.
 func (n *node) merge(upper *node) {
 	n.inode = upper.inode
 	if upper.opaque {
@@ -58,7 +58,7 @@ func (n *node) merge(upper *node) {
 	}
 }
 
-// sorted gives a folder's names in byte order.
+// sorted returns a folder's names in byte order.
 func (n *node) sorted() []string {
 	names := make([]string, 0, len(n.children))
 	for name := range n.children {
@@ -81,7 +81,7 @@ const (
 	overlayWhiteout = "overlay.whiteout"
 )
 
-// overlayXattr gives the name without its name space if it is an instruction to overlayfs.
+// overlayXattr returns the name without its name space if it is an instruction to overlayfs.
 func overlayXattr(name string) (string, bool) {
 	for _, space := range []string{"trusted.", "user."} {
 		if rest, ok := strings.CutPrefix(name, space); ok && strings.HasPrefix(rest, "overlay.") {
@@ -91,8 +91,8 @@ func overlayXattr(name string) (string, bool) {
 	return "", false
 }
 
-// takeMarks moves overlayfs' instructions out of the extended attributes: two of them mean something in a layer, none may
-// reach the kernel.
+// takeMarks moves overlayfs' instructions out of the extended attributes: two of them mean something in a layer, none
+// may reach the kernel.
 func (i *inode) takeMarks() {
 	kept := i.Xattrs[:0]
 	for _, x := range i.Xattrs {
@@ -159,7 +159,7 @@ func (b *builder) add(path string, i *inode) {
 	}
 }
 
-// mark notes what an entry means for the layers below, and tells whether it means anything.
+// mark notes what an entry means for the layers below, and reports whether it means anything.
 func (b *builder) mark(parent *node, path, name string, i *inode) bool {
 	switch {
 	case name == whiteoutOpaque:

@@ -10,8 +10,8 @@ import (
 	"cvmfs-graphdriver/internal/erofs"
 )
 
-// layer makes a tree of lines "TYPE PATH [MARK]": d folder, f file, e empty file, c device 0/0, l another name of the file
-// before. MARK is an extended attribute name=value. Folders come before what they hold, as from a walk.
+// layer makes a tree of lines "TYPE PATH [MARK]": d folder, f file, e empty file, c device 0/0, l another name of the
+// file before. MARK is an extended attribute name=value. Folders come before what they hold, as from a walk.
 func layer(t *testing.T, lines ...string) *node {
 	t.Helper()
 	var b builder

@@ -20,22 +20,23 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-// ErrBroken tells that a layer was being sent content when the connection, or the server, broke.
+// ErrBroken means that a layer was being sent content when the connection, or the server, broke.
 var ErrBroken = errors.New("an archive for it is on its way or broke off: remove the layer and make it again")
 
-// ErrTruncated tells that an archive ends within an entry.
+// ErrTruncated means that an archive ends within an entry.
 var ErrTruncated = layertar.ErrTruncated
 
 // applyingFile is in a layer's folder from when an archive begins to come in until it has come in to its end.
 const applyingFile = "applying"
 
-// ApplyDiff gives an empty layer its content, an uncompressed tar archive in the format of image layers, and returns its size:
-// the bytes of its files, each hard link counted once. After an error the layer is as empty as before; if the archive didn't
-// come to its end but broke off, or this process hasn't made the layer, it takes no other: an engine whose connection broke repeats
-// the call with what it has not sent yet, and where that is nothing, or begins with a new file, it looks like a whole archive.
+// ApplyDiff returns an empty layer its content, an uncompressed tar archive in the format of image layers, and returns
+// its size: the bytes of its files, each hard link counted once. After an error the layer is as empty as before; if the
+// archive didn't come to its end but broke off, or this process hasn't made the layer, it takes no other: an engine
+// whose connection broke repeats the call with what it has not sent yet, and where that is nothing, or begins with a
+// new file, it looks like a whole archive.
 //
-// A thin layer is composed right away. Where its repository can't be reached for now it is accepted, and composed when it is
-// needed first; one that may not be used, or whose descriptor or folders are wrong, is refused.
+// A thin layer is composed right away. Where its repository can't be reached for now it is accepted, and composed when
+// it is needed first; one that may not be used, or whose descriptor or folders are wrong, is refused.
 func (s *Store) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) (int64, error) {
 	_, settings, err := s.ready()
 	if err != nil {
@@ -63,8 +64,9 @@ type arrival struct {
 	mark       *os.File // applyingFile, kept open: so no later file is taken for it
 }
 
-// made are the empty layers whose Create this process has answered. What was sent to a former process for one may have been lost
-// in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if with nothing.
+// made are the empty layers whose Create this process has answered. What was sent to a former process for one may have
+// been lost in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if
+// with nothing.
 type made struct {
 	mu  mutex
 	ids map[string]bool
@@ -180,7 +182,7 @@ func (s *Store) apply(ctx context.Context, a *arrival, settings Settings, r io.R
 	return size, s.applyThin(ctx, a, temp, d)
 }
 
-// checkEmpty gives the record of a layer that may get content now.
+// checkEmpty returns the record of a layer that may get content now.
 func (s *Store) checkEmpty(id, parent string) (*layer, error) {
 	l, err := s.load(id)
 	if err != nil {
@@ -233,7 +235,7 @@ func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string, ids use
 	return c, err
 }
 
-// descriptor gives the descriptor of a thin layer, nil for an ordinary one.
+// descriptor returns the descriptor of a thin layer, nil for an ordinary one.
 func descriptor(c contents, diff string) (*thin.Descriptor, error) {
 	if c.entries != 1 || !c.descriptor {
 		return nil, nil
@@ -281,7 +283,8 @@ func (s *Store) applyThin(ctx context.Context, a *arrival, temp string, d *thin.
 // unreachable tells an error that says nothing about the layer, only about the network at this moment.
 func unreachable(err error) bool { return errors.Is(err, fetch.ErrUnavailable) }
 
-// commit puts a folder that holds a layer's content in the place of the empty layer. thinRecord is nil for an ordinary layer.
+// commit puts a folder that holds a layer's content in the place of the empty layer. thinRecord is nil for an ordinary
+// layer.
 func (s *Store) commit(a *arrival, temp string, thinRecord *layer) error {
 	defer s.locks.lock(a.id)()
 	return s.replace(a, temp, thinRecord)

@@ -21,7 +21,8 @@ import (
 	"cvmfs-graphdriver/driver/layers"
 )
 
-// Digests tell whether an archive is whole. What reads as one is taken, as by the engine's own driver; what ends within an entry isn't.
+// Digests tell whether an archive is whole. What reads as one is taken, as by the engine's own driver; what ends within
+// an entry isn't.
 func TestApplyDiffJudgesAFirstArchiveByItsContent(t *testing.T) {
 	r := newRig(t)
 	whole := tarOf(t,

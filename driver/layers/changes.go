@@ -19,8 +19,8 @@ import (
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-// Changes lists what a layer changes, sorted by path: against its parent or, as engines' own drivers allow, against any other
-// layer or against nothing (""). The answers are those of comparing the two views name by name.
+// Changes lists what a layer changes, sorted by path: against its parent or, as engines' own drivers allow, against any
+// other layer or against nothing (""). The answers are those of comparing the two views name by name.
 func (s *Store) Changes(ctx context.Context, id, other string) ([]archive.Change, error) {
 	changes, err := s.changes(ctx, id, other)
 	if err != nil {
@@ -47,7 +47,8 @@ func (s *Store) changes(ctx context.Context, id, other string) ([]archive.Change
 	return archive.ChangesDirs(after, before)
 }
 
-// DiffSize gives the bytes of the files a layer changes against another; against its parent that is what ApplyDiff reported.
+// DiffSize returns the bytes of the files a layer changes against another; against its parent that is what ApplyDiff
+// reported.
 func (s *Store) DiffSize(ctx context.Context, id, other string) (int64, error) {
 	size, err := s.diffSize(ctx, id, other)
 	if err != nil {
@@ -104,8 +105,8 @@ func (s *Store) view(ctx context.Context, id string) (dir string, release func()
 	return m.Target, release, nil
 }
 
-// comparison is a diff folder and the view it was made on. The container may be changing the diff folder, so that is reached
-// through os.Root only; the view is ours.
+// comparison is a diff folder and the view it was made on. The container may be changing the diff folder, so that is
+// reached through os.Root only; the view is ours.
 type comparison struct {
 	diff    *os.Root
 	view    string
@@ -126,8 +127,8 @@ func compare(diff, view string) ([]archive.Change, error) {
 	return c.changes, nil
 }
 
-// dir compares a folder of the diff and tells whether anything in it changes. below tells whether the view has a folder there,
-// hidden whether it shows nothing of it because the folder or one above it is opaque.
+// dir compares a folder of the diff and reports whether anything in it changes. below reports whether the view has a
+// folder there, hidden whether it shows nothing of it because the folder or one above it is opaque.
 func (c *comparison) dir(name string, below, hidden bool) (changed bool, err error) {
 	f, err := c.diff.Open(name)
 	if err != nil {
@@ -225,8 +226,8 @@ func (c *comparison) insert(at int, name string, kind archive.ChangeType) {
 	c.changes = slices.Insert(c.changes, at, archive.Change{Path: "/" + name, Kind: kind})
 }
 
-// differ compares two files by what stat(2) says of them, by the rules of the engine: of folders the times don't count, and a
-// time without nanoseconds equals any other in its second, as archives hold whole seconds.
+// differ compares two files by what stat(2) says of them, by the rules of the engine: of folders the times don't count,
+// and a time without nanoseconds equals any other in its second, as archives hold whole seconds.
 func differ(a, b fs.FileInfo) bool {
 	s, t := a.Sys().(*syscall.Stat_t), b.Sys().(*syscall.Stat_t)
 	if s.Mode != t.Mode || s.Uid != t.Uid || s.Gid != t.Gid || s.Rdev != t.Rdev {
@@ -240,7 +241,7 @@ func differ(a, b fs.FileInfo) bool {
 	return s.Size != t.Size || !sameTime
 }
 
-// oldCapability gives the file capability in the view. It doesn't open the file, which would fetch its content.
+// oldCapability returns the file capability in the view. It doesn't open the file, which would fetch its content.
 func (c *comparison) oldCapability(name string) []byte {
 	b := make([]byte, 64)
 	n, err := unix.Lgetxattr(filepath.Join(c.view, name), capabilityXattr, b)

@@ -24,9 +24,9 @@ const (
 	copySize        = 256 << 10 // bytes moved at once
 )
 
-// Diff gives what a layer adds to its parent as an image layer: an uncompressed tar archive in sorted order, owners mapped back,
-// whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The reader must be closed;
-// an error while the archive is made comes out of Read, never an archive that just ends.
+// Diff returns what a layer adds to its parent as an image layer: an uncompressed tar archive in sorted order, owners
+// mapped back, whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The
+// reader must be closed; an error while the archive is made comes out of Read, never an archive that just ends.
 func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
 	_, settings, err := s.ready()
 	if err != nil {
@@ -68,8 +68,8 @@ func (s *Store) checkParent(id, parent string) error {
 	return nil
 }
 
-// packer writes a diff folder as an archive. A container may be changing the folder meanwhile, so nothing is reached but through
-// root, which no link leads out of, and a file that has gone since its name was read is left out.
+// packer writes a diff folder as an archive. A container may be changing the folder meanwhile, so nothing is reached
+// but through root, which no link leads out of, and a file that has gone since its name was read is left out.
 type packer struct {
 	root *os.Root
 	ids  user.IdentityMapping
@@ -193,8 +193,8 @@ func (p *packer) header(name string, info fs.FileInfo) (*tar.Header, error) {
 	}
 	st := info.Sys().(*syscall.Stat_t)
 	if h.Uid, h.Gid, err = p.ids.ToContainer(int(st.Uid), int(st.Gid)); err != nil {
-		// Not of the ranges of userns-remap: BuildKit makes such folders, the host's root's. On whichever host the layer is used
-		// they are to be root's, but never to act for it.
+		// Not of the ranges of userns-remap: BuildKit makes such folders, the host's root's. On whichever host the
+		// layer is used they are to be root's, but never to act for it.
 		h.Uid, h.Gid, h.Mode = 0, 0, h.Mode&^(unix.S_ISUID|unix.S_ISGID)
 	}
 	if !info.IsDir() && st.Nlink > 1 {
@@ -239,12 +239,12 @@ func (p *packer) write(h *tar.Header, content io.Reader) error {
 	return nil
 }
 
-// isWhiteout tells the device that hides a name of the layers below.
+// isWhiteout reports whether it is the device that hides a name of the layers below.
 func isWhiteout(info fs.FileInfo) bool {
 	return info.Mode()&fs.ModeCharDevice != 0 && info.Sys().(*syscall.Stat_t).Rdev == 0
 }
 
-// fgetxattr gives an extended attribute of at most 64 bytes, nil where there is none.
+// fgetxattr returns an extended attribute of at most 64 bytes, nil where there is none.
 func fgetxattr(f *os.File, name string) ([]byte, error) {
 	b := make([]byte, 64)
 	n, err := unix.Fgetxattr(int(f.Fd()), name, b)
@@ -257,8 +257,8 @@ func fgetxattr(f *os.File, name string) ([]byte, error) {
 	return b[:n], nil
 }
 
-// portable makes a file capability that is bound to a user namespace (revision 3) one that isn't (revision 2): the number of the
-// namespace's root means nothing on another host. See linux/capability.h.
+// portable makes a file capability that is bound to a user namespace (revision 3) one that isn't (revision 2): the
+// number of the namespace's root means nothing on another host. See linux/capability.h.
 func portable(capability []byte) string {
 	const revisionAt, revision2, revision3, size2 = 3, 2, 3, 20
 	if len(capability) > size2 && capability[revisionAt] == revision3 {

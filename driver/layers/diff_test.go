@@ -21,7 +21,7 @@ import (
 	"cvmfs-graphdriver/driver/layers"
 )
 
-// pack gives a layer's archive.
+// pack returns a layer's archive.
 func pack(t testing.TB, r *rig, id, parent string) []byte {
 	t.Helper()
 	rc, err := r.Diff(t.Context(), id, parent)

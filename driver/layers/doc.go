@@ -1,5 +1,5 @@
-// Package layers keeps the layers of images and containers on disk and says what to mount for each of them; it mounts nothing
-// itself.
+// Package layers keeps the layers of images and containers on disk and says what to mount for each of them; it mounts
+// nothing itself.
 //
 // The words:
 //
@@ -34,30 +34,32 @@
 //	state/init.json          the engine's arguments to Init
 //	state/backing-device     the block device all this is on, for quotactl(2)
 //
-// Files of ordinary layers below a thin one are in the composed image, and their content is found as /graph/<id>/diff/<path>, in
-// the same name space as objects, /objects/<xx>/<name>: so no layer can put a file where an object is looked for. The layers are
-// not in store/, for overlayfs refuses a lower layer inside another one (ELOOP), and those above the thin one are lower layers.
+// Files of ordinary layers below a thin one are in the composed image, and their content is found as
+// /graph/<id>/diff/<path>, in the same name space as objects, /objects/<xx>/<name>: so no layer can put a file where an
+// object is looked for. The layers are not in store/, for overlayfs refuses a lower layer inside another one (ELOOP),
+// and those above the thin one are lower layers.
 //
-// Everything that counts is complete or absent after a crash or power loss: it is made under another name, synced, and renamed.
-// A new layer, which is empty, isn't synced: folders, their attributes and their renaming reach the disk in the order in which
-// they were made. Whatever syncs later, a container's own database, takes it along.
-// Records of open layers aren't synced either: they mean nothing after a reboot.
+// Everything that counts is complete or absent after a crash or power loss: it is made under another name, synced, and
+// renamed. A new layer, which is empty, isn't synced: folders, their attributes and their renaming reach the disk in
+// the order in which they were made. Whatever syncs later, a container's own database, takes it along. Records of open
+// layers aren't synced either: they mean nothing after a reboot.
 //
 // Locks. Who holds several has taken them in this order, which the tests of this package check:
 //
-//  1. the locks of layers, one for each id: a layer's before those of its ancestors, upwards. What changes a layer, its record or
-//     its mount holds its lock.
+//  1. the locks of layers, one for each id: a layer's before those of its ancestors, upwards. What changes a layer, its
+//     record or its mount holds its lock.
 //  2. images: held while an image comes to be named by a layer or to be removed, and while a composer takes over.
 //  3. all others, held for a few lines that call nothing.
 //
 // A Composer, a Mounter and the FUSE mount have locks of their own, and call nothing of a Store while they hold them.
 //
-// A composed image stays as long as the record of a layer names it, or that of a mounted one. All others are swept when a composer
-// takes over, as at the start, and when the last composing under way ends; never while one is, for an image has no name yet when it
-// has just been made.
+// A composed image stays as long as the record of a layer names it, or that of a mounted one. All others are swept when
+// a composer takes over, as at the start, and when the last composing under way ends; never while one is, for an image
+// has no name yet when it has just been made.
 //
-// Incoming archives are hostile; package layertar unpacks them. Digests, which the engine checks, tell whether an archive is whole,
-// with one exception: engines repeat a request whose connection broke with the rest of a body they have partly sent, and what the
-// lost attempt took counts for the digest. So an attempt is noted in the layer's folder before its first byte is read, and a layer
-// takes content once, from the process that answered its Create (docs/adr/0007).
+// Incoming archives are hostile; package layertar unpacks them. Digests, which the engine checks, tell whether an
+// archive is whole, with one exception: engines repeat a request whose connection broke with the rest of a body they
+// have partly sent, and what the lost attempt took counts for the digest. So an attempt is noted in the layer's folder
+// before its first byte is read, and a layer takes content once, from the process that answered its Create
+// (docs/adr/0007).
 package layers

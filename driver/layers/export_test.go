@@ -11,7 +11,8 @@ import (
 // Linger is how long a layer stays mounted that nobody uses any more.
 const Linger = linger
 
-// WatchLocks has a store that is opened with cfg tell where it takes locks in another order than the one that is written down.
+// WatchLocks has a store that is opened with cfg tell where it takes locks in another order than the one that is
+// written down.
 func WatchLocks(cfg *Config, wrong func(text string)) {
 	cfg.watch = &lockOrder{root: cfg.Root, wrong: wrong, held: map[string][]heldLock{}}
 }
@@ -57,7 +58,7 @@ func (o *lockOrder) Released(r rank, name string) {
 	}
 }
 
-// above tells whether a layer has another one among its ancestors.
+// above reports whether a layer has another one among its ancestors.
 func (o *lockOrder) above(id, ancestor string) bool {
 	for range maxDepth {
 		var l layer

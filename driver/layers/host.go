@@ -46,7 +46,8 @@ func (s *Store) checkHost() error {
 	return nil
 }
 
-// tryOverlay mounts an overlay and deletes a file of its lower layer, which takes most of what overlayfs wants of a file system.
+// tryOverlay mounts an overlay and deletes a file of its lower layer, which takes most of what overlayfs wants of a
+// file system.
 func (s *Store) tryOverlay(dir string) error {
 	const name = "file"
 	if err := os.WriteFile(filepath.Join(dir, "lower", name), nil, 0o600); err != nil {

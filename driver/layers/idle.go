@@ -9,8 +9,8 @@ import (
 // linger is how long a layer stays mounted that nobody uses any more.
 const linger = time.Second
 
-// idle are the layers that stay mounted though nobody uses them, by id, with the records they had when they were open. On disk
-// nothing tells of them. A layer becomes idle, and stops being so, with its lock held. The zero value is none.
+// idle are the layers that stay mounted though nobody uses them, by id, with the records they had when they were open.
+// On disk nothing tells of them. A layer becomes idle, and stops being so, with its lock held. The zero value is none.
 type idle struct {
 	mu     mutex
 	layers map[string]idleLayer
@@ -31,7 +31,7 @@ func (i *idle) add(id string, o open, end func()) {
 	i.layers[id] = idleLayer{o, time.AfterFunc(linger, end)}
 }
 
-// take makes a layer one that isn't idle, and tells whether it was.
+// take makes a layer one that isn't idle, and reports whether it was.
 func (i *idle) take(id string) (open, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -67,7 +67,8 @@ func (s *Store) retire(id string) {
 	}
 }
 
-// CloseIdle unmounts the layers that nobody uses any more and that are still mounted, as they are for a moment after the last Put.
+// CloseIdle unmounts the layers that nobody uses any more and that are still mounted, as they are for a moment after
+// the last Put.
 func (s *Store) CloseIdle() {
 	for _, id := range s.idle.ids() {
 		s.retire(id)

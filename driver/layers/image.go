@@ -13,7 +13,7 @@ import (
 	"cvmfs-graphdriver/driver/images"
 )
 
-// image gives the composed image of the chain that ends with a thin layer, composing it if it isn't there.
+// image returns the composed image of the chain that ends with a thin layer, composing it if it isn't there.
 func (s *Store) image(ctx context.Context, id string) (*images.Image, error) {
 	composer, _, err := s.ready()
 	if err != nil {
@@ -45,8 +45,8 @@ func (s *Store) image(ctx context.Context, id string) (*images.Image, error) {
 	return image, nil
 }
 
-// compose gives the composed image of a chain once claim has made a layer name it. An image that goes before, as another layer
-// that named it is removed, is composed again: claim then gives images.ErrNoImage.
+// compose returns the composed image of a chain once claim has made a layer name it. An image that goes before, as
+// another layer that named it is removed, is composed again: claim then gives images.ErrNoImage.
 func (s *Store) compose(ctx context.Context, chain []images.Layer, claim func(key string) error) (*images.Image, error) {
 	s.beginCompose()
 	defer s.endCompose()
@@ -75,8 +75,8 @@ func (s *Store) beginCompose() {
 	s.composing++
 }
 
-// endCompose sweeps after the last of several, which may all have come to nothing: the layer was removed meanwhile, the caller
-// has gone, the record couldn't be written.
+// endCompose sweeps after the last of several, which may all have come to nothing: the layer was removed meanwhile, the
+// caller has gone, the record couldn't be written.
 func (s *Store) endCompose() {
 	s.images.Lock()
 	defer s.images.Unlock()
@@ -84,8 +84,8 @@ func (s *Store) endCompose() {
 	s.sweepImages()
 }
 
-// claimImage runs name, which makes a layer name an image, while the image can't go; images.ErrNoImage if it has gone. The
-// caller holds the layer's lock.
+// claimImage runs name, which makes a layer name an image, while the image can't go; images.ErrNoImage if it has gone.
+// The caller holds the layer's lock.
 func (s *Store) claimImage(key string, name func() error) error {
 	s.images.Lock()
 	defer s.images.Unlock()
@@ -124,8 +124,8 @@ func (s *Store) sweepImages() {
 	s.removeUnnamed(composer, keys)
 }
 
-// removeUnnamed removes those of some images that nobody names. What fails is left to the next sweep: no caller has any use for an
-// error. The caller holds images.
+// removeUnnamed removes those of some images that nobody names. What fails is left to the next sweep: no caller has any
+// use for an error. The caller holds images.
 func (s *Store) removeUnnamed(composer Composer, keys []string) {
 	named, err := s.namedImages()
 	for _, key := range keys {
@@ -154,8 +154,8 @@ func (s *Store) mountedImages(keys []string) ([]string, error) {
 	return keys, nil
 }
 
-// namedImages gives the images that a layer was composed to, or that a mounted one reads from. A record that can't be read may
-// name any image: that is an error.
+// namedImages returns the images that a layer was composed to, or that a mounted one reads from. A record that can't be
+// read may name any image: that is an error.
 func (s *Store) namedImages() (map[string]bool, error) {
 	named := map[string]bool{}
 	ids, err := s.ids()

@@ -42,7 +42,7 @@ func (c *composer) paused() (made chan struct{}, proceed func()) {
 	return made, sync.OnceFunc(func() { close(gate) })
 }
 
-// applyThin gives a layer that is there a thin image.
+// applyThin returns a layer that is there a thin image.
 func (r *rig) applyThin(id, parent string) error {
 	_, err := r.ApplyDiff(r.t.Context(), id, parent, bytes.NewReader(tarOf(r.t, file{name: "thin.json", body: descriptor})))
 	return err

@@ -13,17 +13,18 @@ import (
 )
 
 const (
-	// recordXattr, an extended attribute of a layer's folder, holds its record. The kernel changes it at once and, unlike a
-	// file's content, keeps its order with the making and renaming of folders also when power is lost: a layer is made complete
-	// without a sync, as a container's start would have to wait for it.
+	// recordXattr, an extended attribute of a layer's folder, holds its record. The kernel changes it at once and,
+	// unlike a file's content, keeps its order with the making and renaming of folders also when power is lost: a layer
+	// is made complete without a sync, as a container's start would have to wait for it.
 	recordXattr = "trusted.cvmfs-graphdriver.layer"
 	// maxRecord bounds a record, in bytes; three ids take some 300.
 	maxRecord = 4 << 10
-	// maxDepth bounds a chain of layers; engines stop at 125 or so, and a damaged record must not send us round in circles.
+	// maxDepth bounds a chain of layers; engines stop at 125 or so, and a damaged record must not send us round in
+	// circles.
 	maxDepth = 1024
 )
 
-// ErrNoLayer tells that there is no layer of that id.
+// ErrNoLayer means that there is no layer of that id.
 var ErrNoLayer = errors.New("no such layer")
 
 // validID is what an id may look like: it becomes a folder's name and, twice, part of a mount option, whose value
@@ -51,8 +52,8 @@ func (s *Store) dir(id string, elem ...string) string {
 	return s.path("layers", id, filepath.Join(elem...))
 }
 
-// diffDir is where a layer has its content, in its folder. The id comes twice, for the layer's folder is a data-only lower layer
-// of mounts whose composed image has files of it, and these are found by a path that names the layer.
+// diffDir is where a layer has its content, in its folder. The id comes twice, for the layer's folder is a data-only
+// lower layer of mounts whose composed image has files of it, and these are found by a path that names the layer.
 func diffDir(id string) string { return filepath.Join("graph", id, "diff") }
 
 func (s *Store) diff(id string) string { return s.dir(id, diffDir(id)) }
@@ -96,8 +97,8 @@ func (s *Store) save(id string, l *layer) error {
 	return nil
 }
 
-// records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is locked while a
-// record is read or changes.
+// records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is
+// locked while a record is read or changes.
 type records struct {
 	mutex
 	committed map[string]layer
@@ -157,7 +158,8 @@ type CreateArgs struct {
 	StorageOpt map[string]string // options of one container: size, where project quotas are on
 }
 
-// Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat requests.
+// Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat
+// requests.
 func (s *Store) Create(args CreateArgs) error {
 	_, settings, err := s.ready()
 	if err != nil {
@@ -223,8 +225,8 @@ func (s *Store) adopt(parent, child string) error {
 	return nil
 }
 
-// create makes the layer's folder under another name and renames it. Its content may take size bytes, 0 for any number. After a
-// loss of power it is whole or, if it was made in the last seconds, not there.
+// create makes the layer's folder under another name and renames it. Its content may take size bytes, 0 for any number.
+// After a loss of power it is whole or, if it was made in the last seconds, not there.
 func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
 	temp, err := s.newFolder(args.ID, settings)
 	if err != nil {
@@ -269,7 +271,8 @@ func mkdir(path string, mode fs.FileMode, uid, gid int) error {
 	return errors.Join(os.Chown(path, uid, gid), os.Chmod(path, mode))
 }
 
-// settle decides what a layer is that has been made for an ApplyDiff but is used without one: a step of a build, read-write.
+// settle decides what a layer is that has been made for an ApplyDiff but is used without one: a step of a build,
+// read-write.
 func (s *Store) settle(id string) error {
 	if l, err := s.load(id); err == nil && (l.Writable || l.Committed) {
 		return nil // for good: no need to wait until it is unmounted
@@ -290,13 +293,14 @@ func (s *Store) settled(id string) (*layer, error) {
 	return l, s.save(id, l)
 }
 
-// Exists tells whether there is a layer of that id.
+// Exists reports whether there is a layer of that id.
 func (s *Store) Exists(id string) bool {
 	_, err := s.load(id)
 	return err == nil
 }
 
-// Remove deletes a layer, mounted or not, and the composed image that no other layer names. A layer that isn't there is no error.
+// Remove deletes a layer, mounted or not, and the composed image that no other layer names. A layer that isn't there is
+// no error.
 func (s *Store) Remove(id string) error {
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("remove layer: %w", err)

@@ -11,14 +11,15 @@ import (
 
 // Objects is the files of composed images, as far as they are on disk.
 type Objects interface {
-	// Local tells how much of an image is on disk, whether it is in use or not.
+	// Local reports how much of an image is on disk, whether it is in use or not.
 	Local(image string) (objects.Share, error)
 	// Complete fetches what isn't, as objects.Store.Complete does.
 	Complete(ctx context.Context, image string) (objects.Completion, error)
 }
 
-// stranded are the open layers of a former generation, by the image they read from. Their mounts have lost the file system that
-// fetches, and the containers in them live on: in the erofs view they find what arrives on disk. The zero value is none.
+// stranded are the open layers of a former generation, by the image they read from. Their mounts have lost the file
+// system that fetches, and the containers in them live on: in the erofs view they find what arrives on disk. The zero
+// value is none.
 type stranded struct {
 	mu     mutex
 	images map[string]*strandedImage
@@ -45,7 +46,7 @@ func (s *stranded) add(layer, image string) {
 	i.layers[layer] = true
 }
 
-// closed tells that a layer isn't open any more.
+// closed reports whether a layer isn't open any more.
 func (s *stranded) closed(layer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,7 +58,7 @@ func (s *stranded) closed(layer string) {
 	}
 }
 
-// helped tells that an image needs nothing more.
+// helped reports whether an image needs nothing more.
 func (s *stranded) helped(image string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +68,7 @@ func (s *stranded) helped(image string) {
 	}
 }
 
-// list gives the keys of images, with what ends when nobody needs them any more.
+// list returns the keys of images, with what ends when nobody needs them any more.
 func (s *stranded) list() map[string]context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,9 +103,9 @@ const (
 	lastPause  = 5 * time.Minute
 )
 
-// Run fetches what layers miss that were open when the plugin as a whole, and with it its FUSE mount, was restarted without the
-// engine's knowing. It tries until all of it is here or the layers are closed, which the engine's next Init does; then, or when
-// ctx ends, it returns.
+// Run fetches what layers miss that were open when the plugin as a whole, and with it its FUSE mount, was restarted
+// without the engine's knowing. It tries until all of it is here or the layers are closed, which the engine's next Init
+// does; then, or when ctx ends, it returns.
 func (s *Store) Run(ctx context.Context) {
 	if s.cfg.Objects == nil {
 		return
@@ -146,9 +147,9 @@ func (s *Store) help(ctx context.Context, key string, open context.Context, paus
 	}
 }
 
-// recount makes every mount that was found count for one Get. It is for the beginning of an engine's life: that engine has called
-// Get for nothing yet, and a container that outlived the former one will be put once. What the former engine got and didn't put,
-// or got twice as the answer was lost in a crash and it asked again, is so made good.
+// recount makes every mount that was found count for one Get. It is for the beginning of an engine's life: that engine
+// has called Get for nothing yet, and a container that outlived the former one will be put once. What the former engine
+// got and didn't put, or got twice as the answer was lost in a crash and it asked again, is so made good.
 func (s *Store) recount() error {
 	for id := range s.openLayers() {
 		if err := s.recountOne(id); err != nil {

@@ -56,7 +56,8 @@ func (r *rig) record(id, image, generation string, refs int) {
 	r.opened(id, fmt.Sprintf(`{"refs":%d,"generation":%q,"image":%q}`, refs, generation, image))
 }
 
-// abandon makes a rig with two mounted layers of a thin image, as the plugin's restart leaves them, and opens the store anew.
+// abandon makes a rig with two mounted layers of a thin image, as the plugin's restart leaves them, and opens the store
+// anew.
 func abandon(t *testing.T, f *files) *rig {
 	t.Helper()
 	r := newRig(t)

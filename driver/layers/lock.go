@@ -2,8 +2,8 @@ package layers
 
 import "sync"
 
-// rank is a lock's place in the order that doc.go gives: who holds a lock takes none of the same or a lower rank, but for the
-// locks of layers, which are taken from a layer up to its ancestors.
+// rank is a lock's place in the order that doc.go gives: who holds a lock takes none of the same or a lower rank, but
+// for the locks of layers, which are taken from a layer up to its ancestors.
 type rank int
 
 const (
@@ -40,7 +40,7 @@ func (m *mutex) Unlock() {
 	}
 }
 
-// rankLocks gives the locks of a new store their ranks.
+// rankLocks returns the locks of a new store their ranks.
 func (s *Store) rankLocks(watch lockWatcher) {
 	s.locks.watch = watch
 	s.images.rank, s.images.name, s.images.watch = rankImages, "images", watch

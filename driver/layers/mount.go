@@ -26,10 +26,10 @@ type Mount struct {
 // ImageMount is a composed image and where it is mounted for overlays to use.
 type ImageMount struct{ Source, Target string }
 
-// Shared is a read-only overlay of a composed image for the overlays of all containers to stand on. It does two things. For
-// kernels that take data-only layers in overlays with metacopy alone, it has metacopy on: in an overlay with an upper folder that
-// would leave files without content there. And what FUSE shows is asked for once, by this overlay, and not by that of each
-// container: overlayfs looks for an extended attribute of every file, which FUSE doesn't keep.
+// Shared is a read-only overlay of a composed image for the overlays of all containers to stand on. It does two things.
+// For kernels that take data-only layers in overlays with metacopy alone, it has metacopy on: in an overlay with an
+// upper folder that would leave files without content there. And what FUSE shows is asked for once, by this overlay,
+// and not by that of each container: overlayfs looks for an extended attribute of every file, which FUSE doesn't keep.
 type Shared struct {
 	Target      string
 	Lower, Data []string
@@ -46,7 +46,8 @@ func (m Mount) view() View {
 	return ViewEROFS
 }
 
-// openXattr, an extended attribute of a layer's folder, holds the record of a layer that is open. The kernel changes it at once.
+// openXattr, an extended attribute of a layer's folder, holds the record of a layer that is open. The kernel changes it
+// at once.
 const openXattr = "trusted.cvmfs-graphdriver.open"
 
 // open is the record of a layer that is mounted.
@@ -58,8 +59,8 @@ type open struct {
 	Label      string `json:"label,omitempty"` // SELinux context
 }
 
-// Get makes a layer's view ready and gives its folder. A read-only layer's is its own content: engines export layers from there.
-// A read-write layer's is its mount, which stays until Put was called as often as Get.
+// Get makes a layer's view ready and gives its folder. A read-only layer's is its own content: engines export layers
+// from there. A read-write layer's is its mount, which stays until Put was called as often as Get.
 func (s *Store) Get(ctx context.Context, id, label string) (string, error) {
 	_, settings, err := s.ready()
 	if err != nil {
@@ -99,7 +100,8 @@ func (s *Store) get(ctx context.Context, id string, l *layer, label string, sett
 			resumed = false
 		}
 	}
-	// A mount nobody answers for was left by a crash. One of another generation has lost its data unless all of it is ordinary.
+	// A mount nobody answers for was left by a crash. One of another generation has lost its data unless all of it is
+	// ordinary.
 	keep := mounted && (o.Refs > 0 || resumed) && (o.Image == "" || o.Generation == s.cfg.Generation)
 	if !keep {
 		m, err := s.mount(ctx, id, l, label)
@@ -175,8 +177,9 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	if err != nil {
 		return Mount{}, err
 	}
-	// The order matters: what is on disk first; then the gate, which brings an object to disk and finds nothing itself; then
-	// the folder where it brought it; and last, as the last one decides the error a reader gets, the fetching file system.
+	// The order matters: what is on disk first; then the gate, which brings an object to disk and finds nothing itself;
+	// then the folder where it brought it; and last, as the last one decides the error a reader gets, the fetching file
+	// system.
 	data := []string{s.path("store")}
 	for _, id := range sources {
 		data = append(data, s.dir(id))
@@ -191,7 +194,7 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	return m, nil
 }
 
-// ordinary gives a layer and its ancestors, topmost first, down to the topmost thin one: base, "" if none is.
+// ordinary returns a layer and its ancestors, topmost first, down to the topmost thin one: base, "" if none is.
 func (s *Store) ordinary(id string) (ids []string, base string, err error) {
 	err = s.descend(id, func(id string, l *layer) bool {
 		if l.Thin {
@@ -204,7 +207,7 @@ func (s *Store) ordinary(id string) (ids []string, base string, err error) {
 	return ids, base, err
 }
 
-// sources gives the ordinary layers whose files are in the composed image of a thin layer.
+// sources returns the ordinary layers whose files are in the composed image of a thin layer.
 func (s *Store) sources(id string) (ids []string, err error) {
 	err = s.descend(id, func(id string, l *layer) bool {
 		if !l.Thin {
@@ -215,7 +218,7 @@ func (s *Store) sources(id string) (ids []string, err error) {
 	return ids, err
 }
 
-// chain gives a layer and its ancestors, bottom to top, as they are composed.
+// chain returns a layer and its ancestors, bottom to top, as they are composed.
 func (s *Store) chain(id string) ([]images.Layer, error) {
 	var chain []images.Layer
 	var failed error
@@ -252,8 +255,9 @@ func (s *Store) descend(id string, visit func(id string, l *layer) bool) error {
 	return fmt.Errorf("layer %s: more than %d ancestors", id, maxDepth)
 }
 
-// Put gives back a layer that Get has given; one too many does nothing. The last one leaves it mounted for a moment, as engines
-// that have created a container start it next, and don't wait for the kernel, which writes back all that is dirty in the file system.
+// Put returns back a layer that Get has given; one too many does nothing. The last one leaves it mounted for a moment,
+// as engines that have created a container start it next, and don't wait for the kernel, which writes back all that is
+// dirty in the file system.
 func (s *Store) Put(id string) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -275,7 +279,8 @@ func (s *Store) Put(id string) error {
 	return nil
 }
 
-// close unmounts a layer and forgets that it was open. A record that can't be changed does no harm: what isn't mounted isn't open.
+// close unmounts a layer and forgets that it was open. A record that can't be changed does no harm: what isn't mounted
+// isn't open.
 func (s *Store) close(id string) error {
 	if err := s.unmount(s.target(id)); err != nil {
 		return err
@@ -287,7 +292,8 @@ func (s *Store) close(id string) error {
 	return nil
 }
 
-// forget makes a layer one that isn't open. Its record stays, for a file system takes far longer to remove an attribute.
+// forget makes a layer one that isn't open. Its record stays, for a file system takes far longer to remove an
+// attribute.
 func (s *Store) forget(id string) error {
 	s.stranded.closed(id)
 	o := s.opened(id)
@@ -317,7 +323,8 @@ func (s *Store) detach(fits func(open) bool) error {
 	return nil
 }
 
-// loadOpenImages has the images of open layers loaded, as their containers may ask for objects before any layer is got again.
+// loadOpenImages has the images of open layers loaded, as their containers may ask for objects before any layer is got
+// again.
 func (s *Store) loadOpenImages() {
 	composer, _, err := s.ready()
 	if err != nil {
@@ -333,7 +340,7 @@ func (s *Store) loadOpenImages() {
 	}
 }
 
-// openLayers gives the records of open layers by id.
+// openLayers returns the records of open layers by id.
 func (s *Store) openLayers() map[string]open {
 	layers := map[string]open{}
 	ids, err := s.mountPoints()
@@ -359,7 +366,7 @@ func (s *Store) mountPoints() (ids []string, err error) {
 	return ids, err
 }
 
-// opened gives the record of a layer, the zero one if it isn't open.
+// opened returns the record of a layer, the zero one if it isn't open.
 func (s *Store) opened(id string) open {
 	var o open
 	err := readRecord(s.dir(id), openXattr, &o)

@@ -24,7 +24,8 @@ var options = map[string]func(s *Settings, value string) error{
 		return nil
 	},
 	"cvmfs.view": readView,
-	// overlay2's, documented for RHEL 7: it lifts a check of the kernel's version, and this driver tries the kernel instead.
+	// overlay2's, documented for RHEL 7: it lifts a check of the kernel's version, and this driver tries the kernel
+	// instead.
 	"overlay2.override_kernel_check": func(_ *Settings, value string) error {
 		_, err := strconv.ParseBool(value)
 		return err

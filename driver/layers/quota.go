@@ -15,19 +15,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container's size is limited by a project quota: its folders belong to a project of their own, and what is made in them does
-// too. A project's number stands on the folders and nowhere else; new ones are above all that are in use.
+// A container's size is limited by a project quota: its folders belong to a project of their own, and what is made in
+// them does too. A project's number stands on the folders and nowhere else; new ones are above all that are in use.
 
-// errNoQuotas tells that a file system doesn't enforce limits of projects.
+// errNoQuotas means that a file system doesn't enforce limits of projects.
 var errNoQuotas = errors.New("project quotas are not on: mount it with the option pquota (xfs) or prjquota (ext4 with the features project and quota), or leave size out")
 
 // projects are the calls for project quotas of the file system the layers are on.
 type projects interface {
-	// enforced gives errNoQuotas unless limits are enforced.
+	// enforced returns errNoQuotas unless limits are enforced.
 	enforced() error
-	// project gives the number a folder or file has; 0 is nobody's.
+	// project returns the number a folder or file has; 0 is nobody's.
 	project(path string) (uint32, error)
-	// assign gives a folder a number, which what is made in it from now on inherits.
+	// assign returns a folder a number, which what is made in it from now on inherits.
 	assign(dir string, id uint32) error
 	// limit sets how many bytes a project may use.
 	limit(id uint32, bytes uint64) error
@@ -41,7 +41,7 @@ type quota struct {
 	last uint32 // highest number in use; 0 until it was looked up
 }
 
-// sizeOf gives the limit that options of a container ask for, in bytes; 0 is none.
+// sizeOf returns the limit that options of a container ask for, in bytes; 0 is none.
 func sizeOf(args CreateArgs) (uint64, error) {
 	var size uint64
 	for name, value := range args.StorageOpt {
@@ -90,7 +90,8 @@ func (s *Store) restrict(dir, id string, size uint64) error {
 	if err == nil {
 		err = s.quota.projects.limit(project, size)
 	}
-	// Not the layer's folder itself: one of another project than the folder it is in can't be renamed if that hands its own down.
+	// Not the layer's folder itself: one of another project than the folder it is in can't be renamed if that hands its
+	// own down.
 	for _, sub := range []string{"graph", filepath.Join("graph", id), diffDir(id), "work"} {
 		if err == nil {
 			err = s.quota.projects.assign(filepath.Join(dir, sub), project)
@@ -103,7 +104,7 @@ func (s *Store) restrict(dir, id string, size uint64) error {
 	return nil
 }
 
-// newProject gives a number that no layer has.
+// newProject returns a number that no layer has.
 func (s *Store) newProject() (uint32, error) {
 	q := &s.quota
 	q.mu.Lock()
@@ -135,8 +136,8 @@ func (s *Store) newProject() (uint32, error) {
 	return q.last, nil
 }
 
-// kernelProjects makes the calls. quotactl(2) takes a file system by its block device, for which the plugin has no name: makeNode
-// makes a node of our own.
+// kernelProjects makes the calls. quotactl(2) takes a file system by its block device, for which the plugin has no
+// name: makeNode makes a node of our own.
 type kernelProjects struct {
 	root string // folder on the file system
 	node string // where the device's node is made

@@ -14,8 +14,9 @@ import (
 	"cvmfs-graphdriver/internal/hostfs"
 )
 
-// Metadata gives the folders of a layer under the names overlay2 gives them, and of a chain with a thin layer the composed image,
-// what it was composed from, and how much of it is on disk. Like every question it changes nothing, neither on disk nor in memory.
+// Metadata returns the folders of a layer under the names overlay2 gives them, and of a chain with a thin layer the
+// composed image, what it was composed from, and how much of it is on disk. Like every question it changes nothing,
+// neither on disk nor in memory.
 func (s *Store) Metadata(id string) (map[string]string, error) {
 	composer, _, err := s.ready()
 	if err != nil {
@@ -52,7 +53,8 @@ func (s *Store) Metadata(id string) (map[string]string, error) {
 	return m, nil
 }
 
-// describe says what is known of a composed image. Engines ask also where nobody will read it, so what fails is left out.
+// describe says what is known of a composed image. Engines ask also where nobody will read it, so what fails is left
+// out.
 func (s *Store) describe(m map[string]string, composer Composer, key string) {
 	m["Image"] = key
 	image, err := composer.Describe(key)
@@ -89,7 +91,7 @@ func local(s objects.Share) string {
 	return fmt.Sprintf("%s%d of %d objects, %s%.1f of %.1f MB", about, s.Objects, s.Of, about, float64(s.Bytes)/mega, float64(s.OfBytes)/mega)
 }
 
-// Status gives what the engine shows as the driver's state: names and values.
+// Status returns what the engine shows as the driver's state: names and values.
 func (s *Store) Status() [][2]string {
 	repositories, quotas := "not initialised", "off"
 	_, settings, err := s.ready()
@@ -115,8 +117,8 @@ func (s *Store) Status() [][2]string {
 	return status
 }
 
-// remapped says what userns-remap takes besides us: the engine makes the folders above ours for root alone, and containers whose
-// root can't pass them end with "permission denied". The plugin can't reach these folders.
+// remapped says what userns-remap takes besides us: the engine makes the folders above ours for root alone, and
+// containers whose root can't pass them end with "permission denied". The plugin can't reach these folders.
 func remapped(ids user.IdentityMapping) string {
 	uid, gid := ids.RootPair()
 	return fmt.Sprintf("root is %d:%d; if containers fail with \"permission denied\": chmod 0711 <data-root>/%d.%d/plugins and plugins/<id>, on the host",
@@ -132,7 +134,7 @@ func fileSystem(dir string) string {
 	return kind
 }
 
-// Users gives the open layers that read from a composed image, in order.
+// Users returns the open layers that read from a composed image, in order.
 func (s *Store) Users(key string) (ids []string) {
 	for id, o := range s.openLayers() {
 		if o.Image == key {

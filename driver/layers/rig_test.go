@@ -99,7 +99,7 @@ func (r *rig) opened(id, record string) {
 	must(r.t, unix.Setxattr(filepath.Join(r.root, "layers", id), "trusted.cvmfs-graphdriver.open", []byte(record), unix.XATTR_REPLACE))
 }
 
-// mounted tells whether a layer is mounted and somebody uses it.
+// mounted reports whether a layer is mounted and somebody uses it.
 func (r *rig) mounted(id string) bool {
 	r.t.Helper()
 	r.CloseIdle()
@@ -261,7 +261,7 @@ func list(t testing.TB, dir string) []string {
 	return lines
 }
 
-// xattrs gives the extended attributes of everything below a folder.
+// xattrs returns the extended attributes of everything below a folder.
 func xattrs(t testing.TB, dir string) (all []string) {
 	t.Helper()
 	must(t, filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {

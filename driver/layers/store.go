@@ -21,19 +21,19 @@ import (
 // layout is the version of the on-disk layout this package reads and writes.
 const layout = "2"
 
-// ErrNotReady tells that the engine has not initialised the driver yet.
+// ErrNotReady means that the engine has not initialised the driver yet.
 var ErrNotReady = errors.New("the driver is not initialised: the engine sends Init when it starts")
 
 // Composer makes the composed images of thin chains; *images.Composer is one.
 type Composer interface {
 	Compose(ctx context.Context, chain []images.Layer) (*images.Image, error)
-	// Image gives an image, which is in use from then on: its objects can be fetched.
+	// Image returns an image, which is in use from then on: its objects can be fetched.
 	Image(key string) (*images.Image, error)
-	// Describe gives an image without taking it into use.
+	// Describe returns an image without taking it into use.
 	Describe(key string) (*images.Image, error)
 	Remove(key string) error
-	// Sweep removes what is half-written, and gives the keys of the images there are. No Compose may be under way, of whichever
-	// composer on the folder. One that has returned, also with an error, has left nothing running.
+	// Sweep removes what is half-written, and gives the keys of the images there are. No Compose may be under way, of
+	// whichever composer on the folder. One that has returned, also with an error, has left nothing running.
 	Sweep() (keys []string, err error)
 	// Close ends the use of a composer that another one has replaced. Its calls fail from then on.
 	Close()
@@ -43,11 +43,12 @@ type Composer interface {
 type Mounter interface {
 	// Mount brings a mount about. The folder m.Target exists and nothing is mounted there.
 	Mount(m Mount) error
-	// Mounted tells whether something is mounted at a folder; a missing one is not.
+	// Mounted reports whether something is mounted at a folder; a missing one is not.
 	Mounted(dir string) (bool, error)
 	// Unmount takes off whatever is mounted at a folder, also while it is in use.
 	Unmount(dir string) error
-	// Probe finds out what the kernel mounts, composed images from the file system of a folder. An error says why that can't be told.
+	// Probe finds out what the kernel mounts, composed images from the file system of a folder. An error says why that
+	// can't be told.
 	Probe(dir string) (overlayfs.Support, error)
 }
 
@@ -102,8 +103,8 @@ type Store struct {
 	quota    quota
 }
 
-// Open opens the layers of a folder, or starts a new one. Where the engine has sent Init in a former life of this process its
-// arguments hold again, as engines don't repeat it to a plugin that was restarted.
+// Open opens the layers of a folder, or starts a new one. Where the engine has sent Init in a former life of this
+// process its arguments hold again, as engines don't repeat it to a plugin that was restarted.
 func Open(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -146,9 +147,9 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// Init takes the engine's arguments. It may come any number of times. Layers that were cut short while being made are removed,
-// mounts that hang on another FUSE mount are detached; open layers of this generation stay open, each for one Put. A host that
-// layers can't be kept on is refused.
+// Init takes the engine's arguments. It may come any number of times. Layers that were cut short while being made are
+// removed, mounts that hang on another FUSE mount are detached; open layers of this generation stay open, each for one
+// Put. A host that layers can't be kept on is refused.
 func (s *Store) Init(args InitArgs) error {
 	if err := s.checkHost(); err != nil {
 		return fmt.Errorf("initialise: %w", err)
@@ -209,7 +210,8 @@ func (s *Store) use(args InitArgs) error {
 	return nil
 }
 
-// prepare sets who may pass the folders above layers: as overlay2 has it, only the remapped root passes to what a container owns.
+// prepare sets who may pass the folders above layers: as overlay2 has it, only the remapped root passes to what a
+// container owns.
 func (s *Store) prepare(settings Settings) error {
 	_, gid := settings.IDs.RootPair()
 	for _, dir := range []string{s.cfg.Root, s.path("layers"), s.path("mnt")} {
@@ -223,7 +225,7 @@ func (s *Store) prepare(settings Settings) error {
 	return nil
 }
 
-// ready gives what Init has set.
+// ready returns what Init has set.
 func (s *Store) ready() (Composer, Settings, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

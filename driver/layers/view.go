@@ -58,7 +58,7 @@ func (s *Store) choose(want View) (chosen, error) {
 	}
 }
 
-// current gives the view in use.
+// current returns the view in use.
 func (s *Store) current() chosen {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,4 +1,5 @@
-// Package supervise is process 1 of the plugin: it holds what must outlive a crash of the server, and starts the server anew.
+// Package supervise is process 1 of the plugin: it holds what must outlive a crash of the server, and starts the server
+// anew.
 //
 // The words used here:
 //
@@ -22,6 +23,6 @@
 //	err := supervise.Run(ctx, supervise.Config{Socket: "/run/docker/plugins/plugin.sock", FuseDir: "/run/cvmfs/fuse",
 //		Args: []string{"server"}, Log: log})
 //
-// The server need not close or unmount anything of its inheritance; on SIGTERM it has Config.Grace to end. Nothing in FuseDir
-// may be touched by the server before it serves: the call would wait for itself.
+// The server need not close or unmount anything of its inheritance; on SIGTERM it has Config.Grace to end. Nothing in
+// FuseDir may be touched by the server before it serves: the call would wait for itself.
 package supervise

@@ -43,8 +43,8 @@ type Inheritance struct {
 // ErrNotSupervised means that the process was not started by a supervisor.
 var ErrNotSupervised = errors.New("not started by the supervisor: run the program without arguments")
 
-// Inherited takes what the supervisor has handed to this process. It can be called once. From then on a reader of our output
-// that is gone doesn't end the process (SIGPIPE), and children don't inherit the descriptors.
+// Inherited takes what the supervisor has handed to this process. It can be called once. From then on a reader of our
+// output that is gone doesn't end the process (SIGPIPE), and children don't inherit the descriptors.
 func Inherited() (*Inheritance, error) {
 	text, ok := os.LookupEnv(variable)
 	if !ok {

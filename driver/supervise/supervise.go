@@ -46,9 +46,9 @@ const (
 	readAhead = fusewire.MaxRead / 1024
 )
 
-// Run is the supervisor's life. It gives nil after SIGTERM, SIGINT or the end of ctx, when the server has ended and nothing is
-// left of socket and mount; an error if it can't begin. It reaps every child of this process, so nothing else in it may start
-// processes.
+// Run is the supervisor's life. It gives nil after SIGTERM, SIGINT or the end of ctx, when the server has ended and
+// nothing is left of socket and mount; an error if it can't begin. It reaps every child of this process, so nothing
+// else in it may start processes.
 func Run(ctx context.Context, cfg Config) error {
 	// A server is to die with the supervisor. The kernel takes the thread that started it for the supervisor (prctl(2),
 	// PR_SET_PDEATHSIG), so that thread must be kept.
@@ -232,8 +232,8 @@ func (s *supervisor) start() <-chan time.Time {
 	return nil
 }
 
-// reap collects every dead child: the server, and as process 1 of a container whatever was orphaned in it. It tells whether the
-// server was among them. It waits in the stead of os.Process, which would have to compete with it.
+// reap collects every dead child: the server, and as process 1 of a container whatever was orphaned in it. It reports
+// whether the server was among them. It waits in the stead of os.Process, which would have to compete with it.
 func (s *supervisor) reap() (serverDied bool) {
 	for {
 		var status unix.WaitStatus
@@ -249,9 +249,9 @@ func (s *supervisor) reap() (serverDied bool) {
 	}
 }
 
-// giveUp reports whether the server is dead although it can't be reaped, seen twice in a row: a thread of it waits for a reply to a
-// request that its own process has read. That happens to a server that is killed while it mounts an overlay on its own tree, and
-// ends only when a successor answers the request.
+// giveUp reports whether the server is dead although it can't be reaped, seen twice in a row: a thread of it waits for
+// a reply to a request that its own process has read. That happens to a server that is killed while it mounts an
+// overlay on its own tree, and ends only when a successor answers the request.
 func (s *supervisor) giveUp() bool {
 	if s.server == nil {
 		return false
@@ -265,8 +265,8 @@ func (s *supervisor) giveUp() bool {
 	return true
 }
 
-// isDying reports whether a process is about to end: its first thread is a zombie, while another one goes on, or is still to take the
-// SIGKILL by which the kernel ends all threads, whatever they die of; see proc_pid_status(5).
+// isDying reports whether a process is about to end: its first thread is a zombie, while another one goes on, or is
+// still to take the SIGKILL by which the kernel ends all threads, whatever they die of; see proc_pid_status(5).
 func isDying(pid int) bool {
 	const killed = 1 << (unix.SIGKILL - 1)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

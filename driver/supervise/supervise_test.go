@@ -69,12 +69,12 @@ func runSupervisor(text string) int {
 	return 0
 }
 
-// runServer answers each line on the socket: "who" with its pid, its generation and whether it has a journal, "orphan" with the pid of
-// a process that has lost its parent and ends soon.
+// runServer answers each line on the socket: "who" with its pid, its generation and whether it has a journal, "orphan"
+// with the pid of a process that has lost its parent and ends soon.
 //
-// A stubborn server does not end on SIGTERM. A wedged one, which is what becomes of the first started with that word, waits for
-// a FUSE request of its own that it doesn't answer; the word is the name of a file to note that in, behind "first:" if it is to be the
-// process's first thread that waits.
+// A stubborn server does not end on SIGTERM. A wedged one, which is what becomes of the first started with that word,
+// waits for a FUSE request of its own that it doesn't answer; the word is the name of a file to note that in, behind
+// "first:" if it is to be the process's first thread that waits.
 func runServer(manner string) int {
 	if manner == "stubborn" {
 		signal.Ignore(syscall.SIGTERM)
@@ -144,8 +144,8 @@ func (w wedged) Getattr(context.Context, uint64) (fusewire.Attr, syscall.Errno) 
 	select {}
 }
 
-// files is a folder of files named by their number, whose content follows from it. Reading takes a while, so that a server
-// always has requests under way when it is killed.
+// files is a folder of files named by their number, whose content follows from it. Reading takes a while, so that a
+// server always has requests under way when it is killed.
 type files struct{}
 
 const fileSize = 3*4096 + 5
@@ -230,8 +230,8 @@ func launch(t *testing.T, dir string, cfg Config) *plugin {
 	return p
 }
 
-// ask sends a line to whichever server is or comes up, and gives the words of the answer. An answer is tried for again: the
-// server may be killed while it has the question.
+// ask sends a line to whichever server is or comes up, and gives the words of the answer. An answer is tried for again:
+// the server may be killed while it has the question.
 func (p *plugin) ask(line string) []string {
 	p.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
@@ -319,8 +319,8 @@ func mounted(t *testing.T, dir string) bool {
 	return strings.Contains(string(mounts), " "+dir+" ")
 }
 
-// client reads files until it is stopped: some through an overlay on the FUSE mount again and again, whose content is dropped
-// from the page cache after each reading, and others on the FUSE mount itself once each.
+// client reads files until it is stopped: some through an overlay on the FUSE mount again and again, whose content is
+// dropped from the page cache after each reading, and others on the FUSE mount itself once each.
 type client struct {
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
@@ -355,8 +355,8 @@ func startClient(t *testing.T, p *plugin) *client {
 	return c
 }
 
-// read reads one file and compares it. It does without os.Open, which polls the file: the kernel then waits for the server while
-// Go's scheduler waits for the kernel.
+// read reads one file and compares it. It does without os.Open, which polls the file: the kernel then waits for the
+// server while Go's scheduler waits for the kernel.
 func (c *client) read(dir string, i int64) {
 	fd, err := unix.Open(filepath.Join(dir, fmt.Sprint(i)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -483,8 +483,8 @@ func TestKilledSupervisorTakesItsServerAlongAndCanBeStartedAgain(t *testing.T) {
 	}
 }
 
-// A server that mounts an overlay waits for a request to itself. Its process does not end when it is killed at that moment,
-// before the request is answered.
+// A server that mounts an overlay waits for a request to itself. Its process does not end when it is killed at that
+// moment, before the request is answered.
 func TestServerThatWaitsForItselfIsReplaced(t *testing.T) {
 	for _, noResend := range []bool{false, true} {
 		for _, thread := range []string{"", "first:"} {
@@ -521,7 +521,8 @@ func TestServerThatWaitsForItselfEndsWithTheSupervisor(t *testing.T) {
 	}
 }
 
-// launchWedged starts a supervisor whose first server waits for itself, by its first thread or another one, and waits until it does.
+// launchWedged starts a supervisor whose first server waits for itself, by its first thread or another one, and waits
+// until it does.
 func launchWedged(t *testing.T, dir, thread string, cfg Config) *plugin {
 	t.Helper()
 	note := filepath.Join(dir, "wedged")

@@ -18,8 +18,8 @@ import (
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-// Read reads a file's content, which is fetched as far as needed. It never gives less than the file holds there: the kernel
-// would take the rest for NUL bytes.
+// Read reads a file's content, which is fetched as far as needed. It never gives less than the file holds there: the
+// kernel would take the rest for NUL bytes.
 func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, syscall.Errno) {
 	if !isImage(node) {
 		if node == folderNode {
@@ -143,7 +143,7 @@ type files struct {
 	by    map[uint64]*list.Element
 }
 
-// get gives an open file; nil if it isn't. It may be closed before it is read.
+// get returns an open file; nil if it isn't. It may be closed before it is read.
 func (s *files) get(node uint64) *openFile {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -30,7 +30,7 @@ type Config struct {
 	Layers  string // ordinary layers: the redirect /graph/<id>/… is Layers/<id>/graph/<id>/…
 	Ahead   int    // how many objects to ask for ahead; 128
 	Log     *slog.Logger
-	// Users tells what an image is needed for, as attributes of a log line; nil if nobody can tell.
+	// Users reports what an image is needed for, as attributes of a log line; nil if nobody can tell.
 	Users func(key string) []any
 }
 
@@ -127,7 +127,7 @@ func (f *FS) Remove(key string) {
 	}
 }
 
-// at gives the image of a node and the position in it; nil if the node is of no image that is shown.
+// at returns the image of a node and the position in it; nil if the node is of no image that is shown.
 func (f *FS) at(node uint64) (*image, uint64) {
 	if !isImage(node) {
 		return nil, 0
@@ -223,7 +223,7 @@ func (f *FS) lookupImage(key string) (fusewire.Entry, syscall.Errno) {
 	return e, f.fault(i, i.Root(), err)
 }
 
-// Getattr gives a node's attributes. ESTALE means that its image is gone.
+// Getattr returns a node's attributes. ESTALE means that its image is gone.
 func (f *FS) Getattr(ctx context.Context, node uint64) (fusewire.Attr, syscall.Errno) {
 	switch {
 	case node == folderNode:
@@ -268,7 +268,7 @@ func (f *FS) Readdir(ctx context.Context, node, from uint64, add func(string, fu
 	return f.fault(i, nid, err)
 }
 
-// Readlink gives a symbolic link's target.
+// Readlink returns a symbolic link's target.
 func (f *FS) Readlink(_ context.Context, node uint64) (string, syscall.Errno) {
 	i, nid := f.at(node)
 	if i == nil {
@@ -281,7 +281,7 @@ func (f *FS) Readlink(_ context.Context, node uint64) (string, syscall.Errno) {
 // hidden tells attributes that are instructions to overlayfs. It would take those of a layer below it for its own.
 func hidden(name string) bool { return strings.HasPrefix(name, overlayfs.XattrPrefix) }
 
-// Getxattr gives an extended attribute. Nodes outside images have none.
+// Getxattr returns an extended attribute. Nodes outside images have none.
 func (f *FS) Getxattr(_ context.Context, node uint64, name string) ([]byte, syscall.Errno) {
 	i, nid := f.at(node)
 	switch {

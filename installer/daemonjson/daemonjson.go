@@ -1,5 +1,5 @@
-// Package daemonjson judges and edits the engine's configuration file, /etc/docker/daemon.json, as a careful administrator
-// would: an edit changes the keys it is asked to and not a byte more, and can be taken back.
+// Package daemonjson judges and edits the engine's configuration file, /etc/docker/daemon.json, as a careful
+// administrator would: an edit changes the keys it is asked to and not a byte more, and can be taken back.
 //
 //	f, err := daemonjson.Read(path)
 //	problems := f.Problems(engineVersion)      // what the engine would reject; Fixed may mend it
@@ -10,8 +10,8 @@
 //	…
 //	restored, err := backup.Restore()
 //
-// A key is one of the file's top-level object. What the engine reads of a file is told by its own rules, which differ from
-// version to version; see [File.Problems].
+// A key is one of the file's top-level object. What the engine reads of a file is told by its own rules, which differ
+// from version to version; see [File.Problems].
 package daemonjson
 
 import (
@@ -43,8 +43,8 @@ type File struct {
 	content []byte // what Write writes; nil for no file
 }
 
-// Read reads a file. One that is not there, or a symbolic link to nowhere, is as good as an empty one; anything else that
-// can't be read is an error.
+// Read reads a file. One that is not there, or a symbolic link to nowhere, is as good as an empty one; anything else
+// that can't be read is an error.
 func Read(path string) (*File, error) {
 	target, err := follow(path)
 	if err != nil {
@@ -57,7 +57,7 @@ func Read(path string) (*File, error) {
 	return &File{Path: path, Target: target, disk: content, content: content}, nil
 }
 
-// follow gives where the symbolic links that path's last element may be lead.
+// follow returns where the symbolic links that path's last element may be lead.
 func follow(path string) (string, error) {
 	for range maxLinks {
 		link, err := os.Readlink(path)
@@ -112,13 +112,13 @@ func kind(mode fs.FileMode) string {
 	return "a device"
 }
 
-// Exists tells whether there is a file, or is to be one.
+// Exists reports whether there is a file, or is to be one.
 func (f *File) Exists() bool { return f.content != nil }
 
-// Changed tells whether Write would change anything on disk.
+// Changed reports whether Write would change anything on disk.
 func (f *File) Changed() bool { return !same(f.disk, f.content) }
 
-// with gives the file with another content.
+// with returns the file with another content.
 func (f *File) with(content []byte) *File {
 	next := *f
 	next.content = content

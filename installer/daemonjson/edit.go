@@ -33,7 +33,8 @@ func Set[T bool | string | []string](key string, value T) Change {
 // Delete makes a change that takes a key away.
 func Delete(key string) Change { return Change{Key: key} }
 
-// Get gives the value the engine takes for a key: of several, also in other case, the last. A file that is no JSON has none.
+// Get returns the value the engine takes for a key: of several, also in other case, the last. A file that is no JSON
+// has none.
 func (f *File) Get(key string) (value json.RawMessage, ok bool) {
 	object, err := f.object()
 	if err != nil || object == nil {
@@ -47,7 +48,8 @@ func (f *File) Get(key string) (value json.RawMessage, ok bool) {
 	return value, ok
 }
 
-// Strings gives the value of a key that is a list of strings; what is of another shape, which Problems tells, is none.
+// Strings returns the value of a key that is a list of strings; what is of another shape, which Problems tells, is
+// none.
 func (f *File) Strings(key string) (list []string) {
 	if value, ok := f.Get(key); ok {
 		_ = json.Unmarshal(value, &list)
@@ -55,7 +57,7 @@ func (f *File) Strings(key string) (list []string) {
 	return list
 }
 
-// object gives the file's object, nil if there is none in it.
+// object returns the file's object, nil if there is none in it.
 func (f *File) object() (*hujson.Object, error) {
 	t, err := take(f.content)
 	if err != nil || len(t.body) == 0 {
@@ -75,9 +77,10 @@ func (f *File) object() (*hujson.Object, error) {
 	return object, nil
 }
 
-// Edit gives the file with keys changed, and all else as it was. A new key is put last, in the manner of those that are there; one
-// that comes several times is changed where the engine takes it from, and deleted everywhere. A value that is already what it
-// is to be isn't touched. A file with comments or trailing commas, or that is no JSON, can't be edited.
+// Edit returns the file with keys changed, and all else as it was. A new key is put last, in the manner of those that
+// are there; one that comes several times is changed where the engine takes it from, and deleted everywhere. A value
+// that is already what it is to be isn't touched. A file with comments or trailing commas, or that is no JSON, can't be
+// edited.
 func (f *File) Edit(changes ...Change) (*File, error) {
 	next, err := f.edit(changes)
 	if err != nil {
@@ -148,7 +151,7 @@ type editor struct {
 	newline string
 }
 
-// last gives the index of the member that counts for a key, or -1.
+// last returns the index of the member that counts for a key, or -1.
 func (e editor) last(key string) int {
 	for i, m := range slices.Backward(e.object.Members) {
 		if strings.EqualFold(name(m), key) {
@@ -204,7 +207,7 @@ func (e editor) afterColon() hujson.Extra {
 	return m.Value.BeforeExtra
 }
 
-// spaced gives a list the spaces after its commas that the file has after its colons.
+// spaced returns a list the spaces after its commas that the file has after its colons.
 func (e editor) spaced(value json.RawMessage) []byte {
 	v, err := hujson.Parse(value)
 	list, ok := v.Value.(*hujson.Array)
@@ -233,14 +236,14 @@ func (e editor) remove(key string) {
 	}
 }
 
-// equal tells whether two values mean the same.
+// equal reports whether two values mean the same.
 func equal(a, b json.RawMessage) bool {
 	var x, y any
 	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
 }
 
-// Fixed gives the file without comments and trailing commas, in plain UTF-8, and all else as it was. An empty file becomes an
-// empty object. What else is wrong with it stays.
+// Fixed returns the file without comments and trailing commas, in plain UTF-8, and all else as it was. An empty file
+// becomes an empty object. What else is wrong with it stays.
 func (f *File) Fixed() (*File, error) {
 	if !f.Exists() {
 		return f, nil
@@ -274,7 +277,7 @@ func plain(tree *hujson.Value) {
 	}
 }
 
-// closing gives the white space before a closing bracket, and takes away the comma after the last value.
+// closing returns the white space before a closing bracket, and takes away the comma after the last value.
 func closing(last *hujson.Value, after hujson.Extra) hujson.Extra {
 	if last != nil {
 		last.AfterExtra = nil
@@ -282,8 +285,8 @@ func closing(last *hujson.Value, after hujson.Extra) hujson.Extra {
 	return uncommented(after)
 }
 
-// uncommented takes the comments from white space: a line of nothing else goes as a whole, and so do the blanks before a comment
-// that ends a line.
+// uncommented takes the comments from white space: a line of nothing else goes as a whole, and so do the blanks before
+// a comment that ends a line.
 func uncommented(extra hujson.Extra) hujson.Extra {
 	comments := commentsOf(extra)
 	if len(comments) == 0 {
@@ -308,9 +311,9 @@ func uncommented(extra hujson.Extra) hujson.Extra {
 	return append(kept, extra[at:]...)
 }
 
-// Undo gives the file with the keys back that lie otherwise in after than in before, two contents of it; nil is no file. It is
-// for a file that was edited from before to after, and by somebody else since: their changes stay. kept are the keys that they
-// changed too, which are left as they are.
+// Undo returns the file with the keys back that lie otherwise in after than in before, two contents of it; nil is no
+// file. It is for a file that was edited from before to after, and by somebody else since: their changes stay. kept are
+// the keys that they changed too, which are left as they are.
 func (f *File) Undo(before, after []byte) (undone *File, kept []string, err error) {
 	was, is := f.with(before), f.with(after)
 	if same(f.content, after) {
@@ -340,7 +343,7 @@ func (f *File) Undo(before, after []byte) (undone *File, kept []string, err erro
 	return undone, kept, err
 }
 
-// keysOf gives the keys of files, each once.
+// keysOf returns the keys of files, each once.
 func keysOf(files ...*File) ([]string, error) {
 	var found []string
 	for _, f := range files {
@@ -373,7 +376,7 @@ type Wishes struct {
 	Debug       *bool    // nil: as it is
 }
 
-// Wanted gives the changes that make the engine do what is wished with a storage-driver plugin.
+// Wanted returns the changes that make the engine do what is wished with a storage-driver plugin.
 func (f *File) Wanted(w Wishes) []Change {
 	changes := []Change{Set("experimental", true), Set("storage-driver", w.Driver)}
 	if options := DriverOptions(f.Strings("storage-opts"), w.StorageOpts); len(options) > 0 {

@@ -92,7 +92,7 @@ func view(t *testing.T, content []byte) map[string]any {
 	return pairs
 }
 
-// fold gives one spelling for all that differ in case only.
+// fold returns one spelling for all that differ in case only.
 func fold(s string) string { return strings.ToLower(strings.ToUpper(s)) }
 
 func FuzzEdit(f *testing.F) {

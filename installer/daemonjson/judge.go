@@ -23,15 +23,16 @@ type Problem struct {
 	Fixable      bool // Fixed mends it
 }
 
-// String gives the place and the text.
+// String returns the place and the text.
 func (p Problem) String() string {
 	return fmt.Sprintf("line %d, column %d: %s", p.Line, p.Column, p.Text)
 }
 
-// Problems tells everything for which an engine of a version, as in 20.10.24+dfsg1, would reject the file, in the order of the
-// file; "" is the newest engine. All engines want plain JSON of one object, keys that they know, spelled exactly so, and values of
-// the right type. Of a key that comes twice they take the last. They take a file that isn't there. From 23 on they take white space
-// alone, a byte order mark and UTF-16, and refuse bytes that are no UTF-8; before that it is the other way round.
+// Problems tells everything for which an engine of a version, as in 20.10.24+dfsg1, would reject the file, in the order
+// of the file; "" is the newest engine. All engines want plain JSON of one object, keys that they know, spelled exactly
+// so, and values of the right type. Of a key that comes twice they take the last. They take a file that isn't there.
+// From 23 on they take white space alone, a byte order mark and UTF-16, and refuse bytes that are no UTF-8; before that
+// it is the other way round.
 func (f *File) Problems(version string) []Problem {
 	if !f.Exists() {
 		return nil
@@ -148,7 +149,7 @@ func (t text) syntax() (hujson.Value, *Problem) {
 	return tree, &p
 }
 
-// offsetOf gives the offset of a line and a column in bytes, both from 1.
+// offsetOf returns the offset of a line and a column in bytes, both from 1.
 func offsetOf(b []byte, line, column int) int {
 	offset := 0
 	for ; line > 1; line-- {
@@ -202,7 +203,8 @@ func lastElement(a *hujson.Array) *hujson.Value {
 // span is a part of some bytes.
 type span struct{ start, end int }
 
-// commentsOf finds the comments in white space. The line feed that ends one isn't part of it, nor the return before that.
+// commentsOf finds the comments in white space. The line feed that ends one isn't part of it, nor the return before
+// that.
 func commentsOf(extra hujson.Extra) []span {
 	var found []span
 	for i := 0; i < len(extra); {

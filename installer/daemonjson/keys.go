@@ -9,8 +9,8 @@ import (
 // newest stands for the rules of the newest engine.
 const newest = 1 << 30
 
-// major is the number that the rules of an engine's version depend on, as 20 of 20.10.24+dfsg1. A version that isn't understood
-// is taken for the newest.
+// major is the number that the rules of an engine's version depend on, as 20 of 20.10.24+dfsg1. A version that isn't
+// understood is taken for the newest.
 func major(version string) int {
 	digits, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	n, err := strconv.Atoi(digits)
@@ -20,7 +20,7 @@ func major(version string) int {
 	return n
 }
 
-// A shape tells whether a value is what the engine's decoder wants for a key. null always is.
+// A shape says whether a value is what the engine's decoder wants for a key. null always is.
 type shape struct {
 	name string
 	fits func(value json.RawMessage) bool
@@ -41,14 +41,15 @@ var (
 	boolMap  = decodes[map[string]bool]("an object of true and false")
 )
 
-// key is one that some engine takes. The bounds are versions, as [major] gives them: from since on, before until; 0 is no bound.
+// key is one that some engine takes. The bounds are versions, as [major] gives them: from since on, before until; 0 is
+// no bound.
 type key struct {
 	shape        shape
 	since, until int
 }
 
-// keys are those of the engines from 20.10 to 28.5, by the flags in cmd/dockerd/{config,config_unix,options}.go and the fields in
-// daemon/config of their sources. What the engine wants of a value beyond its shape is left to the engine.
+// keys are those of the engines from 20.10 to 28.5, by the flags in cmd/dockerd/{config,config_unix,options}.go and the
+// fields in daemon/config of their sources. What the engine wants of a value beyond its shape is left to the engine.
 var keys = func() map[string]key {
 	m := map[string]key{}
 	add := func(s shape, since, until int, names string) {
@@ -92,14 +93,14 @@ var keys = func() map[string]key {
 	return m
 }()
 
-// taken tells whether an engine takes a key.
+// taken reports whether an engine takes a key.
 func taken(name string, major int) bool {
 	k, ok := keys[name]
 	return ok && major >= k.since && (k.until == 0 || major < k.until)
 }
 
-// flat are the keys whose value is an object of the user's. Of any other object the engine looks at the members as if they stood
-// beside it, when it searches for unknown keys.
+// flat are the keys whose value is an object of the user's. Of any other object the engine looks at the members as if
+// they stood beside it, when it searches for unknown keys.
 var flat = map[string]bool{
 	"builder": true, "cluster-store-opts": true, "default-network-opts": true, "default-ulimits": true, "features": true,
 	"log-opts": true, "runtimes": true,

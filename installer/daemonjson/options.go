@@ -72,8 +72,8 @@ func CheckOption(option string) error {
 // TakesBack tells a wish that takes an option away: it has no value.
 func TakesBack(wish string) bool { return strings.HasSuffix(wish, "=") }
 
-// DriverOptions gives the options for the plugin's driver: of those present what it knows by name, and in place of those with the
-// same name, or after them, what is wished. A wish without a value takes an option away.
+// DriverOptions returns the options for the plugin's driver: of those present what it knows by name, and in place of
+// those with the same name, or after them, what is wished. A wish without a value takes an option away.
 func DriverOptions(present, wished []string) []string {
 	var kept []string
 	for _, p := range present {

@@ -57,7 +57,7 @@ func (t text) join(body []byte) ([]byte, error) {
 	return encoding.UTF16(t.order, encoding.UseBOM).NewEncoder().Bytes(content)
 }
 
-// marked tells whether the content begins with a byte order mark.
+// marked reports whether the content begins with a byte order mark.
 func (t text) marked() bool { return t.utf16 || bytes.HasPrefix(t.before, []byte(byteOrderMark)) }
 
 // position is where the byte of the body at an offset stands: line, and column in characters, both from 1.

@@ -18,8 +18,9 @@ const validateWait = 20 * time.Second
 // ErrCannotValidate says that an engine has no way to judge a configuration without starting; those before 23 haven't.
 var ErrCannotValidate = errors.New("this engine can't validate its configuration")
 
-// Validate has the engine's own program judge the file as it is to be, together with the arguments (without the program's name) and
-// the environment that the engine is started with. The error is what it says against them, or [ErrCannotValidate].
+// Validate has the engine's own program judge the file as it is to be, together with the arguments (without the
+// program's name) and the environment that the engine is started with. The error is what it says against them, or
+// [ErrCannotValidate].
 func (f *File) Validate(ctx context.Context, program string, args, environ []string) error {
 	if !f.Exists() {
 		return nil

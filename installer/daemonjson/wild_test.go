@@ -15,7 +15,8 @@ import (
 	"cvmfs-graphdriver/test/engine"
 )
 
-// wild are files as they are found on hosts, with what engines say to them and what becomes of them when a driver is set.
+// wild are files as they are found on hosts, with what engines say to them and what becomes of them when a driver is
+// set.
 var wild = []struct {
 	name    string
 	content string
@@ -419,7 +420,8 @@ func TestAFlagThatContradictsTheFileIsToldByTheEngine(t *testing.T) {
 	}
 }
 
-// Engine 20.10 can't, but one that is given a level of logging that there is not ends as soon as it has read its configuration.
+// Engine 20.10 can't, but one that is given a level of logging that there is not ends as soon as it has read its
+// configuration.
 func TestAnOldEngineAgrees(t *testing.T) {
 	old := tools(t, engine.Find)
 	if err := found(t, "{}").Validate(t.Context(), old.Dockerd, nil, old.Environ()); !errors.Is(err, ErrCannotValidate) {

@@ -16,7 +16,8 @@ import (
 // maxBackups bounds the backups of one second.
 const maxBackups = 100
 
-// Backup is all that Restore needs, in a form to be kept in a journal. It has the file's content, which may hold passwords.
+// Backup is all that Restore needs, in a form to be kept in a journal. It has the file's content, which may hold
+// passwords.
 type Backup struct {
 	Path    string   // as the file was asked for
 	Target  string   // where its symbolic links lead
@@ -26,8 +27,8 @@ type Backup struct {
 	After   []byte   // nil: there is to be none
 }
 
-// Backup keeps the file as it is on disk under another name beside it, with the time in the name, and tells how to go back.
-// It comes before Write.
+// Backup keeps the file as it is on disk under another name beside it, with the time in the name, and tells how to go
+// back. It comes before Write.
 func (f *File) Backup(now time.Time) (*Backup, error) {
 	b := &Backup{Path: f.Path, Target: f.Target, Before: f.disk, After: f.content}
 	if f.disk == nil {
@@ -46,7 +47,8 @@ func (f *File) Backup(now time.Time) (*Backup, error) {
 	return b, nil
 }
 
-// keep gives the target another name and tells it: mode, owner and all attributes are kept, and a full disk doesn't matter.
+// keep returns the target another name and tells it: mode, owner and all attributes are kept, and a full disk doesn't
+// matter.
 func (f *File) keep(now time.Time) (string, error) {
 	// A run that was cut off before it wrote has left a name that will do.
 	if name, err := f.keptAlready(); err != nil || name != "" {
@@ -89,8 +91,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// Write puts the file in place, or removes it if it is to be none. It is complete or as it was: mode and owner stay, symbolic
-// links stay, and a missing folder is made. A file that isn't as Read found it any more is left alone.
+// Write puts the file in place, or removes it if it is to be none. It is complete or as it was: mode and owner stay,
+// symbolic links stay, and a missing folder is made. A file that isn't as Read found it any more is left alone.
 func (f *File) Write() error {
 	if !f.Changed() {
 		return nil
@@ -161,7 +163,8 @@ func (f *File) replace(dir string) (err error) {
 	return os.Rename(temporary.Name(), f.Target)
 }
 
-// likeness gives a new file owner, mode and extended attributes of the one whose place it takes; 0644 if there is none.
+// likeness returns a new file owner, mode and extended attributes of the one whose place it takes; 0644 if there is
+// none.
 func likeness(file *os.File, of string) error {
 	var stat unix.Stat_t
 	err := unix.Lstat(of, &stat)
@@ -238,14 +241,15 @@ func remedy(err error) string {
 	return ""
 }
 
-// Restored tells what Restore did.
+// Restored reports what Restore did.
 type Restored struct {
 	Edited bool     // somebody had edited the file since: their changes were kept
 	Kept   []string // keys of ours that they had changed too; these stay as they are
 }
 
-// Restore puts the file back: exactly as it was, if it is as Write left it or as it was before that, and the backup is gone then;
-// otherwise ours of the changes are undone and the backup stays. It may be called again after it was cut off.
+// Restore puts the file back: exactly as it was, if it is as Write left it or as it was before that, and the backup is
+// gone then; otherwise ours of the changes are undone and the backup stays. It may be called again after it was cut
+// off.
 func (b *Backup) Restore() (Restored, error) {
 	r, err := b.restore()
 	if err != nil {
@@ -279,7 +283,7 @@ func (b *Backup) restore() (Restored, error) {
 	return Restored{}, now.with(b.Before).Write()
 }
 
-// putBack gives the backup its former name.
+// putBack returns the backup its former name.
 func (b *Backup) putBack() error {
 	dir := filepath.Dir(b.Target)
 	unlock, err := lock(dir)

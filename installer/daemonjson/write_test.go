@@ -19,7 +19,7 @@ import (
 
 var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 
-// edited gives the file of a path with the driver "thin" set.
+// edited returns the file of a path with the driver "thin" set.
 func edited(t *testing.T, path string) *File {
 	t.Helper()
 	f, err := Read(path)

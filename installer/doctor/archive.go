@@ -41,7 +41,8 @@ func revisions(of map[string]uint64) string {
 	return strings.Join(all, " ")
 }
 
-// Archive writes the report and what it was made from as a .tar.gz that only its owner can read, complete or not at all.
+// Archive writes the report and what it was made from as a .tar.gz that only its owner can read, complete or not at
+// all.
 func (r Report) Archive(ctx context.Context, file string) error {
 	content, err := r.pack(ctx)
 	if err == nil {
@@ -159,8 +160,8 @@ func head(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
-// configurationFiles are the files of a CernVM-FS configuration folder that are worth seeing, by their names in the archive. Of keys
-// only the public ones are.
+// configurationFiles are the files of a CernVM-FS configuration folder that are worth seeing, by their names in the
+// archive. Of keys only the public ones are.
 func configurationFiles(dir string) map[string]string {
 	found := map[string]string{}
 	if dir == "" {
@@ -213,7 +214,7 @@ func list(dir string) []byte {
 	return b.Bytes()
 }
 
-// log gives the engine's newest log, or why it can't be had.
+// log returns the engine's newest log, or why it can't be had.
 func (r Report) log(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, logWait)
 	defer cancel()

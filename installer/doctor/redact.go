@@ -11,11 +11,12 @@ import (
 // removed stands where a secret stood.
 const removed = "(removed)"
 
-// leastSecret is the shortest value that is removed wherever it stands; shorter ones would make holes in ordinary words.
+// leastSecret is the shortest value that is removed wherever it stands; shorter ones would make holes in ordinary
+// words.
 const leastSecret = 6
 
-// Redactor removes secrets from text: what looks like one by its form or by the name before it, and everywhere the values that
-// it was shown to be secret. The zero value is ready.
+// Redactor removes secrets from text: what looks like one by its form or by the name before it, and everywhere the
+// values that it was shown to be secret. The zero value is ready.
 type Redactor struct {
 	secrets []string
 }
@@ -26,7 +27,7 @@ var secretNames = []string{
 	"credential", "privatekey", "private_key", "private-key",
 }
 
-// secretName tells whether a setting's value is secret. "auth" and "auths" are Docker's.
+// secretName reports whether a setting's value is secret. "auth" and "auths" are Docker's.
 func secretName(name string) bool {
 	name = strings.ToLower(name)
 	return name == "auth" || name == "auths" || name == "authorization" || strings.HasSuffix(name, "_auth") ||
@@ -80,7 +81,7 @@ var (
 	privateKey = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`)
 )
 
-// Redact gives the text without secrets.
+// Redact returns the text without secrets.
 func (r *Redactor) Redact(text []byte) []byte {
 	s := string(privateKey.ReplaceAll(text, []byte(removed)))
 	// The longest first: one may be part of another.
@@ -104,7 +105,7 @@ func (r *Redactor) Redact(text []byte) []byte {
 	return []byte(s)
 }
 
-// RedactJSON gives a value as indented JSON, its texts without secrets.
+// RedactJSON returns a value as indented JSON, its texts without secrets.
 func (r *Redactor) RedactJSON(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -63,13 +63,14 @@ type Engine struct {
 	Err          string      `json:"error,omitempty"`
 }
 
-// WantsVariable tells whether an engine takes storage-driver plugins only with service.PluginVariable in its environment.
+// WantsVariable reports whether an engine takes storage-driver plugins only with service.PluginVariable in its
+// environment.
 func (e Engine) WantsVariable() bool { return takes(e) == withVariable }
 
-// silent tells that the engine wasn't asked or didn't answer.
+// silent reports whether the engine wasn't asked or didn't answer.
 func (e Engine) silent() bool { return e.Err != "" || e.Version == "" && e.API == "" }
 
-// Active tells whether a plugin is the engine's storage driver.
+// Active reports whether a plugin is the engine's storage driver.
 func (e Engine) Active(name string) bool { return e.Driver != "" && tagged(e.Driver) == tagged(name) }
 
 // Service is how the engine is run.

@@ -33,7 +33,7 @@ type Finding struct {
 // ErrUnfit is the error of a host that doesn't qualify.
 var ErrUnfit = errors.New("this host doesn't qualify")
 
-// Unfit gives an error that is [ErrUnfit] and names what stands against the host, or nil if nothing does.
+// Unfit returns an error that is [ErrUnfit] and names what stands against the host, or nil if nothing does.
 func Unfit(findings []Finding) error {
 	var ids []string
 	for _, f := range findings {
@@ -47,8 +47,8 @@ func Unfit(findings []Finding) error {
 	return fmt.Errorf("%w: %s", ErrUnfit, strings.Join(ids, ", "))
 }
 
-// Write writes findings for people, a line each and a further one for its remedy and its detail. Those of severity [OK] are
-// left out unless all are wanted.
+// Write writes findings for people, a line each and a further one for its remedy and its detail. Those of severity [OK]
+// are left out unless all are wanted.
 func Write(w io.Writer, findings []Finding, all bool) error {
 	var b strings.Builder
 	for _, f := range findings {

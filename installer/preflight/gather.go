@@ -115,7 +115,7 @@ const (
 	resolvConf = "/etc/resolv.conf"
 )
 
-// missing gives those of files that aren't there, or are links to nothing.
+// missing returns those of files that aren't there, or are links to nothing.
 func missing(files ...string) (gone []string) {
 	for _, file := range files {
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {

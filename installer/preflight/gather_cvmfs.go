@@ -96,7 +96,7 @@ func ask(ctx context.Context, folder config.Folder, fqrn, state, agent string) R
 	return r
 }
 
-// trouble tells what kind an error of a repository is of.
+// trouble reports what kind an error of a repository is of.
 func trouble(ctx context.Context, err error) Trouble {
 	attempt, asked := errors.AsType[*fetch.Error](err)
 	switch {

@@ -25,7 +25,8 @@ import (
 	"cvmfs-graphdriver/rootfs"
 )
 
-// Dial makes a client of an engine: of host, or where that is "" of $DOCKER_HOST or the default socket. It makes no connection.
+// Dial makes a client of an engine: of host, or where that is "" of $DOCKER_HOST or the default socket. It makes no
+// connection.
 func Dial(host string) (*client.Client, error) {
 	options := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
 	if host != "" {
@@ -169,7 +170,7 @@ func elsewhere(e Engine, pid int) string {
 	return dissent(e.Root, pid)
 }
 
-// dissent tells how the engine's data folder, as seen here, differs from what the engine sees, or "".
+// dissent reports how the engine's data folder, as seen here, differs from what the engine sees, or "".
 func dissent(root string, pid int) string {
 	why, ok := within(lookWait, func() string {
 		here, err := os.Stat(root)

@@ -14,8 +14,8 @@ import (
 // causeSince is how old a start that failed may be to be the reason why no engine answers.
 const causeSince = 7 * 24 * time.Hour
 
-// lookAtService finds out how the engine is run: from its process, and from the unit that starts it next time; and of one that doesn't
-// answer, why it didn't start.
+// lookAtService finds out how the engine is run: from its process, and from the unit that starts it next time; and of
+// one that doesn't answer, why it didn't start.
 func lookAtService(ctx context.Context, e Engine, logFile string) Service {
 	s := lookAtProcess(ctx, e)
 	if e.Err == "" || e.Denied || s.PID != 0 || !strings.HasPrefix(e.Host, "unix://") {

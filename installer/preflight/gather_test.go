@@ -24,7 +24,8 @@ import (
 // answers are what a fake engine says: paths without the API's version, and documents.
 type answers map[string]any
 
-// fakeEngine speaks an engine's API on a socket and gives its address. Whatever is not a question is a failure: nothing may change.
+// fakeEngine speaks an engine's API on a socket and gives its address. Whatever is not a question is a failure: nothing
+// may change.
 func fakeEngine(t *testing.T, api string, a answers) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fake-") // t.TempDir's are too long for a socket

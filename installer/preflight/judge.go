@@ -9,7 +9,7 @@ var rules = []func(f *Facts, p *Plan) []Finding{
 	configuration, named, repositories, minio,
 }
 
-// Judge gives all findings for a plan, the gravest first.
+// Judge returns all findings for a plan, the gravest first.
 func Judge(f Facts, p Plan) []Finding {
 	var all []Finding
 	for _, rule := range rules {
@@ -29,7 +29,7 @@ func with(findings []Finding, detail string) []Finding {
 	return findings
 }
 
-// becomes tells whether the plan makes the driver the engine's, which it isn't yet.
+// becomes reports whether the plan makes the driver the engine's, which it isn't yet.
 func becomes(f *Facts, p *Plan) bool {
 	return p.Install && !f.Engine.silent() && !f.Engine.Active(p.Name)
 }

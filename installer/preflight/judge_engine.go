@@ -190,8 +190,8 @@ func imageStore(f *Facts, _ *Plan) []Finding {
 	return nil
 }
 
-// flags refuses command line flags that contradict what is written to daemon.json, and options of another driver's: the engine would
-// not start.
+// flags refuses command line flags that contradict what is written to daemon.json, and options of another driver's: the
+// engine would not start.
 func flags(f *Facts, p *Plan) []Finding {
 	if !p.Install || f.Engine.silent() {
 		return nil
@@ -221,7 +221,7 @@ func flags(f *Facts, p *Plan) []Finding {
 	return found
 }
 
-// file tells what the engine would refuse of daemon.json.
+// file reports what the engine would refuse of daemon.json.
 func file(f *Facts, _ *Plan) []Finding {
 	const id = "daemon-json"
 	if f.File.Err != "" {
@@ -238,7 +238,8 @@ func file(f *Facts, _ *Plan) []Finding {
 	return found
 }
 
-// options tells of storage options that are lost, and refuses those the driver doesn't take: the engine would not start.
+// options tells of storage options that are lost, and refuses those the driver doesn't take: the engine would not
+// start.
 func options(f *Facts, p *Plan) []Finding {
 	if !p.Install {
 		return nil
@@ -267,7 +268,7 @@ func options(f *Facts, p *Plan) []Finding {
 	return found
 }
 
-// driver tells which storage driver is in use, where none is to be installed.
+// driver reports which storage driver is in use, where none is to be installed.
 func driver(f *Facts, p *Plan) []Finding {
 	const id = "engine.driver"
 	switch e := f.Engine; {
@@ -303,7 +304,7 @@ func images(f *Facts, p *Plan) []Finding {
 		"nothing is lost: they come back with \"cvmfs-graphdriver uninstall\"; pull under the new driver what is needed there")
 }
 
-// moves tells what it means that the engine gets another data folder.
+// moves reports what it means that the engine gets another data folder.
 func moves(f *Facts, p *Plan) []Finding {
 	root := f.Engine.Root
 	if f.Engine.UserNS {

@@ -157,7 +157,8 @@ func Shown(fileSystem string) string {
 	return fileSystem
 }
 
-// Space below which there is a finding. The plugin itself takes some 30 MB; a thin image a few for its metadata, and what is read.
+// Space below which there is a finding. The plugin itself takes some 30 MB; a thin image a few for its metadata, and
+// what is read.
 const (
 	leastFree   = 256 << 20 // bytes: refused
 	littleFree  = 5 << 30   // bytes: warned of
@@ -222,7 +223,7 @@ func kernel(f *Facts, p *Plan) []Finding {
 	return found
 }
 
-// mounts tells what of the kernel works.
+// mounts reports what of the kernel works.
 func mounts(f *Facts, _ *Plan) []Finding {
 	var works []string
 	for _, m := range []struct {
@@ -249,7 +250,7 @@ func overridden(options []string) bool {
 	return false
 }
 
-// view tells how thin images are shown, or will be as far as it can be told without the driver.
+// view reports how thin images are shown, or will be as far as it can be told without the driver.
 func view(f *Facts, p *Plan) []Finding {
 	const id = "kernel.view"
 	for _, s := range f.Engine.DriverStatus {
@@ -263,8 +264,8 @@ func view(f *Facts, p *Plan) []Finding {
 	return nil
 }
 
-// Expected returns the view that the driver chooses on a kernel, in the words of "docker info". It is "" where none works, or that can't
-// be told.
+// Expected returns the view that the driver chooses on a kernel, in the words of "docker info". It is "" where none
+// works, or that can't be told.
 func Expected(k Kernel) string {
 	if !k.Overlay.Works() {
 		return ""

@@ -55,7 +55,7 @@ func active() Facts {
 	return f
 }
 
-// found gives the findings of a rule.
+// found returns the findings of a rule.
 func found(all []Finding, id string) (some []Finding) {
 	for _, f := range all {
 		if f.ID == id {

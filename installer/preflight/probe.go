@@ -28,7 +28,7 @@ func try(dir string) Kernel {
 	return k
 }
 
-// lookAtFUSE tells what is wrong with the device, or "".
+// lookAtFUSE reports what is wrong with the device, or "".
 func lookAtFUSE(path string) string {
 	const major, minor = 10, 229
 	var st unix.Stat_t

@@ -20,7 +20,8 @@ type entry struct {
 // field is one of a line in the engine's text format: name=value or name="quoted value".
 var field = regexp.MustCompile(`([\w-]+)=("(?:[^"\\]|\\.)*"|\S*)`)
 
-// parse takes a line apart, in the engine's text or JSON format. What stands before it, as a journal's date, is skipped.
+// parse takes a line apart, in the engine's text or JSON format. What stands before it, as a journal's date, is
+// skipped.
 func parse(line string) entry {
 	line = strings.TrimSpace(line)
 	fields := map[string]string{}
@@ -54,13 +55,13 @@ func parse(line string) entry {
 	return e
 }
 
-// timeOf gives the time in a line.
+// timeOf returns the time in a line.
 func timeOf(line string) (time.Time, bool) {
 	at := parse(line).at
 	return at, !at.IsZero()
 }
 
-// lastStart gives the lines of the engine's last start.
+// lastStart returns the lines of the engine's last start.
 func lastStart(log string) []entry {
 	var entries []entry
 	for line := range strings.Lines(log) {
@@ -85,14 +86,14 @@ func fatal(e entry) bool {
 	return e.level == "fatal" || e.level == "panic" || e.level == "" && lastWords.MatchString(e.message)
 }
 
-// gaveUp tells whether the last start in a log came to nothing.
+// gaveUp reports whether the last start in a log came to nothing.
 func gaveUp(log string) bool { return slices.ContainsFunc(lastStart(log), fatal) }
 
 // maxCause bounds a cause, in bytes.
 const maxCause = 2000
 
-// Cause tells from an engine's log why its last start failed, in one line; "" if the log doesn't say. The line with which the
-// engine ends says only that a storage driver isn't supported; why is in a line before it.
+// Cause tells from an engine's log why its last start failed, in one line; "" if the log doesn't say. The line with
+// which the engine ends says only that a storage driver isn't supported; why is in a line before it.
 func Cause(log string) string {
 	cause := strings.Join(strings.Fields(strings.ToValidUTF8(causeIn(lastStart(log)), "?")), " ")
 	if len(cause) > maxCause {

@@ -130,7 +130,8 @@ func FuzzCause(f *testing.F) {
 	})
 }
 
-// A start that failed is found where the host has the engine's log: in a file that is named, or among other programs' lines.
+// A start that failed is found where the host has the engine's log: in a file that is named, or among other programs'
+// lines.
 func TestTheLogOfAnEngineThatDoesNotRunIsFound(t *testing.T) {
 	const why = `level=error msg="Failed to GetDriver graph" driver=x error="plugin \"x\" not found" storage-driver=x`
 	at := "time=\"" + time.Now().UTC().Format(time.RFC3339Nano) + "\" "

@@ -30,7 +30,7 @@ func (d DropIn) Path() string {
 	return filepath.Join("/", d.Root, "etc/systemd/system", d.Unit+".d", "cvmfs-graphdriver.conf")
 }
 
-// Exists tells whether the file is there as it should be.
+// Exists reports whether the file is there as it should be.
 func (d DropIn) Exists() bool {
 	b, err := os.ReadFile(d.Path())
 	return err == nil && string(b) == dropIn

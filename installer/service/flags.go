@@ -17,8 +17,8 @@ var shorthands = map[byte]string{
 // switches are the shorthands that take no value.
 const switches = "Drv"
 
-// ParseFlags takes the engine's arguments apart. The engine has no arguments but flags, so that what doesn't begin with a dash
-// is the value of the flag before it.
+// ParseFlags takes the engine's arguments apart. The engine has no arguments but flags, so that what doesn't begin with
+// a dash is the value of the flag before it.
 func ParseFlags(args []string) []Flag {
 	var flags []Flag
 	value := func(i *int) string {
@@ -62,7 +62,7 @@ func ParseFlags(args []string) []Flag {
 	return flags
 }
 
-// ConfigFile gives the configuration file that the flags name, or the engine's default.
+// ConfigFile returns the configuration file that the flags name, or the engine's default.
 func ConfigFile(flags []Flag) string {
 	path := defaultConfigFile
 	for _, f := range flags {

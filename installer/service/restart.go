@@ -27,17 +27,17 @@ var ErrByHand = errors.New("the engine must be restarted by hand")
 type Restarter interface {
 	// String is how Choose makes the same restarter.
 	String() string
-	// Restart stops the engine if it runs, and starts it. It returns when that is done or has failed as far as the host can
-	// tell; see Await.
+	// Restart stops the engine if it runs, and starts it. It returns when that is done or has failed as far as the host
+	// can tell; see Await.
 	Restart(ctx context.Context) error
 	// Reload makes changes to the service's definition count, as a drop-in.
 	Reload(ctx context.Context) error
-	// Log gives the newest part of the engine's log since a time; "" if nobody knows where it is.
+	// Log returns the newest part of the engine's log since a time; "" if nobody knows where it is.
 	Log(ctx context.Context, since time.Time) (string, error)
 }
 
-// Choose makes the restarter that a word names: auto, systemd, systemd:UNIT, openrc, sysv, command:SHELL-COMMAND or none. The
-// engine is the one that runs, nil for none.
+// Choose makes the restarter that a word names: auto, systemd, systemd:UNIT, openrc, sysv, command:SHELL-COMMAND or
+// none. The engine is the one that runs, nil for none.
 func Choose(word string, e *Engine) (Restarter, error) {
 	kind, rest, given := strings.Cut(word, ":")
 	logFile := ""
@@ -77,7 +77,7 @@ func thisHost() host {
 	return host{booted(), isFile("/run/openrc/softlevel"), isFile("/etc/init.d/docker")}
 }
 
-// choose gives the word for auto.
+// choose returns the word for auto.
 func (h host) choose(e *Engine) (string, error) {
 	switch {
 	case h.systemd && e == nil:
@@ -100,7 +100,7 @@ func isFile(path string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// logOf gives the log file that the packages' init scripts use where the engine doesn't tell its own.
+// logOf returns the log file that the packages' init scripts use where the engine doesn't tell its own.
 func logOf(file string) string {
 	if file == "" {
 		return "/var/log/docker.log"
@@ -139,12 +139,13 @@ func (r byHand) Log(_ context.Context, since time.Time) (string, error) {
 	return logSince(r.logFile, since)
 }
 
-// usualLogs are the files that an engine's log goes to where there is no journal: those of init scripts, and the system's.
+// usualLogs are the files that an engine's log goes to where there is no journal: those of init scripts, and the
+// system's.
 var usualLogs = []string{"/var/log/docker.log", "/var/log/upstart/docker.log", "/var/log/docker", "/var/log/daemon.log", "/var/log/syslog", "/var/log/messages"}
 
-// FindLog gives the newest part of the log of an engine, which may not run (nil), since a time, and where it is: in the named file if one is
-// named, in that of the process, where this host's service has it, or in one of the usual files. One that tells why a start failed
-// is preferred.
+// FindLog returns the newest part of the log of an engine, which may not run (nil), since a time, and where it is: in
+// the named file if one is named, in that of the process, where this host's service has it, or in one of the usual
+// files. One that tells why a start failed is preferred.
 func FindLog(ctx context.Context, e *Engine, file string, since time.Time) (log, where string) {
 	take := func(text, from string) (found bool) {
 		if text != "" && (log == "" || Cause(text) != "") {
@@ -189,8 +190,8 @@ func ofEngine(log string) string {
 	return b.String()
 }
 
-// shell runs a command and gives the end of its output. The output goes to a file: an engine that the command leaves in the
-// background may keep it open as long as it lives.
+// shell runs a command and gives the end of its output. The output goes to a file: an engine that the command leaves in
+// the background may keep it open as long as it lives.
 func shell(ctx context.Context, command string) (string, error) {
 	out, err := os.CreateTemp("", "restart-")
 	if err != nil {
@@ -212,7 +213,7 @@ func shell(ctx context.Context, command string) (string, error) {
 	return said, errors.Join(err, readErr)
 }
 
-// tail gives the last bytes of a file.
+// tail returns the last bytes of a file.
 func tail(f *os.File, most int64) (string, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -235,8 +236,9 @@ func indent(text string) string {
 	return "\n  " + strings.ReplaceAll(text, "\n", "\n  ")
 }
 
-// logSince gives the end of a log file from a time on, by the times in its lines. A line without a time belongs to the one
-// before it; those at the end, which an engine writes that can't read its configuration, are as old as the file's last change.
+// logSince returns the end of a log file from a time on, by the times in its lines. A line without a time belongs to
+// the one before it; those at the end, which an engine writes that can't read its configuration, are as old as the
+// file's last change.
 func logSince(path string, since time.Time) (string, error) {
 	if path == "" {
 		return "", nil
@@ -279,8 +281,8 @@ func logSince(path string, since time.Time) (string, error) {
 	return b.String(), nil
 }
 
-// Await waits until the engine answers, at most for limit, and calls progress, which may be nil, now and then. ping asks the
-// engine once. An engine whose log says that it has given up isn't waited for.
+// Await waits until the engine answers, at most for limit, and calls progress, which may be nil, now and then. ping
+// asks the engine once. An engine whose log says that it has given up isn't waited for.
 func Await(ctx context.Context, r Restarter, since time.Time, limit time.Duration, ping func(context.Context) error,
 	progress func(waited time.Duration),
 ) error {

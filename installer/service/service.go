@@ -1,8 +1,8 @@
-// Package service deals with the engine as a service of the host: what runs it and with which flags, its restart by whatever
-// the host has for that, and the reason in its log when it doesn't start.
+// Package service deals with the engine as a service of the host: what runs it and with which flags, its restart by
+// whatever the host has for that, and the reason in its log when it doesn't start.
 //
-// The engine is the process that answers on the API's socket. A restarter is what the host starts and stops it with: a systemd
-// unit, an OpenRC or System V service, a command of the administrator's, or nothing.
+// The engine is the process that answers on the API's socket. A restarter is what the host starts and stops it with: a
+// systemd unit, an OpenRC or System V service, a command of the administrator's, or nothing.
 package service
 
 import (
@@ -77,7 +77,7 @@ func find(ctx context.Context, socket string) (int, error) {
 	return 0, fmt.Errorf("%w: process %d listens there and is no dockerd", ErrNotFound, pid)
 }
 
-// peer gives the process that listens on a socket, 0 if it is in a PID namespace that isn't ours or below.
+// peer returns the process that listens on a socket, 0 if it is in a PID namespace that isn't ours or below.
 func peer(ctx context.Context, socket string) (int, error) {
 	conn, err := (&net.Dialer{Timeout: dialWait}).DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -97,7 +97,7 @@ func peer(ctx context.Context, socket string) (int, error) {
 	return int(cred.Pid), nil
 }
 
-// isEngine tells an engine by the name of its process.
+// isEngine reports whether it is an engine by the name of its process.
 func isEngine(pid int) bool {
 	if pid <= 0 {
 		return false
@@ -150,7 +150,7 @@ func split(b []byte) []string {
 	return strings.Split(string(b), "\x00")
 }
 
-// unitOf gives the systemd service of a process from its /proc/PID/cgroup.
+// unitOf returns the systemd service of a process from its /proc/PID/cgroup.
 func unitOf(cgroup string) string {
 	for line := range strings.Lines(cgroup) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
@@ -164,7 +164,7 @@ func unitOf(cgroup string) string {
 	return ""
 }
 
-// lookup gives a variable's last value.
+// lookup returns a variable's last value.
 func lookup(environ []string, name string) (value string, ok bool) {
 	for _, v := range environ {
 		if rest, found := strings.CutPrefix(v, name+"="); found {
@@ -174,7 +174,7 @@ func lookup(environ []string, name string) (value string, ok bool) {
 	return value, ok
 }
 
-// booted tells whether systemd runs the host.
+// booted reports whether systemd runs the host.
 func booted() bool {
 	info, err := os.Lstat("/run/systemd/system")
 	return err == nil && info.IsDir()

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// contextThatEnds gives a context that ends once something is so.
+// contextThatEnds returns a context that ends once something is so.
 func contextThatEnds(t *testing.T, so func() bool) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {

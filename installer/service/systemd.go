@@ -38,7 +38,7 @@ func LoadUnit(ctx context.Context, name string) (*Unit, error) {
 	return u, nil
 }
 
-// isMain tells whether a process is the main one of a unit.
+// isMain reports whether a process is the main one of a unit.
 func isMain(ctx context.Context, unit string, pid int) bool {
 	u, err := LoadUnit(ctx, unit)
 	return err == nil && u.PID == pid
@@ -111,8 +111,8 @@ func parseEnvironment(text string) []string {
 // variable is one inside an argument.
 var variable = regexp.MustCompile(`\$\$|\$\{[A-Za-z_][A-Za-z0-9_]*\}`)
 
-// expand puts variables in as systemd does: $NAME that is a whole argument becomes as many as it has words, ${NAME} is replaced
-// in place.
+// expand puts variables in as systemd does: $NAME that is a whole argument becomes as many as it has words, ${NAME} is
+// replaced in place.
 func expand(args, environ []string) []string {
 	var expanded []string
 	for _, arg := range args {

@@ -35,7 +35,7 @@ func (m *manager) note(call string) {
 	m.calls = append(m.calls, call)
 }
 
-// said gives the calls so far.
+// said returns the calls so far.
 func (m *manager) said() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -50,10 +50,10 @@ var rules = map[string][]string{
 	"test":                         {"bundle", "rootfs", "installer", "driver", "convert", "thin", "cvmfs", "internal"},
 }
 
-// within tells whether a package is the folder or below it.
+// within reports whether a package is the folder or below it.
 func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
 
-// rule gives the name of the rule for a package, or "".
+// rule returns the name of the rule for a package, or "".
 func rule(pkg string) string {
 	var best string
 	for name := range rules {
@@ -64,7 +64,7 @@ func rule(pkg string) string {
 	return best
 }
 
-// allowed tells whether package from may import package to; both are relative to the module.
+// allowed reports whether package from may import package to; both are relative to the module.
 func allowed(from, to string) bool {
 	name := rule(from)
 	return within(to, name) || slices.ContainsFunc(rules[name], func(folder string) bool { return within(to, folder) })

@@ -11,7 +11,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// What the troubleshooting document quotes of our programs is in their source. That of the engine is seen by the guide's test, in part.
+// What the troubleshooting document quotes of our programs is in their source. That of the engine is seen by the
+// guide's test, in part.
 func TestTroubleshootingQuotesOurMessages(t *testing.T) {
 	root := testutil.Root(t)
 	text, err := os.ReadFile(filepath.Join(root, "docs/troubleshooting.md"))

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What Check lets pass can be written, also with what a composer adds, and what it refuses has a reason that Write gives too.
+// What Check lets pass can be written, also with what a composer adds, and what it refuses has a reason that Write
+// gives too.
 func TestCheckSaysWhatWriteWillSay(t *testing.T) {
 	value := func(n int) []byte { return bytes.Repeat([]byte("v"), n) }
 	wide := func(last int) *Node {

@@ -1,10 +1,10 @@
 // Package erofs writes and reads EROFS images that hold the metadata of a tree and none of its content.
 //
-// EROFS is the kernel's read-only file system for images. Such an image, mounted below overlayfs, gives names, attributes and
-// extended attributes at the kernel's own speed, while the content of files comes from elsewhere: overlayfs follows the
-// attribute trusted.overlay.redirect of a file into a data-only layer. The format is the one of the kernel's
-// fs/erofs/erofs_fs.h and Documentation/filesystems/erofs.rst; the kernels meant are 6.12 (which mounts an image from a
-// plain file) and later, though nothing is used that 5.15 doesn't know.
+// EROFS is the kernel's read-only file system for images. Such an image, mounted below overlayfs, gives names,
+// attributes and extended attributes at the kernel's own speed, while the content of files comes from elsewhere:
+// overlayfs follows the attribute trusted.overlay.redirect of a file into a data-only layer. The format is the one of
+// the kernel's fs/erofs/erofs_fs.h and Documentation/filesystems/erofs.rst; the kernels meant are 6.12 (which mounts an
+// image from a plain file) and later, though nothing is used that 5.15 doesn't know.
 //
 // The words used here:
 //
@@ -19,8 +19,9 @@
 //   - A hole is a regular file all of whose content is absent: it has a size and reads as zeros. Every file that isn't empty
 //     is one. Its map consists of one null address a chunk, a chunk being up to 8 TiB.
 //
-// An image is laid out as: superblock, inodes in the order of a walk (all entries of a folder side by side, as whoever lists
-// a folder goes on to ask for their attributes), blocks of large folders and long symbolic links, shared attributes.
+// An image is laid out as: superblock, inodes in the order of a walk (all entries of a folder side by side, as whoever
+// lists a folder goes on to ask for their attributes), blocks of large folders and long symbolic links, shared
+// attributes.
 package erofs
 
 import (
@@ -29,8 +30,8 @@ import (
 	"io"
 )
 
-// MaxFileSize is the size in bytes of the largest file an image takes: 8 PiB, whose map of 1,024 addresses is the most that
-// one entry of a tree can make a writer write for its size alone.
+// MaxFileSize is the size in bytes of the largest file an image takes: 8 PiB, whose map of 1,024 addresses is the most
+// that one entry of a tree can make a writer write for its size alone.
 const MaxFileSize = 1 << 53
 
 // Node is a file of any kind. A node that stands under several names is one inode with as many hard links.
@@ -64,7 +65,7 @@ type Options struct {
 	UUID [16]byte // the file system's; zero: made from the image's content, at the price of encoding the image twice
 }
 
-// Stats tells what was written.
+// Stats reports what was written.
 type Stats struct {
 	Inodes       int
 	Compact      int   // inodes of 32 bytes
@@ -81,9 +82,9 @@ type NodeError struct {
 
 func (e *NodeError) Error() string { return fmt.Sprintf("erofs: %q: %s", e.Path, e.Reason) }
 
-// Write writes the image of the tree below root, in sequence. Equal trees and options give equal bytes, whatever the order
-// of children and attributes. The tree is only read; it must not change meanwhile. The error is a *NodeError where the
-// tree is at fault, or else the one w gave.
+// Write writes the image of the tree below root, in sequence. Equal trees and options give equal bytes, whatever the
+// order of children and attributes. The tree is only read; it must not change meanwhile. The error is a *NodeError
+// where the tree is at fault, or else the one w gave.
 func Write(w io.Writer, root *Node, opt Options) (Stats, error) {
 	im, err := scan(root)
 	if err != nil {

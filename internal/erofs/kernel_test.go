@@ -34,7 +34,8 @@ func imageFile(t *testing.T, root *Node) string {
 	return name
 }
 
-// listMount lists what is mounted. It goes from folder to folder by descriptors, for paths may be too long for the kernel.
+// listMount lists what is mounted. It goes from folder to folder by descriptors, for paths may be too long for the
+// kernel.
 func listMount(t *testing.T, dir string) listing {
 	t.Helper()
 	f := newFound[uint64]()

@@ -21,7 +21,7 @@ const (
 	maxChunkBits = 31 // of a chunk, in blocks
 )
 
-// place gives every inode its slot, and the areas behind the inodes theirs.
+// place returns every inode its slot, and the areas behind the inodes theirs.
 func (im *image) place() error {
 	pos := uint64(superOffset + superSize)
 	content := uint64(0)
@@ -63,8 +63,8 @@ func (im *image) place() error {
 	return nil
 }
 
-// inlineAt decides about a tail that would follow an inode at pos with a head of so many bytes. All three must lie in one
-// block. It gives the padding needed before the inode, and the tail, or zeros where a block of its own costs less.
+// inlineAt decides about a tail that would follow an inode at pos with a head of so many bytes. All three must lie in
+// one block. It gives the padding needed before the inode, and the tail, or zeros where a block of its own costs less.
 func inlineAt(pos, head, tail uint64) (pad, inline uint64) {
 	if tail == 0 || head+tail > blockSize {
 		return 0, 0
@@ -78,7 +78,7 @@ func inlineAt(pos, head, tail uint64) (pad, inline uint64) {
 	return pad, tail
 }
 
-// needsExtended tells whether a compact inode has no room for the attributes of n.
+// needsExtended reports whether a compact inode has no room for the attributes of n.
 func (im *image) needsExtended(n *inode, size uint64) bool {
 	return n.node.UID > math.MaxUint16 || n.node.GID > math.MaxUint16 || n.nlink > math.MaxUint16 || size > math.MaxUint32 ||
 		im.epoch != timestamp{n.node.Mtime, n.node.MtimeN}
@@ -105,8 +105,8 @@ func (n *inode) headSize() uint64 {
 	return compactSize + n.xattrBytes()
 }
 
-// chunking divides a file into as few chunks as possible: the size of a chunk as the exponent of a number of blocks, and
-// the number of chunks.
+// chunking divides a file into as few chunks as possible: the size of a chunk as the exponent of a number of blocks,
+// and the number of chunks.
 func chunking(size uint64) (chunkBits uint16, chunks uint64) {
 	for chunkBits < maxChunkBits && size > blockSize<<chunkBits {
 		chunkBits++

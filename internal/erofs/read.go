@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrCorrupt tells that an image is not one that Write has written, or is damaged.
+// ErrCorrupt means that an image is not one that Write has written, or is damaged.
 var ErrCorrupt = errors.New("damaged EROFS image")
 
-// Reader reads an image that Write has written, any part of it at any time. It trusts nothing it reads: a damaged image gives
-// ErrCorrupt, or another tree than the one written, but never a panic. It is safe for concurrent use.
+// Reader reads an image that Write has written, any part of it at any time. It trusts nothing it reads: a damaged image
+// gives ErrCorrupt, or another tree than the one written, but never a panic. It is safe for concurrent use.
 type Reader struct {
 	mem    []byte
 	root   uint64
@@ -101,8 +101,8 @@ func (r *Reader) begin() (err error) {
 	return nil
 }
 
-// guard turns the fault of a page that can't be read, as of a file cut short or a broken disk, into an error. Being called
-// at the end it also keeps the mapping until then.
+// guard turns the fault of a page that can't be read, as of a file cut short or a broken disk, into an error. Being
+// called at the end it also keeps the mapping until then.
 func (r *Reader) guard(before bool, err *error) {
 	debug.SetPanicOnFault(before)
 	p := recover()
@@ -309,8 +309,8 @@ func (r *Reader) Lookup(folder uint64, name []byte) (nid uint64, found bool, err
 	return d.nid(i), true, nil
 }
 
-// ReadDir lists a folder in the order of its names, "." and ".." included, from the entry with number from on; it ends when
-// visit says false.
+// ReadDir lists a folder in the order of its names, "." and ".." included, from the entry with number from on; it ends
+// when visit says false.
 func (r *Reader) ReadDir(folder, from uint64, visit func(name string, nid uint64) bool) (err error) {
 	defer r.guard(debug.SetPanicOnFault(true), &err)
 	n, blocks, err := r.folder(folder)

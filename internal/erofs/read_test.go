@@ -148,7 +148,8 @@ func TestListingGoesOnWhereItWasLeft(t *testing.T) {
 	}
 }
 
-// The file under a mapping may lose what was there: a full disk that lies, a fault of the disk, a hand that truncates it.
+// The file under a mapping may lose what was there: a full disk that lies, a fault of the disk, a hand that truncates
+// it.
 func TestReaderSurvivesAnImageThatIsCutShort(t *testing.T) {
 	name := imageFile(t, richTree())
 	r, err := OpenReader(name)

@@ -150,9 +150,9 @@ func (im *image) add(n *Node, d uint32, name string) error {
 	return nil
 }
 
-// Check tells why a node, its entries aside, can't stand in an image, whatever else is in it. It leaves room for the extended
-// attributes by which overlayfs finds the content of a file. What publishes trees checks them by it: what an image can't hold is
-// refused before anybody depends on it.
+// Check tells why a node, its entries aside, can't stand in an image, whatever else is in it. It leaves room for the
+// extended attributes by which overlayfs finds the content of a file. What publishes trees checks them by it: what an
+// image can't hold is refused before anybody depends on it.
 func (n *Node) Check() error {
 	for _, reason := range [...]string{n.check(), checkXattrs(n.Xattrs)} {
 		if reason != "" {

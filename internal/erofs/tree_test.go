@@ -348,7 +348,7 @@ func newDice(seed uint64, size int) *dice {
 	return d
 }
 
-// under gives a number from 0 to n-1.
+// under returns a number from 0 to n-1.
 func (d *dice) under(n int) int {
 	v := 0
 	for m := 1; m < n && len(d.data) > 0; m <<= 8 {

@@ -51,8 +51,8 @@ func (s *stream) padTo(pos uint64) {
 	}
 }
 
-// flush writes what is buffered if it is at least so many bytes. With the first ones, which are no less than a block, goes
-// the superblock; its checksum covers all of its block behind the 1024 bytes that belong to boot loaders.
+// flush writes what is buffered if it is at least so many bytes. With the first ones, which are no less than a block,
+// goes the superblock; its checksum covers all of its block behind the 1024 bytes that belong to boot loaders.
 func (s *stream) flush(least int) {
 	if s.err != nil || len(s.buf) < least {
 		return

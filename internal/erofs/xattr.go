@@ -87,7 +87,7 @@ func (x *Xattr) appendTo(b []byte) []byte {
 	return append(b, make([]byte, size-len(b))...)
 }
 
-// sortedXattrs gives attributes in the order of their names.
+// sortedXattrs returns attributes in the order of their names.
 func sortedXattrs(xs []Xattr) []Xattr {
 	byName := func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) }
 	if !slices.IsSortedFunc(xs, byName) {
@@ -111,8 +111,8 @@ func checkXattrs(xs []Xattr) string {
 	return ""
 }
 
-// shared are the attributes that stand on several inodes. Most attributes of a large tree stand on one only, so a filter
-// of a few bits an attribute says which ones are worth being kept in a map.
+// shared are the attributes that stand on several inodes. Most attributes of a large tree stand on one only, so a
+// filter of a few bits an attribute says which ones are worth being kept in a map.
 type shared struct {
 	seen, again bitset
 	keys        []xattrKey
@@ -125,7 +125,7 @@ type xattrKey struct{ name, value string }
 // bitset is a power of two of bits.
 type bitset []uint64
 
-// set sets a bit, modulo the number of bits, and tells whether it was set.
+// set sets a bit, modulo the number of bits, and reports whether it was set.
 func (b bitset) set(i uint32) bool {
 	word, bit := &b[i/64%uint32(len(b))], uint64(1)<<(i%64)
 	was := *word&bit != 0
@@ -170,7 +170,7 @@ func (im *image) share() {
 	}
 }
 
-// number gives an attribute a place in the area if it stands on several inodes and has none yet.
+// number returns an attribute a place in the area if it stands on several inodes and has none yet.
 func (s *shared) number(x *Xattr, counts map[xattrKey]int) {
 	k := xattrKey{x.Name, string(x.Value)}
 	if _, done := s.ids[k]; done || counts[k] < 2 || s.size/4 > math.MaxUint32 {

@@ -1,5 +1,5 @@
-// Package fusewire answers the kernel's FUSE requests on an already mounted /dev/fuse descriptor, in a way that lets one
-// server process end and another go on with the same mount.
+// Package fusewire answers the kernel's FUSE requests on an already mounted /dev/fuse descriptor, in a way that lets
+// one server process end and another go on with the same mount.
 //
 // The words used here:
 //

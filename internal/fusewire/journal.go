@@ -11,7 +11,8 @@ import (
 // journalSlots is how many requests may be under way. A slot takes memory only when it is first used, one page.
 const journalSlots = 4096
 
-// NewJournal makes an empty journal, a memory file. Whoever supervises servers keeps it open and hands it to each of them.
+// NewJournal makes an empty journal, a memory file. Whoever supervises servers keeps it open and hands it to each of
+// them.
 func NewJournal() (*os.File, error) {
 	fd, err := unix.MemfdCreate("fuse-journal", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -25,9 +26,9 @@ func NewJournal() (*os.File, error) {
 	return f, nil
 }
 
-// journal is the file as a server sees it: slots of requestSize bytes. The kernel writes a request into a slot while it hands
-// it over, so there is no moment in which a request is in neither place. A slot is in use as long as its first four bytes, the
-// request's length, are not 0.
+// journal is the file as a server sees it: slots of requestSize bytes. The kernel writes a request into a slot while it
+// hands it over, so there is no moment in which a request is in neither place. A slot is in use as long as its first
+// four bytes, the request's length, are not 0.
 type journal struct {
 	mem []byte
 
@@ -59,7 +60,7 @@ func (j *journal) slot(i int) []byte {
 	return j.mem[i*requestSize : (i+1)*requestSize : (i+1)*requestSize]
 }
 
-// take gives an empty slot; it waits for one if all are in use.
+// take returns an empty slot; it waits for one if all are in use.
 func (j *journal) take() int {
 	j.mu.Lock()
 	defer j.mu.Unlock()

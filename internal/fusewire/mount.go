@@ -30,9 +30,9 @@ const (
 	flagInitExt           = 1 << 30
 )
 
-// wanted are the flags we ask for where the kernel offers them. PARALLEL_DIROPS lets several lookups in one folder wait side by
-// side; MAX_PAGES lets reads be as long as MaxRead; EXPLICIT_INVAL_DATA keeps the page cache of files that never change;
-// POSIX_ACL makes access control lists hold, and kept.
+// wanted are the flags we ask for where the kernel offers them. PARALLEL_DIROPS lets several lookups in one folder wait
+// side by side; MAX_PAGES lets reads be as long as MaxRead; EXPLICIT_INVAL_DATA keeps the page cache of files that
+// never change; POSIX_ACL makes access control lists hold, and kept.
 const wanted = flagAsyncRead | flagDoReaddirplus | flagNoOpen | flagParallelDirops | flagPosixACL | flagMaxPages |
 	flagCacheSymlinks | flagNoOpendir | flagExplicitInvalData | flagInitExt | FlagHasResend
 
@@ -40,8 +40,8 @@ const (
 	major    = 7
 	minMinor = 23 // reply to INIT as long as today's
 	maxMinor = 40
-	// maxBackground is how many READs ahead of their readers the kernel keeps under way. Those of a repository that stalls must
-	// not use up the room of the others.
+	// maxBackground is how many READs ahead of their readers the kernel keeps under way. Those of a repository that
+	// stalls must not use up the room of the others.
 	maxBackground = 256
 	notifyResend  = 7
 )
@@ -52,11 +52,11 @@ type Init struct {
 	Flags uint64 `json:"flags"` // as granted
 }
 
-// Has tells whether all bits of flag were granted.
+// Has reports whether all bits of flag were granted.
 func (i Init) Has(flag uint64) bool { return i.Flags&flag == flag }
 
-// device finds FUSE's device (character, 10:229) in a folder of devices. Its name is fuse unless an administrator gave a plugin the
-// host's under another one.
+// device finds FUSE's device (character, 10:229) in a folder of devices. Its name is fuse unless an administrator gave
+// a plugin the host's under another one.
 func device(dir string) string {
 	usual := filepath.Join(dir, "fuse")
 	if _, err := os.Lstat(usual); err == nil {
@@ -75,8 +75,8 @@ func device(dir string) string {
 	return found
 }
 
-// Mount opens FUSE's device and mounts it read-only on the folder dir. The kernel's first request, INIT, waits on the device:
-// Handshake comes next. Nothing in dir may be touched before a server runs.
+// Mount opens FUSE's device and mounts it read-only on the folder dir. The kernel's first request, INIT, waits on the
+// device: Handshake comes next. Nothing in dir may be touched before a server runs.
 func Mount(dir string) (*os.File, error) {
 	name := device("/dev")
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -92,8 +92,9 @@ func Mount(dir string) (*os.File, error) {
 	return dev, nil
 }
 
-// Unmount detaches whatever is mounted on dir, layer by layer, without a request to any server. It is no error if nothing is.
-// Requests that wait for a reply fail, even those of processes that use the mount by another way (an overlay on it).
+// Unmount detaches whatever is mounted on dir, layer by layer, without a request to any server. It is no error if
+// nothing is. Requests that wait for a reply fail, even those of processes that use the mount by another way (an
+// overlay on it).
 func Unmount(dir string) error {
 	for {
 		err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -160,8 +161,8 @@ func answerInit(request []byte, want uint64, out []byte) (Init, uint64, error) {
 	return init, h.unique, nil
 }
 
-// Resend tells the kernel that the server died: requests it had read and not answered are queued once more. The kernel must
-// have granted FlagHasResend, and the dead server be reaped. On Linux before 6.9 it is an error.
+// Resend tells the kernel that the server died: requests it had read and not answered are queued once more. The kernel
+// must have granted FlagHasResend, and the dead server be reaped. On Linux before 6.9 it is an error.
 func Resend(dev *os.File) error {
 	var b [outHeaderSize]byte
 	native.PutUint32(b[:], outHeaderSize)
@@ -172,8 +173,8 @@ func Resend(dev *os.File) error {
 	return nil
 }
 
-// SetReadAhead sets how far the kernel reads ahead on the mount at dir. It sends no request to the server. It needs a writable
-// /sys, which containers often lack; reads are then at most 128 KiB long.
+// SetReadAhead sets how far the kernel reads ahead on the mount at dir. It sends no request to the server. It needs a
+// writable /sys, which containers often lack; reads are then at most 128 KiB long.
 func SetReadAhead(dir string, kib int) error {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {

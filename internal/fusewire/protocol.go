@@ -59,8 +59,8 @@ const (
 	direntSize    = 24 // before the name
 )
 
-// requestSize is the length of a buffer for requests: the least the kernel accepts (FUSE_MIN_READ_BUFFER), enough since we let
-// nobody write more than a page (fuse_dev_do_read in fs/fuse/dev.c).
+// requestSize is the length of a buffer for requests: the least the kernel accepts (FUSE_MIN_READ_BUFFER), enough since
+// we let nobody write more than a page (fuse_dev_do_read in fs/fuse/dev.c).
 const requestSize = 8192
 
 // resentBit of a unique number tells that the request was read before, by a server that died (FUSE_UNIQUE_RESEND).
@@ -112,7 +112,8 @@ func readArg(arg []byte) (off uint64, size int, errno syscall.Errno) {
 	return off, size, 0
 }
 
-// sizeArg is what GETXATTR and LISTXATTR ask for: the size of the caller's buffer, 0 if it wants to know the size it needs.
+// sizeArg is what GETXATTR and LISTXATTR ask for: the size of the caller's buffer, 0 if it wants to know the size it
+// needs.
 func sizeArg(arg []byte) (size int, rest []byte, errno syscall.Errno) {
 	if len(arg) < xattrInSize {
 		return 0, nil, syscall.EINVAL
@@ -120,7 +121,8 @@ func sizeArg(arg []byte) (size int, rest []byte, errno syscall.Errno) {
 	return int(native.Uint32(arg)), arg[xattrInSize:], 0
 }
 
-// putReply writes the header of a reply of n bytes (header included) or, if errno is not 0, of an error; it gives the reply's length.
+// putReply writes the header of a reply of n bytes (header included) or, if errno is not 0, of an error; it gives the
+// reply's length.
 func putReply(out []byte, unique uint64, n int, errno syscall.Errno) int {
 	if errno != 0 {
 		n = outHeaderSize

@@ -38,11 +38,11 @@ type Entry struct {
 	Valid time.Duration // how long the kernel need not ask again, for the name and the attributes; whole seconds
 }
 
-// Handler answers requests. Methods are called concurrently. Slices are valid until the method returns. An errno of ENOENT is
-// not remembered by the kernel.
+// Handler answers requests. Methods are called concurrently. Slices are valid until the method returns. An errno of
+// ENOENT is not remembered by the kernel.
 type Handler interface {
-	// Blocks tells whether this request may have to wait for something. It must not wait itself. The context of a request that
-	// does not block is never cancelled.
+	// Blocks reports whether this request may have to wait for something. It must not wait itself. The context of a
+	// request that does not block is never cancelled.
 	Blocks(op Op, node uint64) bool
 	// Lookup finds a name in a folder.
 	Lookup(ctx context.Context, folder uint64, name []byte) (Entry, syscall.Errno)
@@ -50,20 +50,20 @@ type Handler interface {
 	Getattr(ctx context.Context, node uint64) (Attr, syscall.Errno)
 	// Read fills p from off on. Less than len(p) bytes mean that the file ends there.
 	Read(ctx context.Context, node uint64, p []byte, off int64) (int, syscall.Errno)
-	// Readdir lists a folder from the entry with number from on, in an order that stays, "." and ".." included; it ends when
-	// add says false.
+	// Readdir lists a folder from the entry with number from on, in an order that stays, "." and ".." included; it ends
+	// when add says false.
 	Readdir(ctx context.Context, node, from uint64, add func(name string, e Entry) bool) syscall.Errno
 }
 
-// Tree is what a Handler answers besides, whose tree has more than folders and plain files. An errno of ENOSYS would make the
-// kernel never ask again, for any node.
+// Tree is what a Handler answers besides, whose tree has more than folders and plain files. An errno of ENOSYS would
+// make the kernel never ask again, for any node.
 type Tree interface {
 	Handler
-	// Readlink gives the target of a symbolic link, which the kernel keeps.
+	// Readlink returns the target of a symbolic link, which the kernel keeps.
 	Readlink(ctx context.Context, node uint64) (string, syscall.Errno)
-	// Getxattr gives the value of an extended attribute; ENODATA if there is none.
+	// Getxattr returns the value of an extended attribute; ENODATA if there is none.
 	Getxattr(ctx context.Context, node uint64, name string) ([]byte, syscall.Errno)
-	// Listxattr gives the names of the extended attributes.
+	// Listxattr returns the names of the extended attributes.
 	Listxattr(ctx context.Context, node uint64) ([]string, syscall.Errno)
 }
 
@@ -77,8 +77,9 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Serve answers requests until the device is unmounted; it then waits for the requests under way, whose contexts are cancelled,
-// and gives nil. There is no other way to stop it but to end the process: what it leaves unanswered waits for the successor.
+// Serve answers requests until the device is unmounted; it then waits for the requests under way, whose contexts are
+// cancelled, and returns nil. There is no other way to stop it but to end the process: what it leaves unanswered waits
+// for the successor.
 func Serve(dev *os.File, h Handler, cfg Config) error {
 	defer runtime.KeepAlive(dev) // it is used by number: collected, it would be closed under us
 	s := &server{fd: int(dev.Fd()), handler: h, init: cfg.Init, grace: cfg.Grace, room: cfg.Blocked, log: cfg.Log, calls: map[uint64]*call{}}
@@ -162,7 +163,8 @@ func (s *server) replay(left []int) {
 func (s *server) read() error {
 	buf, slot := []byte(nil), 0
 	if s.journal == nil {
-		// Every page is brought in: were we killed while the kernel brings one in to write a request, it would fail the request.
+		// Every page is brought in: were we killed while the kernel brings one in to write a request, it would fail the
+		// request.
 		buf = make([]byte, requestSize)
 		clear(buf)
 	}
@@ -284,8 +286,8 @@ func (s *server) forget(c *call) {
 	s.under.Done()
 }
 
-// interrupt gives the request that arg names its grace time. One we don't know is about to be answered, or read but not yet
-// entered by another reader; EAGAIN makes the kernel send the interrupt again if the request still waits.
+// interrupt returns the request that arg names its grace time. One we don't know is about to be answered, or read but
+// not yet entered by another reader; EAGAIN makes the kernel send the interrupt again if the request still waits.
 func (s *server) interrupt(h header, arg []byte) {
 	if len(arg) < 8 {
 		return
@@ -321,8 +323,8 @@ func (s *server) abort(c *call) {
 	}
 }
 
-// reply answers a request. A handler that panics costs its request an EIO: were it to end the process, the next server would
-// get the same request.
+// reply answers a request. A handler that panics costs its request an EIO: were it to end the process, the next server
+// would get the same request.
 func (s *server) reply(ctx context.Context, h header, arg []byte, out *[]byte) {
 	n, errno := 0, syscall.EIO
 	defer func() {

@@ -20,8 +20,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// tree is a root folder with the files below, whose content is their name again and again. Reads of "stalled…" wait until they
-// are cancelled or the tree is thawed; "broken" panics.
+// tree is a root folder with the files below, whose content is their name again and again. Reads of "stalled…" wait
+// until they are cancelled or the tree is thawed; "broken" panics.
 type tree struct {
 	sizes   map[string]int64
 	names   []string // node = 2 + position
@@ -134,7 +134,8 @@ func serve(t *testing.T, dir string, dev *os.File, x Handler, cfg Config) {
 	})
 }
 
-// readFile reads without os.Open, which lets the runtime poll the file: that can't go on while we are to answer the poll.
+// readFile reads without os.Open, which lets the runtime poll the file: that can't go on while we are to answer the
+// poll.
 func readFile(name string) ([]byte, error) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

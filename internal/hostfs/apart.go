@@ -7,9 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apart calls do on a thread in a mount namespace of its own, in which base, a folder that exists, is an empty file system in memory, and
-// waits for it. What do mounts goes with the thread, whatever happens. An error says why do wasn't called. The thread may be one that
-// other goroutines have used before: a process that one of them started to die with its parent (Pdeathsig) dies with it.
+// Apart calls do on a thread in a mount namespace of its own, in which base, a folder that exists, is an empty file
+// system in memory, and waits for it. What do mounts goes with the thread, whatever happens. An error says why do
+// wasn't called. The thread may be one that other goroutines have used before: a process that one of them started to
+// die with its parent (Pdeathsig) dies with it.
 func Apart(base string, do func()) error {
 	done := make(chan error)
 	go onThread(func() {
@@ -22,7 +23,8 @@ func Apart(base string, do func()) error {
 	return <-done
 }
 
-// onThread does something on a thread that ends with it, and is not the process's first, whose namespaces /proc/self shows.
+// onThread does something on a thread that ends with it, and is not the process's first, whose namespaces /proc/self
+// shows.
 func onThread(do func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// names are the kinds of file systems by the magic numbers of statfs(2), as in the kernel's linux/magic.h and, of those that are no
-// part of it, their sources. ext2, ext3 and ext4 have one number, which the engine calls extfs.
+// names are the kinds of file systems by the magic numbers of statfs(2), as in the kernel's linux/magic.h and, of those
+// that are no part of it, their sources. ext2, ext3 and ext4 have one number, which the engine calls extfs.
 var names = map[uint32]string{
 	unix.EXT4_SUPER_MAGIC:      "extfs",
 	unix.XFS_SUPER_MAGIC:       "xfs",
@@ -44,7 +44,8 @@ var names = map[uint32]string{
 	0x7366746e:                 "ntfs3",
 }
 
-// Kind names the file system a folder lies on, as the engine does where it knows it; others are their number in hexadecimal.
+// Kind names the file system a folder lies on, as the engine does where it knows it; others are their number in
+// hexadecimal.
 func Kind(dir string) (string, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -56,7 +57,7 @@ func Kind(dir string) (string, error) {
 	return fmt.Sprintf("0x%x", uint32(st.Type)), nil
 }
 
-// Typed tells whether the first names of a folder are listed with their types, which overlayfs needs (d_type).
+// Typed reports whether the first names of a folder are listed with their types, which overlayfs needs (d_type).
 func Typed(dir string) (bool, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -71,7 +72,7 @@ func Typed(dir string) (bool, error) {
 	return typesKnown(b[:n]), nil
 }
 
-// typesKnown tells whether every entry has its type; getdents64(2): inode 8, position 8, length 2, type 1, name.
+// typesKnown reports whether every entry has its type; getdents64(2): inode 8, position 8, length 2, type 1, name.
 func typesKnown(b []byte) bool {
 	const lengthAt, typeAt = 16, 18
 	for len(b) > typeAt {

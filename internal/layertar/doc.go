@@ -1,10 +1,10 @@
 // Package layertar reads the archives that image layers come as, and unpacks them.
 //
-// There is one Reader, so that whatever takes a layer – the driver's store, a publisher of repositories, an extraction into a
-// folder – takes the same archives and makes the same of them. The rule is: what the engines unpack is taken, and means what it
-// means to them; what no engine unpacks is refused. Engines are Docker 20.10 and 26.1 on overlay2 (pkg/archive, in a chroot of
-// the layer's folder) and containerd (pkg/archive, Apply). Both read by archive/tar, as this package does; spec is image-spec's
-// layer.md.
+// There is one Reader, so that whatever takes a layer – the driver's store, a publisher of repositories, an extraction
+// into a folder – takes the same archives and makes the same of them. The rule is: what the engines unpack is taken,
+// and means what it means to them; what no engine unpacks is refused. Engines are Docker 20.10 and 26.1 on overlay2
+// (pkg/archive, in a chroot of the layer's folder) and containerd (pkg/archive, Apply). Both read by archive/tar, as
+// this package does; spec is image-spec's layer.md.
 //
 // The words:
 //
@@ -15,8 +15,8 @@
 //   - The end marker is two blocks of 512 zero bytes behind the last entry.
 //   - A composed image is what a thin image's layers are shown by (package erofs). It bounds what may be converted.
 //
-// What is taken, cleaned and refused. Package layertartest has the rows' archives; tests run them against all who take layers, and
-// against an engine on overlay2:
+// What is taken, cleaned and refused. Package layertartest has the rows' archives; tests run them against all who take
+// layers, and against an engine on overlay2:
 //
 //	the archive's end
 //	  no end marker, half of one, last file unpadded,   taken: digests tell whether an archive is whole, not its form (readers of
@@ -65,7 +65,8 @@
 //	    value of over 65,536
 //	  … which a composed image has no room for          unpacked; converted: refused
 //
-// Unpacking trusts nothing in the archive: whatever links it holds, nothing is reached outside of the folder that is unpacked into.
-// It relies on nobody else changing that folder meanwhile. Folders are opened name by name with O_NOFOLLOW, links are read and never
-// followed by the kernel, and all else is done to the last name in an open folder, by calls that Linux 4.18 has. It needs /proc.
+// Unpacking trusts nothing in the archive: whatever links it holds, nothing is reached outside of the folder that is
+// unpacked into. It relies on nobody else changing that folder meanwhile. Folders are opened name by name with
+// O_NOFOLLOW, links are read and never followed by the kernel, and all else is done to the last name in an open folder,
+// by calls that Linux 4.18 has. It needs /proc.
 package layertar

@@ -56,7 +56,7 @@ func (e *Entry) Whiteout() bool { return e.Hides != "" || e.Opaque }
 // IsWhiteoutName reports whether entries of this last name are whiteouts.
 func IsWhiteoutName(base string) bool { return strings.HasPrefix(base, whiteoutPrefix) }
 
-// Owner gives user and group as the kernel would set them on a file that has the owner uid and gid.
+// Owner returns user and group as the kernel would set them on a file that has the owner uid and gid.
 func (e *Entry) Owner(uid, gid uint32) (uint32, uint32) { return owner(e.UID, uid), owner(e.GID, gid) }
 
 func owner(id int, was uint32) uint32 {
@@ -89,7 +89,7 @@ func (e *Entry) Showable() error {
 	return nil
 }
 
-// Storable gives the extended attributes that a composed image has, as it has them.
+// Storable returns the extended attributes that a composed image has, as it has them.
 func Storable(attrs []Xattr) (out []erofs.Xattr) {
 	for _, x := range attrs {
 		if erofs.Storable(x.Name) {
@@ -136,7 +136,8 @@ func newEntry(h *tar.Header, note func(what string)) (*Entry, error) {
 	return e, e.setXattrs(h.PAXRecords, note)
 }
 
-// clean gives a path as the engines do, which change their root before they unpack: relative to it, and leading nowhere else.
+// clean returns a path as the engines do, which change their root before they unpack: relative to it, and leading
+// nowhere else.
 func clean(name string) (string, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return "", errors.New("a name with a NUL")
@@ -156,7 +157,8 @@ func clean(name string) (string, error) {
 	return name, nil
 }
 
-// bounded gives a time that engines set: those that 64 bits of nanoseconds since 1970 can't say are 1970's first second.
+// bounded returns a time that engines set: those that 64 bits of nanoseconds since 1970 can't say are 1970's first
+// second.
 func bounded(t time.Time) time.Time {
 	if first, last := time.Unix(0, 0), time.Unix(0, math.MaxInt64); t.Before(first) || t.After(last) {
 		return first
@@ -249,8 +251,8 @@ func bare(name string) bool {
 	return slices.Contains([]string{"user.", "trusted.", "security."}, name)
 }
 
-// Has reports whether a file of a type, as in Entry, can have an extended attribute of that name; see xattr(7). What a hard link
-// names is not known by its type.
+// Has reports whether a file of a type, as in Entry, can have an extended attribute of that name; see xattr(7). What a
+// hard link names is not known by its type.
 func Has(typeflag byte, name string) bool {
 	switch typeflag {
 	case tar.TypeReg, tar.TypeDir, tar.TypeLink:

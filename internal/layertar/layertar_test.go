@@ -38,7 +38,8 @@ func TestUnpackTakesWhatEnginesTake(t *testing.T) {
 	}
 }
 
-// The cases are the engines' behaviour and not our wishes: their own package does the same where a case doesn't say otherwise.
+// The cases are the engines' behaviour and not our wishes: their own package does the same where a case doesn't say
+// otherwise.
 func TestCasesAreWhatEnginesDo(t *testing.T) {
 	testutil.NeedRoot(t)
 	for _, c := range layertartest.Cases() {

@@ -41,14 +41,14 @@ type Reader struct {
 	noted   int
 }
 
-// NewReader gives a reader of what comes from r.
+// NewReader returns a reader of what comes from r.
 func NewReader(r io.Reader) *Reader {
 	in := bufio.NewReaderSize(r, readAhead)
 	return &Reader{in: in, tar: tar.NewReader(in)}
 }
 
-// Next goes on to the next entry; what the last one has left unread is skipped. It is io.EOF when the archive has come to its end
-// and all bytes behind it have been read, too.
+// Next goes on to the next entry; what the last one has left unread is skipped. It is io.EOF when the archive has come
+// to its end and all bytes behind it have been read, too.
 func (r *Reader) Next() (*Entry, error) {
 	for {
 		h, err := r.tar.Next()
@@ -92,7 +92,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 // Entries is the number of entries so far, those left out included.
 func (r *Reader) Entries() int { return r.entries }
 
-// Notes gives what was left out of the archive's entries: the first few, and how many there are.
+// Notes returns what was left out of the archive's entries: the first few, and how many there are.
 func (r *Reader) Notes() (first []string, all int) { return r.notes, r.noted }
 
 // note notes something that the entry at hand says and that is left out.

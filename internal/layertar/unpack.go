@@ -19,16 +19,16 @@ import (
 
 // Options say how an archive is unpacked. The zero value has whiteouts stay files and owners as they are.
 type Options struct {
-	// Overlay makes whiteouts what overlayfs takes for them: a character device 0:0 of the hidden name, and the extended attribute
-	// trusted.overlay.opaque (in a user namespace user.overlay.opaque) of a folder.
+	// Overlay makes whiteouts what overlayfs takes for them: a character device 0:0 of the hidden name, and the
+	// extended attribute trusted.overlay.opaque (in a user namespace user.overlay.opaque) of a folder.
 	Overlay bool
 	// Owner says whom what belongs to on disk that belongs to uid:gid in the archive; nil: to the same.
 	Owner func(uid, gid int) (int, int, error)
-	// Recorded says that extended attributes are kept elsewhere, too: one that the file system has no room for is left out with a note.
-	// Some, as ext4, have room for a few thousand bytes a file.
+	// Recorded says that extended attributes are kept elsewhere, too: one that the file system has no room for is left
+	// out with a note. Some, as ext4, have room for a few thousand bytes a file.
 	Recorded bool
-	// Seen is told of each entry before anything is done, Done when it is in place, but for whiteouts of Overlay; nil: nobody. Their
-	// errors end the unpacking.
+	// Seen is told of each entry before anything is done, Done when it is in place, but for whiteouts of Overlay; nil:
+	// nobody. Their errors end the unpacking.
 	Seen func(e *Entry) error
 	Done func(e *Entry, at Place) error
 	// Implied is told of each folder that is made though no entry is for it, open at dir; nil: nobody.
@@ -44,8 +44,8 @@ type Place struct {
 	Lost bool   // the file system hasn't taken all extended attributes
 }
 
-// Unpack unpacks what is left of an archive into a folder that holds nothing else. The root's own entry is left to Done. The times
-// of folders are set when all is in them. An error leaves the folder with what was unpacked so far.
+// Unpack unpacks what is left of an archive into a folder that holds nothing else. The root's own entry is left to
+// Done. The times of folders are set when all is in them. An error leaves the folder with what was unpacked so far.
 func Unpack(ctx context.Context, dir string, r *Reader, o Options) error {
 	root, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -258,10 +258,11 @@ func (u *unpacker) special(e *Entry, at *Place) error {
 	return setTimes(at.Dir, at.Base, timesOf(e))
 }
 
-// errLeftOut tells that an entry was left out, with a note.
+// errLeftOut means that an entry was left out, with a note.
 var errLeftOut = errors.New("left out")
 
-// attributes sets owner, extended attributes and mode of what isn't a regular file, in the order in which one doesn't undo another.
+// attributes sets owner, extended attributes and mode of what isn't a regular file, in the order in which one doesn't
+// undo another.
 func (u *unpacker) attributes(e *Entry, at *Place) error {
 	uid, gid, err := u.o.Owner(e.UID, e.GID)
 	if err != nil {
@@ -329,8 +330,8 @@ func (u *unpacker) link(e *Entry, at *Place) error {
 	return u.linkAttributes(e, at)
 }
 
-// linkAttributes gives a file the attributes of its new name's entry. The owner is left alone where it is right already: setting
-// it takes a program's capabilities away.
+// linkAttributes returns a file the attributes of its new name's entry. The owner is left alone where it is right
+// already: setting it takes a program's capabilities away.
 func (u *unpacker) linkAttributes(e *Entry, at *Place) error {
 	uid, gid, err := u.o.Owner(e.UID, e.GID)
 	if err != nil {
@@ -393,7 +394,8 @@ func (u *unpacker) opaque(dir int) error {
 	return nil
 }
 
-// imply gives a folder that the archive doesn't mention, or that replaces a whiteout, what it must have: the folder is open at dir.
+// imply returns a folder that the archive doesn't mention, or that replaces a whiteout, what it must have: the folder
+// is open at dir.
 func (u *unpacker) imply(dir int, f *folder, hides bool) error {
 	if hides && u.o.Overlay {
 		if err := u.opaque(dir); err != nil {

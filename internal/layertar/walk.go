@@ -18,8 +18,8 @@ type folder struct {
 	timed bool // times are known
 }
 
-// walk goes to the folders of a tree that is being unpacked, from its root. Folders it knows of are opened by their path, as
-// nobody else makes links of them; what else a path leads through is looked at name by name.
+// walk goes to the folders of a tree that is being unpacked, from its root. Folders it knows of are opened by their
+// path, as nobody else makes links of them; what else a path leads through is looked at name by name.
 type walk struct {
 	root  *os.File
 	top   *folder
@@ -90,8 +90,8 @@ func (w *walk) openDir(real string) (int, error) {
 	return fd, nil
 }
 
-// openBelow opens a folder below another one, name by name, following no link on the way. name is clean. On the layers of
-// distributions openat2(2), which Linux has had since 5.6, is no faster.
+// openBelow opens a folder below another one, name by name, following no link on the way. name is clean. On the layers
+// of distributions openat2(2), which Linux has had since 5.6, is no faster.
 func openBelow(root int, name string) (int, error) {
 	at := root
 	for part := range strings.SplitSeq(name, "/") {
@@ -113,8 +113,8 @@ type place struct {
 	folder *folder
 }
 
-// resolve finds a folder as the kernel does in the layer's root: it follows symbolic links and goes no higher than the root.
-// Missing folders are made, or else are an error.
+// resolve finds a folder as the kernel does in the layer's root: it follows symbolic links and goes no higher than the
+// root. Missing folders are made, or else are an error.
 func (w *walk) resolve(dir string, mk bool) (string, *folder, error) {
 	chain := []place{{"", w.top}}
 	steps := strings.Split(dir, "/")
@@ -152,7 +152,8 @@ func (w *walk) resolve(dir string, mk bool) (string, *folder, error) {
 	return at.real, at.folder, nil
 }
 
-// lookAt finds out about a name that is none of a known folder: it gives the target of a symbolic link, or the folder it has made.
+// lookAt finds out about a name that is none of a known folder: it gives the target of a symbolic link, or the folder
+// it has made.
 func (w *walk) lookAt(at place, name string, mk bool) (made *folder, target string, err error) {
 	err = w.within(at.real, func(dir int) error {
 		b := make([]byte, maxPath+1)
@@ -181,7 +182,8 @@ func (w *walk) lookAt(at place, name string, mk bool) (made *folder, target stri
 	return made, target, err
 }
 
-// givesWay reports whether a folder may replace what is there without an entry that says so: whiteouts only, in either form.
+// givesWay reports whether a folder may replace what is there without an entry that says so: whiteouts only, in either
+// form.
 func (w *walk) givesWay(dir int, name string) bool {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -226,7 +228,7 @@ func (w *walk) clear(base string) error {
 	return err
 }
 
-// clearIn removes what has a name, and tells whether it was overlayfs' form of a whiteout.
+// clearIn removes what has a name, and reports whether it was overlayfs' form of a whiteout.
 func (w *walk) clearIn(dir int, parent *folder, base string) (hides bool, err error) {
 	var st unix.Stat_t
 	err = unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountClassic mounts an overlay by mount(2). Where a path has special characters, or the line would be longer than the kernel takes,
-// folders are named by descriptors.
+// mountClassic mounts an overlay by mount(2). Where a path has special characters, or the line would be longer than the
+// kernel takes, folders are named by descriptors.
 func mountClassic(target string, s *Spec, options []param) error {
 	failed := &MountError{FSType: "overlay", Target: target}
 	line := classicLine(s, options)

@@ -10,23 +10,24 @@ import (
 // maxOption is the most bytes fsconfig(2) takes as the value of a parameter.
 const maxOption = 255
 
-// refusesLayers reports whether overlayfs can't be given its layers one by one, as far as a question tells that changes nothing and
-// leaves no line in the kernel's log. False means that it is worth trying.
+// refusesLayers reports whether overlayfs can't be given its layers one by one, as far as a question tells that changes
+// nothing and leaves no line in the kernel's log. False means that it is worth trying.
 func (k *Kernel) refusesLayers() bool {
 	c, err := k.open("overlay")
 	if err != nil {
 		return true
 	}
 	defer c.close()
-	// Whoever takes this doesn't look at parameters yet. It is not asked for a layer that is missing, since kernels log that.
+	// Whoever takes this doesn't look at parameters yet. It is not asked for a layer that is missing, since kernels log
+	// that.
 	if c.set(param{"no-such-parameter", "1"}) == nil {
 		return true
 	}
 	return c.set(param{"lowerdir+", "/"}) != nil
 }
 
-// mountLayers mounts an overlay whose layers are given one by one. Folders with long names, or with special characters, which the kernel
-// interprets in some parameters and not in others, are named by descriptors.
+// mountLayers mounts an overlay whose layers are given one by one. Folders with long names, or with special characters,
+// which the kernel interprets in some parameters and not in others, are named by descriptors.
 func (k *Kernel) mountLayers(target string, s *Spec, options []param) error {
 	if s.anyFolder(func(dir string) bool { return len(dir) > maxOption || strings.ContainsAny(dir, special) }) {
 		dirs, err := s.open()
@@ -89,8 +90,9 @@ func (k *Kernel) create(fstype, target string, params []param) error {
 	return nil
 }
 
-// context is a file system that is being configured. With anyString it behaves as overlayfs does before it has parameters of its own:
-// strings are kept, and judged when the file system is made; without layers it has no lowerdir+ and datadir+.
+// context is a file system that is being configured. With anyString it behaves as overlayfs does before it has
+// parameters of its own: strings are kept, and judged when the file system is made; without layers it has no lowerdir+
+// and datadir+.
 type context struct {
 	fd                int
 	anyString, layers bool
@@ -112,7 +114,7 @@ func (k *Kernel) open(fstype string) (*context, error) {
 
 func (c *context) close() { unix.Close(c.fd) } //nolint:errcheck // nothing was written
 
-// set gives the file system a parameter.
+// set returns the file system a parameter.
 func (c *context) set(p param) error {
 	switch {
 	case len(p.value) > maxOption:

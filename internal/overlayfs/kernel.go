@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lack is what a kernel hasn't got; values may be joined. A [Kernel] that is made with one behaves as an older kernel does.
+// Lack is what a kernel hasn't got; values may be joined. A [Kernel] that is made with one behaves as an older kernel
+// does.
 type Lack uint
 
 // The lacks, with the version of Linux from which on kernels have them.
@@ -35,8 +36,8 @@ var lacks = []struct {
 	{"filebacked", NoFileBackedEROFS},
 }
 
-// ParseLack returns the lacks that a list of words divided by commas names: mountapi, parameters, layers, data, metacopy=off,
-// filebacked. Other words are somebody else's.
+// ParseLack returns the lacks that a list of words divided by commas names: mountapi, parameters, layers, data,
+// metacopy=off, filebacked. Other words are somebody else's.
 func ParseLack(words string) (l Lack) {
 	for word := range strings.SplitSeq(words, ",") {
 		for _, known := range lacks {
@@ -48,8 +49,8 @@ func ParseLack(words string) (l Lack) {
 	return l
 }
 
-// Kernel mounts in the way that the kernel it runs on takes. The zero value is that kernel as it is, ready to be used. It is safe for
-// concurrent use, and must not be copied after its first use.
+// Kernel mounts in the way that the kernel it runs on takes. The zero value is that kernel as it is, ready to be used.
+// It is safe for concurrent use, and must not be copied after its first use.
 type Kernel struct {
 	Lack    Lack   // what is not to be used of the kernel, for tests
 	Scratch string // a folder that tiny mounts are made on, in a mount namespace of their own; "" is that for temporary files
@@ -67,8 +68,8 @@ func (k *Kernel) Mount(target string, s *Spec) error {
 	return k.mount(target, s, s.options(), k.refusesData)
 }
 
-// mount mounts an overlay, in the way that was found. Where the kernel says "invalid argument" of data-only layers, which it says of much,
-// refuses tells whether they are the reason.
+// mount mounts an overlay, in the way that was found. Where the kernel says "invalid argument" of data-only layers,
+// which it says of much, refuses reports whether they are the reason.
 func (k *Kernel) mount(target string, s *Spec, options []param, refuses func(s *Spec) bool) error {
 	if len(s.Data) > 0 && (k.lacks(NoData) || k.lacks(NoDataForUpper) && !s.Metacopy) {
 		return &MountError{FSType: "overlay", Target: target, Err: ErrData}

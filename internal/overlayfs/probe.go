@@ -30,7 +30,8 @@ type Try struct {
 // Works reports whether it was tried and worked.
 func (t Try) Works() bool { return t.Tried && t.Err == "" }
 
-// Tried returns the outcome of something that was tried: err is nil where it worked. Of a failed mount the reason counts, not where it was.
+// Tried returns the outcome of something that was tried: err is nil where it worked. Of a failed mount the reason
+// counts, not where it was.
 func Tried(err error) Try {
 	var failed *MountError
 	switch {
@@ -52,7 +53,8 @@ const (
 	None  Way = ""
 )
 
-// Way returns the best way there is, and why there is no better one: "" where it is the best of all, or nothing was tried.
+// Way returns the best way there is, and why there is no better one: "" where it is the best of all, or nothing was
+// tried.
 func (s Support) Way() (w Way, why string) {
 	switch {
 	case s.Direct.Works():
@@ -65,7 +67,8 @@ func (s Support) Way() (w Way, why string) {
 	return None, s.EROFS.Err
 }
 
-// settle finds the way to mount overlays: questions may rule the mount API out, and the mount of a tiny overlay decides.
+// settle finds the way to mount overlays: questions may rule the mount API out, and the mount of a tiny overlay
+// decides.
 func (k *Kernel) settle() {
 	k.api = !k.refusesLayers()
 	err := k.apart(func(base string) {
@@ -86,13 +89,14 @@ func (k *Kernel) settle() {
 // plain mounts an overlay without options, for which the kernel's module need not be loaded yet.
 func (k *Kernel) plain(target string, s *Spec) error { return k.mount(target, s, nil, k.refusesData) }
 
-// tiny mounts an overlay that is made to try the kernel: there is no other reason why it should fail, and no other need be tried.
+// tiny mounts an overlay that is made to try the kernel: there is no other reason why it should fail, and no other need
+// be tried.
 func (k *Kernel) tiny(target string, s *Spec) error {
 	return k.mount(target, s, s.options(), func(*Spec) bool { return true })
 }
 
-// refusesData reports whether the kernel mounts no overlay of the kind of s, which has data-only layers, whatever the folders: it says
-// "invalid argument" of much else, too.
+// refusesData reports whether the kernel mounts no overlay of the kind of s, which has data-only layers, whatever the
+// folders: it says "invalid argument" of much else, too.
 func (k *Kernel) refusesData(s *Spec) bool {
 	refuses := true
 	err := k.apart(func(base string) {
@@ -117,8 +121,8 @@ func (k *Kernel) apart(do func(base string)) error {
 	return hostfs.Apart(base, func() { do(base) })
 }
 
-// Probe finds out what the kernel can do. EROFS images are to lie on the file system of the folder dir, on which one is made that has no
-// name; all else happens in memory, and nobody else sees it. An error says why nothing was tried.
+// Probe finds out what the kernel can do. EROFS images are to lie on the file system of the folder dir, on which one is
+// made that has no name; all else happens in memory, and nobody else sees it. An error says why nothing was tried.
 func (k *Kernel) Probe(dir string) (s Support, err error) {
 	image, imageErr := probeImage(dir)
 	if imageErr == nil {
@@ -147,7 +151,8 @@ func (k *Kernel) Probe(dir string) (s Support, err error) {
 // probed is the content of the file that is read.
 const probed = "content from a data-only layer\n"
 
-// probeImage writes an EROFS image of one file whose content lies in a data-only layer, to a file without a name in a folder.
+// probeImage writes an EROFS image of one file whose content lies in a data-only layer, to a file without a name in a
+// folder.
 func probeImage(dir string) (*os.File, error) {
 	file := &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: int64(len(probed)), Xattrs: []erofs.Xattr{
 		{Name: XattrMetacopy}, {Name: XattrRedirect, Value: []byte("/file")},
@@ -207,7 +212,8 @@ func tryOverlay(dir string, mount func(target string, s *Spec) error) error {
 	return deleteLower(merged, upper, "file")
 }
 
-// deleteLower deletes a file that an overlay shows of a lower layer, and looks for what is to tell of that in its upper folder.
+// deleteLower deletes a file that an overlay shows of a lower layer, and looks for what is to tell of that in its upper
+// folder.
 func deleteLower(merged, upper, name string) error {
 	if err := os.Remove(filepath.Join(merged, name)); err != nil {
 		return err
@@ -227,8 +233,8 @@ func (k *Kernel) tryImage(image *os.File, target string) error {
 	return k.MountImage(fmt.Sprintf("/proc/self/fd/%d", image.Fd()), target)
 }
 
-// tryData mounts an overlay of the image in which content lies in a data-only layer, reads it, and changes the file's mode, which copies
-// the content. If stacked, the image and the layer are joined by a read-only overlay first.
+// tryData mounts an overlay of the image in which content lies in a data-only layer, reads it, and changes the file's
+// mode, which copies the content. If stacked, the image and the layer are joined by a read-only overlay first.
 func (k *Kernel) tryData(image, dir string, stacked bool) error {
 	if err := mkdirs(dir, "data", "upper", "work", "shared", "merged"); err != nil {
 		return err

@@ -87,8 +87,8 @@ func TestProbeLeavesNothing(t *testing.T) {
 	}
 }
 
-// Administrators read the kernel's log: what fails leaves one line in it, and what works none but that of EROFS, which tells of every
-// mount. Others log meanwhile, so the quietest of some probes counts.
+// Administrators read the kernel's log: what fails leaves one line in it, and what works none but that of EROFS, which
+// tells of every mount. Others log meanwhile, so the quietest of some probes counts.
 func TestProbeIsQuiet(t *testing.T) {
 	testutil.NeedRoot(t)
 	log, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

@@ -43,9 +43,10 @@ type param struct{ key, value string }
 // defaulted are the parameters of overlayfs that a kernel may be built to have on.
 var defaulted = []string{"redirect_dir", "metacopy", "index"}
 
-// options returns those of the defaulted parameters that the kernel's overlayfs has, with values: files that are changed are to be
-// copied up whole, and renamed folders with their files, for what an upper folder holds is a layer by itself. With metacopy redirects
-// are followed as well: kernels want both or neither. The kernel's module must be loaded.
+// options returns those of the defaulted parameters that the kernel's overlayfs has, with values: files that are
+// changed are to be copied up whole, and renamed folders with their files, for what an upper folder holds is a layer by
+// itself. With metacopy redirects are followed as well: kernels want both or neither. The kernel's module must be
+// loaded.
 func (s *Spec) options() (params []param) {
 	const known = "/sys/module/overlay/parameters/"
 	_, unsure := os.Stat(known) // without sysfs all are said
@@ -113,7 +114,7 @@ type MountError struct {
 	Log    []string // what the kernel says besides
 }
 
-// Error tells all there is.
+// Error reports all there is.
 func (e *MountError) Error() string {
 	text := "mount " + e.FSType + " on " + e.Target + ": "
 	if e.Detail != "" {

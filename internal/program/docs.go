@@ -9,8 +9,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// The completion of each shell asks the program itself, with an argument more, what can stand where the cursor is. NAME is the
-// program's.
+// The completion of each shell asks the program itself, with an argument more, what can stand where the cursor is. NAME
+// is the program's.
 var (
 	//go:embed completion.bash
 	bashCompletion string

@@ -47,7 +47,7 @@ func app(out *os.File) *cli.App {
 	}
 }
 
-// docs gives what the hidden command prints.
+// docs returns what the hidden command prints.
 func docs(t *testing.T, args ...string) string {
 	t.Helper()
 	a := app(nil)

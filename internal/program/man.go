@@ -11,8 +11,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// manPage gives the manual page of an app, in section 1, as troff's man(7) macros. It says all that --help says, for every
-// command that isn't hidden. The date is the page's.
+// manPage returns the manual page of an app, in section 1, as troff's man(7) macros. It says all that --help says, for
+// every command that isn't hidden. The date is the page's.
 func manPage(app *cli.App, date time.Time) string {
 	m := &manual{}
 	m.line(`.TH "%s" 1 "%s" "" "User Commands"`, troff(strings.ToUpper(app.Name)), date.UTC().Format(time.DateOnly))
@@ -118,7 +118,8 @@ func (m *manual) flags(flags []cli.Flag) {
 	}
 }
 
-// quoted is what stands between backquotes in a command's or an option's description: the name of a value, or what one types.
+// quoted is what stands between backquotes in a command's or an option's description: the name of a value, or what one
+// types.
 var quoted = regexp.MustCompile("`([^`]*)`")
 
 // markup makes a line of text troff, with what is quoted in italics.

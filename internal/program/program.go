@@ -1,8 +1,9 @@
-// Package program is what the project's command line programs have in common: how they end, and how they say what they are.
+// Package program is what the project's command line programs have in common: how they end, and how they say what they
+// are.
 //
-// A program exits with [Done], [Failed], [Usage], [Unfit] or [RolledBack]; a mistake of the caller's is told from a failure by its
-// error ([Usagef]), what a host or a repository isn't fit for by an error the program names itself, and an error may have an
-// ExitCode of its own.
+// A program exits with [Done], [Failed], [Usage], [Unfit] or [RolledBack]; a mistake of the caller's is told from a
+// failure by its error ([Usagef]), what a host or a repository isn't fit for by an error the program names itself, and
+// an error may have an ExitCode of its own.
 package program
 
 import (
@@ -45,12 +46,13 @@ var exits = []struct {
 	{Unread, "the output was not read to its end"},
 }
 
-// impatience is how long after a signal that ends a program another one is taken for the same: timeout(1) sends its twice, once to the
-// program and once to its group.
+// impatience is how long after a signal that ends a program another one is taken for the same: timeout(1) sends its
+// twice, once to the program and once to its group.
 const impatience = time.Second
 
-// Main runs a program as this process and ends it. SIGINT, SIGTERM and SIGHUP end the context, unless whoever started it has them
-// ignored; one that comes more than a second later ends the process. A pipe that nobody reads any more is an error of what writes to it: no signal ends the program before it has cleaned up.
+// Main runs a program as this process and ends it. SIGINT, SIGTERM and SIGHUP end the context, unless whoever started
+// it has them ignored; one that comes more than a second later ends the process. A pipe that nobody reads any more is
+// an error of what writes to it: no signal ends the program before it has cleaned up.
 func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ends := make(chan os.Signal, 1)
@@ -75,8 +77,8 @@ func unread(err error) bool {
 	return ok && wrote.Path == os.Stdout.Name() && errors.Is(wrote, syscall.EPIPE)
 }
 
-// Run runs an app without a process of its own, tells an error on its ErrWriter, and gives the exit code. An error's ExitCode counts;
-// errors that are one of unfit give Unfit.
+// Run runs an app without a process of its own, tells an error on its ErrWriter, and gives the exit code. An error's
+// ExitCode counts; errors that are one of unfit give Unfit.
 func Run(ctx context.Context, app *cli.App, args []string, unfit ...error) int {
 	app.HideVersion = true
 	app.Action = OnlyCommands
@@ -115,12 +117,13 @@ func Usagef(c *cli.Context, format string, args ...any) error {
 	return usageError{fmt.Errorf("%s (see %s --help)", fmt.Sprintf(format, args...), c.Command.HelpName)}
 }
 
-// IsUsage tells the error of a mistake of the caller's.
+// IsUsage reports whether it is the error of a mistake of the caller's.
 func IsUsage(err error) bool { return errors.As(err, new(usageError)) }
 
 func wrongUsage(c *cli.Context, err error, _ bool) error { return Usagef(c, "%v", err) }
 
-// prepare makes all commands report unknown flags as mistakes of the caller's, and those that take arguments take "help" for one.
+// prepare makes all commands report unknown flags as mistakes of the caller's, and those that take arguments take
+// "help" for one.
 func prepare(commands []*cli.Command) {
 	for _, c := range commands {
 		c.OnUsageError = wrongUsage
@@ -137,7 +140,7 @@ func OnlyCommands(c *cli.Context) error {
 	return cli.ShowSubcommandHelp(c)
 }
 
-// VersionCommand tells which build a program is: the version, and the commit if it is known.
+// VersionCommand reports which build a program is: the version, and the commit if it is known.
 func VersionCommand(version, commit string) *cli.Command {
 	return &cli.Command{
 		Name:  "version",

@@ -16,8 +16,8 @@ const (
 	maxDrained = 64 << 10               // bytes of an answer that are read so that its connection can be used again
 )
 
-// patient asks again where a server says "later": by 429 (RFC 6585, 4), or by 503 with a time (RFC 9110, 10.2.3). It waits as long
-// as the server asks for, if that is not long.
+// patient asks again where a server says "later": by 429 (RFC 6585, 4), or by 503 with a time (RFC 9110, 10.2.3). It
+// waits as long as the server asks for, if that is not long.
 type patient struct {
 	base     http.RoundTripper
 	patience time.Duration
@@ -46,7 +46,7 @@ func (t patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// later tells whether an answer means that the request may be sent again, and after how long: not before pause.
+// later reports whether an answer means that the request may be sent again, and after how long: not before pause.
 func later(answer *http.Response, pause time.Duration, now time.Time) (time.Duration, bool) {
 	after, said := retryAfter(answer.Header, now)
 	switch {

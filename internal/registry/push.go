@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// CheckPush finds out whether a registry would take an image now: it begins an upload, for not every registry says so when it is
-// asked for access, and gives it up.
+// CheckPush finds out whether a registry would take an image now: it begins an upload, for not every registry says so
+// when it is asked for access, and gives it up.
 func (o Options) CheckPush(ctx context.Context, ref name.Reference) error {
 	return Explain(ref, o.checkPush(ctx, ref))
 }

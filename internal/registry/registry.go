@@ -1,5 +1,5 @@
-// Package registry is how the project's programs reach container registries: what they send where, how long they wait, and what a
-// refusal means to a user. What is read and written there is the callers' matter.
+// Package registry is how the project's programs reach container registries: what they send where, how long they wait,
+// and what a refusal means to a user. What is read and written there is the callers' matter.
 package registry
 
 import (
@@ -46,14 +46,14 @@ type Options struct {
 	Connections *Connections // to be used; nil: new ones
 }
 
-// Connections keeps connections open from one use of a registry to the next. The zero value has none yet. It is safe for concurrent
-// use; what was sent over one, credentials too, doesn't matter for the next.
+// Connections keeps connections open from one use of a registry to the next. The zero value has none yet. It is safe
+// for concurrent use; what was sent over one, credentials too, doesn't matter for the next.
 type Connections struct {
 	mu                sync.Mutex
 	checked, insecure *http.Transport
 }
 
-// transport gives that for connections whose certificates are checked, or aren't.
+// transport returns that for connections whose certificates are checked, or aren't.
 func (c *Connections) transport(insecure bool) *http.Transport {
 	if c == nil {
 		return newTransport(insecure)
@@ -101,7 +101,8 @@ func (o Options) Remote(ctx context.Context) []remote.Option {
 	}
 }
 
-// tlsOnly refuses to speak without TLS to another machine unless it was asked for: credentials would be read by anybody.
+// tlsOnly refuses to speak without TLS to another machine unless it was asked for: credentials would be read by
+// anybody.
 type tlsOnly struct {
 	base  http.RoundTripper
 	plain bool
@@ -119,8 +120,8 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// bounded ends a request whose peer takes nothing of its body, or gives nothing of the answer's, for a while. The time a reader
-// lets an answer wait doesn't count.
+// bounded ends a request whose peer takes nothing of its body, or gives nothing of the answer's, for a while. The time
+// a reader lets an answer wait doesn't count.
 type bounded struct {
 	base http.RoundTripper
 	idle time.Duration
@@ -238,7 +239,7 @@ func Explain(ref name.Reference, err error) error {
 	}
 }
 
-// asked tells whether what was refused is such a part of a registry.
+// asked reports whether what was refused is such a part of a registry.
 func asked(refusal *transport.Error, part string) bool {
 	return refusal.Request != nil && strings.Contains(refusal.Request.URL.Path, part)
 }

@@ -28,8 +28,8 @@ const (
 	largeSize = 256 << 20
 )
 
-// makeLayers makes the archives of the layers: one with this program and a large file, the others with small files, so many in
-// all.
+// makeLayers makes the archives of the layers: one with this program and a large file, the others with small files, so
+// many in all.
 func makeLayers(files int) ([][]byte, error) {
 	program, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -134,7 +134,8 @@ type entry struct {
 	data []byte
 }
 
-// archive makes an uncompressed layer. The writer is a buffer and fails on nothing but what would be a fault of this program.
+// archive makes an uncompressed layer. The writer is a buffer and fails on nothing but what would be a fault of this
+// program.
 func archive(entries ...entry) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

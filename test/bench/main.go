@@ -1,9 +1,10 @@
-// Command bench holds the storage driver against the engine's own overlay2, on the same images in the same run: what counts are
-// the ratios, for machines differ and are noisy.
+// Command bench holds the storage driver against the engine's own overlay2, on the same images in the same run: what
+// counts are the ratios, for machines differ and are noisy.
 //
-// Two private engines run side by side, one with overlay2, one with the plugin. Both get an image of twenty layers of small files
-// and one of a large one; the plugin also runs its thin twin, whose layers the project's own publisher has put into a repository and
-// whose files are all on the host. The operations are taken in turn, a round each, and the median of the rounds' ratios is printed.
+// Two private engines run side by side, one with overlay2, one with the plugin. Both get an image of twenty layers of
+// small files and one of a large one; the plugin also runs its thin twin, whose layers the project's own publisher has
+// put into a repository and whose files are all on the host. The operations are taken in turn, a round each, and the
+// median of the rounds' ratios is printed.
 //
 // The program is its own workload: in the containers it walks and reads.
 package main
@@ -138,7 +139,8 @@ type target struct {
 	image  string
 }
 
-// bench collects, for each operation, a round's seconds of overlay2, of the ordinary image on the plugin, and of the thin one.
+// bench collects, for each operation, a round's seconds of overlay2, of the ordinary image on the plugin, and of the
+// thin one.
 type bench struct {
 	peer, ordinary, thin target
 	archives             map[string]string // image → archive
@@ -221,8 +223,8 @@ func (t target) load(ctx context.Context, archive string) (float64, error) {
 	return time.Since(begin).Seconds(), err
 }
 
-// mounts makes containers and asks for their root's attributes, which has the engine call Create, Get and Put of its driver and
-// start nothing. It talks to the engine's API, without the client's own time; removing isn't counted.
+// mounts makes containers and asks for their root's attributes, which has the engine call Create, Get and Put of its
+// driver and start nothing. It talks to the engine's API, without the client's own time; removing isn't counted.
 func (t target) mounts(ctx context.Context) (float64, error) {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", t.engine.Socket())

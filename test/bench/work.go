@@ -23,8 +23,8 @@ type timing struct {
 	Seconds float64
 }
 
-// part is a part of the workload: what is done, how often, and what comes before each time and isn't counted. The median of
-// the passes counts.
+// part is a part of the workload: what is done, how often, and what comes before each time and isn't counted. The
+// median of the passes counts.
 type part struct {
 	name   string
 	passes int
@@ -85,8 +85,8 @@ func (p part) measure() (float64, error) {
 	return seconds[len(seconds)/2], nil
 }
 
-// walk asks for the attributes of everything below a folder as find(1) does: by names relative to open folders. Each file is
-// handed to visit, by its name in an open folder.
+// walk asks for the attributes of everything below a folder as find(1) does: by names relative to open folders. Each
+// file is handed to visit, by its name in an open folder.
 func walk(dir string, visit func(fd int, name string) error) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {

@@ -1,8 +1,9 @@
-// Package debian is a small Debian in a folder, in which tests install, upgrade and remove packages, and run programs for checking
-// them, or a Docker engine, while the machine stays as it is.
+// Package debian is a small Debian in a folder, in which tests install, upgrade and remove packages, and run programs
+// for checking them, or a Docker engine, while the machine stays as it is.
 //
-// The folder is in the cache; what happens to it goes to a folder of the test's own, by an overlay. What runs in it has its own
-// mounts, processes and network, which is none. One with an engine has the machine's network, and lasts for one script.
+// The folder is in the cache; what happens to it goes to a folder of the test's own, by an overlay. What runs in it has
+// its own mounts, processes and network, which is none. One with an engine has the machine's network, and lasts for one
+// script.
 package debian
 
 import (
@@ -45,8 +46,8 @@ const ready = "etc/made-for-tests"
 // linked are the folders that Debian has moved into /usr.
 var linked = []string{"bin", "sbin", "lib", "lib64"}
 
-// Fetch brings kinds of Debian into the cache folder unless they are there: their packages are fetched as those of engines are, and
-// installed in the folder, as root of a chroot. Services aren't started.
+// Fetch brings kinds of Debian into the cache folder unless they are there: their packages are fetched as those of
+// engines are, and installed in the folder, as root of a chroot. Services aren't started.
 func Fetch(ctx context.Context, cache string, progress io.Writer, kinds ...Kind) error {
 	var failures []error
 	for _, kind := range kinds {
@@ -64,8 +65,8 @@ func Fetch(ctx context.Context, cache string, progress io.Writer, kinds ...Kind)
 	return errors.Join(failures...)
 }
 
-// Root gives the folder that holds a Debian as it was made, which is not to be changed; errors.Is(err, engine.ErrNotFetched) when
-// [Fetch] would help.
+// Root returns the folder that holds a Debian as it was made, which is not to be changed; errors.Is(err,
+// engine.ErrNotFetched) when [Fetch] would help.
 func Root(cache string, kind Kind) (string, error) {
 	root := filepath.Join(cache, kind.folder)
 	if err := works(root); err != nil {
@@ -84,7 +85,8 @@ const dpkg = `printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /u
 dpkg --force-depends --force-unsafe-io --path-exclude='/usr/share/doc/*' --path-exclude='/usr/share/locale/*' --install /packages/*.deb
 rm /usr/sbin/policy-rc.d`
 
-// install makes a Debian of packages. The first ones are unpacked before they are installed: it takes them to install anything.
+// install makes a Debian of packages. The first ones are unpacked before they are installed: it takes them to install
+// anything.
 func install(ctx context.Context, root string, debs [][]string) error {
 	for _, dir := range linked {
 		if err := os.MkdirAll(filepath.Join(root, "usr", dir), 0o755); err != nil {
@@ -127,8 +129,8 @@ type Machine struct {
 	share   string
 }
 
-// New gives a machine as it was made; errors.Is(err, engine.ErrNotFetched) when [Fetch] would help. Its changes go to a folder, which
-// must be empty. The folder share is its /mnt, to read only.
+// New returns a machine as it was made; errors.Is(err, engine.ErrNotFetched) when [Fetch] would help. Its changes go to
+// a folder, which must be empty. The folder share is its /mnt, to read only.
 func New(cache string, kind Kind, changes, share string) (*Machine, error) {
 	root, err := Root(cache, kind)
 	if err != nil {
@@ -150,8 +152,8 @@ func (m *Machine) Run(ctx context.Context, script string) (string, error) {
 	return run(ctx, m.root, m.changes, m.share, script)
 }
 
-// forEngine is what an engine needs of the machine besides: its control groups and its data on no overlay. It sees no AppArmor,
-// whose profile would outlive it, and makes no networks. Limits that the machine doesn't let it raise stay.
+// forEngine is what an engine needs of the machine besides: its control groups and its data on no overlay. It sees no
+// AppArmor, whose profile would outlive it, and makes no networks. Limits that the machine doesn't let it raise stay.
 const forEngine = `mount --rbind /sys "$root/sys"
 if [ -d /sys/kernel/security/apparmor ]; then mount -t tmpfs tmpfs "$root/sys/kernel/security"; fi
 mount -t tmpfs tmpfs "$root/run"

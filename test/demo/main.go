@@ -1,6 +1,6 @@
-// Command demo shows the storage driver at work: it converts an image of Debian packages, putting its layers into a repository of its
-// own, runs the image and its thin twin in a Docker engine of its own, and tells what each said, how long it took and what the
-// thin one fetched. Nothing is installed and, the cache of packages aside, nothing is left.
+// Command demo shows the storage driver at work: it converts an image of Debian packages, putting its layers into a
+// repository of its own, runs the image and its thin twin in a Docker engine of its own, and tells what each said, how
+// long it took and what the thin one fetched. Nothing is installed and, the cache of packages aside, nothing is left.
 //
 // Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the machine does not qualify.
 package main
@@ -56,7 +56,7 @@ type demo struct {
 	dir   string // of the repository and the images
 }
 
-// step tells what is done next and when, counted from the start.
+// step reports what is done next and when, counted from the start.
 func (d *demo) step(what string) { fmt.Printf("%6.1fs  %s\n", time.Since(d.start).Seconds(), what) }
 
 // run does everything, and removes everything at the end. Where a step fails the engine's log is kept.

@@ -94,8 +94,9 @@ func (c *converter) files(image string, program ...string) map[string]item {
 	return pruned(all)
 }
 
-// pruned leaves out what the engine makes for each container, and what is not the image's: the times of folders that no layer has
-// an entry for; times before 1970, which engines make 1970; and, in the count of a file's names, those that a layer above removes.
+// pruned leaves out what the engine makes for each container, and what is not the image's: the times of folders that no
+// layer has an entry for; times before 1970, which engines make 1970; and, in the count of a file's names, those that a
+// layer above removes.
 func pruned(all map[string]item) map[string]item {
 	names := map[string]uint64{}
 	for path, i := range all {
@@ -144,7 +145,8 @@ func (c *converter) sample(image *images.Image, registry string, program ...stri
 	return s
 }
 
-// push puts an image into the registry as it is: engines can't push a layer with a sparse file, which they have stored whole.
+// push puts an image into the registry as it is: engines can't push a layer with a sparse file, which they have stored
+// whole.
 func (c *converter) push(image *images.Image, name string) {
 	c.Helper()
 	to, err := registryname.ParseReference(name)

@@ -38,7 +38,8 @@ func packaged(t *testing.T, dir string) {
 	}
 }
 
-// transcript is docs/install.md's section on a fresh Debian 12: the blocks of lines, and the steps with their outcomes that are seen.
+// transcript is docs/install.md's section on a fresh Debian 12: the blocks of lines, and the steps with their outcomes
+// that are seen.
 func transcript(t *testing.T) (lines, steps []string) {
 	t.Helper()
 	_, section, found := strings.Cut(document(t, "docs/install.md"), "\n## A fresh Debian 12\n")

@@ -1,5 +1,5 @@
-// Package e2e tests the plugin, built and bundled as it is shipped, in a real Docker engine: what a user sees with the docker
-// command, and what is left on the machine.
+// Package e2e tests the plugin, built and bundled as it is shipped, in a real Docker engine: what a user sees with the
+// docker command, and what is left on the machine.
 package e2e
 
 import (
@@ -96,7 +96,7 @@ func (f *fixture) close() error {
 	return err
 }
 
-// tools gives the engine's programs, or skips the test where private engines can't run.
+// tools returns the engine's programs, or skips the test where private engines can't run.
 func tools(t *testing.T) *engine.Tools {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
@@ -133,7 +133,7 @@ type user struct {
 	*stand.Stand
 }
 
-// onStand gives the stand that tests share, with both images loaded.
+// onStand returns the stand that tests share, with both images loaded.
 func onStand(t *testing.T) user {
 	t.Helper()
 	found := tools(t)
@@ -156,20 +156,20 @@ func onStand(t *testing.T) user {
 	return u
 }
 
-// onOwnStand gives a stand of the test's own, without images. Such tests run side by side.
+// onOwnStand returns a stand of the test's own, without images. Such tests run side by side.
 func onOwnStand(t *testing.T) user {
 	t.Helper()
 	return onStandWith(t, tools(t), stand.Options{})
 }
 
-// onStandWith gives a stand of the test's own with the engine and the options given, as onOwnStand does.
+// onStandWith returns a stand of the test's own with the engine and the options given, as onOwnStand does.
 func onStandWith(t *testing.T, found *engine.Tools, o stand.Options) user {
 	t.Helper()
 	t.Parallel()
 	return own(t, func() (*stand.Stand, error) { return newStand(t.Context(), found, testutil.Data(t), o) })
 }
 
-// onPlainStand gives a stand of the test's own whose engine has no plugin. Such tests run side by side.
+// onPlainStand returns a stand of the test's own whose engine has no plugin. Such tests run side by side.
 func onPlainStand(t *testing.T, found *engine.Tools, o stand.Options) user {
 	t.Helper()
 	t.Parallel()

@@ -21,7 +21,7 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// newerTools gives the programs of the newer engine, or skips the test.
+// newerTools returns the programs of the newer engine, or skips the test.
 func newerTools(t *testing.T) *engine.Tools {
 	t.Helper()
 	tools(t) // the conditions of every test here, and the bundle
@@ -102,7 +102,8 @@ func (u user) pushed() string {
 	return ref
 }
 
-// takesNoLists checks that the engine refuses a list with the plugin of a registry, which is why each architecture has a tag of its own.
+// takesNoLists checks that the engine refuses a list with the plugin of a registry, which is why each architecture has
+// a tag of its own.
 func (u user) takesNoLists(plugin string) {
 	u.Helper()
 	from, err := registryname.ParseReference(plugin)
@@ -176,7 +177,8 @@ func TestThePluginOfARegistryWorksOnTheNewerEngine(t *testing.T) {
 	u.refuses("already exists", "plugin", "create", "another", shared.bundle())
 }
 
-// noConfiguration checks what the engine says of a plugin that is enabled on a machine without /etc/cvmfs, whose place is then made.
+// noConfiguration checks what the engine says of a plugin that is enabled on a machine without /etc/cvmfs, whose place
+// is then made.
 func (u user) noConfiguration(name, begins string) {
 	u.Helper()
 	u.onMachine("rm -rf /etc/cvmfs")
@@ -198,7 +200,8 @@ func (u user) noConfiguration(name, begins string) {
 	u.onMachine("mkdir /etc/cvmfs")
 }
 
-// takesSettings checks, of a plugin that was enabled with an empty /etc/cvmfs and is the storage driver, that its settings take effect.
+// takesSettings checks, of a plugin that was enabled with an empty /etc/cvmfs and is the storage driver, that its
+// settings take effect.
 func (u user) takesSettings(name string) {
 	u.Helper()
 	u.load("tiny.tar")

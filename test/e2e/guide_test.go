@@ -27,7 +27,8 @@ type reader struct {
 	env []string
 }
 
-// newReader gives a reader with the bundle in its folder. It has an engine of its own, as tests on stands of their own.
+// newReader returns a reader with the bundle in its folder. It has an engine of its own, as tests on stands of their
+// own.
 func newReader(t *testing.T) *reader {
 	t.Helper()
 	r := &reader{user: onPlainStand(t, tools(t), stand.Options{}), dir: t.TempDir()}
@@ -37,7 +38,8 @@ func newReader(t *testing.T) *reader {
 	return r
 }
 
-// prepare brings what the guide takes for granted: the values of its variables, the files, a registry with both reference images.
+// prepare brings what the guide takes for granted: the values of its variables, the files, a registry with both
+// reference images.
 func (r *reader) prepare() {
 	r.Helper()
 	registry := r.registry()
@@ -142,7 +144,7 @@ func document(t *testing.T, name string) string {
 	return string(b)
 }
 
-// blocks gives the contents of a document's sh blocks.
+// blocks returns the contents of a document's sh blocks.
 func blocks(text string) []string {
 	var found []string
 	for _, match := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllStringSubmatch(text, -1) {
@@ -192,7 +194,7 @@ func TestTheGuidesLinesWork(t *testing.T) {
 	}
 }
 
-// messages gives those that the guide's table explains.
+// messages returns those that the guide's table explains.
 func messages(guide string) []string {
 	_, table, _ := strings.Cut(guide, "\n## What went wrong\n")
 	var found []string

@@ -27,7 +27,7 @@ type administrator struct {
 	thin string // a thin image in a registry
 }
 
-// newAdministrator gives one with an image of the engine's own driver, and both reference images in a registry.
+// newAdministrator returns one with an image of the engine's own driver, and both reference images in a registry.
 func newAdministrator(t *testing.T, found *engine.Tools, o stand.Options) *administrator {
 	t.Helper()
 	a := &administrator{reader: &reader{user: onPlainStand(t, found, o), dir: t.TempDir()}}
@@ -79,7 +79,8 @@ func (a *administrator) daemonJSON() string {
 	return string(b)
 }
 
-// host is what an installer may change: the engine's state, and the files it may touch, with their modes, sizes and times.
+// host is what an installer may change: the engine's state, and the files it may touch, with their modes, sizes and
+// times.
 func (a *administrator) host() string {
 	a.Helper()
 	b := a.docker("info", "--format", "{{.Driver}} {{.Images}} {{.Containers}} {{.ID}}") + "\n" + a.docker("plugin", "ls", "--no-trunc") + "\n" + a.images() + "\n"
@@ -254,8 +255,8 @@ func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
 	a.same("the driver", a.docker("info", "--format", "{{.Driver}}"), "vfs")
 }
 
-// An engine that can't start on its driver is brought back by install, which mends the plugin, and by uninstall; a container that runs
-// meanwhile, runs again after an install that failed.
+// An engine that can't start on its driver is brought back by install, which mends the plugin, and by uninstall; a
+// container that runs meanwhile, runs again after an install that failed.
 func TestADeadEngineIsBroughtBack(t *testing.T) {
 	for name, programs := range map[string]func(*testing.T) *engine.Tools{"20.10": tools, "26.1": newerTools} {
 		t.Run(name, func(t *testing.T) {

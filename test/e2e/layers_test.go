@@ -62,7 +62,7 @@ func layersOn(t *testing.T, e *engine.Engine) {
 	}
 }
 
-// settled gives implied folders, which engines make as old as the unpacking, the time that we give them.
+// settled returns implied folders, which engines make as old as the unpacking, the time that we give them.
 func settled(lines []string) []string {
 	out := []string{}
 	at := regexp.MustCompile(`@\d+`)

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listVariable names the environment variable that makes the tests' program list a folder and end; its value is the folder.
+// listVariable names the environment variable that makes the tests' program list a folder and end; its value is the
+// folder.
 const listVariable = "TEST_LISTS"
 
 // item is everything that stat(2) and reading tell of a file, but for what differs from one mount to another.
@@ -101,7 +102,7 @@ func contentDigest(name string) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)), nil
 }
 
-// attributes gives extended attributes as name=value in hex, sorted.
+// attributes returns extended attributes as name=value in hex, sorted.
 func attributes(name string) ([]string, error) {
 	names := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(name, names)

@@ -143,7 +143,8 @@ func (u user) importTar(image string, files map[string][]byte) {
 	}
 }
 
-// atOnce runs the docker command as often as it is told, all at the same time; all must succeed. It gives what they say.
+// atOnce runs the docker command as often as it is told, all at the same time; all must succeed. It gives what they
+// say.
 func (u user) atOnce(n int, args func(i int) []string) []string {
 	u.Helper()
 	said, failures := make([]string, n), make([]error, n)

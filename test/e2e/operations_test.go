@@ -131,9 +131,8 @@ func (u user) shortList() {
 	}
 }
 
-// mixtures makes images of ordinary layers, with thin layers at the bottom, on top, and at both ends, if they aren't there, and
-// gives their names. All show
-// the files of the reference image and have busybox's commands besides.
+// mixtures makes images of ordinary layers, with thin layers at the bottom, on top, and at both ends, if they aren't
+// there, and gives their names. All show the files of the reference image and have busybox's commands besides.
 func (u user) mixtures() []string {
 	u.Helper()
 	busybox, err := os.ReadFile(u.program("busybox"))
@@ -164,7 +163,7 @@ func (u user) mixtures() []string {
 	return names
 }
 
-// program gives a program that runs beside the engine or in its images, or skips the test.
+// program returns a program that runs beside the engine or in its images, or skips the test.
 func (u user) program(name string) string {
 	u.Helper()
 	cache, err := engine.CacheDir()
@@ -190,8 +189,8 @@ func (u user) classicBuild(name, folder string) {
 	u.docker("build", "--network", "none", "--tag", name, folder)
 }
 
-// buildKit builds an image of a folder with the engine's BuildKit. Its client is the one of 20.10: later ones have BuildKit's side
-// in a plugin.
+// buildKit builds an image of a folder with the engine's BuildKit. Its client is the one of 20.10: later ones have
+// BuildKit's side in a plugin.
 func (u user) buildKit(name, folder string) {
 	u.Helper()
 	cmd := u.Engine.Command(u.Context(), "build", "--network", "none", "--progress", "plain", "--tag", name, folder)
@@ -251,7 +250,8 @@ func (u user) script(image, script string) string {
 	return id
 }
 
-// idle starts a container that goes with the test and gives its id. It waits until it is interrupted, then exits with status 3.
+// idle starts a container that goes with the test and gives its id. It waits until it is interrupted, then exits with
+// status 3.
 func (u user) idle(image string) string {
 	u.Helper()
 	id := u.script(image, `trap "exit 3" INT TERM; while :; do sleep 1000 & wait; done`)
@@ -533,7 +533,7 @@ func (u user) layers(image string) []string {
 	return layers
 }
 
-// graph gives what the driver tells of an image or a container.
+// graph returns what the driver tells of an image or a container.
 func (u user) graph(name string) map[string]string {
 	u.Helper()
 	var data map[string]string
@@ -543,7 +543,7 @@ func (u user) graph(name string) map[string]string {
 	return data
 }
 
-// onHost gives the path, on the host, of a folder of the plugin below its propagated mount.
+// onHost returns the path, on the host, of a folder of the plugin below its propagated mount.
 func (u user) onHost(dir string) string {
 	u.Helper()
 	return filepath.Join(u.docker("info", "--format", "{{.DockerRootDir}}"), "plugins", u.plugin(), "propagated-mount", strings.TrimPrefix(dir, rootfs.PropagatedMount))

@@ -22,7 +22,8 @@ type running struct {
 	said, err bytes.Buffer
 }
 
-// start runs a container whose program waits for the end of its input, then writes the files given to its output, and ends.
+// start runs a container whose program waits for the end of its input, then writes the files given to its output, and
+// ends.
 func (u user) start(image string, files ...string) *running {
 	u.Helper()
 	r := &running{}
@@ -85,7 +86,7 @@ func (u user) eventually(what string, try func() error) {
 	}
 }
 
-// processes gives the processes of a container or of the plugin by its id, with the number each has inside.
+// processes returns the processes of a container or of the plugin by its id, with the number each has inside.
 func (u user) processes(id string) map[int]int {
 	u.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cgroup")

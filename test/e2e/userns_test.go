@@ -40,8 +40,9 @@ func TestImagesRunInUserNamespaces(t *testing.T) {
 				}
 			}
 			u.inside(blocks(guide)[0])
-			// The classic builder of 20.10 shifts owners it copies from an image twice, on any driver: "Container ID 101000 cannot be mapped".
-			// BuildKit's ADD doesn't shift the owners in an archive: in the container they are nobody.
+			// The classic builder of 20.10 shifts owners it copies from an image twice, on any driver: "Container ID
+			// 101000 cannot be mapped". BuildKit's ADD doesn't shift the owners in an archive: in the container they
+			// are nobody.
 			own := slices.DeleteFunc(short(), func(op operation) bool { return op.name == copyFrom || op.name == withBuildKit })
 			own = append(own, operation{name: "owners are shifted", do: shiftedOwners}, operation{name: "set-uid programs change the user", do: setUID})
 			images := u.mixtures()
@@ -51,7 +52,7 @@ func TestImagesRunInUserNamespaces(t *testing.T) {
 	}
 }
 
-// section gives the guide's section of a title.
+// section returns the guide's section of a title.
 func section(t *testing.T, title string) string {
 	t.Helper()
 	_, text, found := strings.Cut(document(t, "docs/guide.md"), "\n## "+title+"\n")

@@ -69,7 +69,8 @@ func TestAThinContainerListsAsItsOrdinaryTwin(t *testing.T) {
 	u := onStand(t)
 	ordinary, thin := u.export(u.create(stand.Ordinary)), u.export(u.create(stand.Thin))
 	for _, files := range []map[string]file{ordinary, thin} {
-		// What the engine puts into every container, at the time it does; and the root folder, whose time no layer says.
+		// What the engine puts into every container, at the time it does; and the root folder, whose time no layer
+		// says.
 		for _, added := range []string{"/", "/.dockerenv", "/dev", "/dev/console", "/dev/pts", "/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf", "/proc", "/sys"} {
 			delete(files, added)
 		}

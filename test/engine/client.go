@@ -20,9 +20,9 @@ func (e *Engine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Inside is a shell script, not started yet, that runs in a folder and sees what the engine sees: what it writes below /etc,
-// /opt and /run stays the engine's, and its docker is the client, which talks to the engine. It stops at the first command
-// that fails.
+// Inside is a shell script, not started yet, that runs in a folder and sees what the engine sees: what it writes below
+// /etc, /opt and /run stays the engine's, and its docker is the client, which talks to the engine. It stops at the
+// first command that fails.
 func (e *Engine) Inside(ctx context.Context, dir, script string) *exec.Cmd {
 	keeper := fmt.Sprint(e.keeper.Process.Pid)
 	cmd := exec.CommandContext(ctx, "nsenter", "--target", keeper, "--mount", "--pid", "sh", "-euc", "cd \"$0\"\n"+script, dir)

@@ -230,8 +230,8 @@ func complaints(log string) string {
 	return b.String()
 }
 
-// RestartCommand is a shell command for those inside that restarts the engine, as a service manager does: with the daemon.json that is
-// there. It returns when the former engine has ended.
+// RestartCommand is a shell command for those inside that restarts the engine, as a service manager does: with the
+// daemon.json that is there. It returns when the former engine has ended.
 func (e *Engine) RestartCommand() string {
 	return fmt.Sprintf("pid=$(cat %s 2>/dev/null || echo none); kill -HUP 1; while kill -0 $pid 2>/dev/null; do sleep 0.1; done", e.path("engine.pid"))
 }

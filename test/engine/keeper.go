@@ -60,7 +60,8 @@ func Main() {
 	os.Exit(0)
 }
 
-// isolate sets the mount namespace up: changes to /etc, /opt and /run stay in a tmpfs, /proc shows the new PID namespace.
+// isolate sets the mount namespace up: changes to /etc, /opt and /run stay in a tmpfs, /proc shows the new PID
+// namespace.
 func isolate(private string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mounts private: %w", err)
@@ -95,7 +96,8 @@ func isolate(private string) error {
 			return fmt.Errorf("hide AppArmor: %w", err)
 		}
 	}
-	// As systemd has it on most machines: a plugin that outlives the engine goes on to show its mounts to the next one only so.
+	// As systemd has it on most machines: a plugin that outlives the engine goes on to show its mounts to the next one
+	// only so.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("share the mounts: %w", err)
 	}

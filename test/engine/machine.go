@@ -11,9 +11,10 @@ import (
 	"strings"
 )
 
-// Machine lists what engines with folders below dir have on the machine or may change on it, sorted: their mounts, their
-// processes, their control groups, the names in the folders engines write to, and the state of the installed packages.
-// The list before an engine's life is to be that after it. What others mount or run at the same time is not in it.
+// Machine lists what engines with folders below dir have on the machine or may change on it, sorted: their mounts,
+// their processes, their control groups, the names in the folders engines write to, and the state of the installed
+// packages. The list before an engine's life is to be that after it. What others mount or run at the same time is not
+// in it.
 func Machine(dir string) ([]string, error) {
 	var seen []string
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -74,8 +75,8 @@ func processes(dir string) ([]string, error) {
 // groupName makes a folder's path usable in the name of a control group.
 func groupName(dir string) string { return strings.ReplaceAll(dir, "/", "-") }
 
-// controlGroups lists the control groups whose name is wanted, and none below these. Where in the tree a group is depends
-// on its controller and on the group of whoever made it.
+// controlGroups lists the control groups whose name is wanted, and none below these. Where in the tree a group is
+// depends on its controller and on the group of whoever made it.
 func controlGroups(wanted func(name string) bool) ([]string, error) {
 	var found []string
 	err := filepath.WalkDir("/sys/fs/cgroup", func(group string, d fs.DirEntry, err error) error {

@@ -48,8 +48,8 @@ var (
 )
 
 // aptConf makes apt work in folders of our own: its lists, its archives and its locks. Hooks of the machine's
-// configuration are dropped since they act on the machine's folders. What is installed is still looked up on the machine,
-// so that only what is missing comes. apt verifies the archive's signature and each package's SHA-256.
+// configuration are dropped since they act on the machine's folders. What is installed is still looked up on the
+// machine, so that only what is missing comes. apt verifies the archive's signature and each package's SHA-256.
 const aptConf = `#clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
@@ -90,8 +90,8 @@ func Fetch(ctx context.Context, cache string, progress io.Writer) (*Tools, error
 	return Find(ctx, cache)
 }
 
-// FetchAll brings all that tests run into the cache folder as [Fetch] does: the engine, a newer one, and programs besides.
-// What can't be had doesn't keep the others away.
+// FetchAll brings all that tests run into the cache folder as [Fetch] does: the engine, a newer one, and programs
+// besides. What can't be had doesn't keep the others away.
 func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 	_, err := Fetch(ctx, cache, progress)
 	return errors.Join(err,
@@ -236,7 +236,8 @@ func (a *apt) update(ctx context.Context) error {
 	return nil
 }
 
-// sources gives the lines of a sources.list for releases. A release whose name ends with -security is of the archive for those.
+// sources returns the lines of a sources.list for releases. A release whose name ends with -security is of the archive
+// for those.
 func (a *apt) sources(ctx context.Context, suites []string) (string, error) {
 	var lines strings.Builder
 	for _, suite := range suites {
@@ -253,8 +254,8 @@ func (a *apt) sources(ctx context.Context, suites []string) (string, error) {
 	return lines.String(), nil
 }
 
-// mirror gives the address of the Debian archive with a label that the machine's own sources name. The archive of security updates
-// that they don't name is looked for where Debian's mirrors have it, beside the other.
+// mirror returns the address of the Debian archive with a label that the machine's own sources name. The archive of
+// security updates that they don't name is looked for where Debian's mirrors have it, beside the other.
 func (a *apt) mirror(ctx context.Context, label string) (string, error) {
 	out, err := a.ask(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages")
 	if err != nil {
@@ -276,7 +277,7 @@ func (a *apt) mirror(ctx context.Context, label string) (string, error) {
 	return "", errors.New("none of the machine's sources of packages is a Debian archive")
 }
 
-// names gives the names of all packages, sorted.
+// names returns the names of all packages, sorted.
 func (a *apt) names(ctx context.Context) ([]string, error) {
 	out, err := a.ask(ctx, "apt-cache", "pkgnames")
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// fakeApt puts programs first in PATH that stand for apt-get and dpkg-deb: a download is an empty package, which unpacks
-// to programs that print their version. Each call of apt-get adds a line to the file it gives.
+// fakeApt puts programs first in PATH that stand for apt-get and dpkg-deb: a download is an empty package, which
+// unpacks to programs that print their version. Each call of apt-get adds a line to the file it gives.
 func fakeApt(t *testing.T, aptGet string) (calls string) {
 	t.Helper()
 	dir := t.TempDir()

@@ -29,7 +29,8 @@ func (e *Engine) wrapRunc() (folder string, err error) {
 	return folder, os.WriteFile(filepath.Join(folder, "runc"), []byte(RuncScript(program, e.path("engine.pid"))), 0o755)
 }
 
-// RuncScript gives the script for a runc and an engine whose process id is in a file, for engines that aren't made here.
+// RuncScript returns the script for a runc and an engine whose process id is in a file, for engines that aren't made
+// here.
 func RuncScript(program, pid string) string { return runcScript(program, pid, pipes) }
 
 func runcScript(program, pid, pipes string) string {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fakeRunc makes the script for a runc that only prints its arguments, and for an engine that is this process, and gives its path
-// and that of the folder of pipes.
+// fakeRunc makes the script for a runc that only prints its arguments, and for an engine that is this process, and
+// gives its path and that of the folder of pipes.
 func fakeRunc(t *testing.T) (script, pipes string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "it's here")

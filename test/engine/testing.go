@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// NewFor makes an engine for a test, which ends with it; find is [Find] or [FindNewer]. It isn't started yet. Where there can be none
-// the test skips.
+// NewFor makes an engine for a test, which ends with it; find is [Find] or [FindNewer]. It isn't started yet. Where
+// there can be none the test skips.
 func NewFor(t testing.TB, find func(ctx context.Context, cache string) (*Tools, error)) *Engine {
 	t.Helper()
 	if err := Supported(); err != nil {

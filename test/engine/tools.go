@@ -38,7 +38,7 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "cvmfs-graphdriver"), nil
 }
 
-// Find gives the tools to use: those beside the engine that $ENGINE names, else those in the cache folder.
+// Find returns the tools to use: those beside the engine that $ENGINE names, else those in the cache folder.
 // It asks nothing of the network; errors.Is(err, ErrNotFetched) when [Fetch] would help.
 func Find(ctx context.Context, cache string) (*Tools, error) {
 	if dockerd := os.Getenv("ENGINE"); dockerd != "" {
@@ -47,26 +47,27 @@ func Find(ctx context.Context, cache string) (*Tools, error) {
 	return unpacked(ctx, filepath.Join(cache, oldest.folder))
 }
 
-// FindNewer gives the tools of the newest engine that takes storage-driver plugins without more ado, that of Debian trixie,
-// from the cache folder; errors.Is(err, ErrNotFetched) when [FetchAll] would help. Its runc is the one that [Find] gives: a
-// newer one wants a newer libc than the machine may have.
+// FindNewer returns the tools of the newest engine that takes storage-driver plugins without more ado, that of Debian
+// trixie, from the cache folder; errors.Is(err, ErrNotFetched) when [FetchAll] would help. Its runc is the one that
+// [Find] gives: a newer one wants a newer libc than the machine may have.
 func FindNewer(ctx context.Context, cache string) (*Tools, error) {
 	return unpacked(ctx, filepath.Join(cache, newer.folder), filepath.Join(cache, oldest.folder))
 }
 
-// FindProgram gives the path of a program that tests run beside an engine: "busybox" or "docker-registry", which need no libraries,
-// or "dbus-daemon", which wants those of [ProgramLibraries]; errors.Is(err, ErrNotFetched) when [FetchAll] would help.
+// FindProgram returns the path of a program that tests run beside an engine: "busybox" or "docker-registry", which need
+// no libraries, or "dbus-daemon", which wants those of [ProgramLibraries]; errors.Is(err, ErrNotFetched) when
+// [FetchAll] would help.
 func FindProgram(cache, name string) (string, error) {
 	return program(filepath.Join(cache, besides.folder), name)
 }
 
-// ProgramLibraries gives the value of LD_LIBRARY_PATH for programs of [FindProgram].
+// ProgramLibraries returns the value of LD_LIBRARY_PATH for programs of [FindProgram].
 func ProgramLibraries(cache string) (string, error) {
 	libs, err := Libraries(filepath.Join(cache, besides.folder))
 	return strings.Join(libs, ":"), err
 }
 
-// Libraries gives the folders of libraries below a folder of unpacked packages.
+// Libraries returns the folders of libraries below a folder of unpacked packages.
 func Libraries(dir string) (libs []string, err error) {
 	for _, pattern := range []string{"lib/*-linux-gnu*", "usr/lib/*-linux-gnu*"} {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -87,7 +88,7 @@ func program(dir, name string) (string, error) {
 	return "", fmt.Errorf("find %s below %s: %w", name, dir, ErrNotFetched)
 }
 
-// installed gives the tools of an engine that is installed on the machine.
+// installed returns the tools of an engine that is installed on the machine.
 func installed(ctx context.Context, dockerd string) (*Tools, error) {
 	dockerd, err := filepath.Abs(dockerd)
 	if err != nil {
@@ -103,7 +104,7 @@ func installed(ctx context.Context, dockerd string) (*Tools, error) {
 	return t, t.try(ctx)
 }
 
-// unpacked gives the tools below a folder of unpacked packages, and what these lack from the others.
+// unpacked returns the tools below a folder of unpacked packages, and what these lack from the others.
 func unpacked(ctx context.Context, dir string, others ...string) (*Tools, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", dir, ErrNotFetched)
@@ -149,7 +150,7 @@ func (t *Tools) try(ctx context.Context) error {
 	return nil
 }
 
-// find gives the path of a program among the tools, or of the machine's where they have none, or "".
+// find returns the path of a program among the tools, or of the machine's where they have none, or "".
 func (t *Tools) find(name string) string {
 	switch name {
 	case "dockerd":

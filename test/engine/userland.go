@@ -9,14 +9,15 @@ import (
 	"strings"
 )
 
-// Userland is a set of Debian packages of one release, with all they need, of which something is made in the cache folder.
+// Userland is a set of Debian packages of one release, with all they need, of which something is made in the cache
+// folder.
 type Userland struct {
 	Folder  string     // in the cache folder, of what is made
 	Suite   string     // the Debian release, as in "bookworm"
 	Stages  [][]string // packages as apt takes them; each stage adds to those before
 	Without []string   // packages that are left out though others need them, with what only they need
 
-	Works func(dir string) error // tells whether what is made is there, whole
+	Works func(dir string) error // reports whether what is made is there, whole
 	// Make makes it, in a new folder. It is given the files of the packages, those that a stage adds together, sorted.
 	Make func(ctx context.Context, dir string, debs [][]string) error
 }
@@ -43,11 +44,11 @@ type Unpacked struct {
 	What     string   // names the set in errors
 	Packages []string // as apt takes them
 	Suites   []string // the Debian releases; none for the machine's own
-	// Choose gives further packages, of the names of all there are; it may be nil.
+	// Choose returns further packages, of the names of all there are; it may be nil.
 	Choose func(names []string) ([]string, error)
 	Needs  bool // also the packages they need that the machine lacks
 
-	Works func(dir string) error // tells whether what was unpacked is whole
+	Works func(dir string) error // reports whether what was unpacked is whole
 }
 
 // Fetch has the packages fetched and unpacked unless they are there, as [Fetch] does.
@@ -59,7 +60,8 @@ func (u *Unpacked) Fetch(ctx context.Context, cache string, progress io.Writer) 
 	return s.fetch(ctx, cache, progress, u.Works)
 }
 
-// pretended is the state of a machine that has these packages, in a version newer than any that is asked for, and no others.
+// pretended is the state of a machine that has these packages, in a version newer than any that is asked for, and no
+// others.
 func pretended(packages []string) string {
 	var b strings.Builder
 	for _, p := range packages {
@@ -97,7 +99,7 @@ func (u *Userland) stages(ctx context.Context, apt *apt) ([][]string, error) {
 	return stages, nil
 }
 
-// plan gives the names of the packages that would be installed.
+// plan returns the names of the packages that would be installed.
 func (a *apt) plan(ctx context.Context, packages []string) ([]string, error) {
 	out, err := a.ask(ctx, "apt-get", append([]string{"-qq", "--simulate", "install", "--no-install-recommends"}, packages...)...)
 	if err != nil {

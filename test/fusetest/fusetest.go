@@ -1,5 +1,5 @@
-// Package fusetest builds what tests of FUSE trees put on top of them: overlay mounts whose files' content comes from data-only
-// layers, as container root file systems have them.
+// Package fusetest builds what tests of FUSE trees put on top of them: overlay mounts whose files' content comes from
+// data-only layers, as container root file systems have them.
 package fusetest
 
 import (
@@ -24,8 +24,8 @@ func Require(t testing.TB) {
 	f.Close()
 }
 
-// Hole makes the file name without content but of the given size, whose content an overlay takes from redirect, a path from the
-// root of its data-only layers.
+// Hole makes the file name without content but of the given size, whose content an overlay takes from redirect, a path
+// from the root of its data-only layers.
 func Hole(t testing.TB, name string, size int64, redirect string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
@@ -44,8 +44,8 @@ func Hole(t testing.TB, name string, size int64, redirect string) {
 	}
 }
 
-// Overlay mounts the layer lower, made of Holes, over data-only layers, read-only, until the test ends. It skips the test on kernels
-// that have none.
+// Overlay mounts the layer lower, made of Holes, over data-only layers, read-only, until the test ends. It skips the
+// test on kernels that have none.
 func Overlay(t testing.TB, lower string, data ...string) (dir string) {
 	t.Helper()
 	dir, ok := TryOverlay(t, lower, data...)

@@ -28,8 +28,8 @@ type Summary struct {
 // Skip is a test that didn't run, with what it said.
 type Skip struct{ Package, Test, Output string }
 
-// Show copies what matters of a stream of events to w: what failed, was skipped or didn't come to an end, with all it said, and go test's
-// line for each package.
+// Show copies what matters of a stream of events to w: what failed, was skipped or didn't come to an end, with all it
+// said, and go test's line for each package.
 func Show(w io.Writer, events io.Reader) (*Summary, error) {
 	s := &Summary{}
 	said := map[test]*strings.Builder{}

@@ -35,7 +35,7 @@ func sh(t *testing.T, script string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// journal gives what the engine and the plugin said last.
+// journal returns what the engine and the plugin said last.
 func journal() string {
 	out, err := exec.Command("journalctl", "--no-pager", "--lines=60", "--unit=docker").CombinedOutput()
 	return fmt.Sprintf("journal of docker (%v):\n%s", err, out)
@@ -95,7 +95,7 @@ func programs(t *testing.T) string {
 	return dir
 }
 
-// busybox gives a static program of many names, for images that have hardly any.
+// busybox returns a static program of many names, for images that have hardly any.
 func busybox(t *testing.T) string {
 	t.Helper()
 	cache, err := engine.CacheDir()

@@ -26,7 +26,8 @@ const DebianSays = "mean 0.4994, variance 0.0831, largest eigenvalue 99.9"
 // debianFolder is in the cache folder. The number counts up when the image is made of other things, or otherwise.
 const debianFolder = "image-debian-2"
 
-// debian is what the image is made of, a stage a layer. SciPy needs Pythran, which needs compilers, to build extensions only.
+// debian is what the image is made of, a stage a layer. SciPy needs Pythran, which needs compilers, to build extensions
+// only.
 func debian() *engine.Userland {
 	return &engine.Userland{
 		Folder: debianFolder, Suite: "bookworm", Without: []string{"python3-pythran"},
@@ -41,9 +42,9 @@ func debian() *engine.Userland {
 	}
 }
 
-// FetchDebian brings the image with Python's scientific programs into the cache folder unless it is there: Debian's packages are
-// fetched as those of the engine are, and each stage's files become a layer. Nothing is installed and no script of a package
-// is run; the few things such scripts do that programs need are done here.
+// FetchDebian brings the image with Python's scientific programs into the cache folder unless it is there: Debian's
+// packages are fetched as those of the engine are, and each stage's files become a layer. Nothing is installed and no
+// script of a package is run; the few things such scripts do that programs need are done here.
 func FetchDebian(ctx context.Context, cache string, progress io.Writer) (*Image, error) {
 	u := debian()
 	u.Works = func(dir string) error {
@@ -68,7 +69,7 @@ func FetchDebian(ctx context.Context, cache string, progress io.Writer) (*Image,
 	return FindDebian(cache)
 }
 
-// FindDebian gives the image in the cache folder; errors.Is(err, engine.ErrNotFetched) when [FetchDebian] would help.
+// FindDebian returns the image in the cache folder; errors.Is(err, engine.ErrNotFetched) when [FetchDebian] would help.
 func FindDebian(cache string) (*Image, error) {
 	image, err := Open(filepath.Join(cache, debianFolder))
 	if err != nil {
@@ -168,7 +169,7 @@ func (p *packer) copy(r *tar.Reader) error {
 	}
 }
 
-// inUsr gives a path in a package as it is in the image: without "./", and in /usr where Debian has moved it.
+// inUsr returns a path in a package as it is in the image: without "./", and in /usr where Debian has moved it.
 func inUsr(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range merged {
@@ -229,7 +230,8 @@ largest = abs(scipy.linalg.eigvals(numbers)).max()
 print(f"mean {frame.stack().mean():.4f}, variance {frame.stack().var():.4f}, largest eigenvalue {largest:.1f}")
 `
 
-// writeAnalysis is the top layer: the program, and the removal of what it doesn't need, of a folder and of what is in one.
+// writeAnalysis is the top layer: the program, and the removal of what it doesn't need, of a folder and of what is in
+// one.
 func writeAnalysis(w *tar.Writer) error {
 	at := time.Unix(1_600_000_000, 123_456_789)
 	for _, e := range []struct {

@@ -1,8 +1,8 @@
-// Package images makes images for the tests, the demonstration and the benchmarks: of Debian packages, so that they are like those
-// people use, and of everything that layers can hold and programs get wrong. Nothing comes from a registry.
+// Package images makes images for the tests, the demonstration and the benchmarks: of Debian packages, so that they are
+// like those people use, and of everything that layers can hold and programs get wrong. Nothing comes from a registry.
 //
-// An image is a folder that is an OCI layout and, packed into an archive, also what `docker load` takes. Its layers are compressed
-// with gzip. The same input gives the same bytes.
+// An image is a folder that is an OCI layout and, packed into an archive, also what `docker load` takes. Its layers are
+// compressed with gzip. The same input gives the same bytes.
 package images
 
 import (
@@ -196,7 +196,7 @@ func (i *Image) store(mediaType string, content any) (descriptor, error) {
 	return descriptor{MediaType: mediaType, Digest: "sha256:" + digest, Size: int64(len(b))}, err
 }
 
-// Open gives the image in a folder that Make has made.
+// Open returns the image in a folder that Make has made.
 func Open(dir string) (*Image, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
 	if err != nil {

@@ -20,7 +20,8 @@ const (
 	NastyImplicit = "/implicit"
 )
 
-// MakeNasty makes the image that holds everything layers can hold and engines take and give back, with a busybox that needs no library.
+// MakeNasty makes the image that holds everything layers can hold and engines take and give back, with a busybox that
+// needs no library.
 func MakeNasty(ctx context.Context, dir, program string) (*Image, error) {
 	busybox, err := os.ReadFile(program)
 	if err != nil {
@@ -36,8 +37,8 @@ func MakeNasty(ctx context.Context, dir, program string) (*Image, error) {
 // noMode is the mode of a thing that nobody may touch, which is not the zero value's.
 const noMode = -1
 
-// Sparse is what the image is called of a busybox and a layer whose file is stored with holes. Engines run it, but can't give it back:
-// they have stored the file whole.
+// Sparse is what the image is called of a busybox and a layer whose file is stored with holes. Engines run it, but
+// can't give it back: they have stored the file whole.
 const Sparse = "example/sparse:1"
 
 // MakeSparse makes that image.
@@ -302,8 +303,8 @@ func nastyReturns() []thing {
 	}
 }
 
-// sparse is a layer whose one file, "sparse", is stored in GNU tar's own way of writing holes: size bytes, all a hole but for those
-// at the end. archive/tar reads that and can't write it, so its header is completed here.
+// sparse is a layer whose one file, "sparse", is stored in GNU tar's own way of writing holes: size bytes, all a hole
+// but for those at the end. archive/tar reads that and can't write it, so its header is completed here.
 func sparse(size int64, end string) Layer {
 	return func(out io.Writer) error {
 		var b bytes.Buffer

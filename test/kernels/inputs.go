@@ -74,7 +74,7 @@ func makeInputs(ctx context.Context, cache, module, work string, programs []prog
 	return in, os.RemoveAll(tree)
 }
 
-// rootDisk gives the disk with a Debian, made once for each.
+// rootDisk returns the disk with a Debian, made once for each.
 func rootDisk(ctx context.Context, emulator *vm.Emulator, cache string) (string, error) {
 	dir, err := debian.Root(cache, debian.Docker)
 	if err != nil {

@@ -103,7 +103,7 @@ func TestOnlyWhatAKernelIsKnownToLackMayBeSkipped(t *testing.T) {
 	}
 }
 
-// play gives a reader the events of a machine and returns the rows, and what was shown.
+// play returns a reader the events of a machine and returns the rows, and what was shown.
 func play(t *testing.T, end error, events ...vm.Event) ([]row, string) {
 	t.Helper()
 	var out bytes.Buffer

@@ -1,8 +1,8 @@
-// Command kernels runs the project's tests on other Linux kernels: Debian's, in virtual machines. It builds the test programs, makes
-// disks of them, and boots each kernel; see package vm. What it shows is what go test shows.
+// Command kernels runs the project's tests on other Linux kernels: Debian's, in virtual machines. It builds the test
+// programs, makes disks of them, and boots each kernel; see package vm. What it shows is what go test shows.
 //
-// A skipped test is a failure, unless it names something that the kernel is known to lack. A kernel that has passed is not run again
-// while nothing of what goes in has changed.
+// A skipped test is a failure, unless it names something that the kernel is known to lack. A kernel that has passed is
+// not run again while nothing of what goes in has changed.
 package main
 
 import (
@@ -77,8 +77,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	return r.all(ctx, list)
 }
 
-// workFolder makes the folder, below the one for logs, of what goes away at the end of a run. What a run that was killed has left goes at
-// the beginning of the next one.
+// workFolder makes the folder, below the one for logs, of what goes away at the end of a run. What a run that was
+// killed has left goes at the beginning of the next one.
 func workFolder(output string) (work string, done func() error, err error) {
 	if work, err = filepath.Abs(filepath.Join(output, "work")); err != nil {
 		return "", nil, err

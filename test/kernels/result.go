@@ -28,8 +28,8 @@ func (r *row) ok() bool { return r.Failed == 0 && len(r.Faults) == 0 }
 // reason is how a test says what it skips for; see testutil.KernelLacks.
 var reason = regexp.MustCompile(`this kernel \(([^)]*)\) lacks (.*)`)
 
-// wrongSkips gives what is wrong with the skips of tests: in a machine that has all they need, only the kernel may lack something, and
-// only what is known of it.
+// wrongSkips returns what is wrong with the skips of tests: in a machine that has all they need, only the kernel may
+// lack something, and only what is known of it.
 func wrongSkips(skips []gotest.Skip, lacks []string) (faults []string) {
 	for _, s := range skips {
 		m := reason.FindStringSubmatch(s.Output)
@@ -80,7 +80,7 @@ func (o *outcome) ok() bool {
 	return len(o.Rows) > 0 && !slices.ContainsFunc(o.Rows, func(r row) bool { return !r.ok() })
 }
 
-// load gives the outcome that is kept in a file, of these inputs, or nil.
+// load returns the outcome that is kept in a file, of these inputs, or nil.
 func load(file, inputs string) (*outcome, error) {
 	text, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {

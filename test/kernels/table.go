@@ -30,7 +30,7 @@ var kernels = []kernel{
 // old is what kernels before 6.5 lack, of what tests need.
 var old = []string{"the erofs view", "EROFS images mounted from files", "data-only layers", "resending of FUSE requests"}
 
-// named gives the kernels of a list of names, divided by commas; all for "".
+// named returns the kernels of a list of names, divided by commas; all for "".
 func named(list string) ([]kernel, error) {
 	if list == "" {
 		return kernels, nil
@@ -50,10 +50,12 @@ func named(list string) ([]kernel, error) {
 	return found, nil
 }
 
-// packageName is that of a kernel for virtual machines; its version is in it, and goes away when Debian has a newer one.
+// packageName is that of a kernel for virtual machines; its version is in it, and goes away when Debian has a newer
+// one.
 var packageName = regexp.MustCompile(`^linux-image-([0-9]+\.[0-9]+\.[0-9].*-cloud-amd64)$`)
 
-// choose gives the packages of the newest kernel of the series. From Linux 6.19 on it is in two, and linux-image has nothing.
+// choose returns the packages of the newest kernel of the series. From Linux 6.19 on it is in two, and linux-image has
+// nothing.
 func (k *kernel) choose(names []string) (chosen []string, err error) {
 	newest := ""
 	for _, name := range names {
@@ -73,7 +75,8 @@ func (k *kernel) choose(names []string) (chosen []string, err error) {
 	return chosen, nil
 }
 
-// older reports whether a version, as names of kernels have it, is older than another: numbers count as numbers, other bytes as such.
+// older reports whether a version, as names of kernels have it, is older than another: numbers count as numbers, other
+// bytes as such.
 func older(a, b string) bool {
 	for a != "" && b != "" {
 		var x, y string

@@ -1,5 +1,5 @@
-// Package older has what older versions wrote, for tests that newer ones understand it: in testdata/older, a folder for each version,
-// named by its commit.
+// Package older has what older versions wrote, for tests that newer ones understand it: in testdata/older, a folder for
+// each version, named by its commit.
 //
 //	data.tar.gz         what the plugin keeps below its propagated mount, with the layers of Layers
 //	publisher.tar.gz    the folder of the publisher of FQRN, keys included
@@ -7,7 +7,8 @@
 //	thin.tar            its thin image, likewise
 //	expected.json.gz    what each layer of Images shows, and each container of Containers, as List gives it
 //
-// The program in generate makes such a folder. What is there is never made anew, nor changed: it stands for what users have on disk.
+// The program in generate makes such a folder. What is there is never made anew, nor changed: it stands for what users
+// have on disk.
 package older
 
 import (
@@ -34,8 +35,8 @@ func Commits() []string { return []string{"b74c401"} }
 // Layer is a layer of the data folder.
 type Layer struct{ ID, Parent string }
 
-// Layers are the read-only layers, parents first. "base" and "top" are those of the ordinary image. "thin" is its thin image, "mixed"
-// the same on top of the layer "below", and "above" a layer on top of "thin".
+// Layers are the read-only layers, parents first. "base" and "top" are those of the ordinary image. "thin" is its thin
+// image, "mixed" the same on top of the layer "below", and "above" a layer on top of "thin".
 func Layers() []Layer {
 	return []Layer{{"base", ""}, {"top", "base"}, {"thin", ""}, {"above", "thin"}, {"below", ""}, {"mixed", "below"}}
 }
@@ -50,8 +51,8 @@ func Containers() []string { return []string{"c-top", "c-thin", "c-above", "c-mi
 // Open are the containers that were running.
 func Open() []string { return []string{"c-top", "c-thin"} }
 
-// List describes all below a folder, sorted: what stat(2) says, owners and times included, the names that are one file, extended
-// attributes, and the digest of the content.
+// List describes all below a folder, sorted: what stat(2) says, owners and times included, the names that are one file,
+// extended attributes, and the digest of the content.
 func List(dir string) (lines []string, err error) {
 	first := map[uint64]string{}
 	err = filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
@@ -114,7 +115,8 @@ func xattrs(name string) (text string, err error) {
 	return text, nil
 }
 
-// archived are the options by which tar keeps what overlayfs lives on: extended attributes of every kind, devices, owners.
+// archived are the options by which tar keeps what overlayfs lives on: extended attributes of every kind, devices,
+// owners.
 var archived = []string{"--gzip", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--same-permissions"}
 
 // Pack makes an archive of what is in a folder but for the patterns given. It takes GNU tar.

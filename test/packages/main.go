@@ -1,6 +1,6 @@
-// Command packages fetches the Docker engines that the demonstration and the tests run, the programs that tests run beside them, and
-// the small Debian that packages are tried in, into a cache folder and without installing anything on the machine. It is the
-// tests' set-up step: they themselves ask nothing of the network.
+// Command packages fetches the Docker engines that the demonstration and the tests run, the programs that tests run
+// beside them, and the small Debian that packages are tried in, into a cache folder and without installing anything on
+// the machine. It is the tests' set-up step: they themselves ask nothing of the network.
 package main
 
 import (

@@ -1,5 +1,6 @@
-// Command report runs go test with the arguments given and shows what matters: what failed with all its output, what was
-// skipped with its reason, and go test's line for each package. With CVMFS_TEST_NO_SKIP=1 a skipped test is a failure.
+// Command report runs go test with the arguments given and shows what matters: what failed with all its output, what
+// was skipped with its reason, and go test's line for each package. With CVMFS_TEST_NO_SKIP=1 a skipped test is a
+// failure.
 package main
 
 import (

@@ -28,7 +28,7 @@ func newSite(t *testing.T) *Site {
 	return s
 }
 
-// get gives the length of an answer's body.
+// get returns the length of an answer's body.
 func get(ctx context.Context, url string) (int64, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

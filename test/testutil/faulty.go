@@ -80,7 +80,7 @@ func (s *Faulty) Requests(path string) int {
 	return n
 }
 
-// Log gives the requests so far, in order. Their bodies are gone.
+// Log returns the requests so far, in order. Their bodies are gone.
 func (s *Faulty) Log() []*http.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KernelLacks skips a test that needs something which this kernel hasn't got. Whoever runs the tests on several kernels knows what each
-// of them may lack, by these words, and takes no other skip.
+// KernelLacks skips a test that needs something which this kernel hasn't got. Whoever runs the tests on several kernels
+// knows what each of them may lack, by these words, and takes no other skip.
 func KernelLacks(t testing.TB, what string) {
 	t.Helper()
 	var uts unix.Utsname
@@ -21,7 +21,8 @@ func KernelLacks(t testing.TB, what string) {
 	t.Skipf("this kernel (%s) lacks %s", unix.ByteSliceToString(uts.Release[:]), what)
 }
 
-// MountEROFS mounts an EROFS image straight from its file, with mount options, until the end of the test, and returns the folder.
+// MountEROFS mounts an EROFS image straight from its file, with mount options, until the end of the test, and returns
+// the folder.
 func MountEROFS(t testing.TB, image, options string) (dir string) {
 	t.Helper()
 	NeedRoot(t)
@@ -41,8 +42,9 @@ func MountEROFS(t testing.TB, image, options string) (dir string) {
 	return dir
 }
 
-// KnownView returns the view that the driver is known to choose on the kernel that tests run on: "erofs", "erofs by two overlays" or
-// "fuse". Whoever runs tests on several kernels sets it as CVMFS_TEST_VIEW; the kernels that the project is developed on have the first.
+// KnownView returns the view that the driver is known to choose on the kernel that tests run on: "erofs", "erofs by two
+// overlays" or "fuse". Whoever runs tests on several kernels sets it as CVMFS_TEST_VIEW; the kernels that the project
+// is developed on have the first.
 func KnownView() string { return cmp.Or(os.Getenv("CVMFS_TEST_VIEW"), "erofs") }
 
 // ViewWords returns the view that a line View of "docker info" tells of, in the words of [KnownView].

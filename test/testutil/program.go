@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// PluginProgram builds a small static program that may stand for the plugin's in a bundle: one for the architecture, stamped as
-// of the version and commit, as the Makefile stamps the plugin's. It does nothing.
+// PluginProgram builds a small static program that may stand for the plugin's in a bundle: one for the architecture,
+// stamped as of the version and commit, as the Makefile stamps the plugin's. It does nothing.
 func PluginProgram(t testing.TB, arch, version, commit string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -114,8 +114,8 @@ func Serve(t testing.TB, dir string) string {
 	return s.URL + prefix[:len(prefix)-1]
 }
 
-// Configure makes a folder of client configuration, as /etc/cvmfs, with reference repositories and the addresses they are
-// served at.
+// Configure makes a folder of client configuration, as /etc/cvmfs, with reference repositories and the addresses they
+// are served at.
 func Configure(t testing.TB, urls map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -143,7 +143,8 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// SmallDisk mounts an empty file system of a size, as in "8m", for the time of the test, and gives its folder. It needs root.
+// SmallDisk mounts an empty file system of a size, as in "8m", for the time of the test, and gives its folder. It needs
+// root.
 func SmallDisk(t testing.TB, size string) string {
 	t.Helper()
 	NeedRoot(t)

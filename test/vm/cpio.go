@@ -15,8 +15,8 @@ type File struct {
 	Content []byte
 }
 
-// WriteArchive writes files, with the folders they lie in, as the kernel takes an initial root file system (the "newc" format of cpio,
-// Documentation/driver-api/early-userspace/buffer-format.rst). Equal files give equal bytes.
+// WriteArchive writes files, with the folders they lie in, as the kernel takes an initial root file system (the "newc"
+// format of cpio, Documentation/driver-api/early-userspace/buffer-format.rst). Equal files give equal bytes.
 func WriteArchive(w io.Writer, files []File) error {
 	a := &archive{w: w, folders: map[string]bool{".": true}}
 	for _, f := range files {

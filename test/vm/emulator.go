@@ -13,7 +13,8 @@ import (
 	"cvmfs-graphdriver/test/engine"
 )
 
-// Emulator is what runs machines of an architecture, and makes what they need: programs of Debian packages in the cache folder.
+// Emulator is what runs machines of an architecture, and makes what they need: programs of Debian packages in the cache
+// folder.
 type Emulator struct {
 	program  string   // qemu-system-…
 	firmware []string // folders of what it loads
@@ -41,7 +42,8 @@ func Fetch(ctx context.Context, cache, arch string, progress io.Writer) error {
 
 func folder(arch string) string { return "qemu-" + arch }
 
-// Find gives the emulator for an architecture from the cache folder; errors.Is(err, engine.ErrNotFetched) when [Fetch] would help.
+// Find returns the emulator for an architecture from the cache folder; errors.Is(err, engine.ErrNotFetched) when
+// [Fetch] would help.
 func Find(ctx context.Context, cache, arch string) (*Emulator, error) {
 	e, err := find(ctx, filepath.Join(cache, folder(arch)), arch)
 	if err != nil {
@@ -81,7 +83,7 @@ func exists(name string) bool {
 	return err == nil
 }
 
-// tool gives the path of a program of the packages.
+// tool returns the path of a program of the packages.
 func (e *Emulator) tool(name string) string {
 	for _, dir := range []string{"usr/bin", "usr/sbin", "bin", "sbin"} {
 		if file := filepath.Join(e.root, dir, name); exists(file) {
@@ -97,8 +99,8 @@ func (e *Emulator) command(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// MakeDisk makes a disk of a size in bytes, in a new file, with an ext4 file system of a folder's content. It needs root for owners to
-// be right. A file that is there is whole.
+// MakeDisk makes a disk of a size in bytes, in a new file, with an ext4 file system of a folder's content. It needs
+// root for owners to be right. A file that is there is whole.
 func (e *Emulator) MakeDisk(ctx context.Context, file, dir string, size int64) (err error) {
 	part := file + ".part"
 	defer func() { err = errors.Join(err, remove(part)) }()
@@ -123,13 +125,13 @@ func remove(file string) error {
 	return nil
 }
 
-// Modules gives the modules of a kernel, of the folder lib/modules/RELEASE, that loading the named ones takes, in the order to load
-// them, uncompressed. A name without a module is taken for a part of the kernel itself.
+// Modules returns the modules of a kernel, of the folder lib/modules/RELEASE, that loading the named ones takes, in the
+// order to load them, uncompressed. A name without a module is taken for a part of the kernel itself.
 func (e *Emulator) Modules(ctx context.Context, dir string, names ...string) ([]File, error) {
 	return modulesOf(dir, e.decompress(ctx), names...)
 }
 
-// decompress gives the content of a file that xz has compressed.
+// decompress returns the content of a file that xz has compressed.
 func (e *Emulator) decompress(ctx context.Context) func(file string) ([]byte, error) {
 	return func(file string) ([]byte, error) {
 		out, err := e.command(ctx, e.tool("xz"), "--decompress", "--stdout", file).Output()

@@ -28,7 +28,8 @@ type Machine struct {
 	Memory  int // MiB
 
 	Limit time.Duration // until it is stopped
-	// Silence without any event, until it is stopped; 0 for none. While programs of a job run there is a sign of life every [AliveEvery].
+	// Silence without any event, until it is stopped; 0 for none. While programs of a job run there is a sign of life
+	// every [AliveEvery].
 	Silence time.Duration
 }
 
@@ -36,13 +37,13 @@ type Machine struct {
 type Disk struct {
 	Name string // by which a [Mount] names it; at most 20 bytes
 	File string
-	// Keep has changes written to the file, for those who start a machine again. Without it they go with the machine, and several
-	// machines may have the disk.
+	// Keep has changes written to the file, for those who start a machine again. Without it they go with the machine,
+	// and several machines may have the disk.
 	Keep bool
 }
 
-// arches are the machines that can be emulated: Debian's package of the emulator, its program, its machine and processor, and the
-// kernel's console.
+// arches are the machines that can be emulated: Debian's package of the emulator, its program, its machine and
+// processor, and the kernel's console.
 var arches = map[string]struct{ packages, program, machine, cpu, console string }{
 	"amd64": {"qemu-system-x86", "qemu-system-x86_64", "pc", "qemu64", "ttyS0"},
 	"arm64": {"qemu-system-arm", "qemu-system-aarch64", "virt", "cortex-a57", "ttyAMA0"},
@@ -76,8 +77,8 @@ func (m *Machine) arguments(firmware []string, console string) []string {
 	return args
 }
 
-// WriteInitial writes the initial root file system of a machine: the program that is its first process (test/vm/guest, built for its
-// architecture), modules to load in this order, and the job.
+// WriteInitial writes the initial root file system of a machine: the program that is its first process (test/vm/guest,
+// built for its architecture), modules to load in this order, and the job.
 func WriteInitial(file string, guest []byte, modules []File, job *Job) error {
 	text, err := json.Marshal(job)
 	if err != nil {
@@ -100,9 +101,9 @@ var (
 	errLimit  = errors.New("it took longer than it may")
 )
 
-// Run runs a machine to its end and gives its events to a function, one by one. The kernel's console, and what the emulator says, go
-// to files in dir. The error of a machine that ends before its job is through has the console's last lines. The emulator dies with
-// this process; changes of disks that aren't kept lie in unlinked files.
+// Run runs a machine to its end and gives its events to a function, one by one. The kernel's console, and what the
+// emulator says, go to files in dir. The error of a machine that ends before its job is through has the console's last
+// lines. The emulator dies with this process; changes of disks that aren't kept lie in unlinked files.
 func (e *Emulator) Run(ctx context.Context, m *Machine, dir string, each func(Event)) error {
 	console := filepath.Join(dir, "console")
 	if err := os.WriteFile(console, nil, 0o644); err != nil {
@@ -199,7 +200,7 @@ func (e *events) verdict() error {
 	return nil
 }
 
-// lastLines gives the end of a text file.
+// lastLines returns the end of a text file.
 func lastLines(file string, count int) string {
 	b, err := os.ReadFile(file)
 	if err != nil {

@@ -31,7 +31,7 @@ func modulesOf(dir string, unxz func(file string) ([]byte, error), names ...stri
 	return m.ordered, nil
 }
 
-// moduleName gives the form of a name that counts for the kernel.
+// moduleName returns the form of a name that counts for the kernel.
 func moduleName(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 type modules struct {
@@ -66,7 +66,7 @@ func (m *modules) add(name string) error {
 	return nil
 }
 
-// read gives a module's content, uncompressed.
+// read returns a module's content, uncompressed.
 func (m *modules) read(path string) ([]byte, error) {
 	switch filepath.Ext(path) {
 	case ".ko":
@@ -77,8 +77,8 @@ func (m *modules) read(path string) ([]byte, error) {
 	return nil, errors.New("its compression isn't known here")
 }
 
-// moduleNeeds reads from a module's .modinfo section, "key=value" strings that end with a zero byte, which others are loaded before it:
-// those whose symbols it uses ("depends=a,b") and those it asks for by name ("softdep=pre: c").
+// moduleNeeds reads from a module's .modinfo section, "key=value" strings that end with a zero byte, which others are
+// loaded before it: those whose symbols it uses ("depends=a,b") and those it asks for by name ("softdep=pre: c").
 func moduleNeeds(content []byte) (names []string, err error) {
 	file, err := elf.NewFile(bytes.NewReader(content))
 	if err != nil {
@@ -103,7 +103,7 @@ func moduleNeeds(content []byte) (names []string, err error) {
 	return names, nil
 }
 
-// softNeeds gives the modules of a softdep, "pre: a b post: c", that are to be loaded before.
+// softNeeds returns the modules of a softdep, "pre: a b post: c", that are to be loaded before.
 func softNeeds(list string) (names []string) {
 	before := false
 	for _, word := range strings.Fields(list) {

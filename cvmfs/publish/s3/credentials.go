@@ -13,7 +13,8 @@ import (
 // Options are where the rest of an address and the credentials come from.
 type Options struct {
 	Getenv func(string) string // nil: os.Getenv
-	// File is one of credentials as Amazon's tools have it, of mode 0600. "": AWS_SHARED_CREDENTIALS_FILE, then ~/.aws/credentials.
+	// File is one of credentials as Amazon's tools have it, of mode 0600. "": AWS_SHARED_CREDENTIALS_FILE, then
+	// ~/.aws/credentials.
 	File string
 }
 
@@ -51,7 +52,7 @@ var pairs = [][2]string{
 	{"MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"},
 }
 
-// credentials gives those of the environment, else those of the file. Nothing is sent without any.
+// credentials returns those of the environment, else those of the file. Nothing is sent without any.
 func (o Options) credentials() (*credentials.Credentials, error) {
 	for _, p := range pairs {
 		key, secret := o.env(p[0]), o.env(p[1])

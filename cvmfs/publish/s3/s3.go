@@ -57,7 +57,7 @@ type address struct {
 	acl            string // "": none
 }
 
-// Open gives the storage at an address. It asks the store nothing.
+// Open returns the storage at an address. It asks the store nothing.
 func Open(text string, o Options) (*Storage, error) {
 	s, err := open(text, o)
 	if err != nil {
@@ -219,7 +219,7 @@ func (c *content) Close() error {
 	return err
 }
 
-// Stat gives a file's size.
+// Stat returns a file's size.
 func (s *Storage) Stat(ctx context.Context, name string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -292,7 +292,8 @@ func (s *Storage) List(ctx context.Context, prefix string, fn func(publish.Store
 // Sync does nothing: what a store has confirmed is as safe as it gets.
 func (s *Storage) Sync(context.Context) error { return nil }
 
-// known tells in the words of callers what a store's error means. A bucket that isn't there is no file that isn't there.
+// known tells in the words of callers what a store's error means. A bucket that isn't there is no file that isn't
+// there.
 func known(err error) error {
 	var answer minio.ErrorResponse
 	switch {

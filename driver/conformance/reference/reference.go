@@ -1,7 +1,7 @@
-// Package reference is a storage driver made of the least there is: layers are folders, containers are overlays mounted by mount(2)
-// as one would by hand, archives are read and written by the engine's own library with the options its overlay2 gives. It is
-// what other drivers are compared with, and the control of the conformance suite. It knows no thin images, syncs nothing, checks
-// little, and survives nothing.
+// Package reference is a storage driver made of the least there is: layers are folders, containers are overlays mounted
+// by mount(2) as one would by hand, archives are read and written by the engine's own library with the options its
+// overlay2 gives. It is what other drivers are compared with, and the control of the conformance suite. It knows no
+// thin images, syncs nothing, checks little, and survives nothing.
 package reference
 
 import (
@@ -242,7 +242,7 @@ func (d *Driver) view(lower string) (dir string, undo func(), err error) {
 	return dir, undo, err
 }
 
-// find gives a layer and its parent's id.
+// find returns a layer and its parent's id.
 func (d *Driver) find(r request) (*layer, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -11,7 +11,7 @@ func symlink(name, to string) Item      { return Item{Name: name, Type: '2', Lin
 func hardLink(name, to string) Item     { return Item{Name: name, Type: '1', Link: to} }
 func char(name string, d ...int64) Item { return Item{Name: name, Type: '3', Major: d[0], Minor: d[1]} }
 
-// with gives an item an extended attribute.
+// with returns an item an extended attribute.
 func with(i Item, name, value string) Item {
 	pax := map[string]string{"SCHILY.xattr." + name: value}
 	for k, v := range i.PAX {
@@ -21,7 +21,7 @@ func with(i Item, name, value string) Item {
 	return i
 }
 
-// owned gives an item an owner.
+// owned returns an item an owner.
 func owned(i Item, uid, gid int64) Item {
 	i.UID, i.GID = uid, gid
 	return i
@@ -37,7 +37,7 @@ func isDev(path string, d ...int) string {
 	return fmt.Sprintf("%s c 644 0:0 @%d %d:%d", path, Time, d[0], d[1])
 }
 
-// Cases gives the cases, by the parts of the table.
+// Cases returns the cases, by the parts of the table.
 func Cases() []Case {
 	var all []Case
 	for _, part := range [][]Case{ends(), names(), types(), whiteouts(), attributes()} {

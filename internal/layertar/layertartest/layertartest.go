@@ -1,5 +1,5 @@
-// Package layertartest has archives that all who take layers must make the same of, and holds them to it: the rows of the table in
-// package layertar.
+// Package layertartest has archives that all who take layers must make the same of, and holds them to it: the rows of
+// the table in package layertar.
 package layertartest
 
 import (
@@ -67,7 +67,8 @@ func (f *File) Line() string {
 	return strings.Join(append([]string{line}, f.Xattrs...), " ")
 }
 
-// List describes a tree on disk, sorted, without its root. Overlayfs' forms of whiteouts are whiteouts if overlay is set.
+// List describes a tree on disk, sorted, without its root. Overlayfs' forms of whiteouts are whiteouts if overlay is
+// set.
 func List(t testing.TB, dir string, overlay bool) []string {
 	t.Helper()
 	lines := []string{}
@@ -108,7 +109,7 @@ func List(t testing.TB, dir string, overlay bool) []string {
 	return lines
 }
 
-// readXattrs reads a file's extended attributes, and tells whether overlayfs' mark of an opaque folder is among them.
+// readXattrs reads a file's extended attributes, and reports whether overlayfs' mark of an opaque folder is among them.
 func (f *File) readXattrs(name string) (opaque bool, err error) {
 	names := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(name, names)
@@ -136,8 +137,8 @@ func (f *File) readXattrs(name string) (opaque bool, err error) {
 	return opaque, nil
 }
 
-// Run holds who takes layers to the cases. take makes what is to be made of an archive and lists it; converts tells that it is for
-// composed images.
+// Run holds who takes layers to the cases. take makes what is to be made of an archive and lists it; converts tells
+// that it is for composed images.
 func Run(t *testing.T, converts bool, take func(t *testing.T, archive []byte) ([]string, error)) {
 	for _, c := range Cases() {
 		t.Run(c.Name, func(t *testing.T) {

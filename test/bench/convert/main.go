@@ -1,9 +1,9 @@
-// Command convert measures what the conversion of an image takes, against unpacking its layers with gzip and tar onto the same disk, in
-// the same run: what counts are the ratios.
+// Command convert measures what the conversion of an image takes, against unpacking its layers with gzip and tar onto
+// the same disk, in the same run: what counts are the ratios.
 //
-// The image is one of Debian packages (package images). It is converted into a fresh repository, and then a second image, which
-// shares nine of ten files with it and no layer. Both ways end with a sync of what they wrote. The median of the rounds is printed,
-// and the most memory the converter took.
+// The image is one of Debian packages (package images). It is converted into a fresh repository, and then a second
+// image, which shares nine of ten files with it and no layer. Both ways end with a sync of what they wrote. The median
+// of the rounds is printed, and the most memory the converter took.
 package main
 
 import (
@@ -167,7 +167,7 @@ func round(ctx context.Context, converter, dir string, image, second *images.Ima
 	return s, nil
 }
 
-// timed gives the seconds something takes.
+// timed returns the seconds something takes.
 func timed(do func() error) (float64, error) {
 	unix.Sync() // what others have written is not its time
 	begin := time.Now()

@@ -1,5 +1,5 @@
-// Command generate makes a folder of testdata/older: it has the programs of an older version write what that version writes. Run as
-// root, with a folder that the programs of that version are in:
+// Command generate makes a folder of testdata/older: it has the programs of an older version write what that version
+// writes. Run as root, with a folder that the programs of that version are in:
 //
 //	git worktree add /tmp/then COMMIT
 //	(cd /tmp/then && CGO_ENABLED=0 go build -o /tmp/then/bin/ ./cmd/docker2cvmfs ./cmd/cvmfs-graphdriver-plugin)
@@ -305,7 +305,8 @@ func (p *plugin) view(id, parent string, change func(root string) error) ([]stri
 	return lines, err
 }
 
-// change does in a container what containers do: whiteouts, an opaque folder, a file copied up for its content and one for its mode.
+// change does in a container what containers do: whiteouts, an opaque folder, a file copied up for its content and one
+// for its mode.
 func change(root string) error {
 	at := func(name string) string { return filepath.Join(root, name) }
 	var f *os.File
@@ -321,7 +322,7 @@ func change(root string) error {
 		os.Symlink("etc/changed", at("link")), os.Link(at("usr/share/doc/new"), at("hard")))
 }
 
-// thinLayer gives the one layer of a thin image.
+// thinLayer returns the one layer of a thin image.
 func thinLayer(file string) ([]byte, error) {
 	image, err := tarball.ImageFromPath(file, nil)
 	if err != nil {

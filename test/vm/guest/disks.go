@@ -82,7 +82,7 @@ func mountDisks(mounts []vm.Mount) error {
 	return os.Chdir("/")
 }
 
-// find gives the device of a disk. The order in which disks are found is not that of the command line.
+// find returns the device of a disk. The order in which disks are found is not that of the command line.
 func find(name string) (string, error) {
 	for deadline := time.Now().Add(diskWait); ; time.Sleep(20 * time.Millisecond) {
 		serials, err := filepath.Glob("/sys/block/vd*/serial")

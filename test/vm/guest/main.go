@@ -1,5 +1,5 @@
-// Command guest is the first process of a virtual machine of package vm. From the initial root file system it loads modules and mounts
-// the disks; then it does the job.
+// Command guest is the first process of a virtual machine of package vm. From the initial root file system it loads
+// modules and mounts the disks; then it does the job.
 package main
 
 import (
@@ -14,7 +14,8 @@ import (
 	"cvmfs-graphdriver/test/vm"
 )
 
-// jobVariable, in the environment, names the file of a job whose programs are to be run, by a child of the first process.
+// jobVariable, in the environment, names the file of a job whose programs are to be run, by a child of the first
+// process.
 const jobVariable = "VM_JOB"
 
 // Places for the child, in memory.

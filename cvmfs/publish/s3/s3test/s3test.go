@@ -165,7 +165,7 @@ type listed struct {
 	ETag         string
 }
 
-// list gives two names a page.
+// list returns two names a page.
 func (s *Store) list(w http.ResponseWriter, q *http.Request) {
 	s.Lists++
 	prefix, after := q.URL.Query().Get("prefix"), q.URL.Query().Get("continuation-token")
