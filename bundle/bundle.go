@@ -149,7 +149,11 @@ func (b *Bundle) Unpacked() int64 {
 
 // entry finds an entry by its name, or nil.
 func (b *Bundle) entry(name string) *Entry {
-	at, ok := slices.BinarySearchFunc(b.entries, name, func(e Entry, name string) int { return strings.Compare(e.Name, name) })
+	at, ok := slices.BinarySearchFunc(b.entries, name, func(e Entry,
+		name string,
+	) int {
+		return strings.Compare(e.Name, name)
+	})
 	if !ok {
 		return nil
 	}

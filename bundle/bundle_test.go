@@ -39,7 +39,8 @@ func writeProgram(t *testing.T, machine elf.Machine, segment elf.ProgType, pad i
 		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
 	}
 	copy(header.Ident[:], elf.ELFMAG)
-	header.Ident[elf.EI_CLASS], header.Ident[elf.EI_DATA], header.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
+	header.Ident[elf.EI_CLASS], header.Ident[elf.EI_DATA], header.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64),
+		byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
 	if err := errors.Join(
 		binary.Write(&b, binary.LittleEndian, header),
 		binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(segment)}),
@@ -164,7 +165,8 @@ func untar(t *testing.T, file string) map[string]string {
 		if h.Uid != 0 || h.Gid != 0 || h.Uname != "" || h.Gname != "" {
 			t.Errorf("%s belongs to %d:%d (%q:%q)", h.Name, h.Uid, h.Gid, h.Uname, h.Gname)
 		}
-		seen[filepath.Clean(h.Name)] = fmt.Sprintf("%v %v %x", h.FileInfo().Mode(), h.ModTime.UTC(), sha256.Sum256(content))
+		seen[filepath.Clean(h.Name)] = fmt.Sprintf("%v %v %x", h.FileInfo().Mode(), h.ModTime.UTC(),
+			sha256.Sum256(content))
 	})
 	return seen
 }
@@ -186,14 +188,16 @@ func TestFolderAndArchivesHoldTheSame(t *testing.T) {
 		}
 	}
 	for _, file := range []string{
-		"config.json", "rootfs/bin/cvmfs-graphdriver-plugin", "rootfs/run", "rootfs" + rootfs.PropagatedMount, "rootfs/etc/cvmfs", "rootfs/minio_ext_config",
+		"config.json", "rootfs/bin/cvmfs-graphdriver-plugin", "rootfs/run", "rootfs" + rootfs.PropagatedMount,
+		"rootfs/etc/cvmfs", "rootfs/minio_ext_config",
 		"rootfs/usr/share/cvmfs-graphdriver/build.json", "rootfs/usr/share/cvmfs-graphdriver/cvmfs/default.conf",
 	} {
 		if _, ok := folder[name+"/"+file]; !ok {
 			t.Errorf("no %s", file)
 		}
 	}
-	if out, err := exec.Command("sh", "-c", "cd \"$1\" && sha256sum --strict --check SHA256SUMS", "sh", dir).CombinedOutput(); err != nil || strings.Count(string(out), ": OK\n") != 7 {
+	if out, err := exec.Command("sh", "-c", "cd \"$1\" && sha256sum --strict --check SHA256SUMS", "sh",
+		dir).CombinedOutput(); err != nil || strings.Count(string(out), ": OK\n") != 7 {
 		t.Errorf("sha256sum: %v: %s", err, out)
 	}
 }
@@ -205,7 +209,10 @@ func TestEveryFormReadsBackTheSame(t *testing.T) {
 	dir := built(t, o)
 	full := filepath.Join(dir, "cvmfs-graphdriver-plugin-1.2.3-"+runtime.GOARCH)
 	var bundles []*Bundle
-	for _, name := range []string{filepath.Join(dir, "cvmfs-graphdriver-plugin-1.2.3"), full + ".tar.gz", full + ".tar.zst"} {
+	for _, name := range []string{
+		filepath.Join(dir, "cvmfs-graphdriver-plugin-1.2.3"), full + ".tar.gz",
+		full + ".tar.zst",
+	} {
 		b, err := Open(name)
 		if err != nil {
 			t.Fatal(err)
@@ -227,7 +234,10 @@ func TestEveryFormReadsBackTheSame(t *testing.T) {
 		}
 	}
 	for _, b := range append(bundles, b) {
-		if diff := cmp.Diff(rootfs.Build{Version: "1.2.3", Commit: "c0ffee", Arch: runtime.GOARCH, Time: time.Unix(1_600_000_000, 0).UTC()}, b.Build); diff != "" {
+		if diff := cmp.Diff(rootfs.Build{
+			Version: "1.2.3", Commit: "c0ffee", Arch: runtime.GOARCH,
+			Time: time.Unix(1_600_000_000, 0).UTC(),
+		}, b.Build); diff != "" {
 			t.Error(diff)
 		}
 		if diff := cmp.Diff(rootfs.PluginConfig(b.Build), b.Config); diff != "" {
@@ -243,7 +253,8 @@ func TestEveryFormReadsBackTheSame(t *testing.T) {
 			}
 		}
 	}
-	if a := bundles[1].Archive; a.Format != TarGz || a.Size != int64(len(want[TarGz])) || a.SHA256 != fmt.Sprintf("%x", sha256.Sum256(want[TarGz])) {
+	if a := bundles[1].Archive; a.Format != TarGz || a.Size != int64(len(want[TarGz])) ||
+		a.SHA256 != fmt.Sprintf("%x", sha256.Sum256(want[TarGz])) {
 		t.Errorf("got %+v", a)
 	}
 	var context bytes.Buffer
@@ -279,7 +290,10 @@ func TestBuildingTwiceGivesTheSameBytes(t *testing.T) {
 	o.Key = &key
 	first := tree(t, built(t, o))
 	defer unix.Umask(unix.Umask(0o077))
-	for name, output := range map[string]string{"in its place": o.Output, "elsewhere": filepath.Join(t.TempDir(), "dist")} {
+	for name, output := range map[string]string{
+		"in its place": o.Output,
+		"elsewhere":    filepath.Join(t.TempDir(), "dist"),
+	} {
 		t.Run(name, func(t *testing.T) {
 			o.Output = output
 			second := tree(t, built(t, o))
@@ -314,7 +328,8 @@ func TestBundlesOfTwoArchitecturesStandSideBySide(t *testing.T) {
 		t.Error(diff)
 	}
 	for name, arch := range map[string]string{
-		"cvmfs-graphdriver-plugin-1.2.3": runtime.GOARCH, "cvmfs-graphdriver-plugin-1.2.3-" + other: other, "cvmfs-graphdriver-plugin-1.2.3-arm64.tar.gz": "arm64",
+		"cvmfs-graphdriver-plugin-1.2.3": runtime.GOARCH, "cvmfs-graphdriver-plugin-1.2.3-" + other: other,
+		"cvmfs-graphdriver-plugin-1.2.3-arm64.tar.gz": "arm64",
 	} {
 		v, err := Verify(filepath.Join(dir, name), nil)
 		if err != nil {
@@ -335,19 +350,43 @@ func TestBuildRefusesWhatCannotBecomeAPlugin(t *testing.T) {
 		change func(o *Options)
 		says   string
 	}{
-		"a missing program":              {func(o *Options) { o.Programs[0] += "-not" }, "program is missing (build it"},
-		"a script":                       {func(o *Options) { o.Programs[0] = script }, "isn't an ELF executable"},
-		"a folder":                       {func(o *Options) { o.Programs[0] = t.TempDir() }, "not a regular file"},
-		"another machine's program":      {func(o *Options) { o.Programs[0] = writeProgram(t, elf.EM_MIPS, elf.PT_LOAD, 0) }, "is for EM_MIPS"},
-		"a foreign architecture":         {func(o *Options) { o.Build.Arch = "riscv64" }, "is for " + runtime.GOARCH + ", and a bundle for riscv64 is wanted"},
-		"a dynamic program":              {func(o *Options) { o.Programs[0] = writeProgram(t, elf.EM_AARCH64, elf.PT_INTERP, 0) }, "CGO_ENABLED=0"},
-		"a program of another version":   {func(o *Options) { o.Build.Version = "1.2.4" }, "is version 1.2.3, commit \"c0ffee\", and the bundle would say version 1.2.4"},
-		"a program without modules":      {func(o *Options) { o.Programs[0] = writeProgram(t, elf.EM_X86_64, elf.PT_LOAD, 0) }, "doesn't tell its modules"},
-		"two programs alike":             {func(o *Options) { o.Programs = append(o.Programs, o.Programs[0]) }, "two programs are for " + runtime.GOARCH},
-		"no program":                     {func(o *Options) { o.Programs = nil }, "no program"},
-		"a version with a slash":         {func(o *Options) { o.Build.Version = "../1" }, `version "../1"`},
-		"no version":                     {func(o *Options) { o.Build.Version = "" }, `version ""`},
-		"an output that can't be made":   {func(o *Options) { o.Output = filepath.Join(script, "dist") }, "not a directory"},
+		"a missing program": {
+			func(o *Options) { o.Programs[0] += "-not" },
+			"program is missing (build it",
+		},
+		"a script": {func(o *Options) { o.Programs[0] = script }, "isn't an ELF executable"},
+		"a folder": {func(o *Options) { o.Programs[0] = t.TempDir() }, "not a regular file"},
+		"another machine's program": {func(o *Options) {
+			o.Programs[0] = writeProgram(t, elf.EM_MIPS, elf.PT_LOAD,
+				0)
+		}, "is for EM_MIPS"},
+		"a foreign architecture": {
+			func(o *Options) { o.Build.Arch = "riscv64" },
+			"is for " + runtime.GOARCH + ", and a bundle for riscv64 is wanted",
+		},
+		"a dynamic program": {func(o *Options) {
+			o.Programs[0] = writeProgram(t, elf.EM_AARCH64,
+				elf.PT_INTERP, 0)
+		}, "CGO_ENABLED=0"},
+		"a program of another version": {
+			func(o *Options) { o.Build.Version = "1.2.4" },
+			"is version 1.2.3, commit \"c0ffee\", and the bundle would say version 1.2.4",
+		},
+		"a program without modules": {func(o *Options) {
+			o.Programs[0] = writeProgram(t, elf.EM_X86_64,
+				elf.PT_LOAD, 0)
+		}, "doesn't tell its modules"},
+		"two programs alike": {
+			func(o *Options) { o.Programs = append(o.Programs, o.Programs[0]) },
+			"two programs are for " + runtime.GOARCH,
+		},
+		"no program":             {func(o *Options) { o.Programs = nil }, "no program"},
+		"a version with a slash": {func(o *Options) { o.Build.Version = "../1" }, `version "../1"`},
+		"no version":             {func(o *Options) { o.Build.Version = "" }, `version ""`},
+		"an output that can't be made": {
+			func(o *Options) { o.Output = filepath.Join(script, "dist") },
+			"not a directory",
+		},
 		"an output that is not a folder": {func(o *Options) { o.Output = script }, "not a directory"},
 		"an output in use": {func(o *Options) {
 			lock, err := os.Open(o.Output)

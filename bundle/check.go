@@ -66,7 +66,8 @@ func (b *Bundle) checkConfig() error {
 		{"propagatedMount", got.PropagatedMount, want.PropagatedMount},
 	} {
 		if !reflect.DeepEqual(c.got, c.want) {
-			errs = append(errs, fmt.Errorf("%s is %.200q and should be %q", c.what, fmt.Sprint(c.got), fmt.Sprint(c.want)))
+			errs = append(errs, fmt.Errorf("%s is %.200q and should be %q", c.what, fmt.Sprint(c.got),
+				fmt.Sprint(c.want)))
 		}
 	}
 	errs = append(errs,
@@ -87,7 +88,8 @@ func within[T any](what string, got, want []T, plain func(*T)) error {
 			plain(&w)
 			return reflect.DeepEqual(g, w)
 		}) {
-			errs = append(errs, fmt.Errorf("asks for %s %.200q, which no plugin of ours needs", what, fmt.Sprintf("%+v", g)))
+			errs = append(errs, fmt.Errorf("asks for %s %.200q, which no plugin of ours needs", what,
+				fmt.Sprintf("%+v", g)))
 		}
 	}
 	return errors.Join(errs...)

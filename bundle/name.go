@@ -21,7 +21,8 @@ func CheckName(name string) (storageDriver string, err error) {
 		return "", fmt.Errorf("plugin name %.300q: %w: want [REGISTRY/]NAME[:TAG] in lower case, such as cvmfs-graphdriver", name, err)
 	}
 	if digested, ok := ref.(reference.Digested); ok {
-		return "", fmt.Errorf("plugin name %.300q: the engine finds no plugin by a digest: leave out @%s", name, digested.Digest())
+		return "", fmt.Errorf("plugin name %.300q: the engine finds no plugin by a digest: leave out @%s", name,
+			digested.Digest())
 	}
 	storageDriver = reference.FamiliarString(ref)
 	if slices.Contains(own, storageDriver) {

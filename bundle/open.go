@@ -226,7 +226,8 @@ func acceptable(h *tar.Header, name string, before int) error {
 		return fmt.Errorf("%.100q is neither a folder nor a file, and a bundle has nothing else", h.Name)
 	case h.Uid != 0 || h.Gid != 0:
 		return fmt.Errorf("%.100q belongs to %d:%d; everything in a bundle belongs to 0:0", h.Name, h.Uid, h.Gid)
-	case slices.ContainsFunc(slices.Collect(maps.Keys(h.PAXRecords)), func(key string) bool { return strings.HasPrefix(key, "SCHILY.xattr.") }):
+	case slices.ContainsFunc(slices.Collect(maps.Keys(h.PAXRecords)),
+		func(key string) bool { return strings.HasPrefix(key, "SCHILY.xattr.") }):
 		return fmt.Errorf("%.100q has extended attributes, and nothing in a bundle has", h.Name)
 	}
 	return nil
@@ -270,7 +271,8 @@ func readFolder(dir string) ([]Entry, error) {
 		case len(entries) >= maxEntries:
 			return fmt.Errorf("more than %d entries", maxEntries)
 		case !info.IsDir() && !info.Mode().IsRegular():
-			return fmt.Errorf("%s is neither a folder nor a file, and a bundle has nothing else", filepath.Join(dir, name))
+			return fmt.Errorf("%s is neither a folder nor a file, and a bundle has nothing else",
+				filepath.Join(dir, name))
 		}
 		e := Entry{Name: name, Mode: info.Mode()}
 		if name == "." {

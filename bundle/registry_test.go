@@ -35,7 +35,8 @@ import (
 // made makes a bundle of a program that no other has and that compresses badly, so that its layer is long.
 func made(t *testing.T, arch string) *Bundle {
 	t.Helper()
-	program := writeProgram(t, map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[arch], elf.PT_LOAD, 0)
+	program := writeProgram(t, map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[arch],
+		elf.PT_LOAD, 0)
 	f, err := os.OpenFile(program, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -74,10 +75,14 @@ func TestWhatIsPulledIsByteForByteWhatWasPushed(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	b := made(t, runtime.GOARCH)
 	pushed, err := Push(t.Context(), r.Host+"/cvmfs/graphdriver:1", []*Bundle{b}, Remote{})
-	if err != nil || len(pushed) != 1 || pushed[0].Ref != r.Host+"/cvmfs/graphdriver:1" || pushed[0].Arch != runtime.GOARCH {
+	if err != nil || len(pushed) != 1 || pushed[0].Ref != r.Host+"/cvmfs/graphdriver:1" ||
+		pushed[0].Arch != runtime.GOARCH {
 		t.Fatalf("%+v, %v", pushed, err)
 	}
-	for _, ref := range []string{pushed[0].Ref, "http://" + pushed[0].Ref, r.Host + "/cvmfs/graphdriver@" + pushed[0].Digest} {
+	for _, ref := range []string{
+		pushed[0].Ref, "http://" + pushed[0].Ref,
+		r.Host + "/cvmfs/graphdriver@" + pushed[0].Digest,
+	} {
 		for _, arch := range []string{"", runtime.GOARCH} {
 			got, digest, err := Pull(t.Context(), ref, arch, Remote{})
 			if err != nil || digest != pushed[0].Digest {
@@ -130,7 +135,8 @@ func TestSeveralArchitecturesAreTagsAndAList(t *testing.T) {
 	for _, p := range pushed {
 		got = append(got, p.Arch+" "+strings.TrimPrefix(p.Ref, r.Host))
 	}
-	if diff := cmp.Diff([]string{"amd64 /plugin:latest-amd64", "arm64 /plugin:latest-arm64", " /plugin:latest"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"amd64 /plugin:latest-amd64", "arm64 /plugin:latest-arm64", " /plugin:latest"},
+		got); diff != "" {
 		t.Fatal(diff)
 	}
 	for i, p := range pushed {
@@ -157,7 +163,8 @@ func TestSeveralArchitecturesAreTagsAndAList(t *testing.T) {
 			}
 		}
 	}
-	if _, _, err := Pull(t.Context(), r.Host+"/plugin", "riscv64", Remote{}); err == nil || !strings.Contains(err.Error(), "there are [\"linux/amd64\" \"linux/arm64\"]") {
+	if _, _, err := Pull(t.Context(), r.Host+"/plugin", "riscv64", Remote{}); err == nil ||
+		!strings.Contains(err.Error(), "there are [\"linux/amd64\" \"linux/arm64\"]") {
 		t.Errorf("%v", err)
 	}
 }
@@ -168,11 +175,13 @@ func TestProgressIsToldOfEveryByte(t *testing.T) {
 	var done, total int64
 	told := Remote{Progress: func(a string, d, of int64) { arch, done, total = a, d, of }}
 	ref := r.Host + "/plugin:1"
-	if _, err := Push(t.Context(), ref, []*Bundle{made(t, "arm64")}, told); err != nil || arch != "arm64" || total < 100_000 || done != total {
+	if _, err := Push(t.Context(), ref, []*Bundle{made(t, "arm64")}, told); err != nil || arch != "arm64" ||
+		total < 100_000 || done != total {
 		t.Errorf("pushed: %s, %d of %d, %v", arch, done, total, err)
 	}
 	arch, done, total = "", 0, 0
-	if _, _, err := Pull(t.Context(), ref, "arm64", told); err != nil || arch != "arm64" || total < 100_000 || done != total {
+	if _, _, err := Pull(t.Context(), ref, "arm64", told); err != nil || arch != "arm64" || total < 100_000 ||
+		done != total {
 		t.Errorf("pulled: %s, %d of %d, %v", arch, done, total, err)
 	}
 }
@@ -186,14 +195,23 @@ func TestPushRefusesWhatNobodyCouldPull(t *testing.T) {
 		bundles []*Bundle
 		says    string
 	}{
-		"a digest as the name":     {"127.0.0.1:1/plugin@sha256:" + strings.Repeat("0", 64), []*Bundle{b}, "give a tag"},
-		"no name":                  {"", []*Bundle{b}, "push plugin bundle to"},
-		"capitals":                 {"127.0.0.1:1/Plugin", []*Bundle{b}, "push plugin bundle to"},
-		"one architecture twice":   {"127.0.0.1:1/plugin", []*Bundle{b, b}, "once for each architecture"},
-		"two versions":             {"127.0.0.1:1/plugin", []*Bundle{b, &newer}, "want one version"},
-		"a tag that gets too long": {"127.0.0.1:1/plugin:" + strings.Repeat("x", 125), []*Bundle{b, made(t, other())}, "tag"},
+		"a digest as the name": {
+			"127.0.0.1:1/plugin@sha256:" + strings.Repeat("0", 64),
+			[]*Bundle{b},
+			"give a tag",
+		},
+		"no name":                {"", []*Bundle{b}, "push plugin bundle to"},
+		"capitals":               {"127.0.0.1:1/Plugin", []*Bundle{b}, "push plugin bundle to"},
+		"one architecture twice": {"127.0.0.1:1/plugin", []*Bundle{b, b}, "once for each architecture"},
+		"two versions":           {"127.0.0.1:1/plugin", []*Bundle{b, &newer}, "want one version"},
+		"a tag that gets too long": {
+			"127.0.0.1:1/plugin:" + strings.Repeat("x", 125),
+			[]*Bundle{b, made(t, other())},
+			"tag",
+		},
 	} {
-		if _, err := Push(t.Context(), c.ref, c.bundles, Remote{}); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := Push(t.Context(), c.ref, c.bundles, Remote{}); err == nil ||
+			!strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %q", what, err, c.says)
 		}
 	}
@@ -212,7 +230,8 @@ func TestOtherArtefactsAreNoBundles(t *testing.T) {
 		return changed(t, b, layer, change)
 	}
 	sshfs := made(t, runtime.GOARCH)
-	sshfs.entries = slices.DeleteFunc(slices.Clone(sshfs.entries), func(e Entry) bool { return strings.HasSuffix(e.Name, "build.json") })
+	sshfs.entries = slices.DeleteFunc(slices.Clone(sshfs.entries),
+		func(e Entry) bool { return strings.HasSuffix(e.Name, "build.json") })
 	another, err := sshfs.image(Remote{})
 	if err != nil {
 		t.Fatal(err)
@@ -224,22 +243,33 @@ func TestOtherArtefactsAreNoBundles(t *testing.T) {
 		put  remote.Taggable
 		says string
 	}{
-		"an image":                    {image, "it is no plugin: its configuration's media type is"},
-		"a list of images":            {platforms, "it is no plugin: its configuration's media type is"},
-		"an empty list":               {empty.Index, "it is a list without linux/"},
-		"another plugin":              {another, "not a bundle"},
-		"a layer that is no archive":  {with([]byte("text"), nil), "its layer: neither"},
-		"a layer that isn't gzip":     {with([]byte("\x1f\x8b and no more of it"), nil), "its layer: gzip"},
-		"a layer on another server":   {with(nil, func(m *v1.Manifest) { m.Layers[0].URLs = []string{"http://127.0.0.1:1/"} }), "lies in the registry"},
-		"two layers":                  {with(nil, func(m *v1.Manifest) { m.Layers = append(m.Layers, m.Layers[0]) }), "has one layer"},
-		"a layer larger than allowed": {with(nil, func(m *v1.Manifest) { m.Layers[0].Size = maxSize + 1 }), "larger than any bundle"},
-		"a configuration too large":   {with(nil, func(m *v1.Manifest) { m.Config.Size = maxConfig + 1 }), "larger than any bundle"},
-		"a layer longer than said":    {with(nil, func(m *v1.Manifest) { m.Layers[0].Size-- }), "its layer: "},
-		"a layer shorter than said":   {with(nil, func(m *v1.Manifest) { m.Layers[0].Size++ }), "its layer: "},
+		"an image":                   {image, "it is no plugin: its configuration's media type is"},
+		"a list of images":           {platforms, "it is no plugin: its configuration's media type is"},
+		"an empty list":              {empty.Index, "it is a list without linux/"},
+		"another plugin":             {another, "not a bundle"},
+		"a layer that is no archive": {with([]byte("text"), nil), "its layer: neither"},
+		"a layer that isn't gzip":    {with([]byte("\x1f\x8b and no more of it"), nil), "its layer: gzip"},
+		"a layer on another server": {with(nil,
+			func(m *v1.Manifest) { m.Layers[0].URLs = []string{"http://127.0.0.1:1/"} }), "lies in the registry"},
+		"two layers": {
+			with(nil, func(m *v1.Manifest) { m.Layers = append(m.Layers, m.Layers[0]) }),
+			"has one layer",
+		},
+		"a layer larger than allowed": {
+			with(nil, func(m *v1.Manifest) { m.Layers[0].Size = maxSize + 1 }),
+			"larger than any bundle",
+		},
+		"a configuration too large": {
+			with(nil, func(m *v1.Manifest) { m.Config.Size = maxConfig + 1 }),
+			"larger than any bundle",
+		},
+		"a layer longer than said":  {with(nil, func(m *v1.Manifest) { m.Layers[0].Size-- }), "its layer: "},
+		"a layer shorter than said": {with(nil, func(m *v1.Manifest) { m.Layers[0].Size++ }), "its layer: "},
 	} {
 		t.Run(what, func(t *testing.T) {
 			ref := put(t, r, c.put)
-			if _, _, err := Pull(t.Context(), ref, "", Remote{}); err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), ref) {
+			if _, _, err := Pull(t.Context(), ref, "", Remote{}); err == nil ||
+				!strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), ref) {
 				t.Errorf("%v, want %q", err, c.says)
 			}
 		})
@@ -317,17 +347,38 @@ func TestFaultsOfRegistriesAreToldAndLeaveNothing(t *testing.T) {
 		pushOnly bool
 		pullOnly bool
 	}{
-		"refused":             {fault: testutil.Fault{Status: 401}, is: registry.ErrCredentials, says: "docker login"},
-		"forbidden":           {fault: testutil.Fault{Status: 403}, is: registry.ErrCredentials, says: "docker login"},
-		"a broken server":     {fault: testutil.Fault{Status: 501}, says: "501"},
-		"the manifest denied": {fault: testutil.Fault{Path: "/manifests/", Status: 403}, is: registry.ErrCredentials, says: "docker login"},
-		"uploads denied":      {fault: testutil.Fault{Path: "/uploads/", Status: 403}, is: registry.ErrCredentials, says: "docker login", pushOnly: true},
-		"a blob is gone":      {fault: testutil.Fault{Path: "/blobs/", Status: 404}, is: registry.ErrNoImage, says: "missing", pullOnly: true},
-		"a blob is cut":       {fault: testutil.Fault{Path: "/blobs/", Cut: 200}, says: "unexpected EOF", pullOnly: true},
-		"a blob is changed":   {fault: testutil.Fault{Path: "/blobs/", Flip: true}, says: "checksum", pullOnly: true},
-		"a blob with a tail":  {fault: testutil.Fault{Path: "/blobs/", Extra: "tail"}, says: "does not match expected size", pullOnly: true},
-		"a manifest is cut":   {fault: testutil.Fault{Path: "/manifests/", Cut: 20}, says: "unexpected EOF", pullOnly: true},
-		"no manifest":         {fault: testutil.Fault{Path: "/manifests/", Status: 404}, is: registry.ErrNoTag, says: "check the tag", pullOnly: true},
+		"refused":         {fault: testutil.Fault{Status: 401}, is: registry.ErrCredentials, says: "docker login"},
+		"forbidden":       {fault: testutil.Fault{Status: 403}, is: registry.ErrCredentials, says: "docker login"},
+		"a broken server": {fault: testutil.Fault{Status: 501}, says: "501"},
+		"the manifest denied": {
+			fault: testutil.Fault{Path: "/manifests/", Status: 403}, is: registry.ErrCredentials,
+			says: "docker login",
+		},
+		"uploads denied": {
+			fault: testutil.Fault{Path: "/uploads/", Status: 403}, is: registry.ErrCredentials,
+			says: "docker login", pushOnly: true,
+		},
+		"a blob is gone": {
+			fault: testutil.Fault{Path: "/blobs/", Status: 404}, is: registry.ErrNoImage,
+			says: "missing", pullOnly: true,
+		},
+		"a blob is cut": {
+			fault: testutil.Fault{Path: "/blobs/", Cut: 200}, says: "unexpected EOF",
+			pullOnly: true,
+		},
+		"a blob is changed": {fault: testutil.Fault{Path: "/blobs/", Flip: true}, says: "checksum", pullOnly: true},
+		"a blob with a tail": {
+			fault: testutil.Fault{Path: "/blobs/", Extra: "tail"},
+			says:  "does not match expected size", pullOnly: true,
+		},
+		"a manifest is cut": {
+			fault: testutil.Fault{Path: "/manifests/", Cut: 20}, says: "unexpected EOF",
+			pullOnly: true,
+		},
+		"no manifest": {
+			fault: testutil.Fault{Path: "/manifests/", Status: 404}, is: registry.ErrNoTag,
+			says: "check the tag", pullOnly: true,
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -339,7 +390,8 @@ func TestFaultsOfRegistriesAreToldAndLeaveNothing(t *testing.T) {
 			r.Set(c.fault)
 			check := func(did string, err error) {
 				t.Helper()
-				if err == nil || c.is != nil && !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), did+" plugin bundle") {
+				if err == nil || c.is != nil && !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) ||
+					!strings.Contains(err.Error(), did+" plugin bundle") {
 					t.Errorf("%s: %v, want %q", did, err, c.says)
 				}
 			}
@@ -353,7 +405,8 @@ func TestFaultsOfRegistriesAreToldAndLeaveNothing(t *testing.T) {
 			}
 			// What was there before is there still.
 			r.Set()
-			if got, _, err := Pull(t.Context(), ref, "", Remote{}); err != nil || !bytes.Equal(archive(t, got), archive(t, b)) {
+			if got, _, err := Pull(t.Context(), ref, "", Remote{}); err != nil ||
+				!bytes.Equal(archive(t, got), archive(t, b)) {
 				t.Errorf("the former bundle: %v", err)
 			}
 		})
@@ -365,7 +418,8 @@ func TestFaultsOfRegistriesAreToldAndLeaveNothing(t *testing.T) {
 			"push": func() error { _, err := Push(t.Context(), r.Host+"/plugin", []*Bundle{b}, Remote{}); return err },
 			"pull": func() error { _, _, err := Pull(t.Context(), r.Host+"/plugin", "", Remote{}); return err },
 		} {
-			if err := do(); err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "registry "+r.Host) {
+			if err := do(); err == nil || !strings.Contains(err.Error(), "connection refused") ||
+				!strings.Contains(err.Error(), "registry "+r.Host) {
 				t.Errorf("%s: %v", did, err)
 			}
 		}

@@ -68,7 +68,10 @@ func makeBundles(t *testing.T, tree string) string {
 	t.Helper()
 	for _, argv := range [][]string{
 		{"make", "--silent", "--directory", tree, "build", "VERSION=1.2.3", "COMMIT=c0ffee", "DIST=out"},
-		{tree + "/out/bin/cvmfs-graphdriver", "bundle", "build", "--arch", "amd64,arm64", "--format", "dir,tar.gz,tar.zst", "--output", tree + "/out"},
+		{
+			tree + "/out/bin/cvmfs-graphdriver", "bundle", "build", "--arch", "amd64,arm64", "--format",
+			"dir,tar.gz,tar.zst", "--output", tree + "/out",
+		},
 	} {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1600000000")
@@ -87,7 +90,8 @@ func makeBundles(t *testing.T, tree string) string {
 		}
 		t.Logf("%s: %d bytes, unpacked %d", filepath.Base(archive), v.Archive.Size, v.Unpacked())
 		if v.Bundle.Archive.Size > mostPacked || v.Unpacked() > mostUnpacked {
-			t.Errorf("%s: %d bytes, unpacked %d; at most %d and %d are wanted", filepath.Base(archive), v.Archive.Size, v.Unpacked(), mostPacked, mostUnpacked)
+			t.Errorf("%s: %d bytes, unpacked %d; at most %d and %d are wanted", filepath.Base(archive), v.Archive.Size,
+				v.Unpacked(), mostPacked, mostUnpacked)
 		}
 		p, err := parseProgram(v.Program())
 		if err != nil || p.Stamp == nil || p.Stamp.Version != "1.2.3" || p.Stamp.Commit != "c0ffee" {

@@ -29,7 +29,8 @@ func (b *Bundle) SBOM() ([]byte, error) {
 	const document, plugin, program common.ElementID = "DOCUMENT", "Package-plugin", "File-program"
 	d := spdx.Document{
 		SPDXVersion: spdx.Version, DataLicense: spdx.DataLicense, SPDXIdentifier: document, DocumentName: name,
-		DocumentNamespace: "urn:uuid:" + uuid.NewSHA1(uuid.NameSpaceURL, fmt.Appendf(nil, "cvmfs-graphdriver:%s:%x", name, sum)).String(),
+		DocumentNamespace: "urn:uuid:" + uuid.NewSHA1(uuid.NameSpaceURL,
+			fmt.Appendf(nil, "cvmfs-graphdriver:%s:%x", name, sum)).String(),
 		CreationInfo: &spdx.CreationInfo{
 			Creators: []common.Creator{{CreatorType: "Tool", Creator: "cvmfs-graphdriver-" + b.Build.Version}},
 			Created:  b.Build.Time.Format("2006-01-02T15:04:05Z"),
@@ -42,7 +43,8 @@ func (b *Bundle) SBOM() ([]byte, error) {
 	}
 	link := func(from common.ElementID, kind string, to common.ElementID) {
 		d.Relationships = append(d.Relationships, &spdx.Relationship{
-			RefA: common.DocElementID{ElementRefID: from}, Relationship: kind, RefB: common.DocElementID{ElementRefID: to},
+			RefA: common.DocElementID{ElementRefID: from}, Relationship: kind,
+			RefB: common.DocElementID{ElementRefID: to},
 		})
 	}
 	add := func(id common.ElementID, name, version, license, origin, purl string) {
@@ -58,7 +60,8 @@ func (b *Bundle) SBOM() ([]byte, error) {
 		}
 		d.Packages = append(d.Packages, p)
 	}
-	add(plugin, "cvmfs-graphdriver-plugin", b.Build.Version, "Apache-2.0", strings.TrimSpace("commit "+b.Build.Commit), "")
+	add(plugin, "cvmfs-graphdriver-plugin", b.Build.Version, "Apache-2.0", strings.TrimSpace("commit "+b.Build.Commit),
+		"")
 	link(document, common.TypeRelationshipDescribe, plugin)
 	link(plugin, common.TypeRelationshipContains, program)
 	const golang common.ElementID = "Package-go"

@@ -133,7 +133,8 @@ func sumFile(ctx context.Context, name string) (string, error) {
 
 // sign signs SHA256SUMS. The same text and key give the same signature.
 func sign(text []byte, version string, key minisign.PrivateKey) []byte {
-	return minisign.SignWithComments(key, text, SumsName+" of cvmfs-graphdriver "+version, fmt.Sprintf("signature by key %016X", key.ID()))
+	return minisign.SignWithComments(key, text, SumsName+" of cvmfs-graphdriver "+version,
+		fmt.Sprintf("signature by key %016X", key.ID()))
 }
 
 // ReadPrivateKey reads a key that minisign made. The password is asked for only if the key has one.
@@ -250,7 +251,8 @@ func (v *Verified) checkSums(sums map[string]string, name string) (listed bool, 
 	if v.Archive != nil {
 		want, listed := sums[name]
 		if listed && want != v.Archive.SHA256 {
-			return true, fmt.Errorf("its SHA-256 is %s, and %s says %s: the file was changed, or is another one", v.Archive.SHA256, v.Sums, want)
+			return true, fmt.Errorf("its SHA-256 is %s, and %s says %s: the file was changed, or is another one",
+				v.Archive.SHA256, v.Sums, want)
 		}
 		return listed, nil
 	}
@@ -270,7 +272,8 @@ func (v *Verified) checkSums(sums map[string]string, name string) (listed bool, 
 		}
 		sum := sha256.Sum256(e.Data)
 		if got, want := hex.EncodeToString(sum[:]), sums[path.Join(name, e.Name)]; got != want {
-			return true, fmt.Errorf("the SHA-256 of %s is %s, and %s says %q: the file was changed", e.Name, got, v.Sums, want)
+			return true, fmt.Errorf("the SHA-256 of %s is %s, and %s says %q: the file was changed", e.Name, got,
+				v.Sums, want)
 		}
 	}
 	return true, nil

@@ -122,44 +122,88 @@ func TestTamperedArchivesAreRefused(t *testing.T) {
 		change func([]header) []header
 		says   string
 	}{
-		"nothing":                  {func(all []header) []header { return all }, ""},
-		"an absolute path":         {add(reg("/etc/passwd"), "x"), "leads out of the bundle"},
-		"a path upwards":           {add(reg(top+"../../x"), "x"), "leads out of the bundle"},
-		"a path that isn't plain":  {add(reg(top+"rootfs//x"), "x"), "leads out of the bundle"},
-		"a symbolic link":          {add(tar.Header{Typeflag: tar.TypeSymlink, Name: top + "rootfs/l", Linkname: "/etc"}, ""), "neither a folder nor a file"},
-		"a hard link":              {add(tar.Header{Typeflag: tar.TypeLink, Name: top + "rootfs/l", Linkname: "/etc/passwd"}, ""), "neither a folder nor a file"},
-		"a device":                 {add(tar.Header{Typeflag: tar.TypeBlock, Name: top + "rootfs/dev/sda", Devmajor: 8}, ""), "neither a folder nor a file"},
-		"a FIFO":                   {add(tar.Header{Typeflag: tar.TypeFifo, Name: top + "rootfs/run/f"}, ""), "neither a folder nor a file"},
-		"another file":             {add(reg(top+"rootfs/bin/sh"), "x"), `"rootfs/bin/sh" doesn't belong there`},
-		"another folder on top":    {add(tar.Header{Typeflag: tar.TypeDir, Name: "other/"}, ""), "unpacks to more than one folder"},
-		"an entry twice":           {add(reg(top+"config.json"), "{}"), "is there twice"},
-		"a file below a file":      {add(reg(top+"config.json/x"), "x"), "has no folder"},
-		"a file without a folder":  {add(reg(top+"rootfs/a/b"), "x"), "has no folder"},
-		"an attribute":             {add(tar.Header{Typeflag: tar.TypeReg, Name: top + "rootfs/x", PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "x"}}, ""), "extended attributes"},
-		"another owner":            {edit("rootfs/", func(h *header) { h.Uid = 1000 }), "belongs to 1000:0"},
-		"a set-uid program":        {edit("rootfs/bin/cvmfs-graphdriver-plugin", func(h *header) { h.Mode = 0o4755 }), "and should have -rwxr-xr-x"},
-		"a folder for all":         {edit("rootfs/run/", func(h *header) { h.Mode = 0o777 }), "and should have drwxr-xr-x"},
-		"a folder that is missing": {func(all []header) []header { return withoutEntry(all, top+"rootfs/sys/") }, `"rootfs/sys" is missing`},
-		"no program":               {func(all []header) []header { return withoutEntry(all, top+"rootfs/bin/cvmfs-graphdriver-plugin") }, "has no rootfs/bin/cvmfs-graphdriver-plugin"},
-		"a script as program":      {edit("rootfs/bin/cvmfs-graphdriver-plugin", func(h *header) { h.data = []byte("#!/bin/sh\n") }), "isn't an ELF executable"},
+		"nothing":                 {func(all []header) []header { return all }, ""},
+		"an absolute path":        {add(reg("/etc/passwd"), "x"), "leads out of the bundle"},
+		"a path upwards":          {add(reg(top+"../../x"), "x"), "leads out of the bundle"},
+		"a path that isn't plain": {add(reg(top+"rootfs//x"), "x"), "leads out of the bundle"},
+		"a symbolic link": {add(tar.Header{
+			Typeflag: tar.TypeSymlink, Name: top + "rootfs/l",
+			Linkname: "/etc",
+		}, ""), "neither a folder nor a file"},
+		"a hard link": {add(tar.Header{
+			Typeflag: tar.TypeLink, Name: top + "rootfs/l",
+			Linkname: "/etc/passwd",
+		}, ""), "neither a folder nor a file"},
+		"a device": {add(tar.Header{Typeflag: tar.TypeBlock, Name: top + "rootfs/dev/sda", Devmajor: 8},
+			""), "neither a folder nor a file"},
+		"a FIFO": {
+			add(tar.Header{Typeflag: tar.TypeFifo, Name: top + "rootfs/run/f"}, ""),
+			"neither a folder nor a file",
+		},
+		"another file": {add(reg(top+"rootfs/bin/sh"), "x"), `"rootfs/bin/sh" doesn't belong there`},
+		"another folder on top": {
+			add(tar.Header{Typeflag: tar.TypeDir, Name: "other/"}, ""),
+			"unpacks to more than one folder",
+		},
+		"an entry twice":          {add(reg(top+"config.json"), "{}"), "is there twice"},
+		"a file below a file":     {add(reg(top+"config.json/x"), "x"), "has no folder"},
+		"a file without a folder": {add(reg(top+"rootfs/a/b"), "x"), "has no folder"},
+		"an attribute": {add(tar.Header{
+			Typeflag: tar.TypeReg, Name: top + "rootfs/x",
+			PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "x"},
+		}, ""), "extended attributes"},
+		"another owner": {edit("rootfs/", func(h *header) { h.Uid = 1000 }), "belongs to 1000:0"},
+		"a set-uid program": {
+			edit("rootfs/bin/cvmfs-graphdriver-plugin", func(h *header) { h.Mode = 0o4755 }),
+			"and should have -rwxr-xr-x",
+		},
+		"a folder for all": {
+			edit("rootfs/run/", func(h *header) { h.Mode = 0o777 }),
+			"and should have drwxr-xr-x",
+		},
+		"a folder that is missing": {
+			func(all []header) []header { return withoutEntry(all, top+"rootfs/sys/") },
+			`"rootfs/sys" is missing`,
+		},
+		"no program": {func(all []header) []header {
+			return withoutEntry(all,
+				top+"rootfs/bin/cvmfs-graphdriver-plugin")
+		}, "has no rootfs/bin/cvmfs-graphdriver-plugin"},
+		"a script as program": {edit("rootfs/bin/cvmfs-graphdriver-plugin",
+			func(h *header) { h.data = []byte("#!/bin/sh\n") }), "isn't an ELF executable"},
 		"a program of another architecture": {edit("rootfs/usr/share/cvmfs-graphdriver/build.json", func(h *header) {
 			h.data = bytes.Replace(h.data, []byte(runtime.GOARCH), []byte("other"), 1)
 		}), "build.json says \"other\""},
 		"another version": {edit("rootfs/usr/share/cvmfs-graphdriver/build.json", func(h *header) {
 			h.data = bytes.Replace(h.data, []byte("1.2.3"), []byte("1.2.4"), 1)
 		}), "is version \"1.2.3\""},
-		"an archive of nothing":        {func([]header) []header { return nil }, "has no config.json"},
-		"too large":                    {edit("config.json", func(h *header) { h.data = make([]byte, maxSize+1) }), "larger than any bundle"},
-		"too many entries":             {tooMany, "more than 1000 entries"},
-		"a capability more":            {config(`"CAP_SYS_ADMIN"`, `"CAP_SYS_ADMIN", "CAP_SYS_MODULE"`), `asks for capability "CAP_SYS_MODULE"`},
+		"an archive of nothing": {func([]header) []header { return nil }, "has no config.json"},
+		"too large": {
+			edit("config.json", func(h *header) { h.data = make([]byte, maxSize+1) }),
+			"larger than any bundle",
+		},
+		"too many entries": {tooMany, "more than 1000 entries"},
+		"a capability more": {
+			config(`"CAP_SYS_ADMIN"`, `"CAP_SYS_ADMIN", "CAP_SYS_MODULE"`),
+			`asks for capability "CAP_SYS_MODULE"`,
+		},
 		"another folder of the host":   {config(`"source": "/etc/cvmfs"`, `"source": "/"`), "asks for mount"},
 		"a folder that can be written": {config(`"ro"`, `"rw"`), "asks for mount"},
 		"another device":               {config(`"/dev/fuse"`, `"/dev/mem"`), "asks for device"},
-		"all devices":                  {config(`"devices"`, `"allowAllDevices": true, "devices"`), "unknown field \"allowAllDevices\""},
-		"the host's processes":         {config(`"env"`, `"pidhost": true, "env"`), "unknown field \"pidhost\""},
-		"another program":              {config(`"/bin/cvmfs-graphdriver-plugin"`, `"/bin/sh"`), "entrypoint is"},
-		"a setting more":               {config(`"env": [`, `"env": [{"name": "LD_PRELOAD", "settable": ["value"]}, `), "asks for env"},
-		"config.json that is no JSON":  {edit("config.json", func(h *header) { h.data = []byte("{") }), "config.json: unexpected end of JSON"},
+		"all devices": {
+			config(`"devices"`, `"allowAllDevices": true, "devices"`),
+			"unknown field \"allowAllDevices\"",
+		},
+		"the host's processes": {config(`"env"`, `"pidhost": true, "env"`), "unknown field \"pidhost\""},
+		"another program":      {config(`"/bin/cvmfs-graphdriver-plugin"`, `"/bin/sh"`), "entrypoint is"},
+		"a setting more": {
+			config(`"env": [`, `"env": [{"name": "LD_PRELOAD", "settable": ["value"]}, `),
+			"asks for env",
+		},
+		"config.json that is no JSON": {
+			edit("config.json", func(h *header) { h.data = []byte("{") }),
+			"config.json: unexpected end of JSON",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			archive := filepath.Join(t.TempDir(), "bundle.tar.gz")
@@ -193,15 +237,20 @@ func withoutEntry(all []header, name string) []header {
 
 func tooMany(all []header) []header {
 	for i := range maxEntries {
-		all = append(all, header{tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("cvmfs-graphdriver-plugin-1.2.3/%d/", i)}, nil})
+		all = append(all, header{tar.Header{
+			Typeflag: tar.TypeDir,
+			Name:     fmt.Sprintf("cvmfs-graphdriver-plugin-1.2.3/%d/", i),
+		}, nil})
 	}
 	return all
 }
 
 // A file with a hole is small in an archive and large when it is read.
 func TestHolesCountAsContent(t *testing.T) {
-	record := func(key, value string) string { return fmt.Sprintf("%d %s=%s\n", len(key)+len(value)+5, key, value) } // of two digits in all
-	records := record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0") + record("GNU.sparse.realsize", "1099511627776") + record("GNU.sparse.name", "x/holes")
+	// of two digits in all
+	record := func(key, value string) string { return fmt.Sprintf("%d %s=%s\n", len(key)+len(value)+5, key, value) }
+	records := record("GNU.sparse.major", "1") + record("GNU.sparse.minor", "0") + record("GNU.sparse.realsize",
+		"1099511627776") + record("GNU.sparse.name", "x/holes")
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	for _, file := range []struct {
@@ -210,7 +259,10 @@ func TestHolesCountAsContent(t *testing.T) {
 	}{{tar.TypeXHeader, records}, {tar.TypeReg, "0\n" + strings.Repeat("\x00", 510)}} {
 		var one bytes.Buffer
 		w := tar.NewWriter(&one)
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "x/holes", Mode: 0o644, Size: int64(len(file.data)), Format: tar.FormatUSTAR}); err != nil {
+		if err := w.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeReg, Name: "x/holes", Mode: 0o644,
+			Size: int64(len(file.data)), Format: tar.FormatUSTAR,
+		}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Write([]byte(file.data)); err != nil {
@@ -275,7 +327,8 @@ func TestFoldersAreReadWithoutFollowingLinks(t *testing.T) {
 		if err := os.Symlink(link, filepath.Join(folder, what)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(folder); err == nil || !strings.Contains(err.Error(), what+" is neither a folder nor a file") {
+		if _, err := Open(folder); err == nil || !strings.Contains(err.Error(),
+			what+" is neither a folder nor a file") {
 			t.Errorf("%s: got %v", what, err)
 		}
 		if err := os.Remove(filepath.Join(folder, what)); err != nil {
@@ -285,10 +338,12 @@ func TestFoldersAreReadWithoutFollowingLinks(t *testing.T) {
 	if _, err := Open(folder); err != nil {
 		t.Error(err)
 	}
-	if _, err := Open(filepath.Join(folder, "rootfs")); err == nil || !strings.Contains(err.Error(), "has no config.json") {
+	if _, err := Open(filepath.Join(folder, "rootfs")); err == nil ||
+		!strings.Contains(err.Error(), "has no config.json") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := Open(filepath.Join(folder, "config.json")); err == nil || !strings.Contains(err.Error(), "neither a folder nor a .tar.gz") {
+	if _, err := Open(filepath.Join(folder, "config.json")); err == nil ||
+		!strings.Contains(err.Error(), "neither a folder nor a .tar.gz") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := Open(folder + "-not"); err == nil || !strings.Contains(err.Error(), "no such file") {
@@ -330,20 +385,42 @@ func TestSumsAndSignatureTellWhatWasChanged(t *testing.T) {
 		key          *minisign.PublicKey
 		archive, dir string // what is said of each
 	}{
-		"nothing":                  {func(*testing.T, string) {}, &public, "", ""},
-		"no key":                   {func(*testing.T, string) {}, nil, "", ""},
-		"no sums, no key":          {remove(SumsName), nil, "", ""},
-		"no sums":                  {remove(SumsName), &public, "SHA256SUMS: no such file", "SHA256SUMS: no such file"},
-		"no signature":             {remove(SignatureName), &public, "minisig: no such file", "minisig: no such file"},
-		"another key":              {func(*testing.T, string) {}, &other, "and not by the one given", "and not by the one given"},
-		"a sum":                    {change(SumsName, "  "+folder+"/config.json", "  "+folder+"/x"), &public, "isn't a signature of SHA256SUMS", "isn't a signature of SHA256SUMS"},
-		"the trusted comment":      {change(SignatureName, "SHA256SUMS of cvmfs-graphdriver 1.2.3", "SHA256SUMS of cvmfs-graphdriver 1.2.4"), &public, "isn't a signature", "isn't a signature"},
-		"a file of the folder":     {change(folder+"/config.json", "maintainer", "Maintainer"), nil, "", "the SHA-256 of config.json is"},
-		"the file is missing":      {remove(folder + "/rootfs/usr/share/cvmfs-graphdriver/cvmfs/default.conf"), nil, "", "default.conf is missing"},
-		"not listed":               {change(SumsName, archive, "other"), nil, "", ""},
-		"the archive's line":       {change(SumsName, archive, "other"), &public, "isn't a signature", "isn't a signature"},
-		"sums that can't be read":  {change(SumsName, "  ", " . "), nil, "line 1 isn't one of sha256sum's", "line 1 isn't one of sha256sum's"},
-		"a signature that is none": {change(SignatureName, "trusted comment", "comment"), &public, "invalid signature", "invalid signature"},
+		"nothing":         {func(*testing.T, string) {}, &public, "", ""},
+		"no key":          {func(*testing.T, string) {}, nil, "", ""},
+		"no sums, no key": {remove(SumsName), nil, "", ""},
+		"no sums":         {remove(SumsName), &public, "SHA256SUMS: no such file", "SHA256SUMS: no such file"},
+		"no signature":    {remove(SignatureName), &public, "minisig: no such file", "minisig: no such file"},
+		"another key": {
+			func(*testing.T, string) {}, &other, "and not by the one given",
+			"and not by the one given",
+		},
+		"a sum": {
+			change(SumsName, "  "+folder+"/config.json", "  "+folder+"/x"), &public,
+			"isn't a signature of SHA256SUMS", "isn't a signature of SHA256SUMS",
+		},
+		"the trusted comment": {change(SignatureName, "SHA256SUMS of cvmfs-graphdriver 1.2.3",
+			"SHA256SUMS of cvmfs-graphdriver 1.2.4"), &public, "isn't a signature", "isn't a signature"},
+		"a file of the folder": {
+			change(folder+"/config.json", "maintainer", "Maintainer"), nil, "",
+			"the SHA-256 of config.json is",
+		},
+		"the file is missing": {
+			remove(folder + "/rootfs/usr/share/cvmfs-graphdriver/cvmfs/default.conf"), nil, "",
+			"default.conf is missing",
+		},
+		"not listed": {change(SumsName, archive, "other"), nil, "", ""},
+		"the archive's line": {
+			change(SumsName, archive, "other"), &public, "isn't a signature",
+			"isn't a signature",
+		},
+		"sums that can't be read": {
+			change(SumsName, "  ", " . "), nil, "line 1 isn't one of sha256sum's",
+			"line 1 isn't one of sha256sum's",
+		},
+		"a signature that is none": {
+			change(SignatureName, "trusted comment", "comment"), &public, "invalid signature",
+			"invalid signature",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := options(t)
@@ -367,7 +444,8 @@ func TestSumsAndSignatureTellWhatWasChanged(t *testing.T) {
 		o := options(t)
 		archive := archiveOf(t, o)
 		rewrite(t, archive, func(all []header) []header { return all })
-		if _, err := Verify(archive, nil); err == nil || !strings.Contains(err.Error(), "the file was changed, or is another one") {
+		if _, err := Verify(archive, nil); err == nil || !strings.Contains(err.Error(),
+			"the file was changed, or is another one") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -472,10 +550,12 @@ func TestSBOMIsSPDX(t *testing.T) {
 	if err := spdxlib.ValidateDocument(&d); err != nil {
 		t.Error(err)
 	}
-	if d.SPDXVersion != "SPDX-2.3" || d.CreationInfo.Created != "2020-09-13T12:26:40Z" || !strings.HasPrefix(d.DocumentNamespace, "urn:uuid:") {
+	if d.SPDXVersion != "SPDX-2.3" || d.CreationInfo.Created != "2020-09-13T12:26:40Z" ||
+		!strings.HasPrefix(d.DocumentNamespace, "urn:uuid:") {
 		t.Errorf("got %+v", d)
 	}
-	if len(d.Packages) != 2 || d.Packages[0].PackageVersion != "1.2.3" || d.Packages[1].PackageName != "stdlib" || "go"+d.Packages[1].PackageVersion != runtime.Version() {
+	if len(d.Packages) != 2 || d.Packages[0].PackageVersion != "1.2.3" || d.Packages[1].PackageName != "stdlib" ||
+		"go"+d.Packages[1].PackageVersion != runtime.Version() {
 		t.Errorf("got %+v", d.Packages)
 	}
 	if len(d.Files) != 1 || d.Files[0].FileName != "./rootfs"+rootfs.Program {

@@ -36,8 +36,10 @@ func (b *Bundle) WriteContext(w io.Writer) error {
 
 // WriteRootfs writes rootfs/ as a tar stream of its own, the layer that registries keep.
 func (b *Bundle) WriteRootfs(w io.Writer) error {
-	below := slices.DeleteFunc(slices.Clone(b.entries), func(e Entry) bool { return !strings.HasPrefix(e.Name, rootfsName+"/") })
-	return writeTar(w, below, b.Build.Time, func(name string) string { return strings.TrimPrefix(name, rootfsName+"/") })
+	below := slices.DeleteFunc(slices.Clone(b.entries),
+		func(e Entry) bool { return !strings.HasPrefix(e.Name, rootfsName+"/") })
+	return writeTar(w, below, b.Build.Time,
+		func(name string) string { return strings.TrimPrefix(name, rootfsName+"/") })
 }
 
 // WriteArchive writes the bundle as a compressed tar archive.

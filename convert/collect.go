@@ -50,7 +50,10 @@ func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSu
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, tx.Abort()) }()
-	g := &collection{tx: tx, o: o, layout: c.Layout, named: map[string]bool{}, summary: CollectSummary{Images: []string{}, Removed: []string{}, Waiting: []string{}}}
+	g := &collection{
+		tx: tx, o: o, layout: c.Layout, named: map[string]bool{},
+		summary: CollectSummary{Images: []string{}, Removed: []string{}, Waiting: []string{}},
+	}
 	if err := g.run(ctx); err != nil {
 		return nil, fmt.Errorf("collect unused layers of %s: %w", c.Target, err)
 	}
@@ -121,7 +124,10 @@ func (g *collection) images(ctx context.Context, folder string, depth int) error
 	}
 	// A repository and a tag may be called as one of these files: those are folders. Other files are lists of DUCC's
 	// collector and of this one.
-	if slices.ContainsFunc(entries, func(e sink.Entry) bool { return !e.Folder && (e.Name == stateName || e.Name == manifestName) }) {
+	if slices.ContainsFunc(entries, func(e sink.Entry) bool {
+		return !e.Folder &&
+			(e.Name == stateName || e.Name == manifestName)
+	}) {
 		return g.image(ctx, folder)
 	}
 	for _, e := range entries {

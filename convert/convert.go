@@ -152,7 +152,9 @@ func Describe(ctx context.Context, image *source.Image, fqrn string, layout Layo
 }
 
 // describe returns an image's descriptor and the layers of the image that are ordinary ones.
-func describe(ctx context.Context, image *source.Image, fqrn string, layout Layout) (*thin.Descriptor, []*source.Layer, error) {
+func describe(ctx context.Context, image *source.Image, fqrn string,
+	layout Layout,
+) (*thin.Descriptor, []*source.Layer, error) {
 	d := &thin.Descriptor{Origin: originOf(image)}
 	var ordinary []*source.Layer
 	for _, l := range image.Layers {

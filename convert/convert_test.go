@@ -87,11 +87,14 @@ func imageOf(t testing.TB, oci bool, layers ...v1.Layer) v1.Image {
 		t.Fatal(err)
 	}
 	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
-		Architecture: "amd64", OS: "linux", Author: "somebody", Created: v1.Time{Time: day}, RootFS: mustConfig(t, image).RootFS,
+		Architecture: "amd64", OS: "linux", Author: "somebody", Created: v1.Time{Time: day},
+		RootFS:  mustConfig(t, image).RootFS,
 		History: []v1.History{{CreatedBy: "ADD rootfs"}, {CreatedBy: "ENV A=1", EmptyLayer: true}},
 		Config: v1.Config{
-			Env: []string{"A=1", "B=two words"}, Entrypoint: []string{"/init", "-x"}, Cmd: []string{"a b", "c"}, User: "1:2", WorkingDir: "/w",
-			Labels: map[string]string{"k": "<v> & w"}, ExposedPorts: map[string]struct{}{"80/tcp": {}}, Volumes: map[string]struct{}{"/v": {}},
+			Env: []string{"A=1", "B=two words"}, Entrypoint: []string{"/init", "-x"}, Cmd: []string{"a b", "c"},
+			User: "1:2", WorkingDir: "/w",
+			Labels: map[string]string{"k": "<v> & w"}, ExposedPorts: map[string]struct{}{"80/tcp": {}},
+			Volumes:    map[string]struct{}{"/v": {}},
 			StopSignal: "SIGQUIT", Shell: []string{"/bin/x", "-c"}, OnBuild: []string{"RUN y"},
 			Healthcheck: &v1.HealthConfig{Test: []string{"CMD", "z"}, Interval: time.Minute},
 		},
@@ -198,7 +201,9 @@ func TestImagesBecomeThinImages(t *testing.T) {
 			}
 			var layers []v1.Layer
 			for i, m := range media {
-				layers = append(layers, layerOf(t, testutil.Tar(t, file("etc/name", fmt.Sprint("layer ", i)), file("only/"+fmt.Sprint(i), "x")), m))
+				layers = append(layers,
+					layerOf(t, testutil.Tar(t, file("etc/name", fmt.Sprint("layer ", i)),
+						file("only/"+fmt.Sprint(i), "x")), m))
 			}
 			original := imageOf(t, oci, layers...)
 			in, out := ref(t, registry.Push(t, "a/b:1", original, nil)), ref(t, registry.Host+"/a/b_thin:1")
@@ -227,7 +232,8 @@ func TestImagesBecomeThinImages(t *testing.T) {
 					t.Errorf("history: %+v says it made a layer", step)
 				}
 			}
-			if len(have.History) != len(want.History)+1 || have.History[len(want.History)].EmptyLayer || len(have.RootFS.DiffIDs) != 1 {
+			if len(have.History) != len(want.History)+1 || have.History[len(want.History)].EmptyLayer ||
+				len(have.RootFS.DiffIDs) != 1 {
 				t.Errorf("history %+v, layers %v", have.History, have.RootFS.DiffIDs)
 			}
 			want.History, want.RootFS, have.History, have.RootFS = nil, v1.RootFS{}, nil, v1.RootFS{}
@@ -275,7 +281,8 @@ func TestUnchangedImagesAreNotConvertedAgain(t *testing.T) {
 	if err != nil || third.Unchanged || third.Present != 1 || third.Added != 0 {
 		t.Errorf("third: %+v, %v", third, err)
 	}
-	if descriptorOf(t, pulled(t, *job.Output)).Layers[0].Path != "/layers/"+third.Paths[0][len(third.Paths[0])-64:] || blobs == 0 {
+	if descriptorOf(t, pulled(t, *job.Output)).Layers[0].Path != "/layers/"+third.Paths[0][len(third.Paths[0])-64:] ||
+		blobs == 0 {
 		t.Error("the other output names other layers")
 	}
 }
@@ -283,14 +290,19 @@ func TestUnchangedImagesAreNotConvertedAgain(t *testing.T) {
 func TestThinLayersAreFlattened(t *testing.T) {
 	repo, _ := newRepository(t)
 	registry := testutil.NewRegistry(t, "", "")
-	base := imageOf(t, false, layerOf(t, testutil.Tar(t, file("base", "1")), types.DockerLayer), layerOf(t, testutil.Tar(t, file("two", "2")), types.DockerLayer))
+	base := imageOf(t, false, layerOf(t, testutil.Tar(t, file("base", "1")), types.DockerLayer),
+		layerOf(t, testutil.Tar(t, file("two", "2")), types.DockerLayer))
 	c := &Converter{Target: sink.Native(repo)}
 	thinRef := ref(t, registry.Host+"/base_thin:1")
-	if _, err := c.Convert(t.Context(), Job{Input: ref(t, registry.Push(t, "base:1", base, nil)), Output: &thinRef}); err != nil {
+	if _, err := c.Convert(t.Context(), Job{
+		Input:  ref(t, registry.Push(t, "base:1", base, nil)),
+		Output: &thinRef,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	thinBase := pulled(t, thinRef)
-	derived, err := mutate.AppendLayers(thinBase, layerOf(t, testutil.Tar(t, file("top", "3"), file("thin.json", "{}")), types.DockerLayer))
+	derived, err := mutate.AppendLayers(thinBase, layerOf(t, testutil.Tar(t, file("top", "3"), file("thin.json", "{}")),
+		types.DockerLayer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +325,8 @@ func TestThinLayersAreFlattened(t *testing.T) {
 
 func TestSameImageGivesSameDigest(t *testing.T) {
 	registry := testutil.NewRegistry(t, "", "")
-	in := ref(t, registry.Push(t, "a:1", imageOf(t, true, layerOf(t, testutil.Tar(t, file("a", "b")), types.OCILayer)), nil))
+	in := ref(t, registry.Push(t, "a:1", imageOf(t, true, layerOf(t, testutil.Tar(t, file("a", "b")), types.OCILayer)),
+		nil))
 	dir := t.TempDir()
 	var digests []string
 	var archives [][]byte
@@ -357,7 +370,10 @@ func TestUnknownConfigurationIsCarriedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &Converter{Target: sink.Native(repo)}
-	if _, err := c.Convert(t.Context(), Job{Input: ref(t, "docker-archive:"+saved+":x:1"), Output: refp(t, "docker-archive:"+out)}); err != nil {
+	if _, err := c.Convert(t.Context(), Job{
+		Input:  ref(t, "docker-archive:"+saved+":x:1"),
+		Output: refp(t, "docker-archive:"+out),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	image, err := tarball.ImageFromPath(out, nil)
@@ -368,7 +384,10 @@ func TestUnknownConfigurationIsCarriedOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"future":{"x":[1.50]}`, `"Later":{"y":`, `"variant":"v8"`, `"odd":7`, `"empty_layer":true`} {
+	for _, want := range []string{
+		`"future":{"x":[1.50]}`, `"Later":{"y":`, `"variant":"v8"`, `"odd":7`,
+		`"empty_layer":true`,
+	} {
 		if !strings.Contains(string(raw), want) {
 			t.Errorf("configuration lacks %s: %s", want, raw)
 		}
@@ -380,7 +399,10 @@ func TestSourcesGiveTheSameLayers(t *testing.T) {
 	saved := testutil.Data(t, "images", "tiny.tar")
 	dir := t.TempDir()
 	c := &Converter{Target: sink.Native(repo)}
-	if _, err := c.Convert(t.Context(), Job{Input: ref(t, "docker-archive:"+saved), Output: refp(t, "oci:"+dir+"/out:x")}); err != nil {
+	if _, err := c.Convert(t.Context(), Job{
+		Input:  ref(t, "docker-archive:"+saved),
+		Output: refp(t, "oci:"+dir+"/out:x"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	image, err := source.Open(t.Context(), ref(t, "oci:"+dir+"/out:x"), source.Options{})
@@ -410,7 +432,8 @@ func TestSourcesGiveTheSameLayers(t *testing.T) {
 func TestLayoutOfDUCCHasItsMetadata(t *testing.T) {
 	repo, _ := newRepository(t)
 	registry := testutil.NewRegistry(t, "", "")
-	in := ref(t, registry.Push(t, "a/b:1", imageOf(t, false, layerOf(t, testutil.Tar(t, file("a", "b")), types.DockerLayer)), nil))
+	in := ref(t, registry.Push(t, "a/b:1",
+		imageOf(t, false, layerOf(t, testutil.Tar(t, file("a", "b")), types.DockerLayer)), nil))
 	c := &Converter{Target: sink.Native(repo), Layout: Layout{DUCC: true}}
 	s, err := c.Convert(t.Context(), Job{Input: in})
 	if err != nil {
@@ -426,7 +449,8 @@ func TestLayoutOfDUCCHasItsMetadata(t *testing.T) {
 	}
 	text, err := content(t, repo, "/.metadata/"+registry.Host+"/a/b:1/manifest.json")
 	var m publishedManifest
-	if err != nil || json.Unmarshal([]byte(text), &m) != nil || !strings.Contains(text, `"Digest":"sha256:`+parts[3]) || len(m.Layers) != 1 {
+	if err != nil || json.Unmarshal([]byte(text), &m) != nil || !strings.Contains(text, `"Digest":"sha256:`+parts[3]) ||
+		len(m.Layers) != 1 {
 		t.Errorf("manifest %s, %v", text, err)
 	}
 	text, err = content(t, repo, strings.TrimSuffix(path, "/layerfs")+"/.metadata/origin.json")
@@ -443,8 +467,14 @@ func TestFailuresPublishNothing(t *testing.T) {
 		want  error
 		text  string
 	}{
-		"a layer's bytes are wrong": {fault: testutil.Fault{Path: "/blobs/", Flip: true}, want: source.ErrDamaged, text: "digest"},
-		"a layer isn't there":       {fault: testutil.Fault{Path: "/blobs/", Status: 404}, want: source.ErrNoImage, text: "missing"},
+		"a layer's bytes are wrong": {
+			fault: testutil.Fault{Path: "/blobs/", Flip: true}, want: source.ErrDamaged,
+			text: "digest",
+		},
+		"a layer isn't there": {
+			fault: testutil.Fault{Path: "/blobs/", Status: 404}, want: source.ErrNoImage,
+			text: "missing",
+		},
 		"its diffID is wrong": {image: func(t *testing.T) v1.Image {
 			lying := packed{good, v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}, nil}
 			return imageOf(t, false, lying)
@@ -454,7 +484,8 @@ func TestFailuresPublishNothing(t *testing.T) {
 			return imageOf(t, false, good, layerOf(t, whole[:2000], types.DockerLayer))
 		}, text: "EOF"},
 		"no engine unpacks it": {image: func(t *testing.T) v1.Image {
-			return imageOf(t, false, good, layerOf(t, testutil.Tar(t, file("up", "x"), file("up/x", "x")), types.DockerLayer))
+			return imageOf(t, false, good, layerOf(t, testutil.Tar(t, file("up", "x"), file("up/x", "x")),
+				types.DockerLayer))
 		}, text: "up/x"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -494,7 +525,8 @@ func TestBrokenDownloadsAreResumed(t *testing.T) {
 	repo, _ := newRepository(t)
 	registry := testutil.NewRegistry(t, "", "")
 	big := strings.Repeat("0123456789", 300_000)
-	in := ref(t, registry.Push(t, "a:1", imageOf(t, false, layerOf(t, testutil.Tar(t, file("big", big)), types.DockerUncompressedLayer)), nil))
+	in := ref(t, registry.Push(t, "a:1",
+		imageOf(t, false, layerOf(t, testutil.Tar(t, file("big", big)), types.DockerUncompressedLayer)), nil))
 	image, err := source.Open(t.Context(), in, source.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -505,7 +537,8 @@ func TestBrokenDownloadsAreResumed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := content(t, repo, strings.TrimPrefix(s.Paths[0], "cvmfs://"+fqrn)+"/big"); text != big || err != nil {
+	if text, err := content(t, repo, strings.TrimPrefix(s.Paths[0], "cvmfs://"+fqrn)+"/big"); text != big ||
+		err != nil {
 		t.Errorf("%d bytes, %v", len(text), err)
 	}
 	var ranges []string
@@ -548,12 +581,20 @@ func TestInterruptedConversionLeavesTheRepositoryAsItWas(t *testing.T) {
 func TestPulledLayersAreCalledByTheirCompression(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	var layers []v1.Layer
-	heads := []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "\x51\x2a\x4d\x18", "\xfd7zXZ\x00", "BZh9", string(make([]byte, 512)), "\x04\x22\x4d\x18"}
+	heads := []string{
+		"\x1f\x8b", "\x28\xb5\x2f\xfd", "\x51\x2a\x4d\x18", "\xfd7zXZ\x00", "BZh9",
+		string(make([]byte, 512)), "\x04\x22\x4d\x18",
+	}
 	for _, head := range heads {
 		b := []byte(head + "rest")
-		layers = append(layers, packed{static.NewLayer(b, types.DockerLayer), v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("1", 64)}, b})
+		layers = append(layers, packed{
+			static.NewLayer(b, types.DockerLayer),
+			v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("1", 64)},
+			b,
+		})
 	}
-	image, err := source.Open(t.Context(), ref(t, "http://"+r.Push(t, "a:1", imageOf(t, false, layers...), nil)), source.Options{})
+	image, err := source.Open(t.Context(), ref(t, "http://"+r.Push(t, "a:1", imageOf(t, false, layers...), nil)),
+		source.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

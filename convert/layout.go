@@ -35,7 +35,8 @@ func ParseLayout(name, subdirectory string) (Layout, error) {
 	case l.Subdirectory != "" && path.Clean("/"+l.Subdirectory) != "/"+l.Subdirectory:
 		return l, fmt.Errorf("subdirectory %.200q: want a path within the repository", subdirectory)
 	case strings.HasPrefix("/"+l.Subdirectory+"/", metadataFolder+"/"):
-		return l, fmt.Errorf("subdirectory %.200q: %s holds what is told of images: choose another folder", subdirectory, metadataFolder)
+		return l, fmt.Errorf("subdirectory %.200q: %s holds what is told of images: choose another folder",
+			subdirectory, metadataFolder)
 	}
 	return l, nil
 }
@@ -79,7 +80,8 @@ func metadataOf(image *source.Image) string {
 		return metadataFolder + "/local/" + image.Manifest.Config.Digest.String()
 	}
 	registry := parsed.Context().RegistryStr()
-	return metadataFolder + "/" + registry + "/" + parsed.Context().RepositoryStr() + separator(parsed.Identifier()) + parsed.Identifier()
+	return metadataFolder + "/" + registry + "/" + parsed.Context().RepositoryStr() + separator(parsed.Identifier()) +
+		parsed.Identifier()
 }
 
 // separator stands between a repository and its tag or digest.

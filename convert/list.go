@@ -136,7 +136,8 @@ func names(list *wish.List, folder string) bool {
 		rest, found := strings.CutPrefix(folder, prefix)
 		switch {
 		case !found:
-		case strings.HasPrefix(rest, ":") && w.Digest == "" && w.Matches(rest[1:]), w.Digest != "" && rest == "@"+w.Digest:
+		case strings.HasPrefix(rest, ":") && w.Digest == "" && w.Matches(rest[1:]),
+			w.Digest != "" && rest == "@"+w.Digest:
 			return true
 		}
 	}

@@ -23,7 +23,8 @@ import (
 func wishes(t testing.TB, r *testutil.Registry, images ...string) *wish.List {
 	t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "version: 1\nuser: u\ncvmfs_repo: %s\noutput_format: 'http://%s/thin/$(image)'\ninput:\n", fqrn, r.Host)
+	fmt.Fprintf(&b, "version: 1\nuser: u\ncvmfs_repo: %s\noutput_format: 'http://%s/thin/$(image)'\ninput:\n", fqrn,
+		r.Host)
 	for _, i := range images {
 		fmt.Fprintf(&b, "  - 'http://%s/%s'\n", r.Host, i)
 	}
@@ -57,7 +58,8 @@ func TestOneBadWishDoesNotStopTheOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Converted != 3 || s.Unchanged != 0 || len(s.Failures) != 2 || s.Images[1].Added != 1 || s.Images[1].Present != 1 {
+	if s.Converted != 3 || s.Unchanged != 0 || len(s.Failures) != 2 || s.Images[1].Added != 1 ||
+		s.Images[1].Present != 1 {
 		t.Errorf("summary %+v", s)
 	}
 	for _, tag := range []string{"a:1.0", "a:1.1", "b:x"} {
@@ -108,7 +110,10 @@ func TestUnusedLayersGoAfterTheirTimeOfGrace(t *testing.T) {
 			now := time.Now()
 			collect := func(after time.Duration, dry bool) *CollectSummary {
 				t.Helper()
-				g, err := c.Collect(t.Context(), CollectOptions{Lists: []*wish.List{wishes(t, r, "a:*")}, Grace: time.Hour, DryRun: dry, Now: now.Add(after)})
+				g, err := c.Collect(t.Context(), CollectOptions{
+					Lists: []*wish.List{wishes(t, r, "a:*")},
+					Grace: time.Hour, DryRun: dry, Now: now.Add(after),
+				})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -164,13 +169,21 @@ func TestLayerThatIsNamedAgainStartsItsGraceAnew(t *testing.T) {
 		after   time.Duration
 		convert bool
 		waiting int
-	}{{only, 0, false, 1}, {both, time.Hour / 2, true, 0}, {only, time.Hour, false, 1}, {only, 3 * time.Hour / 2, false, 1}} {
+	}{
+		{only, 0, false, 1},
+		{both, time.Hour / 2, true, 0},
+		{only, time.Hour, false, 1},
+		{only, 3 * time.Hour / 2, false, 1},
+	} {
 		if i == 0 || step.convert {
 			if _, err := c.ConvertList(t.Context(), both); err != nil {
 				t.Fatal(err)
 			}
 		}
-		g, err := c.Collect(t.Context(), CollectOptions{Lists: []*wish.List{step.list}, Grace: time.Hour, Now: now.Add(step.after)})
+		g, err := c.Collect(t.Context(), CollectOptions{
+			Lists: []*wish.List{step.list}, Grace: time.Hour,
+			Now: now.Add(step.after),
+		})
 		if err != nil || len(g.Removed) != 0 || len(g.Waiting) != step.waiting {
 			t.Errorf("step %d: %+v, %v", i, g, err)
 		}
@@ -182,7 +195,8 @@ func TestListOfAnotherRepositoryIsRefused(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	list := wishes(t, r, "a:1")
 	list.Repository = "other.example.org"
-	if _, err := (&Converter{Target: sink.Native(repo)}).ConvertList(t.Context(), list); err == nil || !strings.Contains(err.Error(), "other.example.org") {
+	if _, err := (&Converter{Target: sink.Native(repo)}).ConvertList(t.Context(), list); err == nil ||
+		!strings.Contains(err.Error(), "other.example.org") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -190,7 +204,10 @@ func TestListOfAnotherRepositoryIsRefused(t *testing.T) {
 func TestRegistryFaultsAreToldApart(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	r.Push(t, "a:1", small(t, "a"), nil)
-	unknown := testutil.Fault{Path: "/manifests/", Status: 404, Body: `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`}
+	unknown := testutil.Fault{
+		Path: "/manifests/", Status: 404,
+		Body: `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}`,
+	}
 	for name, c := range map[string]struct {
 		image string
 		o     source.Options
@@ -198,15 +215,33 @@ func TestRegistryFaultsAreToldApart(t *testing.T) {
 		want  error
 		text  string
 	}{
-		"no such image":                  {image: "none:1", want: source.ErrNoImage, text: "check the name"},
-		"no such tag":                    {image: "a:2", want: source.ErrNoTag, text: "check the tag"},
-		"no repository, told as no tag":  {image: "none:1", fault: unknown, want: source.ErrNoImage, text: "has no none"},
-		"no repository, told as nothing": {image: "none:1", fault: testutil.Fault{Path: "/manifests/", Status: 404}, want: source.ErrNoImage, text: "has no none"},
-		"no tag, told as nothing":        {image: "a:2", fault: testutil.Fault{Path: "/manifests/", Status: 404}, want: source.ErrNoTag, text: "check the tag"},
-		"no tag, and no list of tags":    {image: "a:2", fault: testutil.Fault{Path: "/a/", Status: 404, Times: 1}, want: source.ErrNoTag, text: "check the tag"},
-		"access denied":                  {image: "a:1", fault: testutil.Fault{Path: "/manifests/", Status: 403}, want: source.ErrCredentials, text: "docker login"},
-		"platform in vain":               {image: "a:1", o: source.Options{Platform: "linux"}, text: "OS/ARCHITECTURE"},
-		"damaged manifest":               {image: "a@sha256:" + strings.Repeat("0", 64), want: source.ErrNoTag, text: "check the tag"},
+		"no such image": {image: "none:1", want: source.ErrNoImage, text: "check the name"},
+		"no such tag":   {image: "a:2", want: source.ErrNoTag, text: "check the tag"},
+		"no repository, told as no tag": {
+			image: "none:1", fault: unknown, want: source.ErrNoImage,
+			text: "has no none",
+		},
+		"no repository, told as nothing": {
+			image: "none:1", fault: testutil.Fault{Path: "/manifests/", Status: 404},
+			want: source.ErrNoImage, text: "has no none",
+		},
+		"no tag, told as nothing": {
+			image: "a:2", fault: testutil.Fault{Path: "/manifests/", Status: 404},
+			want: source.ErrNoTag, text: "check the tag",
+		},
+		"no tag, and no list of tags": {
+			image: "a:2", fault: testutil.Fault{Path: "/a/", Status: 404, Times: 1},
+			want: source.ErrNoTag, text: "check the tag",
+		},
+		"access denied": {
+			image: "a:1", fault: testutil.Fault{Path: "/manifests/", Status: 403},
+			want: source.ErrCredentials, text: "docker login",
+		},
+		"platform in vain": {image: "a:1", o: source.Options{Platform: "linux"}, text: "OS/ARCHITECTURE"},
+		"damaged manifest": {
+			image: "a@sha256:" + strings.Repeat("0", 64), want: source.ErrNoTag,
+			text: "check the tag",
+		},
 	} {
 		r.Set(c.fault)
 		_, err := source.Open(t.Context(), ref(t, "http://"+r.Host+"/"+c.image), c.o)
@@ -261,8 +296,10 @@ func TestNamesOfImagesAreNotTakenForFilesOfOurs(t *testing.T) {
 			c := &Converter{Target: place}
 			r := testutil.NewRegistry(t, "", "")
 			images := []string{
-				"a:conf.json", "tool.json/b:1", "deep/tool.json/er/c:1", "manifest.json:1", "manifest.json/d:manifest.json",
-				"docker2cvmfs.json/e:docker2cvmfs.json", "layers/f:layers", "local:1", "docker2cvmfs-unused.json/g:1", "h.json:h.json",
+				"a:conf.json", "tool.json/b:1", "deep/tool.json/er/c:1", "manifest.json:1",
+				"manifest.json/d:manifest.json",
+				"docker2cvmfs.json/e:docker2cvmfs.json", "layers/f:layers", "local:1", "docker2cvmfs-unused.json/g:1",
+				"h.json:h.json",
 			}
 			for _, i := range images {
 				in := ref(t, "http://"+r.Push(t, i, small(t, "only in "+i), nil))
@@ -270,7 +307,8 @@ func TestNamesOfImagesAreNotTakenForFilesOfOurs(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if s, err := c.Collect(t.Context(), CollectOptions{}); err != nil || s.Kept != len(images) || len(s.Removed) != 0 {
+			if s, err := c.Collect(t.Context(), CollectOptions{}); err != nil || s.Kept != len(images) ||
+				len(s.Removed) != 0 {
 				t.Errorf("%+v, %v", s, err)
 			}
 		})

@@ -76,7 +76,8 @@ func (p *pulling) run(ctx context.Context, parallel int) error {
 
 // suffixes are those of a layer's file.
 var suffixes = map[source.Compression]string{
-	source.Gzip: ".tar.gz", source.Zstd: ".tar.zst", source.XZ: ".tar.xz", source.Bzip2: ".tar.bz2", source.Uncompressed: ".tar", source.Unknown: "",
+	source.Gzip: ".tar.gz", source.Zstd: ".tar.zst", source.XZ: ".tar.xz", source.Bzip2: ".tar.bz2",
+	source.Uncompressed: ".tar", source.Unknown: "",
 }
 
 // layer downloads a blob, unless it is there.

@@ -62,7 +62,10 @@ func TestNothingIsReadForAnImageThatCantBeWritten(t *testing.T) {
 	} {
 		repo, _ := newRepository(t)
 		started := false
-		c := &Converter{Target: sink.Native(repo), Progress: func(e Event) { started = started || e.Action == LayerStarted }}
+		c := &Converter{Target: sink.Native(repo), Progress: func(e Event) {
+			started = started ||
+				e.Action == LayerStarted
+		}}
 		_, err := c.Convert(t.Context(), Job{Input: in, Output: refp(t, out)})
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", out, err)

@@ -44,7 +44,8 @@ func readState(ctx context.Context, tx sink.Transaction, folder string) (*state,
 
 // same reports whether a conversion would come to what is there.
 func (s *state) same(t *state) bool {
-	return s != nil && s.Manifest == t.Manifest && s.Thin == t.Thin && s.Output == t.Output && s.Wish == t.Wish && slices.Equal(s.Layers, t.Layers)
+	return s != nil && s.Manifest == t.Manifest && s.Thin == t.Thin && s.Output == t.Output && s.Wish == t.Wish &&
+		slices.Equal(s.Layers, t.Layers)
 }
 
 // publishedManifest is an image's manifest as DUCC writes and reads it: with the names of its own fields.

@@ -36,8 +36,9 @@ const (
 // change is a change of the host: what is about to be done, and what undoing it takes. It says the same whether it was
 // done or only intended.
 type change struct {
-	Kind   kind               `json:"kind"`
-	Path   string             `json:"path,omitempty"`   // of a folder or a file; of an upgraded plugin, the folder with the old one
+	Kind kind `json:"kind"`
+	// of a folder or a file; of an upgraded plugin, the folder with the old one
+	Path   string             `json:"path,omitempty"`
 	Mode   fs.FileMode        `json:"mode,omitempty"`   // of a folder
 	Was    fs.FileMode        `json:"was,omitempty"`    // its mode before
 	Plugin string             `json:"plugin,omitempty"` // its name
@@ -58,7 +59,8 @@ func (c *change) ofEngine() bool { return strings.HasPrefix(string(c.Kind), "plu
 func (r *run) undo(ctx context.Context, c *change) error {
 	switch c.Kind {
 	case folderMade:
-		if err := os.Remove(c.Path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
+		if err := os.Remove(c.Path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) &&
+			!errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("remove the folder: %w", err)
 		}
 		return nil
@@ -87,7 +89,8 @@ func (r *run) undoPlugin(ctx context.Context, c *change) error {
 	switch {
 	case p == nil && c.Kind == pluginMade:
 		return removeStale(c.Stale)
-	case p == nil && slices.ContainsFunc(r.rec.Open.Changes, made): // it was not made yet, is removed already, or is in another data folder
+	case p == nil && slices.ContainsFunc(r.rec.Open.Changes,
+		made): // it was not made yet, is removed already, or is in another data folder
 		return nil
 	case p == nil:
 		return fmt.Errorf("the plugin %s is gone", c.Plugin)

@@ -51,7 +51,8 @@ func TestADeadEngineIsBroughtBack(t *testing.T) {
 						want = DefaultName
 					}
 					if !f.up || f.driver != want || f.start() != nil {
-						t.Errorf("%s, %s, with a record %t, started %t: up %t on %s", how, what, record, started, f.up, f.driver)
+						t.Errorf("%s, %s, with a record %t, started %t: up %t on %s", how, what, record, started, f.up,
+							f.driver)
 					}
 					if what == "purge" && len(f.plugins) > 0 {
 						t.Errorf("%s: the plugins %v are left", how, f.plugins)
@@ -158,7 +159,8 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 				kills["disabled"](f)
 				f.start() // fails
 				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), childVariable+"="+c.what+":"+p.String(), killVariable+"="+strconv.Itoa(n))
+				cmd.Env = append(os.Environ(), childVariable+"="+c.what+":"+p.String(),
+					killVariable+"="+strconv.Itoa(n))
 				out, err := cmd.CombinedOutput()
 				killed := cmd.ProcessState.Sys().(interface{ Signaled() bool }).Signaled()
 				if err != nil && !killed {
@@ -166,8 +168,10 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 				}
 				p.must(t, c.what)
 				want := map[string]string{"install": DefaultName, "uninstall": "overlay2", "purge": "overlay2"}[c.what]
-				if !f.up || f.driver != want || f.root != former || c.what == "purge" && len(f.plugins)+len(f.elsewhere[w.DataRoot]) > 0 {
-					t.Errorf("killed at point %d: up %t on %s in %s with %v and %v", n, f.up, f.driver, f.root, f.plugins, f.elsewhere)
+				if !f.up || f.driver != want || f.root != former || c.what == "purge" &&
+					len(f.plugins)+len(f.elsewhere[w.DataRoot]) > 0 {
+					t.Errorf("killed at point %d: up %t on %s in %s with %v and %v", n, f.up, f.driver, f.root,
+						f.plugins, f.elsewhere)
 				}
 				p.must(t, "purge")
 				if b, err := os.ReadFile(p.file); err != nil || string(b) != administrators {
@@ -272,7 +276,8 @@ func TestOptionsOutliveADeadEngine(t *testing.T) {
 	kills["disabled"](f)
 	f.start() // fails
 	p.must(t, "install")
-	if b, err := os.ReadFile(p.file); err != nil || !strings.Contains(string(b), `"cvmfs.view=fuse"`) || f.driver != DefaultName {
+	if b, err := os.ReadFile(p.file); err != nil || !strings.Contains(string(b), `"cvmfs.view=fuse"`) ||
+		f.driver != DefaultName {
 		t.Errorf("%q, %v", b, err)
 	}
 }
@@ -305,7 +310,8 @@ func TestOptionsOutliveAnInstallThatIsGivenUp(t *testing.T) {
 	}
 	for range 2 {
 		p.must(t, "install")
-		if b, err := os.ReadFile(p.file); err != nil || strings.Count(string(b), option) != 1 || f.driver != DefaultName {
+		if b, err := os.ReadFile(p.file); err != nil || strings.Count(string(b), option) != 1 ||
+			f.driver != DefaultName {
 			t.Errorf("%q, %v", b, err)
 		}
 	}
@@ -363,7 +369,8 @@ func TestAPluginIsFoundWhateverItsName(t *testing.T) {
 	f.plugins["my-graphdriver"].Name = "my-graphdriver:latest"
 	delete(f.plugins, DefaultName)
 	const byHand = `{"experimental": true, "storage-driver": "my-graphdriver"}`
-	if err := errors.Join(os.RemoveAll(filepath.Dir(p.record)), os.WriteFile(p.file, []byte(byHand), 0o644), f.start()); err != nil {
+	if err := errors.Join(os.RemoveAll(filepath.Dir(p.record)), os.WriteFile(p.file, []byte(byHand), 0o644),
+		f.start()); err != nil {
 		t.Fatal(err)
 	}
 	name := func(want string) {
@@ -412,7 +419,8 @@ func TestOfSeveralPluginsOneIsNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := FindName(t.Context(), i.Engine, p.record, p.file); err == nil || !strings.Contains(err.Error(), "--name") {
+	if _, err := FindName(t.Context(), i.Engine, p.record, p.file); err == nil ||
+		!strings.Contains(err.Error(), "--name") {
 		t.Error(err)
 	}
 }
@@ -511,7 +519,8 @@ func TestAnInstalledPluginIsNotMoved(t *testing.T) {
 		}
 		w.DataRoot = filepath.Join(filepath.Dir(p.socket), "elsewhere")
 		for name, do := range map[string]func(context.Context, Wishes) error{"install": i.Install, "plan": i.Plan} {
-			if err := do(t.Context(), w); err == nil || !strings.Contains(err.Error(), "uninstall --purge") || errors.As(err, new(*RolledBackError)) {
+			if err := do(t.Context(), w); err == nil || !strings.Contains(err.Error(), "uninstall --purge") ||
+				errors.As(err, new(*RolledBackError)) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -527,7 +536,11 @@ func TestWishesAreCheckedFirst(t *testing.T) {
 		settings, options []string
 		says              string
 	}{
-		{[]string{"DEBUGG=1"}, nil, `unknown setting "DEBUGG": the plugin has cvmfs_ext_config, minio_ext_config, fuse, DEBUG`},
+		{
+			[]string{"DEBUGG=1"},
+			nil,
+			`unknown setting "DEBUGG": the plugin has cvmfs_ext_config, minio_ext_config, fuse, DEBUG`,
+		},
 		{[]string{"DEBUG.source=1"}, nil, "unknown setting"},
 		{[]string{"DEBUG=2"}, nil, "want 0 or 1"},
 		{[]string{"cvmfs_ext_config=relative"}, nil, "absolute path"},
@@ -555,7 +568,8 @@ func TestWishesAreCheckedFirst(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.Settings, w.StorageOpts = c.settings, c.options
-			if err := i.Install(t.Context(), w); err == nil || !strings.Contains(err.Error(), c.says) || errors.As(err, new(*RolledBackError)) {
+			if err := i.Install(t.Context(), w); err == nil || !strings.Contains(err.Error(), c.says) ||
+				errors.As(err, new(*RolledBackError)) {
 				t.Errorf("%+v: %v", c, err)
 			}
 			if d := cmp.Diff(before, p.snapshot(t, f)); d != "" {
@@ -572,7 +586,12 @@ func TestSettingsAreTakenBack(t *testing.T) {
 		debug             *bool
 		env, opts         string
 	}{
-		{[]string{"DEBUG=1"}, []string{"cvmfs.view=fuse", "cvmfs.repositories=a.b"}, new(true), "DEBUG=1", `["cvmfs.view=fuse","cvmfs.repositories=a.b"]`},
+		{
+			[]string{"DEBUG=1"},
+			[]string{"cvmfs.view=fuse", "cvmfs.repositories=a.b"},
+			new(true), "DEBUG=1",
+			`["cvmfs.view=fuse","cvmfs.repositories=a.b"]`,
+		},
 		{[]string{"DEBUG="}, []string{"cvmfs.view="}, new(false), "DEBUG=0", `["cvmfs.repositories=a.b"]`},
 		{nil, nil, nil, "DEBUG=0", `["cvmfs.repositories=a.b"]`},
 		{nil, []string{"cvmfs.repositories="}, nil, "DEBUG=0", ""},
@@ -593,8 +612,10 @@ func TestSettingsAreTakenBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Contains(f.plugins[DefaultName].Settings.Env, c.env) || c.opts != "" && !strings.Contains(strings.ReplaceAll(string(b), " ", ""), c.opts) ||
-			c.opts == "" && strings.Contains(string(b), "storage-opts") || strings.Contains(string(b), "debug") != (c.debug != nil && *c.debug) {
+		if !slices.Contains(f.plugins[DefaultName].Settings.Env, c.env) || c.opts != "" &&
+			!strings.Contains(strings.ReplaceAll(string(b), " ", ""), c.opts) ||
+			c.opts == "" && strings.Contains(string(b), "storage-opts") ||
+			strings.Contains(string(b), "debug") != (c.debug != nil && *c.debug) {
 			t.Errorf("%+v: the plugin has %v, the file is %s", c, f.plugins[DefaultName].Settings.Env, b)
 		}
 	}

@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	callWait   = 2 * time.Minute // until the engine has done what is asked of it, pulls and loads aside
-	enableWait = 30              // seconds until a plugin's process has opened its socket; the engine's own limit for its client
+	callWait = 2 * time.Minute // until the engine has done what is asked of it, pulls and loads aside
+	// seconds until a plugin's process has opened its socket; the engine's own limit for its client
+	enableWait = 30
 )
 
 // Engine is a Docker engine of this host. All that is done with it is done here, through its API.
@@ -188,9 +189,10 @@ func (e *Engine) createPlugin(ctx context.Context, name string, archive io.Reade
 
 // installPlugin brings a plugin from a registry; rights tells an error if it wants more than it may. It is not enabled.
 func (e *Engine) installPlugin(ctx context.Context, name, from string, rights rightsFunc) error {
-	return e.fetchPlugin(ctx, "install the plugin "+name+" from "+from, from, rights, func(o types.PluginInstallOptions) (io.ReadCloser, error) {
-		return e.api.PluginInstall(ctx, name, o)
-	})
+	return e.fetchPlugin(ctx, "install the plugin "+name+" from "+from, from, rights,
+		func(o types.PluginInstallOptions) (io.ReadCloser, error) {
+			return e.api.PluginInstall(ctx, name, o)
+		})
 }
 
 // upgradePlugin replaces a plugin that is not enabled by one from a registry; its id, its settings and its layers stay.
@@ -202,9 +204,10 @@ func (e *Engine) upgradePlugin(ctx context.Context, name, from string, rights ri
 	if err != nil {
 		return err
 	}
-	err = e.fetchPlugin(ctx, "upgrade the plugin "+name+" from "+from, from, rights, func(o types.PluginInstallOptions) (io.ReadCloser, error) {
-		return e.api.PluginUpgrade(ctx, name, o)
-	})
+	err = e.fetchPlugin(ctx, "upgrade the plugin "+name+" from "+from, from, rights,
+		func(o types.PluginInstallOptions) (io.ReadCloser, error) {
+			return e.api.PluginUpgrade(ctx, name, o)
+		})
 	if err != nil || before == nil {
 		return err
 	}
@@ -238,7 +241,9 @@ func without(p, other *types.Plugin) (lost []string) {
 // rightsFunc judges what a plugin wants of the host.
 type rightsFunc func(types.PluginPrivileges) error
 
-func (e *Engine) fetchPlugin(ctx context.Context, what, from string, rights rightsFunc, fetch func(types.PluginInstallOptions) (io.ReadCloser, error)) error {
+func (e *Engine) fetchPlugin(ctx context.Context, what, from string, rights rightsFunc,
+	fetch func(types.PluginInstallOptions) (io.ReadCloser, error),
+) error {
 	auth, err := credentials(from)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -316,7 +321,8 @@ func (e *Engine) disablePlugin(ctx context.Context, name string) error {
 func (e *Engine) removePlugin(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
-	if err := e.api.PluginRemove(ctx, name, types.PluginRemoveOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {
+	if err := e.api.PluginRemove(ctx, name, types.PluginRemoveOptions{Force: true}); err != nil &&
+		!errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the plugin %s: %w", name, err)
 	}
 	return nil
@@ -357,7 +363,8 @@ func (e *Engine) loadImage(ctx context.Context, archive io.Reader) error {
 func (e *Engine) removeImage(ctx context.Context, ref string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
-	if _, err := e.api.ImageRemove(ctx, ref, image.RemoveOptions{Force: true, PruneChildren: true}); err != nil && !errdefs.IsNotFound(err) {
+	if _, err := e.api.ImageRemove(ctx, ref, image.RemoveOptions{Force: true, PruneChildren: true}); err != nil &&
+		!errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the image %s: %w", ref, err)
 	}
 	return nil
@@ -366,7 +373,8 @@ func (e *Engine) removeImage(ctx context.Context, ref string) error {
 func (e *Engine) removeContainer(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
-	if err := e.api.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}); err != nil && !errdefs.IsNotFound(err) {
+	if err := e.api.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}); err != nil &&
+		!errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the container %s: %w", id, err)
 	}
 	return nil

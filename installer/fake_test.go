@@ -56,8 +56,11 @@ func newFakeEngine(t testing.TB) *fakeEngine {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	f := &fakeEngine{
-		t: t, socket: filepath.Join(dir, "docker.sock"), file: filepath.Join(dir, "etc/docker/daemon.json"), root: filepath.Join(dir, "data"),
-		plugins: map[string]*types.Plugin{}, elsewhere: map[string]map[string]*types.Plugin{}, images: map[string]int{"overlay2": 3}, broken: map[string]bool{}, silent: map[string]bool{}, damaged: map[string]bool{}, running: map[string]bool{},
+		t: t, socket: filepath.Join(dir, "docker.sock"), file: filepath.Join(dir, "etc/docker/daemon.json"),
+		root:    filepath.Join(dir, "data"),
+		plugins: map[string]*types.Plugin{}, elsewhere: map[string]map[string]*types.Plugin{},
+		images: map[string]int{"overlay2": 3}, broken: map[string]bool{}, silent: map[string]bool{},
+		damaged: map[string]bool{}, running: map[string]bool{},
 	}
 	if err := os.MkdirAll(filepath.Join(f.root, "plugins"), 0o700); err != nil {
 		t.Fatal(err)
@@ -167,7 +170,10 @@ func (f *fakeEngine) answer(w http.ResponseWriter, r *http.Request, path string)
 		w.Header().Set("API-Version", "1.41")
 		io.WriteString(w, "OK")
 	case "info":
-		info := map[string]any{"ServerVersion": "20.10.24", "Driver": f.driver, "DockerRootDir": f.root, "Images": f.images[f.driver], "ContainersRunning": len(f.running)}
+		info := map[string]any{
+			"ServerVersion": "20.10.24", "Driver": f.driver, "DockerRootDir": f.root,
+			"Images": f.images[f.driver], "ContainersRunning": len(f.running),
+		}
 		if f.remapped {
 			info["SecurityOptions"] = []string{"name=userns"}
 		}
@@ -319,7 +325,8 @@ func (f *fakeEngine) set(w http.ResponseWriter, r *http.Request, p *types.Plugin
 			p.Settings.Mounts[mount].Source = &value
 			p.Config.Mounts[mount].Source = &value
 		default:
-			refuse(w, http.StatusInternalServerError, fmt.Sprintf("setting %q not found in the plugin configuration", key))
+			refuse(w, http.StatusInternalServerError, fmt.Sprintf("setting %q not found in the plugin configuration",
+				key))
 			return
 		}
 	}

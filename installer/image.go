@@ -79,7 +79,10 @@ func packProgram(w io.Writer, program string) error {
 		return err
 	}
 	t := tar.NewWriter(w)
-	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "hello", Mode: 0o755, Size: info.Size()}); err != nil {
+	if err := t.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: "hello", Mode: 0o755,
+		Size: info.Size(),
+	}); err != nil {
 		return err
 	}
 	_, err = io.Copy(t, f)

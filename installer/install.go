@@ -26,9 +26,10 @@ type Wishes struct {
 	StorageOpts []string       // options of the driver, "name=value"
 	Settings    []string       // of the plugin, "name=value"
 	Folders     []string       // that the plugin's settings name; those that are missing are made
-	Debug       *bool          // the engine and the plugin log what a maintainer wants to know, or not any more; nil: as it is
-	File        string         // the engine's configuration file
-	Fix         bool           // comments and trailing commas are taken out of it
+	// the engine and the plugin log what a maintainer wants to know, or not any more; nil: as it is
+	Debug *bool
+	File  string // the engine's configuration file
+	Fix   bool   // comments and trailing commas are taken out of it
 	// Preflight judges the host, once what was left half done is undone; variable tells that the engine wants the
 	// drop-in.
 	Preflight func(context.Context) (variable bool, err error)
@@ -150,7 +151,10 @@ func (n *install) do(ctx context.Context) error {
 			return err
 		}
 	}
-	t := transaction{Operation: opInstall, Plugin: n.Name, Former: n.state.driver, Rescue: n.former(n.state.driver, n.Name), File: n.File}
+	t := transaction{
+		Operation: opInstall, Plugin: n.Name, Former: n.state.driver,
+		Rescue: n.former(n.state.driver, n.Name), File: n.File,
+	}
 	err := n.transact(ctx, t, n.steps, func(t *transaction) {
 		was := n.rec.Installed
 		if was == nil || was.Plugin != n.Name {
@@ -168,11 +172,15 @@ func (n *install) do(ctx context.Context) error {
 	}
 	switch {
 	case n.byHand:
-		n.Tell(Event{stepReport, Done, "restart the engine, then look whether it runs images: cvmfs-graphdriver test --name " + n.Name})
+		n.Tell(Event{
+			stepReport, Done,
+			"restart the engine, then look whether it runs images: cvmfs-graphdriver test --name " + n.Name,
+		})
 	case len(will) == 0:
 		n.Tell(Event{stepReport, Unchanged, "all was as wished: nothing was changed"})
 	default:
-		n.Tell(Event{stepReport, Done, "the engine runs on " + n.Name + "; cvmfs-graphdriver uninstall goes back to " + n.rec.Installed.Former})
+		n.Tell(Event{stepReport, Done, "the engine runs on " + n.Name + "; cvmfs-graphdriver uninstall goes back to " +
+			n.rec.Installed.Former})
 	}
 	return nil
 }
@@ -194,11 +202,13 @@ func (n *install) look(ctx context.Context) (err error) {
 	}
 	if n.moves() && (n.plugin != nil || n.active()) {
 		return fmt.Errorf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one: leave --data-root out, "+
-			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name, n.state.root)
+			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name,
+			n.state.root)
 	}
 	if was := n.rec.Installed; was != nil && was.Root != "" && !was.Gone && !absent(was.Root) && !n.comesTo(was.Root) {
 		return fmt.Errorf("the plugin %s lies in the engine's data folder %s, with its images: give that as --data-root, "+
-			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name, was.Root)
+			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name,
+			was.Root)
 	}
 	if n.plugin != nil {
 		if err := n.check(n.plugin); err != nil {
@@ -275,7 +285,8 @@ func (n *install) intentions() []string {
 	if n.next.Changed() {
 		will = append(will, "write "+n.File+":\n"+daemonjson.Diff(n.file, n.next))
 	}
-	if n.needsDropIn() || n.next.Changed() || !n.active() || n.dead || n.plugin != nil && (!n.plugin.Enabled || len(n.different()) > 0) {
+	if n.needsDropIn() || n.next.Changed() || !n.active() || n.dead || n.plugin != nil &&
+		(!n.plugin.Enabled || len(n.different()) > 0) {
 		will = append(will, n.restartIntention(n.state, n.active()))
 	}
 	return will
@@ -309,7 +320,8 @@ func (n *install) moves() bool {
 // comesTo reports whether the engine's data are in a folder when the install is through.
 func (n *install) comesTo(root string) bool {
 	if n.moves() {
-		return filepath.Clean(n.DataRoot) == root || remapped.MatchString(filepath.Base(root)) && filepath.Clean(n.DataRoot) == filepath.Dir(root)
+		return filepath.Clean(n.DataRoot) == root || remapped.MatchString(filepath.Base(root)) &&
+			filepath.Clean(n.DataRoot) == filepath.Dir(root)
 	}
 	return n.state.root == root
 }

@@ -198,7 +198,9 @@ func sameDriver(a, b string) bool {
 
 // transact runs steps that change the host. If one fails, all changes are undone. commit brings the record to what is
 // then true.
-func (r *run) transact(ctx context.Context, t transaction, steps func(context.Context) error, commit func(*transaction)) error {
+func (r *run) transact(ctx context.Context, t transaction, steps func(context.Context) error,
+	commit func(*transaction),
+) error {
 	t.Time = time.Now().UTC().Truncate(time.Second)
 	if !t.Down {
 		var err error

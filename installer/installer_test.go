@@ -56,7 +56,8 @@ func (p place) String() string {
 func placeOf(f *fakeEngine) place {
 	dir := filepath.Dir(f.socket)
 	return place{
-		socket: f.socket, file: f.file, dropIn: filepath.Join(dir, "drop-in.conf"), record: filepath.Join(dir, "lib/install.json"),
+		socket: f.socket, file: f.file, dropIn: filepath.Join(dir, "drop-in.conf"),
+		record: filepath.Join(dir, "lib/install.json"),
 		folder: filepath.Join(dir, "etc/cvmfs"), program: pluginProgram(f.t),
 	}
 }
@@ -65,9 +66,12 @@ func placeOf(f *fakeEngine) place {
 type fakeService struct{ socket, dropIn string }
 
 func (s fakeService) Restart(ctx context.Context, ping func(context.Context) error) error {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
-	}}}
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
+		},
+	}}
 	answer, err := client.Post("http://engine/restart", "", nil)
 	if err != nil {
 		return err
@@ -176,12 +180,15 @@ func pluginProgram(t testing.TB) string {
 	t.Helper()
 	machine := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]
 	head := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT), Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+		Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT), Phoff: 64, Ehsize: 64,
+		Phentsize: 56, Phnum: 1,
 	}
 	copy(head.Ident[:], elf.ELFMAG)
-	head.Ident[elf.EI_CLASS], head.Ident[elf.EI_DATA], head.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
+	head.Ident[elf.EI_CLASS], head.Ident[elf.EI_DATA], head.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64),
+		byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
 	var b bytes.Buffer
-	err := errors.Join(binary.Write(&b, binary.LittleEndian, head), binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_LOAD)}))
+	err := errors.Join(binary.Write(&b, binary.LittleEndian, head),
+		binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_LOAD)}))
 	program := filepath.Join(t.TempDir(), "plugin")
 	if err := errors.Join(err, os.WriteFile(program, b.Bytes(), 0o755)); err != nil {
 		t.Fatal(err)
@@ -196,7 +203,8 @@ func newHost(t *testing.T) (*fakeEngine, place) {
 	t.Helper()
 	f := newFakeEngine(t)
 	p := placeOf(f)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(p.file), 0o755), os.WriteFile(p.file, []byte(administrators), 0o640)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(p.file), 0o755),
+		os.WriteFile(p.file, []byte(administrators), 0o640)); err != nil {
 		t.Fatal(err)
 	}
 	f.remapped = true
@@ -211,7 +219,8 @@ func (p place) snapshot(t *testing.T, f *fakeEngine) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "up %v driver %s\n", f.up, f.driver)
 	for name, plugin := range f.plugins {
-		fmt.Fprintf(&b, "plugin %s enabled %v %s %v\n", name, plugin.Enabled, plugin.Config.Description, plugin.Settings.Env)
+		fmt.Fprintf(&b, "plugin %s enabled %v %s %v\n", name, plugin.Enabled, plugin.Config.Description,
+			plugin.Settings.Env)
 	}
 	dir := filepath.Dir(p.socket)
 	err := filepath.WalkDir(dir, func(name string, d os.DirEntry, err error) error {
@@ -272,8 +281,10 @@ func layOut(t *testing.T, f *fakeEngine, p place, name string) {
 	}
 	folder := filepath.Join(t.TempDir(), "bundle")
 	root := filepath.Join(f.root, "plugins", f.plugins[name].ID, "rootfs")
-	if err := errors.Join(b.WriteFolder(folder), os.RemoveAll(root), os.CopyFS(root, os.DirFS(filepath.Join(folder, "rootfs"))),
-		keepConfig(f, b, name), os.WriteFile(filepath.Join(root, "etc/hosts"), nil, 0o755), os.Symlink("/proc/mounts", filepath.Join(root, "etc/mtab"))); err != nil {
+	if err := errors.Join(b.WriteFolder(folder), os.RemoveAll(root),
+		os.CopyFS(root, os.DirFS(filepath.Join(folder, "rootfs"))),
+		keepConfig(f, b, name), os.WriteFile(filepath.Join(root, "etc/hosts"), nil, 0o755),
+		os.Symlink("/proc/mounts", filepath.Join(root, "etc/mtab"))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -284,14 +295,16 @@ func keepConfig(f *fakeEngine, b *bundle.Bundle, name string) error {
 	digest := fmt.Sprintf("%x", sha256.Sum256(b.ConfigJSON()))
 	blobs := filepath.Join(plugins, "storage/blobs/sha256")
 	return errors.Join(os.MkdirAll(blobs, 0o700), os.WriteFile(filepath.Join(blobs, digest), b.ConfigJSON(), 0o600),
-		os.WriteFile(filepath.Join(plugins, f.plugins[name].ID, "config.json"), []byte(`{"plugin":{},"Config":"sha256:`+digest+`"}`), 0o600))
+		os.WriteFile(filepath.Join(plugins, f.plugins[name].ID, "config.json"),
+			[]byte(`{"plugin":{},"Config":"sha256:`+digest+`"}`), 0o600))
 }
 
 func TestInstallAndUninstall(t *testing.T) {
 	f, p := newHost(t)
 	before := p.snapshot(t, f)
 	p.must(t, "install")
-	if f.driver != DefaultName || !f.plugins[DefaultName].Enabled || !slices.Contains(f.plugins[DefaultName].Settings.Env, "DEBUG=1") {
+	if f.driver != DefaultName || !f.plugins[DefaultName].Enabled ||
+		!slices.Contains(f.plugins[DefaultName].Settings.Env, "DEBUG=1") {
 		t.Fatalf("the engine runs on %s, with the plugin %+v", f.driver, f.plugins[DefaultName])
 	}
 	installed, starts := p.snapshot(t, f), f.starts
@@ -337,7 +350,8 @@ func TestUpgradeKeepsSettings(t *testing.T) {
 	if used := *got.Config.Mounts[0].Source; used != folder {
 		t.Errorf("the engine uses %s for %s, which was set to %s", used, got.Config.Mounts[0].Name, folder)
 	}
-	if got.ID != id || !got.Enabled || !slices.Contains(got.Settings.Env, "DEBUG=1") || !strings.HasSuffix(got.Config.Description, "version 2") {
+	if got.ID != id || !got.Enabled || !slices.Contains(got.Settings.Env, "DEBUG=1") ||
+		!strings.HasSuffix(got.Config.Description, "version 2") {
 		t.Errorf("the plugin is %+v", got)
 	}
 	starts := f.starts
@@ -415,7 +429,10 @@ func TestKillAnywhereIsMendedByTheNextRun(t *testing.T) {
 					f.start()
 				}
 				p.must(t, what)
-				wanted := map[string]string{"install": DefaultName, "upgrade": DefaultName, "uninstall": "overlay2"}[what]
+				wanted := map[string]string{
+					"install": DefaultName, "upgrade": DefaultName,
+					"uninstall": "overlay2",
+				}[what]
 				if f.driver != wanted || !f.up {
 					t.Errorf("killed at point %d: the engine runs on %s, up %v", n, f.driver, f.up)
 				}
@@ -499,7 +516,8 @@ func TestRefusalsOfTheEngineAreUndone(t *testing.T) {
 				}
 			}
 			err = p.act(i, c.what)
-			if err == nil || !errors.As(err, new(*RolledBackError)) || !strings.Contains(err.Error(), "no space left on device") {
+			if err == nil || !errors.As(err, new(*RolledBackError)) ||
+				!strings.Contains(err.Error(), "no space left on device") {
 				t.Errorf("it ended with %v", err)
 			}
 			if after := p.snapshot(t, f); after != before {
@@ -622,7 +640,10 @@ func TestPlanChangesNothing(t *testing.T) {
 	if _, err := os.Stat(filepath.Dir(p.record)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("planning made the record's folder: %v", err)
 	}
-	for _, want := range []string{`+	"storage-driver": "cvmfs-graphdriver"`, `-	"storage-driver": "overlay2"`, "create and enable the plugin", "restart the engine (systemctl restart docker)"} {
+	for _, want := range []string{
+		`+	"storage-driver": "cvmfs-graphdriver"`, `-	"storage-driver": "overlay2"`,
+		"create and enable the plugin", "restart the engine (systemctl restart docker)",
+	} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the plan doesn't say %q:\n%s", want, said)
 		}
@@ -730,7 +751,8 @@ func TestAFileThatTheEngineRejects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := i.Install(t.Context(), w); err == nil || !strings.Contains(err.Error(), "line 2") || !strings.Contains(err.Error(), "--fix") {
+	if err := i.Install(t.Context(), w); err == nil || !strings.Contains(err.Error(), "line 2") ||
+		!strings.Contains(err.Error(), "--fix") {
 		t.Errorf("it ended with %v", err)
 	}
 	w.Fix = true
@@ -760,7 +782,8 @@ func TestUninstallWithoutARecord(t *testing.T) {
 func TestRecordsThatCannotBeUnderstoodStopTheRun(t *testing.T) {
 	for content, want := range map[string]string{"{": "unexpected end", `{"format": 2}`: "format 2"} {
 		_, p := newHost(t)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(p.record), 0o755), os.WriteFile(p.record, []byte(content), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p.record), 0o755),
+			os.WriteFile(p.record, []byte(content), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 		i, err := p.installer()
@@ -791,7 +814,8 @@ func TestAFileThatTheEngineWouldRejectIsNotWritten(t *testing.T) {
 		return errors.New("the engine says no")
 	}
 	for name, do := range map[string]func(context.Context, Wishes) error{"install": i.Install, "plan": i.Plan} {
-		if err := do(t.Context(), w); err == nil || !strings.Contains(err.Error(), "the engine says no") || errors.As(err, new(*RolledBackError)) {
+		if err := do(t.Context(), w); err == nil || !strings.Contains(err.Error(), "the engine says no") ||
+			errors.As(err, new(*RolledBackError)) {
 			t.Errorf("%s ended with %v", name, err)
 		}
 	}

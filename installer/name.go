@@ -53,7 +53,8 @@ func FindName(ctx context.Context, e *Engine, record, file string) (string, erro
 	case installed != "":
 		return installed, nil
 	case len(ours) > 1:
-		return "", fmt.Errorf("the engine has several plugins of this project, %s: name one with --name", strings.Join(ours, " and "))
+		return "", fmt.Errorf("the engine has several plugins of this project, %s: name one with --name",
+			strings.Join(ours, " and "))
 	case len(ours) == 1:
 		return ours[0], nil
 	}

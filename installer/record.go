@@ -25,7 +25,8 @@ type record struct {
 	Format    int          `json:"format"`
 	Installed *installed   `json:"installed,omitempty"` // nil: nothing
 	Open      *transaction `json:"open,omitempty"`      // nil: nothing is half done
-	Options   []string     `json:"options,omitempty"`   // of the driver, out of daemon.json since a dead engine was started without: for the next install
+	// of the driver, out of daemon.json since a dead engine was started without: for the next install
+	Options []string `json:"options,omitempty"`
 
 	path string
 	lock *os.File // of the run that may write it
@@ -33,8 +34,9 @@ type record struct {
 
 // installed is what an uninstall goes back from.
 type installed struct {
-	Plugin  string    `json:"plugin"`
-	Driver  bool      `json:"driver"`         // it is the engine's storage driver; not any more after an uninstall that keeps it
+	Plugin string `json:"plugin"`
+	// it is the engine's storage driver; not any more after an uninstall that keeps it
+	Driver  bool      `json:"driver"`
 	Former  string    `json:"former"`         // the storage driver of before
 	Root    string    `json:"root,omitempty"` // the engine's data folder that the plugin lies in; "" if it isn't known
 	Gone    bool      `json:"gone,omitempty"` // the plugin is removed already, the rest is not undone yet
@@ -51,10 +53,11 @@ type transaction struct {
 	Rescue    string    `json:"rescue"` // one it starts with whatever the plugin is like; "": none is known
 	File      string    `json:"file"`   // the engine's configuration file
 	Time      time.Time `json:"time"`
-	Down      bool      `json:"down,omitempty"`    // no engine answered when it began, as its storage driver keeps it from starting
-	Running   []string  `json:"running,omitempty"` // ids of the containers that ran when it began
-	Restarted bool      `json:"restarted"`         // a restart of the engine was begun
-	Changes   []change  `json:"changes"`
+	// no engine answered when it began, as its storage driver keeps it from starting
+	Down      bool     `json:"down,omitempty"`
+	Running   []string `json:"running,omitempty"` // ids of the containers that ran when it began
+	Restarted bool     `json:"restarted"`         // a restart of the engine was begun
+	Changes   []change `json:"changes"`
 }
 
 // openRecord takes the record for a run of its own. It fails at once if another run has it.
@@ -169,7 +172,10 @@ func syncFolder(path string) error {
 
 // cut reports whether the plugin is disabled for a while, though it is the storage driver.
 func (t *transaction) cut() bool {
-	return slices.ContainsFunc(t.Changes, func(c change) bool { return c.Kind == pluginDisabled && sameDriver(c.Plugin, t.Former) })
+	return slices.ContainsFunc(t.Changes, func(c change) bool {
+		return c.Kind == pluginDisabled &&
+			sameDriver(c.Plugin, t.Former)
+	})
 }
 
 // stays reports whether the engine has the same storage driver before and after, so that the containers that ran can be

@@ -11,7 +11,8 @@ import (
 // notOurs is the error of an engine that doesn't answer, and whose storage driver isn't the reason as far as can be
 // told.
 func (i *Installer) notOurs(file, name string) error {
-	return fmt.Errorf("no engine answers at %s, and %s doesn't name %s as storage driver: start the engine first", i.Engine.api.DaemonHost(), file, name)
+	return fmt.Errorf("no engine answers at %s, and %s doesn't name %s as storage driver: start the engine first",
+		i.Engine.api.DaemonHost(), file, name)
 }
 
 // checkDead makes sure that an engine that doesn't answer is one that its storage driver keeps from starting, as far as
@@ -48,7 +49,8 @@ func (n *install) rescueDead(ctx context.Context, dry bool) error {
 	}
 	n.keepOptions(file)
 	will := []string{
-		fmt.Sprintf("the engine doesn't answer, and its storage driver is the plugin %s: it is started on %s first", n.Name, orItsChoice(former)),
+		fmt.Sprintf("the engine doesn't answer, and its storage driver is the plugin %s: it is started on %s first",
+			n.Name, orItsChoice(former)),
 		"write " + n.File + ":\n" + daemonjson.Diff(file, next),
 	}
 	if dry {
@@ -59,12 +61,13 @@ func (n *install) rescueDead(ctx context.Context, dry bool) error {
 		return err
 	}
 	t := transaction{Operation: opInstall, Plugin: n.Name, Former: n.Name, Rescue: former, File: n.File, Down: true}
-	err = n.transact(ctx, t, func(ctx context.Context) error { return n.startElsewhere(ctx, next) }, func(t *transaction) {
-		n.rec.Options = n.StorageOpts
-		if was := n.rec.Installed; was != nil && sameDriver(was.Plugin, n.Name) {
-			was.Changes = append(was.Changes, t.Changes...)
-		}
-	})
+	err = n.transact(ctx, t, func(ctx context.Context) error { return n.startElsewhere(ctx, next) },
+		func(t *transaction) {
+			n.rec.Options = n.StorageOpts
+			if was := n.rec.Installed; was != nil && sameDriver(was.Plugin, n.Name) {
+				was.Changes = append(was.Changes, t.Changes...)
+			}
+		})
 	if err == nil && n.byHand {
 		err = fmt.Errorf("the engine is to be started: %s (and call this again)", n.Service.ByHand())
 	}
@@ -118,7 +121,8 @@ func (n *install) mend(ctx context.Context, cause error) error {
 	if n.Bundle == nil {
 		return cause
 	}
-	n.Tell(Event{stepEnable, Told, cause.Error() + ": it is put anew from version " + n.Bundle.Build.Version + "; its images stay"})
+	n.Tell(Event{stepEnable, Told, cause.Error() + ": it is put anew from version " + n.Bundle.Build.Version +
+		"; its images stay"})
 	c := change{Kind: pluginMended, Plugin: n.Name}
 	err := n.change(ctx, c, func(ctx context.Context) error { return n.replace(ctx, n.Name, n.Bundle, allowed) })
 	if err == nil {

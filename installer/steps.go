@@ -55,7 +55,8 @@ func (n *install) steps(ctx context.Context) error {
 func (n *install) makeFolders(ctx context.Context) (Outcome, string, error) {
 	missing := n.missing()
 	for _, folder := range missing {
-		if err := n.change(ctx, change{Kind: folderMade, Path: folder}, func(context.Context) error { return os.Mkdir(folder, 0o755) }); err != nil {
+		if err := n.change(ctx, change{Kind: folderMade, Path: folder},
+			func(context.Context) error { return os.Mkdir(folder, 0o755) }); err != nil {
 			return Failed, "", fmt.Errorf("make the folder of the configuration: %w", err)
 		}
 	}
@@ -73,7 +74,8 @@ func (n *install) fix(ctx context.Context) (Outcome, string, error) {
 	}
 	backup, err := fixed.Backup(time.Now())
 	if err == nil {
-		err = n.change(ctx, change{Kind: fileFixed, Backup: backup}, func(context.Context) error { return fixed.Write() })
+		err = n.change(ctx, change{Kind: fileFixed, Backup: backup},
+			func(context.Context) error { return fixed.Write() })
 	}
 	if err == nil {
 		err = n.look(ctx)
@@ -86,7 +88,8 @@ func (n *install) fix(ctx context.Context) (Outcome, string, error) {
 
 // move has the engine start with its data elsewhere, where the plugin is then made.
 func (n *install) move(ctx context.Context) (Outcome, string, error) {
-	moved, err := n.file.Edit(daemonjson.Delete("graph"), daemonjson.Set("data-root", n.DataRoot)) // both make the engine fail
+	// both make the engine fail
+	moved, err := n.file.Edit(daemonjson.Delete("graph"), daemonjson.Set("data-root", n.DataRoot))
 	if err != nil {
 		return Failed, "", err
 	}
@@ -101,7 +104,8 @@ func (n *install) move(ctx context.Context) (Outcome, string, error) {
 		err = n.look(ctx)
 	}
 	if err == nil && n.moves() {
-		err = fmt.Errorf("the engine's data are in %s though %s says %s: a flag of its command line says otherwise", n.state.root, n.File, n.DataRoot)
+		err = fmt.Errorf("the engine's data are in %s though %s says %s: a flag of its command line says otherwise",
+			n.state.root, n.File, n.DataRoot)
 	}
 	return outcome, n.DataRoot, err
 }
@@ -138,7 +142,8 @@ func (n *install) age() string {
 	if n.Bundle == nil || n.plugin.Config.Description == n.Bundle.Config.Description {
 		return ""
 	}
-	return fmt.Sprintf(", made of another bundle than version %s: cvmfs-graphdriver upgrade brings that", n.Bundle.Build.Version)
+	return fmt.Sprintf(", made of another bundle than version %s: cvmfs-graphdriver upgrade brings that",
+		n.Bundle.Build.Version)
 }
 
 func (n *install) set(ctx context.Context) (Outcome, string, error) {
@@ -168,7 +173,8 @@ func (n *install) disable(ctx context.Context) error {
 	}
 	n.dead = n.dead || n.active()
 	n.plugin.Enabled = false
-	return n.change(ctx, change{Kind: pluginDisabled, Plugin: n.Name}, func(ctx context.Context) error { return n.Engine.disablePlugin(ctx, n.Name) })
+	return n.change(ctx, change{Kind: pluginDisabled, Plugin: n.Name},
+		func(ctx context.Context) error { return n.Engine.disablePlugin(ctx, n.Name) })
 }
 
 // openFolders lets the root of containers, who with userns-remap is another user, pass through to the plugin's folders.
@@ -258,7 +264,8 @@ func (r *run) write(ctx context.Context, file *daemonjson.File) (string, error) 
 	if backup.File != "" {
 		said += ", the former one is " + backup.File
 	}
-	return said, r.change(ctx, change{Kind: daemonJSON, Backup: backup}, func(context.Context) error { return file.Write() })
+	return said, r.change(ctx, change{Kind: daemonJSON, Backup: backup},
+		func(context.Context) error { return file.Write() })
 }
 
 func (n *install) restartIfNeeded(ctx context.Context) (Outcome, string, error) {

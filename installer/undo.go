@@ -122,7 +122,11 @@ func (r *run) restartUndoing(ctx context.Context) error {
 
 // rescue starts the engine with another storage driver: one that is known, or whatever it chooses.
 func (r *run) rescue(ctx context.Context, t *transaction, cause error) error {
-	r.Tell(Event{stepUndo, Told, fmt.Sprintf("the engine doesn't start on %s (%v): it is started on another storage driver meanwhile", t.Former, cause)})
+	r.Tell(Event{
+		stepUndo, Told,
+		fmt.Sprintf("the engine doesn't start on %s (%v): it is started on another storage driver meanwhile", t.Former,
+			cause),
+	})
 	file, err := daemonjson.Read(t.File)
 	if err == nil {
 		file, err = onDriver(file, t.Rescue)

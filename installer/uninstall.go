@@ -81,7 +81,8 @@ func (u *uninstall) look(ctx context.Context) (err error) {
 			return err
 		}
 		if len(kept) > 0 {
-			u.Tell(Event{stepPlan, Told, fmt.Sprintf("%s: %v was changed since the install and stays as it is", u.File, kept)})
+			u.Tell(Event{stepPlan, Told, fmt.Sprintf("%s: %v was changed since the install and stays as it is", u.File,
+				kept)})
 		}
 	}
 	// A driver that no record knows of, or that somebody has put back.
@@ -132,7 +133,8 @@ func (u *uninstall) do(ctx context.Context) error {
 	case p != nil && u.Purge:
 		will = append(will, fmt.Sprintf("remove the plugin %s with ALL its images, containers and layers", u.Name))
 	case p != nil && p.Enabled:
-		will = append(will, fmt.Sprintf("disable the plugin %s; its images and layers are kept (--purge removes them)", u.Name))
+		will = append(will, fmt.Sprintf("disable the plugin %s; its images and layers are kept (--purge removes them)",
+			u.Name))
 	}
 	if len(will) == 0 {
 		u.Tell(Event{stepReport, Unchanged, "nothing to uninstall: the engine runs on " + u.state.driver})
@@ -159,7 +161,10 @@ func (u *uninstall) do(ctx context.Context) error {
 }
 
 func (u *uninstall) transaction() transaction {
-	return transaction{Operation: opUninstall, Plugin: u.Name, Former: u.state.driver, Rescue: u.was.Former, File: u.File, Down: u.down}
+	return transaction{
+		Operation: opUninstall, Plugin: u.Name, Former: u.state.driver, Rescue: u.was.Former,
+		File: u.File, Down: u.down,
+	}
 }
 
 // here reports whether the engine's data are where the plugin lies. One of its name that lies elsewhere is another.
@@ -323,7 +328,8 @@ func (u *uninstall) keep(ctx context.Context) error {
 	} else {
 		where = " in " + u.was.Root
 	}
-	u.Tell(Event{stepReport, Done, "the plugin " + u.Name + " and its images are kept" + where + ": cvmfs-graphdriver install shows them again, uninstall --purge removes them"})
+	u.Tell(Event{stepReport, Done, "the plugin " + u.Name + " and its images are kept" + where +
+		": cvmfs-graphdriver install shows them again, uninstall --purge removes them"})
 	return nil
 }
 

@@ -69,16 +69,21 @@ func (u *upgrade) do(ctx context.Context) (err error) {
 		return fmt.Errorf("the engine has no plugin %s to upgrade: cvmfs-graphdriver install makes it, and --name names another", u.Name)
 	}
 	if u.plugin.Config.Description == u.Bundle.Config.Description {
-		u.Tell(Event{stepReport, Unchanged, fmt.Sprintf("%s is of version %s already: nothing was changed", u.Name, u.Bundle.Build.Version)})
+		u.Tell(Event{stepReport, Unchanged, fmt.Sprintf("%s is of version %s already: nothing was changed", u.Name,
+			u.Bundle.Build.Version)})
 		return nil
 	}
 	if err := u.Ask(ctx, []string{
-		fmt.Sprintf("upgrade the plugin %s to version %s; its settings, layers and images stay", u.Name, u.Bundle.Build.Version),
+		fmt.Sprintf("upgrade the plugin %s to version %s; its settings, layers and images stay", u.Name,
+			u.Bundle.Build.Version),
 		u.restartIntention(u.state, sameDriver(u.state.driver, u.Name)),
 	}); err != nil {
 		return err
 	}
-	t := transaction{Operation: opUpgrade, Plugin: u.Name, Former: u.state.driver, Rescue: u.former(u.state.driver, u.Name), File: u.File}
+	t := transaction{
+		Operation: opUpgrade, Plugin: u.Name, Former: u.state.driver,
+		Rescue: u.former(u.state.driver, u.Name), File: u.File,
+	}
 	if err := u.transact(ctx, t, u.steps, u.keepModes); err != nil {
 		return err
 	}
@@ -114,11 +119,13 @@ func (u *upgrade) steps(ctx context.Context) error {
 				return Unchanged, "", nil
 			}
 			c := change{Kind: pluginDisabled, Plugin: u.Name}
-			return Done, "", u.change(ctx, c, func(ctx context.Context) error { return u.Engine.disablePlugin(ctx, u.Name) })
+			return Done, "", u.change(ctx, c,
+				func(ctx context.Context) error { return u.Engine.disablePlugin(ctx, u.Name) })
 		}},
 		{stepPlugin, func(ctx context.Context) (Outcome, string, error) {
 			c := change{Kind: pluginUpgraded, Plugin: u.Name, Path: kept}
-			return Done, "version " + u.Bundle.Build.Version, u.change(ctx, c, func(ctx context.Context) error { return u.replace(ctx, u.Name, u.Bundle, allowed) })
+			return Done, "version " + u.Bundle.Build.Version,
+				u.change(ctx, c, func(ctx context.Context) error { return u.replace(ctx, u.Name, u.Bundle, allowed) })
 		}},
 		{stepModes, func(ctx context.Context) (Outcome, string, error) {
 			if !u.state.remapped {
@@ -131,7 +138,8 @@ func (u *upgrade) steps(ctx context.Context) error {
 				return Skipped, "it was disabled", nil
 			}
 			c := change{Kind: pluginEnabled, Plugin: u.Name}
-			return Done, "", u.change(ctx, c, func(ctx context.Context) error { return u.Engine.enablePlugin(ctx, u.Name) })
+			return Done, "", u.change(ctx, c,
+				func(ctx context.Context) error { return u.Engine.enablePlugin(ctx, u.Name) })
 		}},
 	} {
 		if err := u.step(ctx, s.name, s.do); err != nil {

@@ -88,7 +88,9 @@ func (e *Engine) runImage(ctx context.Context, ref string) (outcome string, err 
 
 // run runs a container to its end, or for a while, and gives what it said, as far as the engine has it. It has no
 // network and is removed afterwards. check, if it isn't nil, looks at one that has ended well.
-func (e *Engine) run(ctx context.Context, ref string, args []string, check func(id string) error) (said string, err error) {
+func (e *Engine) run(ctx context.Context, ref string, args []string,
+	check func(id string) error,
+) (said string, err error) {
 	made, err := e.api.ContainerCreate(ctx,
 		&container.Config{Image: ref, Cmd: args, Labels: map[string]string{label: "1"}},
 		// A log that can be read whatever the engine's own log driver is.
@@ -133,7 +135,8 @@ func (e *Engine) said(ctx context.Context, id string) (string, error) {
 	}
 	defer log.Close() // only read from
 	var out bytes.Buffer
-	if _, err := stdcopy.StdCopy(&out, &out, io.LimitReader(log, saidLimit)); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := stdcopy.StdCopy(&out, &out, io.LimitReader(log, saidLimit)); err != nil &&
+		!errors.Is(err, io.ErrUnexpectedEOF) {
 		return "", fmt.Errorf("read what a container said: %w", err)
 	}
 	return out.String(), nil

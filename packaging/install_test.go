@@ -23,7 +23,8 @@ func (p packagesIn) ReadDir(dir string) ([]fs.DirEntry, error) {
 	entries, err := fs.ReadDir(p.FS, dir)
 	var found []fs.DirEntry
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "_"+runtime.GOARCH+".deb") || strings.HasSuffix(e.Name(), "."+rpmArch[runtime.GOARCH]+".rpm") {
+		if strings.HasSuffix(e.Name(), "_"+runtime.GOARCH+".deb") ||
+			strings.HasSuffix(e.Name(), "."+rpmArch[runtime.GOARCH]+".rpm") {
 			found = append(found, e)
 		}
 	}
@@ -69,7 +70,8 @@ func files(t *testing.T, m *debian.Machine) []string {
 	var found []string
 	for name := range strings.Lines(do(t, m, "find / -xdev -not -type p")) {
 		name = strings.TrimSpace(name)
-		if !path.IsAbs(name) || strings.HasPrefix(name, "/var/") || strings.HasPrefix(name, "/tmp/") || slices.Contains(common, name) {
+		if !path.IsAbs(name) || strings.HasPrefix(name, "/var/") || strings.HasPrefix(name, "/tmp/") ||
+			slices.Contains(common, name) {
 			continue
 		}
 		found = append(found, name)
@@ -152,7 +154,8 @@ func rpmComesAndGoes(t *testing.T, m *debian.Machine) {
 		t.Errorf("the package has scripts: %s", got)
 	}
 	for i := range order[1:] {
-		compared := do(t, m, fmt.Sprintf(`rpm --eval "%%{lua: print(rpm.vercmp('%s', '%s'))}"`, order[i].want, order[i+1].want))
+		compared := do(t, m, fmt.Sprintf(`rpm --eval "%%{lua: print(rpm.vercmp('%s', '%s'))}"`, order[i].want,
+			order[i+1].want))
 		if compared != "-1\n" {
 			t.Errorf("%s isn't before %s for RPM: %s", order[i].want, order[i+1].want, compared)
 		}
@@ -199,14 +202,18 @@ func checkedByOthers(t *testing.T, m *debian.Machine) {
 			do(t, m, "zsh -n /usr/share/zsh/vendor-completions/_"+name)
 			do(t, m, "fish -n /usr/share/fish/vendor_completions.d/"+name+".fish")
 			// fish finds the file, and that asks the program.
-			if got := strings.Fields(do(t, m, "fish --command 'complete --do-complete \""+name+" ver\"'")); !cmp.Equal(got, []string{"version"}) {
+			if got := strings.Fields(do(t, m, "fish --command 'complete --do-complete \""+name+
+				" ver\"'")); !cmp.Equal(got, []string{"version"}) {
 				t.Errorf("fish completes to %q", got)
 			}
 		})
 	}
 	t.Run("licences", func(t *testing.T) {
 		licences := do(t, m, "zcat /usr/share/doc/cvmfs-graphdriver/THIRD-PARTY-LICENSES.gz")
-		for _, want := range []string{"Go, its standard library", "modernc.org/sqlite v", "github.com/urfave/cli/v2 v", "Apache License"} {
+		for _, want := range []string{
+			"Go, its standard library", "modernc.org/sqlite v", "github.com/urfave/cli/v2 v",
+			"Apache License",
+		} {
 			if !strings.Contains(licences, want) {
 				t.Errorf("nothing of %s in the licences", want)
 			}

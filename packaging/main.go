@@ -53,7 +53,8 @@ func run(ctx context.Context) error {
 	flag.StringVar(&r.output, "output", "dist", "`FOLDER` that receives the packages")
 	flag.StringVar(&r.version, "version", "", "`VERSION` of programs and bundles")
 	flag.StringVar(&r.maintainer, "maintainer", "", "`NAME <ADDRESS>` of who looks after the packages")
-	sign := flag.String("sign", "", "sign SHA256SUMS by the secret `KEY`, one of minisign's; its password is $MINISIGN_PASSWORD")
+	sign := flag.String("sign", "",
+		"sign SHA256SUMS by the secret `KEY`, one of minisign's; its password is $MINISIGN_PASSWORD")
 	arches := flag.String("arch", "amd64,arm64", "`ARCHITECTURES`, divided by commas")
 	flag.Parse()
 	if flag.NArg() > 0 || r.version == "" || r.maintainer == "" {
@@ -142,7 +143,8 @@ func (r *release) packages(ctx context.Context, arch string) ([]string, error) {
 		if err := os.Mkdir(ready, 0o755); err != nil {
 			return nil, err
 		}
-		cmd := exec.CommandContext(ctx, nfpm, "package", "--config", config, "--packager", format, "--target", filepath.Join("..", format))
+		cmd := exec.CommandContext(ctx, nfpm, "package", "--config", config, "--packager", format, "--target",
+			filepath.Join("..", format))
 		cmd.Dir = tree
 		cmd.Env = append(os.Environ(),
 			"ARCH="+arch, "VERSION="+packageVersion(r.version, r.date), "MAINTAINER="+r.maintainer,

@@ -103,17 +103,20 @@ func TestRelease(t *testing.T) {
 		if err := again(t, dist, "1.2.3").tree(t.Context(), tree, foreign()); err != nil {
 			t.Fatal(err)
 		}
-		if arch, err := bundle.ProgramArch(filepath.Join(tree, "usr/bin/docker2cvmfs")); err != nil || arch != foreign() {
+		if arch, err := bundle.ProgramArch(filepath.Join(tree, "usr/bin/docker2cvmfs")); err != nil ||
+			arch != foreign() {
 			t.Errorf("docker2cvmfs is for %q, want %q: %v", arch, foreign(), err)
 		}
 	})
 	t.Run("programs of another architecture are refused", func(t *testing.T) {
 		r := again(t, dist, "1.2.3")
 		r.programs = t.TempDir()
-		if err := os.Symlink(filepath.Join(dist, "bin", runtime.GOARCH), filepath.Join(r.programs, foreign())); err != nil {
+		if err := os.Symlink(filepath.Join(dist, "bin", runtime.GOARCH),
+			filepath.Join(r.programs, foreign())); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.packages(t.Context(), foreign()); err == nil || !strings.Contains(err.Error(), "want one for "+foreign()) {
+		if _, err := r.packages(t.Context(), foreign()); err == nil ||
+			!strings.Contains(err.Error(), "want one for "+foreign()) {
 			t.Errorf("got %v", err)
 		}
 		if left := sums(t, r.output); len(left) > 0 {
@@ -143,7 +146,8 @@ func TestRelease(t *testing.T) {
 	t.Run("a full disk leaves no part of a package", func(t *testing.T) {
 		r := again(t, dist, "1.2.3")
 		r.output = testutil.SmallDisk(t, "60m") // enough for what goes in, not for the packages
-		if _, err := r.packages(t.Context(), runtime.GOARCH); err == nil || !strings.Contains(err.Error(), "no space left") {
+		if _, err := r.packages(t.Context(), runtime.GOARCH); err == nil ||
+			!strings.Contains(err.Error(), "no space left") {
 			t.Errorf("got %v", err)
 		}
 		if left := sums(t, r.output); len(left) > 0 {
@@ -245,7 +249,8 @@ func TestVersionsOfPackages(t *testing.T) {
 			t.Errorf("%s: %v: %s", got, err, out)
 		}
 		if i > 0 {
-			if out, err := command(t, "", "dpkg", "--compare-versions", order[i-1].want+"-1", "lt", got+"-1"); err != nil {
+			if out, err := command(t, "", "dpkg", "--compare-versions", order[i-1].want+"-1", "lt",
+				got+"-1"); err != nil {
 				t.Errorf("%s isn't before %s: %v %s", order[i-1].want, got, err, out)
 			}
 		}

@@ -73,7 +73,8 @@ func (r *release) tree(ctx context.Context, dir, arch string) error {
 func (r *release) addPrinted(ctx context.Context, t *tree) error {
 	for _, name := range programs {
 		printed := func(args ...string) []byte {
-			cmd := exec.CommandContext(ctx, filepath.Join(r.programs, runtime.GOARCH, name), append([]string{"docs"}, args...)...)
+			cmd := exec.CommandContext(ctx, filepath.Join(r.programs, runtime.GOARCH, name),
+				append([]string{"docs"}, args...)...)
 			out, err := cmd.Output()
 			if err != nil && t.err == nil {
 				t.err = fmt.Errorf("%s: %w", strings.Join(cmd.Args, " "), err)
@@ -107,8 +108,9 @@ func (r *release) addDocs(t *tree) error {
 		return err
 	}
 	t.compressed(doc+"/changelog.gz", changes)
-	t.compressed("changelog.Debian.gz", fmt.Appendf(nil, "cvmfs-graphdriver (%s-1) unstable; urgency=medium\n\n  * What is new: changelog.gz\n\n -- %s  %s\n",
-		packageVersion(r.version, r.date), r.maintainer, r.date.Format(time.RFC1123Z)))
+	t.compressed("changelog.Debian.gz",
+		fmt.Appendf(nil, "cvmfs-graphdriver (%s-1) unstable; urgency=medium\n\n  * What is new: changelog.gz\n\n -- %s  %s\n",
+			packageVersion(r.version, r.date), r.maintainer, r.date.Format(time.RFC1123Z)))
 	examples := source("packaging/examples")
 	return filepath.WalkDir(examples, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

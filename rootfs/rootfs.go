@@ -128,15 +128,24 @@ func PluginConfig(b Build) Config {
 		Interface:     Interface{Socket: "plugin.sock", Types: []string{"docker.graphdriver/1.0"}},
 		Linux: Linux{
 			Capabilities: []string{"CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN"},
-			Devices:      []Device{{Name: "fuse", Description: "device of the host by which files are fetched when they are first read", Path: "/dev/fuse", Settable: []string{"path"}}},
+			Devices: []Device{{
+				Name:        "fuse",
+				Description: "device of the host by which files are fetched when they are first read",
+				Path:        "/dev/fuse", Settable: []string{"path"},
+			}},
 		},
 		Mounts: []Mount{
-			configuration("cvmfs_ext_config", "/etc/cvmfs", "/etc/cvmfs", "folder with the CernVM-FS configuration of the host"),
-			configuration("minio_ext_config", NoFolder, "/minio_ext_config", "folder with config.json, the store that committed layers are published to"),
+			configuration("cvmfs_ext_config", "/etc/cvmfs", "/etc/cvmfs",
+				"folder with the CernVM-FS configuration of the host"),
+			configuration("minio_ext_config", NoFolder, "/minio_ext_config",
+				"folder with config.json, the store that committed layers are published to"),
 		},
 		Network:         Network{Type: "host"},
 		PropagatedMount: PropagatedMount,
-		Env:             []Env{{Name: "DEBUG", Description: "1 logs what a maintainer wants to know", Value: "0", Settable: []string{"value"}}},
+		Env: []Env{{
+			Name: "DEBUG", Description: "1 logs what a maintainer wants to know", Value: "0",
+			Settable: []string{"value"},
+		}},
 	}
 }
 

@@ -54,7 +54,8 @@ func TestTheConfigKeepsTheEnginesRules(t *testing.T) {
 	}
 	for _, name := range c.Interface.Types {
 		var kind types.PluginInterfaceType
-		if err := kind.UnmarshalJSON([]byte(`"` + name + `"`)); err != nil || kind.Prefix != "docker" || kind.Capability != "graphdriver" {
+		if err := kind.UnmarshalJSON([]byte(`"` + name + `"`)); err != nil || kind.Prefix != "docker" ||
+			kind.Capability != "graphdriver" {
 			t.Errorf("interface %q: %v, %v", name, kind, err)
 		}
 	}
@@ -83,7 +84,8 @@ func TestTheConfigKeepsTheEnginesRules(t *testing.T) {
 	}
 	for _, m := range c.Mounts {
 		check("mount", m.Name, m.Description, m.Settable, "source")
-		if m.Type != "bind" || !path.IsAbs(m.Source) || !path.IsAbs(m.Destination) || !slices.Contains(m.Options, "ro") {
+		if m.Type != "bind" || !path.IsAbs(m.Source) || !path.IsAbs(m.Destination) ||
+			!slices.Contains(m.Options, "ro") {
 			t.Errorf("mount %s: %+v", m.Name, m)
 		}
 		if !slices.Contains(Folders(), m.Destination[1:]) {

@@ -106,7 +106,8 @@ func parseRecord(b []byte) (*Record, error) {
 	}
 	r := &Record{Root: j.Root}
 	if r.Root != nil && (r.Root.Mode&^0o7777 != 0 || r.Root.MtimeN > 999_999_999) {
-		return nil, fmt.Errorf("attributes of the root: mode %o or nanoseconds %d out of range", r.Root.Mode, r.Root.MtimeN)
+		return nil, fmt.Errorf("attributes of the root: mode %o or nanoseconds %d out of range", r.Root.Mode,
+			r.Root.MtimeN)
 	}
 	for _, group := range j.Links {
 		paths, err := unescapePaths(group)
@@ -140,7 +141,8 @@ func parseRecordXattrs(in map[string][]xattrJSON) (map[string][]Xattr, error) {
 		}
 		for _, x := range attrs {
 			name, err := unescape(x.Name)
-			if err != nil || name == "" || len(name) > maxName || strings.IndexByte(name, 0) >= 0 || len(x.Value) > 1<<16 {
+			if err != nil || name == "" || len(name) > maxName || strings.IndexByte(name, 0) >= 0 ||
+				len(x.Value) > 1<<16 {
 				return nil, fmt.Errorf("%.60q: attribute %.60q is none the kernel takes", path, x.Name)
 			}
 			if out == nil {

@@ -10,9 +10,12 @@ import (
 
 func TestRecordsSurviveTheirFile(t *testing.T) {
 	want := &Record{
-		Root:    &Attributes{Mode: 0o1777, UID: 5, GID: 6, Mtime: -3, MtimeN: 999_999_999},
-		Links:   [][]string{{"a", "b/ü"}, {"not utf-8 \xff", "100%/x"}},
-		Xattrs:  map[string][]Xattr{"": {{"user.root", nil}}, "f": {{"user.big", bytes.Repeat([]byte{0, 255}, 300)}, {"user.\xfe", []byte("v")}}},
+		Root:  &Attributes{Mode: 0o1777, UID: 5, GID: 6, Mtime: -3, MtimeN: 999_999_999},
+		Links: [][]string{{"a", "b/ü"}, {"not utf-8 \xff", "100%/x"}},
+		Xattrs: map[string][]Xattr{
+			"":  {{"user.root", nil}},
+			"f": {{"user.big", bytes.Repeat([]byte{0, 255}, 300)}, {"user.\xfe", []byte("v")}},
+		},
 		Markers: []string{"opt/.cvmfscatalog"},
 	}
 	b, err := want.Encode()

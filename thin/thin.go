@@ -73,7 +73,8 @@ func Parse(b []byte) (*Descriptor, error) {
 	var typeErr *json.UnmarshalTypeError
 	err := json.Unmarshal(b, &raw)
 	switch {
-	case errors.As(err, &typeErr) && bytes.HasPrefix(bytes.TrimSpace(b), []byte("{")) && raw.Version != nil && raw.Layers != nil:
+	case errors.As(err, &typeErr) && bytes.HasPrefix(bytes.TrimSpace(b),
+		[]byte("{")) && raw.Version != nil && raw.Layers != nil:
 		return nil, fmt.Errorf("%s: field %s can't be a JSON %s", FileName, typeErr.Field, typeErr.Value)
 	case err != nil, raw.Version == nil, raw.Layers == nil:
 		return nil, ErrNotThin
@@ -107,7 +108,8 @@ func checkVersion(least string) error {
 		return fmt.Errorf("%s: min_version %.20q is no version", FileName, least)
 	}
 	if n > major {
-		return fmt.Errorf("%s: min_version %s is newer than %d.x, which this driver reads: upgrade the driver", FileName, least, major)
+		return fmt.Errorf("%s: min_version %s is newer than %d.x, which this driver reads: upgrade the driver",
+			FileName, least, major)
 	}
 	return nil
 }

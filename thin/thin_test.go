@@ -95,7 +95,8 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, l := range d.Layers {
-			if !strings.HasPrefix(l.Path, "/") || strings.Contains(l.Path+"/", "/../") || strings.ContainsAny(l.FQRN, "/\x00") {
+			if !strings.HasPrefix(l.Path, "/") || strings.Contains(l.Path+"/", "/../") ||
+				strings.ContainsAny(l.FQRN, "/\x00") {
 				t.Errorf("accepted %+v", l)
 			}
 		}

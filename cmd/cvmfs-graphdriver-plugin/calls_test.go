@@ -39,24 +39,34 @@ var calls = []struct {
 		defer unix.Close(fd)
 		n, err := unix.Write(fd, []byte("new"))
 		if err == nil {
-			err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, dir+"/data/linked", unix.AT_SYMLINK_FOLLOW)
+			err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, dir+"/data/linked",
+				unix.AT_SYMLINK_FOLLOW)
 		}
 		return outcome(n, err)
 	}},
 	{"renameat2 NOREPLACE", func(dir string) string {
-		return outcome(0, unix.Renameat2(unix.AT_FDCWD, dir+"/data/a.txt", unix.AT_FDCWD, dir+"/data/b.txt", unix.RENAME_NOREPLACE))
+		return outcome(0, unix.Renameat2(unix.AT_FDCWD, dir+"/data/a.txt", unix.AT_FDCWD, dir+"/data/b.txt",
+			unix.RENAME_NOREPLACE))
 	}},
 	{"renameat2 EXCHANGE of lower files", func(dir string) string {
-		return outcome(0, unix.Renameat2(unix.AT_FDCWD, dir+"/data/a.txt", unix.AT_FDCWD, dir+"/data/b.txt", unix.RENAME_EXCHANGE))
+		return outcome(0, unix.Renameat2(unix.AT_FDCWD, dir+"/data/a.txt", unix.AT_FDCWD, dir+"/data/b.txt",
+			unix.RENAME_EXCHANGE))
 	}},
 	{"renameat2 WHITEOUT", func(dir string) string {
-		return outcome(0, unix.Renameat2(unix.AT_FDCWD, dir+"/data/a.txt", unix.AT_FDCWD, dir+"/data/moved", unix.RENAME_WHITEOUT))
+		return outcome(0, unix.Renameat2(unix.AT_FDCWD, dir+"/data/a.txt", unix.AT_FDCWD, dir+"/data/moved",
+			unix.RENAME_WHITEOUT))
 	}},
-	{"rename of a lower folder", func(dir string) string { return outcome(0, unix.Rename(dir+"/opt/old", dir+"/opt/new")) }},
+	{
+		"rename of a lower folder",
+		func(dir string) string { return outcome(0, unix.Rename(dir+"/opt/old", dir+"/opt/new")) },
+	},
 	{"rename of a lower folder, by hand", func(dir string) string {
 		return outcome(0, errors.Join(os.Mkdir(dir+"/opt/copy", 0o755), os.Rename(dir+"/opt/old/z", dir+"/opt/copy/z")))
 	}},
-	{"user attribute", func(dir string) string { return outcome(0, unix.Setxattr(dir+"/bin/hello", "user.x", []byte("v"), 0)) }},
+	{"user attribute", func(dir string) string {
+		return outcome(0,
+			unix.Setxattr(dir+"/bin/hello", "user.x", []byte("v"), 0))
+	}},
 	{"trusted attribute", func(dir string) string {
 		return outcome(0, unix.Setxattr(dir+"/bin/hello", "trusted.x", []byte("v"), 0))
 	}},
@@ -77,11 +87,15 @@ var calls = []struct {
 	}},
 	{"access control list", func(dir string) string {
 		// version 2; user::rw-, user:7:r--, group::r--, mask::r--, other::r--
-		acl := []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 7, 0, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255}
+		acl := []byte{
+			2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 7, 0, 0, 0, 4, 0, 4, 0, 255, 255, 255,
+			255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255,
+		}
 		return outcome(0, unix.Setxattr(dir+"/etc/passwd", "system.posix_acl_access", acl, 0))
 	}},
 	{"capability", func(dir string) string {
-		return outcome(0, unix.Setxattr(dir+"/bin/hello", "security.capability", []byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0))
+		return outcome(0, unix.Setxattr(dir+"/bin/hello", "security.capability",
+			[]byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 0))
 	}},
 	{"fallocate", func(dir string) string {
 		return onFile(dir+"/data/blob", unix.O_RDWR, func(fd int) error { return unix.Fallocate(fd, 0, 0, 1<<20) })
@@ -124,7 +138,8 @@ var calls = []struct {
 		})
 	}},
 	{"lock", func(dir string) string {
-		return onFile(dir+"/etc/os-release", unix.O_RDONLY, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+		return onFile(dir+"/etc/os-release", unix.O_RDONLY,
+			func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	}},
 	{"shared mapping", func(dir string) string {
 		return onFile(dir+"/data/moved", unix.O_RDWR|unix.O_CREAT, func(fd int) error {
@@ -153,25 +168,40 @@ var calls = []struct {
 		_, err = unix.InotifyAddWatch(fd, dir+"/etc/os-release", unix.IN_ALL_EVENTS)
 		return outcome(0, err)
 	}},
-	{"link of a lower file", func(dir string) string { return outcome(0, os.Link(dir+"/etc/os-release", dir+"/etc/linked")) }},
-	{"link over a name that is there", func(dir string) string { return outcome(0, os.Link(dir+"/etc/passwd", dir+"/etc/linked")) }},
+	{"link of a lower file", func(dir string) string {
+		return outcome(0,
+			os.Link(dir+"/etc/os-release", dir+"/etc/linked"))
+	}},
+	{
+		"link over a name that is there",
+		func(dir string) string { return outcome(0, os.Link(dir+"/etc/passwd", dir+"/etc/linked")) },
+	},
 	{"special files", func(dir string) string {
-		return outcome(0, errors.Join(unix.Mkfifo(dir+"/fifo", 0o600), unix.Mknod(dir+"/null", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3)))))
+		return outcome(0, errors.Join(unix.Mkfifo(dir+"/fifo", 0o600),
+			unix.Mknod(dir+"/null", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3)))))
 	}},
 	{"a whiteout made by hand", func(dir string) string { return outcome(0, unix.Mknod(dir+"/wh", unix.S_IFCHR, 0)) }},
 	{"times", func(dir string) string {
-		return outcome(0, unix.UtimesNanoAt(unix.AT_FDCWD, dir+"/bin/hi", []unix.Timespec{{Sec: 1}, {Sec: 2, Nsec: 3}}, unix.AT_SYMLINK_NOFOLLOW))
+		return outcome(0, unix.UtimesNanoAt(unix.AT_FDCWD, dir+"/bin/hi", []unix.Timespec{{Sec: 1}, {Sec: 2, Nsec: 3}},
+			unix.AT_SYMLINK_NOFOLLOW))
 	}},
 	{"owner of a link", func(dir string) string { return outcome(0, os.Lchown(dir+"/bin/hi", 7, 8)) }},
-	{"removal of a folder that isn't empty", func(dir string) string { return outcome(0, unix.Rmdir(dir+"/srv/file-becomes-dir")) }},
+	{
+		"removal of a folder that isn't empty",
+		func(dir string) string { return outcome(0, unix.Rmdir(dir+"/srv/file-becomes-dir")) },
+	},
 	{"removal of a folder with a lower file", func(dir string) string {
-		return outcome(0, errors.Join(os.Remove(dir+"/srv/file-becomes-dir/inside"), os.Remove(dir+"/srv/file-becomes-dir"), os.Mkdir(dir+"/srv/file-becomes-dir", 0o700)))
+		return outcome(0, errors.Join(os.Remove(dir+"/srv/file-becomes-dir/inside"),
+			os.Remove(dir+"/srv/file-becomes-dir"), os.Mkdir(dir+"/srv/file-becomes-dir", 0o700)))
 	}},
 	{"names of an opaque folder", func(dir string) string {
 		names, err := filepath.Glob(dir + "/srv/file-becomes-dir/*")
 		return outcome(len(names), err)
 	}},
-	{"a long name", func(dir string) string { return outcome(0, os.WriteFile(dir+"/"+strings.Repeat("n", 255), nil, 0o600)) }},
+	{"a long name", func(dir string) string {
+		return outcome(0,
+			os.WriteFile(dir+"/"+strings.Repeat("n", 255), nil, 0o600))
+	}},
 	{"too long a name", func(dir string) string {
 		return outcome(0, os.WriteFile(dir+"/"+strings.Repeat("n", 255)+"n", nil, 0o600))
 	}},
@@ -190,8 +220,9 @@ func onFile(name string, flags int, do func(fd int) error) string {
 // known are answers in a thin container that differ from those in an ordinary one, on some kernels or in some views: of
 // a file that is as the image has it, and was not changed yet. docs/compatibility.md tells of them.
 var known = map[string]string{
-	"access control list":   "ENOTSUP", // overlayfs asks the lower file's file system whether it could, and EROFS can't change any
-	"flags of a lower file": "ENOTTY",  // neither EROFS nor the plugin has these flags (lsattr)
+	// overlayfs asks the lower file's file system whether it could, and EROFS can't change any
+	"access control list":   "ENOTSUP",
+	"flags of a lower file": "ENOTTY", // neither EROFS nor the plugin has these flags (lsattr)
 }
 
 // Whatever the kernel, programs in a container of a thin image get the answers that they get in one of the ordinary

@@ -99,7 +99,10 @@ func thinLayers(t testing.TB) (list []conformance.ThinLayer) {
 	must(t, err)
 	for n, archive := range ordinaryLayers(t) {
 		l := d.Layers[n]
-		list = append(list, conformance.ThinLayer{Digest: l.Digest, URL: "cvmfs://" + l.FQRN + l.Path, Archive: unlinked(t, archive)})
+		list = append(list, conformance.ThinLayer{
+			Digest: l.Digest, URL: "cvmfs://" + l.FQRN + l.Path,
+			Archive: unlinked(t, archive),
+		})
 	}
 	return list
 }
@@ -149,7 +152,8 @@ func linksLayer(t testing.TB) conformance.ThinLayer {
 			e.Target = "$(NO_SUCH_VARIABLE:-fallback)/bin"
 		}
 		must(t, w.WriteHeader(&tar.Header{
-			Typeflag: tar.TypeSymlink, Name: filepath.Base(e.Path), Linkname: e.Target, ModTime: time.Unix(e.Mtime, 0), Mode: 0o777,
+			Typeflag: tar.TypeSymlink, Name: filepath.Base(e.Path), Linkname: e.Target, ModTime: time.Unix(e.Mtime, 0),
+			Mode: 0o777,
 		}))
 	}
 	must(t, w.Close())

@@ -22,7 +22,8 @@ import (
 func TestFiguresOfTheView(t *testing.T) {
 	p := startWith(t, t.TempDir(), map[string]string{second: testutil.Serve(t, testutil.Repository(t, second))})
 	p.init(rung{view: "auto"}, object{})
-	thin := fmt.Sprintf(`{"version":"1.0","min_version":"1.0","layers":[{"digest":"%064x","url":"cvmfs://%s/many"}]}`, 1, second)
+	thin := fmt.Sprintf(`{"version":"1.0","min_version":"1.0","layers":[{"digest":"%064x","url":"cvmfs://%s/many"}]}`,
+		1, second)
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": thin})); text != "" {
 		t.Fatal(text)
 	}
@@ -36,7 +37,12 @@ func TestFiguresOfTheView(t *testing.T) {
 		name string
 		cold bool
 		do   func(dir string) error
-	}{{"find and stat, cold", true, list}, {"find and stat, warm", false, list}, {"open and read, cold", true, readAll}, {"open and read, warm", false, readAll}} {
+	}{
+		{"find and stat, cold", true, list},
+		{"find and stat, warm", false, list},
+		{"open and read, cold", true, readAll},
+		{"open and read, warm", false, readAll},
+	} {
 		var ratios []float64
 		for range 7 {
 			var took [2]time.Duration
@@ -53,7 +59,8 @@ func TestFiguresOfTheView(t *testing.T) {
 			ratios = append(ratios, took[0].Seconds()/took[1].Seconds())
 		}
 		slices.Sort(ratios)
-		t.Logf("%s, %s: × %.2f (%.2f–%.2f) of an ordinary image's time, %d files", p.view(), work.name, ratios[3], ratios[0], ratios[6], files)
+		t.Logf("%s, %s: × %.2f (%.2f–%.2f) of an ordinary image's time, %d files", p.view(), work.name, ratios[3],
+			ratios[0], ratios[6], files)
 	}
 }
 

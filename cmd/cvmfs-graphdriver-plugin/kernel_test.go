@@ -48,7 +48,8 @@ func loseCalls(rung string) error {
 // filterCalls installs a filter of system calls for all threads, as seccomp(2) has it.
 func filterCalls(filter []unix.SockFilter) error {
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program)))
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC,
+		uintptr(unsafe.Pointer(&program)))
 	runtime.KeepAlive(filter)
 	if errno != 0 {
 		return fmt.Errorf("seccomp: %w", errno)
@@ -69,7 +70,10 @@ func tellCalls() {
 // The rungs are worth nothing where the kernel answers all the same.
 func TestMissingCallsAreMissing(t *testing.T) {
 	testutil.NeedRoot(t)
-	for rung, want := range map[string]string{"": "false false", "openat2": "true false", "resend,newcalls": "true true"} {
+	for rung, want := range map[string]string{
+		"": "false false", "openat2": "true false",
+		"resend,newcalls": "true true",
+	} {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), underTest+"="+probeCalls, "CVMFS_WITHOUT="+rung)
 		out, err := cmd.Output()

@@ -276,7 +276,10 @@ func TestStartLeavesOnDiskWhatIsNeededAndNothingElse(t *testing.T) {
 			}
 			left := strings.Repeat("a", 64)
 			must(t, os.CopyFS(filepath.Join(images, left), os.DirFS(filepath.Join(images, names[0].Name()))))
-			for _, name := range []string{"images/.new-1/x", "images/" + strings.Repeat("b", 64), "layers/.new-2/graph", "layers/.dead-3/l", "state/.probe-4"} {
+			for _, name := range []string{
+				"images/.new-1/x", "images/" + strings.Repeat("b", 64), "layers/.new-2/graph",
+				"layers/.dead-3/l", "state/.probe-4",
+			} {
 				must(t, os.MkdirAll(p.root+rootDir+"/"+name, 0o700))
 			}
 			must(t, syscall.Kill(p.status().PID, syscall.SIGKILL))
@@ -304,7 +307,8 @@ func TestPullThatIsInterruptedLeavesNoImage(t *testing.T) {
 	repository.Set(testutil.Fault{Path: "/data/", Latency: 200 * time.Millisecond})
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/GraphDriver.ApplyDiff?id=thin", bytes.NewReader(archive(t, map[string]string{"thin.json": descriptor(t)})))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/GraphDriver.ApplyDiff?id=thin",
+		bytes.NewReader(archive(t, map[string]string{"thin.json": descriptor(t)})))
 	must(t, err)
 	if resp, err := p.client.Do(req); err == nil {
 		resp.Body.Close()
@@ -331,16 +335,19 @@ func TestQuestionsTakeNothingIntoUse(t *testing.T) {
 	}
 	before := state()
 	for range 2 {
-		if m, _ := p.ok("GetMetadata", object{"ID": "c1"})["Metadata"].(object); m["Local"] == nil || m["Folders"] == nil {
+		if m, _ := p.ok("GetMetadata", object{"ID": "c1"})["Metadata"].(object); m["Local"] == nil ||
+			m["Folders"] == nil {
 			t.Errorf("metadata: %v", m)
 		}
 		p.ok("Status", object{})
 		p.ok("Exists", object{"ID": "thin"})
-		if s := p.status(); len(s.Store.Images) != 1 || s.Store.Images[0].Err != "" || s.Store.Images[0].Objects == 0 || len(s.Fetch) > 0 {
+		if s := p.status(); len(s.Store.Images) != 1 || s.Store.Images[0].Err != "" || s.Store.Images[0].Objects == 0 ||
+			len(s.Fetch) > 0 {
 			t.Errorf("status: %+v", s)
 		}
 	}
-	if maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)); err != nil || strings.Contains(string(maps), "meta.erofs") {
+	if maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)); err != nil ||
+		strings.Contains(string(maps), "meta.erofs") {
 		t.Errorf("an image is mapped: %v\n%s", err, maps)
 	}
 	if d := cmp.Diff(before, state()); d != "" {
@@ -361,7 +368,10 @@ func TestUnreadableObjectIsToldWithWhoReadsIt(t *testing.T) {
 			}
 			images := p.status().Store.Images
 			line := p.said.await(t, `msg="object can't be read"`)
-			for _, want := range []string{" object=", " repo=" + fqrn, " images=" + images[0].Key, " layers=c1", " file=/data/a.txt", " err="} {
+			for _, want := range []string{
+				" object=", " repo=" + fqrn, " images=" + images[0].Key, " layers=c1",
+				" file=/data/a.txt", " err=",
+			} {
 				if !strings.Contains(line, want) {
 					t.Errorf("%q: want %q", line, want)
 				}

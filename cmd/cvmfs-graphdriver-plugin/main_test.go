@@ -121,7 +121,8 @@ func startConfigured(t *testing.T, mnt, config string, env ...string) *instance 
 		t.Skip("needs FUSE: ", err)
 	}
 	p := &instance{t: t, ended: make(chan error, 1)}
-	p.cmd = exec.Command("/bin/sh", "-ec", shareFolder+`; mount -t tmpfs tmpfs /run; exec "$2"`, mnt, rootDir, os.Args[0])
+	p.cmd = exec.Command("/bin/sh", "-ec", shareFolder+`; mount -t tmpfs tmpfs /run; exec "$2"`, mnt, rootDir,
+		os.Args[0])
 	p.cmd.Env = append(os.Environ(), underTest+"=1", "DEBUG=1", "CVMFS_EXT_CONFIG="+config)
 	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
@@ -141,9 +142,12 @@ func (p *instance) launch() {
 	if p.root == "" {
 		p.root = fmt.Sprintf("/proc/%d/root", p.cmd.Process.Pid)
 	}
-	p.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
-	}}}
+	p.client = &http.Client{
+		Timeout: time.Minute,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", p.root+socket)
+		}},
+	}
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("unix", p.root+socket)
 		if err == nil {
@@ -158,8 +162,9 @@ func (p *instance) launch() {
 
 // rung is a way the driver works on some kernel, forced on this one.
 type rung struct {
-	view    string // the option cvmfs.view
-	without string // what of the kernel isn't used, or isn't there: CVMFS_WITHOUT, with the words of missingCalls besides
+	view string // the option cvmfs.view
+	// what of the kernel isn't used, or isn't there: CVMFS_WITHOUT, with the words of missingCalls besides
+	without string
 }
 
 // forRungs runs a test on every rung.
@@ -390,7 +395,8 @@ func tree(t testing.TB, dir string) []string {
 			if err != nil {
 				return err
 			}
-			line = strings.TrimPrefix(path, dir) + " -> " + target // a link's permissions mean nothing, and repositories have others
+			// a link's permissions mean nothing, and repositories have others
+			line = strings.TrimPrefix(path, dir) + " -> " + target
 		}
 		lines = append(lines, line)
 		return nil
@@ -460,7 +466,10 @@ func mixLayers(t *testing.T, r rung) {
 		}
 	}
 	dir := p.container("c1", "above")
-	for name, want := range map[string]string{"data/a.txt": "a is back", "data/b.txt": "from above", "etc/below": "kept", "data/owned": ""} {
+	for name, want := range map[string]string{
+		"data/a.txt": "a is back", "data/b.txt": "from above",
+		"etc/below": "kept", "data/owned": "",
+	} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil || want != "" && !strings.HasPrefix(string(b), want) {
 			t.Errorf("%s: %q, %v; want %q", name, b, err, want)
@@ -565,7 +574,8 @@ func TestRepositoryThatMayNotBeUsedIsRefusedByName(t *testing.T) {
 	}
 	p.ok("Init", object{"Opts": []string{}})
 	other := archive(t, map[string]string{"thin.json": strings.ReplaceAll(descriptor(t), fqrn, "other.example.org")})
-	if text := p.apply("thin", "", other); !strings.Contains(text, "other.example.org") || !strings.Contains(text, "configured") {
+	if text := p.apply("thin", "", other); !strings.Contains(text, "other.example.org") ||
+		!strings.Contains(text, "configured") {
 		t.Errorf("not configured: %q", text)
 	}
 	if text := p.apply("thin", "", thin); text != "" {
@@ -574,7 +584,10 @@ func TestRepositoryThatMayNotBeUsedIsRefusedByName(t *testing.T) {
 }
 
 func TestFailuresAreLoggedToStandardError(t *testing.T) {
-	for debug, want := range map[string][2]string{"": {"I", "WE"}, "0": {"I", "WE"}, "1": {"DI", "WE"}, "true": {"DI", "WE"}, "Yes": {"DI", "WE"}} {
+	for debug, want := range map[string][2]string{
+		"": {"I", "WE"}, "0": {"I", "WE"}, "1": {"DI", "WE"},
+		"true": {"DI", "WE"}, "Yes": {"DI", "WE"},
+	} {
 		var low, high bytes.Buffer
 		log := slog.New(newHandler(&low, &high, debug)).With("a", 1).WithGroup("g")
 		log.Debug("D")

@@ -42,7 +42,8 @@ func newOlderHost(t *testing.T, commit string) *olderHost {
 	h.site = testutil.NewFaulty(t, http.FileServer(http.Dir(filepath.Join(publisher, "www"))))
 	must(t, os.Mkdir(filepath.Join(h.config, "config.d"), 0o755))
 	must(t, os.WriteFile(filepath.Join(h.config, "config.d", older.FQRN+".conf"),
-		[]byte("CVMFS_SERVER_URL="+h.site.URL+"/cvmfs/"+older.FQRN+"\nCVMFS_PUBLIC_KEY="+filepath.Join(publisher, "keys", older.FQRN+".pub")+"\n"), 0o644))
+		[]byte("CVMFS_SERVER_URL="+h.site.URL+"/cvmfs/"+older.FQRN+"\nCVMFS_PUBLIC_KEY="+filepath.Join(publisher,
+			"keys", older.FQRN+".pub")+"\n"), 0o644))
 	return h
 }
 
@@ -117,16 +118,21 @@ func upgrade(t *testing.T, commit string, r rung) {
 	p := startConfigured(t, h.data, h.config)
 	h.site.Set(testutil.Fault{Refuse: true})
 	p.init(r, object{})
-	if s := p.status(); s.Store.Layers != len(older.Layers())+2*len(older.Containers()) || s.Store.Thin != 2 || len(s.Store.Images) != 2 || len(s.Store.Mounts) != 0 {
+	if s := p.status(); s.Store.Layers != len(older.Layers())+2*len(older.Containers()) || s.Store.Thin != 2 ||
+		len(s.Store.Images) != 2 || len(s.Store.Mounts) != 0 {
 		t.Errorf("status: %+v", s.Store)
 	}
 	for _, image := range older.Images() {
-		for id, want := range map[string][]string{"c-" + image: h.expected["c-"+image], "c-" + image + "-init": h.expected[image]} {
+		for id, want := range map[string][]string{
+			"c-" + image:           h.expected["c-"+image],
+			"c-" + image + "-init": h.expected[image],
+		} {
 			if d := cmp.Diff(want, p.list(id)); d != "" {
 				t.Errorf("%s: -then +now\n%s", id, d)
 			}
 		}
-		if m, _ := p.ok("GetMetadata", object{"ID": "c-" + image})["Metadata"].(object); strings.Contains(image, "thin") && m["Repositories"] != older.FQRN+"@1" {
+		if m, _ := p.ok("GetMetadata", object{"ID": "c-" + image})["Metadata"].(object); strings.Contains(image,
+			"thin") && m["Repositories"] != older.FQRN+"@1" {
 			t.Errorf("metadata of c-%s: %v", image, m)
 		}
 	}

@@ -97,13 +97,17 @@ func newServer(generation string, log *slog.Logger) (*server, error) {
 		return nil, err
 	}
 	s.view = view.New(view.Config{
-		Objects: objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Users: s.users, Log: log}), Index: s.index, Store: s.objects,
+		Objects: objectfs.New(objectfs.Config{Index: s.index, Store: s.objects, Users: s.users, Log: log}),
+		Index:   s.index, Store: s.objects,
 		Dir: filepath.Join(rootDir, "store", "objects"), Layers: filepath.Join(rootDir, "layers"), Log: log,
 		Users: func(key string) []any { return []any{"layers", some(s.layers.Users(key))} },
 	})
 	s.layers, err = layers.Open(layers.Config{
 		Root: rootDir, Run: runDir, Generation: generation,
-		Mounter:     &graphdriver.Mounter{Kernel: overlayfs.Kernel{Lack: overlayfs.ParseLack(os.Getenv(lackVariable)), Scratch: runDir}},
+		Mounter: &graphdriver.Mounter{Kernel: overlayfs.Kernel{
+			Lack:    overlayfs.ParseLack(os.Getenv(lackVariable)),
+			Scratch: runDir,
+		}},
 		NewComposer: s.newComposer, Objects: s, Log: log,
 	})
 	if err != nil {
@@ -129,7 +133,8 @@ func (s *server) newComposer(set layers.Settings) (layers.Composer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the default configuration: %w", err)
 	}
-	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories, s.log,
+	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories,
+		s.log,
 		client.WithUserAgent("cvmfs-graphdriver-plugin/"+version), client.WithDefaults(defaults))
 	composer, err := images.New(images.Config{
 		Dir: filepath.Join(rootDir, "images"), Repositories: repositories, Index: s.index, IDs: set.IDs, Log: s.log,

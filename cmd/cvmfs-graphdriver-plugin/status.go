@@ -30,7 +30,10 @@ type memory struct {
 }
 
 func (s *server) status() any {
-	st := status{Version: version, Commit: commit, PID: os.Getpid(), Objects: s.objects.Stats(), Fetch: map[string]fetch.Stats{}, Memory: usage()}
+	st := status{
+		Version: version, Commit: commit, PID: os.Getpid(), Objects: s.objects.Stats(),
+		Fetch: map[string]fetch.Stats{}, Memory: usage(),
+	}
 	report, err := s.layers.Report()
 	if err != nil {
 		st.Err = err.Error()

@@ -114,7 +114,10 @@ func TestBothViewsAreMountedAtOnce(t *testing.T) {
 // Init chooses by the probe that the installer and doctor judge a host by, on this kernel and on older ones.
 func TestTheViewIsTheOneThatTheKernelIsProbedFor(t *testing.T) {
 	testutil.NeedRoot(t)
-	for _, without := range []string{"", "mountapi", "metacopy=off", "parameters", "parameters,data,filebacked", "layers", "mountapi,data,filebacked", "filebacked"} {
+	for _, without := range []string{
+		"", "mountapi", "metacopy=off", "parameters", "parameters,data,filebacked",
+		"layers", "mountapi,data,filebacked", "filebacked",
+	} {
 		t.Run(without, func(t *testing.T) {
 			// First, for it ends a thread, and with that what the thread has started.
 			k := overlayfs.Kernel{Lack: overlayfs.ParseLack(without)}

@@ -9,9 +9,12 @@ import (
 // bundleCommand is about plugin bundles.
 func bundleCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "bundle",
-		Usage:       "build, look into, verify, push and pull plugin bundles",
-		Subcommands: []*cli.Command{bundleBuildCommand(), bundleInspectCommand(), bundleVerifyCommand(), bundlePushCommand(), bundlePullCommand()},
-		Action:      program.OnlyCommands,
+		Name:  "bundle",
+		Usage: "build, look into, verify, push and pull plugin bundles",
+		Subcommands: []*cli.Command{
+			bundleBuildCommand(), bundleInspectCommand(), bundleVerifyCommand(),
+			bundlePushCommand(), bundlePullCommand(),
+		},
+		Action: program.OnlyCommands,
 	}
 }

@@ -32,10 +32,19 @@ func bundleBuildCommand() *cli.Command {
 			"../share/cvmfs-graphdriver, where packages put it. $SOURCE_DATE_EPOCH is the time of all files. A signing key is one that\n" +
 			"minisign made; its password is asked for, or $" + passwordVariable + ".",
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "arch", Usage: "`ARCHITECTURES`, of amd64 and arm64 (default: those of --plugin, else this machine's)"},
+			&cli.StringSliceFlag{
+				Name:  "arch",
+				Usage: "`ARCHITECTURES`, of amd64 and arm64 (default: those of --plugin, else this machine's)",
+			},
 			&cli.StringFlag{Name: "output", Usage: "`FOLDER` that receives everything", Value: "."},
-			&cli.StringSliceFlag{Name: "format", Usage: "`FORMS`, of dir, tar.gz and tar.zst", Value: cli.NewStringSlice("dir", "tar.gz")},
-			&cli.StringSliceFlag{Name: "plugin", Usage: "the plugin's `PROGRAM`, or a bundle's archive that holds it, one for each architecture (default: where this program finds it)"},
+			&cli.StringSliceFlag{
+				Name: "format", Usage: "`FORMS`, of dir, tar.gz and tar.zst",
+				Value: cli.NewStringSlice("dir", "tar.gz"),
+			},
+			&cli.StringSliceFlag{
+				Name:  "plugin",
+				Usage: "the plugin's `PROGRAM`, or a bundle's archive that holds it, one for each architecture (default: where this program finds it)",
+			},
 			&cli.StringFlag{Name: "sign", Usage: "sign SHA256SUMS by the secret `KEY`"},
 		},
 		Action: func(c *cli.Context) error {
@@ -62,7 +71,11 @@ func bundleBuildCommand() *cli.Command {
 				return fmt.Errorf("bundle: %w", err)
 			}
 			if name := c.String("sign"); name != "" {
-				if o.Key, err = bundle.ReadPrivateKey(name, func() (string, error) { return askPassword(c, name) }); err != nil {
+				if o.Key, err = bundle.ReadPrivateKey(name, func() (string,
+					error,
+				) {
+					return askPassword(c, name)
+				}); err != nil {
 					return fmt.Errorf("bundle: %w", err)
 				}
 			}
@@ -167,6 +180,7 @@ func askPassword(c *cli.Context, key string) (string, error) {
 	case a := <-typed:
 		return string(a.password), a.err
 	case <-c.Context.Done():
-		return "", errors.Join(context.Cause(c.Context), term.Restore(stdin, state)) // the terminal shows again what is typed
+		// the terminal shows again what is typed
+		return "", errors.Join(context.Cause(c.Context), term.Restore(stdin, state))
 	}
 }

@@ -59,8 +59,10 @@ type setting struct {
 
 func report(b *bundle.Bundle) bundleReport {
 	r := bundleReport{
-		Build: b.Build, Unpacked: b.Unpacked(), Interface: b.Config.Interface.Types, Capabilities: b.Config.Linux.Capabilities,
-		Network: b.Config.Network.Type, Devices: b.Config.Linux.Devices, Mounts: b.Config.Mounts, Propagated: b.Config.PropagatedMount,
+		Build: b.Build, Unpacked: b.Unpacked(), Interface: b.Config.Interface.Types,
+		Capabilities: b.Config.Linux.Capabilities,
+		Network:      b.Config.Network.Type, Devices: b.Config.Linux.Devices, Mounts: b.Config.Mounts,
+		Propagated: b.Config.PropagatedMount,
 	}
 	if b.Archive != nil {
 		r.Packed, r.SHA256 = b.Archive.Size, b.Archive.SHA256

@@ -71,7 +71,10 @@ func bundlePullCommand() *cli.Command {
 		Flags: append(registryFlags(),
 			&cli.StringFlag{Name: "arch", Usage: "`ARCHITECTURE`, amd64 or arm64 (default: of a list this machine's)"},
 			&cli.StringFlag{Name: "output", Usage: "`FOLDER` that receives the archive", Value: "."},
-			&cli.StringFlag{Name: "format", Usage: "`FORM` of the archive, tar.gz or tar.zst", Value: string(bundle.TarGz)},
+			&cli.StringFlag{
+				Name: "format", Usage: "`FORM` of the archive, tar.gz or tar.zst",
+				Value: string(bundle.TarGz),
+			},
 		),
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
@@ -94,7 +97,8 @@ func bundlePullCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "%s\n%s version %s for %s\n", file, digest, b.Build.Version, b.Build.Arch)
+			_, err = fmt.Fprintf(c.App.Writer, "%s\n%s version %s for %s\n", file, digest, b.Build.Version,
+				b.Build.Arch)
 			return err
 		},
 	}
@@ -104,7 +108,8 @@ func bundlePullCommand() *cli.Command {
 // registry.
 func openBundle(c *cli.Context, name string) (*bundle.Bundle, error) {
 	_, err := os.Stat(name)
-	if path := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.Contains(name, ".tar."); path || !errors.Is(err, fs.ErrNotExist) {
+	if path := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.Contains(name, ".tar."); path ||
+		!errors.Is(err, fs.ErrNotExist) {
 		return bundle.Open(name)
 	}
 	remote, finish := remoteOf(c)
@@ -124,7 +129,8 @@ func registryFlags() []cli.Flag {
 // remoteOf returns how registries are reached by a command, and what ends the display of its progress.
 func remoteOf(c *cli.Context) (r bundle.Remote, finish func()) {
 	r.Options = registry.Options{
-		Keychain: authn.DefaultKeychain, PlainHTTP: c.Bool("plain-http"), Insecure: c.Bool("insecure"), UserAgent: c.App.Name + "/" + version,
+		Keychain: authn.DefaultKeychain, PlainHTTP: c.Bool("plain-http"), Insecure: c.Bool("insecure"),
+		UserAgent: c.App.Name + "/" + version,
 	}
 	file, ok := c.App.ErrWriter.(*os.File)
 	if !ok || !term.IsTerminal(int(file.Fd())) {

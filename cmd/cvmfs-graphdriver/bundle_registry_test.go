@@ -29,7 +29,8 @@ func told(t *testing.T, code int, args ...string) (out, errOut string) {
 // saved writes a bundle's archive into a folder and gives its path.
 func saved(t *testing.T, dir, arch string) string {
 	t.Helper()
-	b, err := bundle.New(testutil.PluginProgram(t, arch, "1.0", ""), rootfs.Build{Version: "1.0", Time: time.Unix(0, 0)})
+	b, err := bundle.New(testutil.PluginProgram(t, arch, "1.0", ""),
+		rootfs.Build{Version: "1.0", Time: time.Unix(0, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,8 @@ func TestBundlesGoThroughARegistryUnchanged(t *testing.T) {
 		}
 	}
 	// Of a list, the one for this machine.
-	if out, _ := told(t, 0, "bundle", "inspect", "--json", ref); !strings.Contains(out, `"arch": "`+runtime.GOARCH+`"`) {
+	if out, _ := told(t, 0, "bundle", "inspect", "--json", ref); !strings.Contains(out,
+		`"arch": "`+runtime.GOARCH+`"`) {
 		t.Errorf("inspect says\n%s", out)
 	}
 }
@@ -123,7 +125,8 @@ func TestRegistriesGetTheCredentialsOfDockerLogin(t *testing.T) {
 	if _, said := told(t, 1, "bundle", "push", archive, ref); !strings.Contains(said, "docker login "+r.Host) {
 		t.Errorf("without: %s", said)
 	}
-	login := `{"auths": {"` + r.Host + `": {"auth": "` + base64.StdEncoding.EncodeToString([]byte("user:secret")) + `"}}}`
+	login := `{"auths": {"` + r.Host + `": {"auth": "` + base64.StdEncoding.EncodeToString([]byte("user:secret")) +
+		`"}}}`
 	if err := os.WriteFile(filepath.Join(home, "config.json"), []byte(login), 0o600); err != nil {
 		t.Fatal(err)
 	}

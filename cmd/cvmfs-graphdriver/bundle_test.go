@@ -53,8 +53,10 @@ func TestBundlesAreBuiltShownAndVerified(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	code, out, errOut := bundleRun(t, "build", "--plugin", testutil.PluginProgram(t, "amd64", "dev", ""), "--plugin", testutil.PluginProgram(t, "arm64", "dev", ""),
-		"--arch", "amd64,arm64", "--format", "dir,tar.gz,tar.zst", "--output", dist, "--sign", filepath.Join(dir, "key"))
+	code, out, errOut := bundleRun(t, "build", "--plugin", testutil.PluginProgram(t, "amd64", "dev", ""), "--plugin",
+		testutil.PluginProgram(t, "arm64", "dev", ""),
+		"--arch", "amd64,arm64", "--format", "dir,tar.gz,tar.zst", "--output", dist, "--sign",
+		filepath.Join(dir, "key"))
 	if code != 0 || strings.Count(out, "\n") != 10 {
 		t.Fatalf("exit code %d: %s%s", code, out, errOut)
 	}
@@ -65,13 +67,16 @@ func TestBundlesAreBuiltShownAndVerified(t *testing.T) {
 	}
 	archive := filepath.Join(dist, "cvmfs-graphdriver-plugin-dev-arm64.tar.zst")
 	code, out, errOut = bundleRun(t, "verify", "--key", filepath.Join(dir, "key.pub"), archive)
-	if code != 0 || !strings.Contains(out, "version dev for arm64") || !strings.Contains(out, fmt.Sprintf("by key %016X", public.ID())) {
+	if code != 0 || !strings.Contains(out, "version dev for arm64") ||
+		!strings.Contains(out, fmt.Sprintf("by key %016X", public.ID())) {
 		t.Errorf("exit code %d: %s%s", code, out, errOut)
 	}
 	code, out, errOut = bundleRun(t, "inspect", archive)
 	for _, line := range []string{
 		"version       dev\n", "architecture  arm64\n", "capability    CAP_SYS_ADMIN\n", "device        /dev/fuse: ",
-		"setting       cvmfs_ext_config=/etc/cvmfs: ", "setting       fuse=/dev/fuse: ", "setting       DEBUG=0: ", "setting       minio_ext_config=" + rootfs.NoFolder + ": ", "mount         " + rootfs.NoFolder + " on /minio_ext_config (rbind,ro)",
+		"setting       cvmfs_ext_config=/etc/cvmfs: ", "setting       fuse=/dev/fuse: ", "setting       DEBUG=0: ",
+		"setting       minio_ext_config=" + rootfs.NoFolder + ": ",
+		"mount         " + rootfs.NoFolder + " on /minio_ext_config (rbind,ro)",
 	} {
 		if !strings.Contains(out, line) {
 			t.Errorf("exit code %d, no %q in %s%s", code, line, out, errOut)
@@ -86,7 +91,8 @@ func TestBundlesAreBuiltShownAndVerified(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &told); err != nil {
 		t.Fatal(err)
 	}
-	if told.Version != "dev" || told.Arch != "arm64" || len(told.SHA256) != 64 || told.Packed == 0 || told.Unpacked <= told.Packed || len(told.Settings) != 4 {
+	if told.Version != "dev" || told.Arch != "arm64" || len(told.SHA256) != 64 || told.Packed == 0 ||
+		told.Unpacked <= told.Packed || len(told.Settings) != 4 {
 		t.Errorf("got %+v", told)
 	}
 	if err := os.Truncate(archive, told.Packed-1); err != nil {
@@ -110,7 +116,10 @@ func TestBundleCommandsRefuseWhatIsWrong(t *testing.T) {
 		{"build x", 2, `unknown argument "x"`},
 		{"build --format zip", 2, `--format "zip"`},
 		{"build --arch mips", 2, `--arch "mips"`},
-		{"build --arch " + foreign() + " --plugin " + plugin, 1, plugin + " is for " + runtime.GOARCH + ", and " + foreign() + " was asked for"},
+		{
+			"build --arch " + foreign() + " --plugin " + plugin, 1,
+			plugin + " is for " + runtime.GOARCH + ", and " + foreign() + " was asked for",
+		},
 		{"build --arch amd64,arm64 --plugin " + plugin, 1, "no program given by --plugin is for " + foreign()},
 		{"build --plugin " + plugin + "-not", 1, "is missing (build it: make build)"},
 		{"build", 1, "is missing: none of "},
@@ -149,7 +158,11 @@ func TestThePluginsProgramIsFoundWhereItIsBuiltAndInstalled(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// From the last place looked at to the first.
-	for _, name := range []string{"share/cvmfs-graphdriver/cvmfs-graphdriver-plugin-" + version + "-arm64.tar.gz", "lib/cvmfs-graphdriver/arm64/cvmfs-graphdriver-plugin", "bin/cvmfs-graphdriver-plugin", "bin/arm64/cvmfs-graphdriver-plugin", "bin/cvmfs-graphdriver-plugin-arm64"} {
+	for _, name := range []string{
+		"share/cvmfs-graphdriver/cvmfs-graphdriver-plugin-" + version + "-arm64.tar.gz",
+		"lib/cvmfs-graphdriver/arm64/cvmfs-graphdriver-plugin", "bin/cvmfs-graphdriver-plugin",
+		"bin/arm64/cvmfs-graphdriver-plugin", "bin/cvmfs-graphdriver-plugin-arm64",
+	} {
 		want := place(name)
 		if got, err := findPlugin(dir, "arm64"); err != nil || got != want {
 			t.Errorf("got %s, %v, want %s", got, err, want)
@@ -168,7 +181,8 @@ func TestAnInterruptedBuildLeavesNothing(t *testing.T) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0], "bundle", "build", "--plugin", plugin, "--output", out, "--format", "tar.gz,tar.zst")
+	cmd := exec.Command(os.Args[0], "bundle", "build", "--plugin", plugin, "--output", out, "--format",
+		"tar.gz,tar.zst")
 	cmd.Env = append(os.Environ(), underTest+"=1")
 	var said testutil.Buffer
 	cmd.Stderr = &said
@@ -188,7 +202,8 @@ func TestAnInterruptedBuildLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // the exit code says it all
-	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(said.String(), "build plugin bundles in "+out) {
+	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(said.String(),
+		"build plugin bundles in "+out) {
 		t.Errorf("exit code %d: %s", code, said.String())
 	}
 	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {

@@ -18,7 +18,10 @@ func bundleVerifyCommand() *cli.Command {
 		Usage:     "check a plugin bundle: its sums, its signature, what is in it and what it asks for",
 		ArgsUsage: "FILE|DIR",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "key", Usage: "want SHA256SUMS beside the bundle, with a signature by this public `KEY`"},
+			&cli.StringFlag{
+				Name:  "key",
+				Usage: "want SHA256SUMS beside the bundle, with a signature by this public `KEY`",
+			},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
@@ -40,8 +43,10 @@ func bundleVerifyCommand() *cli.Command {
 			if v.Signer != "" {
 				signature = "by key " + v.Signer
 			}
-			_, err = fmt.Fprintf(c.App.Writer, "%s is a plugin bundle of version %s for %s\nsums       %s\nsignature  %s\nstructure  in order\nrights     those of docs/plugin-rights.md\n",
-				c.Args().First(), v.Build.Version, v.Build.Arch, cmp.Or(v.Sums, "not compared: no SHA256SUMS beside it lists it"), signature)
+			_, err = fmt.Fprintf(c.App.Writer,
+				"%s is a plugin bundle of version %s for %s\nsums       %s\nsignature  %s\nstructure  in order\nrights     those of docs/plugin-rights.md\n",
+				c.Args().First(), v.Build.Version, v.Build.Arch,
+				cmp.Or(v.Sums, "not compared: no SHA256SUMS beside it lists it"), signature)
 			return err
 		},
 	}

@@ -17,8 +17,15 @@ import (
 func hostFlags() []cli.Flag {
 	return []cli.Flag{
 		hostFlag, nameFlag, fileFlag,
-		&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: the plugin's setting, or " + configuration + ")"},
-		&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json of an object store (default: the plugin's setting)"},
+		&cli.StringFlag{
+			Name: "cvmfs-config",
+			Usage: "`FOLDER` with the CernVM-FS configuration (default: the plugin's setting, or " + configuration +
+				")",
+		},
+		&cli.StringFlag{
+			Name:  "minio-config",
+			Usage: "`FOLDER` with config.json of an object store (default: the plugin's setting)",
+		},
 		&cli.StringFlag{Name: "log", Usage: "`FILE` that the engine's log goes to (default: where it is found)"},
 		jsonFlag, recordFlag,
 	}
@@ -50,7 +57,10 @@ func doctorCommand() *cli.Command {
 		Usage: "say what is wrong with this host, its engine and its repositories, and what to do about it",
 		Description: "Errors come first. The exit code is 3 if there is one. --bundle-report packs what a supporter wants to see:\n" +
 			"facts, findings, configuration, the engine's log. Passwords, keys and tokens are removed from it.",
-		Flags: append(hostFlags(), &cli.StringFlag{Name: "bundle-report", Usage: "`FILE` that receives a .tar.gz for support"}),
+		Flags: append(hostFlags(), &cli.StringFlag{
+			Name:  "bundle-report",
+			Usage: "`FILE` that receives a .tar.gz for support",
+		}),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
 				return program.Usagef(c, "unknown argument %q", c.Args().First())

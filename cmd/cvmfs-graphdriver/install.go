@@ -29,16 +29,32 @@ func installCommand() *cli.Command {
 			"(exit code 4). Called again it changes what differs, or nothing. See docs/install.md.",
 		Flags: []cli.Flag{
 			bundleFlag, keyFlag,
-			&cli.StringFlag{Name: "from", Usage: "install the plugin from a registry's `REFERENCE` in place of a bundle"},
+			&cli.StringFlag{
+				Name:  "from",
+				Usage: "install the plugin from a registry's `REFERENCE` in place of a bundle",
+			},
 			nameFlag,
 			&cli.StringFlag{Name: "data-root", Usage: "`FOLDER` for the engine's data (default: where they are)"},
-			&cli.StringSliceFlag{Name: "storage-opt", Usage: "`NAME=VALUE` option of the storage driver; NAME= takes it away"},
-			&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: " + configuration + ")"},
+			&cli.StringSliceFlag{
+				Name:  "storage-opt",
+				Usage: "`NAME=VALUE` option of the storage driver; NAME= takes it away",
+			},
+			&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: " +
+				configuration + ")"},
 			&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json of an object store"},
-			&cli.StringSliceFlag{Name: "set", Usage: "`NAME=VALUE` setting of the plugin; NAME= puts back what the plugin came with"},
-			&cli.BoolFlag{Name: "debug", Usage: "engine and plugin log what a maintainer wants to know; --debug=false: not any more"},
+			&cli.StringSliceFlag{
+				Name:  "set",
+				Usage: "`NAME=VALUE` setting of the plugin; NAME= puts back what the plugin came with",
+			},
+			&cli.BoolFlag{
+				Name:  "debug",
+				Usage: "engine and plugin log what a maintainer wants to know; --debug=false: not any more",
+			},
 			fileFlag,
-			&cli.BoolFlag{Name: "fix", Usage: "take comments and trailing commas out of the configuration file, with which the engine does not start"},
+			&cli.BoolFlag{
+				Name:  "fix",
+				Usage: "take comments and trailing commas out of the configuration file, with which the engine does not start",
+			},
 			hostFlag, restartFlag, testFlag, thinFlag,
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be done"},
 			yesFlag, jsonFlag, recordFlag,
@@ -86,9 +102,13 @@ func (s *setup) wishes() (w *installer.Wishes, err error) {
 		}
 	}
 	if w.From != "" && (c.String(bundleFlag.Name) != "" || c.String(keyFlag.Name) != "") {
-		return nil, program.Usagef(c, "--from takes the plugin from a registry: no --%s and no --%s with it", bundleFlag.Name, keyFlag.Name)
+		return nil, program.Usagef(c, "--from takes the plugin from a registry: no --%s and no --%s with it",
+			bundleFlag.Name, keyFlag.Name)
 	}
-	for setting, flag := range map[string]string{"cvmfs_ext_config": "cvmfs-config", "minio_ext_config": "minio-config"} {
+	for setting, flag := range map[string]string{
+		"cvmfs_ext_config": "cvmfs-config",
+		"minio_ext_config": "minio-config",
+	} {
 		dir := c.String(flag)
 		if dir == "" {
 			continue
@@ -155,12 +175,14 @@ func (s *setup) validate(ctx context.Context, f *daemonjson.File) error {
 func (s *setup) judge(ctx context.Context, w *installer.Wishes) (variable bool, err error) {
 	plan := preflight.Plan{
 		Install: true, Host: s.Engine.Client().DaemonHost(), Name: w.Name, DaemonJSON: w.File, DataRoot: w.DataRoot,
-		StorageOpts: w.StorageOpts, CVMFSConfig: folder(w.Settings, "cvmfs_ext_config"), MinioConfig: folder(w.Settings, "minio_ext_config"),
-		Debug: w.Debug != nil, Log: s.Log, Restart: s.c.String(restartFlag.Name), Agent: "cvmfs-graphdriver/" + version,
+		StorageOpts: w.StorageOpts, CVMFSConfig: folder(w.Settings, "cvmfs_ext_config"),
+		MinioConfig: folder(w.Settings, "minio_ext_config"),
+		Debug:       w.Debug != nil, Log: s.Log, Restart: s.c.String(restartFlag.Name), Agent: "cvmfs-graphdriver/" + version,
 	}
 	facts := preflight.Gather(ctx, plan)
 	if w.Fix {
-		facts.File.Problems = slices.DeleteFunc(facts.File.Problems, func(p preflight.Problem) bool { return p.Fixable })
+		facts.File.Problems = slices.DeleteFunc(facts.File.Problems,
+			func(p preflight.Problem) bool { return p.Fixable })
 	}
 	findings := preflight.Judge(facts, plan)
 	var said bytes.Buffer

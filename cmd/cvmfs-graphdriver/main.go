@@ -28,7 +28,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		Name:  "cvmfs-graphdriver",
 		Usage: "run Docker images whose layers lie unpacked in CernVM-FS",
 		Commands: []*cli.Command{
-			installCommand(), upgradeCommand(), uninstallCommand(), testCommand(), statusCommand(), doctorCommand(), bundleCommand(),
+			installCommand(), upgradeCommand(), uninstallCommand(), testCommand(), statusCommand(), doctorCommand(),
+			bundleCommand(),
 			repoCommand(), program.VersionCommand(version, commit), helloCommand(),
 		},
 		Writer:    out,

@@ -45,13 +45,20 @@ func TestExitCodesTellWhoseFaultItIs(t *testing.T) {
 		{"repo ls --config-dir " + empty + " no.such.repository", 1, "config.d/no.such.repository.conf"},
 		{"doctor x", 2, `unknown argument "x"`},
 		{"doctor --nonsense", 2, "doctor --help"},
-		{"doctor --host unix://" + empty + "/none --cvmfs-config " + empty, 3, "this host doesn't qualify: engine.unreachable"},
+		{
+			"doctor --host unix://" + empty + "/none --cvmfs-config " + empty, 3,
+			"this host doesn't qualify: engine.unreachable",
+		},
 		{"status x", 2, `unknown argument "x"`},
-		{"status --host unix://" + empty + "/none --cvmfs-config " + empty, 1, "no engine answers at unix://" + empty + "/none"},
+		{
+			"status --host unix://" + empty + "/none --cvmfs-config " + empty, 1,
+			"no engine answers at unix://" + empty + "/none",
+		},
 		{"repo ls --config-dir " + empty + " ..", 1, "isn't a repository's name"},
 	} {
 		var out, errOut bytes.Buffer
-		code := run(context.Background(), append([]string{"cvmfs-graphdriver"}, strings.Fields(c.args)...), &out, &errOut)
+		code := run(context.Background(), append([]string{"cvmfs-graphdriver"}, strings.Fields(c.args)...), &out,
+			&errOut)
 		said := errOut.String()
 		if c.code == 0 {
 			said = out.String()
@@ -66,10 +73,16 @@ func TestListsOneFolderOrOneFile(t *testing.T) {
 	url := testutil.Serve(t, testutil.Repository(t, features))
 	all := strings.SplitAfter(testutil.Expected(t, features), "\n")
 	for path, in := range map[string]func(rest string) bool{
-		"":                 func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
-		"/":                func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
-		"/nested/":         func(p string) bool { return strings.HasPrefix(p, "/nested/") && strings.Count(p, "/") == 2 },
-		"/nested":          func(p string) bool { return strings.HasPrefix(p, "/nested/") && strings.Count(p, "/") == 2 },
+		"":  func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
+		"/": func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
+		"/nested/": func(p string) bool {
+			return strings.HasPrefix(p, "/nested/") &&
+				strings.Count(p, "/") == 2
+		},
+		"/nested": func(p string) bool {
+			return strings.HasPrefix(p, "/nested/") &&
+				strings.Count(p, "/") == 2
+		},
 		"/hard":            func(p string) bool { return strings.HasPrefix(p, "/hard/") },
 		"/small/hello.txt": func(p string) bool { return p == "/small/hello.txt" },
 		"/links/variant":   func(p string) bool { return p == "/links/variant" },
@@ -88,7 +101,8 @@ func TestListsOneFolderOrOneFile(t *testing.T) {
 		}
 		compareLines(t, want.String(), out)
 	}
-	if code, _, errOut := ls(t, features, url, features+"/no/such"); code != 1 || !strings.Contains(errOut, `"/no/such"`) {
+	if code, _, errOut := ls(t, features, url, features+"/no/such"); code != 1 ||
+		!strings.Contains(errOut, `"/no/such"`) {
 		t.Errorf("a missing path: exit code %d, %s", code, errOut)
 	}
 }
@@ -96,10 +110,12 @@ func TestListsOneFolderOrOneFile(t *testing.T) {
 func TestConfigurationOfTheHostSuffices(t *testing.T) {
 	dir := testutil.Configure(t, map[string]string{features: testutil.Serve(t, testutil.Repository(t, features))})
 	var out, errOut bytes.Buffer
-	if code := run(context.Background(), []string{"x", "repo", "ls", "--config-dir", dir, features + "/links"}, &out, &errOut); code != 0 {
+	if code := run(context.Background(), []string{"x", "repo", "ls", "--config-dir", dir, features + "/links"}, &out,
+		&errOut); code != 0 {
 		t.Fatalf("exit code %d: %s", code, &errOut)
 	}
-	if want := "lrwxrwxrwx   1     0     0"; !strings.HasPrefix(out.String(), want) || !strings.Contains(out.String(), " /links/variant -> fallback/bin\n") {
+	if want := "lrwxrwxrwx   1     0     0"; !strings.HasPrefix(out.String(), want) ||
+		!strings.Contains(out.String(), " /links/variant -> fallback/bin\n") {
 		t.Errorf("got\n%swant lines like %q", &out, want)
 	}
 }
@@ -167,7 +183,10 @@ func TestEveryTypePrints(t *testing.T) {
 			`srwS--S---   1     0     0          0 1970-01-01 00:00 "/x\n"`,
 		},
 		{
-			catalog.Entry{Mode: 0o106711, Nlink: 1, Size: 7, Xattrs: []catalog.Xattr{{Name: "user.a", Value: []byte{0, 255}}, {Name: "user.b"}}},
+			catalog.Entry{
+				Mode: 0o106711, Nlink: 1, Size: 7,
+				Xattrs: []catalog.Xattr{{Name: "user.a", Value: []byte{0, 255}}, {Name: "user.b"}},
+			},
 			`{"gid": 0, "mode": "6711", "mtime": 0, "nlink": 1, "path": "/x\n", "size": 7, "type": "file", "uid": 0, "xattrs_hex": {"user.a": "00ff", "user.b": ""}}`,
 			`-rws--s--x   1     0     0          7 1970-01-01 00:00 "/x\n"`,
 		},
@@ -198,7 +217,8 @@ func TestDefaultsHoldWhereTheHostSaysNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Timeout != 5*time.Second || c.ProxyResetAfter != 5*time.Minute || c.HostResetAfter != 30*time.Minute || c.BackoffMax != 10*time.Second {
+	if c.Timeout != 5*time.Second || c.ProxyResetAfter != 5*time.Minute || c.HostResetAfter != 30*time.Minute ||
+		c.BackoffMax != 10*time.Second {
 		t.Errorf("got %+v", c)
 	}
 	if c.TimeoutDirect != 2*time.Second || c.MaxRetries != 0 {

@@ -39,8 +39,14 @@ func folderArg(arg string) (fqrn, path string) {
 func repoFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "config-dir", Usage: "`FOLDER` with the CernVM-FS configuration", Value: config.HostDir},
-		&cli.StringFlag{Name: "server-url", Usage: "`URL` of the repository on a server (several: separated by ;), instead of CVMFS_SERVER_URL"},
-		&cli.StringFlag{Name: "public-key", Usage: "`FILE` with a master public key (several: separated by :), instead of the configured ones"},
+		&cli.StringFlag{
+			Name:  "server-url",
+			Usage: "`URL` of the repository on a server (several: separated by ;), instead of CVMFS_SERVER_URL",
+		},
+		&cli.StringFlag{
+			Name:  "public-key",
+			Usage: "`FILE` with a master public key (several: separated by :), instead of the configured ones",
+		},
 		&cli.StringFlag{Name: "proxy", Usage: "DIRECT or `PROXIES` as in CVMFS_HTTP_PROXY, instead of it"},
 		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log what is being done to stderr"},
 	}

@@ -133,16 +133,24 @@ func TestAListingThatIsEndedLeavesNothing(t *testing.T) {
 
 func TestAConfigurationIsNamedWhereItLies(t *testing.T) {
 	dir := t.TempDir()
-	for name, text := range map[string]string{"default.local": "CVMFS_HTTP_PROXY=auto\n", "config.d/a.example.org.conf": "CVMFS_SERVER_URL=http://127.0.0.1:9/x\nCVMFS_PUBLIC_KEY=/x\n"} {
+	for name, text := range map[string]string{
+		"default.local":               "CVMFS_HTTP_PROXY=auto\n",
+		"config.d/a.example.org.conf": "CVMFS_SERVER_URL=http://127.0.0.1:9/x\nCVMFS_PUBLIC_KEY=/x\n",
+	} {
 		file := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755),
+			os.WriteFile(file, []byte(text), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for fqrn, file := range map[string]string{"a.example.org": "default.local:1", "b.example.org": "default.local:1", "b": "default.local"} {
+	for fqrn, file := range map[string]string{
+		"a.example.org": "default.local:1", "b.example.org": "default.local:1",
+		"b": "default.local",
+	} {
 		var out, errOut bytes.Buffer
 		code := run(context.Background(), []string{"x", "repo", "ls", "--config-dir", dir, fqrn}, &out, &errOut)
-		if said := errOut.String(); code != 1 || !strings.Contains(said, filepath.Join(dir, file)) || strings.Contains(said, "/etc/cvmfs/default") {
+		if said := errOut.String(); code != 1 || !strings.Contains(said, filepath.Join(dir, file)) ||
+			strings.Contains(said, "/etc/cvmfs/default") {
 			t.Errorf("%s: exit code %d: %s", fqrn, code, said)
 		}
 	}

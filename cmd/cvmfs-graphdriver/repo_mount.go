@@ -34,7 +34,10 @@ All names are read before the mount appears; content is fetched, and verified, w
 The folder is shown as it is published, not as a layer of an image: whiteouts (.wh.…) and .cvmfscatalog are files, owners are the
 repository's. Left out are extended attributes that are instructions to overlayfs; devices 0:0 are not shown by the view erofs.`,
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "view", Usage: "erofs (mounted by the kernel), fuse (served by this program) or auto: `VIEW`", Value: "auto"},
+			&cli.StringFlag{
+				Name:  "view",
+				Usage: "erofs (mounted by the kernel), fuse (served by this program) or auto: `VIEW`", Value: "auto",
+			},
 			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` that keeps what was fetched; without it, nothing is kept"},
 		}, repoFlags()...),
 		Action: repoMount,
@@ -163,19 +166,22 @@ func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 		return err
 	}
 	m.objects, err = objects.Open(objects.Config{
-		Dir: m.path("store", "objects"), Fresh: m.path("fresh", "objects"), State: m.path("state"), Sources: m, Log: log,
+		Dir: m.path("store", "objects"), Fresh: m.path("fresh", "objects"), State: m.path("state"), Sources: m,
+		Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	tree := view.New(view.Config{
-		Objects: objectfs.New(objectfs.Config{Index: index, Store: m.objects, Log: log}), Index: index, Store: m.objects,
-		Dir: m.path("store", "objects"), Log: log,
+		Objects: objectfs.New(objectfs.Config{Index: index, Store: m.objects, Log: log}), Index: index,
+		Store: m.objects,
+		Dir:   m.path("store", "objects"), Log: log,
 	})
 	if err := tree.Add(m.image.Key, m.image.Meta); err != nil {
 		return err
 	}
-	if err := errors.Join(fusewire.Unmount(m.path("fuse")), m.mounter.Unmount(m.path("image")), os.MkdirAll(m.path("fuse"), 0o700)); err != nil {
+	if err := errors.Join(fusewire.Unmount(m.path("fuse")), m.mounter.Unmount(m.path("image")),
+		os.MkdirAll(m.path("fuse"), 0o700)); err != nil {
 		return err
 	}
 	if m.device, err = fusewire.Mount(m.path("fuse")); err != nil {
@@ -200,7 +206,10 @@ func (m *repoFolder) mount(want string) error {
 			Image: &layers.ImageMount{Source: m.image.Meta, Target: m.path("image")},
 			Shared: &layers.Shared{
 				Target: m.dir, Lower: []string{m.path("image")},
-				Data: []string{m.path("store"), m.path("fuse", objectfs.Gate), m.path("fresh"), m.path("fuse", objectfs.Data)},
+				Data: []string{
+					m.path("store"), m.path("fuse", objectfs.Gate), m.path("fresh"),
+					m.path("fuse", objectfs.Data),
+				},
 			},
 		})
 		if err == nil || want == string(layers.ViewEROFS) {

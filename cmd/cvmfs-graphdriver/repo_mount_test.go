@@ -38,7 +38,8 @@ func mountRepo(t *testing.T, url, folder string, args ...string) string {
 	dir := t.TempDir()
 	fqrn, _ := folderArg(folder)
 	args = append([]string{
-		"repo", "mount", "--config-dir", t.TempDir(), "--server-url", url, "--public-key", testutil.PublicKey(t, fqrn), "--proxy", "DIRECT",
+		"repo", "mount", "--config-dir", t.TempDir(), "--server-url", url, "--public-key", testutil.PublicKey(t, fqrn),
+		"--proxy", "DIRECT",
 	}, args...)
 	var out, errOut testutil.Buffer
 	cmd := exec.Command(os.Args[0], append(args, folder, dir)...)
@@ -61,7 +62,8 @@ func mountRepo(t *testing.T, url, folder string, args ...string) string {
 			t.Errorf("left on the mount point: %v, %v", left, err)
 		}
 	})
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(out.String(), "is mounted on "+dir); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(out.String(),
+		"is mounted on "+dir); time.Sleep(10 * time.Millisecond) {
 		select {
 		case code := <-ended:
 			ended <- 0
@@ -132,7 +134,8 @@ func compareMounted(t *testing.T, dir, line string) {
 		}
 	case unix.S_IFREG:
 		b, err := os.ReadFile(name)
-		if sum := sha256.Sum256(b); err != nil || int64(len(b)) != want.Size || hex.EncodeToString(sum[:]) != want.SHA256 {
+		if sum := sha256.Sum256(b); err != nil || int64(len(b)) != want.Size ||
+			hex.EncodeToString(sum[:]) != want.SHA256 {
 			t.Errorf("%s: %d bytes, %v, want %s", want.Path, len(b), err, line)
 		}
 	}
@@ -150,7 +153,8 @@ func TestMountOfAFolderKeepsWhatItFetched(t *testing.T) {
 			t.Error("the mount can be written to")
 		}
 		other := run(context.Background(), []string{
-			"cvmfs-graphdriver", "repo", "mount", "--cache", cache, "--server-url", url, "--public-key", testutil.PublicKey(t, features),
+			"cvmfs-graphdriver", "repo", "mount", "--cache", cache, "--server-url", url, "--public-key",
+			testutil.PublicKey(t, features),
 			"--proxy", "DIRECT", features, t.TempDir(),
 		}, new(bytes.Buffer), new(bytes.Buffer))
 		if other != 1 {

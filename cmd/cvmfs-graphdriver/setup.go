@@ -31,17 +31,35 @@ const packaged = "/usr/share/cvmfs-graphdriver"
 
 // Flags that install, upgrade, uninstall and test have in common.
 var (
-	hostFlag    = &cli.StringFlag{Name: "host", Usage: "`SOCKET` of the engine (default: $DOCKER_HOST, or unix:///var/run/docker.sock)"}
-	nameFlag    = &cli.StringFlag{Name: "name", Usage: "`NAME` of the plugin and of the storage driver (default: the one there is, or " + installer.DefaultName + ")"}
-	fileFlag    = &cli.StringFlag{Name: "daemon-json", Usage: "the engine's configuration `FILE` (default: the one it runs with, or " + daemonjson.DefaultPath + ")"}
-	restartFlag = &cli.StringFlag{Name: "restart", Usage: "how the engine is restarted: auto, systemd, systemd:UNIT, openrc, sysv, command:`COMMAND` or none", Value: "auto"}
-	yesFlag     = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "don't ask before the host is changed"}
-	jsonFlag    = &cli.BoolFlag{Name: "json", Usage: "answer for programs; of steps, a line of JSON for each"}
-	recordFlag  = &cli.StringFlag{Name: "record", Usage: "`FILE` that keeps what was changed", Value: installer.DefaultRecord}
-	bundleFlag  = &cli.StringFlag{Name: "bundle", Usage: "plugin bundle, a `FILE` or folder (default: the one in " + packaged + " or beside this program)"}
-	keyFlag     = &cli.StringFlag{Name: "key", Usage: "public `KEY` (minisign) that must have signed the bundle"}
-	testFlag    = &cli.StringFlag{Name: "test-image", Usage: "run this ordinary `IMAGE` in place of one made here"}
-	thinFlag    = &cli.StringFlag{Name: "thin-image", Usage: "run this thin `IMAGE`"}
+	hostFlag = &cli.StringFlag{
+		Name:  "host",
+		Usage: "`SOCKET` of the engine (default: $DOCKER_HOST, or unix:///var/run/docker.sock)",
+	}
+	nameFlag = &cli.StringFlag{
+		Name: "name",
+		Usage: "`NAME` of the plugin and of the storage driver (default: the one there is, or " +
+			installer.DefaultName + ")",
+	}
+	fileFlag = &cli.StringFlag{
+		Name:  "daemon-json",
+		Usage: "the engine's configuration `FILE` (default: the one it runs with, or " + daemonjson.DefaultPath + ")",
+	}
+	restartFlag = &cli.StringFlag{
+		Name:  "restart",
+		Usage: "how the engine is restarted: auto, systemd, systemd:UNIT, openrc, sysv, command:`COMMAND` or none",
+		Value: "auto",
+	}
+	yesFlag    = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "don't ask before the host is changed"}
+	jsonFlag   = &cli.BoolFlag{Name: "json", Usage: "answer for programs; of steps, a line of JSON for each"}
+	recordFlag = &cli.StringFlag{
+		Name: "record", Usage: "`FILE` that keeps what was changed",
+		Value: installer.DefaultRecord,
+	}
+	bundleFlag = &cli.StringFlag{Name: "bundle", Usage: "plugin bundle, a `FILE` or folder (default: the one in " +
+		packaged + " or beside this program)"}
+	keyFlag  = &cli.StringFlag{Name: "key", Usage: "public `KEY` (minisign) that must have signed the bundle"}
+	testFlag = &cli.StringFlag{Name: "test-image", Usage: "run this ordinary `IMAGE` in place of one made here"}
+	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "run this thin `IMAGE`"}
 )
 
 // pluginName is the plugin that is meant, of an engine with a configuration file.
@@ -71,7 +89,8 @@ func newSetup(c *cli.Context) (*setup, error) {
 	}
 	socket, local := strings.CutPrefix(engine.Client().DaemonHost(), "unix://")
 	if !local {
-		return nil, program.Usagef(c, "the engine at %s is not this host's: run this where it runs", engine.Client().DaemonHost())
+		return nil, program.Usagef(c, "the engine at %s is not this host's: run this where it runs",
+			engine.Client().DaemonHost())
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -123,7 +142,8 @@ func (s *setup) images() (installer.Images, error) {
 	}
 	defer f.Close()
 	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return images, program.Usagef(s.c, "this build of the program can't run in an image made here, as it needs a dynamic loader: name one with --%s, or build with CGO_ENABLED=0", testFlag.Name)
+		return images, program.Usagef(s.c,
+			"this build of the program can't run in an image made here, as it needs a dynamic loader: name one with --%s, or build with CGO_ENABLED=0", testFlag.Name)
 	}
 	return images, nil
 }
@@ -172,7 +192,8 @@ func findBundle() (string, error) {
 			found = append(found, some...)
 		}
 		ours := slices.DeleteFunc(slices.Clone(found), func(name string) bool {
-			return !strings.HasPrefix(filepath.Base(name), fmt.Sprintf("cvmfs-graphdriver-plugin-%s-%s.", version, runtime.GOARCH))
+			return !strings.HasPrefix(filepath.Base(name), fmt.Sprintf("cvmfs-graphdriver-plugin-%s-%s.", version,
+				runtime.GOARCH))
 		})
 		switch {
 		case len(ours) > 0:
@@ -183,14 +204,16 @@ func findBundle() (string, error) {
 			return "", fmt.Errorf("several bundles are in %s: name one with --%s", dir, bundleFlag.Name)
 		}
 	}
-	return "", fmt.Errorf("no plugin bundle is in %s or beside this program: name one with --%s", packaged, bundleFlag.Name)
+	return "", fmt.Errorf("no plugin bundle is in %s or beside this program: name one with --%s", packaged,
+		bundleFlag.Name)
 }
 
 // ask shows what is to be done, and has it confirmed unless the user has done so already.
 func ask(ctx context.Context, c *cli.Context, p *printer, what []string) error {
 	yes := c.Bool(yesFlag.Name)
 	if !yes && !interactive() {
-		return program.Usagef(c, "the host would be changed: %s\nThere is nobody to confirm it: give --%s", strings.Join(what, "\n"), yesFlag.Name)
+		return program.Usagef(c, "the host would be changed: %s\nThere is nobody to confirm it: give --%s",
+			strings.Join(what, "\n"), yesFlag.Name)
 	}
 	p.tell(installer.Event{Step: "plan", Outcome: installer.Told, Text: strings.Join(what, "\n")})
 	if yes {

@@ -37,9 +37,11 @@ func statusCommand() *cli.Command {
 			}
 			if status.Engine.Err != "" {
 				if status.Engine.Denied {
-					return fmt.Errorf("the engine's socket %s is not for this user: run this program as root", status.Engine.Host)
+					return fmt.Errorf("the engine's socket %s is not for this user: run this program as root",
+						status.Engine.Host)
 				}
-				return fmt.Errorf("no engine answers at %s (\"cvmfs-graphdriver doctor\" says more)", status.Engine.Host)
+				return fmt.Errorf("no engine answers at %s (\"cvmfs-graphdriver doctor\" says more)",
+					status.Engine.Host)
 			}
 			return nil
 		},

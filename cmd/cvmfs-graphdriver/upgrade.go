@@ -13,7 +13,10 @@ func upgradeCommand() *cli.Command {
 		Usage: "replace the plugin by that of another bundle, settings and images kept",
 		Description: "Disables the plugin, replaces it, enables it and restarts the engine: containers stop. If that fails, the plugin of before is\n" +
 			"put back (exit code 4).",
-		Flags: []cli.Flag{bundleFlag, keyFlag, nameFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag, jsonFlag, recordFlag},
+		Flags: []cli.Flag{
+			bundleFlag, keyFlag, nameFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag,
+			jsonFlag, recordFlag,
+		},
 		Action: func(c *cli.Context) error {
 			s, err := newSetup(c)
 			if err != nil {
@@ -31,7 +34,10 @@ func upgradeCommand() *cli.Command {
 			if err := s.restarts(); err != nil {
 				return err
 			}
-			return s.Upgrade(c.Context, installer.Renewal{Name: c.String("name"), Bundle: b, File: s.file, Images: images})
+			return s.Upgrade(c.Context, installer.Renewal{
+				Name: c.String("name"), Bundle: b, File: s.file,
+				Images: images,
+			})
 		},
 	}
 }

@@ -18,7 +18,10 @@ func gcCommand() *cli.Command {
 			"Images made by make-thin stay. Layers that other tools put below the same folder are known only by their image's\n" +
 			"/.metadata/…/manifest.json: without one they are removed. What the storage frees, publish gc tells.",
 		Flags: append(targetFlags(),
-			&cli.IntFlag{Name: "grace-period", Usage: "`DAYS` a layer must have been found unused before it goes", Value: 7},
+			&cli.IntFlag{
+				Name: "grace-period", Usage: "`DAYS` a layer must have been found unused before it goes",
+				Value: 7,
+			},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only tell what would go"},
 			&cli.BoolFlag{Name: "json", Usage: "tell as JSON"},
 		),
@@ -41,7 +44,8 @@ func collect(c *cli.Context) error {
 			return err
 		}
 		if repository != "" && list.Repository != repository {
-			return program.Usagef(c, "%s is for the repository %s, another list for %s", file, list.Repository, repository)
+			return program.Usagef(c, "%s is for the repository %s, another list for %s", file, list.Repository,
+				repository)
 		}
 		repository = list.Repository
 		o.Lists = append(o.Lists, list)
@@ -78,6 +82,7 @@ func (p *progress) collected(s *convert.CollectSummary, dry bool) error {
 	for _, layer := range s.Removed {
 		say("%sremoved: %s\n", would, layer)
 	}
-	say("%d layers kept, %d %sremoved, %d unused in their time of grace\n", s.Kept, len(s.Removed), would, len(s.Waiting))
+	say("%d layers kept, %d %sremoved, %d unused in their time of grace\n", s.Kept, len(s.Removed), would,
+		len(s.Waiting))
 	return err
 }

@@ -50,7 +50,8 @@ func TestGuideSaysWhatWorks(t *testing.T) {
 	if err := os.Symlink(program, filepath.Join(bin, "docker2cvmfs")); err != nil {
 		t.Fatal(err)
 	}
-	here := strings.NewReplacer("https://registry.example.org", registry.URL, "registry.example.org", registry.Host, "/srv/layers", publisher)
+	here := strings.NewReplacer("https://registry.example.org", registry.URL, "registry.example.org", registry.Host,
+		"/srv/layers", publisher)
 	lists := blocks(t, "converting.md", "yaml")
 	if len(lists) != 1 {
 		t.Fatalf("%d wish lists", len(lists))
@@ -66,12 +67,16 @@ func TestGuideSaysWhatWorks(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v:\n%s\n%s", err, script, out)
 	}
-	for _, file := range []string{"thin.tar", "thin-layout/index.json", "image/thin.json", "image/manifest.json", "image/notes"} {
+	for _, file := range []string{
+		"thin.tar", "thin-layout/index.json", "image/thin.json", "image/manifest.json",
+		"image/notes",
+	} {
 		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Size() == 0 {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
-	if layers, err := filepath.Glob(filepath.Join(dir, "image/unpacked/*/.cvmfscatalog")); err != nil || len(layers) != 3 {
+	if layers, err := filepath.Glob(filepath.Join(dir, "image/unpacked/*/.cvmfscatalog")); err != nil ||
+		len(layers) != 3 {
 		t.Errorf("unpacked: %v, %v", layers, err)
 	}
 }

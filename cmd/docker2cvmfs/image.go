@@ -15,8 +15,14 @@ import (
 // imageFlags say how images are read. They may stand before the command too.
 func imageFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "registry", Usage: "`URL` of the registry that images without a scheme are in, as in https://registry-1.docker.io/v2"},
-		&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image, where there are several", DefaultText: "linux/amd64"},
+		&cli.StringFlag{
+			Name:  "registry",
+			Usage: "`URL` of the registry that images without a scheme are in, as in https://registry-1.docker.io/v2",
+		},
+		&cli.StringFlag{
+			Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image, where there are several",
+			DefaultText: "linux/amd64",
+		},
 		&cli.StringSliceFlag{Name: "mirror", Usage: "`URL` of a registry to ask before Docker Hub"},
 		&cli.BoolFlag{Name: "plain-http", Usage: "speak to registries without TLS where they have none"},
 		&cli.BoolFlag{Name: "insecure", Usage: "don't check the certificates of registries"},
@@ -80,7 +86,8 @@ func needArgs(c *cli.Context, names ...string) error {
 // manifestCommand prints an image's manifest.
 func manifestCommand() *cli.Command {
 	return &cli.Command{
-		Name: "manifest", Usage: "print an image's manifest, as the registry has it", ArgsUsage: "IMAGE", Flags: imageFlags(),
+		Name: "manifest", Usage: "print an image's manifest, as the registry has it", ArgsUsage: "IMAGE",
+		Flags: imageFlags(),
 		Action: func(c *cli.Context) error {
 			return printOf(c, func(image *source.Image) []byte { return image.Raw })
 		},
@@ -90,7 +97,8 @@ func manifestCommand() *cli.Command {
 // configCommand prints an image's configuration.
 func configCommand() *cli.Command {
 	return &cli.Command{
-		Name: "config", Usage: "print an image's configuration, as the registry has it", ArgsUsage: "IMAGE", Flags: imageFlags(),
+		Name: "config", Usage: "print an image's configuration, as the registry has it", ArgsUsage: "IMAGE",
+		Flags: imageFlags(),
 		Action: func(c *cli.Context) error {
 			return printOf(c, func(image *source.Image) []byte { return image.RawConfig })
 		},

@@ -37,8 +37,11 @@ func loopCommand() *cli.Command {
 	return &cli.Command{
 		Name: "loop", Usage: "convert the images of a wish list, again and again", ArgsUsage: "WISHLIST.yaml",
 		Description: "The list is read anew in each round. A round that fails is reported, and the next one follows; an interrupt ends the loop.",
-		Flags:       append(listFlags(), &cli.DurationFlag{Name: "interval", Usage: "`TIME` between two rounds", Value: defaultInterval}),
-		Action:      loop,
+		Flags: append(listFlags(), &cli.DurationFlag{
+			Name: "interval", Usage: "`TIME` between two rounds",
+			Value: defaultInterval,
+		}),
+		Action: loop,
 	}
 }
 
@@ -46,7 +49,10 @@ func listFlags() []cli.Flag {
 	flags := append(imageFlags(), progressFlags()...)
 	flags = append(flags, targetFlags()...)
 	return append(flags,
-		&cli.StringFlag{Name: "notification-file", Aliases: []string{"notify", "n"}, Usage: "append what happens to `FILE`, as JSON lines"},
+		&cli.StringFlag{
+			Name: "notification-file", Aliases: []string{"notify", "n"},
+			Usage: "append what happens to `FILE`, as JSON lines",
+		},
 		&cli.BoolFlag{Name: "force", Usage: "write thin images even if nothing changed"},
 	)
 }
@@ -127,7 +133,9 @@ func convertOnce(c *cli.Context) error {
 	return nil
 }
 
-func convertAll(ctx context.Context, conv *convert.Converter, list *wish.List, n *notifier) (*convert.ListSummary, error) {
+func convertAll(ctx context.Context, conv *convert.Converter, list *wish.List,
+	n *notifier,
+) (*convert.ListSummary, error) {
 	n.begin()
 	s, err := conv.ConvertList(ctx, list)
 	n.end(err)
@@ -144,7 +152,8 @@ func (p *progress) listSummary(s *convert.ListSummary) error {
 	for _, i := range s.Images {
 		added, stored = added+i.Added, stored+i.Stats.Stored
 	}
-	_, err := fmt.Fprintf(p.results, "%d converted, %d unchanged, %d failed; %d layers added, %s stored\n", s.Converted, s.Unchanged, len(s.Failures),
+	_, err := fmt.Fprintf(p.results, "%d converted, %d unchanged, %d failed; %d layers added, %s stored\n", s.Converted,
+		s.Unchanged, len(s.Failures),
 		added, size(stored))
 	for _, f := range s.Failures {
 		if err == nil {

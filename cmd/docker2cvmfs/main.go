@@ -40,7 +40,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		Usage: "turn container images into thin images whose layers lie in CernVM-FS",
 		Flags: imageFlags(),
 		Commands: []*cli.Command{
-			pullCommand(), thinCommand(), makeThinCommand(), convertCommand(), loopCommand(), gcCommand(), publishCommand(),
+			pullCommand(), thinCommand(), makeThinCommand(), convertCommand(), loopCommand(), gcCommand(),
+			publishCommand(),
 			manifestCommand(), configCommand(),
 			program.VersionCommand(version, commit),
 		},

@@ -119,7 +119,10 @@ func TestMakeThinDoesEverything(t *testing.T) {
 	registry := testutil.NewRegistry(t, "", "")
 	in := registry.Push(t, "library/tiny:1", tiny(t), nil)
 	dir := newPublisher(t)
-	args := []string{"make-thin", "--input-reference", in, "--output-reference", registry.Host + "/thin/tiny:1", "--repository", fqrn, "--subdirectory", "some/layers", "--target", "native:" + dir}
+	args := []string{
+		"make-thin", "--input-reference", in, "--output-reference", registry.Host + "/thin/tiny:1",
+		"--repository", fqrn, "--subdirectory", "some/layers", "--target", "native:" + dir,
+	}
 	out := must(t, args...)
 	if !strings.Contains(out, "3 added, 0 there already") || !strings.Contains(out, "thin/tiny:1@sha256:") {
 		t.Errorf("summary: %s", out)
@@ -163,7 +166,10 @@ func TestProgressIsForProgramsToo(t *testing.T) {
 			t.Errorf("summary %+v", e.Summary)
 		}
 	}
-	for action, want := range map[convert.Action]int{convert.ImageStarted: 1, convert.LayerStarted: 3, convert.LayerDone: 3, convert.Publishing: 1, convert.ImageDone: 1} {
+	for action, want := range map[convert.Action]int{
+		convert.ImageStarted: 1, convert.LayerStarted: 3,
+		convert.LayerDone: 3, convert.Publishing: 1, convert.ImageDone: 1,
+	} {
 		if seen[action] != want {
 			t.Errorf("%d times %s, want %d", seen[action], action, want)
 		}
@@ -191,7 +197,8 @@ func TestWishListsAreConvertedAndCollected(t *testing.T) {
 	}
 	write(fmt.Sprintf("'http://%[1]s/a:1.*', 'http://%[1]s/none:1'", registry.Host))
 	code, out, errOut := call(t, "convert", "--target", "native:"+dir, "--notification-file", notes, list)
-	if code != 1 || !strings.Contains(out, "1 converted, 0 unchanged, 1 failed; 3 layers added") || !strings.Contains(errOut, "1 of 2 images failed") {
+	if code != 1 || !strings.Contains(out, "1 converted, 0 unchanged, 1 failed; 3 layers added") ||
+		!strings.Contains(errOut, "1 of 2 images failed") {
 		t.Errorf("exit code %d: %s%s", code, out, errOut)
 	}
 	b, err := os.ReadFile(notes)
@@ -209,14 +216,17 @@ func TestWishListsAreConvertedAndCollected(t *testing.T) {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
-	if actions["start_ducc"] != 1 || actions["start_layer_conversion"] != 3 || actions["end_layer_conversion"] != 3 || actions["end_ducc"] != 1 {
+	if actions["start_ducc"] != 1 || actions["start_layer_conversion"] != 3 || actions["end_layer_conversion"] != 3 ||
+		actions["end_ducc"] != 1 {
 		t.Errorf("actions %v", actions)
 	}
 	write(fmt.Sprintf("'http://%s/b:1'", registry.Host))
-	if out := must(t, "gc", "--target", "native:"+dir, "--dry-run", "--grace-period", "0", list); !strings.Contains(out, "3 would be removed") {
+	if out := must(t, "gc", "--target", "native:"+dir, "--dry-run", "--grace-period", "0", list); !strings.Contains(out,
+		"3 would be removed") {
 		t.Errorf("dry run: %s", out)
 	}
-	if out := must(t, "gc", "--target", "native:"+dir, "--grace-period", "0", list); !strings.Contains(out, "0 layers kept, 3 removed") {
+	if out := must(t, "gc", "--target", "native:"+dir, "--grace-period", "0", list); !strings.Contains(out,
+		"0 layers kept, 3 removed") {
 		t.Errorf("collection: %s", out)
 	}
 }
@@ -233,7 +243,8 @@ func TestBadInputIsToldClearly(t *testing.T) {
 	expired := func(t *testing.T, b *bad) {
 		b.dir = filepath.Join(t.TempDir(), "publisher")
 		past := func() time.Time { return time.Now().AddDate(0, -3, 0) }
-		if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn}, publish.Options{Now: past}); err != nil {
+		if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn},
+			publish.Options{Now: past}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -242,15 +253,35 @@ func TestBadInputIsToldClearly(t *testing.T) {
 		code  int
 		want  []string
 	}{
-		"missing tag":       {func(_ *testing.T, b *bad) { b.in = b.registry.Host + "/a:none" }, 1, []string{"no such tag", "check the tag"}},
-		"no such image":     {func(_ *testing.T, b *bad) { b.in = b.registry.Host + "/none:1" }, 1, []string{"no such image", "check the name"}},
-		"wrong credentials": {func(_ *testing.T, b *bad) { b.registry.Set(testutil.Fault{Status: 401}) }, 1, []string{"access denied", "docker login"}},
+		"missing tag": {
+			func(_ *testing.T, b *bad) { b.in = b.registry.Host + "/a:none" }, 1,
+			[]string{"no such tag", "check the tag"},
+		},
+		"no such image": {
+			func(_ *testing.T, b *bad) { b.in = b.registry.Host + "/none:1" }, 1,
+			[]string{"no such image", "check the name"},
+		},
+		"wrong credentials": {
+			func(_ *testing.T, b *bad) { b.registry.Set(testutil.Fault{Status: 401}) }, 1,
+			[]string{"access denied", "docker login"},
+		},
 		"other platform": {func(t *testing.T, b *bad) {
-			list := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: tiny(t), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}})
+			list := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+				Add:        tiny(t),
+				Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}},
+			})
 			b.in = b.registry.Push(t, "list:1", list, nil)
 		}, 1, []string{"no image for the platform linux/amd64", "linux/s390x", "--platform"}},
-		"damaged layer":  {func(_ *testing.T, b *bad) { b.registry.Set(testutil.Fault{Path: "/blobs/", Flip: true}) }, 1, []string{"damaged", "digest"}},
-		"wrong manifest": {func(_ *testing.T, b *bad) { b.registry.Set(testutil.Fault{Path: "/manifests/", Extra: "}"}) }, 1, []string{"manifest"}},
+		"damaged layer": {
+			func(_ *testing.T, b *bad) { b.registry.Set(testutil.Fault{Path: "/blobs/", Flip: true}) },
+			1,
+			[]string{"damaged", "digest"},
+		},
+		"wrong manifest": {func(_ *testing.T,
+			b *bad,
+		) {
+			b.registry.Set(testutil.Fault{Path: "/manifests/", Extra: "}"})
+		}, 1, []string{"manifest"}},
 		"truncated layer": {func(t *testing.T, b *bad) {
 			whole := testutil.Tar(t, tar.Header{Typeflag: tar.TypeReg, Name: "a", Linkname: strings.Repeat("x", 9000)})
 			image, err := mutate.AppendLayers(tiny(t), static.NewLayer(whole[:5000], types.DockerUncompressedLayer))
@@ -286,7 +317,8 @@ func TestBadInputIsToldClearly(t *testing.T) {
 		"full disk": {func(t *testing.T, b *bad) {
 			full := testutil.SmallDisk(t, "4m")
 			b.dir = filepath.Join(full, "publisher")
-			if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn, Compression: "none"}, publish.Options{}); err != nil {
+			if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn, Compression: "none"},
+				publish.Options{}); err != nil {
 				t.Fatal(err)
 			}
 			big := testutil.Tar(t, tar.Header{Typeflag: tar.TypeReg, Name: "a", Linkname: strings.Repeat("x", 5<<20)})
@@ -304,7 +336,8 @@ func TestBadInputIsToldClearly(t *testing.T) {
 			b.in = b.registry.Push(t, "a:1", tiny(t), nil)
 			c.spoil(t, b)
 			out := filepath.Join(t.TempDir(), "thin.tar")
-			code, _, errOut := call(t, "make-thin", "-i", b.in, "-o", "docker-archive:"+out, "--target", "native:"+b.dir)
+			code, _, errOut := call(t, "make-thin", "-i", b.in, "-o", "docker-archive:"+out, "--target",
+				"native:"+b.dir)
 			if code != c.code {
 				t.Errorf("exit code %d, want %d", code, c.code)
 			}
@@ -338,7 +371,10 @@ func TestWrongUsageIsToldApart(t *testing.T) {
 		{[]string{"unknown"}, program.Usage, "unknown command"},
 		{[]string{"make-thin"}, program.Usage, "--input-reference"},
 		{[]string{"make-thin", "-i", "a"}, program.Usage, "no target"},
-		{[]string{"make-thin", "-i", "a", "-o", "b@sha256:" + strings.Repeat("0", 64), "--target", "dir:/x"}, program.Usage, "give a tag"},
+		{
+			[]string{"make-thin", "-i", "a", "-o", "b@sha256:" + strings.Repeat("0", 64), "--target", "dir:/x"},
+			program.Usage, "give a tag",
+		},
 		{[]string{"make-thin", "-i", "docker-archive:", "--target", "dir:/x"}, program.Usage, "nothing follows"},
 		{[]string{"make-thin", "-i", "a", "--layout", "other", "--target", "dir:/x"}, program.Usage, "layers or ducc"},
 		{[]string{"make-thin", "-i", "a", "--nonsense"}, program.Usage, "nonsense"},

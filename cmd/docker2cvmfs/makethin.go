@@ -30,9 +30,15 @@ func makeThinCommand() *cli.Command {
 func targetFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "`FQRN` of the repository"},
-		&cli.StringFlag{Name: "subdirectory", Aliases: []string{"s"}, Usage: "`FOLDER` of the repository that layers go to", DefaultText: "layers"},
+		&cli.StringFlag{
+			Name: "subdirectory", Aliases: []string{"s"},
+			Usage: "`FOLDER` of the repository that layers go to", DefaultText: "layers",
+		},
 		&cli.StringFlag{Name: "layout", Usage: "`layers` or ducc: how layers are arranged", Value: "layers"},
-		&cli.StringFlag{Name: "target", Usage: "`native:DIR`, cvmfs_server:FQRN or dir:DIR", DefaultText: "cvmfs_server:FQRN of --repository"},
+		&cli.StringFlag{
+			Name: "target", Usage: "`native:DIR`, cvmfs_server:FQRN or dir:DIR",
+			DefaultText: "cvmfs_server:FQRN of --repository",
+		},
 	}
 }
 
@@ -48,7 +54,8 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	text := c.String("target")
 	switch {
 	case text == "" && repository == "":
-		return nil, program.Usagef(c, "no target: give --repository on a release manager machine, or --target native:DIR")
+		return nil, program.Usagef(c,
+			"no target: give --repository on a release manager machine, or --target native:DIR")
 	case text == "":
 		text = "cvmfs_server:" + repository
 	}
@@ -57,7 +64,10 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 		return nil, err
 	}
 	o := imageOptions(c)
-	return &convert.Converter{Target: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"), Force: c.Bool("force")}, nil
+	return &convert.Converter{
+		Target: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"),
+		Force: c.Bool("force"),
+	}, nil
 }
 
 // folderPrefix is what a folder target leaves out of layers' paths: with DUCC's layout it is the repository's root.

@@ -39,7 +39,10 @@ func writeLayer(w io.Writer) error {
 	archive := tar.NewWriter(w)
 	content := &uniqueContent{}
 	add := func(name string, size int64) error {
-		if err := archive.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size}); err != nil {
+		if err := archive.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeReg, Name: name, Mode: 0o644,
+			Size: size,
+		}); err != nil {
 			return err
 		}
 		_, err := io.CopyN(archive, content, size)
@@ -96,8 +99,9 @@ func writeLargeLayout(t testing.TB) string {
 	const media = "application/vnd.oci.image."
 	layer := blob(t, layout, media+"layer.v1.tar+gzip", packed.Bytes())
 	config := blob(t, layout, media+"config.v1+json", encode(map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{}, "history": []any{map[string]any{"created_by": "a test"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", plain.Sum(nil))}},
+		"architecture": "amd64", "os": "linux", "config": map[string]any{},
+		"history": []any{map[string]any{"created_by": "a test"}},
+		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", plain.Sum(nil))}},
 	}))
 	manifest := blob(t, layout, media+"manifest.v1+json", encode(map[string]any{
 		"schemaVersion": 2, "mediaType": media + "manifest.v1+json", "config": config, "layers": []any{layer},
@@ -122,7 +126,8 @@ func TestLargeLayersTakeLittleMemory(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	c := exec.CommandContext(t.Context(), program, "make-thin", "-i", "oci:"+writeLargeLayout(t), "--target", "native:"+newPublisher(t))
+	c := exec.CommandContext(t.Context(), program, "make-thin", "-i", "oci:"+writeLargeLayout(t), "--target",
+		"native:"+newPublisher(t))
 	c.Env = append(os.Environ(), "GOMEMLIMIT=") // as set by the program itself
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -79,7 +79,10 @@ func (n *notifier) event(e convert.Event) {
 	if n.file == nil {
 		return
 	}
-	about := map[string]string{"image": e.Image, "layer": e.Path, "layer_digest": e.Digest, "public_path": e.Path, "size_bytes": strconv.FormatInt(e.Total, 10)}
+	about := map[string]string{
+		"image": e.Image, "layer": e.Path, "layer_digest": e.Digest, "public_path": e.Path,
+		"size_bytes": strconv.FormatInt(e.Total, 10),
+	}
 	switch e.Action {
 	case convert.LayerStarted:
 		n.layers[e.Digest] = uuid.NewString()
@@ -89,9 +92,11 @@ func (n *notifier) event(e convert.Event) {
 		n.write("end_layer_conversion", n.layers[e.Digest], outcome(e.Err, about))
 		delete(n.layers, e.Digest)
 	case convert.ImageFailed:
-		n.write("end_image_conversion", n.run, outcome(e.Err, map[string]string{"image": e.Image, "time_elapsed_s": seconds(e.Elapsed)}))
+		n.write("end_image_conversion", n.run, outcome(e.Err,
+			map[string]string{"image": e.Image, "time_elapsed_s": seconds(e.Elapsed)}))
 	case convert.ImageDone:
-		n.write("end_image_conversion", n.run, outcome(nil, map[string]string{"image": e.Image, "time_elapsed_s": seconds(e.Elapsed)}))
+		n.write("end_image_conversion", n.run,
+			outcome(nil, map[string]string{"image": e.Image, "time_elapsed_s": seconds(e.Elapsed)}))
 	}
 }
 

@@ -50,7 +50,8 @@ func TestRepositoriesOfOlderVersionsAreGoneOnWith(t *testing.T) {
 			}
 			sound := func(revision string) {
 				t.Helper()
-				if out := must(t, "publish", "check", "--content", dir); !strings.Contains(out, "revision "+revision+" is sound") {
+				if out := must(t, "publish", "check", "--content", dir); !strings.Contains(out,
+					"revision "+revision+" is sound") {
 					t.Errorf("check: %s", out)
 				}
 			}
@@ -60,7 +61,8 @@ func TestRepositoriesOfOlderVersionsAreGoneOnWith(t *testing.T) {
 			then, now := testutil.Data(t, "older", commit, "thin.tar"), filepath.Join(t.TempDir(), "thin.tar")
 			makeThin := func(image, out string) {
 				t.Helper()
-				must(t, "make-thin", "-i", "docker-archive:"+image, "-o", "docker-archive:"+out+":example/thin-older:1", "--target", "native:"+dir)
+				must(t, "make-thin", "-i", "docker-archive:"+image, "-o", "docker-archive:"+out+":example/thin-older:1",
+					"--target", "native:"+dir)
 			}
 			makeThin(testutil.Data(t, "older", commit, "image.tar.gz"), now)
 			if d := cmp.Diff(thinLayers(t, then), thinLayers(t, now)); d != "" {

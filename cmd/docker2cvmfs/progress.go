@@ -77,7 +77,8 @@ func line(e convert.Event) string {
 	case convert.LayerStarted:
 		return fmt.Sprintf("%s: reading %s", short(e.Digest), size(e.Total))
 	case convert.LayerDone:
-		return fmt.Sprintf("%s: done in %v: %d files, %s new of %s", short(e.Digest), e.Elapsed.Round(time.Millisecond), e.Stats.Files,
+		return fmt.Sprintf("%s: done in %v: %d files, %s new of %s", short(e.Digest), e.Elapsed.Round(time.Millisecond),
+			e.Stats.Files,
 			size(e.Stats.Stored), size(e.Stats.Bytes))
 	case convert.LayerFailed:
 		return fmt.Sprintf("%s: failed", short(e.Digest))
@@ -111,7 +112,8 @@ func newBars(out io.Writer) *bars { return &bars{out: out, layers: map[string]*m
 func (b *bars) add(name string, total int64, options ...mpb.BarOption) *mpb.Bar {
 	options = append(options,
 		mpb.PrependDecorators(decor.Name(name, decor.WC{W: 14, C: decor.DindentRight})),
-		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Name(" "), decor.EwmaSpeed(decor.SizeB1024(0), "% .1f", 30)))
+		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Name(" "),
+			decor.EwmaSpeed(decor.SizeB1024(0), "% .1f", 30)))
 	return b.all.AddBar(total, options...)
 }
 
@@ -187,7 +189,8 @@ type eventJSON struct {
 
 func (j *jsonLines) show(e convert.Event) {
 	out := eventJSON{
-		Time: e.Time.UTC(), Action: e.Action, Image: e.Image, Digest: e.Digest, Path: e.Path, Layers: e.Layers, Total: e.Total,
+		Time: e.Time.UTC(), Action: e.Action, Image: e.Image, Digest: e.Digest, Path: e.Path, Layers: e.Layers,
+		Total:   e.Total,
 		Summary: e.Summary, Seconds: e.Elapsed.Seconds(),
 	}
 	switch e.Action {
@@ -213,13 +216,16 @@ func (p *progress) summary(s *convert.Summary) error {
 		_, err := fmt.Fprintf(p.results, "%s: unchanged, %d layers\n", s.Image, s.Layers)
 		return err
 	}
-	_, err := fmt.Fprintf(p.results, "%s\n  layers:  %d added, %d there already, %d thin ones replaced by their own\n", s.Image, s.Added, s.Present, s.Flattened)
+	_, err := fmt.Fprintf(p.results, "%s\n  layers:  %d added, %d there already, %d thin ones replaced by their own\n",
+		s.Image, s.Added, s.Present, s.Flattened)
 	if err == nil && s.Added > 0 {
-		_, err = fmt.Fprintf(p.results, "  content: %d files, %s; %d files, %s were known; %s stored\n", s.Stats.Files, size(s.Stats.Bytes),
+		_, err = fmt.Fprintf(p.results, "  content: %d files, %s; %d files, %s were known; %s stored\n", s.Stats.Files,
+			size(s.Stats.Bytes),
 			s.Stats.ReusedFiles, size(s.Stats.ReusedBytes), size(s.Stats.Stored))
 	}
 	if err == nil && s.Stats.LeftOut > 0 {
-		_, err = fmt.Fprintf(p.results, "  left out, as where engines unpack: %d, as in %s\n", s.Stats.LeftOut, strings.Join(s.Stats.Notes, "; "))
+		_, err = fmt.Fprintf(p.results, "  left out, as where engines unpack: %d, as in %s\n", s.Stats.LeftOut,
+			strings.Join(s.Stats.Notes, "; "))
 	}
 	if err == nil && s.Thin != "" {
 		_, err = fmt.Fprintf(p.results, "  thin:    %s@%s\n", s.Thin, s.ThinDigest)

@@ -15,7 +15,8 @@ func publishCommand() *cli.Command {
 		Name: "publish", Usage: "make and look after a repository",
 		Action: program.OnlyCommands,
 		Subcommands: []*cli.Command{
-			publishCreateCommand(), publishInfoCommand(), publishResignCommand(), publishCheckCommand(), publishTagCommand(),
+			publishCreateCommand(), publishInfoCommand(), publishResignCommand(), publishCheckCommand(),
+			publishTagCommand(),
 			publishGCCommand(), publishServeCommand(),
 		},
 	}

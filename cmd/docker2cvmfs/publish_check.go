@@ -22,7 +22,10 @@ func publishCheck(c *cli.Context, r *publish.Repository) error {
 		return err
 	}
 	var printed error
-	s, err := publish.Check(c.Context, r.Storage(), publish.CheckOptions{FQRN: r.FQRN(), Keys: keys, Content: c.Bool("content")}, func(p publish.Problem) {
+	s, err := publish.Check(c.Context, r.Storage(), publish.CheckOptions{
+		FQRN: r.FQRN(), Keys: keys,
+		Content: c.Bool("content"),
+	}, func(p publish.Problem) {
 		if printed != nil {
 			return
 		}

@@ -16,9 +16,19 @@ func publishCreateCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "hash", Usage: "digests are `sha1` or shake128", Value: "sha1"},
 			&cli.StringFlag{Name: "compression", Usage: "files are stored with `zlib` or none", Value: "zlib"},
-			&cli.StringFlag{Name: "storage", Usage: "`s3://BUCKET/PREFIX[?endpoint=URL&region=NAME&acl=NAME]` to publish into", DefaultText: "DIR/www"},
-			&cli.StringFlag{Name: "keys", Usage: "`FOLDER` of the keys; those that are there are taken", DefaultText: "DIR/keys"},
-			&cli.DurationFlag{Name: "ttl", Usage: "how long clients go without looking for a newer revision", Value: 4 * time.Minute},
+			&cli.StringFlag{
+				Name:        "storage",
+				Usage:       "`s3://BUCKET/PREFIX[?endpoint=URL&region=NAME&acl=NAME]` to publish into",
+				DefaultText: "DIR/www",
+			},
+			&cli.StringFlag{
+				Name: "keys", Usage: "`FOLDER` of the keys; those that are there are taken",
+				DefaultText: "DIR/keys",
+			},
+			&cli.DurationFlag{
+				Name: "ttl", Usage: "how long clients go without looking for a newer revision",
+				Value: 4 * time.Minute,
+			},
 		},
 		Action: publishCreate,
 	}
@@ -38,8 +48,9 @@ func publishCreate(c *cli.Context) error {
 	}
 	dir, fqrn := c.Args().Get(0), c.Args().Get(1)
 	s := publish.Settings{
-		FQRN: fqrn, Algorithm: c.String("hash"), Compression: c.String("compression"), Storage: c.String("storage"), Keys: c.String("keys"),
-		TTL: int(ttl / time.Second),
+		FQRN: fqrn, Algorithm: c.String("hash"), Compression: c.String("compression"), Storage: c.String("storage"),
+		Keys: c.String("keys"),
+		TTL:  int(ttl / time.Second),
 	}
 	if err := publish.Create(c.Context, dir, s, publish.Options{Storage: storage}); err != nil {
 		return err

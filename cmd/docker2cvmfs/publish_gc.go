@@ -29,7 +29,8 @@ func publishGC(c *cli.Context, r *publish.Repository) error {
 		return program.Usagef(c, "what is kept can't be negative")
 	}
 	s, err := r.GC(c.Context, publish.GCOptions{
-		KeepRevisions: c.Int("keep-revisions"), KeepAge: time.Duration(c.Int("keep-days")) * 24 * time.Hour, DryRun: c.Bool("dry-run"),
+		KeepRevisions: c.Int("keep-revisions"), KeepAge: time.Duration(c.Int("keep-days")) * 24 * time.Hour,
+		DryRun: c.Bool("dry-run"),
 	})
 	if err != nil {
 		return err

@@ -11,7 +11,8 @@ import (
 
 func publishInfoCommand() *cli.Command {
 	return &cli.Command{
-		Name: "info", Usage: "tell what is published", ArgsUsage: "DIR", Flags: []cli.Flag{jsonFlag()}, Action: withRepository(publishInfo),
+		Name: "info", Usage: "tell what is published", ArgsUsage: "DIR", Flags: []cli.Flag{jsonFlag()},
+		Action: withRepository(publishInfo),
 	}
 }
 
@@ -28,8 +29,9 @@ func publishInfo(c *cli.Context, r *publish.Repository) error {
 		expires += " (over: sign it anew with publish resign)"
 	}
 	n := i.Counters
-	_, err = fmt.Fprintf(c.App.Writer, "repository  %s\nstorage     %s\nrevision    %d of %s\nroot        %s\nwhitelist   until %s\n"+
-		"certificate %s\ntags        %d\ncontent     %s in %d files, %d folders, %d symbolic links\n",
+	_, err = fmt.Fprintf(c.App.Writer,
+		"repository  %s\nstorage     %s\nrevision    %d of %s\nroot        %s\nwhitelist   until %s\n"+
+			"certificate %s\ntags        %d\ncontent     %s in %d files, %d folders, %d symbolic links\n",
 		i.FQRN, i.Storage, i.Revision, i.Published.Format(time.RFC3339), i.Root, expires,
 		i.Certificate, i.Tags, size(n.FileSize), n.Regular, n.Dir, n.Symlink)
 	return err

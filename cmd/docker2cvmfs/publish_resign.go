@@ -14,8 +14,14 @@ func publishResignCommand() *cli.Command {
 	return &cli.Command{
 		Name: "resign", Usage: "renew the whitelist with the master key", ArgsUsage: "DIR",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "days", Usage: "how many `DAYS` the new list is good for", DefaultText: "whitelist_days of DIR/publisher.json"},
-			&cli.BoolFlag{Name: "new-key", Usage: "publish with a new key and certificate from now on; the former certificate stays listed"},
+			&cli.IntFlag{
+				Name: "days", Usage: "how many `DAYS` the new list is good for",
+				DefaultText: "whitelist_days of DIR/publisher.json",
+			},
+			&cli.BoolFlag{
+				Name:  "new-key",
+				Usage: "publish with a new key and certificate from now on; the former certificate stays listed",
+			},
 		},
 		Action: withRepository(publishResign),
 	}

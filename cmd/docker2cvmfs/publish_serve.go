@@ -41,7 +41,10 @@ func publishServe(c *cli.Context, r *publish.Repository) error {
 	if _, err := fmt.Fprintf(c.App.Writer, "serving http://%s/cvmfs/%s\n", listener.Addr(), r.FQRN()); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return serveUntilDone(c.Context, &http.Server{Handler: files, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}, listener)
+	return serveUntilDone(c.Context, &http.Server{
+		Handler: files, ReadHeaderTimeout: headerTimeout,
+		IdleTimeout: idleTimeout,
+	}, listener)
 }
 
 // serveUntilDone serves until ctx ends, and then lets requests that are on their way end.

@@ -50,10 +50,12 @@ func printTags(c *cli.Context, tags []history.Tag) error {
 		var err error
 		if c.Bool("json") {
 			err = printJSON(c, map[string]any{
-				"name": t.Name, "revision": t.Revision, "root": t.Root.String(), "time": t.Time, "description": t.Description,
+				"name": t.Name, "revision": t.Revision, "root": t.Root.String(), "time": t.Time,
+				"description": t.Description,
 			})
 		} else {
-			_, err = fmt.Fprintf(c.App.Writer, "%s\t%d\t%s\t%v\t%q\n", t.Name, t.Revision, t.Time.Format(time.RFC3339), t.Root, t.Description)
+			_, err = fmt.Fprintf(c.App.Writer, "%s\t%d\t%s\t%v\t%q\n", t.Name, t.Revision, t.Time.Format(time.RFC3339),
+				t.Root, t.Description)
 		}
 		if err != nil {
 			return err

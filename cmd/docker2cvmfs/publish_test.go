@@ -25,14 +25,16 @@ func TestRepositoryIsMadeAndLookedAfter(t *testing.T) {
 		Algorithm string `json:"algorithm"`
 		TTL       int    `json:"ttl"`
 	}
-	if err := json.Unmarshal([]byte(must(t, "publish", "info", "--json", dir)), &info); err != nil || info.FQRN != fqrn || info.Algorithm != "shake128" || info.TTL != 120 {
+	if err := json.Unmarshal([]byte(must(t, "publish", "info", "--json", dir)), &info); err != nil ||
+		info.FQRN != fqrn || info.Algorithm != "shake128" || info.TTL != 120 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if out := must(t, "publish", "info", dir); !strings.Contains(out, "revision    0") {
 		t.Error(out)
 	}
 	must(t, "publish", "tag", "--description", "empty", dir, "add", "start")
-	if out := must(t, "publish", "tag", dir); !strings.Contains(out, "start\t0\t") || !strings.Contains(out, `"empty"`) {
+	if out := must(t, "publish", "tag", dir); !strings.Contains(out, "start\t0\t") ||
+		!strings.Contains(out, `"empty"`) {
 		t.Error(out)
 	}
 	must(t, "publish", "tag", dir, "remove", "start")
@@ -61,7 +63,8 @@ func TestAnImageIsConvertedIntoABucket(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "layers")
 	must(t, "publish", "create", "--storage", store.Address(), dir, fqrn)
 	store.Fail = 2 // the first requests; they are made again
-	must(t, "make-thin", "-i", "docker-archive:"+testutil.Data(t, "images", "tiny.tar"), "-o", "oci:"+t.TempDir()+"/thin", "--target", "native:"+dir)
+	must(t, "make-thin", "-i", "docker-archive:"+testutil.Data(t, "images", "tiny.tar"), "-o",
+		"oci:"+t.TempDir()+"/thin", "--target", "native:"+dir)
 	if out := must(t, "publish", "check", "--content", dir); !strings.Contains(out, "is sound") {
 		t.Error(out)
 	}

@@ -50,7 +50,10 @@ func extract(ctx context.Context, archive io.Reader, dir string) (*thin.Record, 
 	e := &extraction{dir: dir, xattrs: map[uint64]*attributes{}}
 	r := layertar.NewReader(archive)
 	r.MaxEntries, r.MaxBytes = layertar.MaxEntries, layertar.MaxBytes
-	err := layertar.Unpack(ctx, dir, r, layertar.Options{Recorded: true, Seen: (*layertar.Entry).Showable, Done: e.done, Implied: e.implied})
+	err := layertar.Unpack(ctx, dir, r, layertar.Options{
+		Recorded: true, Seen: (*layertar.Entry).Showable, Done: e.done,
+		Implied: e.implied,
+	})
 	if err == nil {
 		err = e.finish()
 	}
@@ -64,7 +67,8 @@ func extract(ctx context.Context, archive io.Reader, dir string) (*thin.Record, 
 func needs(err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: owners, devices and attributes need root: run as root, on a file system that has them", err)
+		return fmt.Errorf("%w: owners, devices and attributes need root: run as root, on a file system that has them",
+			err)
 	case errors.Is(err, unix.ENOSPC):
 		return fmt.Errorf("%w: make room and run again", err)
 	}
@@ -122,7 +126,11 @@ func (e *extraction) addXattrs(inode uint64, h *layertar.Entry, lost bool) error
 	a.late = a.late || lost
 	for _, x := range recorded(h.Xattrs) {
 		a.late = a.late || len(x.Name) > catalogXattr || len(x.Value) > catalogXattr
-		i, there := slices.BinarySearchFunc(a.all, x, func(a, b thin.Xattr) int { return strings.Compare(a.Name, b.Name) })
+		i, there := slices.BinarySearchFunc(a.all, x, func(a,
+			b thin.Xattr,
+		) int {
+			return strings.Compare(a.Name, b.Name)
+		})
 		if there {
 			a.all[i] = x
 		} else {
@@ -148,7 +156,10 @@ func recorded(attrs []layertar.Xattr) (out []thin.Xattr) {
 // rootEntry notes what the archive says of the layer's root: the folder itself belongs to whoever publishes it.
 func (e *extraction) rootEntry(h *layertar.Entry) {
 	uid, gid := h.Owner(0, 0)
-	e.record.Root = &thin.Attributes{Mode: h.Mode, UID: uid, GID: gid, Mtime: h.Mtime.Unix(), MtimeN: uint32(h.Mtime.Nanosecond())}
+	e.record.Root = &thin.Attributes{
+		Mode: h.Mode, UID: uid, GID: gid, Mtime: h.Mtime.Unix(),
+		MtimeN: uint32(h.Mtime.Nanosecond()),
+	}
 	if attrs := recorded(h.Xattrs); len(attrs) > 0 {
 		e.noteXattrs("", attrs)
 	}

@@ -47,7 +47,8 @@ func TestNameThatIsUsedAgainLeavesItsHardLinks(t *testing.T) {
 	dir, record, err := unpack(t,
 		file("a", "old"), link("d/b", "a"), link("e/c", "a"),
 		file("a", "new"), link("f/g", "a"),
-		entry(tar.TypeDir, "was", "", 0o755), file("was/.cvmfscatalog", ""), link("was/linked", "d/b"), entry(tar.TypeSymlink, "was", "d", 0o777),
+		entry(tar.TypeDir, "was", "", 0o755), file("was/.cvmfscatalog", ""), link("was/linked", "d/b"),
+		entry(tar.TypeSymlink, "was", "d", 0o777),
 	)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +91,8 @@ func TestExtractTakesWhatEnginesTake(t *testing.T) {
 		dir := t.TempDir()
 		_, _, err := extract(t.Context(), bytes.NewReader(archive), dir)
 		tree := layertartest.List(t, dir, false)
-		return slices.DeleteFunc(tree, func(line string) bool { return strings.HasPrefix(line, catalogMarker+" ") }), err
+		return slices.DeleteFunc(tree, func(line string) bool { return strings.HasPrefix(line, catalogMarker+" ") }),
+			err
 	})
 }
 
@@ -103,7 +105,11 @@ func TestAttributesOfAFolderThatComesAgainAreAllRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string][]thin.Xattr{"d": {{Name: "user.a", Value: []byte("a")}, {Name: "user.big", Value: bytes.Repeat([]byte("b"), 300)}, {Name: "user.both", Value: []byte("2")}}}
+	want := map[string][]thin.Xattr{"d": {
+		{Name: "user.a", Value: []byte("a")},
+		{Name: "user.big", Value: bytes.Repeat([]byte("b"), 300)},
+		{Name: "user.both", Value: []byte("2")},
+	}}
 	if diff := cmp.Diff(want, record.Xattrs); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -117,7 +123,10 @@ func TestAttributesThatTheFileSystemHasNotAreRecorded(t *testing.T) {
 	if err != nil || stats.LeftOut != 1 || len(stats.Notes) != 1 {
 		t.Fatalf("%+v, %v", stats, err)
 	}
-	want := map[string][]thin.Xattr{"f": {{Name: "btrfs.compression", Value: []byte("zstd")}, {Name: "user.a", Value: []byte("a")}}}
+	want := map[string][]thin.Xattr{"f": {
+		{Name: "btrfs.compression", Value: []byte("zstd")},
+		{Name: "user.a", Value: []byte("a")},
+	}}
 	if diff := cmp.Diff(want, record.Xattrs); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -148,7 +157,8 @@ func TestWhatAComposedImageCanNotHoldIsRefused(t *testing.T) {
 		second.PAXRecords[fmt.Sprint("SCHILY.xattr.user.more", n)] = strings.Repeat("v", 65000)
 	}
 	for _, headers := range [][]tar.Header{{value}, {device}, {first, second}} {
-		if _, _, err := unpack(t, headers...); err == nil || !strings.Contains(err.Error(), "a thin image can't show it") {
+		if _, _, err := unpack(t, headers...); err == nil || !strings.Contains(err.Error(),
+			"a thin image can't show it") {
 			t.Errorf("%s: %.300v", headers[0].Name, err)
 		}
 	}
@@ -161,7 +171,8 @@ func TestAttributesOfFilesThatAreGoneAreNoFoldersOwn(t *testing.T) {
 		name := fmt.Sprint("gone", n)
 		gone := entry(tar.TypeReg, name, "x", 0o644)
 		gone.PAXRecords = map[string]string{"SCHILY.xattr.user.big": strings.Repeat("b", 300)}
-		headers = append(headers, gone, entry(tar.TypeLink, name, "kept", 0o644), entry(tar.TypeReg, fmt.Sprintf("folder%d/file", n), "x", 0o644))
+		headers = append(headers, gone, entry(tar.TypeLink, name, "kept", 0o644),
+			entry(tar.TypeReg, fmt.Sprintf("folder%d/file", n), "x", 0o644))
 	}
 	_, record, err := unpack(t, headers...)
 	if err != nil || len(record.Xattrs) > 0 {

@@ -58,7 +58,8 @@ func openServer(fqrn string, o Options) (Target, error) {
 	}
 	settings, err := readSettings(s.conf)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %w: run this on the release manager machine of %s, or use native:DIR", ErrUnfit, err, fqrn)
+		return nil, fmt.Errorf("%w: %w: run this on the release manager machine of %s, or use native:DIR", ErrUnfit,
+			err, fqrn)
 	}
 	if err != nil {
 		return nil, err
@@ -73,7 +74,8 @@ func openServer(fqrn string, o Options) (Target, error) {
 func checkSettings(conf string, settings map[string]string) error {
 	var lacking []string
 	for _, n := range needed {
-		if !strings.EqualFold(settings[n.name], n.value) && (n.value != "true" || !strings.EqualFold(settings[n.name], "yes")) {
+		if !strings.EqualFold(settings[n.name], n.value) && (n.value != "true" ||
+			!strings.EqualFold(settings[n.name], "yes")) {
 			lacking = append(lacking, fmt.Sprintf("%s=%s (else %s)", n.name, n.value, n.why))
 		}
 	}

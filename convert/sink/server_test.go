@@ -92,7 +92,8 @@ func TestServerTransactionOfSomebodyElseIsNotAborted(t *testing.T) {
 	if !errors.Is(err, errOpen) || !strings.Contains(err.Error(), "cvmfs_server abort "+fqrn) {
 		t.Errorf("error %v", err)
 	}
-	if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(nil)); err == nil || !strings.Contains(err.Error(), "another transaction is open") {
+	if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(nil)); err == nil ||
+		!strings.Contains(err.Error(), "another transaction is open") {
 		t.Errorf("error %v", err)
 	}
 	if err := tx.Abort(); err != nil {
@@ -138,13 +139,15 @@ func TestWhatATransactionLeftOpenIsNotThere(t *testing.T) {
 			spool := filepath.Join(dir, "spool", fqrn)
 			switch flag {
 			case "in_transaction":
-				if err := os.Rename(filepath.Join(spool, "in_transaction.lock"), filepath.Join(spool, flag)); err != nil {
+				if err := os.Rename(filepath.Join(spool, "in_transaction.lock"),
+					filepath.Join(spool, flag)); err != nil {
 					t.Fatal(err)
 				}
 			case "a spool elsewhere": // the server's program alone can tell
 				target.(*server).spool = filepath.Join(dir, "none")
 			}
-			if _, err := target.Begin(t.Context()); err == nil || !strings.Contains(err.Error(), "cvmfs_server abort "+fqrn) {
+			if _, err := target.Begin(t.Context()); err == nil ||
+				!strings.Contains(err.Error(), "cvmfs_server abort "+fqrn) {
 				t.Fatalf("begin: %v", err)
 			}
 			somebody(t, dir, "abort", "-f", fqrn)
@@ -231,7 +234,8 @@ func TestReleaseManagerMachineIsUsedByOneRunAtATime(t *testing.T) {
 func TestTerminalsInterruptDoesNotReachTheServer(t *testing.T) {
 	target, dir := openFakeServer(t)
 	seen := filepath.Join(dir, "stat")
-	if err := os.WriteFile(filepath.Join(dir, "cvmfs_server"), fmt.Appendf(nil, "#!/bin/sh\ncat /proc/$$/stat > %q\n", seen), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "cvmfs_server"),
+		fmt.Appendf(nil, "#!/bin/sh\ncat /proc/$$/stat > %q\n", seen), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	tx, _ := recordingServer(t, target, dir)

@@ -90,7 +90,8 @@ type Options struct {
 	Server string // of a release manager machine: its program; "": cvmfs_server
 	Root   string // of a release manager machine: where repositories are mounted; "": /cvmfs
 	Config string // of a release manager machine: where its settings are; "": /etc/cvmfs/repositories.d
-	Spool  string // of a release manager machine: where repositories are worked on, unless settings say it; "": /var/spool/cvmfs
+	// of a release manager machine: where repositories are worked on, unless settings say it; "": /var/spool/cvmfs
+	Spool string
 	// Publisher opens a publisher's folder; nil: publish.Open, which knows no storage but the folder's own.
 	Publisher func(dir string) (*publish.Repository, error)
 }

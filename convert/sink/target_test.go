@@ -79,8 +79,10 @@ var wantRecord = &thin.Record{
 func checkNasty(t *testing.T, dir string) {
 	t.Helper()
 	for name, want := range map[string]string{
-		"bin/ping": "capable", "etc/missing parent": "x", "lib/b": "same folder", ".wh.gone": "", "lib/.wh..wh..opq": "",
-		"again": "second", "swap": "file now", "name \xff\xfe": "not UTF-8", "opt/.cvmfscatalog": "own", ".cvmfscatalog": "",
+		"bin/ping": "capable", "etc/missing parent": "x", "lib/b": "same folder", ".wh.gone": "",
+		"lib/.wh..wh..opq": "",
+		"again":            "second", "swap": "file now", "name \xff\xfe": "not UTF-8", "opt/.cvmfscatalog": "own",
+		".cvmfscatalog": "",
 	} {
 		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
 			t.Errorf("%q holds %q, %v; want %q", name, b, err, want)
@@ -93,14 +95,16 @@ func checkNasty(t *testing.T, dir string) {
 		return st
 	}
 	for name, mode := range map[string]uint32{
-		"bin": unix.S_IFDIR | 0o750, "bin/ping": unix.S_IFREG | 0o4755, "etc": unix.S_IFDIR | 0o755, "dev/null": unix.S_IFCHR | 0o666,
-		"fifo": unix.S_IFIFO | 0o640, "abs": unix.S_IFLNK | 0o777, "again": unix.S_IFREG | 0o755,
+		"bin": unix.S_IFDIR | 0o750, "bin/ping": unix.S_IFREG | 0o4755, "etc": unix.S_IFDIR | 0o755,
+		"dev/null": unix.S_IFCHR | 0o666,
+		"fifo":     unix.S_IFIFO | 0o640, "abs": unix.S_IFLNK | 0o777, "again": unix.S_IFREG | 0o755,
 	} {
 		st := stat(name)
 		if st.Mode != mode {
 			t.Errorf("%s has mode %o, want %o", name, st.Mode, mode)
 		}
-		if name != "etc" && (st.Uid != 1234 || st.Gid != 56789 || st.Mtim.Sec != day.Unix() || st.Mtim.Nsec != 123456789) {
+		if name != "etc" && (st.Uid != 1234 || st.Gid != 56789 || st.Mtim.Sec != day.Unix() ||
+			st.Mtim.Nsec != 123456789) {
 			t.Errorf("%s: owner %d:%d, time %v", name, st.Uid, st.Gid, st.Mtim)
 		}
 	}
@@ -196,7 +200,8 @@ func readBack(t *testing.T, target Target, path string) {
 	b, err := tx.ReadFile(t.Context(), path+thin.RecordSuffix)
 	checkRecord(t, b, err)
 	names, err := tx.List(t.Context(), "/layers")
-	if want := []Entry{{filepath.Base(path), true}, {filepath.Base(path) + thin.RecordSuffix, false}}; err != nil || !cmp.Equal(names, want) {
+	if want := []Entry{{filepath.Base(path), true}, {filepath.Base(path) + thin.RecordSuffix, false}}; err != nil ||
+		!cmp.Equal(names, want) {
 		t.Errorf("/layers holds %v, %v", names, err)
 	}
 	if b, err := tx.ReadFile(t.Context(), "/.metadata/x/manifest.json"); string(b) != "{}" || err != nil {
@@ -272,8 +277,9 @@ func fakeServer(t *testing.T, settings string) (Options, string) {
 	t.Helper()
 	dir := t.TempDir()
 	o := Options{
-		Server: filepath.Join(dir, "cvmfs_server"), Root: filepath.Join(dir, "cvmfs"), Config: filepath.Join(dir, "repositories.d"),
-		Spool: filepath.Join(dir, "spool"),
+		Server: filepath.Join(dir, "cvmfs_server"), Root: filepath.Join(dir, "cvmfs"),
+		Config: filepath.Join(dir, "repositories.d"),
+		Spool:  filepath.Join(dir, "spool"),
 	}
 	script := `#!/bin/sh
 set -e
@@ -289,8 +295,9 @@ abort) rm -rf cvmfs/$3; mv open cvmfs/$3; rm -f spool/$3/in_transaction*;;
 esac
 `
 	for name, text := range map[string]string{
-		o.Server: script, filepath.Join(o.Config, fqrn, "server.conf"): settings, filepath.Join(o.Root, fqrn, "new_repository"): "",
-		filepath.Join(o.Spool, fqrn, "client.local"): "CVMFS_CACHE_BASE=/var/spool\nCVMFS_ROOT_HASH=first\n",
+		o.Server: script, filepath.Join(o.Config, fqrn, "server.conf"): settings,
+		filepath.Join(o.Root, fqrn, "new_repository"): "",
+		filepath.Join(o.Spool, fqrn, "client.local"):  "CVMFS_CACHE_BASE=/var/spool\nCVMFS_ROOT_HASH=first\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			t.Fatal(err)
@@ -376,13 +383,17 @@ func TestReleaseManagerMachineSaysWhichSettingsItLacks(t *testing.T) {
 	if !errors.Is(err, ErrUnfit) {
 		t.Fatalf("error %v", err)
 	}
-	for _, want := range []string{"CVMFS_INCLUDE_XATTRS=true", "CVMFS_ENABLE_MTIME_NS=true", "CVMFS_UNION_FS_TYPE=overlayfs", "server.conf"} {
+	for _, want := range []string{
+		"CVMFS_INCLUDE_XATTRS=true", "CVMFS_ENABLE_MTIME_NS=true",
+		"CVMFS_UNION_FS_TYPE=overlayfs", "server.conf",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %s: %v", want, err)
 		}
 	}
 	o.Config = t.TempDir()
-	if _, err := Open("cvmfs_server:"+fqrn, o); !errors.Is(err, ErrUnfit) || !strings.Contains(err.Error(), "release manager machine") {
+	if _, err := Open("cvmfs_server:"+fqrn, o); !errors.Is(err, ErrUnfit) ||
+		!strings.Contains(err.Error(), "release manager machine") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -394,18 +405,39 @@ func TestHostileArchivesStayInside(t *testing.T) {
 		entries []tar.Header
 		want    string
 	}{
-		"dots":                     {[]tar.Header{entry(tar.TypeReg, "a/../../up", "x", 0o644)}, ""},
-		"below a symbolic link":    {[]tar.Header{entry(tar.TypeSymlink, "l", outside, 0o777), entry(tar.TypeReg, "l/x", "x", 0o644)}, ""},
-		"below a file":             {[]tar.Header{entry(tar.TypeReg, "f", "x", 0o644), entry(tar.TypeReg, "f/x", "x", 0o644)}, "no folder"},
-		"hard link outside":        {[]tar.Header{entry(tar.TypeLink, "h", "../../etc/passwd", 0)}, "isn't there"},
-		"hard link through a link": {[]tar.Header{entry(tar.TypeSymlink, "l", "/etc", 0o777), entry(tar.TypeLink, "h", "l/passwd", 0)}, "isn't there"},
-		"hard link to nothing":     {[]tar.Header{entry(tar.TypeLink, "h", "none", 0)}, "no such file"},
-		"hard link to itself":      {[]tar.Header{entry(tar.TypeReg, "h", "x", 0o644), entry(tar.TypeLink, "h", "h", 0)}, "hard link"},
-		"long name":                {[]tar.Header{entry(tar.TypeReg, strings.Repeat("n", 256), "x", 0o644)}, "256 bytes"},
-		"long path":                {[]tar.Header{entry(tar.TypeReg, strings.Repeat("d/", 2050)+"x", "x", 0o644)}, "4101 bytes"},
-		"root is a file":           {[]tar.Header{entry(tar.TypeReg, ".", "x", 0o644)}, ""},
-		"long symbolic link":       {[]tar.Header{entry(tar.TypeSymlink, "l", strings.Repeat("x", 5000), 0o777)}, "5000 bytes"},
-		"unknown type":             {[]tar.Header{entry('Z', "z", "", 0o644)}, "type 'Z'"},
+		"dots": {[]tar.Header{entry(tar.TypeReg, "a/../../up", "x", 0o644)}, ""},
+		"below a symbolic link": {[]tar.Header{
+			entry(tar.TypeSymlink, "l", outside, 0o777),
+			entry(tar.TypeReg, "l/x", "x", 0o644),
+		}, ""},
+		"below a file": {[]tar.Header{
+			entry(tar.TypeReg, "f", "x", 0o644),
+			entry(tar.TypeReg, "f/x", "x", 0o644),
+		}, "no folder"},
+		"hard link outside": {[]tar.Header{entry(tar.TypeLink, "h", "../../etc/passwd", 0)}, "isn't there"},
+		"hard link through a link": {[]tar.Header{
+			entry(tar.TypeSymlink, "l", "/etc", 0o777),
+			entry(tar.TypeLink, "h", "l/passwd", 0),
+		}, "isn't there"},
+		"hard link to nothing": {[]tar.Header{entry(tar.TypeLink, "h", "none", 0)}, "no such file"},
+		"hard link to itself": {[]tar.Header{
+			entry(tar.TypeReg, "h", "x", 0o644),
+			entry(tar.TypeLink, "h", "h", 0),
+		}, "hard link"},
+		"long name": {
+			[]tar.Header{entry(tar.TypeReg, strings.Repeat("n", 256), "x", 0o644)},
+			"256 bytes",
+		},
+		"long path": {
+			[]tar.Header{entry(tar.TypeReg, strings.Repeat("d/", 2050)+"x", "x", 0o644)},
+			"4101 bytes",
+		},
+		"root is a file": {[]tar.Header{entry(tar.TypeReg, ".", "x", 0o644)}, ""},
+		"long symbolic link": {
+			[]tar.Header{entry(tar.TypeSymlink, "l", strings.Repeat("x", 5000), 0o777)},
+			"5000 bytes",
+		},
+		"unknown type": {[]tar.Header{entry('Z', "z", "", 0o644)}, "type 'Z'"},
 	} {
 		dir := t.TempDir()
 		target, err := Open("dir:"+dir, Options{FQRN: fqrn})
@@ -461,7 +493,8 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	big := testutil.Tar(t, entry(tar.TypeReg, "big", strings.Repeat("x", 2<<20), 0o644))
-	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(big)); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "make room") {
+	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(big)); !errors.Is(err, unix.ENOSPC) ||
+		!strings.Contains(err.Error(), "make room") {
 		t.Errorf("error %v", err)
 	}
 	if err := tx.Abort(); err != nil {
@@ -501,12 +534,16 @@ func FuzzExtractionStaysInside(f *testing.F) {
 	f.Add("l", "/tmp", byte(tar.TypeSymlink), "l/x", byte(tar.TypeReg))
 	f.Add("../x", "", byte(tar.TypeDir), "/..//x", byte(tar.TypeFifo))
 	f.Fuzz(func(t *testing.T, name, link string, kind byte, second string, other byte) {
-		if os.Getuid() != 0 || kind == tar.TypeChar || kind == tar.TypeBlock || other == tar.TypeChar || other == tar.TypeBlock {
+		if os.Getuid() != 0 || kind == tar.TypeChar || kind == tar.TypeBlock || other == tar.TypeChar ||
+			other == tar.TypeBlock {
 			t.Skip("needs root, and devices of the machine's are left alone")
 		}
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
-		for _, h := range []*tar.Header{{Name: name, Linkname: link, Typeflag: kind, Mode: 0o777}, {Name: second, Linkname: name, Typeflag: other, Mode: 0o777}} {
+		for _, h := range []*tar.Header{
+			{Name: name, Linkname: link, Typeflag: kind, Mode: 0o777},
+			{Name: second, Linkname: name, Typeflag: other, Mode: 0o777},
+		} {
 			if w.WriteHeader(h) != nil {
 				return
 			}

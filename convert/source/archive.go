@@ -236,7 +236,8 @@ func chooseSaved(raw []byte, called string) (*savedImage, error) {
 		}
 	}
 	if called == "" {
-		return nil, fmt.Errorf("%w: the archive holds %d images: name one of %.500q behind a colon", ErrNoImage, len(all), tags)
+		return nil, fmt.Errorf("%w: the archive holds %d images: name one of %.500q behind a colon", ErrNoImage,
+			len(all), tags)
 	}
 	return nil, fmt.Errorf("%w %q: the archive holds %.500q", ErrNoImage, called, tags)
 }
@@ -262,7 +263,8 @@ func (s *saved) manifestOf(image *savedImage) ([]byte, error) {
 		return nil, err
 	}
 	if len(config.RootFS.DiffIDs) != len(image.Layers) {
-		return nil, fmt.Errorf("%d layers, but the configuration names %d", len(image.Layers), len(config.RootFS.DiffIDs))
+		return nil, fmt.Errorf("%d layers, but the configuration names %d", len(image.Layers),
+			len(config.RootFS.DiffIDs))
 	}
 	digest, n, err := v1.SHA256(bytes.NewReader(raw))
 	if err != nil {

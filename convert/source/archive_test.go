@@ -56,7 +56,10 @@ func configFor(t testing.TB, archives ...string) string {
 	for _, a := range archives {
 		ids = append(ids, "sha256:"+sha(t, a))
 	}
-	b, err := json.Marshal(map[string]any{"os": "linux", "architecture": "amd64", "rootfs": map[string]any{"type": "layers", "diff_ids": ids}})
+	b, err := json.Marshal(map[string]any{
+		"os": "linux", "architecture": "amd64",
+		"rootfs": map[string]any{"type": "layers", "diff_ids": ids},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,17 +94,27 @@ func savedForms(t testing.TB) (forms map[string][]byte, want []string) {
 	config := configFor(t, a, b, b)
 	blobs := "blobs/sha256/"
 	forms = map[string][]byte{
-		"docker save before 25": archiveOf(t, member{name: "1/layer.tar", content: a}, member{name: "2/layer.tar", content: b},
-			member{name: "3/layer.tar", link: "../2/layer.tar"}, member{name: sha(t, config) + ".json", content: config},
-			member{name: "manifest.json", content: `[{"Config":"` + sha(t, config) + `.json","RepoTags":["x:1"],"Layers":["1/layer.tar","2/layer.tar","3/layer.tar"]}]`}),
-		"docker save since 25": archiveOf(t, member{name: blobs + sha(t, a), content: a}, member{name: blobs + sha(t, b), content: b},
-			member{name: blobs + sha(t, config), content: config}, member{name: "oci-layout", content: `{"imageLayoutVersion":"1.0.0"}`},
+		"docker save before 25": archiveOf(t, member{name: "1/layer.tar", content: a},
+			member{name: "2/layer.tar", content: b},
+			member{name: "3/layer.tar", link: "../2/layer.tar"},
+			member{name: sha(t, config) + ".json", content: config},
+			member{name: "manifest.json", content: `[{"Config":"` + sha(t, config) +
+				`.json","RepoTags":["x:1"],"Layers":["1/layer.tar","2/layer.tar","3/layer.tar"]}]`}),
+		"docker save since 25": archiveOf(t, member{name: blobs + sha(t, a), content: a},
+			member{name: blobs + sha(t, b), content: b},
+			member{name: blobs + sha(t, config), content: config},
+			member{name: "oci-layout", content: `{"imageLayoutVersion":"1.0.0"}`},
 			member{name: "index.json", content: `{"schemaVersion":2,"manifests":[]}`},
-			member{name: "manifest.json", content: `[{"Config":"` + blobs + sha(t, config) + `","RepoTags":["x:1"],"Layers":["` +
+			member{name: "manifest.json", content: `[{"Config":"` + blobs + sha(t, config) +
+				`","RepoTags":["x:1"],"Layers":["` +
 				blobs + sha(t, a) + `","` + blobs + sha(t, b) + `","` + blobs + sha(t, b) + `"]}]`}),
-		"compressed layers": archiveOf(t, member{name: "./c.json", content: config}, member{name: "a.tar.gz", content: gzipped(t, a)},
+		"compressed layers": archiveOf(t, member{name: "./c.json", content: config},
+			member{name: "a.tar.gz", content: gzipped(t, a)},
 			member{name: "b.tar.gz", content: gzipped(t, b)},
-			member{name: "./manifest.json", content: `[{"Config":"c.json","RepoTags":["x:1"],"Layers":["a.tar.gz","b.tar.gz","b.tar.gz"]}]`}),
+			member{
+				name:    "./manifest.json",
+				content: `[{"Config":"c.json","RepoTags":["x:1"],"Layers":["a.tar.gz","b.tar.gz","b.tar.gz"]}]`,
+			}),
 	}
 	forms["compressed as a whole"] = []byte(gzipped(t, string(forms["docker save before 25"])))
 	return forms, []string{a, b, b}
@@ -135,26 +148,36 @@ func TestBadArchivesAreRefused(t *testing.T) {
 	config := configFor(t, a)
 	list := `[{"Config":"c","RepoTags":["x:1"],"Layers":["l"]}]`
 	two := `[{"Config":"c","RepoTags":["x:1"],"Layers":["l"]},{"Config":"c","RepoTags":["y:2"],"Layers":["l"]}]`
-	good := archiveOf(t, member{name: "c", content: config}, member{name: "l", content: a}, member{name: "manifest.json", content: list})
+	good := archiveOf(t, member{name: "c", content: config}, member{name: "l", content: a},
+		member{name: "manifest.json", content: list})
 	for what, c := range map[string]struct {
 		content []byte
 		called  string
 		says    string
 	}{
-		"empty":                {nil, "", "damaged"},
-		"no tar":               {bytes.Repeat([]byte("x"), 2000), "", "damaged"},
-		"cut":                  {good[:len(good)/2], "", "damaged"},
-		"gzip, cut":            {[]byte(gzipped(t, string(good)))[:200], "", "damaged"},
-		"no list":              {archiveOf(t, member{name: "c", content: config}), "", "index.json"},
-		"list of nothing":      {archiveOf(t, member{name: "manifest.json", content: `[]`}), "", "0 images"},
-		"list no JSON":         {archiveOf(t, member{name: "manifest.json", content: `{`}), "", "manifest.json"},
-		"no config":            {archiveOf(t, member{name: "l", content: a}, member{name: "manifest.json", content: list}), "", "open c"},
-		"no layer":             {archiveOf(t, member{name: "c", content: config}, member{name: "manifest.json", content: list}), "", "open l"},
-		"config of no layers":  {archiveOf(t, member{name: "c", content: configFor(t)}, member{name: "l", content: a}, member{name: "manifest.json", content: list}), "", "1 layers"},
-		"links in a circle":    {archiveOf(t, member{name: "c", content: config}, member{name: "l", link: "m"}, member{name: "m", link: "l"}, member{name: "manifest.json", content: list}), "", "links"},
-		"link out of it":       {archiveOf(t, member{name: "c", content: config}, member{name: "l", link: "../../etc/passwd"}, member{name: "manifest.json", content: list}), "", "not exist"},
-		"several, none chosen": {archiveOf(t, member{name: "c", content: config}, member{name: "l", content: a}, member{name: "manifest.json", content: two}), "", "y:2"},
-		"another name":         {good, ":z", "x:1"},
+		"empty":           {nil, "", "damaged"},
+		"no tar":          {bytes.Repeat([]byte("x"), 2000), "", "damaged"},
+		"cut":             {good[:len(good)/2], "", "damaged"},
+		"gzip, cut":       {[]byte(gzipped(t, string(good)))[:200], "", "damaged"},
+		"no list":         {archiveOf(t, member{name: "c", content: config}), "", "index.json"},
+		"list of nothing": {archiveOf(t, member{name: "manifest.json", content: `[]`}), "", "0 images"},
+		"list no JSON":    {archiveOf(t, member{name: "manifest.json", content: `{`}), "", "manifest.json"},
+		"no config": {archiveOf(t, member{name: "l", content: a},
+			member{name: "manifest.json", content: list}), "", "open c"},
+		"no layer": {archiveOf(t, member{name: "c", content: config},
+			member{name: "manifest.json", content: list}), "", "open l"},
+		"config of no layers": {archiveOf(t, member{name: "c", content: configFor(t)}, member{name: "l", content: a},
+			member{name: "manifest.json", content: list}), "", "1 layers"},
+		"links in a circle": {archiveOf(t, member{name: "c", content: config}, member{name: "l", link: "m"},
+			member{name: "m", link: "l"}, member{name: "manifest.json", content: list}), "", "links"},
+		"link out of it": {
+			archiveOf(t, member{name: "c", content: config},
+				member{name: "l", link: "../../etc/passwd"}, member{name: "manifest.json", content: list}), "",
+			"not exist",
+		},
+		"several, none chosen": {archiveOf(t, member{name: "c", content: config}, member{name: "l", content: a},
+			member{name: "manifest.json", content: two}), "", "y:2"},
+		"another name": {good, ":z", "x:1"},
 		"a layer of other bytes": {archiveOf(t, member{name: "c", content: config}, member{name: "l", content: "other"},
 			member{name: "manifest.json", content: list}), "", "digest"},
 	} {
@@ -204,7 +227,10 @@ func TestLayoutsAreReadByTheirTags(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	for text, says := range map[string]string{"oci:" + dir: "two", "oci:" + dir + ":three": "one", "oci:/missing": "/missing", "oci:" + t.TempDir(): "index.json"} {
+	for text, says := range map[string]string{
+		"oci:" + dir: "two", "oci:" + dir + ":three": "one",
+		"oci:/missing": "/missing", "oci:" + t.TempDir(): "index.json",
+	} {
 		if _, err := opened(t, text, Options{}); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want %q", text, err, says)
 		}
@@ -267,7 +293,8 @@ func TestDaemonsImagesAreSavedByTheirID(t *testing.T) {
 	if diff := cmp.Diff([]string{id, id, id}, *asked); diff != "" {
 		t.Errorf("by a repository's name all its tags come:\n%s", diff)
 	}
-	if _, err := opened(t, "docker-daemon:y", Options{}); !errors.Is(err, ErrNoImage) || !strings.Contains(err.Error(), "docker images") {
+	if _, err := opened(t, "docker-daemon:y", Options{}); !errors.Is(err, ErrNoImage) ||
+		!strings.Contains(err.Error(), "docker images") {
 		t.Errorf("%v", err)
 	}
 	t.Setenv("DOCKER_HOST", "unix:///missing.sock")

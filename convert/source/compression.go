@@ -43,7 +43,8 @@ func Detect(head []byte) Compression {
 		return Uncompressed
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
 		return Gzip
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}),
+		len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
 		return Zstd
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
 		return XZ
@@ -65,7 +66,8 @@ func isArchive(head []byte) bool {
 	if len(bytes.Trim(head, "\x00")) == 0 {
 		return true
 	}
-	text, _, _ := strings.Cut(strings.Trim(string(head[sumAt:sumEnd]), " \x00"), "\x00") // as package archive/tar reads it
+	// as package archive/tar reads it
+	text, _, _ := strings.Cut(strings.Trim(string(head[sumAt:sumEnd]), " \x00"), "\x00")
 	stored, err := strconv.ParseInt(text, 8, 64)
 	if err != nil {
 		return false

@@ -88,10 +88,11 @@ func TestEveryFormOfACompressionIsRead(t *testing.T) {
 	for form, blob := range map[string]string{
 		"zstd behind a skippable frame": skipped(0x50, "1234") + zstdOf(t, plain),
 		"zstd behind the last kind":     skipped(0x5f, "") + zstdOf(t, plain),
-		"zstd with frames everywhere":   skipped(0x5a, "x") + zstdOf(t, plain[:half]) + skipped(0x50, "y") + zstdOf(t, plain[half:]) + skipped(0x51, strings.Repeat("z", 1000)),
-		"gzip of two members":           gzipped(t, plain[:half]) + gzipped(t, plain[half:]),
-		"xz":                            xzOf(plain),
-		"xz of two streams":             xzOf(plain[:half]) + "\x00\x00\x00\x00" + xzOf(plain[half:]),
+		"zstd with frames everywhere": skipped(0x5a, "x") + zstdOf(t, plain[:half]) + skipped(0x50, "y") + zstdOf(t,
+			plain[half:]) + skipped(0x51, strings.Repeat("z", 1000)),
+		"gzip of two members": gzipped(t, plain[:half]) + gzipped(t, plain[half:]),
+		"xz":                  xzOf(plain),
+		"xz of two streams":   xzOf(plain[:half]) + "\x00\x00\x00\x00" + xzOf(plain[half:]),
 	} {
 		layer := archiveOf(t, member{name: "c", content: configFor(t, plain)}, member{name: "l", content: blob},
 			member{name: "manifest.json", content: `[{"Config":"c","RepoTags":["x:1"],"Layers":["l"]}]`})
@@ -113,7 +114,8 @@ func TestEveryFormOfACompressionIsRead(t *testing.T) {
 		}
 		s := newShelf(t)
 		in := s.tagged(s.blob(s.json(fields{
-			"schemaVersion": 2, "mediaType": types.OCIManifestSchema1, "config": s.blob(configFor(t, plain), types.OCIConfigJSON, nil),
+			"schemaVersion": 2, "mediaType": types.OCIManifestSchema1,
+			"config": s.blob(configFor(t, plain), types.OCIConfigJSON, nil),
 			"layers": []fields{s.blob(blob, types.OCILayer, nil)},
 		}), types.OCIManifestSchema1, tagOne))
 		image, err := opened(t, in, Options{})
@@ -189,27 +191,32 @@ func TestWhatIsReadInNoWayIsSaid(t *testing.T) {
 	} {
 		saved := archiveOf(t, member{name: "c", content: configFor(t, plain)}, member{name: "l", content: blob},
 			member{name: "manifest.json", content: `[{"Config":"c","RepoTags":["x:1"],"Layers":["l"]}]`})
-		if _, err := opened(t, "docker-archive:"+written(t, saved), Options{}); err == nil || !strings.Contains(err.Error(), says) || errors.Is(err, ErrDamaged) {
+		if _, err := opened(t, "docker-archive:"+written(t, saved), Options{}); err == nil ||
+			!strings.Contains(err.Error(), says) || errors.Is(err, ErrDamaged) {
 			t.Errorf("%.10q in an archive: %v", blob, err)
 		}
-		if _, err := opened(t, "docker-archive:"+written(t, []byte(blob)), Options{}); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := opened(t, "docker-archive:"+written(t, []byte(blob)), Options{}); err == nil ||
+			!strings.Contains(err.Error(), says) {
 			t.Errorf("%.10q as an archive: %v", blob, err)
 		}
 		s := newShelf(t)
 		in := s.tagged(s.blob(s.json(fields{
-			"schemaVersion": 2, "mediaType": types.OCIManifestSchema1, "config": s.blob(configFor(t, plain), types.OCIConfigJSON, nil),
+			"schemaVersion": 2, "mediaType": types.OCIManifestSchema1,
+			"config": s.blob(configFor(t, plain), types.OCIConfigJSON, nil),
 			"layers": []fields{s.blob(blob, types.OCILayer, nil)},
 		}), types.OCIManifestSchema1, tagOne))
 		image, err := opened(t, in, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := archives(t, image); err == nil || !strings.Contains(err.Error(), says) || errors.Is(err, ErrDamaged) {
+		if _, err := archives(t, image); err == nil || !strings.Contains(err.Error(), says) ||
+			errors.Is(err, ErrDamaged) {
 			t.Errorf("%.10q in a layout: %v", blob, err)
 		}
 	}
 	// What was damaged on its way is told as such, whatever it looks like.
-	reg, in := registryWith(t, imageOf(t, "amd64", layerOf(t, []byte(plain), compression.None, types.DockerUncompressedLayer)))
+	reg, in := registryWith(t, imageOf(t, "amd64", layerOf(t, []byte(plain), compression.None,
+		types.DockerUncompressedLayer)))
 	image, err := opened(t, in, Options{})
 	if err != nil {
 		t.Fatal(err)

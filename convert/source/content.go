@@ -18,7 +18,8 @@ import (
 
 const (
 	retryPause = 500 * time.Millisecond // before a blob is opened again; it doubles each time
-	progress   = 1 << 20                // bytes after which attempts count anew, so that a server can't make them endless
+	// bytes after which attempts count anew, so that a server can't make them endless
+	progress = 1 << 20
 )
 
 // errEnd marks a blob that ended too early.
@@ -94,7 +95,8 @@ func (b *blobReader) again(cause error) error {
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
 	}
-	if errors.Is(cause, ErrCredentials) || errors.Is(cause, ErrNoImage) || errors.Is(cause, registry.ErrBusy) || b.failed >= b.in.attempts() {
+	if errors.Is(cause, ErrCredentials) || errors.Is(cause, ErrNoImage) || errors.Is(cause, registry.ErrBusy) ||
+		b.failed >= b.in.attempts() {
 		return cause
 	}
 	pause := time.NewTimer(retryPause << b.failed)
@@ -214,7 +216,8 @@ func (c *Content) Finish() error {
 		return fmt.Errorf("layer %s: %w", c.layer.Digest, err)
 	}
 	if got := hex.EncodeToString(c.sum.Sum(nil)); got != c.layer.DiffID.Hex {
-		return fmt.Errorf("layer %s: %w: its archive's digest is sha256:%s, the configuration says %s", c.layer.Digest, ErrDamaged, got, c.layer.DiffID)
+		return fmt.Errorf("layer %s: %w: its archive's digest is sha256:%s, the configuration says %s", c.layer.Digest,
+			ErrDamaged, got, c.layer.DiffID)
 	}
 	return nil
 }

@@ -39,7 +39,8 @@ func openDaemon(ctx context.Context, ref Reference, want *selector) (*Image, err
 func explainDaemon(ref Reference, err error) error {
 	switch {
 	case errdefs.IsNotFound(err):
-		return fmt.Errorf("%w: the daemon has no %s: docker images lists what it has: %w", ErrNoImage, ref.Name, registry.Said(err))
+		return fmt.Errorf("%w: the daemon has no %s: docker images lists what it has: %w", ErrNoImage, ref.Name,
+			registry.Said(err))
 	case client.IsErrConnectionFailed(err):
 		return fmt.Errorf("no Docker daemon answers (DOCKER_HOST names another): %w", err)
 	default:

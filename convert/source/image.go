@@ -216,7 +216,8 @@ func (i *Image) addLayers(in blobs) error {
 	ids := c.RootFS.DiffIDs
 	switch {
 	case len(ids) != len(i.Manifest.Layers):
-		return fmt.Errorf("manifest has %d layers, configuration %d: it is no container image", len(i.Manifest.Layers), len(ids))
+		return fmt.Errorf("manifest has %d layers, configuration %d: it is no container image", len(i.Manifest.Layers),
+			len(ids))
 	case len(ids) > maxLayers:
 		return fmt.Errorf("%d layers, the limit is %d", len(ids), maxLayers)
 	}
@@ -231,7 +232,10 @@ func (i *Image) addLayers(in blobs) error {
 		case d.Size < 0:
 			return fmt.Errorf("layer %d: %d bytes", n, d.Size)
 		}
-		i.Layers = append(i.Layers, &Layer{Digest: d.Digest, DiffID: ids[n], Size: d.Size, MediaType: d.MediaType, in: in})
+		i.Layers = append(i.Layers, &Layer{
+			Digest: d.Digest, DiffID: ids[n], Size: d.Size, MediaType: d.MediaType,
+			in: in,
+		})
 	}
 	return nil
 }

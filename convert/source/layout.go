@@ -74,7 +74,8 @@ func loadLayout(ctx context.Context, in layout, tag string, want *selector) (*Im
 	}
 	named := list
 	if tag != "" {
-		named = slices.DeleteFunc(slices.Clone(list), func(d v1.Descriptor) bool { return d.Annotations[refName] != tag })
+		named = slices.DeleteFunc(slices.Clone(list),
+			func(d v1.Descriptor) bool { return d.Annotations[refName] != tag })
 	}
 	switch {
 	case len(named) == 0:
@@ -96,11 +97,13 @@ func loadLayout(ctx context.Context, in layout, tag string, want *selector) (*Im
 func alternatives(list []v1.Descriptor, want *selector) bool {
 	fitting := 0
 	for _, d := range list {
-		if p := d.Platform; p != nil && want.Match(specs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}) {
+		if p := d.Platform; p != nil &&
+			want.Match(specs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}) {
 			fitting++
 		}
 	}
-	return fitting == 1 || !slices.ContainsFunc(list, func(d v1.Descriptor) bool { return d.Annotations[refName] != list[0].Annotations[refName] })
+	return fitting == 1 || !slices.ContainsFunc(list,
+		func(d v1.Descriptor) bool { return d.Annotations[refName] != list[0].Annotations[refName] })
 }
 
 // blobName is where a layout has a blob.

@@ -47,7 +47,8 @@ func (s *selector) String() string { return platforms.Format(s.want) }
 // nothing.
 func (s *selector) fits(have specs.Platform) error {
 	filled := specs.Platform{
-		OS: cmp.Or(have.OS, s.want.OS), Architecture: cmp.Or(have.Architecture, s.want.Architecture), Variant: have.Variant,
+		OS: cmp.Or(have.OS, s.want.OS), Architecture: cmp.Or(have.Architecture, s.want.Architecture),
+		Variant: have.Variant,
 	}
 	if n := platforms.Normalize(filled); filled.Variant == "" && n.Architecture == s.want.Architecture {
 		filled.Variant = s.want.Variant
@@ -89,7 +90,8 @@ func choose(ctx context.Context, in blobs, list []v1.Descriptor, want *selector)
 	case len(others) == 0:
 		return v1.Descriptor{}, fmt.Errorf("%w %s: the list names no platform", ErrPlatform, want)
 	}
-	return v1.Descriptor{}, fmt.Errorf("%w %s: there are %.500q: choose with --platform", ErrPlatform, want, strings.Join(others, ", "))
+	return v1.Descriptor{}, fmt.Errorf("%w %s: there are %.500q: choose with --platform", ErrPlatform, want,
+		strings.Join(others, ", "))
 }
 
 // choices finds out what the images of a list are for. A list may leave that out (image-spec, image-index.md:

@@ -95,7 +95,8 @@ func ParseRegistry(text string) (host string, plain bool, err error) {
 		return "", false, fmt.Errorf("registry %.200q is no address", text)
 	case u.User != nil:
 		return "", false, errors.New("a registry's address holds no user and password here: use docker login")
-	case u.Scheme != "https" && u.Scheme != "http", u.Host == "", strings.Trim(u.Path, "/") != "" && strings.Trim(u.Path, "/") != "v2":
+	case u.Scheme != "https" && u.Scheme != "http", u.Host == "",
+		strings.Trim(u.Path, "/") != "" && strings.Trim(u.Path, "/") != "v2":
 		return "", false, fmt.Errorf("registry %.200q: want https://HOST[:PORT][/v2]", text)
 	}
 	return u.Host, u.Scheme == "http", nil
@@ -121,7 +122,8 @@ func parseRegistry(text string, plain bool) (Reference, error) {
 	}
 	for part := range strings.SplitSeq(parsed.Context().RepositoryStr(), "/") {
 		if !component.MatchString(part) {
-			return Reference{}, fmt.Errorf("repository %.200q: %.100q is no part of a name", parsed.Context().RepositoryStr(), part)
+			return Reference{}, fmt.Errorf("repository %.200q: %.100q is no part of a name",
+				parsed.Context().RepositoryStr(), part)
 		}
 	}
 	slash := strings.LastIndexByte(text, '/')

@@ -18,10 +18,16 @@ func TestReferencesAreParsed(t *testing.T) {
 		{"http://r.example.org/a/b:1", "", Reference{Name: "r.example.org/a/b:1", PlainOK: true, Explicit: true}},
 		{"a@" + digest, "", Reference{Name: "index.docker.io/library/a@" + digest, Explicit: true}},
 		{"r.example.org/a:1@" + digest, "", Reference{Name: "r.example.org/a@" + digest, Explicit: true}},
-		{"library/x:tag", "http://127.0.0.1:5000/v2", Reference{Name: "127.0.0.1:5000/library/x:tag", PlainOK: true, Explicit: true}},
+		{"library/x:tag", "http://127.0.0.1:5000/v2", Reference{
+			Name: "127.0.0.1:5000/library/x:tag", PlainOK: true,
+			Explicit: true,
+		}},
 		{"library/x", "https://r.example.org/v2/", Reference{Name: "r.example.org/library/x:latest"}},
 		{"a:1", "r.example.org", Reference{Name: "r.example.org/a:1", Explicit: true}},
-		{"https://other.example.org/x:1", "http://127.0.0.1:5000/v2", Reference{Name: "other.example.org/x:1", Explicit: true}},
+		{
+			"https://other.example.org/x:1", "http://127.0.0.1:5000/v2",
+			Reference{Name: "other.example.org/x:1", Explicit: true},
+		},
 		{"docker-daemon:x:1", "", Reference{Kind: Daemon, Name: "x:1"}},
 		{"docker-archive:/a/b.tar", "", Reference{Kind: Archive, Path: "/a/b.tar", Explicit: true}},
 		{"docker-archive:b.tar:r/x:1", "", Reference{Kind: Archive, Path: "b.tar", Name: "r/x:1", Explicit: true}},
@@ -65,7 +71,8 @@ func TestBadReferencesAreRefused(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
-		"redis", "docker://r:1/a/b:c@sha256:" + strings.Repeat("0", 64), "http://r/a", "docker-daemon:x", "docker-archive:f:n:t", "oci:d:t", "a@b@c",
+		"redis", "docker://r:1/a/b:c@sha256:" + strings.Repeat("0", 64), "http://r/a", "docker-daemon:x",
+		"docker-archive:f:n:t", "oci:d:t", "a@b@c",
 	} {
 		f.Add(text, "")
 		f.Add(text, "http://127.0.0.1:5000/v2")

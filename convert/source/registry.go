@@ -25,24 +25,33 @@ import (
 const maxAttempts = 5
 
 // acceptable are the manifests this program reads.
-var acceptable = []types.MediaType{types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex, types.DockerManifestList}
+var acceptable = []types.MediaType{
+	types.OCIManifestSchema1, types.DockerManifestSchema2, types.OCIImageIndex,
+	types.DockerManifestList,
+}
 
 // passing are the answers of servers that are worth asking again.
 var passing = []int{
-	http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+	http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable,
+	http.StatusGatewayTimeout,
 }
 
 // retrying asks again after what passes. A server that doesn't answer in time isn't asked again: that would make a dead
 // mirror cost its time limit over and over.
 func retrying(base http.RoundTripper) http.RoundTripper {
-	return transport.NewRetry(base, transport.WithRetryStatusCodes(passing...), transport.WithRetryPredicate(func(err error) bool {
-		return errors.As(err, new(*transport.Error)) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrUnexpectedEOF)
-	}))
+	return transport.NewRetry(base, transport.WithRetryStatusCodes(passing...),
+		transport.WithRetryPredicate(func(err error) bool {
+			return errors.As(err, new(*transport.Error)) || errors.Is(err, syscall.ECONNRESET) ||
+				errors.Is(err, io.ErrUnexpectedEOF)
+		}))
 }
 
 // access is how registries are reached with these options.
 func (o Options) access() registry.Options {
-	return registry.Options{Keychain: o.Keychain, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, UserAgent: o.UserAgent, Connections: o.Connections}
+	return registry.Options{
+		Keychain: o.Keychain, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, UserAgent: o.UserAgent,
+		Connections: o.Connections,
+	}
 }
 
 // Access is how the registry of a reference is reached with these options, and the reference as the registry library
@@ -94,7 +103,10 @@ func candidates(ref Reference, o Options) ([]candidate, error) {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
 		plain = plain || o.PlainHTTP
-		m, err := Reference{Kind: Registry, Name: host + strings.TrimPrefix(parsed.Name(), named), PlainOK: plain}.Parsed()
+		m, err := Reference{
+			Kind: Registry, Name: host + strings.TrimPrefix(parsed.Name(), named),
+			PlainOK: plain,
+		}.Parsed()
 		if err != nil {
 			return nil, fmt.Errorf("mirror: %w", err)
 		}
@@ -175,7 +187,8 @@ func connect(ctx context.Context, ref candidate, o Options) (*endpoint, error) {
 		return nil, fmt.Errorf("credentials for %s: %w", repository.RegistryStr(), err)
 	}
 	base := retrying(transport.NewUserAgent(o.access().Transport(), o.UserAgent))
-	t, err := transport.NewWithContext(ctx, repository.Registry, auth, base, []string{repository.Scope(transport.PullScope)})
+	t, err := transport.NewWithContext(ctx, repository.Registry, auth, base,
+		[]string{repository.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
 	}
@@ -271,7 +284,8 @@ func (e *endpoint) blob(ctx context.Context, d v1.Descriptor, offset int64) (io.
 	skip := offset
 	if answer.StatusCode == http.StatusPartialContent {
 		if !strings.HasPrefix(answer.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
-			return nil, errors.Join(fmt.Errorf("%w: asked for bytes from %d on, got %.100q", ErrDamaged, offset, answer.Header.Get("Content-Range")), body.Close())
+			return nil, errors.Join(fmt.Errorf("%w: asked for bytes from %d on, got %.100q", ErrDamaged, offset,
+				answer.Header.Get("Content-Range")), body.Close())
 		}
 		skip = 0
 	}

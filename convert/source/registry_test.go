@@ -56,7 +56,10 @@ func layerOf(t testing.TB, archive []byte, c compression.Compression, media type
 	if c == compression.None {
 		return static.NewLayer(archive, media)
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil },
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(archive)),
+			nil
+	},
 		tarball.WithCompression(c), tarball.WithMediaType(media))
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +212,8 @@ func TestTokensAreRefreshed(t *testing.T) {
 	}
 	for _, wrong := range []login{{"me", "guess"}, {}} {
 		_, err := opened(t, ref.Name(), Options{Keychain: wrong})
-		if !errors.Is(err, ErrCredentials) || !strings.Contains(err.Error(), "docker login") || strings.Contains(err.Error(), "guess") {
+		if !errors.Is(err, ErrCredentials) || !strings.Contains(err.Error(), "docker login") ||
+			strings.Contains(err.Error(), "guess") {
 			t.Errorf("%+v: %v", wrong, err)
 		}
 	}
@@ -288,7 +292,8 @@ func TestBlobsAreResumedWhereTheServerKnowsNoRanges(t *testing.T) {
 		reg.ServeHTTP(w, r)
 	}))
 	host := strings.TrimPrefix(s.URL, "http://")
-	in := (&testutil.Registry{Faulty: s, Host: host}).Push(t, "a:1", imageOf(t, "amd64", layerOf(t, archive, compression.GZip, types.DockerLayer)), nil)
+	in := (&testutil.Registry{Faulty: s, Host: host}).Push(t, "a:1",
+		imageOf(t, "amd64", layerOf(t, archive, compression.GZip, types.DockerLayer)), nil)
 	image, err := opened(t, in, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -305,10 +310,16 @@ func TestWrongBlobsAreRefused(t *testing.T) {
 		fault testutil.Fault
 		layer func(t *testing.T) v1.Layer
 	}{
-		"a bit is wrong":        {fault: testutil.Fault{Path: "/blobs/", Flip: true}},
-		"it is too long":        {fault: testutil.Fault{Path: "/blobs/", Extra: "more"}},
-		"its deflate is broken": {layer: func(t *testing.T) v1.Layer { return spoiled(t, compression.GZip, types.DockerLayer) }},
-		"its zstd is broken":    {layer: func(t *testing.T) v1.Layer { return spoiled(t, compression.ZStd, types.OCILayerZStd) }},
+		"a bit is wrong": {fault: testutil.Fault{Path: "/blobs/", Flip: true}},
+		"it is too long": {fault: testutil.Fault{Path: "/blobs/", Extra: "more"}},
+		"its deflate is broken": {layer: func(t *testing.T) v1.Layer {
+			return spoiled(t, compression.GZip,
+				types.DockerLayer)
+		}},
+		"its zstd is broken": {layer: func(t *testing.T) v1.Layer {
+			return spoiled(t, compression.ZStd,
+				types.OCILayerZStd)
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -395,7 +406,10 @@ func TestMirrorsAreAskedFirstAndMayFail(t *testing.T) {
 	dead := testutil.NewRegistry(t, "", "")
 	dead.Close()
 	asked := origin.Requests("/blobs/")
-	o := Options{Mirrors: []string{origin.Host + "=http://" + dead.Host, origin.Host + "=http://" + without.Host, origin.Host + "=http://" + mirror.Host}}
+	o := Options{Mirrors: []string{
+		origin.Host + "=http://" + dead.Host, origin.Host + "=http://" + without.Host,
+		origin.Host + "=http://" + mirror.Host,
+	}}
 	img, err := opened(t, in, o)
 	if err != nil {
 		t.Fatal(err)
@@ -403,7 +417,8 @@ func TestMirrorsAreAskedFirstAndMayFail(t *testing.T) {
 	if _, err := archives(t, img); err != nil {
 		t.Fatal(err)
 	}
-	if n := origin.Requests("/blobs/") - asked; n != 0 || mirror.Requests("/blobs/") == 0 || without.Requests("/manifests/") == 0 {
+	if n := origin.Requests("/blobs/") - asked; n != 0 || mirror.Requests("/blobs/") == 0 ||
+		without.Requests("/manifests/") == 0 {
 		t.Errorf("the registry was asked for %d blobs", n)
 	}
 	mirror.Set(testutil.Fault{Path: "/blobs/", Status: 404})
@@ -443,23 +458,29 @@ func TestOnePlatformOfAListIsChosen(t *testing.T) {
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: image, Descriptor: v1.Descriptor{Platform: &p}})
 	}
 	in := reg.Push(t, "list:1", index, nil)
-	for platform, key := range map[string]string{"": "linux/amd64", "linux/arm64": "linux/arm64", "linux/arm/v7": "linux/arm/v7", "linux/arm": "linux/arm/v7"} {
+	for platform, key := range map[string]string{
+		"": "linux/amd64", "linux/arm64": "linux/arm64",
+		"linux/arm/v7": "linux/arm/v7", "linux/arm": "linux/arm/v7",
+	} {
 		if image, err := opened(t, in, Options{Platform: platform}); err != nil || image.Digest != want[key] {
 			t.Errorf("%q: %v", platform, err)
 		}
 	}
 	_, err := opened(t, in, Options{Platform: "linux/s390x"})
-	if !errors.Is(err, ErrPlatform) || !strings.Contains(err.Error(), "linux/arm64") || strings.Contains(err.Error(), "unknown/") {
+	if !errors.Is(err, ErrPlatform) || !strings.Contains(err.Error(), "linux/arm64") ||
+		strings.Contains(err.Error(), "unknown/") {
 		t.Errorf("%v", err)
 	}
 	single := reg.Push(t, "single:1", imageOf(t, "amd64"), nil)
-	if _, err := opened(t, single, Options{Platform: "linux/arm64"}); !errors.Is(err, ErrPlatform) || !strings.Contains(err.Error(), "linux/amd64") {
+	if _, err := opened(t, single, Options{Platform: "linux/arm64"}); !errors.Is(err, ErrPlatform) ||
+		!strings.Contains(err.Error(), "linux/amd64") {
 		t.Errorf("an image of another platform: %v", err)
 	}
 	if _, err := opened(t, reg.Push(t, "single:2", imageOf(t, "arm64"), nil), Options{}); err != nil {
 		t.Errorf("an image of another platform than the usual one: %v", err)
 	}
-	if _, err := opened(t, single, Options{Platform: "arm64"}); err == nil || !strings.Contains(err.Error(), "OS/ARCH") {
+	if _, err := opened(t, single, Options{Platform: "arm64"}); err == nil ||
+		!strings.Contains(err.Error(), "OS/ARCH") {
 		t.Errorf("%v", err)
 	}
 }
@@ -499,19 +520,28 @@ func TestHostileManifestsAreRefused(t *testing.T) {
 	good := blob("application/vnd.oci.image.config.v1+json", config)
 	many := strings.TrimSuffix(strings.Repeat(good+",", 5000), ",")
 	for what, c := range map[string]struct{ manifest, says string }{
-		"no JSON":                  {`{`, "JSON"},
-		"schema 1":                 {`{"schemaVersion":1,"fsLayers":[]}`, "schema 1"},
-		"too long":                 {`{"schemaVersion":2,"config":` + good + `,"layers":[],"x":"` + strings.Repeat("x", maxManifest) + `"}`, "bytes"},
+		"no JSON":  {`{`, "JSON"},
+		"schema 1": {`{"schemaVersion":1,"fsLayers":[]}`, "schema 1"},
+		"too long": {`{"schemaVersion":2,"config":` + good + `,"layers":[],"x":"` + strings.Repeat("x",
+			maxManifest) + `"}`, "bytes"},
 		"image and list at once":   {`{"schemaVersion":2,"config":` + good + `,"layers":[],"manifests":[]}`, "both"},
 		"more layers than diffIDs": {`{"schemaVersion":2,"config":` + good + `,"layers":[` + good + `]}`, "layers"},
 		"too many layers":          {`{"schemaVersion":2,"config":` + good + `,"layers":[` + many + `]}`, "layers"},
 		"config isn't there":       {`{"schemaVersion":2,"config":` + blob("x", "y") + `,"layers":[]}`, "missing"},
-		"config of another kind":   {`{"schemaVersion":2,"config":` + blob("x", "null") + `,"layers":[]}`, "no container image"},
-		"huge config":              {`{"schemaVersion":2,"config":{"size":9999999999,"digest":"sha256:` + strings.Repeat("0", 64) + `"},"layers":[]}`, "limit"},
-		"list of nothing":          {`{"schemaVersion":2,"manifests":[]}`, "platform"},
-		"another type":             {`{"schemaVersion":2,"mediaType":"text/plain","config":` + good + `,"layers":[]}`, "no container image"},
+		"config of another kind": {
+			`{"schemaVersion":2,"config":` + blob("x", "null") + `,"layers":[]}`,
+			"no container image",
+		},
+		"huge config": {`{"schemaVersion":2,"config":{"size":9999999999,"digest":"sha256:` +
+			strings.Repeat("0", 64) + `"},"layers":[]}`, "limit"},
+		"list of nothing": {`{"schemaVersion":2,"manifests":[]}`, "platform"},
+		"another type": {
+			`{"schemaVersion":2,"mediaType":"text/plain","config":` + good + `,"layers":[]}`,
+			"no container image",
+		},
 	} {
-		if _, err := opened(t, raw(t, c.manifest, config, "null"), Options{}); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := opened(t, raw(t, c.manifest, config, "null"), Options{}); err == nil ||
+			!strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %.300v, want %q", what, err, c.says)
 		}
 	}
@@ -535,13 +565,17 @@ func TestLayersKeptElsewhereAreRefused(t *testing.T) {
 	if _, err := opened(t, in, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := opened(t, raw(t, string(manifest), string(config)), Options{}); err == nil || !strings.Contains(err.Error(), "foreign") {
+	if _, err := opened(t, raw(t, string(manifest), string(config)), Options{}); err == nil ||
+		!strings.Contains(err.Error(), "foreign") {
 		t.Errorf("%v", err)
 	}
 }
 
 func TestWhatRegistriesSayIsQuotedAndBounded(t *testing.T) {
-	evil, err := json.Marshal(map[string]any{"errors": []map[string]string{{"code": "DENIED", "message": "\x1b[2J" + strings.Repeat("no ", 10_000)}}})
+	evil, err := json.Marshal(map[string]any{"errors": []map[string]string{{
+		"code":    "DENIED",
+		"message": "\x1b[2J" + strings.Repeat("no ", 10_000),
+	}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,7 +90,8 @@ func archiveOf(descriptor []byte) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	err := w.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg, Name: thin.FileName, Size: int64(len(descriptor)), Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR,
+		Typeflag: tar.TypeReg, Name: thin.FileName, Size: int64(len(descriptor)), Mode: 0o644, ModTime: time.Unix(0, 0),
+		Format: tar.FormatUSTAR,
 	})
 	if err == nil {
 		_, err = w.Write(descriptor)
@@ -131,7 +132,10 @@ func configOf(image *source.Image, diffID v1.Hash) ([]byte, error) {
 			delete(fields, name)
 		}
 	}
-	for name, value := range map[string]any{"rootfs": v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}}, "history": history} {
+	for name, value := range map[string]any{
+		"rootfs":  v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}},
+		"history": history,
+	} {
 		if fields[name], err = json.Marshal(value); err != nil {
 			return nil, err
 		}

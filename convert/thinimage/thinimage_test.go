@@ -32,7 +32,10 @@ func built(t testing.TB, media types.MediaType, config string) *Image {
 		Reference: ref, Digest: sum([]byte("origin")), MediaType: media, RawConfig: []byte(config),
 		Manifest: &v1.Manifest{Annotations: map[string]string{"kept": "yes", baseName: "older"}},
 	}
-	d := &thin.Descriptor{Layers: []thin.Layer{{Digest: strings.Repeat("a", 64), FQRN: "r.example.org", Path: "/layers/a"}}}
+	d := &thin.Descriptor{Layers: []thin.Layer{{
+		Digest: strings.Repeat("a", 64), FQRN: "r.example.org",
+		Path: "/layers/a",
+	}}}
 	made, err := Build(image, d)
 	if err != nil {
 		t.Fatal(err)
@@ -84,18 +87,23 @@ func TestAnnotationsNameTheOriginWhereTheyMay(t *testing.T) {
 	if err := json.Unmarshal(built(t, types.OCIManifestSchema1, plainConfig).manifest, &m); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"kept": "yes", baseName: "r.example.org/a/b:1", baseDigest: sum([]byte("origin")).String()}
+	want := map[string]string{
+		"kept": "yes", baseName: "r.example.org/a/b:1",
+		baseDigest: sum([]byte("origin")).String(),
+	}
 	if diff := cmp.Diff(want, m.Annotations); diff != "" {
 		t.Error(diff)
 	}
-	if docker := built(t, types.DockerManifestSchema2, plainConfig); bytes.Contains(docker.manifest, []byte("annotations")) {
+	if docker := built(t, types.DockerManifestSchema2, plainConfig); bytes.Contains(docker.manifest,
+		[]byte("annotations")) {
 		t.Errorf("Docker's manifests have none: %s", docker.manifest)
 	}
 }
 
 func TestLayoutsKeepTheirOtherImages(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new")
-	one, two := built(t, types.OCIManifestSchema1, plainConfig), built(t, types.OCIManifestSchema1, strings.Replace(plainConfig, "A=1", "A=2", 1))
+	one, two := built(t, types.OCIManifestSchema1, plainConfig),
+		built(t, types.OCIManifestSchema1, strings.Replace(plainConfig, "A=1", "A=2", 1))
 	write := func(made *Image, tag string) {
 		t.Helper()
 		ref, err := source.Parse("oci:"+dir+tag, "")
@@ -135,7 +143,10 @@ func TestLayoutsKeepTheirOtherImages(t *testing.T) {
 
 func TestArchivesGiveTheirImageANameThatEnginesLoad(t *testing.T) {
 	made := built(t, types.DockerManifestSchema2, plainConfig)
-	for called, want := range map[string]string{"": "[]", "x": `["x:latest"]`, "r.example.org:5000/x": `["r.example.org:5000/x:latest"]`, "x:1": `["x:1"]`} {
+	for called, want := range map[string]string{
+		"": "[]", "x": `["x:latest"]`,
+		"r.example.org:5000/x": `["r.example.org:5000/x:latest"]`, "x:1": `["x:1"]`,
+	} {
 		var b bytes.Buffer
 		if err := made.archiveTo(&b, called); err != nil {
 			t.Fatal(err)
@@ -197,7 +208,8 @@ func TestWhatTheDaemonSaysOfALoadIsHeard(t *testing.T) {
 		t.Errorf("%s", list)
 	}
 	reply = `{"stream":"x"}{"errorDetail":{"message":"no space left"},"error":"no space left"}`
-	if err := made.Write(t.Context(), ref, source.Options{}); err == nil || !strings.Contains(err.Error(), "no space left") {
+	if err := made.Write(t.Context(), ref, source.Options{}); err == nil ||
+		!strings.Contains(err.Error(), "no space left") {
 		t.Errorf("%v", err)
 	}
 }

@@ -214,7 +214,10 @@ func (t *Image) archiveTo(w io.Writer, called string) error {
 		name    string
 		content []byte
 	}{{config, t.config}, {layer, t.archive}, {"manifest.json", manifest}} {
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Size: int64(len(f.content)), Mode: 0o644, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}
+		h := &tar.Header{
+			Typeflag: tar.TypeReg, Name: f.name, Size: int64(len(f.content)), Mode: 0o644,
+			ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR,
+		}
 		if err := archive.WriteHeader(h); err != nil {
 			return err
 		}
@@ -260,5 +263,6 @@ func (t *Image) layOut(dir, tag string) error {
 	m.Manifests = append(slices.DeleteFunc(m.Manifests, func(other v1.Descriptor) bool {
 		return other.Annotations[refName] == tag && (tag != "" || other.Digest == t.Digest)
 	}), *d)
-	return replaceFile(filepath.Join(dir, "index.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(m) })
+	return replaceFile(filepath.Join(dir, "index.json"),
+		func(w io.Writer) error { return json.NewEncoder(w).Encode(m) })
 }

@@ -58,14 +58,16 @@ func readFields(b []byte) (*fields, error) {
 	for key, value := range values {
 		f.set(key, value)
 	}
-	slices.SortFunc(f.failures, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) }) // a map's order is none
+	// a map's order is none
+	slices.SortFunc(f.failures, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return f, errors.Join(f.failures...)
 }
 
 func (f *fields) set(key string, value yaml.Node) {
 	at := slices.IndexFunc(known, func(k field) bool { return k.key == key })
 	if at < 0 {
-		f.failures = append(f.failures, fmt.Errorf("line %d: unknown key %.100q: the keys are %s", value.Line, key, keys()))
+		f.failures = append(f.failures, fmt.Errorf("line %d: unknown key %.100q: the keys are %s", value.Line, key,
+			keys()))
 		return
 	}
 	if err := value.Decode(known[at].to(f)); err != nil {

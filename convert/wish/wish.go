@@ -234,7 +234,8 @@ func (w Wish) Output(format string) (string, error) {
 	var unknown error
 	out := variable.ReplaceAllStringFunc(format, func(v string) string {
 		value, found := map[string]string{
-			"$(scheme)": w.Scheme, "$(registry)": w.Registry, "$(repository)": w.Repository, "$(tag)": w.tagOut(), "$(digest)": w.Digest,
+			"$(scheme)": w.Scheme, "$(registry)": w.Registry, "$(repository)": w.Repository, "$(tag)": w.tagOut(),
+			"$(digest)":    w.Digest,
 			"$(reference)": w.reference(), "$(image)": w.Repository + w.reference(),
 		}[v]
 		if !found {

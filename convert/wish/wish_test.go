@@ -74,16 +74,34 @@ func TestFaultsOfAListAreToldInItsOwnWords(t *testing.T) {
 		text string
 		want []string
 	}{
-		"a key":             {head + "platforms: [linux/arm64]\ninput: [a.b/c:1]\n", []string{"line 3: unknown key \"platforms\": " + all}},
-		"two keys":          {head + "inputs: [a]\nInput: [a.b/c:1]\n", []string{"line 3: unknown key \"inputs\"", "line 4: unknown key \"Input\"", all}},
-		"kinds of values":   {"version: x\nuser: [a]\ncvmfs_repo: {a: b}\noutput_format: [1]\ninput: a.b/c:1\n", []string{"line 1: version: want a number", "line 2: user: want a text", "line 3: cvmfs_repo: want a text", "line 4: output_format: want a text", "line 5: input: want a list of texts"}},
-		"a wish of a kind":  {head + "input: [{a: b}]\n", []string{"line 3: input: want a list of texts"}},
-		"no keys":           {"- a\n- b\n", []string{"want version, user"}},
-		"one text":          {"a", []string{"want version, user"}},
-		"twice":             {head + "user: a\nuser: b\n", []string{"user", "already defined"}},
-		"no YAML":           {head + "input: [\n", []string{"line"}},
-		"two lists":         {head + "input: [a.b/c:1]\n---\n" + head + "input: [a.b/d:1]\n", []string{"more than one document"}},
-		"a format, wrong":   {head + "output_format: $(foo)\ninput: [a.b/c:1, a.b/d:1, a.b/e:1]\n", []string{"unknown variable \"$(foo)\""}},
+		"a key": {
+			head + "platforms: [linux/arm64]\ninput: [a.b/c:1]\n",
+			[]string{"line 3: unknown key \"platforms\": " + all},
+		},
+		"two keys": {
+			head + "inputs: [a]\nInput: [a.b/c:1]\n",
+			[]string{"line 3: unknown key \"inputs\"", "line 4: unknown key \"Input\"", all},
+		},
+		"kinds of values": {
+			"version: x\nuser: [a]\ncvmfs_repo: {a: b}\noutput_format: [1]\ninput: a.b/c:1\n",
+			[]string{
+				"line 1: version: want a number", "line 2: user: want a text", "line 3: cvmfs_repo: want a text",
+				"line 4: output_format: want a text", "line 5: input: want a list of texts",
+			},
+		},
+		"a wish of a kind": {head + "input: [{a: b}]\n", []string{"line 3: input: want a list of texts"}},
+		"no keys":          {"- a\n- b\n", []string{"want version, user"}},
+		"one text":         {"a", []string{"want version, user"}},
+		"twice":            {head + "user: a\nuser: b\n", []string{"user", "already defined"}},
+		"no YAML":          {head + "input: [\n", []string{"line"}},
+		"two lists": {
+			head + "input: [a.b/c:1]\n---\n" + head + "input: [a.b/d:1]\n",
+			[]string{"more than one document"},
+		},
+		"a format, wrong": {
+			head + "output_format: $(foo)\ninput: [a.b/c:1, a.b/d:1, a.b/e:1]\n",
+			[]string{"unknown variable \"$(foo)\""},
+		},
 		"a key of a kind":   {head + "? [a]\n: b\n", []string{"key must be a text"}},
 		"nothing but notes": {"# empty\n", []string{"empty"}},
 	} {
@@ -97,7 +115,8 @@ func TestFaultsOfAListAreToldInItsOwnWords(t *testing.T) {
 				t.Errorf("%s: %v, want %q once", name, err, want)
 			}
 		}
-		if strings.Contains(err.Error(), "struct") || strings.Contains(err.Error(), "[]string") || strings.Contains(err.Error(), "unmarshal") {
+		if strings.Contains(err.Error(), "struct") || strings.Contains(err.Error(), "[]string") ||
+			strings.Contains(err.Error(), "unmarshal") {
 			t.Errorf("%s: in the program's words: %v", name, err)
 		}
 	}

@@ -58,10 +58,19 @@ func mustOpen(t testing.TB, path string) *Catalog {
 func digest(a hash.Algorithm) hash.Digest { return hash.Digest{Algorithm: a} }
 
 var wantTree = map[string]Entry{
-	"":       {Mode: 0o040755, Size: 4096, Nlink: 3, Flags: 1},
-	"file":   {Mode: 0o100644, UID: 1000, Size: 5, MtimeN: 7, Nlink: 1, Flags: 4, Digest: digest(hash.SHA1), Xattrs: []Xattr{{"user.a", []byte("xyz")}}},
-	"rmd":    {Mode: 0o100644, Size: 10, Nlink: 1, Flags: 4 | 1<<8 | 1<<11, Digest: digest(hash.RIPEMD160), Compression: hash.None},
-	"big":    {Mode: 0o100644, Size: 30, Nlink: 1, Flags: 4 | 64 | 2<<8, Chunks: []Chunk{{0, 20, digest(hash.SHAKE128)}, {20, 10, digest(hash.SHAKE128)}}},
+	"": {Mode: 0o040755, Size: 4096, Nlink: 3, Flags: 1},
+	"file": {
+		Mode: 0o100644, UID: 1000, Size: 5, MtimeN: 7, Nlink: 1, Flags: 4, Digest: digest(hash.SHA1),
+		Xattrs: []Xattr{{"user.a", []byte("xyz")}},
+	},
+	"rmd": {
+		Mode: 0o100644, Size: 10, Nlink: 1, Flags: 4 | 1<<8 | 1<<11, Digest: digest(hash.RIPEMD160),
+		Compression: hash.None,
+	},
+	"big": {
+		Mode: 0o100644, Size: 30, Nlink: 1, Flags: 4 | 64 | 2<<8,
+		Chunks: []Chunk{{0, 20, digest(hash.SHAKE128)}, {20, 10, digest(hash.SHAKE128)}},
+	},
 	"link":   {Mode: 0o120777, Size: 6, Nlink: 1, Flags: 12, Target: "$(A)/b"},
 	"disk":   {Mode: 0o060600, Rdev: 8<<8 | 1, Nlink: 1, Flags: 20},
 	"one":    {Mode: 0o100644, Size: 10, Nlink: 2, Group: 3, Flags: 4, Digest: digest(hash.SHA1)},
@@ -164,7 +173,8 @@ func TestLookupAndListAgreeWithRows(t *testing.T) {
 	for _, e := range list {
 		names = append(names, e.Name)
 	}
-	if diff := cmp.Diff([]string{"big", "dir", "disk", "file", "hidden", "link", "nobody", "one", "rmd", "two"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"big", "dir", "disk", "file", "hidden", "link", "nobody", "one", "rmd", "two"},
+		names); diff != "" {
 		t.Errorf("List(root) (-want +got):\n%s", diff)
 	}
 	if _, err := c.Lookup("/nothing"); !errors.Is(err, fs.ErrNotExist) {
@@ -186,7 +196,10 @@ func TestNestedCatalogsAreSortedAndKnownBySize(t *testing.T) {
 func TestRowsEndWithTheContext(t *testing.T) {
 	c := mustOpen(t, build(t, schema7, func(s *script) {
 		for i := range 3000 {
-			s.row(row{path: "/" + strings.Repeat("x", i%200) + string(rune('a'+i%20)) + time.Duration(i).String(), hash: digestBytes})
+			s.row(row{
+				path: "/" + strings.Repeat("x", i%200) + string(rune('a'+i%20)) + time.Duration(i).String(),
+				hash: digestBytes,
+			})
 		}
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -268,21 +281,22 @@ func TestChunksMustCoverTheFile(t *testing.T) {
 func TestHostileDatabasesAreRefused(t *testing.T) {
 	replaced := func(old, with string) string { return strings.Replace(schema7, old, with, 1) }
 	for what, schema := range map[string]string{
-		"a view":               replaced("CREATE TABLE nested_catalogs (path TEXT, sha1 TEXT, size INTEGER, CONSTRAINT pk_nested_catalogs PRIMARY KEY (path))", "CREATE VIEW nested_catalogs AS SELECT 'x' path, 'y' sha1, 0 size"),
-		"a virtual table":      replaced("CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key))", "CREATE VIRTUAL TABLE properties USING fts5(key, value)"),
-		"a computed column":    replaced("xattr BLOB", "xattr BLOB AS (zeroblob(1000000)) VIRTUAL"),
-		"a missing table":      replaced("CREATE TABLE chunks", "CREATE TABLE junks"),
-		"a missing column":     replaced("symlink TEXT", "simlink TEXT"),
-		"an unknown schema":    replaced("'2.5'", "'2.6'"),
-		"no schema":            replaced("('schema', '2.5'), ", ""),
-		"a revision of words":  replaced("'42'", "'many'"),
-		"a TTL beyond reason":  replaced("'600'", "'99999999999999999999'"),
-		"UTF-16":               "PRAGMA encoding = 'UTF-16le';" + schema7,
-		"a write-ahead log":    "PRAGMA journal_mode = WAL;" + schema7,
-		"a prefix with ..":     schema7 + "INSERT INTO properties VALUES ('root_prefix', '/a/../b');",
-		"a relative prefix":    schema7 + "INSERT INTO properties VALUES ('root_prefix', 'a');",
-		"a hundred tables":     schema7 + tables(100),
-		"a property of a blob": schema7 + "DROP TABLE properties; CREATE TABLE properties (key, value); INSERT INTO properties VALUES ('schema', x'00'), ('schema', '2.5');",
+		"a view":              replaced("CREATE TABLE nested_catalogs (path TEXT, sha1 TEXT, size INTEGER, CONSTRAINT pk_nested_catalogs PRIMARY KEY (path))", "CREATE VIEW nested_catalogs AS SELECT 'x' path, 'y' sha1, 0 size"),
+		"a virtual table":     replaced("CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key))", "CREATE VIRTUAL TABLE properties USING fts5(key, value)"),
+		"a computed column":   replaced("xattr BLOB", "xattr BLOB AS (zeroblob(1000000)) VIRTUAL"),
+		"a missing table":     replaced("CREATE TABLE chunks", "CREATE TABLE junks"),
+		"a missing column":    replaced("symlink TEXT", "simlink TEXT"),
+		"an unknown schema":   replaced("'2.5'", "'2.6'"),
+		"no schema":           replaced("('schema', '2.5'), ", ""),
+		"a revision of words": replaced("'42'", "'many'"),
+		"a TTL beyond reason": replaced("'600'", "'99999999999999999999'"),
+		"UTF-16":              "PRAGMA encoding = 'UTF-16le';" + schema7,
+		"a write-ahead log":   "PRAGMA journal_mode = WAL;" + schema7,
+		"a prefix with ..":    schema7 + "INSERT INTO properties VALUES ('root_prefix', '/a/../b');",
+		"a relative prefix":   schema7 + "INSERT INTO properties VALUES ('root_prefix', 'a');",
+		"a hundred tables":    schema7 + tables(100),
+		"a property of a blob": schema7 +
+			"DROP TABLE properties; CREATE TABLE properties (key, value); INSERT INTO properties VALUES ('schema', x'00'), ('schema', '2.5');",
 	} {
 		t.Run(what, func(t *testing.T) {
 			path := build(t, schema, func(*script) {})
@@ -306,8 +320,9 @@ func tables(n int) string {
 
 func TestSearchesWithoutAnIndexAreRefused(t *testing.T) {
 	for what, schema := range map[string]string{
-		"no key":      strings.Replace(schema7, ", CONSTRAINT pk_catalog PRIMARY KEY (md5path_1, md5path_2)", "", 1),
-		"another key": strings.Replace(schema7, "pk_catalog PRIMARY KEY (md5path_1, md5path_2)", "pk_catalog PRIMARY KEY (name, md5path_1)", 1),
+		"no key": strings.Replace(schema7, ", CONSTRAINT pk_catalog PRIMARY KEY (md5path_1, md5path_2)", "", 1),
+		"another key": strings.Replace(schema7, "pk_catalog PRIMARY KEY (md5path_1, md5path_2)",
+			"pk_catalog PRIMARY KEY (name, md5path_1)", 1),
 	} {
 		c := mustOpen(t, build(t, schema, tree))
 		if _, err := c.Lookup("/file"); !errors.Is(err, ErrInvalid) {

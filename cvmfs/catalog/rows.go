@@ -102,7 +102,8 @@ func (c *Catalog) search(text, where string, key hash.PathHash, fn func(row []dr
 	indexed := false
 	err := c.query("EXPLAIN QUERY PLAN "+text, args, func(row []driver.Value) error {
 		detail, _ := row[3].(string)
-		indexed = strings.HasPrefix(detail, "SEARCH ") && strings.HasSuffix(detail, "("+strings.ReplaceAll(where, " = ?", "=?")+")")
+		indexed = strings.HasPrefix(detail, "SEARCH ") && strings.HasSuffix(detail,
+			"("+strings.ReplaceAll(where, " = ?", "=?")+")")
 		return nil
 	})
 	if err == nil && !indexed {
@@ -280,7 +281,11 @@ func comparePaths(a, b hash.PathHash) int {
 type chunkRows []chunkRow
 
 func (s chunkRows) of(path hash.PathHash) chunkRows {
-	from, _ := slices.BinarySearchFunc(s, path, func(r chunkRow, p hash.PathHash) int { return comparePaths(r.path, p) })
+	from, _ := slices.BinarySearchFunc(s, path, func(r chunkRow,
+		p hash.PathHash,
+	) int {
+		return comparePaths(r.path, p)
+	})
 	to := from
 	for to < len(s) && s[to].path == path {
 		to++
@@ -291,16 +296,18 @@ func (s chunkRows) of(path hash.PathHash) chunkRows {
 // readChunks reads the whole table. It is sorted here and not by SQLite, which would trust the file's own index.
 func (c *Catalog) readChunks(ctx context.Context) (chunkRows, error) {
 	var all chunkRows
-	err := c.query("SELECT "+c.chunkColumns+" FROM chunks", nil, func(row []driver.Value) error { return c.addChunk(ctx, &all, row) })
+	err := c.query("SELECT "+c.chunkColumns+" FROM chunks", nil,
+		func(row []driver.Value) error { return c.addChunk(ctx, &all, row) })
 	slices.SortFunc(all, chunkRow.compare)
 	return all, err
 }
 
 func (c *Catalog) chunksOf(path hash.PathHash) (chunkRows, error) {
 	var all chunkRows
-	err := c.search("SELECT "+c.chunkColumns+" FROM chunks", "md5path_1 = ? AND md5path_2 = ?", path, func(row []driver.Value) error {
-		return c.addChunk(context.Background(), &all, row)
-	})
+	err := c.search("SELECT "+c.chunkColumns+" FROM chunks", "md5path_1 = ? AND md5path_2 = ?", path,
+		func(row []driver.Value) error {
+			return c.addChunk(context.Background(), &all, row)
+		})
 	slices.SortFunc(all, chunkRow.compare)
 	return all, err
 }

@@ -20,7 +20,10 @@ func digestOf(s string) hash.Digest { return hash.SHAKE128.Digest([]byte(s)) }
 
 // kinds is a nested catalog with a row of each kind. The sizes, flags and link counts are what readers must see.
 var kinds = map[string]*Entry{
-	"/sw": {Name: "sw", Mode: 0o040755, UID: 1, GID: 2, Size: 4096, Mtime: -7, MtimeN: 999_999_999, Nlink: 3, Flags: NestedRoot},
+	"/sw": {
+		Name: "sw", Mode: 0o040755, UID: 1, GID: 2, Size: 4096, Mtime: -7, MtimeN: 999_999_999, Nlink: 3,
+		Flags: NestedRoot,
+	},
 	"/sw/empty": {
 		Name: "empty", Mode: 0o104755, Mtime: 1, Nlink: 1, Digest: digestOf("x"), Compression: hash.None,
 		Xattrs: []Xattr{{"security.capability", []byte("\x01\x00")}, {"user.a", []byte{}}},
@@ -50,7 +53,8 @@ func writeKinds(t testing.TB, path string) Statistics {
 		t.Fatal(err)
 	}
 	for _, name := range []string{
-		"/sw", "/sw/empty", "/sw/big", "/sw/one", "/sw/two", "/sw/\xff\xfe", "/sw/null", "/sw/disk", "/sw/pipe", "/sw/.hidden",
+		"/sw", "/sw/empty", "/sw/big", "/sw/one", "/sw/two", "/sw/\xff\xfe", "/sw/null", "/sw/disk", "/sw/pipe",
+		"/sw/.hidden",
 		"/sw/deeper",
 	} {
 		if err := w.Add(name, kinds[name]); err != nil {
@@ -98,7 +102,10 @@ func TestWrittenCatalogReadsAsItWasMeant(t *testing.T) {
 	}
 	read, err := c.Statistics()
 	want := Statistics{
-		Self:    Counters{Regular: 5, Symlink: 1, Special: 3, Dir: 2, Nested: 1, Chunked: 1, Chunks: 3, FileSize: 36, ChunkedSize: 30, Xattr: 1},
+		Self: Counters{
+			Regular: 5, Symlink: 1, Special: 3, Dir: 2, Nested: 1, Chunked: 1, Chunks: 3, FileSize: 36,
+			ChunkedSize: 30, Xattr: 1,
+		},
 		Subtree: Counters{Regular: 5, Dir: 1},
 	}
 	if diff := cmp.Diff(want, read); err != nil || diff != "" || wrote != want {
@@ -120,10 +127,11 @@ func TestWrittenCatalogIsOfRevision7(t *testing.T) {
 			"idx_catalog_parent,nested_catalogs,properties,statistics",
 		"SELECT group_concat(name) FROM pragma_table_info('catalog')": "md5path_1,md5path_2,parent_1,parent_2,hardlinks,hash,size,mode,mtime," +
 			"mtimens,flags,name,symlink,uid,gid,xattr",
-		"SELECT group_concat(DISTINCT typeof(name) || typeof(symlink) || typeof(mtimens)) FROM catalog":       "texttextinteger",
-		"SELECT flags FROM catalog WHERE name = 'sw'":                                                         "33",
-		"SELECT flags FROM catalog WHERE name = 'deeper'":                                                     "3",
-		"SELECT flags || ' ' || (hash IS NULL) FROM catalog WHERE name = 'big'":                               "580 1", // Appendix A of the format's description
+		"SELECT group_concat(DISTINCT typeof(name) || typeof(symlink) || typeof(mtimens)) FROM catalog": "texttextinteger",
+		"SELECT flags FROM catalog WHERE name = 'sw'":                                                   "33",
+		"SELECT flags FROM catalog WHERE name = 'deeper'":                                               "3",
+		// Appendix A of the format's description
+		"SELECT flags || ' ' || (hash IS NULL) FROM catalog WHERE name = 'big'":                               "580 1",
 		"SELECT flags || ' ' || length(hash) || ' ' || hex(xattr) FROM catalog WHERE name = 'empty'":          "2564 20 01021302" + "73656375726974792E6361706162696C6974790100" + "0600" + "757365722E61",
 		"SELECT flags || ' ' || size FROM catalog WHERE mode = 41471":                                         "12 3",
 		"SELECT flags || ' ' || size || ' ' || (hash IS NULL) FROM catalog WHERE name = 'null'":               "20 259 1",
@@ -169,20 +177,23 @@ func TestSameRowsGiveTheSameBytes(t *testing.T) {
 func TestRowsThatReadersRefuseAreNotWritten(t *testing.T) {
 	file := hash.SHA1.Digest(nil)
 	for what, e := range map[string]*Entry{
-		"no link":                  {Name: "a", Mode: 0o100644, Digest: file},
-		"links without a group":    {Name: "a", Mode: 0o100644, Digest: file, Nlink: 2},
-		"a folder in a group":      {Name: "a", Mode: 0o040755, Nlink: 2, Group: 1},
-		"a folder with content":    {Name: "a", Mode: 0o040755, Nlink: 2, Digest: file},
-		"a file without":           {Name: "a", Mode: 0o100644, Nlink: 1},
-		"a file with a target":     {Name: "a", Mode: 0o100644, Nlink: 1, Digest: file, Target: "b"},
-		"a link to nothing":        {Name: "a", Mode: 0o120777, Nlink: 1},
-		"a link that is too long":  {Name: "a", Mode: 0o120777, Nlink: 1, Target: strings.Repeat("x", 4096)},
-		"a file as a mount":        {Name: "a", Mode: 0o100644, Nlink: 1, Digest: file, Flags: Mountpoint},
-		"a name with a slash":      {Name: "a/b", Mode: 0o040755, Nlink: 2},
-		"a name with a NUL":        {Name: "a\x00", Mode: 0o040755, Nlink: 2},
-		"no name":                  {Mode: 0o040755, Nlink: 2},
-		"a long name":              {Name: strings.Repeat("a", 256), Mode: 0o040755, Nlink: 2},
-		"a gap between chunks":     {Name: "a", Mode: 0o100644, Nlink: 1, Size: 3, Chunks: []Chunk{{0, 1, file}, {2, 1, file}}},
+		"no link":                 {Name: "a", Mode: 0o100644, Digest: file},
+		"links without a group":   {Name: "a", Mode: 0o100644, Digest: file, Nlink: 2},
+		"a folder in a group":     {Name: "a", Mode: 0o040755, Nlink: 2, Group: 1},
+		"a folder with content":   {Name: "a", Mode: 0o040755, Nlink: 2, Digest: file},
+		"a file without":          {Name: "a", Mode: 0o100644, Nlink: 1},
+		"a file with a target":    {Name: "a", Mode: 0o100644, Nlink: 1, Digest: file, Target: "b"},
+		"a link to nothing":       {Name: "a", Mode: 0o120777, Nlink: 1},
+		"a link that is too long": {Name: "a", Mode: 0o120777, Nlink: 1, Target: strings.Repeat("x", 4096)},
+		"a file as a mount":       {Name: "a", Mode: 0o100644, Nlink: 1, Digest: file, Flags: Mountpoint},
+		"a name with a slash":     {Name: "a/b", Mode: 0o040755, Nlink: 2},
+		"a name with a NUL":       {Name: "a\x00", Mode: 0o040755, Nlink: 2},
+		"no name":                 {Mode: 0o040755, Nlink: 2},
+		"a long name":             {Name: strings.Repeat("a", 256), Mode: 0o040755, Nlink: 2},
+		"a gap between chunks": {
+			Name: "a", Mode: 0o100644, Nlink: 1, Size: 3,
+			Chunks: []Chunk{{0, 1, file}, {2, 1, file}},
+		},
 		"chunks that are too few":  {Name: "a", Mode: 0o100644, Nlink: 1, Size: 3, Chunks: []Chunk{{0, 1, file}}},
 		"nanoseconds of a second":  {Name: "a", Mode: 0o010644, Nlink: 1, MtimeN: 1_000_000_000},
 		"unsorted attributes":      {Name: "a", Mode: 0o010644, Nlink: 1, Xattrs: []Xattr{{"b", nil}, {"a", nil}}},
@@ -241,7 +252,8 @@ func TestNegativeCountersAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Finish(Counters{}.Sub(Counters{Dir: 1})); err == nil || !strings.Contains(err.Error(), "subtree_dir") {
+	if _, err := w.Finish(Counters{}.Sub(Counters{Dir: 1})); err == nil ||
+		!strings.Contains(err.Error(), "subtree_dir") {
 		t.Errorf("got %v, want subtree_dir to be named", err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {

@@ -40,7 +40,8 @@ func reference(t *testing.T, fqrn string) Config {
 func open(t testing.TB, cfg Config, servers ...string) *Repository {
 	t.Helper()
 	f, err := fetch.New(fetch.Config{
-		Servers: servers, Timeout: time.Second, TimeoutDirect: time.Second, BackoffInit: time.Millisecond, BackoffMax: 2 * time.Millisecond,
+		Servers: servers, Timeout: time.Second, TimeoutDirect: time.Second, BackoffInit: time.Millisecond,
+		BackoffMax: 2 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +90,8 @@ func TestRevisionSaysWhatWasVerified(t *testing.T) {
 	if v.FQRN != features || v.Number != 4 || v.Root != root || v.TTL != time.Minute {
 		t.Errorf("revision %+v", v)
 	}
-	if v.Published.Unix() != 1795409774 || v.Expires.Year() != 2046 || !strings.HasPrefix(v.Certificate, "66:3E:87:42:") {
+	if v.Published.Unix() != 1795409774 || v.Expires.Year() != 2046 ||
+		!strings.HasPrefix(v.Certificate, "66:3E:87:42:") {
 		t.Errorf("published %v, expires %v, certificate %q", v.Published, v.Expires, v.Certificate)
 	}
 }
@@ -158,7 +160,10 @@ func TestLookupAndListAgreeWithWalk(t *testing.T) {
 
 func TestMissingPathsAreNotThere(t *testing.T) {
 	v := newest(t, open(t, reference(t, features), referenceSite(t, features).url))
-	for _, path := range []string{"/nothing", "/nested/nothing", "/nested/inner/no/thing", "/nestedx", "/small/hello.txt/x"} {
+	for _, path := range []string{
+		"/nothing", "/nested/nothing", "/nested/inner/no/thing", "/nestedx",
+		"/small/hello.txt/x",
+	} {
 		if _, err := v.Lookup(t.Context(), path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Lookup(%q): %v, want fs.ErrNotExist", path, err)
 		}
@@ -176,7 +181,10 @@ func TestMissingPathsAreNotThere(t *testing.T) {
 
 func TestOddPathsAreRefused(t *testing.T) {
 	v := newest(t, open(t, reference(t, features), referenceSite(t, features).url))
-	for _, path := range []string{"/", "small", "/small/", "//small", "/small/../small", "/./small", "/a\x00b", strings.Repeat("/a", maxPath)} {
+	for _, path := range []string{
+		"/", "small", "/small/", "//small", "/small/../small", "/./small", "/a\x00b",
+		strings.Repeat("/a", maxPath),
+	} {
 		if _, err := v.Lookup(t.Context(), path); !errors.Is(err, errPath) {
 			t.Errorf("Lookup(%.20q): %v, want it refused", path, err)
 		}
@@ -212,15 +220,39 @@ func TestTamperedRepositoriesAreRefusedAndPassedOver(t *testing.T) {
 		is     error
 		says   string
 	}{
-		"manifest changed":             {".cvmfspublished", func(b []byte) []byte { b[100] ^= 1; return b }, trust.ErrSignature, "manifest"},
-		"manifest truncated":           {".cvmfspublished", func(b []byte) []byte { return b[:200] }, trust.ErrInvalid, "manifest"},
-		"manifest signature changed":   {".cvmfspublished", func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, trust.ErrSignature, "manifest"},
-		"manifest of another":          {".cvmfspublished", same(other, ".cvmfspublished"), trust.ErrInvalid, "images.example.org"},
-		"manifest endless":             {".cvmfspublished", func([]byte) []byte { return make([]byte, 1<<20) }, fetch.ErrBadData, "more than"},
-		"whitelist changed":            {".cvmfswhitelist", func(b []byte) []byte { b[20] ^= 1; return b }, trust.ErrSignature, "whitelist"},
-		"whitelist truncated":          {".cvmfswhitelist", truncate, trust.ErrSignature, "whitelist"},
-		"whitelist of another":         {".cvmfswhitelist", same(other, ".cvmfswhitelist"), trust.ErrSignature, "whitelist"},
-		"whitelist endless":            {".cvmfswhitelist", func([]byte) []byte { return make([]byte, 1<<20) }, fetch.ErrBadData, "more than"},
+		"manifest changed": {
+			".cvmfspublished", func(b []byte) []byte { b[100] ^= 1; return b },
+			trust.ErrSignature, "manifest",
+		},
+		"manifest truncated": {
+			".cvmfspublished", func(b []byte) []byte { return b[:200] }, trust.ErrInvalid,
+			"manifest",
+		},
+		"manifest signature changed": {
+			".cvmfspublished", func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
+			trust.ErrSignature, "manifest",
+		},
+		"manifest of another": {
+			".cvmfspublished", same(other, ".cvmfspublished"), trust.ErrInvalid,
+			"images.example.org",
+		},
+		"manifest endless": {
+			".cvmfspublished", func([]byte) []byte { return make([]byte, 1<<20) },
+			fetch.ErrBadData, "more than",
+		},
+		"whitelist changed": {
+			".cvmfswhitelist", func(b []byte) []byte { b[20] ^= 1; return b },
+			trust.ErrSignature, "whitelist",
+		},
+		"whitelist truncated": {".cvmfswhitelist", truncate, trust.ErrSignature, "whitelist"},
+		"whitelist of another": {
+			".cvmfswhitelist", same(other, ".cvmfswhitelist"), trust.ErrSignature,
+			"whitelist",
+		},
+		"whitelist endless": {
+			".cvmfswhitelist", func([]byte) []byte { return make([]byte, 1<<20) },
+			fetch.ErrBadData, "more than",
+		},
 		"certificate changed":          {certificate, flip, fetch.ErrBadData, certificate},
 		"certificate truncated":        {certificate, truncate, fetch.ErrBadData, certificate},
 		"root catalog changed":         {rootCatalog, flip, fetch.ErrBadData, rootCatalog},
@@ -229,9 +261,12 @@ func TestTamperedRepositoriesAreRefusedAndPassedOver(t *testing.T) {
 		"nested catalog changed":       {nestedCatalog, flip, fetch.ErrBadData, nestedCatalog},
 		"nested catalog truncated":     {nestedCatalog, truncate, fetch.ErrBadData, nestedCatalog},
 		"nested catalog a valid other": {nestedCatalog, same(site, otherNested), fetch.ErrBadData, nestedCatalog},
-		"nested catalog huge":          {nestedCatalog, func([]byte) []byte { return make([]byte, 4<<20) }, fetch.ErrBadData, nestedCatalog},
-		"object changed":               {object, flip, fetch.ErrBadData, "content of"},
-		"object truncated":             {object, truncate, fetch.ErrBadData, "content of"},
+		"nested catalog huge": {
+			nestedCatalog, func([]byte) []byte { return make([]byte, 4<<20) },
+			fetch.ErrBadData, nestedCatalog,
+		},
+		"object changed":   {object, flip, fetch.ErrBadData, "content of"},
+		"object truncated": {object, truncate, fetch.ErrBadData, "content of"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -243,7 +278,8 @@ func TestTamperedRepositoriesAreRefusedAndPassedOver(t *testing.T) {
 			if err == nil {
 				_, err = walkAll(t.Context(), v)
 			}
-			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), features) {
+			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) ||
+				!strings.Contains(err.Error(), features) {
 				t.Errorf("got %v\nwant %q, naming %q and the repository", err, c.is, c.says)
 			}
 			paths, err := walkAll(t.Context(), newest(t, open(t, reference(t, features), bad, good)))
@@ -265,7 +301,8 @@ func TestStrangersSignaturesAreRefusedAndPassedOver(t *testing.T) {
 			site.change(name, func([]byte) []byte { return content })
 		}
 	}
-	if _, err := open(t, reference(t, features), site.url).Newest(t.Context()); !errors.Is(err, trust.ErrNotWhitelisted) {
+	if _, err := open(t, reference(t, features), site.url).Newest(t.Context()); !errors.Is(err,
+		trust.ErrNotWhitelisted) {
 		t.Errorf("got %v, want trust.ErrNotWhitelisted", err)
 	}
 	if v := newest(t, open(t, reference(t, features), site.url, referenceSite(t, features).url)); v.Number != 4 {
@@ -278,7 +315,10 @@ func TestStrangersSignaturesAreRefusedAndPassedOver(t *testing.T) {
 }
 
 func TestMissingObjectsAreNotMissingPaths(t *testing.T) {
-	for _, name := range []string{".cvmfspublished", ".cvmfswhitelist", certificate, rootCatalog, nestedCatalog, object} {
+	for _, name := range []string{
+		".cvmfspublished", ".cvmfswhitelist", certificate, rootCatalog, nestedCatalog,
+		object,
+	} {
 		site := referenceSite(t, features)
 		site.change(name, func([]byte) []byte { return nil })
 		v, err := open(t, reference(t, features), site.url).Newest(t.Context())
@@ -335,7 +375,12 @@ func TestBlacklistsAndExpiryAreApplied(t *testing.T) {
 		"certificate":    {func(c *Config) { c.Blacklist = blacklist(fingerprint) }, trust.ErrBlacklisted},
 		"revision":       {func(c *Config) { c.Blacklist = blacklist("<" + features + " 5") }, trust.ErrBlacklisted},
 		"other revision": {func(c *Config) { c.Blacklist = blacklist("<" + features + " 4") }, nil},
-		"expiry":         {func(c *Config) { c.Now = func() time.Time { return time.Date(2047, 1, 1, 0, 0, 0, 0, time.UTC) } }, trust.ErrExpired},
+		"expiry": {func(c *Config) {
+			c.Now = func() time.Time {
+				return time.Date(2047, 1, 1, 0, 0, 0, 0,
+					time.UTC)
+			}
+		}, trust.ErrExpired},
 	} {
 		cfg := reference(t, features)
 		c.set(&cfg)
@@ -357,7 +402,8 @@ func TestRollbackIsRefusedAndANewerServerPreferred(t *testing.T) {
 	cfg := f.config()
 	newest(t, open(t, cfg, url))
 	newest(t, open(t, cfg, url)) // the same again is fine
-	if _, err := open(t, cfg, staleURL).Newest(t.Context()); !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), "2027") {
+	if _, err := open(t, cfg, staleURL).Newest(t.Context()); !errors.Is(err, ErrRollback) ||
+		!strings.Contains(err.Error(), "2027") {
 		t.Errorf("older time: got %v, want ErrRollback with what was seen", err)
 	}
 	if v := newest(t, open(t, cfg, staleURL, url)); v.Published.Unix() != 1_800_000_000 {
@@ -368,7 +414,8 @@ func TestRollbackIsRefusedAndANewerServerPreferred(t *testing.T) {
 	if err := r.remember(state{root: root.digest, published: 1, revision: 2}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Newest(t.Context()); !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), "revision 1, but 2") {
+	if _, err := r.Newest(t.Context()); !errors.Is(err, ErrRollback) ||
+		!strings.Contains(err.Error(), "revision 1, but 2") {
 		t.Errorf("older number: got %v, want ErrRollback", err)
 	}
 	// Without memory, a first contact is believed.
@@ -419,8 +466,10 @@ func TestNewestIsAskedForOnceByManyAndAgainLater(t *testing.T) {
 		t.Errorf("30 callers made %d requests, want 1", n)
 	}
 	before := r.last.at
-	if _, err := r.Refresh(t.Context()); err != nil || site.count(".cvmfspublished") != 2 || r.last.at.Sub(before) < time.Second {
-		t.Errorf("Refresh: %d requests, %v after %v; want a second one, not within a second", site.count(".cvmfspublished"), err, r.last.at.Sub(before))
+	if _, err := r.Refresh(t.Context()); err != nil || site.count(".cvmfspublished") != 2 ||
+		r.last.at.Sub(before) < time.Second {
+		t.Errorf("Refresh: %d requests, %v after %v; want a second one, not within a second",
+			site.count(".cvmfspublished"), err, r.last.at.Sub(before))
 	}
 	ended, end := context.WithCancel(t.Context())
 	end()
@@ -590,8 +639,16 @@ func TestInconsistentRepositoriesAreRefused(t *testing.T) {
 		make func(f *forge) (forged, uint64)
 		is   error
 	}{
-		"another revision in the root catalog": {func(f *forge) (forged, uint64) { return f.catalog("", []entry{dir("")}), 2 }, ErrInconsistent},
-		"a nested catalog as root":             {func(f *forge) (forged, uint64) { return f.catalog("/a", []entry{dir("/a")}), 1 }, ErrInconsistent},
+		"another revision in the root catalog": {func(f *forge) (forged,
+			uint64,
+		) {
+			return f.catalog("", []entry{dir("")}), 2
+		}, ErrInconsistent},
+		"a nested catalog as root": {func(f *forge) (forged,
+			uint64,
+		) {
+			return f.catalog("/a", []entry{dir("/a")}), 1
+		}, ErrInconsistent},
 		"another size": {func(f *forge) (forged, uint64) {
 			c := f.catalog("", []entry{dir("")})
 			c.size++
@@ -656,7 +713,12 @@ func TestInconsistentRepositoriesAreRefused(t *testing.T) {
 
 func TestWalkJoinsManyNestedCatalogsHidesAndLinks(t *testing.T) {
 	f := newForge(t)
-	rows := []entry{{path: ""}, {path: "/hidden", flags: 1 | catalog.Hidden}, {path: "/hidden/x", mode: file}, {path: "/bind", flags: 1 | catalog.BindMount}}
+	rows := []entry{
+		{path: ""},
+		{path: "/hidden", flags: 1 | catalog.Hidden},
+		{path: "/hidden/x", mode: file},
+		{path: "/bind", flags: 1 | catalog.BindMount},
+	}
 	var nested []forged
 	want := []string{"", "/bind"}
 	for i := range 50 {
@@ -713,7 +775,8 @@ func TestWalkJoinsManyNestedCatalogsHidesAndLinks(t *testing.T) {
 func TestHolderIsTheCatalogAFolderContinuesIn(t *testing.T) {
 	v := newest(t, open(t, reference(t, features), referenceSite(t, features).url))
 	for path, want := range map[string]string{
-		"": rootCatalog, "/small": rootCatalog, "/many": nestedCatalog, "/nested": otherNested, "/nested/x": otherNested,
+		"": rootCatalog, "/small": rootCatalog, "/many": nestedCatalog, "/nested": otherNested,
+		"/nested/x": otherNested,
 	} {
 		if got, err := v.Holder(t.Context(), path); err != nil || got.Path(hash.Catalog) != want {
 			t.Errorf("Holder(%q) = %v (%v), want %s", path, got, err, want)

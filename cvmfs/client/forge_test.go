@@ -44,7 +44,10 @@ func newForge(t testing.TB) *forge {
 	f := &forge{t: t, fqrn: forgedFQRN, files: map[string][]byte{}}
 	keys := forgedKeys()
 	f.master, f.key = keys[0], keys[1]
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: f.fqrn}, NotAfter: time.Unix(1<<32, 0)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: f.fqrn},
+		NotAfter: time.Unix(1<<32, 0),
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, f.key.Public(), f.key)
 	f.check(err)
 	f.certificate = f.object(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), hash.Certificate)
@@ -199,5 +202,6 @@ func (f *forge) row(exec func(q string, args ...any), e entry) {
 		digest = e.digest.Sum[:]
 	}
 	exec("INSERT INTO catalog VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1700000000, NULL, ?, ?, ?, 0, 0, NULL)", path.P1, path.P2,
-		parent.P1, parent.P2, max(e.links, 1), digest, e.size, e.mode, uint32(e.flags), e.path[strings.LastIndexByte(e.path, '/')+1:], e.target)
+		parent.P1, parent.P2, max(e.links, 1), digest, e.size, e.mode, uint32(e.flags),
+		e.path[strings.LastIndexByte(e.path, '/')+1:], e.target)
 }

@@ -113,7 +113,8 @@ func (r *Repository) newest(ctx context.Context) (*Revision, error) {
 			v.TTL = min(v.TTL, r.cfg.MaxTTL)
 		}
 		if c.Revision() != m.Revision {
-			return fmt.Errorf("root catalog %v is of revision %d, the manifest says %d: %w", m.Root, c.Revision(), m.Revision, ErrInconsistent)
+			return fmt.Errorf("root catalog %v is of revision %d, the manifest says %d: %w", m.Root, c.Revision(),
+				m.Revision, ErrInconsistent)
 		}
 		return nil
 	})

@@ -129,7 +129,8 @@ func (s *Repositories) permit(fqrn string) error {
 		return err
 	}
 	if len(s.allowed) > 0 && !slices.Contains(s.allowed, fqrn) {
-		return fmt.Errorf("repository %s: %w: the option cvmfs.repositories names %s", fqrn, ErrNotAllowed, strings.Join(s.allowed, ", "))
+		return fmt.Errorf("repository %s: %w: the option cvmfs.repositories names %s", fqrn, ErrNotAllowed,
+			strings.Join(s.allowed, ", "))
 	}
 	return nil
 }

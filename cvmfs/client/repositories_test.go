@@ -21,7 +21,8 @@ func configured(t *testing.T, fqrn, url string) string {
 	if err := os.Mkdir(filepath.Join(dir, "config.d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text := "CVMFS_SERVER_URL=" + url + "\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY=" + testutil.PublicKey(t, fqrn) + "\nVARIANT=configured\n"
+	text := "CVMFS_SERVER_URL=" + url + "\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY=" + testutil.PublicKey(t, fqrn) +
+		"\nVARIANT=configured\n"
 	if err := os.WriteFile(filepath.Join(dir, "config.d", fqrn+".conf"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -161,7 +161,11 @@ func (t *table) find(path string) int {
 // children returns the rows of the folder path, which lie between the two indices.
 func (t *table) children(path string) (from, to int, err error) {
 	parent := hash.OfPath(path)
-	from, _ = slices.BinarySearchFunc(t.rows, parent, func(w row, p hash.PathHash) int { return comparePaths(w.parent, p) })
+	from, _ = slices.BinarySearchFunc(t.rows, parent, func(w row,
+		p hash.PathHash,
+	) int {
+		return comparePaths(w.parent, p)
+	})
 	for to = from; to < len(t.rows) && t.rows[to].parent == parent; to++ {
 		name := t.name(&t.rows[to])
 		switch {

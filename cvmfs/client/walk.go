@@ -16,7 +16,8 @@ import (
 type Node struct {
 	Path string
 	*catalog.Entry
-	Link    uint64      // nodes of one walk with the same value other than 0 are one file; that they are equal is not checked
+	// nodes of one walk with the same value other than 0 are one file; that they are equal is not checked
+	Link    uint64
 	Catalog hash.Digest // the catalog the row came from: for a mount, the nested one
 }
 
@@ -178,7 +179,8 @@ func (w *walker) visit(t *table, i int, path string) (*Node, *table, error) {
 func (w *walker) nested(t *table, path string) (*table, error) {
 	i, ok := t.position[path]
 	if !ok {
-		return nil, fmt.Errorf("catalog %v: %w: it names no nested catalog for the mount", t.mount.digest, ErrInconsistent)
+		return nil, fmt.Errorf("catalog %v: %w: it names no nested catalog for the mount", t.mount.digest,
+			ErrInconsistent)
 	}
 	w.ahead(t, i)
 	inside, err := t.loads[i].take(w)
@@ -187,7 +189,8 @@ func (w *walker) nested(t *table, path string) (*table, error) {
 		return nil, err
 	}
 	if root := inside.find(path); root < 0 || !inside.node(root, path).IsDir() {
-		return nil, fmt.Errorf("catalog %v: %w: its root is not a folder %q", inside.mount.digest, ErrInconsistent, path)
+		return nil, fmt.Errorf("catalog %v: %w: its root is not a folder %q", inside.mount.digest, ErrInconsistent,
+			path)
 	}
 	w.enter(inside)
 	return inside, nil

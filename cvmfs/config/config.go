@@ -133,7 +133,8 @@ func (f Folder) Repositories() ([]string, error) {
 			return nil, err
 		}
 		for _, file := range files {
-			if name := strings.TrimSuffix(filepath.Base(file), ending); strings.Contains(name, ".") && CheckFQRN(name) == nil {
+			if name := strings.TrimSuffix(filepath.Base(file), ending); strings.Contains(name, ".") &&
+				CheckFQRN(name) == nil {
 				named[name] = true
 			}
 		}
@@ -176,7 +177,8 @@ func CheckFQRN(name string) error {
 	good := name != "" && len(name) <= most && name[0] != '-' && !strings.HasPrefix(name, ".") &&
 		!strings.HasSuffix(name, ".") && !strings.Contains(name, "..")
 	for _, r := range name {
-		good = good && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+		good = good && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' ||
+			r == '.')
 	}
 	if !good {
 		return fmt.Errorf("%.80q isn't a repository's name: want at most %d letters, digits, '-', '_' and '.', such as unpacked.example.org", name, most)
@@ -326,7 +328,8 @@ func (s *settings) complete(c *Config) error {
 		if s.folder.Shown != HostDir {
 			file = path.Join(s.folder.Shown, key)
 		}
-		lacking = append(lacking, "CVMFS_PUBLIC_KEY="+path.Join(HostDir, key)+" (and the repository's master key as "+file+")")
+		lacking = append(lacking, "CVMFS_PUBLIC_KEY="+path.Join(HostDir, key)+" (and the repository's master key as "+
+			file+")")
 	}
 	if len(lacking) == 0 {
 		return nil

@@ -107,12 +107,17 @@ func TestPackagedConfigurationIsUnderstood(t *testing.T) {
 			FQRN:    fqrn,
 			Servers: []string{"http://s1.example.org:8000/cvmfs/" + fqrn, "http://s2.example.org/opt/atlas"},
 			ProxyGroups: [][]string{
-				{"http://p1:3128", "http://p2:3128"}, {"http://back1.example.org:3126"}, {"http://back2.example.org:3126"},
+				{"http://p1:3128", "http://p2:3128"},
+				{"http://back1.example.org:3126"},
+				{"http://back2.example.org:3126"},
 			},
 			Timeout: 5 * time.Second, TimeoutDirect: 10 * time.Second, LowSpeedLimit: 1024, MaxRetries: 1,
 			BackoffInit: 2 * time.Second, BackoffMax: 10 * time.Second,
 			ProxyResetAfter: 300 * time.Second, HostResetAfter: 1800 * time.Second,
-			PublicKeys:     []string{filepath.Join(dir, "keys/example.org/a.pub"), filepath.Join(dir, "keys/example.org/b.pub")},
+			PublicKeys: []string{
+				filepath.Join(dir, "keys/example.org/a.pub"),
+				filepath.Join(dir, "keys/example.org/b.pub"),
+			},
 			Blacklists:     []string{filepath.Join(dir, "blacklist")},
 			ClaimOwnership: true,
 			QuotaLimit:     4000 << 20,
@@ -120,7 +125,10 @@ func TestPackagedConfigurationIsUnderstood(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
-		for name, want := range map[string]string{"CVMFS_USER": "cvmfs", "CVMFS_BASE_ENV": "1", "CVMFS_CACHE_BASE": "/var/lib/cvmfs", "CVMFS_CONFIG_REPO_DEFAULT_ENV": ""} {
+		for name, want := range map[string]string{
+			"CVMFS_USER": "cvmfs", "CVMFS_BASE_ENV": "1",
+			"CVMFS_CACHE_BASE": "/var/lib/cvmfs", "CVMFS_CONFIG_REPO_DEFAULT_ENV": "",
+		} {
 			if got, ok := params[name]; !ok || got != want {
 				t.Errorf("%s: got %q, %t, want %q", name, got, ok, want)
 			}
@@ -154,7 +162,8 @@ func TestBuiltInDefaultsApplyWithoutPackage(t *testing.T) {
 		FQRN: fqrn, Servers: []string{"http://s1.example.org/cvmfs/" + fqrn}, ProxyGroups: [][]string{{Direct}},
 		Timeout: 5 * time.Second, TimeoutDirect: 5 * time.Second, LowSpeedLimit: 1024, MaxRetries: 1,
 		BackoffInit: 2 * time.Second, BackoffMax: 10 * time.Second,
-		PublicKeys: []string{filepath.Join(dir, "keys/example.org.pub")}, Blacklists: []string{filepath.Join(dir, "blacklist")},
+		PublicKeys: []string{filepath.Join(dir, "keys/example.org.pub")},
+		Blacklists: []string{filepath.Join(dir, "blacklist")},
 		QuotaLimit: 1 << 30,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -175,10 +184,12 @@ func TestFilesOfTheFolderOverrideDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Timeout != 21*time.Second || c.TimeoutDirect != 22*time.Second || c.MaxRetries != 23 || c.BackoffInit != 14*time.Second || len(c.PublicKeys) != 1 {
+	if c.Timeout != 21*time.Second || c.TimeoutDirect != 22*time.Second || c.MaxRetries != 23 ||
+		c.BackoffInit != 14*time.Second || len(c.PublicKeys) != 1 {
 		t.Errorf("got %+v", c)
 	}
-	if _, err := (Folder{Dir: dir, Defaults: []byte("rm -r /\n")}).Load(fqrn); err == nil || !strings.Contains(err.Error(), "the built-in default.conf:1") {
+	if _, err := (Folder{Dir: dir, Defaults: []byte("rm -r /\n")}).Load(fqrn); err == nil ||
+		!strings.Contains(err.Error(), "the built-in default.conf:1") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -186,9 +197,13 @@ func TestFilesOfTheFolderOverrideDefaults(t *testing.T) {
 func TestLaterFilesOverride(t *testing.T) {
 	order := []string{
 		"default.conf", "default.d/10-a.conf", "default.d/20-b.conf", "default.local",
-		"domain.d/example.org.conf", "domain.d/example.org.local", "config.d/" + fqrn + ".conf", "config.d/" + fqrn + ".local",
+		"domain.d/example.org.conf", "domain.d/example.org.local", "config.d/" + fqrn + ".conf",
+		"config.d/" + fqrn + ".local",
 	}
-	files := map[string]string{"default.d/30-c.local": "ORDER=wrong\n", "domain.d/org.conf": "ORDER=wrong\n", "config.d/other.example.org.conf": "ORDER=wrong\n"}
+	files := map[string]string{
+		"default.d/30-c.local": "ORDER=wrong\n", "domain.d/org.conf": "ORDER=wrong\n",
+		"config.d/other.example.org.conf": "ORDER=wrong\n",
+	}
 	for _, name := range order {
 		files[name] = complete + "ORDER=\"$ORDER " + name + "\"\nLAST=" + name + "\n"
 	}
@@ -318,7 +333,8 @@ func TestWhatCannotBeReadIsRefusedByPlaceAndName(t *testing.T) {
 			t.Errorf("%.60s: got %v, want %q", script, err, want)
 			continue
 		}
-		if place := "/etc/cvmfs/config.d/" + fqrn + ".conf"; !strings.Contains(err.Error(), place) || strings.Contains(err.Error(), dir) {
+		if place := "/etc/cvmfs/config.d/" + fqrn + ".conf"; !strings.Contains(err.Error(), place) ||
+			strings.Contains(err.Error(), dir) {
 			t.Errorf("%.60s: %v: want the place as the host knows it", script, err)
 		}
 	}
@@ -330,7 +346,10 @@ func TestWhatCannotBeReadIsRefusedByPlaceAndName(t *testing.T) {
 
 func TestNothingIsExecuted(t *testing.T) {
 	witness := filepath.Join(t.TempDir(), "witness")
-	for _, script := range []string{"touch " + witness, "V=$(touch " + witness + ")", "V=`touch " + witness + "`", "V=x > " + witness, "[ a ] && touch " + witness} {
+	for _, script := range []string{
+		"touch " + witness, "V=$(touch " + witness + ")", "V=`touch " + witness + "`",
+		"V=x > " + witness, "[ a ] && touch " + witness,
+	} {
 		if _, err := Load(minimal(t, script+"\n"), fqrn); err == nil {
 			t.Errorf("%s: no error", script)
 		}
@@ -344,12 +363,16 @@ func TestGrowthIsBounded(t *testing.T) {
 	double := "A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("A=$A$A\n", 40)
 	many := strings.Builder{}
 	for i := range 5000 {
-		many.WriteString("A" + strings.Repeat("a", i%7) + string(rune('a'+i%26)) + string(rune('a'+i/26%26)) + string(rune('a'+i/676)) + "=\n")
+		many.WriteString("A" + strings.Repeat("a", i%7) + string(rune('a'+i%26)) + string(rune('a'+i/26%26)) +
+			string(rune('a'+i/676)) + "=\n")
 	}
 	for name, c := range map[string]struct{ script, want string }{
-		"doubling":         {double, "a value of more than"},
-		"many parameters":  {many.String(), "more than 4096 parameters"},
-		"doubling default": {"A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("B=${C:-$A$A}\nA=$B\n", 40), "a value of more than"},
+		"doubling":        {double, "a value of more than"},
+		"many parameters": {many.String(), "more than 4096 parameters"},
+		"doubling default": {
+			"A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("B=${C:-$A$A}\nA=$B\n", 40),
+			"a value of more than",
+		},
 	} {
 		if _, err := Load(minimal(t, c.script), fqrn); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v", name, err)
@@ -380,7 +403,8 @@ CVMFS_BLACKLIST=/srv/bad
 CVMFS_UID_MAP=/etc/cvmfs/uids
 CVMFS_GID_MAP=
 `)
-	if err := os.WriteFile(filepath.Join(dir, "uids"), []byte("# map\n1000 2000\n* 99 # others\n0 0\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "uids"), []byte("# map\n1000 2000\n* 99 # others\n0 0\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Load(dir, fqrn)
@@ -418,9 +442,11 @@ CVMFS_UID_MAP=/etc/cvmfs/absent
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		".conf:4: CVMFS_TIMEOUT: \"0\" isn't a number from 1 to", ".conf:5: CVMFS_TIMEOUT_DIRECT: ", ".conf:6: CVMFS_MAX_RETRIES: ",
+		".conf:4: CVMFS_TIMEOUT: \"0\" isn't a number from 1 to", ".conf:5: CVMFS_TIMEOUT_DIRECT: ",
+		".conf:6: CVMFS_MAX_RETRIES: ",
 		".conf:7: CVMFS_LOW_SPEED_LIMIT: ", ".conf:8: CVMFS_BACKOFF_MAX: ", ".conf:9: CVMFS_SERVER_URL: server 2 ",
-		".conf:10: CVMFS_HTTP_PROXY: proxy 2 of group 1: ", ".conf:12: CVMFS_UID_MAP: read /etc/cvmfs/absent: no such file",
+		".conf:10: CVMFS_HTTP_PROXY: proxy 2 of group 1: ",
+		".conf:12: CVMFS_UID_MAP: read /etc/cvmfs/absent: no such file",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v\nlacks %q", err, want)
@@ -443,12 +469,16 @@ func TestUnconfiguredRepositoryNamesTheFileToWrite(t *testing.T) {
 			[]string{"note:"},
 		},
 		"no proxy, though there are fallbacks": {
-			map[string]string{"config.d/" + fqrn + ".conf": "CVMFS_SERVER_URL=http://s/x\nCVMFS_FALLBACK_PROXY=http://p:1\n", "keys/k.pub": ""},
+			map[string]string{"config.d/" + fqrn +
+				".conf": "CVMFS_SERVER_URL=http://s/x\nCVMFS_FALLBACK_PROXY=http://p:1\n", "keys/k.pub": ""},
 			[]string{"write /etc/cvmfs/config.d/atlas.example.org.local with CVMFS_HTTP_PROXY=DIRECT"},
 			[]string{"CVMFS_SERVER_URL", "CVMFS_PUBLIC_KEY"},
 		},
 		"no key in the folder that is named": {
-			map[string]string{"default.local": complete + "CVMFS_PUBLIC_KEY=\nCVMFS_KEYS_DIR=/etc/cvmfs/keys/none\n", "keys/k.pub": ""},
+			map[string]string{
+				"default.local": complete + "CVMFS_PUBLIC_KEY=\nCVMFS_KEYS_DIR=/etc/cvmfs/keys/none\n",
+				"keys/k.pub":    "",
+			},
 			[]string{"atlas.example.org.conf with " + key},
 			[]string{"CVMFS_SERVER_URL", "CVMFS_HTTP_PROXY"},
 		},
@@ -477,14 +507,16 @@ func TestUnconfiguredRepositoryNamesTheFileToWrite(t *testing.T) {
 	if _, err := Load(filepath.Join(t.TempDir(), "absent"), fqrn); !errors.Is(err, ErrNotConfigured) {
 		t.Errorf("no folder: got %v", err)
 	}
-	if _, err := Load(t.TempDir(), "atlas"); !errors.Is(err, ErrNotConfigured) || !strings.Contains(err.Error(), "CVMFS_DEFAULT_DOMAIN in /etc/cvmfs/default.local") {
+	if _, err := Load(t.TempDir(), "atlas"); !errors.Is(err, ErrNotConfigured) ||
+		!strings.Contains(err.Error(), "CVMFS_DEFAULT_DOMAIN in /etc/cvmfs/default.local") {
 		t.Errorf("no default domain: got %v", err)
 	}
 }
 
 func TestFolderMayBeCalledOtherwise(t *testing.T) {
 	_, err := Folder{Dir: t.TempDir(), Shown: "/srv/cvmfs"}.Load(fqrn)
-	if err == nil || !strings.Contains(err.Error(), "write /srv/cvmfs/config.d/") || !strings.Contains(err.Error(), "master key as /srv/cvmfs/keys/") {
+	if err == nil || !strings.Contains(err.Error(), "write /srv/cvmfs/config.d/") ||
+		!strings.Contains(err.Error(), "master key as /srv/cvmfs/keys/") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -502,7 +534,8 @@ func TestConfigRepositoryIsKeptButNotRead(t *testing.T) {
 	if repo := got.Params["CVMFS_CONFIG_REPOSITORY"]; repo != "config.example.org" {
 		t.Errorf("it is %q", repo)
 	}
-	if len(got.Warnings) != 2 || !strings.Contains(got.Warnings[0], "CVMFS_CONFIG_REPOSITORY=config.example.org") || !strings.Contains(got.Warnings[1], "CVMFS_ROOT_HASH") {
+	if len(got.Warnings) != 2 || !strings.Contains(got.Warnings[0], "CVMFS_CONFIG_REPOSITORY=config.example.org") ||
+		!strings.Contains(got.Warnings[1], "CVMFS_ROOT_HASH") {
 		t.Errorf("warnings %q", got.Warnings)
 	}
 	if got, err := Load(dir, "config.example.org"); err != nil || len(got.Warnings) != 1 {
@@ -528,18 +561,26 @@ func TestDanglingLinkIsNotPassedOverSilently(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := Load(dir, fqrn)
-	if err != nil || len(got.Warnings) != 1 || !strings.HasPrefix(got.Warnings[0], "/etc/cvmfs/default.local is not read: it is a link to /srv/absent/site.conf") {
+	if err != nil || len(got.Warnings) != 1 || !strings.HasPrefix(got.Warnings[0],
+		"/etc/cvmfs/default.local is not read: it is a link to /srv/absent/site.conf") {
 		t.Errorf("got %v, %v", got, err)
 	}
 }
 
 func TestFaultyFolders(t *testing.T) {
 	for name, change := range map[string]func(dir string) error{
-		"a folder as file":    func(dir string) error { return os.Mkdir(filepath.Join(dir, "default.local"), 0o755) },
-		"a file as default.d": func(dir string) error { return os.WriteFile(filepath.Join(dir, "default.d"), nil, 0o644) },
-		"a link to itself":    func(dir string) error { return os.Symlink("default.conf", filepath.Join(dir, "default.conf")) },
+		"a folder as file": func(dir string) error { return os.Mkdir(filepath.Join(dir, "default.local"), 0o755) },
+		"a file as default.d": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "default.d"), nil,
+				0o644)
+		},
+		"a link to itself": func(dir string) error {
+			return os.Symlink("default.conf",
+				filepath.Join(dir, "default.conf"))
+		},
 		"a device in default.d": func(dir string) error {
-			return errors.Join(os.Mkdir(filepath.Join(dir, "default.d"), 0o755), os.Symlink("/dev/zero", filepath.Join(dir, "default.d/x.conf")))
+			return errors.Join(os.Mkdir(filepath.Join(dir, "default.d"), 0o755),
+				os.Symlink("/dev/zero", filepath.Join(dir, "default.d/x.conf")))
 		},
 	} {
 		dir := minimal(t, "")
@@ -553,12 +594,18 @@ func TestFaultyFolders(t *testing.T) {
 }
 
 func TestRepositoryNames(t *testing.T) {
-	for _, good := range []string{"a.b", "unpacked.cern.ch", "legacy_aufs.cern.ch", "A-1.x", "short", "a-", strings.Repeat("a", 60)} {
+	for _, good := range []string{
+		"a.b", "unpacked.cern.ch", "legacy_aufs.cern.ch", "A-1.x", "short", "a-",
+		strings.Repeat("a", 60),
+	} {
 		if err := CheckFQRN(good); err != nil {
 			t.Errorf("%q: %v", good, err)
 		}
 	}
-	for _, bad := range []string{"", ".", "..", ".a", "a.", "a..b", "a/b", "../x", "a b", "a\n", "a\x00", "ä.b", "a:b", "-a", "a@b", strings.Repeat("a", 61)} {
+	for _, bad := range []string{
+		"", ".", "..", ".a", "a.", "a..b", "a/b", "../x", "a b", "a\n", "a\x00", "ä.b", "a:b",
+		"-a", "a@b", strings.Repeat("a", 61),
+	} {
 		if err := CheckFQRN(bad); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
@@ -590,9 +637,11 @@ func TestProxySpecifications(t *testing.T) {
 		"auto":         "set CVMFS_HTTP_PROXY to the site's proxies, as http://PROXY:3128, or to DIRECT",
 		"auto;DIRECT":  "proxy 1 of group 1: automatic discovery",
 		"a:1;b:2|auto": "proxy 2 of group 2: automatic discovery",
-		"ftp://p":      "isn't a URL", "http://": "isn't a URL", "http://:3128": "isn't a URL", "a b": "isn't a URL", "p:port": "isn't a URL", "http://u:secret@[": "isn't a URL",
+		"ftp://p":      "isn't a URL", "http://": "isn't a URL", "http://:3128": "isn't a URL", "a b": "isn't a URL",
+		"p:port": "isn't a URL", "http://u:secret@[": "isn't a URL",
 	} {
-		if _, err := ParseProxies(spec); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+		if _, err := ParseProxies(spec); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: got %v, want %q", spec, err, want)
 		}
 	}
@@ -658,7 +707,8 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(c.Servers) == 0 || len(c.ProxyGroups) == 0 || len(c.PublicKeys) == 0 || c.Timeout <= 0 || c.TimeoutDirect <= 0 || c.QuotaLimit < 0 {
+		if len(c.Servers) == 0 || len(c.ProxyGroups) == 0 || len(c.PublicKeys) == 0 || c.Timeout <= 0 ||
+			c.TimeoutDirect <= 0 || c.QuotaLimit < 0 {
 			t.Errorf("accepted %+v", c)
 		}
 	})
@@ -673,7 +723,10 @@ func FuzzParseProxies(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(groups) == 0 || slices.ContainsFunc(groups, func(g []string) bool { return len(g) == 0 || slices.Contains(g, "") }) {
+		if len(groups) == 0 || slices.ContainsFunc(groups, func(g []string) bool {
+			return len(g) == 0 ||
+				slices.Contains(g, "")
+		}) {
 			t.Errorf("%q: %q", spec, groups)
 		}
 		var joined []string
@@ -728,7 +781,8 @@ func TestRepositoriesOfAFolderAreNamed(t *testing.T) {
 		"CVMFS_REPOSITORIES=../x.example\n": "isn't a repository's name",
 		"rm -rf /nowhere\n":                 "default.local:1",
 	} {
-		if _, err := (Folder{Dir: folder(t, map[string]string{"default.local": text})}).Repositories(); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := (Folder{Dir: folder(t, map[string]string{"default.local": text})}).Repositories(); err == nil ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}

@@ -67,7 +67,8 @@ func (s *shell) defaults() error {
 // repository reads what the domain and the repository have of their own.
 func (s *shell) repository() error {
 	_, domain, _ := strings.Cut(s.fqrn, ".")
-	return s.loadProtecting("domain.d/"+domain+".conf", "domain.d/"+domain+".local", "config.d/"+s.fqrn+".conf", "config.d/"+s.fqrn+".local")
+	return s.loadProtecting("domain.d/"+domain+".conf", "domain.d/"+domain+".local", "config.d/"+s.fqrn+".conf",
+		"config.d/"+s.fqrn+".local")
 }
 
 // loadProtecting keeps the files from changing the configuration repository, if one is set.
@@ -89,7 +90,9 @@ func (s *shell) load(name string) error {
 	file := filepath.Join(s.folder.Dir, name)
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		if to, err := os.Readlink(file); err == nil {
-			s.warnings = append(s.warnings, fmt.Sprintf("%s is not read: it is a link to %s, which doesn't exist, or not for this process", s.folder.show(file), to))
+			s.warnings = append(s.warnings,
+				fmt.Sprintf("%s is not read: it is a link to %s, which doesn't exist, or not for this process",
+					s.folder.show(file), to))
 		}
 		return nil
 	}
@@ -299,7 +302,8 @@ func (s *shell) source(c *syntax.CallExpr) error {
 	}
 	file := s.path(name)
 	if _, ok := below(file, filepath.Clean(s.folder.Dir)); !ok {
-		return fmt.Errorf("%s: %.200q is not below %s, the only place files are sourced from", s.at(c), name, s.folder.Shown)
+		return fmt.Errorf("%s: %.200q is not below %s, the only place files are sourced from", s.at(c), name,
+			s.folder.Shown)
 	}
 	if s.sourced++; s.sourced > maxSourced {
 		return fmt.Errorf("%s: more than %d files are sourced: does one of them source itself?", s.at(c), maxSourced)

@@ -70,7 +70,8 @@ func unescape(text string, quoted bool) string {
 // param replaces $NAME, ${NAME} and ${NAME op word}, op being one of :- - := = :+ + :? ?. The name CVMFS_FQRN is set for every
 // file, as in the reference client.
 func (s *shell) param(b *strings.Builder, p *syntax.ParamExp, quoted bool) error {
-	if p.Param == nil || !syntax.ValidName(p.Param.Value) || p.Excl || p.Length || p.Width || p.Index != nil || p.Slice != nil || p.Repl != nil || p.Names != 0 {
+	if p.Param == nil || !syntax.ValidName(p.Param.Value) || p.Excl || p.Length || p.Width || p.Index != nil ||
+		p.Slice != nil || p.Repl != nil || p.Names != 0 {
 		return s.refuse(p, "this expansion of a parameter")
 	}
 	name := p.Param.Value
@@ -154,7 +155,8 @@ func (s *shell) test(c *syntax.CallExpr, name string) (bool, error) {
 		return false, nil // [ $X = yes ] is [ = yes ] without X: the shell complains, and goes on as if it didn't hold
 	}
 	if !ok {
-		return false, fmt.Errorf("%s: a test that is not understood: known are = == != -z -n -e -f -d -r -s ! -a -o", s.at(c))
+		return false, fmt.Errorf("%s: a test that is not understood: known are = == != -z -n -e -f -d -r -s ! -a -o",
+			s.at(c))
 	}
 	return holds, nil
 }
@@ -206,7 +208,8 @@ func (t *test) primary() (holds, ok bool) {
 		holds, ok = t.primary()
 		return !holds, ok
 	}
-	if len(t.args) >= 2 && len(t.args[0]) == 2 && strings.IndexByte("znefdrs", t.args[0][1]) >= 0 && t.args[0][0] == '-' {
+	if len(t.args) >= 2 && len(t.args[0]) == 2 && strings.IndexByte("znefdrs", t.args[0][1]) >= 0 &&
+		t.args[0][0] == '-' {
 		op, arg := t.args[0], t.args[1]
 		t.args = t.args[2:]
 		return t.unary(op, arg), true

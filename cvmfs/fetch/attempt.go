@@ -69,7 +69,9 @@ func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Re
 }
 
 // exchange sends a request and deals with the answer.
-func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache bool, sink func(io.Reader) error) (outcome, int, error) {
+func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache bool,
+	sink func(io.Reader) error,
+) (outcome, int, error) {
 	limited, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	m := newMeter(r.proxy.timeout, f.cfg.LowSpeedLimit, cancel)
@@ -211,7 +213,8 @@ type meter struct {
 func newMeter(window time.Duration, bytesPerSecond int64, cancel context.CancelCauseFunc) *meter {
 	m := &meter{window: window, cancel: cancel}
 	m.limit = int64(max(1, window.Seconds()*float64(bytesPerSecond)))
-	m.timer = time.AfterFunc(window, func() { cancel(fmt.Errorf("%w: no answer, or none that went on, within %v", errSlow, window)) })
+	m.timer = time.AfterFunc(window,
+		func() { cancel(fmt.Errorf("%w: no answer, or none that went on, within %v", errSlow, window)) })
 	return m
 }
 

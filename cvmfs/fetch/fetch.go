@@ -19,8 +19,9 @@ import (
 // Config says where a repository's files come from. Zero durations and limits take the defaults named, those of the
 // CernVM-FS client's packaged configuration.
 type Config struct {
-	Servers         []string      // base URLs in order of preference: http, https or file; at least one
-	Proxies         [][]string    // groups of URLs or "DIRECT"; none at all means DIRECT. http:// is added where no scheme is given
+	Servers []string // base URLs in order of preference: http, https or file; at least one
+	// groups of URLs or "DIRECT"; none at all means DIRECT. http:// is added where no scheme is given
+	Proxies         [][]string
 	Timeout         time.Duration // for connecting, and without progress, through a proxy; 5 s
 	TimeoutDirect   time.Duration // the same without a proxy; 10 s
 	LowSpeedLimit   int64         // bytes/s; 1024

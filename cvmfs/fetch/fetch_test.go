@@ -136,7 +136,8 @@ func TestGetDeliversWhatTheServerHas(t *testing.T) {
 		t.Errorf("got %q, %v", got, err)
 	}
 	r := s.Log()[0]
-	if r.URL.Path != "/cvmfs/r/data/00/aa" || r.UserAgent() != "cvmfs-graphdriver" || r.Header.Get("Accept-Encoding") != "" {
+	if r.URL.Path != "/cvmfs/r/data/00/aa" || r.UserAgent() != "cvmfs-graphdriver" ||
+		r.Header.Get("Accept-Encoding") != "" {
 		t.Errorf("request was %s %v", r.URL, r.Header)
 	}
 	want := Stats{Requests: 1, Bytes: int64(len(got))}
@@ -174,7 +175,12 @@ func TestConnectionsAreKept(t *testing.T) {
 func TestPathsAreEscapedAsTheReferenceClientDoes(t *testing.T) {
 	t.Parallel()
 	var uri string
-	s := testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { uri = r.RequestURI; io.WriteString(w, text(r.URL.Path)) }))
+	s := testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter,
+		r *http.Request,
+	) {
+		uri = r.RequestURI
+		io.WriteString(w, text(r.URL.Path))
+	}))
 	f := fetcher(t, quick(s.URL+"/cvmfs"))
 	mustGet(t, f, "a b/ü+[x],~_-@:.%/é?#&='!$(*);c")
 	want := "/cvmfs/a%20b/%C3%BC+[x],~_-@:.%25/%C3%A9%3F%23%26%3D%27%21%24%28%2A%29%3Bc"
@@ -351,7 +357,8 @@ func TestServerIsFoundOutBehindItsProxies(t *testing.T) {
 		mustGet(t, f, fmt.Sprint(i))
 	}
 	if f.Stats().Requests != 22 {
-		t.Errorf("%d attempts in %v, want 22: the dead server is asked again and again", f.Stats().Requests, time.Since(start))
+		t.Errorf("%d attempts in %v, want 22: the dead server is asked again and again", f.Stats().Requests,
+			time.Since(start))
 	}
 }
 
@@ -521,7 +528,8 @@ func TestDeadServerCostsOneWaitThenFailsAtOnce(t *testing.T) {
 			if accepted() != first || f.Stats().Unavailable != 100 {
 				t.Errorf("%d more connections, stats %+v", accepted()-first, f.Stats())
 			}
-			if !strings.Contains(err.Error(), cfg.Servers[0]) || !strings.Contains(err.Error(), "since "+time.Now().Format("2006-01-02")) {
+			if !strings.Contains(err.Error(), cfg.Servers[0]) ||
+				!strings.Contains(err.Error(), "since "+time.Now().Format("2006-01-02")) {
 				t.Errorf("doesn't say who, or since when: %v", err)
 			}
 		})
@@ -661,7 +669,8 @@ func TestRedirectsAreFollowedOnlyIfConfigured(t *testing.T) {
 		http.Redirect(w, r, target.URL+r.URL.Path, http.StatusMovedPermanently)
 	}))
 	cfg := quick(s.URL)
-	if _, err := get(t.Context(), fetcher(t, cfg), "x"); err == nil || !strings.Contains(err.Error(), "CVMFS_FOLLOW_REDIRECTS") {
+	if _, err := get(t.Context(), fetcher(t, cfg), "x"); err == nil ||
+		!strings.Contains(err.Error(), "CVMFS_FOLLOW_REDIRECTS") {
 		t.Errorf("not configured: %v", err)
 	}
 	cfg.FollowRedirects = true
@@ -713,7 +722,10 @@ func TestCredentialsNeverPrint(t *testing.T) {
 	hidden("proxy", err)
 	_, err = get(t.Context(), f, "x")
 	hidden("in cool-down", err)
-	for _, bad := range []string{at + ":x", "ftp://" + user + ":" + secret + "@h/", "http://" + user + ":" + secret + "@%zz/", at + "/?q"} {
+	for _, bad := range []string{
+		at + ":x", "ftp://" + user + ":" + secret + "@h/",
+		"http://" + user + ":" + secret + "@%zz/", at + "/?q",
+	} {
 		_, err = New(quick(bad))
 		hidden("bad server URL", err)
 	}

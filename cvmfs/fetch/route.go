@@ -189,7 +189,8 @@ func (f *Fetcher) blameProxy(p *proxy, w *walk, now time.Time, fail failure) {
 
 func (f *Fetcher) succeed(h *health, now time.Time, kind, name string) {
 	if !h.since.IsZero() {
-		f.log.Info(kind+" works again", slog.String(kind, name), slog.Duration("after", now.Sub(h.since).Round(time.Second)))
+		f.log.Info(kind+" works again", slog.String(kind, name),
+			slog.Duration("after", now.Sub(h.since).Round(time.Second)))
 	}
 	*h = health{worked: now}
 }

@@ -16,7 +16,10 @@ func TestKnownDigests(t *testing.T) {
 		{SHA1, empty, "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78"},
 		{RIPEMD160, empty, "fcdb20b894f31f1306d56294c049ca7293dde0fc-rmd160"},
 		{SHAKE128, empty, "28d94b83b7229b331fc601362b8e272e02665122-shake128"},
-		{SHA1, []byte("\x78\x9c\xcb\x48\xcd\xc9\xc9\xe7\x02\x00\x08\x4b\x02\x1f"), "5798f7f4ca7585d850eea64610a1f73d8f8de7a3"},
+		{
+			SHA1, []byte("\x78\x9c\xcb\x48\xcd\xc9\xc9\xe7\x02\x00\x08\x4b\x02\x1f"),
+			"5798f7f4ca7585d850eea64610a1f73d8f8de7a3",
+		},
 	} {
 		got := c.algorithm.Digest(c.data)
 		if got.String() != c.want {

@@ -191,7 +191,8 @@ func readProperties(f *sqlitefile.File, newest int64) (map[string]string, int64,
 		}
 	}
 	if schema := values["schema"]; schema != "1.0" && schema != "1" || revision > newest {
-		return nil, 0, fmt.Errorf("%w: schema %.20q revision %d, readable is 1.0 up to %d", ErrInvalid, schema, revision, newest)
+		return nil, 0, fmt.Errorf("%w: schema %.20q revision %d, readable is 1.0 up to %d", ErrInvalid, schema,
+			revision, newest)
 	}
 	return values, revision, nil
 }
@@ -304,7 +305,8 @@ func (h *History) check() error {
 		seen[t.Name], tagged[t.Branch] = true, true
 	}
 	if len(tagged) != len(used) {
-		return fmt.Errorf("%w: %d branches, of which %d have a tag: the reference's check wants one on each", ErrInvalid, len(used), len(tagged))
+		return fmt.Errorf("%w: %d branches, of which %d have a tag: the reference's check wants one on each",
+			ErrInvalid, len(used), len(tagged))
 	}
 	return nil
 }
@@ -329,7 +331,8 @@ func (h *History) fill(db *sql.DB) error {
 		if b.Name != "" {
 			parent = b.Parent
 		}
-		if _, err := db.Exec("INSERT INTO branches VALUES (?, ?, ?)", b.Name, parent, int64(b.InitialRevision)); err != nil {
+		if _, err := db.Exec("INSERT INTO branches VALUES (?, ?, ?)", b.Name, parent,
+			int64(b.InitialRevision)); err != nil {
 			return err
 		}
 	}
@@ -415,5 +418,6 @@ func (v *values) digest(column int) hash.Digest {
 
 // compareRefs orders references by time, then by kind and digest.
 func compareRefs(a, b Ref) int {
-	return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Digest.String(), b.Digest.String()))
+	return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Kind, b.Kind),
+		strings.Compare(a.Digest.String(), b.Digest.String()))
 }

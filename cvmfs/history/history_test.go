@@ -32,7 +32,10 @@ func two() *History {
 		Tags: []Tag{
 			{Name: Trunk, Root: digest("two"), Revision: 2, Time: at(200), Description: TrunkText, Size: 4096},
 			{Name: TrunkPrevious, Root: digest("one"), Revision: 1, Time: at(100), Description: PreviousText},
-			{Name: "generic-2026-11-23T04:56:09Z", Root: hash.SHAKE128.Digest(nil), Revision: 1, Time: at(150), Description: "it's ünusual\n"},
+			{
+				Name: "generic-2026-11-23T04:56:09Z", Root: hash.SHAKE128.Digest(nil), Revision: 1, Time: at(150),
+				Description: "it's ünusual\n",
+			},
 		},
 	}
 }
@@ -148,11 +151,13 @@ func TestReferenceFilesAreReadCompletely(t *testing.T) {
 		t.Errorf("tags (-want +got)\n%s", diff)
 	}
 	first, ok := h.Find("first")
-	if !ok || first.Revision != 3 || first.Description != "first" || first.Size != 33792 || first.Time != at(1795409773) ||
+	if !ok || first.Revision != 3 || first.Description != "first" || first.Size != 33792 ||
+		first.Time != at(1795409773) ||
 		first.Root.String() != "0857a577da667cef9dd39ecd6423939e72d31e5d" {
 		t.Errorf("first is %+v", first)
 	}
-	if h.FQRN != "features.example.org" || h.Previous.String() != "7ecf8d9ed5bcda96a70ac616536b2c41861f19cc" || len(h.Branches) != 1 {
+	if h.FQRN != "features.example.org" || h.Previous.String() != "7ecf8d9ed5bcda96a70ac616536b2c41861f19cc" ||
+		len(h.Branches) != 1 {
 		t.Errorf("%q after %v with the branches %v", h.FQRN, h.Previous, h.Branches)
 	}
 	if err := h.Write(filepath.Join(t.TempDir(), "again")); err != nil {
@@ -170,7 +175,10 @@ func TestReferenceFilesAreReadCompletely(t *testing.T) {
 func TestTagsAreFoundByDate(t *testing.T) {
 	h := two()
 	h.Tags = append(h.Tags, Tag{Name: "aside", Root: digest("x"), Revision: 9, Time: at(10), Branch: "other"})
-	for seconds, want := range map[int64]string{99: "", 100: TrunkPrevious, 199: TrunkPrevious, 200: Trunk, 1 << 30: Trunk} {
+	for seconds, want := range map[int64]string{
+		99: "", 100: TrunkPrevious, 199: TrunkPrevious, 200: Trunk,
+		1 << 30: Trunk,
+	} {
 		if got, ok := h.At(at(seconds)); got.Name != want || ok != (want != "") {
 			t.Errorf("at %d: %q, %t; want %q", seconds, got.Name, ok, want)
 		}
@@ -299,15 +307,25 @@ func TestHostileFilesAreRefused(t *testing.T) {
 		script string
 		read   func(string) error
 	}{
-		"an unknown revision":       {properties + revisionOf + "'4');" + tagsOf0, readTags},
-		"a revision of words":       {properties + revisionOf + "'many');" + tagsOf0, readTags},
-		"an unknown schema":         {properties + "INSERT INTO properties VALUES ('schema', '2.0');" + tagsOf0, readTags},
-		"no schema":                 {properties + tagsOf0, readTags},
-		"a property twice":          {zero + "INSERT INTO properties VALUES ('fqrn', 'y');" + tagsOf0, readTags},
-		"no properties":             {tagsOf0, readTags},
-		"no tags":                   {zero, readTags},
-		"tags that are a view":      {zero + "CREATE VIEW tags AS SELECT 'a' name, '' hash, 0 revision, 0 timestamp, 0 channel, '' description", readTags},
-		"a bad predecessor":         {zero + "INSERT INTO properties VALUES ('previous_revision', 'x');" + tagsOf0, readTags},
+		"an unknown revision": {properties + revisionOf + "'4');" + tagsOf0, readTags},
+		"a revision of words": {properties + revisionOf + "'many');" + tagsOf0, readTags},
+		"an unknown schema": {
+			properties + "INSERT INTO properties VALUES ('schema', '2.0');" + tagsOf0,
+			readTags,
+		},
+		"no schema":        {properties + tagsOf0, readTags},
+		"a property twice": {zero + "INSERT INTO properties VALUES ('fqrn', 'y');" + tagsOf0, readTags},
+		"no properties":    {tagsOf0, readTags},
+		"no tags":          {zero, readTags},
+		"tags that are a view": {
+			zero +
+				"CREATE VIEW tags AS SELECT 'a' name, '' hash, 0 revision, 0 timestamp, 0 channel, '' description",
+			readTags,
+		},
+		"a bad predecessor": {
+			zero + "INSERT INTO properties VALUES ('previous_revision', 'x');" + tagsOf0,
+			readTags,
+		},
 		"no branches":               {properties + revisionOf + "'3');" + tagsOf0, readTags},
 		"a tag without name":        {zero + tag("'', "+sumOne+", 7, 100, 4, 'words'"), readTags},
 		"a tag of NULL":             {zero + tag("NULL, "+sumOne+", 7, 100, 4, 'words'"), readTags},
@@ -329,7 +347,8 @@ func TestHostileFilesAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := Read(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrInvalid) {
+	if _, err := Read(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) ||
+		errors.Is(err, ErrInvalid) {
 		t.Errorf("no file: %v", err)
 	}
 }

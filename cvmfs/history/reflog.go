@@ -128,7 +128,11 @@ func (r *Reflog) Write(path string) error {
 }
 
 func (r *Reflog) fill(db *sql.DB) error {
-	if err := insertProperties(db, [][2]string{{"schema", "1.0"}, {"schema_revision", "0"}, {"fqrn", r.FQRN}}); err != nil {
+	if err := insertProperties(db, [][2]string{
+		{"schema", "1.0"},
+		{"schema_revision", "0"},
+		{"fqrn", r.FQRN},
+	}); err != nil {
 		return err
 	}
 	statement, err := db.Prepare("INSERT INTO refs VALUES (?, ?, ?)")

@@ -38,18 +38,19 @@ const required = "CRDSNXT"
 
 // Manifest is what a publisher says of the newest revision.
 type Manifest struct {
-	Root               hash.Digest   // C: the root catalog; its algorithm is the repository's
-	RootSize           int64         // B: plain bytes of the root catalog; 0 where the publisher doesn't say
-	Revision           uint64        // S
-	TTL                time.Duration // D: how long a client may go without looking again; the root catalog's own value rules
-	FQRN               string        // N
-	Certificate        hash.Digest   // X: what the manifest is signed with
-	History            hash.Digest   // H: the database of tags; zero where there is none
-	Metainfo           hash.Digest   // M: JSON about the repository; zero where there is none
-	Reflog             hash.Digest   // Y: digest of .cvmfsreflog; zero where there is none
-	Published          time.Time     // T, UTC
-	GarbageCollectable bool          // G
-	AltPaths           bool          // A: objects are to be had as .cvmfsalt-… too
+	Root     hash.Digest // C: the root catalog; its algorithm is the repository's
+	RootSize int64       // B: plain bytes of the root catalog; 0 where the publisher doesn't say
+	Revision uint64      // S
+	// D: how long a client may go without looking again; the root catalog's own value rules
+	TTL                time.Duration
+	FQRN               string      // N
+	Certificate        hash.Digest // X: what the manifest is signed with
+	History            hash.Digest // H: the database of tags; zero where there is none
+	Metainfo           hash.Digest // M: JSON about the repository; zero where there is none
+	Reflog             hash.Digest // Y: digest of .cvmfsreflog; zero where there is none
+	Published          time.Time   // T, UTC
+	GarbageCollectable bool        // G
+	AltPaths           bool        // A: objects are to be had as .cvmfsalt-… too
 }
 
 // Parse reads the text of a manifest that must be the one of fqrn. A letter that comes twice has its last value;

@@ -75,17 +75,35 @@ func TestManifestsThatAreStillGood(t *testing.T) {
 		text string
 		want *Manifest
 	}{
-		"lines in any order":       {strings.Join(reversed, "\n") + "\n", genuineManifest(t)},
-		"unknown letters":          {genuine + "Qanything\nZone\nZtwo\n\n-\n", genuineManifest(t)},
-		"legacy micro catalog":     {genuine + "L" + strings.Repeat("0", 40) + "\n", genuineManifest(t)},
-		"the last duplicate":       {genuine + "S7\n", with(func(m *Manifest) { m.Revision = 7 })},
-		"largest revision":         {genuine + "S18446744073709551615\n", with(func(m *Manifest) { m.Revision = 1<<64 - 1 })},
-		"only yes is true":         {genuine + "GYES\nA1\n", genuineManifest(t)},
-		"yes":                      {genuine + "Gyes\nAyes\n", with(func(m *Manifest) { m.GarbageCollectable, m.AltPaths = true, true })},
-		"no history as zeros":      {genuine + "H" + strings.Repeat("0", 40) + "\n", with(func(m *Manifest) { m.History = hash.Digest{} })},
-		"without a size":           {strings.Replace(genuine, "B14336\n", "", 1), with(func(m *Manifest) { m.RootSize = 0 })},
-		"algorithms that differ":   {genuine + "M8f445c6b4469480e886fa43a7db566650d56ee8d-shake128\n", with(func(m *Manifest) { m.Metainfo = digest(t, "8f445c6b4469480e886fa43a7db566650d56ee8d-shake128") })},
-		"digest of the object log": {genuine + "Y697e5f5842f98295d1e3bda842488d9c4eccfe9b\n", with(func(m *Manifest) { m.Reflog = digest(t, "697e5f5842f98295d1e3bda842488d9c4eccfe9b") })},
+		"lines in any order":   {strings.Join(reversed, "\n") + "\n", genuineManifest(t)},
+		"unknown letters":      {genuine + "Qanything\nZone\nZtwo\n\n-\n", genuineManifest(t)},
+		"legacy micro catalog": {genuine + "L" + strings.Repeat("0", 40) + "\n", genuineManifest(t)},
+		"the last duplicate":   {genuine + "S7\n", with(func(m *Manifest) { m.Revision = 7 })},
+		"largest revision": {
+			genuine + "S18446744073709551615\n",
+			with(func(m *Manifest) { m.Revision = 1<<64 - 1 }),
+		},
+		"only yes is true": {genuine + "GYES\nA1\n", genuineManifest(t)},
+		"yes": {
+			genuine + "Gyes\nAyes\n",
+			with(func(m *Manifest) { m.GarbageCollectable, m.AltPaths = true, true }),
+		},
+		"no history as zeros": {
+			genuine + "H" + strings.Repeat("0", 40) + "\n",
+			with(func(m *Manifest) { m.History = hash.Digest{} }),
+		},
+		"without a size": {
+			strings.Replace(genuine, "B14336\n", "", 1),
+			with(func(m *Manifest) { m.RootSize = 0 }),
+		},
+		"algorithms that differ": {
+			genuine + "M8f445c6b4469480e886fa43a7db566650d56ee8d-shake128\n",
+			with(func(m *Manifest) { m.Metainfo = digest(t, "8f445c6b4469480e886fa43a7db566650d56ee8d-shake128") }),
+		},
+		"digest of the object log": {
+			genuine + "Y697e5f5842f98295d1e3bda842488d9c4eccfe9b\n",
+			with(func(m *Manifest) { m.Reflog = digest(t, "697e5f5842f98295d1e3bda842488d9c4eccfe9b") }),
+		},
 	} {
 		got, err := Parse(genuineName, []byte(c.text))
 		if err != nil {
@@ -153,7 +171,8 @@ func TestReferenceManifestsAreRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m.Root.Algorithm != algorithm || m.Certificate.IsZero() || m.History.IsZero() || m.Metainfo.IsZero() || m.Reflog.IsZero() || m.RootSize == 0 || m.TTL != 4*time.Minute {
+		if m.Root.Algorithm != algorithm || m.Certificate.IsZero() || m.History.IsZero() || m.Metainfo.IsZero() ||
+			m.Reflog.IsZero() || m.RootSize == 0 || m.TTL != 4*time.Minute {
 			t.Errorf("%s: %+v", fqrn, m)
 		}
 	}
@@ -235,7 +254,8 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if m.FQRN != genuineName || m.Root.IsZero() || m.Certificate.IsZero() || m.RootSize < 0 || m.TTL < 0 || m.Published.Year() > 9999 {
+		if m.FQRN != genuineName || m.Root.IsZero() || m.Certificate.IsZero() || m.RootSize < 0 || m.TTL < 0 ||
+			m.Published.Year() > 9999 {
 			t.Errorf("accepted %+v", m)
 		}
 	})

@@ -148,7 +148,8 @@ func (f *FS) Lookup(ctx context.Context, folder uint64, name []byte) (fusewire.E
 		return fusewire.Entry{}, syscall.ENOENT
 	}
 	r, ok := f.cfg.Index.Lookup(string(name))
-	if prefix, hex := twoHex(string(name[:min(2, len(name))])); !ok || !hex || prefix != folder&0xff || folder >= foldersEnd {
+	if prefix, hex := twoHex(string(name[:min(2, len(name))])); !ok || !hex || prefix != folder&0xff ||
+		folder >= foldersEnd {
 		return fusewire.Entry{}, syscall.ENOENT
 	}
 	if folder < dataFirst {

@@ -41,7 +41,10 @@ func walk(t *testing.T, f *FS, names ...string) (fusewire.Entry, syscall.Errno) 
 func TestObjectsAreFoundUnderTheirFolderOnly(t *testing.T) {
 	f, r := tree(t)
 	xx := r.Name()[:2]
-	want := fusewire.Entry{Node: r.Node(), Attr: fusewire.Attr{Mode: syscall.S_IFREG | 0o444, Size: 600}, Valid: fusewire.Forever}
+	want := fusewire.Entry{
+		Node: r.Node(), Attr: fusewire.Attr{Mode: syscall.S_IFREG | 0o444, Size: 600},
+		Valid: fusewire.Forever,
+	}
 	got, errno := walk(t, f, "data", "objects", xx, r.Name())
 	if diff := cmp.Diff(want, got); errno != 0 || diff != "" {
 		t.Errorf("%v %s", errno, diff)
@@ -75,7 +78,8 @@ func TestFoldersHaveNodesOfTheirOwn(t *testing.T) {
 	for _, top := range []string{Gate, Data} {
 		paths = append(paths, []string{top}, []string{top, "objects"})
 		for i := range 256 {
-			paths = append(paths, []string{top, "objects", string("0123456789abcdef"[i>>4]) + string("0123456789abcdef"[i&15])})
+			paths = append(paths,
+				[]string{top, "objects", string("0123456789abcdef"[i>>4]) + string("0123456789abcdef"[i&15])})
 		}
 	}
 	for _, path := range paths {

@@ -107,7 +107,10 @@ func (s *server) chunked(plain []byte, size int) *objects.Object {
 	o := &objects.Object{Size: int64(len(plain))}
 	for at := 0; at < len(plain); at += size {
 		piece := plain[at:min(at+size, len(plain))]
-		o.Chunks = append(o.Chunks, catalog.Chunk{Offset: int64(at), Size: int64(len(piece)), Digest: s.store(piece, hash.Chunk)})
+		o.Chunks = append(o.Chunks, catalog.Chunk{
+			Offset: int64(at), Size: int64(len(piece)),
+			Digest: s.store(piece, hash.Chunk),
+		})
 	}
 	return o
 }
@@ -134,7 +137,10 @@ type host struct {
 
 // Fetcher is objects.Sources.
 func (s *server) Fetcher(string) (*fetch.Fetcher, error) {
-	return fetch.New(fetch.Config{Servers: []string{s.URL}, TimeoutDirect: time.Second, BackoffInit: 50 * time.Millisecond, BackoffMax: 50 * time.Millisecond})
+	return fetch.New(fetch.Config{
+		Servers: []string{s.URL}, TimeoutDirect: time.Second,
+		BackoffInit: 50 * time.Millisecond, BackoffMax: 50 * time.Millisecond,
+	})
 }
 
 // oneFetcher keeps the fetcher and so its memory of who is down.
@@ -165,7 +171,10 @@ type file struct {
 func newHost(t *testing.T, base string, server *server, cfg Config, files ...file) *host {
 	t.Helper()
 	fusetest.Require(t)
-	h := &host{t: t, server: server, base: base, lower: t.TempDir(), fuse: t.TempDir(), files: map[string][]byte{}, log: &testutil.Buffer{}}
+	h := &host{
+		t: t, server: server, base: base, lower: t.TempDir(), fuse: t.TempDir(), files: map[string][]byte{},
+		log: &testutil.Buffer{},
+	}
 	var all []*objects.Object
 	for _, f := range files {
 		fusetest.Hole(t, filepath.Join(h.lower, f.name), f.object.Size, "/objects/"+f.object.Path())
@@ -180,7 +189,8 @@ func newHost(t *testing.T, base string, server *server, cfg Config, files ...fil
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(h.log, nil))
 	cfg.Store, err = objects.Open(objects.Config{
-		Dir: filepath.Join(base, "store", "objects"), Fresh: filepath.Join(base, "fresh", "objects"), State: filepath.Join(base, "state"),
+		Dir: filepath.Join(base, "store", "objects"), Fresh: filepath.Join(base, "fresh", "objects"),
+		State:   filepath.Join(base, "state"),
 		Sources: oneFetcher{f}, Log: cfg.Log,
 	})
 	if err != nil {
@@ -229,7 +239,10 @@ func (h *host) serve() {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- fusewire.Serve(dev, h.counts, fusewire.Config{Init: init, Grace: 100 * time.Millisecond, Log: slog.New(slog.NewTextHandler(h.log, nil))})
+		ended <- fusewire.Serve(dev, h.counts, fusewire.Config{
+			Init: init, Grace: 100 * time.Millisecond,
+			Log: slog.New(slog.NewTextHandler(h.log, nil)),
+		})
 	}()
 	h.t.Cleanup(func() { // after the overlays are gone
 		if err := errors.Join(fusewire.Unmount(h.fuse), <-ended, dev.Close(), h.store.Close()); err != nil {
@@ -244,7 +257,8 @@ func (h *host) serve() {
 // container mounts the image once more.
 func (h *host) container() string {
 	h.t.Helper()
-	return fusetest.Overlay(h.t, h.lower, filepath.Join(h.base, "store"), filepath.Join(h.fuse, Gate), filepath.Join(h.base, "fresh"), filepath.Join(h.fuse, Data))
+	return fusetest.Overlay(h.t, h.lower, filepath.Join(h.base, "store"), filepath.Join(h.fuse, Gate),
+		filepath.Join(h.base, "fresh"), filepath.Join(h.fuse, Data))
 }
 
 // expect reads a file and compares it.
@@ -269,7 +283,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestFirstContainerFetchesAndTheSecondAsksNobody(t *testing.T) {
 	s := newServer(t)
 	small, big := noise(3000, 1), noise(3<<20+11, 2)
-	h := newHost(t, t.TempDir(), s, Config{Ahead: 1}, file{"small", small, s.whole(small)}, file{"big", big, s.whole(big)})
+	h := newHost(t, t.TempDir(), s, Config{Ahead: 1}, file{"small", small, s.whole(small)},
+		file{"big", big, s.whole(big)})
 	first := h.container()
 	h.expect(first, "small")
 	h.expect(first, "big")
@@ -362,7 +377,8 @@ func TestFailureIsEIOWithinTheBoundAndTheNextReadTriesAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t)
 			whole, chunks := noise(5000, 5), noise(300<<10, 6)
-			h := newHost(t, t.TempDir(), s, Config{GateLimit: 1 << 10}, file{"whole", whole, s.whole(whole)}, file{"chunks", chunks, s.chunked(chunks, 100<<10)})
+			h := newHost(t, t.TempDir(), s, Config{GateLimit: 1 << 10}, file{"whole", whole, s.whole(whole)},
+				file{"chunks", chunks, s.chunked(chunks, 100<<10)})
 			root := h.container()
 			s.mode.Store(mode)
 			for name := range h.files {
@@ -488,7 +504,8 @@ func TestReaderIsNotDisturbedBySignals(t *testing.T) {
 	b := noise(1<<20, 13)
 	h := newHost(t, t.TempDir(), s, Config{}, file{"file", b, s.whole(b)})
 	s.mode.Store(slow)
-	c := exec.Command("sh", "-c", `trap : USR1; (for i in 1 2 3 4 5 6 7 8; do sleep 0.03; kill -USR1 $$; done) & exec 3<"$0"; wait; cat <&3`,
+	c := exec.Command("sh", "-c",
+		`trap : USR1; (for i in 1 2 3 4 5 6 7 8; do sleep 0.03; kill -USR1 $$; done) & exec 3<"$0"; wait; cat <&3`,
 		filepath.Join(h.container(), "file"))
 	if got, err := c.Output(); err != nil || !bytes.Equal(got, b) {
 		t.Errorf("%d bytes of %d, %v", len(got), len(b), err)

@@ -52,7 +52,9 @@ func (f File) Reset() error {
 // A body that isn't the object (wrong digest, not one zlib stream, too long) is asked for again as fetch.Fetcher.Get
 // says, and if nobody has better the error wraps fetch.ErrBadData. Errors of w end the download and are returned as
 // they are.
-func Download(ctx context.Context, f *fetch.Fetcher, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64, w Resetter) error {
+func Download(ctx context.Context, f *fetch.Fetcher, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64,
+	w Resetter,
+) error {
 	if !d.Algorithm.Valid() || !c.Valid() {
 		return fmt.Errorf("download %v: unknown %v or %v", d, d.Algorithm, c)
 	}

@@ -68,7 +68,9 @@ func (g *flights) join(ctx, life context.Context, work *tasks, key string, fly f
 }
 
 // board returns the flight of that key. It is not the caller's to share where all have left it.
-func (g *flights) board(life context.Context, work *tasks, key string, fly func(context.Context) error) (f *flight, mine bool) {
+func (g *flights) board(life context.Context, work *tasks, key string,
+	fly func(context.Context) error,
+) (f *flight, mine bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if f := g.m[key]; f != nil {

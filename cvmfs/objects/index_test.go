@@ -30,7 +30,8 @@ func TestIndexFindsByNameAndNode(t *testing.T) {
 		if diff := cmp.Diff(o, r.Object()); diff != "" {
 			t.Errorf("object %d (-want +got):\n%s", i, diff)
 		}
-		if r.Name() != o.Name() || r.Path() != o.Path() || r.Repo() != "r.example.org" || r.Size() != o.Size || r.Chunked() != (o.Chunks != nil) {
+		if r.Name() != o.Name() || r.Path() != o.Path() || r.Repo() != "r.example.org" || r.Size() != o.Size ||
+			r.Chunked() != (o.Chunks != nil) {
 			t.Errorf("object %d is %s %s %s %d %v", i, r.Name(), r.Path(), r.Repo(), r.Size(), r.Chunked())
 		}
 		if r.Node()>>62 != 1 {

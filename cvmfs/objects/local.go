@@ -115,7 +115,8 @@ func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, e
 			case err == nil:
 				done.Fetched++
 				done.Bytes += r.Size()
-			case life.Err() != nil || s.life.Err() != nil || errors.Is(err, fetch.ErrUnavailable) || errors.Is(err, syscall.ENOSPC):
+			case life.Err() != nil || s.life.Err() != nil || errors.Is(err, fetch.ErrUnavailable) || errors.Is(err,
+				syscall.ENOSPC):
 				return err
 			default:
 				done.Failed++

@@ -126,15 +126,20 @@ func TestLocalEstimatesFromASample(t *testing.T) {
 	s := newStore(t, newRepository(t))
 	objs := make([]Object, 10_000)
 	for i := range objs {
-		objs[i] = Object{Digest: hash.SHA1.Digest([]byte{byte(i), byte(i >> 8)}), Compression: hash.None, Size: int64(100 + i%7)}
+		objs[i] = Object{
+			Digest: hash.SHA1.Digest([]byte{byte(i), byte(i >> 8)}), Compression: hash.None,
+			Size: int64(100 + i%7),
+		}
 		if i < 5000 { // the first folders only
-			if err := os.WriteFile(filepath.Join(s.cfg.Dir, objs[i].Path()), make([]byte, objs[i].Size), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(s.cfg.Dir, objs[i].Path()), make([]byte, objs[i].Size),
+				0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	got := s.Local(table(t, "r", objs...))
-	if !got.Estimated || got.Of != 10_000 || got.Objects < 4900 || got.Objects > 5100 || got.Bytes < got.OfBytes*48/100 || got.Bytes > got.OfBytes*52/100 {
+	if !got.Estimated || got.Of != 10_000 || got.Objects < 4900 || got.Objects > 5100 ||
+		got.Bytes < got.OfBytes*48/100 || got.Bytes > got.OfBytes*52/100 {
 		t.Errorf("%+v", got)
 	}
 	if got := s.Local(table(t, "r")); got != (Share{}) {

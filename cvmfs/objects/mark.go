@@ -138,14 +138,16 @@ func (s *Store) recheck(since time.Time) (dropped int, err error) {
 			checked++
 			if err := verify(path, name); err != nil {
 				dropped++
-				s.log.Warn("object store: dropping an object that didn't survive", slog.String("object", e.Name()), slog.Any("err", err))
+				s.log.Warn("object store: dropping an object that didn't survive", slog.String("object", e.Name()),
+					slog.Any("err", err))
 				if err := os.Remove(path); err != nil {
 					return dropped, err
 				}
 			}
 		}
 	}
-	s.log.Info("object store: checked after an unclean shutdown", slog.Int("objects", checked), slog.Int("dropped", dropped))
+	s.log.Info("object store: checked after an unclean shutdown", slog.Int("objects", checked),
+		slog.Int("dropped", dropped))
 	return dropped, nil
 }
 

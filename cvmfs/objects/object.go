@@ -63,7 +63,8 @@ func (o *Object) check() error {
 	end := int64(0)
 	for i, c := range o.Chunks {
 		if c.Offset != end || c.Size <= 0 || c.Size > o.Size-end {
-			return fmt.Errorf("chunk %d of %d: %d bytes at %d don't follow %d, file of %d bytes", i, len(o.Chunks), c.Size, c.Offset, end, o.Size)
+			return fmt.Errorf("chunk %d of %d: %d bytes at %d don't follow %d, file of %d bytes", i, len(o.Chunks),
+				c.Size, c.Offset, end, o.Size)
 		}
 		if !c.Digest.Algorithm.Valid() {
 			return fmt.Errorf("chunk %d of %d: no digest", i, len(o.Chunks))

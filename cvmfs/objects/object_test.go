@@ -21,8 +21,14 @@ func TestNamesAreMadeFromContentAlone(t *testing.T) {
 	}{
 		{Object{Digest: digest("a"), Size: 5}, "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8.z.5"},
 		{Object{Digest: digest("a"), Size: 5, Compression: hash.None}, "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8.r.5"},
-		{Object{Digest: hash.SHAKE128.Digest([]byte("a")), Size: 0}, "85c8de88d28866bf0868090b3961162bf82392f6-shake128.z.0"},
-		{Object{Digest: hash.RIPEMD160.Digest([]byte("a")), Size: 1 << 40}, "0bdc9d2d256b3ee9daae347be6f4dc835a467ffe-rmd160.z.1099511627776"},
+		{
+			Object{Digest: hash.SHAKE128.Digest([]byte("a")), Size: 0},
+			"85c8de88d28866bf0868090b3961162bf82392f6-shake128.z.0",
+		},
+		{
+			Object{Digest: hash.RIPEMD160.Digest([]byte("a")), Size: 1 << 40},
+			"0bdc9d2d256b3ee9daae347be6f4dc835a467ffe-rmd160.z.1099511627776",
+		},
 		// Names are on disk in composed images: the recipe must not change.
 		{Object{Chunks: chunks, Size: 10}, "57049d3d4f9f187f69166aa55a8553532678fb2b.zc.10"},
 		{Object{Chunks: chunks, Size: 10, Compression: hash.None}, "57049d3d4f9f187f69166aa55a8553532678fb2b.rc.10"},
@@ -68,26 +74,92 @@ func TestFromEntry(t *testing.T) {
 		want  Object
 		bad   string // part of the error
 	}{
-		{"whole", catalog.Entry{Mode: regular, Size: 3, Digest: a, Compression: hash.None}, Object{Digest: a, Size: 3, Compression: hash.None}, ""},
+		{
+			"whole",
+			catalog.Entry{Mode: regular, Size: 3, Digest: a, Compression: hash.None},
+			Object{Digest: a, Size: 3, Compression: hash.None},
+			"",
+		},
 		{"empty", catalog.Entry{Mode: regular, Digest: a}, Object{Digest: a}, ""},
-		{"chunks", catalog.Entry{Mode: regular, Size: 5, Flags: catalog.Chunked, Chunks: []catalog.Chunk{chunk(0, 2), chunk(2, 3)}}, Object{Size: 5, Chunks: []catalog.Chunk{chunk(0, 2), chunk(2, 3)}}, ""},
-		{"chunks beside a copy", catalog.Entry{Mode: regular, Size: 2, Digest: b, Flags: catalog.Chunked, Chunks: []catalog.Chunk{chunk(0, 2)}}, Object{Size: 2, Chunks: []catalog.Chunk{chunk(0, 2)}}, ""},
+		{
+			"chunks",
+			catalog.Entry{
+				Mode: regular, Size: 5, Flags: catalog.Chunked,
+				Chunks: []catalog.Chunk{chunk(0, 2), chunk(2, 3)},
+			},
+			Object{Size: 5, Chunks: []catalog.Chunk{chunk(0, 2), chunk(2, 3)}},
+			"",
+		},
+		{"chunks beside a copy", catalog.Entry{
+			Mode: regular, Size: 2, Digest: b, Flags: catalog.Chunked,
+			Chunks: []catalog.Chunk{chunk(0, 2)},
+		}, Object{Size: 2, Chunks: []catalog.Chunk{chunk(0, 2)}}, ""},
 		{"folder", catalog.Entry{Mode: 0o040755}, Object{}, "not a regular file"},
 		{"link", catalog.Entry{Mode: 0o120777, Target: "x"}, Object{}, "not a regular file"},
 		{"external", catalog.Entry{Mode: regular, Digest: a, Flags: catalog.External}, Object{}, "external"},
 		{"no digest", catalog.Entry{Mode: regular, Size: 3}, Object{}, "no digest"},
 		{"negative size", catalog.Entry{Mode: regular, Size: -1, Digest: a}, Object{}, "size -1"},
-		{"unknown compression", catalog.Entry{Mode: regular, Size: 1, Digest: a, Compression: 7}, Object{}, "compression 7"},
-		{"unknown algorithm", catalog.Entry{Mode: regular, Size: 1, Digest: hash.Digest{Algorithm: 9}}, Object{}, "no digest"},
+		{
+			"unknown compression",
+			catalog.Entry{Mode: regular, Size: 1, Digest: a, Compression: 7},
+			Object{},
+			"compression 7",
+		},
+		{
+			"unknown algorithm",
+			catalog.Entry{Mode: regular, Size: 1, Digest: hash.Digest{Algorithm: 9}},
+			Object{},
+			"no digest",
+		},
 		{"no chunks", catalog.Entry{Mode: regular, Size: 3, Digest: a, Flags: catalog.Chunked}, Object{}, "no chunks"},
-		{"a gap", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 2), chunk(3, 2)}}, Object{}, "chunk 1 of 2"},
-		{"an overlap", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 3), chunk(2, 3)}}, Object{}, "chunk 1 of 2"},
-		{"not from the start", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(1, 4)}}, Object{}, "chunk 0 of 1"},
-		{"too short", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 4)}}, Object{}, "end at 4"},
-		{"too long", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 6)}}, Object{}, "chunk 0 of 1"},
-		{"overflow", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 4), chunk(4, 1<<63-1)}}, Object{}, "chunk 1 of 2"},
-		{"empty chunk", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 5), chunk(5, 0)}}, Object{}, "chunk 1 of 2"},
-		{"chunk without digest", catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{{Size: 5}}}, Object{}, "no digest"},
+		{
+			"a gap",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 2), chunk(3, 2)}},
+			Object{},
+			"chunk 1 of 2",
+		},
+		{
+			"an overlap",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 3), chunk(2, 3)}},
+			Object{},
+			"chunk 1 of 2",
+		},
+		{
+			"not from the start",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(1, 4)}},
+			Object{},
+			"chunk 0 of 1",
+		},
+		{
+			"too short",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 4)}},
+			Object{},
+			"end at 4",
+		},
+		{
+			"too long",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 6)}},
+			Object{},
+			"chunk 0 of 1",
+		},
+		{
+			"overflow",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 4), chunk(4, 1<<63-1)}},
+			Object{},
+			"chunk 1 of 2",
+		},
+		{
+			"empty chunk",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{chunk(0, 5), chunk(5, 0)}},
+			Object{},
+			"chunk 1 of 2",
+		},
+		{
+			"chunk without digest",
+			catalog.Entry{Mode: regular, Size: 5, Chunks: []catalog.Chunk{{Size: 5}}},
+			Object{},
+			"no digest",
+		},
 	} {
 		got, err := FromEntry(&c.entry)
 		if (err != nil) != (c.bad != "") || err != nil && !strings.Contains(err.Error(), c.bad) {
@@ -102,8 +174,10 @@ func TestFromEntry(t *testing.T) {
 func TestParseNameRefuses(t *testing.T) {
 	hex := strings.Repeat("0a", 20)
 	for _, s := range []string{
-		"", ".", "..", hex, hex + ".z", hex + ".z.", hex + ".z.-1", hex + ".z.+1", hex + ".z.01", hex + ".z.1 ", hex + ".z.1.2", hex + ".x.1",
-		hex[1:] + ".z.1", strings.ToUpper(hex) + ".z.1", hex + "-md5.z.1", hex + "-shake128.zc.1", hex + ".z.9223372036854775808", "/" + hex[1:] + ".z.1",
+		"", ".", "..", hex, hex + ".z", hex + ".z.", hex + ".z.-1", hex + ".z.+1", hex + ".z.01", hex + ".z.1 ",
+		hex + ".z.1.2", hex + ".x.1",
+		hex[1:] + ".z.1", strings.ToUpper(hex) + ".z.1", hex + "-md5.z.1", hex + "-shake128.zc.1",
+		hex + ".z.9223372036854775808", "/" + hex[1:] + ".z.1",
 	} {
 		if n, err := ParseName(s); err == nil {
 			t.Errorf("ParseName(%q) = %+v", s, n)

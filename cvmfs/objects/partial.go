@@ -65,7 +65,10 @@ func (s *Store) partial(r Ref) (*partial, error) {
 		return nil, fmt.Errorf("partial file of %s: %w", name, err)
 	}
 	o := r.Object()
-	p := &partial{Object: o, ref: r, name: name, file: t, have: make([]bool, len(o.Chunks)), missing: len(o.Chunks), users: 1}
+	p := &partial{
+		Object: o, ref: r, name: name, file: t, have: make([]bool, len(o.Chunks)), missing: len(o.Chunks),
+		users: 1,
+	}
 	if s.partials.m == nil {
 		s.partials.m = map[string]*partial{}
 	}
@@ -173,7 +176,8 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int) error {
 			break
 		}
 		g.Go(func() error {
-			return s.join(groupCtx, &p.flights, strconv.Itoa(i), func(ctx context.Context) error { return s.arriveChunk(ctx, p, i) })
+			return s.join(groupCtx, &p.flights, strconv.Itoa(i),
+				func(ctx context.Context) error { return s.arriveChunk(ctx, p, i) })
 		})
 	}
 	if g == nil {
@@ -204,9 +208,11 @@ func (s *Store) arriveChunk(ctx context.Context, p *partial, i int) error {
 	}
 	s.chunks.Add(1)
 	if p.arrived(i) {
-		s.tasks.start(func() { // nobody waits for the complete object, nor for its failing: the partial file still serves
+		// nobody waits for the complete object, nor for its failing: the partial file still serves
+		s.tasks.start(func() {
 			if err := s.Fetch(s.life, p.ref); err != nil {
-				s.log.Debug("object store: complete object not kept", slog.String("object", p.name), slog.Any("err", err))
+				s.log.Debug("object store: complete object not kept", slog.String("object", p.name),
+					slog.Any("err", err))
 			}
 		})
 	}

@@ -117,7 +117,8 @@ func (s *Store) makeFolders() error {
 			return err
 		}
 		for i := range 256 {
-			if err := os.Mkdir(filepath.Join(top, fmt.Sprintf("%02x", i)), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			if err := os.Mkdir(filepath.Join(top, fmt.Sprintf("%02x", i)), 0o755); err != nil &&
+				!errors.Is(err, fs.ErrExist) {
 				return err
 			}
 		}
@@ -245,7 +246,9 @@ func give(slots chan struct{}) {
 }
 
 // download gets a stored object from any of the repositories that name r, and checks its plain size.
-func (s *Store) download(ctx context.Context, r Ref, d hash.Digest, suffix hash.Suffix, c hash.Compression, w *part) error {
+func (s *Store) download(ctx context.Context, r Ref, d hash.Digest, suffix hash.Suffix, c hash.Compression,
+	w *part,
+) error {
 	var kept error
 	for _, repo := range r.x.repos(r) {
 		f, err := s.cfg.Sources.Fetcher(repo)

@@ -86,7 +86,10 @@ func (r *repository) chunked(plain []byte, size int) Object {
 	o := Object{Size: int64(len(plain))}
 	for off := 0; off < len(plain); off += size {
 		b := plain[off:min(len(plain), off+size)]
-		o.Chunks = append(o.Chunks, catalog.Chunk{Offset: int64(off), Size: int64(len(b)), Digest: r.put(hash.SHA1, hash.Chunk, hash.Zlib, b)})
+		o.Chunks = append(o.Chunks, catalog.Chunk{
+			Offset: int64(off), Size: int64(len(b)),
+			Digest: r.put(hash.SHA1, hash.Chunk, hash.Zlib, b),
+		})
 	}
 	return o
 }
@@ -111,7 +114,8 @@ func (s sources) Fetcher(repo string) (*fetch.Fetcher, error) {
 func fetcher(t testing.TB, urls ...string) *fetch.Fetcher {
 	t.Helper()
 	f, err := fetch.New(fetch.Config{
-		Servers: urls, TimeoutDirect: 2 * time.Second, BackoffInit: 50 * time.Millisecond, BackoffMax: 100 * time.Millisecond,
+		Servers: urls, TimeoutDirect: 2 * time.Second, BackoffInit: 50 * time.Millisecond,
+		BackoffMax: 100 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +125,10 @@ func fetcher(t testing.TB, urls ...string) *fetch.Fetcher {
 }
 
 func configIn(dir string, src Sources) Config {
-	return Config{Dir: filepath.Join(dir, "store/objects"), Fresh: filepath.Join(dir, "fresh/objects"), State: filepath.Join(dir, "state"), Sources: src}
+	return Config{
+		Dir: filepath.Join(dir, "store/objects"), Fresh: filepath.Join(dir, "fresh/objects"),
+		State: filepath.Join(dir, "state"), Sources: src,
+	}
 }
 
 func open(t testing.TB, cfg Config) *Store {
@@ -215,7 +222,10 @@ func TestFetchMakesObjectsOfAllKinds(t *testing.T) {
 			if !unnamed {
 				plain = append(plain, 'x')
 			}
-			raw := Object{Size: int64(len(plain)), Compression: hash.None, Digest: repo.put(hash.SHAKE128, hash.File, hash.None, plain)}
+			raw := Object{
+				Size: int64(len(plain)), Compression: hash.None,
+				Digest: repo.put(hash.SHAKE128, hash.File, hash.None, plain),
+			}
 			for _, o := range []Object{repo.whole(plain), raw, repo.chunked(append(plain, 'y'), 30_000)} {
 				r := ref(t, o)
 				if s.Has(r) {
@@ -238,7 +248,8 @@ func TestFetchMakesObjectsOfAllKinds(t *testing.T) {
 		if err != nil || n.Chunked {
 			continue
 		}
-		if err := s.Fetch(t.Context(), ref(t, Object{Digest: n.Digest, Compression: n.Compression, Size: n.Size})); err != nil {
+		if err := s.Fetch(t.Context(),
+			ref(t, Object{Digest: n.Digest, Compression: n.Compression, Size: n.Size})); err != nil {
 			t.Error(err)
 		}
 	}
@@ -262,7 +273,8 @@ func TestFetchFromReferenceRepository(t *testing.T) {
 		t.Fatal(err)
 	}
 	var w Buffer
-	if err := Download(t.Context(), fetcher(t, testutil.Serve(t, dir)), root, hash.Catalog, hash.Zlib, 16<<20, &w); err != nil {
+	if err := Download(t.Context(), fetcher(t, testutil.Serve(t, dir)), root, hash.Catalog, hash.Zlib, 16<<20,
+		&w); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.HasPrefix(w.Bytes(), []byte("SQLite format 3\x00")) {
@@ -322,7 +334,8 @@ func TestDownloadStartsAfreshOnTheNextServer(t *testing.T) {
 	for _, fault := range []testutil.Fault{{Flip: true}, {Cut: 100_000}, {Extra: "x"}} {
 		a.Set(fault)
 		var w Buffer
-		if err := Download(t.Context(), fetcher(t, a.URL, b.URL), d, hash.File, hash.Zlib, -1, &w); err != nil || !bytes.Equal(w.Bytes(), plain) {
+		if err := Download(t.Context(), fetcher(t, a.URL, b.URL), d, hash.File, hash.Zlib, -1, &w); err != nil ||
+			!bytes.Equal(w.Bytes(), plain) {
 			t.Errorf("%+v: %d bytes, %v", fault, w.Len(), err)
 		}
 		if err := Download(t.Context(), fetcher(t, a.URL, b.URL), d, hash.File, hash.Zlib, -1, File{f}); err != nil {
@@ -479,7 +492,14 @@ func TestReadAtFetchesOnlyTheChunksAskedFor(t *testing.T) {
 	r := ref(t, repo.chunked(plain, 1000))
 	total := 0
 	for _, c := range []struct{ off, n, requests int }{
-		{0, 1, 1}, {999, 1, 0}, {1000, 1, 1}, {500, 1000, 0}, {2500, 1000, 2}, {10_400, 100, 1}, {10_400, 500, 0}, {10_499, 1, 0},
+		{0, 1, 1},
+		{999, 1, 0},
+		{1000, 1, 1},
+		{500, 1000, 0},
+		{2500, 1000, 2},
+		{10_400, 100, 1},
+		{10_400, 500, 0},
+		{10_499, 1, 0},
 	} {
 		b := make([]byte, c.n)
 		n, err := s.ReadAt(t.Context(), r, b, int64(c.off))
@@ -543,7 +563,8 @@ func TestReadersOfOneBigObjectShareChunks(t *testing.T) {
 			for range 20 {
 				if i%5 == 0 {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rnd.IntN(10))*time.Millisecond)
-					s.ReadAt(ctx, r, make([]byte, 5000), rnd.Int64N(50_000)) // may end early: somebody else's read must not
+					// may end early: somebody else's read must not
+					s.ReadAt(ctx, r, make([]byte, 5000), rnd.Int64N(50_000))
 					cancel()
 					continue
 				}
@@ -640,7 +661,10 @@ func TestPrefetchAsksForFewBytesAtATime(t *testing.T) {
 	all := refs(t, objs...)
 	for calls := 1; calls <= 2; calls++ {
 		s.Prefetch(all)
-		eventually(t, "what fits", func() bool { return s.Stats().Prefetched == int64(calls*fit) && s.Stats().Queued == 0 })
+		eventually(t, "what fits", func() bool {
+			return s.Stats().Prefetched == int64(calls*fit) &&
+				s.Stats().Queued == 0
+		})
 		if s.Has(all[calls*fit]) {
 			t.Error("more than the budget was fetched")
 		}
@@ -949,7 +973,8 @@ func TestUnreadableMarkMeansEverythingIsChecked(t *testing.T) {
 	if err := errors.Join(s.Fetch(t.Context(), r), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(unix.Removexattr(filepath.Join(cfg.Dir, r.Path()), attribute), os.WriteFile(filepath.Join(cfg.State, markFile), []byte("{torn"), 0o600)); err != nil {
+	if err := errors.Join(unix.Removexattr(filepath.Join(cfg.Dir, r.Path()), attribute),
+		os.WriteFile(filepath.Join(cfg.State, markFile), []byte("{torn"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if open(t, cfg).Has(r) {

@@ -60,7 +60,8 @@ func WriteTable(w io.Writer, repos []string, objs iter.Seq2[*Object, int]) error
 		chunks = appendChunks(chunks, o.Chunks)
 	}
 	if len(repos) > maxRepos || len(objects)+len(chunks) > maxTable/2 {
-		return fmt.Errorf("object table: too large: %d repositories, %d objects, %d chunks", len(repos), len(objects)/recordSize, len(chunks)/chunkSize)
+		return fmt.Errorf("object table: too large: %d repositories, %d objects, %d chunks", len(repos),
+			len(objects)/recordSize, len(chunks)/chunkSize)
 	}
 	head := []byte(magic)
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(repos)))

@@ -72,7 +72,10 @@ func benchImage(b *testing.B, dir string, second bool) (layers []string, files i
 			if second && files%10 == 0 {
 				content = append(content, "changed"...)
 			}
-			h := &tar.Header{Typeflag: tar.TypeReg, Name: path[1:], Mode: 0o644, Size: int64(len(content)), ModTime: info.ModTime()}
+			h := &tar.Header{
+				Typeflag: tar.TypeReg, Name: path[1:], Mode: 0o644, Size: int64(len(content)),
+				ModTime: info.ModTime(),
+			}
 			if err := w.WriteHeader(h); err != nil {
 				return err
 			}
@@ -229,7 +232,8 @@ func BenchmarkManyEntries(b *testing.B) {
 	for i := range files {
 		content := fmt.Sprintf("content of file %d", i)
 		h := &tar.Header{
-			Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/share/folder-%04d/some-file-%06d.txt", i/100, i), Mode: 0o644, Size: int64(len(content)),
+			Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/share/folder-%04d/some-file-%06d.txt", i/100, i), Mode: 0o644,
+			Size:    int64(len(content)),
 			ModTime: time.Unix(1_700_000_000, 0),
 		}
 		if err := w.WriteHeader(h); err != nil {

@@ -157,13 +157,16 @@ func (t *Transaction) writeCatalogs(ctx context.Context, n *node, path string) e
 	return nil
 }
 
-func (t *Transaction) writeCatalog(ctx context.Context, n *node, path string, nested []catalog.Nested, subtree catalog.Counters) error {
+func (t *Transaction) writeCatalog(ctx context.Context, n *node, path string, nested []catalog.Nested,
+	subtree catalog.Counters,
+) error {
 	m := n.mount
 	t.mu.Lock()
 	p := &pending{plain: t.temp("catalog"), stored: t.temp("stored")}
 	t.mu.Unlock()
 	properties := catalog.Properties{
-		RootPrefix: path, Revision: m.revision + 1, LastModified: t.now, Previous: m.published, TTL: t.repo.settings.ttl(),
+		RootPrefix: path, Revision: m.revision + 1, LastModified: t.now, Previous: m.published,
+		TTL: t.repo.settings.ttl(),
 	}
 	if path != "" {
 		properties.TTL = 0

@@ -284,7 +284,10 @@ func (c *checker) altPaths(ctx context.Context, m *manifest.Manifest) error {
 	if !m.AltPaths {
 		return nil
 	}
-	for _, name := range []string{m.Root.String() + string(hash.Catalog), m.Certificate.String() + string(hash.Certificate)} {
+	for _, name := range []string{
+		m.Root.String() + string(hash.Catalog),
+		m.Certificate.String() + string(hash.Certificate),
+	} {
 		name = ".cvmfsalt-" + name
 		f, err := c.from.Get(ctx, name) // not Stat: it is a link
 		if err == nil {
@@ -330,11 +333,13 @@ func (c *checker) history(ctx context.Context, m *manifest.Manifest) ([]rootChec
 			c.problem(RuleHistory, at, "%v", err)
 		}
 		if tag.Revision > m.Revision {
-			c.problem(RuleHistory, at, "tag %.80s is of revision %d, newer than the newest, %d", tag.Name, tag.Revision, m.Revision)
+			c.problem(RuleHistory, at, "tag %.80s is of revision %d, newer than the newest, %d", tag.Name, tag.Revision,
+				m.Revision)
 		}
 		size, seen := sizes[tag.Root]
 		if seen && size != 0 && tag.Size != 0 && size != tag.Size {
-			c.problem(RuleSize, at, "tag %.80s says that %v has %d bytes, others say %d", tag.Name, tag.Root, tag.Size, size)
+			c.problem(RuleSize, at, "tag %.80s says that %v has %d bytes, others say %d", tag.Name, tag.Root, tag.Size,
+				size)
 		}
 		if !seen {
 			sizes[tag.Root] = tag.Size

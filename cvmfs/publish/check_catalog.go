@@ -69,7 +69,9 @@ func (c *checker) compareMount(want catalogCheck, got *checkedCatalog) {
 }
 
 // readCatalog looks at a catalog's rows, then at those below it.
-func (c *checker) readCatalog(ctx context.Context, want catalogCheck, objects chan<- objectCheck) (*checkedCatalog, error) {
+func (c *checker) readCatalog(ctx context.Context, want catalogCheck,
+	objects chan<- objectCheck,
+) (*checkedCatalog, error) {
 	s, err := c.scan(ctx, want, objects)
 	if s == nil || err != nil {
 		return nil, err
@@ -100,7 +102,10 @@ func (c *checker) children(ctx context.Context, s *catalogScan, objects chan<- o
 			continue
 		}
 		work.Go(func() (err error) {
-			totals[i], err = c.catalog(ctx, catalogCheck{digest: n.Digest, path: n.Path, size: n.Size, parent: s.mounts[n.Path]}, objects)
+			totals[i], err = c.catalog(ctx, catalogCheck{
+				digest: n.Digest, path: n.Path, size: n.Size,
+				parent: s.mounts[n.Path],
+			}, objects)
 			return err
 		})
 	}
@@ -213,7 +218,8 @@ func (s *catalogScan) open(path string) error {
 	defer opened.Close() // only read
 	s.checked = checkedCatalog{path: s.want.path, revision: opened.Revision(), ttl: opened.TTL()}
 	if opened.RootPrefix() != s.want.path {
-		s.c.problem(RulePrefix, s.want.path, "the catalog %v says it is that of %.200q", s.want.digest, opened.RootPrefix())
+		s.c.problem(RulePrefix, s.want.path, "the catalog %v says it is that of %.200q", s.want.digest,
+			opened.RootPrefix())
 	}
 	if s.nested, err = opened.Nested(); err != nil {
 		s.c.problem(RuleMounts, s.want.path, "%v", err)
@@ -225,10 +231,11 @@ func (s *catalogScan) open(path string) error {
 	if s.columns, err = s.file.Columns("catalog", checkColumns, optionalCheckColumns); err != nil {
 		return err
 	}
-	return s.file.Query("SELECT value FROM properties WHERE key = 'schema_revision'", nil, func(row []driver.Value) error {
-		s.schema = fmt.Sprint(row[0])
-		return nil
-	})
+	return s.file.Query("SELECT value FROM properties WHERE key = 'schema_revision'", nil,
+		func(row []driver.Value) error {
+			s.schema = fmt.Sprint(row[0])
+			return nil
+		})
 }
 
 // readStatistics reads the counters; since the fifth revision of the schema all must be there.
@@ -256,7 +263,8 @@ func (s *catalogScan) compareStatistics(subtree catalog.Counters) {
 		part.want.Each(func(name string, want int64) {
 			name = part.prefix + name
 			if got, ok := s.counters[name]; got != want || !ok && complete {
-				s.c.problem(RuleStatistics, s.want.path, "counter %s is %d, there are %d (counter there: %t)", name, got, want, ok)
+				s.c.problem(RuleStatistics, s.want.path, "counter %s is %d, there are %d (counter there: %t)", name,
+					got, want, ok)
 			}
 		})
 	}
@@ -446,7 +454,8 @@ func (s *catalogScan) finish() {
 	}
 	for _, left := range s.chunks {
 		if !left.used {
-			s.c.problem(RuleChunks, s.checked.path, "a chunk of %d bytes at %d belongs to no chunked file", left.size, left.offset)
+			s.c.problem(RuleChunks, s.checked.path, "a chunk of %d bytes at %d belongs to no chunked file", left.size,
+				left.offset)
 		}
 	}
 }

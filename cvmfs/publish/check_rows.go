@@ -16,7 +16,8 @@ import (
 // checkColumns are those of a row, as they are stored: package catalog gives them as a file system would see them,
 // which hides faults. The last few came with later revisions of the schema.
 var checkColumns = []string{
-	"md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash", "size", "mode", "mtime", "flags", "name", "symlink", "uid",
+	"md5path_1", "md5path_2", "parent_1", "parent_2", "hardlinks", "hash", "size", "mode", "mtime", "flags", "name",
+	"symlink", "uid",
 	"gid", "xattr", "mtimens",
 }
 
@@ -112,7 +113,8 @@ func (r *checkRow) decode(row []driver.Value) error {
 	*r = checkRow{mtimens: -1}
 	r.name, _ = row[10].(string)
 	for i, to := range []*int64{
-		&r.path.P1, &r.path.P2, &r.parent.P1, &r.parent.P2, &r.hardlinks, nil, &r.size, &r.mode, &r.mtime, &r.flags, nil, nil, &r.uid,
+		&r.path.P1, &r.path.P2, &r.parent.P1, &r.parent.P2, &r.hardlinks, nil, &r.size, &r.mode, &r.mtime, &r.flags,
+		nil, nil, &r.uid,
 		&r.gid, nil, &r.mtimens,
 	} {
 		if to == nil || row[i] == nil && i == 15 {
@@ -120,7 +122,8 @@ func (r *checkRow) decode(row []driver.Value) error {
 		}
 		v, ok := row[i].(int64)
 		if !ok {
-			return fmt.Errorf("%w: row %.80q: %s is %.40q", catalog.ErrInvalid, r.name, checkColumns[i], fmt.Sprint(row[i]))
+			return fmt.Errorf("%w: row %.80q: %s is %.40q", catalog.ErrInvalid, r.name, checkColumns[i],
+				fmt.Sprint(row[i]))
 		}
 		*to = v
 	}
@@ -178,7 +181,11 @@ func (s *catalogScan) readChunks() error {
 }
 
 func (s *catalogScan) chunksOf(path hash.PathHash) []chunkRow {
-	from, _ := slices.BinarySearchFunc(s.chunks, path, func(r chunkRow, p hash.PathHash) int { return comparePaths(r.path, p) })
+	from, _ := slices.BinarySearchFunc(s.chunks, path, func(r chunkRow,
+		p hash.PathHash,
+	) int {
+		return comparePaths(r.path, p)
+	})
 	to := from
 	for ; to < len(s.chunks) && s.chunks[to].path == path; to++ {
 		s.chunks[to].used = true

@@ -66,7 +66,10 @@ func TestReferenceRepositoriesAreSound(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, content := range []bool{true, false} {
-			problems, s := checked(t, &Local{dir: dir}, CheckOptions{FQRN: fqrn, Keys: keys, Content: content, Dir: t.TempDir()})
+			problems, s := checked(t, &Local{dir: dir}, CheckOptions{
+				FQRN: fqrn, Keys: keys, Content: content,
+				Dir: t.TempDir(),
+			})
 			for _, p := range problems {
 				t.Errorf("%s: %v", fqrn, p)
 			}
@@ -83,7 +86,8 @@ func soundRepo(t testing.TB) *Repository {
 	r := newRepo(t, smallChunks(Settings{}))
 	tx := begin(t, r)
 	ingest(t, tx, "/layers/one", pack(t,
-		folder755("dir/"), folder755("dir/sub/"), file644("dir/a", "linked"), hardLink("dir/b", "dir/a"), file644("dir/sub/single", "1"),
+		folder755("dir/"), folder755("dir/sub/"), file644("dir/a", "linked"), hardLink("dir/b", "dir/a"),
+		file644("dir/sub/single", "1"),
 		file644("big", string(sample(60_000))), file644("empty", ""),
 		item{tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "big", Mode: 0o777, ModTime: at}, ""},
 		item{tar.Header{Typeflag: tar.TypeFifo, Name: "pipe", Mode: 0o600, ModTime: at}, ""},
@@ -260,16 +264,28 @@ func TestEachRuleBrokenOnPurposeIsFoundByName(t *testing.T) {
 		"nothing, but signed again": {func(f *forger) { f.layer(); f.publish() }, nil},
 
 		// The repository as a whole.
-		"no manifest":            {func(f *forger) { f.remove(manifestFile) }, []string{RuleSignature}},
-		"a manifest of garbage":  {func(f *forger) { f.write(manifestFile, "garbage") }, []string{RuleSignature}},
-		"a changed manifest":     {func(f *forger) { f.tamper(manifestFile, "\nD240", "\nD241") }, []string{RuleSignature}},
-		"no whitelist":           {func(f *forger) { f.remove(whitelistFile) }, []string{RuleSignature}},
-		"no certificate":         {func(f *forger) { f.remove(f.m.Certificate.Path(hash.Certificate)) }, []string{RuleSignature}},
-		"another revision":       {func(f *forger) { f.m.Revision++; f.resign() }, []string{RuleManifest, RuleHistory}},
-		"another TTL":            {func(f *forger) { f.m.TTL *= 2; f.resign() }, []string{RuleManifest}},
-		"another root size":      {func(f *forger) { f.m.RootSize++; f.resign() }, []string{RuleSize}},
-		"no metainfo":            {func(f *forger) { f.remove(f.m.Metainfo.Path(hash.Metainfo)) }, []string{RuleMetainfo}},
-		"metainfo of words":      {func(f *forger) { f.m.Metainfo = f.object(hash.Metainfo, "words"); f.publish() }, []string{RuleMetainfo}},
+		"no manifest":           {func(f *forger) { f.remove(manifestFile) }, []string{RuleSignature}},
+		"a manifest of garbage": {func(f *forger) { f.write(manifestFile, "garbage") }, []string{RuleSignature}},
+		"a changed manifest": {
+			func(f *forger) { f.tamper(manifestFile, "\nD240", "\nD241") },
+			[]string{RuleSignature},
+		},
+		"no whitelist": {func(f *forger) { f.remove(whitelistFile) }, []string{RuleSignature}},
+		"no certificate": {
+			func(f *forger) { f.remove(f.m.Certificate.Path(hash.Certificate)) },
+			[]string{RuleSignature},
+		},
+		"another revision":  {func(f *forger) { f.m.Revision++; f.resign() }, []string{RuleManifest, RuleHistory}},
+		"another TTL":       {func(f *forger) { f.m.TTL *= 2; f.resign() }, []string{RuleManifest}},
+		"another root size": {func(f *forger) { f.m.RootSize++; f.resign() }, []string{RuleSize}},
+		"no metainfo": {
+			func(f *forger) { f.remove(f.m.Metainfo.Path(hash.Metainfo)) },
+			[]string{RuleMetainfo},
+		},
+		"metainfo of words": {
+			func(f *forger) { f.m.Metainfo = f.object(hash.Metainfo, "words"); f.publish() },
+			[]string{RuleMetainfo},
+		},
 		"no reflog":              {func(f *forger) { f.remove(reflogFile) }, []string{RuleReflog}},
 		"a reflog of garbage":    {func(f *forger) { f.write(reflogFile, "garbage") }, []string{RuleReflog}},
 		"a reflog nobody summed": {func(f *forger) { f.m.Reflog = hash.Digest{}; f.resign() }, []string{RuleReflog}},
@@ -277,91 +293,224 @@ func TestEachRuleBrokenOnPurposeIsFoundByName(t *testing.T) {
 			f.log.Refs = slices.DeleteFunc(f.log.Refs, func(r history.Ref) bool { return r.Digest == f.m.Root })
 			f.relog()
 		}, []string{RuleReflog}},
-		"another's reflog":     {func(f *forger) { f.log.FQRN = "other.example.org"; f.relog() }, []string{RuleReflog}},
-		"no history":           {func(f *forger) { f.remove(f.m.History.Path(hash.History)) }, []string{RuleHistory}},
-		"a trunk that stayed":  {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 0 WHERE name = 'trunk'") }, []string{RuleHistory}},
-		"a branch without tag": {func(f *forger) { f.tagSQL("INSERT INTO branches VALUES ('x', '', 0)") }, []string{RuleHistory}},
+		"another's reflog": {func(f *forger) { f.log.FQRN = "other.example.org"; f.relog() }, []string{RuleReflog}},
+		"no history":       {func(f *forger) { f.remove(f.m.History.Path(hash.History)) }, []string{RuleHistory}},
+		"a trunk that stayed": {
+			func(f *forger) { f.tagSQL("UPDATE tags SET revision = 0 WHERE name = 'trunk'") },
+			[]string{RuleHistory},
+		},
+		"a branch without tag": {
+			func(f *forger) { f.tagSQL("INSERT INTO branches VALUES ('x', '', 0)") },
+			[]string{RuleHistory},
+		},
 		"a branch with a bad name": {func(f *forger) {
-			f.tagSQL("INSERT INTO branches VALUES ('x y', '', 0)", "UPDATE tags SET branch = 'x y' WHERE name = 'trunk-previous'")
+			f.tagSQL("INSERT INTO branches VALUES ('x y', '', 0)",
+				"UPDATE tags SET branch = 'x y' WHERE name = 'trunk-previous'")
 		}, []string{RuleHistory}},
-		"no tags at all":          {func(f *forger) { f.tagSQL("DELETE FROM tags") }, []string{RuleHistory}},
-		"a tag of no branch":      {func(f *forger) { f.tagSQL("UPDATE tags SET branch = 'y' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
-		"a tag before its branch": {func(f *forger) { f.tagSQL("UPDATE branches SET initial_revision = 1") }, []string{RuleHistory}},
-		"a tag from the future":   {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
-		"a tag with a bad name":   {func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
-		"another's history":       {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'fqrn'") }, []string{RuleHistory}},
-		"a tag's wrong size":      {func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") }, []string{RuleSize}},
+		"no tags at all":     {func(f *forger) { f.tagSQL("DELETE FROM tags") }, []string{RuleHistory}},
+		"a tag of no branch": {func(f *forger) { f.tagSQL("UPDATE tags SET branch = 'y' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
+		"a tag before its branch": {
+			func(f *forger) { f.tagSQL("UPDATE branches SET initial_revision = 1") },
+			[]string{RuleHistory},
+		},
+		"a tag from the future": {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
+		"a tag with a bad name": {func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
+		"another's history":     {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'fqrn'") }, []string{RuleHistory}},
+		"a tag's wrong size":    {func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") }, []string{RuleSize}},
 		"a tag of nothing": {func(f *forger) {
 			f.tagSQL("UPDATE tags SET hash = '" + strings.Repeat("ab", 20) + "' WHERE name = 'trunk-previous'")
 		}, []string{RuleCatalog}},
 		"alternative names": {func(f *forger) { f.m.AltPaths = true; f.resign() }, []string{RuleAltPaths}},
 
 		// Catalogs.
-		"no root catalog":                 {func(f *forger) { f.remove(f.m.Root.Path(hash.Catalog)) }, []string{RuleCatalog}},
-		"a damaged root catalog":          {func(f *forger) { f.write(f.m.Root.Path(hash.Catalog), "\x78\x9c\x03\x00\x00\x00\x00\x01") }, []string{RuleCatalog}},
-		"another schema":                  {layerSQL("UPDATE properties SET value = '2.6' WHERE key = 'schema'"), []string{RuleCatalog}},
-		"a write-ahead log":               {layerSQL("PRAGMA journal_mode = WAL"), []string{RuleCatalog}},
-		"a view for a table":              {layerSQL("DROP TABLE chunks", "CREATE VIEW chunks AS SELECT 0 md5path_1, 0 md5path_2, 0 offset, 0 size, x'00' hash"), []string{RuleCatalog}},
+		"no root catalog": {
+			func(f *forger) { f.remove(f.m.Root.Path(hash.Catalog)) },
+			[]string{RuleCatalog},
+		},
+		"a damaged root catalog": {func(f *forger) {
+			f.write(f.m.Root.Path(hash.Catalog),
+				"\x78\x9c\x03\x00\x00\x00\x00\x01")
+		}, []string{RuleCatalog}},
+		"another schema": {
+			layerSQL("UPDATE properties SET value = '2.6' WHERE key = 'schema'"),
+			[]string{RuleCatalog},
+		},
+		"a write-ahead log": {layerSQL("PRAGMA journal_mode = WAL"), []string{RuleCatalog}},
+		"a view for a table": {
+			layerSQL("DROP TABLE chunks",
+				"CREATE VIEW chunks AS SELECT 0 md5path_1, 0 md5path_2, 0 offset, 0 size, x'00' hash"),
+			[]string{RuleCatalog},
+		},
 		"a catalog elsewhere":             {layerSQL("UPDATE properties SET value = '/layers/two' WHERE key = 'root_prefix'"), []string{RulePrefix}},
 		"a nested catalog's wrong size":   {rootSQL("UPDATE nested_catalogs SET size = size + 1"), []string{RuleSize}},
 		"a nested catalog without digest": {rootSQL("UPDATE nested_catalogs SET sha1 = ''"), []string{RuleMounts}},
-		"no row for the root":             {layerSQL("DELETE FROM catalog WHERE flags & 32", "UPDATE statistics SET value = value - 1 WHERE counter = 'self_dir'"), []string{RuleRoot, RuleFolder, RuleStatistics}},
-		"another mode":                    {layerSQL("UPDATE catalog SET mode = mode | 2 WHERE flags & 32"), []string{RuleRoot}},
-		"another time":                    {layerSQL("UPDATE catalog SET mtime = 1 WHERE flags & 32"), []string{RuleRoot}},
-		"no nanoseconds":                  {layerSQL("UPDATE catalog SET mtimens = NULL WHERE flags & 32"), []string{RuleRoot}},
-		"attributes on one side":          {layerSQL("UPDATE catalog SET xattr = x'01010603757365722e6178797a' WHERE flags & 32", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRoot, RuleStatistics}},
-		"no name for the root":            {layerSQL("UPDATE catalog SET name = '' WHERE flags & 32"), []string{RuleRoot, RuleRow}},
-		"a root without its flag":         {layerSQL("UPDATE catalog SET flags = 1 WHERE flags & 32"), []string{RuleRoot}},
-		"a root with a parent":            {rootSQL("UPDATE catalog SET parent_1 = 1 WHERE name = ''"), []string{RuleRoot}},
-		"a mount without flag":            {rootSQL("UPDATE catalog SET flags = 1 WHERE name = 'one'"), []string{RuleMounts, RuleFolder}},
-		"a mount without catalog":         {rootSQL("UPDATE catalog SET flags = 3 WHERE name = 'layers'"), []string{RuleMounts}},
-		"a row below a mount":             {rootSQL("UPDATE catalog SET " + pathSQL("md5path", "/layers/one/x") + ", " + pathSQL("parent", "/layers/one") + ", name = 'x' WHERE name = 'one.record.json'"), []string{RuleMounts}},
-		"a mount listed twice":            {rootSQL("INSERT INTO bind_mountpoints SELECT * FROM nested_catalogs"), []string{RuleMounts}},
-		"a nested flag inside":            {layerSQL("UPDATE catalog SET flags = 33 WHERE name = 'sub'"), []string{RuleMounts}},
-		"an orphan":                       {layerSQL("UPDATE catalog SET parent_1 = 1 WHERE name = 'single'"), []string{RuleTree}},
-		"folders in a circle":             {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") + " WHERE name = 'sub'"), []string{RuleTree, RuleFolder}},
-		"a row at another path":           {layerSQL("UPDATE catalog SET name = 'other' WHERE name = 'single'"), []string{RuleTree}},
-		"a wrong counter":                 {layerSQL("UPDATE statistics SET value = value + 1 WHERE counter = 'self_regular'"), []string{RuleStatistics}},
-		"a wrong sum":                     {rootSQL("UPDATE statistics SET value = value - 1 WHERE counter = 'subtree_file_size'"), []string{RuleStatistics}},
-		"a missing counter":               {layerSQL("DELETE FROM statistics WHERE counter = 'self_external'"), []string{RuleStatistics}},
+		"no row for the root": {
+			layerSQL("DELETE FROM catalog WHERE flags & 32",
+				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_dir'"),
+			[]string{RuleRoot, RuleFolder, RuleStatistics},
+		},
+		"another mode": {
+			layerSQL("UPDATE catalog SET mode = mode | 2 WHERE flags & 32"),
+			[]string{RuleRoot},
+		},
+		"another time": {
+			layerSQL("UPDATE catalog SET mtime = 1 WHERE flags & 32"),
+			[]string{RuleRoot},
+		},
+		"no nanoseconds": {
+			layerSQL("UPDATE catalog SET mtimens = NULL WHERE flags & 32"),
+			[]string{RuleRoot},
+		},
+		"attributes on one side": {layerSQL("UPDATE catalog SET xattr = x'01010603757365722e6178797a' WHERE flags & 32", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRoot, RuleStatistics}},
+		"no name for the root": {
+			layerSQL("UPDATE catalog SET name = '' WHERE flags & 32"),
+			[]string{RuleRoot, RuleRow},
+		},
+		"a root without its flag": {
+			layerSQL("UPDATE catalog SET flags = 1 WHERE flags & 32"),
+			[]string{RuleRoot},
+		},
+		"a root with a parent": {
+			rootSQL("UPDATE catalog SET parent_1 = 1 WHERE name = ''"),
+			[]string{RuleRoot},
+		},
+		"a mount without flag": {
+			rootSQL("UPDATE catalog SET flags = 1 WHERE name = 'one'"),
+			[]string{RuleMounts, RuleFolder},
+		},
+		"a mount without catalog": {
+			rootSQL("UPDATE catalog SET flags = 3 WHERE name = 'layers'"),
+			[]string{RuleMounts},
+		},
+		"a row below a mount": {rootSQL("UPDATE catalog SET " + pathSQL("md5path", "/layers/one/x") + ", " +
+			pathSQL("parent", "/layers/one") + ", name = 'x' WHERE name = 'one.record.json'"), []string{RuleMounts}},
+		"a mount listed twice": {
+			rootSQL("INSERT INTO bind_mountpoints SELECT * FROM nested_catalogs"),
+			[]string{RuleMounts},
+		},
+		"a nested flag inside": {
+			layerSQL("UPDATE catalog SET flags = 33 WHERE name = 'sub'"),
+			[]string{RuleMounts},
+		},
+		"an orphan": {
+			layerSQL("UPDATE catalog SET parent_1 = 1 WHERE name = 'single'"),
+			[]string{RuleTree},
+		},
+		"folders in a circle": {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") +
+			" WHERE name = 'sub'"), []string{RuleTree, RuleFolder}},
+		"a row at another path": {
+			layerSQL("UPDATE catalog SET name = 'other' WHERE name = 'single'"),
+			[]string{RuleTree},
+		},
+		"a wrong counter": {layerSQL("UPDATE statistics SET value = value + 1 WHERE counter = 'self_regular'"), []string{RuleStatistics}},
+		"a wrong sum":     {rootSQL("UPDATE statistics SET value = value - 1 WHERE counter = 'subtree_file_size'"), []string{RuleStatistics}},
+		"a missing counter": {
+			layerSQL("DELETE FROM statistics WHERE counter = 'self_external'"),
+			[]string{RuleStatistics},
+		},
 
 		// Rows.
-		"a name of NULL":         {layerSQL("UPDATE catalog SET name = NULL WHERE name = 'single'"), []string{RuleRow, RuleTree}},
-		"a target of NULL":       {layerSQL("UPDATE catalog SET symlink = NULL WHERE name = 'single'"), []string{RuleRow}},
-		"no links":               {layerSQL("UPDATE catalog SET hardlinks = 0 WHERE name = 'single'"), []string{RuleRow}},
-		"no type":                {layerSQL("UPDATE catalog SET mode = 0 WHERE name = 'pipe'"), []string{RuleRow}},
-		"a link's wrong flags":   {layerSQL("UPDATE catalog SET flags = 8 WHERE name = 'link'"), []string{RuleRow}},
-		"an unknown digest":      {layerSQL("UPDATE catalog SET flags = flags | 0x300 WHERE name = 'single'"), []string{RuleRow}},
-		"broken attributes":      {layerSQL("UPDATE catalog SET xattr = x'0201' WHERE name = 'single'", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRow, RuleStatistics}},
-		"text for a number":      {layerSQL("UPDATE catalog SET size = 'large' WHERE name = 'single'"), []string{RuleCatalog}},
-		"a marker too few":       {layerSQL("DELETE FROM catalog WHERE name = '.cvmfscatalog'", "UPDATE statistics SET value = value - 1 WHERE counter = 'self_regular'"), []string{RuleMarker, RuleStatistics}},
-		"a marker within":        {layerSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("md5path", "/layers/one/dir/sub/.cvmfscatalog") + " WHERE name = 'single'"), []string{RuleMarker}},
-		"a marker in the top":    {rootSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("parent", "") + ", " + pathSQL("md5path", "/.cvmfscatalog") + " WHERE name = 'one.record.json'"), []string{RuleMarker}},
-		"a file without digest":  {layerSQL("UPDATE catalog SET hash = NULL WHERE name = 'single'"), []string{RuleContent}},
-		"a folder with digest":   {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) + "' WHERE name = 'sub'"), []string{RuleContent}},
-		"a link with digest":     {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) + "' WHERE name = 'link'"), []string{RuleContent}},
-		"a pipe with digest":     {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) + "' WHERE name = 'pipe'"), []string{RuleContent}},
-		"an external pipe":       {layerSQL("UPDATE catalog SET flags = flags | 0x80 WHERE name = 'pipe'"), []string{RuleContent}},
-		"a chunk too few":        {layerSQL("DELETE FROM chunks WHERE offset = 0", "UPDATE statistics SET value = value - 1 WHERE counter = 'self_chunks'"), []string{RuleChunks, RuleStatistics}},
-		"no chunks":              {layerSQL("DELETE FROM chunks", "UPDATE statistics SET value = 0 WHERE counter = 'self_chunks'"), []string{RuleChunks, RuleStatistics}},
-		"a chunk of nobody":      {layerSQL("UPDATE chunks SET md5path_1 = 1 WHERE offset > 40000"), []string{RuleChunks}},
-		"links without group":    {layerSQL("UPDATE catalog SET hardlinks = 2 WHERE name IN ('a', 'b')"), []string{RuleLinks}},
-		"a lost link":            {layerSQL("UPDATE catalog SET hardlinks = 1 WHERE name = 'b'"), []string{RuleLinks}},
-		"links that differ":      {layerSQL("UPDATE catalog SET mode = mode | 1 WHERE name = 'b'"), []string{RuleLinks}},
-		"links across folders":   {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") + ", " + pathSQL("md5path", "/layers/one/dir/sub/b") + " WHERE name = 'b'"), []string{RuleLinks}},
-		"a folder in a group":    {layerSQL("UPDATE catalog SET hardlinks = (7 << 32) | 2 WHERE name = 'sub'"), []string{RuleFolder}},
-		"a folder's wrong count": {layerSQL("UPDATE catalog SET hardlinks = 5 WHERE name = 'dir'"), []string{RuleFolder}},
-		"a folder read directly": {layerSQL("UPDATE catalog SET flags = flags | 0x10000 WHERE name = 'dir'"), []string{RuleFolder}},
-		"a pipe with a size":     {layerSQL("UPDATE catalog SET size = 5 WHERE name = 'pipe'"), []string{RuleSpecial}},
-		"a device with target":   {layerSQL("UPDATE catalog SET symlink = 'x' WHERE name = 'null'"), []string{RuleSpecial}},
-		"a link to nowhere":      {layerSQL("UPDATE catalog SET symlink = '' WHERE name = 'link'"), []string{RuleRow}},
+		"a name of NULL": {
+			layerSQL("UPDATE catalog SET name = NULL WHERE name = 'single'"),
+			[]string{RuleRow, RuleTree},
+		},
+		"a target of NULL": {
+			layerSQL("UPDATE catalog SET symlink = NULL WHERE name = 'single'"),
+			[]string{RuleRow},
+		},
+		"no links": {
+			layerSQL("UPDATE catalog SET hardlinks = 0 WHERE name = 'single'"),
+			[]string{RuleRow},
+		},
+		"no type":              {layerSQL("UPDATE catalog SET mode = 0 WHERE name = 'pipe'"), []string{RuleRow}},
+		"a link's wrong flags": {layerSQL("UPDATE catalog SET flags = 8 WHERE name = 'link'"), []string{RuleRow}},
+		"an unknown digest": {
+			layerSQL("UPDATE catalog SET flags = flags | 0x300 WHERE name = 'single'"),
+			[]string{RuleRow},
+		},
+		"broken attributes": {layerSQL("UPDATE catalog SET xattr = x'0201' WHERE name = 'single'",
+			"UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRow, RuleStatistics}},
+		"text for a number": {
+			layerSQL("UPDATE catalog SET size = 'large' WHERE name = 'single'"),
+			[]string{RuleCatalog},
+		},
+		"a marker too few": {
+			layerSQL("DELETE FROM catalog WHERE name = '.cvmfscatalog'",
+				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_regular'"),
+			[]string{RuleMarker, RuleStatistics},
+		},
+		"a marker within": {layerSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("md5path",
+			"/layers/one/dir/sub/.cvmfscatalog") + " WHERE name = 'single'"), []string{RuleMarker}},
+		"a marker in the top": {rootSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("parent", "") +
+			", " + pathSQL("md5path", "/.cvmfscatalog") + " WHERE name = 'one.record.json'"), []string{RuleMarker}},
+		"a file without digest": {
+			layerSQL("UPDATE catalog SET hash = NULL WHERE name = 'single'"),
+			[]string{RuleContent},
+		},
+		"a folder with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
+			"' WHERE name = 'sub'"), []string{RuleContent}},
+		"a link with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
+			"' WHERE name = 'link'"), []string{RuleContent}},
+		"a pipe with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
+			"' WHERE name = 'pipe'"), []string{RuleContent}},
+		"an external pipe": {
+			layerSQL("UPDATE catalog SET flags = flags | 0x80 WHERE name = 'pipe'"),
+			[]string{RuleContent},
+		},
+		"a chunk too few": {
+			layerSQL("DELETE FROM chunks WHERE offset = 0",
+				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_chunks'"),
+			[]string{RuleChunks, RuleStatistics},
+		},
+		"no chunks": {layerSQL("DELETE FROM chunks",
+			"UPDATE statistics SET value = 0 WHERE counter = 'self_chunks'"), []string{RuleChunks, RuleStatistics}},
+		"a chunk of nobody": {
+			layerSQL("UPDATE chunks SET md5path_1 = 1 WHERE offset > 40000"),
+			[]string{RuleChunks},
+		},
+		"links without group": {
+			layerSQL("UPDATE catalog SET hardlinks = 2 WHERE name IN ('a', 'b')"),
+			[]string{RuleLinks},
+		},
+		"a lost link": {layerSQL("UPDATE catalog SET hardlinks = 1 WHERE name = 'b'"), []string{RuleLinks}},
+		"links that differ": {
+			layerSQL("UPDATE catalog SET mode = mode | 1 WHERE name = 'b'"),
+			[]string{RuleLinks},
+		},
+		"links across folders": {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") + ", " +
+			pathSQL("md5path", "/layers/one/dir/sub/b") + " WHERE name = 'b'"), []string{RuleLinks}},
+		"a folder in a group": {
+			layerSQL("UPDATE catalog SET hardlinks = (7 << 32) | 2 WHERE name = 'sub'"),
+			[]string{RuleFolder},
+		},
+		"a folder's wrong count": {
+			layerSQL("UPDATE catalog SET hardlinks = 5 WHERE name = 'dir'"),
+			[]string{RuleFolder},
+		},
+		"a folder read directly": {
+			layerSQL("UPDATE catalog SET flags = flags | 0x10000 WHERE name = 'dir'"),
+			[]string{RuleFolder},
+		},
+		"a pipe with a size": {layerSQL("UPDATE catalog SET size = 5 WHERE name = 'pipe'"), []string{RuleSpecial}},
+		"a device with target": {
+			layerSQL("UPDATE catalog SET symlink = 'x' WHERE name = 'null'"),
+			[]string{RuleSpecial},
+		},
+		"a link to nowhere": {layerSQL("UPDATE catalog SET symlink = '' WHERE name = 'link'"), []string{RuleRow}},
 
 		// Objects.
 		"a missing object": {func(f *forger) { f.remove(objectOf("1")) }, []string{RuleObject}},
-		"a damaged object": {func(f *forger) { f.write(objectOf("1"), "\x78\x9c\x03\x00\x00\x00\x00\x01") }, []string{RuleObject}},
-		"a cut object":     {func(f *forger) { f.write(objectOf("linked"), "\x78\x9c") }, []string{RuleObject}},
-		"an empty object":  {func(f *forger) { f.write(objectOf("linked"), "") }, []string{RuleObject}},
-		"another size":     {layerSQL("UPDATE catalog SET size = 2 WHERE name = 'single'", "UPDATE statistics SET value = value + 1 WHERE counter = 'self_file_size'"), []string{RuleObject, RuleStatistics}},
+		"a damaged object": {
+			func(f *forger) { f.write(objectOf("1"), "\x78\x9c\x03\x00\x00\x00\x00\x01") },
+			[]string{RuleObject},
+		},
+		"a cut object":    {func(f *forger) { f.write(objectOf("linked"), "\x78\x9c") }, []string{RuleObject}},
+		"an empty object": {func(f *forger) { f.write(objectOf("linked"), "") }, []string{RuleObject}},
+		"another size": {
+			layerSQL("UPDATE catalog SET size = 2 WHERE name = 'single'",
+				"UPDATE statistics SET value = value + 1 WHERE counter = 'self_file_size'"),
+			[]string{RuleObject, RuleStatistics},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // most of the time is spent on waiting for the disk
@@ -504,7 +653,8 @@ func TestWhatCannotBeReadIsAnErrorNotAProblem(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Check(ctx, r.Storage(), CheckOptions{FQRN: r.FQRN(), Keys: keys}, func(Problem) {}); !errors.Is(err, context.Canceled) {
+	if _, err := Check(ctx, r.Storage(), CheckOptions{FQRN: r.FQRN(), Keys: keys}, func(Problem) {}); !errors.Is(err,
+		context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -523,7 +673,8 @@ func TestManyPublishesStaySound(t *testing.T) {
 			tx := begin(t, r)
 			ingest(t, tx, "/layers/everything", pack(t, everything()...))
 			ingest(t, tx, "/layers/links", pack(t,
-				folder755("a/"), file644("a/1", "x"), hardLink("a/2", "a/1"), hardLink("a/3", "a/1"), file644("b/1", "y"), hardLink("c/1", "b/1")))
+				folder755("a/"), file644("a/1", "x"), hardLink("a/2", "a/1"), hardLink("a/3", "a/1"),
+				file644("b/1", "y"), hardLink("c/1", "b/1")))
 			commit(t, tx)
 			for number := uint64(1); number <= 8; number++ {
 				if err := publishNumber(begin(t, r), number); err != nil {

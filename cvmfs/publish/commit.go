@@ -93,7 +93,8 @@ func newTag(tags *history.History, name string) error {
 		return err
 	}
 	if have, ok := tags.Find(name); ok {
-		return fmt.Errorf("tag %s is that of revision %d: remove it first, or take another name: %w", name, have.Revision, fs.ErrExist)
+		return fmt.Errorf("tag %s is that of revision %d: remove it first, or take another name: %w", name,
+			have.Revision, fs.ErrExist)
 	}
 	return nil
 }
@@ -106,7 +107,8 @@ func (t *Transaction) tag(tags *history.History, m *manifest.Manifest, o CommitO
 	}
 	add := func(name, description string) {
 		tags.Set(history.Tag{
-			Name: name, Root: m.Root, Revision: m.Revision, Time: m.Published, Description: description, Size: m.RootSize,
+			Name: name, Root: m.Root, Revision: m.Revision, Time: m.Published, Description: description,
+			Size: m.RootSize,
 		})
 		names = append(names, name)
 	}
@@ -164,7 +166,8 @@ func (r *Repository) historyBy(ctx context.Context, m *manifest.Manifest, path s
 // the manifest, in this order. What m.Root leads to must be stored. The manifest's other digests are set here. The
 // caller holds the lock.
 func (r *Repository) publish(
-	ctx context.Context, m *manifest.Manifest, tags *history.History, log *history.Reflog, certificate []byte, key *rsa.PrivateKey,
+	ctx context.Context, m *manifest.Manifest, tags *history.History, log *history.Reflog, certificate []byte,
+	key *rsa.PrivateKey,
 ) error {
 	var err error
 	if m.Certificate, err = putObject(ctx, r.storage, r.algorithm, hash.Certificate, certificate); err != nil {

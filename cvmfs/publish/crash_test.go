@@ -61,7 +61,8 @@ func publishNumber(tx *Transaction, number uint64) error {
 	ctx := context.Background()
 	var items []item
 	for i := range 40 {
-		items = append(items, file644(fmt.Sprintf("d%d/f%d", i%4, i), fmt.Sprintf("file %d of %d %s", i, number, strings.Repeat("x", i*100))))
+		items = append(items, file644(fmt.Sprintf("d%d/f%d", i%4, i),
+			fmt.Sprintf("file %d of %d %s", i, number, strings.Repeat("x", i*100))))
 	}
 	items = append(items, file644("big", string(sample(30_000+int(number)))))
 	var archive bytes.Buffer
@@ -71,7 +72,8 @@ func publishNumber(tx *Transaction, number uint64) error {
 	if _, err := tx.Ingest(ctx, layerPath(number), &archive, LayerOptions{most: 20, least: 5}); err != nil {
 		return err
 	}
-	if err := tx.WriteFile(ctx, layerPath(number)+".record.json", []byte(strconv.FormatUint(number, 10)), 0o644); err != nil {
+	if err := tx.WriteFile(ctx, layerPath(number)+".record.json", []byte(strconv.FormatUint(number, 10)),
+		0o644); err != nil {
 		return err
 	}
 	if number > 5 {
@@ -220,7 +222,8 @@ func TestPublishCutOffBeforeItsReflogIsForgotten(t *testing.T) {
 
 func TestReflogOfSomebodyElseIsRefused(t *testing.T) {
 	r := newRepo(t, smallChunks(Settings{}))
-	if err := os.WriteFile(filepath.Join(r.Dir(), wwwFolder, r.FQRN(), reflogFile), []byte("not ours"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(r.Dir(), wwwFolder, r.FQRN(), reflogFile), []byte("not ours"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Begin(t.Context()); !errors.Is(err, ErrReflog) {

@@ -139,7 +139,8 @@ func (r *Repository) createKeys(ctx context.Context) error {
 		return err
 	}
 	list, err := trust.SignWhitelist(&trust.WhitelistText{
-		FQRN: r.FQRN(), Created: r.now(), Expires: r.now().Add(time.Duration(r.settings.WhitelistDays) * 24 * time.Hour),
+		FQRN: r.FQRN(), Created: r.now(),
+		Expires:      r.now().Add(time.Duration(r.settings.WhitelistDays) * 24 * time.Hour),
 		Certificates: []*trust.Certificate{certificate},
 	}, r.algorithm, master)
 	if err != nil {
@@ -171,7 +172,10 @@ func (r *Repository) createRevision(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.Add("", &catalog.Entry{Mode: typeDir | 0o755, Size: folderSize, Nlink: 2, Mtime: now.Unix()}); err != nil {
+	if err := w.Add("", &catalog.Entry{
+		Mode: typeDir | 0o755, Size: folderSize, Nlink: 2,
+		Mtime: now.Unix(),
+	}); err != nil {
 		return errors.Join(err, w.Abort())
 	}
 	if _, err := w.Finish(catalog.Counters{}); err != nil {
@@ -200,12 +204,14 @@ func (r *Repository) createRevision(ctx context.Context) error {
 	if m.Metainfo, err = putObject(ctx, r.storage, r.algorithm, hash.Metainfo, []byte("{}")); err != nil {
 		return err
 	}
-	if err := putBytes(ctx, r.storage, replicaFile, []byte("This file marks the repository as one that may be replicated.\n")); err != nil {
+	if err := putBytes(ctx, r.storage, replicaFile,
+		[]byte("This file marks the repository as one that may be replicated.\n")); err != nil {
 		return err
 	}
 	tags := &history.History{FQRN: r.FQRN()}
 	tags.Set(history.Tag{
-		Name: history.Trunk, Root: m.Root, Revision: 0, Time: now, Description: history.EmptyRepository, Size: m.RootSize,
+		Name: history.Trunk, Root: m.Root, Revision: 0, Time: now, Description: history.EmptyRepository,
+		Size: m.RootSize,
 	})
 	return r.publish(ctx, m, tags, &history.Reflog{FQRN: r.FQRN()}, pem, key)
 }

@@ -144,7 +144,8 @@ func (r *Repository) planCollection(ctx context.Context, o GCOptions) (*collecti
 	}
 	g := &collection{r: r, o: o, revision: *v}
 	if !g.head.GarbageCollectable {
-		return nil, fmt.Errorf("%w: set garbage_collectable in %s, and publish", ErrNotCollectable, filepath.Join(r.dir, settingsFile))
+		return nil, fmt.Errorf("%w: set garbage_collectable in %s, and publish", ErrNotCollectable,
+			filepath.Join(r.dir, settingsFile))
 	}
 	if g.tags, err = r.history(ctx, g.head); err != nil {
 		return nil, err

@@ -82,7 +82,8 @@ func TestCollectionKeepsTheNewestRevisionAndItsPredecessor(t *testing.T) {
 	if s.Kept != 2 || s.Removed != 8 || len(s.Tags) != 7 || s.Objects == 0 || s.Bytes == 0 || s.Orphans != 0 {
 		t.Errorf("%+v", s)
 	}
-	if after := len(contents(t, r)); after != before-s.Objects+1 && after != before-s.Objects+2 { // a history and the status came
+	// a history and the status came
+	if after := len(contents(t, r)); after != before-s.Objects+1 && after != before-s.Objects+2 {
 		t.Errorf("%d files before and %d after %d were removed", before, after, s.Objects)
 	}
 	if n := roots(t, r); n != 2 {
@@ -195,7 +196,8 @@ func TestOrphansGoWhenTheyAreOld(t *testing.T) {
 	}
 	left := contents(t, r)
 	if left[old] != "" || left[young] == "" || left["data/ab/README"] == "" {
-		t.Errorf("old left: %t, young left: %t, another's left: %t", left[old] != "", left[young] != "", left["data/ab/README"] != "")
+		t.Errorf("old left: %t, young left: %t, another's left: %t", left[old] != "", left[young] != "",
+			left["data/ab/README"] != "")
 	}
 	if s := collect(t, r, GCOptions{KeepRevisions: 9, Grace: -1}); s.Objects != 1 || contents(t, r)[young] != "" {
 		t.Errorf("without grace: %+v", s)
@@ -410,7 +412,10 @@ func TestKilledWhileCollectingTheRepositoryIsSound(t *testing.T) {
 
 func TestNamesOfObjectsAreReadBack(t *testing.T) {
 	for a := hash.SHA1; a.Valid(); a++ {
-		for _, suffix := range []hash.Suffix{hash.File, hash.Chunk, hash.Catalog, hash.History, hash.Certificate, hash.Metainfo} {
+		for _, suffix := range []hash.Suffix{
+			hash.File, hash.Chunk, hash.Catalog, hash.History, hash.Certificate,
+			hash.Metainfo,
+		} {
 			d := a.Digest([]byte(suffix))
 			if got, ok := parseObject(d.Path(suffix)); !ok || got != objectNamed(d, suffix) {
 				t.Errorf("%s is %+v, %t", d.Path(suffix), got, ok)
@@ -419,7 +424,8 @@ func TestNamesOfObjectsAreReadBack(t *testing.T) {
 	}
 	d := hash.SHA1.Digest(nil)
 	for _, name := range []string{
-		"", "data/", "data/ab", "data/ab/", "data/txn/1.2", d.Path("L"), "x" + d.Path(""), d.Path("") + "/x", strings.ToUpper(d.Path("")),
+		"", "data/", "data/ab", "data/ab/", "data/txn/1.2", d.Path("L"), "x" + d.Path(""), d.Path("") + "/x",
+		strings.ToUpper(d.Path("")),
 		"data/" + d.Hex(), "data/" + d.Hex()[:1] + "/" + d.Hex()[1:], d.Path("CC"),
 	} {
 		if got, ok := parseObject(name); ok {

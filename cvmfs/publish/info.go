@@ -14,17 +14,18 @@ import (
 
 // Info is what there is to say of a repository.
 type Info struct {
-	FQRN               string           `json:"fqrn"`
-	Storage            string           `json:"storage"`
-	Algorithm          string           `json:"algorithm"`
-	Compression        string           `json:"compression"`
-	Revision           uint64           `json:"revision"`
-	Root               string           `json:"root"` // digest of the root catalog
-	Published          time.Time        `json:"published"`
-	Expires            time.Time        `json:"whitelist_expires"`
-	Expired            bool             `json:"whitelist_expired"`
-	Certificate        string           `json:"certificate"` // fingerprint of the one the newest revision is signed with
-	TTL                int              `json:"ttl"`         // seconds
+	FQRN        string    `json:"fqrn"`
+	Storage     string    `json:"storage"`
+	Algorithm   string    `json:"algorithm"`
+	Compression string    `json:"compression"`
+	Revision    uint64    `json:"revision"`
+	Root        string    `json:"root"` // digest of the root catalog
+	Published   time.Time `json:"published"`
+	Expires     time.Time `json:"whitelist_expires"`
+	Expired     bool      `json:"whitelist_expired"`
+	// fingerprint of the one the newest revision is signed with
+	Certificate        string           `json:"certificate"`
+	TTL                int              `json:"ttl"` // seconds
 	GarbageCollectable bool             `json:"garbage_collectable"`
 	Tags               int              `json:"tags"`
 	Counters           catalog.Counters `json:"counters"` // of the whole tree
@@ -38,8 +39,9 @@ func (r *Repository) Info(ctx context.Context) (*Info, error) {
 		return nil, err
 	}
 	i := &Info{
-		FQRN: r.FQRN(), Storage: r.storage.String(), Algorithm: r.algorithm.String(), Compression: r.compression.String(),
-		Revision: head.Manifest.Revision, Root: head.Manifest.Root.String(), Published: head.Manifest.Published,
+		FQRN: r.FQRN(), Storage: r.storage.String(), Algorithm: r.algorithm.String(),
+		Compression: r.compression.String(),
+		Revision:    head.Manifest.Revision, Root: head.Manifest.Root.String(), Published: head.Manifest.Published,
 		Expires: head.Expires, Expired: expired, Certificate: head.Certificate.String(),
 		TTL: int(head.Manifest.TTL / time.Second), GarbageCollectable: head.Manifest.GarbageCollectable,
 	}

@@ -48,7 +48,8 @@ func TestHardLinksOfOneFolderAreAGroupAndOthersAreLeftOver(t *testing.T) {
 		file644("a/one", "same"), hardLink("a/two", "a/one"), hardLink("a/three", "./a/two"),
 		file644("b/here", "spread"), hardLink("b/beside", "b/here"), hardLink("c/there", "/b/here"),
 		symlink("d/link", "nowhere"), hardLink("d/again", "d/link"),
-		item{tar.Header{Typeflag: tar.TypeChar, Name: "e/null", Devmajor: 1, Devminor: 3, ModTime: at}, ""}, hardLink("e/zero", "e/null"),
+		item{tar.Header{Typeflag: tar.TypeChar, Name: "e/null", Devmajor: 1, Devminor: 3, ModTime: at}, ""},
+		hardLink("e/zero", "e/null"),
 		file644("f/kept", "first"), hardLink("f/link", "f/kept"), file644("f/kept", "second"),
 	))
 	if diff := cmp.Diff([][]string{{"b/beside", "b/here", "c/there"}}, l.Leftover.Links); diff != "" {
@@ -88,7 +89,8 @@ func TestLaterEntriesReplaceEarlierOnes(t *testing.T) {
 	if m := got["merged"]; m.Mode != 0o040700 || m.UID != 5 || got["merged/kept"].Size != 4 {
 		t.Errorf("merged folder: %+v, in it: %+v", m, got["merged/kept"])
 	}
-	if _, there := got["was a folder/inside"]; there || got["was a folder"].Size != 10 || got["was a file/inside"].Size != 2 {
+	if _, there := got["was a folder/inside"]; there || got["was a folder"].Size != 10 ||
+		got["was a file/inside"].Size != 2 {
 		t.Errorf("changed types: %v", got)
 	}
 }
@@ -117,7 +119,10 @@ func TestFoldersTheArchiveDoesNotMentionAreRootsAndAsOldAsWhatNeedsThem(t *testi
 }
 
 func TestRootsOwnAttributesAreLeftOver(t *testing.T) {
-	root := xattr(item{tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o1750, Uid: 3, Gid: 4, ModTime: time.Unix(99, 7)}, ""}, "user.r", "oot")
+	root := xattr(item{tar.Header{
+		Typeflag: tar.TypeDir, Name: "./", Mode: 0o1750, Uid: 3, Gid: 4,
+		ModTime: time.Unix(99, 7),
+	}, ""}, "user.r", "oot")
 	l, got := publishLayer(t, LayerOptions{}, pack(t, root, file644("a", "")))
 	want := Leftover{
 		Root:   &Attributes{Mode: 0o1750, UID: 3, GID: 4, Mtime: 99, MtimeN: 7},
@@ -142,14 +147,16 @@ func TestAttributesThatDoNotFitAreLeftOverWhole(t *testing.T) {
 		xattr(xattr(file644("overlay", ""), "trusted.overlay.opaque", "y"), "user.overlay.origin", "x"),
 		xattr(file644("a/linked", ""), "user.big", big), hardLink("b/linked", "a/linked"),
 	))
-	if got["big"].Xattrs != `"user.small"="s" ` || strings.Count(got["many"].Xattrs, "=") != 255 || got["overlay"].Xattrs != "" {
+	if got["big"].Xattrs != `"user.small"="s" ` || strings.Count(got["many"].Xattrs, "=") != 255 ||
+		got["overlay"].Xattrs != "" {
 		t.Errorf("rows: %q, %q, %q", got["big"].Xattrs, got["many"].Xattrs, got["overlay"].Xattrs)
 	}
 	whole := []catalog.Xattr{{Name: "user.big", Value: []byte(big)}, {Name: "user.small", Value: []byte("s")}}
 	if diff := cmp.Diff(whole, l.Leftover.Xattrs["big"]); diff != "" {
 		t.Errorf("leftover (-want +got):\n%s", diff)
 	}
-	if len(l.Leftover.Xattrs["many"]) != 300 || len(l.Leftover.Xattrs["a/linked"]) != 1 || len(l.Leftover.Xattrs["b/linked"]) != 1 ||
+	if len(l.Leftover.Xattrs["many"]) != 300 || len(l.Leftover.Xattrs["a/linked"]) != 1 ||
+		len(l.Leftover.Xattrs["b/linked"]) != 1 ||
 		len(l.Leftover.Xattrs) != 4 {
 		t.Errorf("leftover: %v", l.Leftover.Xattrs)
 	}
@@ -160,7 +167,8 @@ func TestMarkersOfTheArchiveMakeMountsAndAreLeftOver(t *testing.T) {
 		file644("a/.cvmfscatalog", "mine"), file644("a/b/.cvmfscatalog", ""), file644("c/.cvmfsautocatalog", ""),
 		file644("d/x", ""), file644("a/b/file", "f"),
 	))
-	if diff := cmp.Diff([]string{"a/.cvmfscatalog", "a/b/.cvmfscatalog", "c/.cvmfsautocatalog"}, l.Leftover.Markers); diff != "" {
+	if diff := cmp.Diff([]string{"a/.cvmfscatalog", "a/b/.cvmfscatalog", "c/.cvmfsautocatalog"},
+		l.Leftover.Markers); diff != "" {
 		t.Errorf("markers (-want +got):\n%s", diff)
 	}
 	if l.Stats.Catalogs != 3 || got["a/.cvmfscatalog"].Size != 4 || got["a/b/file"].Size != 1 {
@@ -216,12 +224,15 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 	whole := pack(t, file644("a", strings.Repeat("x", 3000)), file644("b", ""))
 	raw := func(h tar.Header) []byte { return pack(t, item{Header: h}) }
 	for what, archive := range map[string][]byte{
-		"cut off in content":           whole[:2048],
-		"cut off in a header":          whole[:1536+3072+100],
-		"no archive":                   bytes.Repeat([]byte("not a tar "), 1000),
-		"a name that is too long":      raw(tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("n", 256)}),
-		"a path that is too long":      raw(tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("name/", 900)}),
-		"a target that is too long":    raw(tar.Header{Typeflag: tar.TypeSymlink, Name: "a", Linkname: strings.Repeat("t", 4096)}),
+		"cut off in content":      whole[:2048],
+		"cut off in a header":     whole[:1536+3072+100],
+		"no archive":              bytes.Repeat([]byte("not a tar "), 1000),
+		"a name that is too long": raw(tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("n", 256)}),
+		"a path that is too long": raw(tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("name/", 900)}),
+		"a target that is too long": raw(tar.Header{
+			Typeflag: tar.TypeSymlink, Name: "a",
+			Linkname: strings.Repeat("t", 4096),
+		}),
 		"a link to nothing":            raw(tar.Header{Typeflag: tar.TypeSymlink, Name: "a"}),
 		"a hard link to nothing":       raw(tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "b"}),
 		"a hard link to a folder":      pack(t, folder755("a"), hardLink("b", "a")),
@@ -237,12 +248,14 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 		"an attribute's long name":     pack(t, xattr(file644("a", ""), strings.Repeat("n", 256), "v")),
 		"an unknown type":              raw(tar.Header{Typeflag: 'V', Name: "a"}),
 		"too many entries":             pack(t, file644("1", ""), file644("2", ""), file644("3", ""), file644("4", "")),
-		"too many bytes":               pack(t, file644("1", strings.Repeat("x", 6000)), file644("2", strings.Repeat("x", 6000))),
+		"too many bytes": pack(t, file644("1", strings.Repeat("x", 6000)),
+			file644("2", strings.Repeat("x", 6000))),
 	} {
 		t.Run(what, func(t *testing.T) {
 			r := newRepo(t, smallChunks(Settings{}))
 			tx := begin(t, r)
-			_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive), LayerOptions{MaxEntries: 3, MaxBytes: 10_000})
+			_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive),
+				LayerOptions{MaxEntries: 3, MaxBytes: 10_000})
 			if !errors.Is(err, ErrArchive) {
 				t.Fatalf("got %v, want ErrArchive", err)
 			}
@@ -267,7 +280,8 @@ func TestIngestTakesWhatEnginesTake(t *testing.T) {
 		tree := []string{}
 		for path, s := range readAll(t, reader(t, r), "/layer") {
 			f := layertartest.File{
-				Path: path, Mode: s.Mode, UID: s.UID, GID: s.GID, Mtime: s.Mtime, Size: s.Size, Rdev: s.Rdev, Target: s.Target,
+				Path: path, Mode: s.Mode, UID: s.UID, GID: s.GID, Mtime: s.Mtime, Size: s.Size, Rdev: s.Rdev,
+				Target: s.Target,
 			}
 			if s.Xattrs != "" {
 				f.Xattrs = []string{strings.TrimSpace(strings.ReplaceAll(s.Xattrs, `"`, ""))}
@@ -283,7 +297,8 @@ func TestIngestTakesWhatEnginesTake(t *testing.T) {
 func TestWhatNoFileCanHaveIsLeftOutWithANote(t *testing.T) {
 	owner := file644("a", "")
 	owner.Uid = 1 << 33
-	l, got := publishLayer(t, LayerOptions{}, pack(t, owner, xattr(symlink("l", "a"), "user.x", "1"), symlink(".", "a")))
+	l, got := publishLayer(t, LayerOptions{}, pack(t, owner, xattr(symlink("l", "a"), "user.x", "1"),
+		symlink(".", "a")))
 	if l.Stats.LeftOut != 3 || len(l.Notes) != 3 || got["a"].UID != 0 || got["l"].Xattrs != "" {
 		t.Errorf("%+v, %v", l, got)
 	}
@@ -325,7 +340,8 @@ func TestLayerIsNotPutOverWhatIsThere(t *testing.T) {
 	tx := begin(t, r)
 	ingest(t, tx, "/layers/one", pack(t, file644("a", "x")))
 	for _, path := range []string{"/layers/one", "/layers", "/layers/one/a"} {
-		if _, err := tx.Ingest(context.Background(), path, bytes.NewReader(pack(t)), LayerOptions{}); !errors.Is(err, fs.ErrExist) {
+		if _, err := tx.Ingest(context.Background(), path, bytes.NewReader(pack(t)), LayerOptions{}); !errors.Is(err,
+			fs.ErrExist) {
 			t.Errorf("%s: got %v, want fs.ErrExist", path, err)
 		}
 	}
@@ -340,14 +356,16 @@ func FuzzIngest(f *testing.F) {
 	}
 	f.Add(pack(f, small...))
 	f.Add(pack(f, file644("a/one", "same"), hardLink("a/two", "a/one"), symlink("l", "a"), file644("l/x", "y")))
-	f.Add(pack(f, file644("a/.cvmfscatalog", ""), folder755("./"), xattr(file644("x", ""), "user.a", strings.Repeat("v", 300))))
+	f.Add(pack(f, file644("a/.cvmfscatalog", ""), folder755("./"),
+		xattr(file644("x", ""), "user.a", strings.Repeat("v", 300))))
 	f.Add(pack(f)[:600])
 	tx := begin(f, newRepo(f, smallChunks(Settings{Compression: "none"})))
 	n := 0
 	f.Fuzz(func(t *testing.T, archive []byte) {
 		n++
 		path := fmt.Sprintf("/layer%d", n)
-		l, err := tx.Ingest(context.Background(), path, bytes.NewReader(archive), LayerOptions{MaxEntries: 1000, MaxBytes: 1 << 20, most: 10, least: 2})
+		l, err := tx.Ingest(context.Background(), path, bytes.NewReader(archive),
+			LayerOptions{MaxEntries: 1000, MaxBytes: 1 << 20, most: 10, least: 2})
 		if err != nil {
 			if has, hasErr := tx.Has(context.Background(), path); has || hasErr != nil {
 				t.Errorf("refused (%v), but there: %v, %v", err, has, hasErr)

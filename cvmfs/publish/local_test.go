@@ -48,7 +48,8 @@ func TestLocalStorageKeepsWhatIsPut(t *testing.T) {
 				defer f.Close()
 				b, err := io.ReadAll(f)
 				got[s.Name] = string(b)
-				if info, statErr := os.Stat(filepath.Join(l.String(), s.Name)); statErr != nil || info.Mode() != 0o644 || info.Size() != s.Size {
+				if info, statErr := os.Stat(filepath.Join(l.String(), s.Name)); statErr != nil ||
+					info.Mode() != 0o644 || info.Size() != s.Size {
 					t.Errorf("%s: %v, %v", s.Name, info.Mode(), statErr)
 				}
 				return err

@@ -113,7 +113,9 @@ func copyObject(
 	return nil
 }
 
-func copyPlain(ctx context.Context, to io.Writer, from Served, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64) error {
+func copyPlain(ctx context.Context, to io.Writer, from Served, d hash.Digest, s hash.Suffix, c hash.Compression,
+	limit int64,
+) error {
 	stored, err := from.Get(ctx, d.Path(s))
 	if err != nil {
 		return err
@@ -173,7 +175,9 @@ func (w *watched) blame(err error) error {
 }
 
 // readObject returns the plain bytes of a small object.
-func readObject(ctx context.Context, from Served, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64) ([]byte, error) {
+func readObject(ctx context.Context, from Served, d hash.Digest, s hash.Suffix, c hash.Compression,
+	limit int64,
+) ([]byte, error) {
 	var b bytes.Buffer
 	err := copyObject(ctx, &b, from, d, s, c, limit)
 	return b.Bytes(), err

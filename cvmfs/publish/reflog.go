@@ -70,7 +70,8 @@ func (r *Repository) settleReflog(ctx context.Context, found []byte, named hash.
 	if err != nil || !is(before, named) || !is(found, named) && !is(found, noted) {
 		return nil, refusal
 	}
-	r.options.Log.Info("the last publish was cut off before its manifest: the reflog before it counts", "repo", r.FQRN())
+	r.options.Log.Info("the last publish was cut off before its manifest: the reflog before it counts", "repo",
+		r.FQRN())
 	if !is(found, named) {
 		if err := putBytes(ctx, r.storage, reflogFile, before); err != nil {
 			return nil, err

@@ -181,7 +181,8 @@ func (r *Repository) signer() (*rsa.PrivateKey, *trust.Certificate, []byte, erro
 		return nil, nil, nil, fmt.Errorf("certificate %s: %w", r.key(".crt"), err)
 	}
 	if !certificate.Holds(key) {
-		return nil, nil, nil, fmt.Errorf("certificate %s %w %s: make one with publish resign", r.key(".crt"), errOtherKey, r.key(".key"))
+		return nil, nil, nil, fmt.Errorf("certificate %s %w %s: make one with publish resign", r.key(".crt"),
+			errOtherKey, r.key(".key"))
 	}
 	return key, certificate, pem, nil
 }
@@ -199,7 +200,8 @@ func (r *Repository) believed(ctx context.Context, c *trust.Certificate) error {
 	list, err := trust.VerifyWhitelist(r.FQRN(), raw, keys, r.now())
 	switch {
 	case errors.Is(err, trust.ErrExpired):
-		return fmt.Errorf("%w: the whitelist expired (%w): sign it anew with publish resign", ErrExpired, trust.ErrExpired)
+		return fmt.Errorf("%w: the whitelist expired (%w): sign it anew with publish resign", ErrExpired,
+			trust.ErrExpired)
 	case err != nil:
 		return err
 	case !list.Lists(c):
@@ -235,7 +237,9 @@ func (r *Repository) fetchCatalog(ctx context.Context, d hash.Digest, path strin
 }
 
 // fetchDatabase brings the plain file of a catalog or tag database to path.
-func (r *Repository) fetchDatabase(ctx context.Context, d hash.Digest, s hash.Suffix, limit int64, path string) (err error) {
+func (r *Repository) fetchDatabase(ctx context.Context, d hash.Digest, s hash.Suffix, limit int64,
+	path string,
+) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err

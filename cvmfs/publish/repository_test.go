@@ -139,7 +139,8 @@ func readAll(t testing.TB, v *client.Revision, below string) map[string]seen {
 	all := map[string]seen{}
 	err := v.Walk(context.Background(), below, func(n *client.Node) error {
 		s := seen{
-			Mode: n.Mode, UID: n.UID, GID: n.GID, Size: n.Size, Rdev: n.Rdev, Mtime: n.Mtime, MtimeN: n.MtimeN, Target: n.Target,
+			Mode: n.Mode, UID: n.UID, GID: n.GID, Size: n.Size, Rdev: n.Rdev, Mtime: n.Mtime, MtimeN: n.MtimeN,
+			Target: n.Target,
 			Xattrs: xattrText(n.Xattrs), Nlink: n.Nlink,
 		}
 		if n.IsRegular() {
@@ -270,10 +271,16 @@ func everything() []item {
 	long := strings.Repeat("long name ", 20)
 	return []item{
 		folder755("bin/"),
-		{tar.Header{Typeflag: tar.TypeReg, Name: "bin/sudo", Mode: 0o4755, Uid: 0, Gid: 27, ModTime: at, PAXRecords: map[string]string{
-			"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00", "SCHILY.xattr.user.empty": "",
-		}}, "#!sudo"},
-		{tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777, Uid: 4_000_000_000, Gid: 4_294_967_294, ModTime: time.Unix(-5, 1)}, ""},
+		{tar.Header{
+			Typeflag: tar.TypeReg, Name: "bin/sudo", Mode: 0o4755, Uid: 0, Gid: 27, ModTime: at,
+			PAXRecords: map[string]string{
+				"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00", "SCHILY.xattr.user.empty": "",
+			},
+		}, "#!sudo"},
+		{tar.Header{
+			Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777, Uid: 4_000_000_000, Gid: 4_294_967_294,
+			ModTime: time.Unix(-5, 1),
+		}, ""},
 		file644("bin/empty", ""),
 		file644("bin/exactly", strings.Repeat("x", 4096)),
 		file644("bin/one more", strings.Repeat("x", 4097)),
@@ -284,11 +291,17 @@ func everything() []item {
 		file644("bin/.wh.gone", ""),
 		file644("bin/.wh..wh..opq", ""),
 		{tar.Header{Typeflag: tar.TypeSymlink, Name: "lib", Linkname: "usr/lib", Mode: 0o777, ModTime: at}, ""},
-		{tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/far", Linkname: strings.Repeat("/far", 1000), Mode: 0o777, ModTime: at}, ""},
+		{tar.Header{
+			Typeflag: tar.TypeSymlink, Name: "bin/far", Linkname: strings.Repeat("/far", 1000), Mode: 0o777,
+			ModTime: at,
+		}, ""},
 		folder755("dev/"),
 		{tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3, ModTime: at}, ""},
 		{tar.Header{Typeflag: tar.TypeChar, Name: "dev/gone", Mode: 0, ModTime: at}, ""},
-		{tar.Header{Typeflag: tar.TypeBlock, Name: "dev/disk", Mode: 0o660, Devmajor: 259, Devminor: 70_000, ModTime: at}, ""},
+		{tar.Header{
+			Typeflag: tar.TypeBlock, Name: "dev/disk", Mode: 0o660, Devmajor: 259, Devminor: 70_000,
+			ModTime: at,
+		}, ""},
 		{tar.Header{Typeflag: tar.TypeFifo, Name: "dev/pipe", Mode: 0o600, ModTime: at}, ""},
 	}
 }
@@ -320,7 +333,8 @@ func TestLayerReadsBackEntryByEntry(t *testing.T) {
 				newest := seen{Mode: 0o040755, Mtime: at.Unix(), MtimeN: int32(at.Nanosecond())}
 				want[""] = newest
 				want[".cvmfscatalog"] = seen{
-					Mode: 0o100644, Mtime: newest.Mtime, MtimeN: newest.MtimeN, Nlink: 1, Content: hash.SHA1.Digest(nil).Hex(),
+					Mode: 0o100644, Mtime: newest.Mtime, MtimeN: newest.MtimeN, Nlink: 1,
+					Content: hash.SHA1.Digest(nil).Hex(),
 				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)

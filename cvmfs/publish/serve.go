@@ -21,7 +21,8 @@ const (
 var (
 	servedObject = regexp.MustCompile(`^data/[0-9a-f]{2}/[0-9a-f]{38}(-[a-z0-9]{1,16})?[A-Z]?$`)
 	servedOther  = map[string]string{ // with their types
-		manifestFile: "application/x-cvmfs", whitelistFile: "application/x-cvmfs", reflogFile: "application/octet-stream",
+		manifestFile: "application/x-cvmfs", whitelistFile: "application/x-cvmfs",
+		reflogFile:  "application/octet-stream",
 		replicaFile: "text/plain; charset=utf-8", ".cvmfs_status.json": "application/json",
 	}
 )

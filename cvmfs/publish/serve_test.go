@@ -64,7 +64,8 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 	}
 	object := head.Manifest.Root.Path(hash.Catalog)
 	for name, caching := range map[string]string{
-		object: objectCaching, manifestFile: mutableCaching, whitelistFile: mutableCaching, reflogFile: mutableCaching, replicaFile: mutableCaching,
+		object: objectCaching, manifestFile: mutableCaching, whitelistFile: mutableCaching, reflogFile: mutableCaching,
+		replicaFile: mutableCaching,
 	} {
 		want, err := os.ReadFile(filepath.Join(r.Storage().String(), name))
 		if err != nil {
@@ -74,22 +75,26 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 		if answer.StatusCode != 200 || body != string(want) || answer.Header.Get("Cache-Control") != caching {
 			t.Errorf("%s: %s, %d bytes, %v", name, answer.Status, len(body), answer.Header)
 		}
-		if answer, body := ask(t, "HEAD", base+name); answer.StatusCode != 200 || body != "" || answer.ContentLength != int64(len(want)) {
+		if answer, body := ask(t, "HEAD", base+name); answer.StatusCode != 200 || body != "" ||
+			answer.ContentLength != int64(len(want)) {
 			t.Errorf("HEAD %s: %s, %d", name, answer.Status, answer.ContentLength)
 		}
 		if again, _ := ask(t, "GET", base+name, "If-None-Match", answer.Header.Get("ETag")); again.StatusCode != 304 {
 			t.Errorf("%s, if it changed: %s", name, again.Status)
 		}
-		if again, _ := ask(t, "GET", base+name, "If-Modified-Since", answer.Header.Get("Last-Modified")); again.StatusCode != 304 {
+		if again, _ := ask(t, "GET", base+name, "If-Modified-Since",
+			answer.Header.Get("Last-Modified")); again.StatusCode != 304 {
 			t.Errorf("%s, if modified: %s", name, again.Status)
 		}
-		if part, body := ask(t, "GET", base+name, "Range", "bytes=3-9"); part.StatusCode != 206 || body != string(want[3:10]) {
+		if part, body := ask(t, "GET", base+name, "Range", "bytes=3-9"); part.StatusCode != 206 ||
+			body != string(want[3:10]) {
 			t.Errorf("range of %s: %s, %q", name, part.Status, body)
 		}
 	}
 	before, _ := ask(t, "HEAD", base+manifestFile)
 	publishFile(t, r, "/other")
-	if after, _ := ask(t, "GET", base+manifestFile, "If-None-Match", before.Header.Get("ETag")); after.StatusCode != 200 {
+	if after, _ := ask(t, "GET", base+manifestFile, "If-None-Match",
+		before.Header.Get("ETag")); after.StatusCode != 200 {
 		t.Errorf("a new manifest: %s", after.Status)
 	}
 }
@@ -107,17 +112,22 @@ func TestNothingElseIsServed(t *testing.T) {
 	base := serve(t, r)
 	here := base + "/cvmfs/" + fqrn + "/"
 	for _, url := range []string{
-		base + "/", base + "/cvmfs/", here, here + "data", here + "data/", here + "data/ab/", here + "data/txn/half", here + object,
-		here + "../../../publisher.json", here + "%2e%2e/%2e%2e/%2e%2e/publisher.json", here + "..%2f..%2f..%2fkeys/" + fqrn + ".key",
-		here + "data/ab/../../.cvmfspublished", here + ".cvmfspublished/", here + ".cvmfspublished%00", here + "/.cvmfspublished",
-		here + "data/ab/" + strings.Repeat("d", 38), base + "/cvmfs/other.example.org/.cvmfspublished", base + "/.cvmfspublished",
+		base + "/", base + "/cvmfs/", here, here + "data", here + "data/", here + "data/ab/", here + "data/txn/half",
+		here + object,
+		here + "../../../publisher.json", here + "%2e%2e/%2e%2e/%2e%2e/publisher.json",
+		here + "..%2f..%2f..%2fkeys/" + fqrn + ".key",
+		here + "data/ab/../../.cvmfspublished", here + ".cvmfspublished/", here + ".cvmfspublished%00",
+		here + "/.cvmfspublished",
+		here + "data/ab/" + strings.Repeat("d", 38), base + "/cvmfs/other.example.org/.cvmfspublished",
+		base + "/.cvmfspublished",
 	} {
 		if answer, body := ask(t, "GET", url); answer.StatusCode != 404 || strings.Contains(body, "PRIVATE") {
 			t.Errorf("%s: %s", url, answer.Status)
 		}
 	}
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
-		if answer, _ := ask(t, method, here+manifestFile); answer.StatusCode != 405 || answer.Header.Get("Allow") != "GET, HEAD" {
+		if answer, _ := ask(t, method, here+manifestFile); answer.StatusCode != 405 ||
+			answer.Header.Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %s", method, answer.Status)
 		}
 	}

@@ -45,7 +45,10 @@ func TestTagsAreAddedAndRemovedAndPublishingGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	tags := tagNames(t, r)
-	for name, want := range map[string]*Summary{"one": first, "also-one": first, "two": second, "trunk": second, "trunk-previous": first} {
+	for name, want := range map[string]*Summary{
+		"one": first, "also-one": first, "two": second, "trunk": second,
+		"trunk-previous": first,
+	} {
 		if got := tags[name]; got.Root != want.Root || got.Revision != want.Revision {
 			t.Errorf("tag %s is revision %d, %v, want %d, %v", name, got.Revision, got.Root, want.Revision, want.Root)
 		}

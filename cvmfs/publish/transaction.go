@@ -86,8 +86,9 @@ func (r *Repository) begin(ctx context.Context) (*Transaction, error) {
 		return nil, err
 	}
 	t := &Transaction{
-		repo: r, compression: r.compression, now: v.now, head: v.head, reflog: v.reflog, key: v.key, certificate: v.certificate,
-		pending: map[hash.Digest]*pending{}, reserved: map[string]bool{},
+		repo: r, compression: r.compression, now: v.now, head: v.head, reflog: v.reflog, key: v.key,
+		certificate: v.certificate,
+		pending:     map[hash.Digest]*pending{}, reserved: map[string]bool{},
 	}
 	t.root = &node{mount: &mount{digest: t.head.Root, published: t.head.Root, size: t.head.RootSize}, file: &file{}}
 	if err := t.load(ctx, t.root, ""); err != nil {
@@ -96,7 +97,8 @@ func (r *Repository) begin(ctx context.Context) (*Transaction, error) {
 	if t.known, err = openKnown(r.dir); err != nil {
 		return nil, err
 	}
-	t.pipeline, err = newPipeline(r.storage, r.algorithm, r.compression, t.known, r.settings.MaxChunk, r.options.Workers)
+	t.pipeline, err = newPipeline(r.storage, r.algorithm, r.compression, t.known, r.settings.MaxChunk,
+		r.options.Workers)
 	if err != nil {
 		return nil, errors.Join(err, t.known.close())
 	}
@@ -303,7 +305,8 @@ func (t *Transaction) Mkdir(ctx context.Context, path string) error {
 
 // Symlink makes a symbolic link, or replaces one. Readers expand $(NAME) in targets.
 func (t *Transaction) Symlink(ctx context.Context, target, path string) error {
-	err := t.replace(ctx, path, &file{Entry: catalog.Entry{Mode: typeLink | 0o777, Size: int64(len(target)), Target: target}})
+	err := t.replace(ctx, path,
+		&file{Entry: catalog.Entry{Mode: typeLink | 0o777, Size: int64(len(target)), Target: target}})
 	if err != nil {
 		return fmt.Errorf("make symbolic link %s: %w", path, err)
 	}

@@ -41,7 +41,8 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 		t.Errorf("the root folder: %+v", got)
 	}
 	tags, err := r.history(t.Context(), m)
-	if err != nil || len(tags.Tags) != 1 || tags.Tags[0].Name != "trunk" || tags.Tags[0].Description != "empty repository" {
+	if err != nil || len(tags.Tags) != 1 || tags.Tags[0].Name != "trunk" ||
+		tags.Tags[0].Description != "empty repository" {
 		t.Errorf("tags %+v, %v", tags, err)
 	}
 	log, err := r.reflog(t.Context(), m.Reflog)
@@ -49,7 +50,8 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 		t.Fatal(err)
 	}
 	for d, kind := range map[hash.Digest]history.Kind{
-		m.Root: history.Catalog, m.Certificate: history.Certificate, m.History: history.Tags, m.Metainfo: history.Metainfo,
+		m.Root: history.Catalog, m.Certificate: history.Certificate, m.History: history.Tags,
+		m.Metainfo: history.Metainfo,
 	} {
 		if !log.Has(d, kind) {
 			t.Errorf("the reflog has no %v %v", kind, d)
@@ -59,7 +61,8 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 		t.Error(err)
 	}
 	for i := range 256 {
-		if info, err := os.Stat(filepath.Join(r.Dir(), wwwFolder, fqrn, fmt.Sprintf("data/%02x", i))); err != nil || info.Mode().Perm() != 0o755 {
+		if info, err := os.Stat(filepath.Join(r.Dir(), wwwFolder, fqrn, fmt.Sprintf("data/%02x", i))); err != nil ||
+			info.Mode().Perm() != 0o755 {
 			t.Errorf("folder %02x: %v", i, err)
 		}
 	}
@@ -67,7 +70,8 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 
 func TestEmptyFileIsTheKnownObject(t *testing.T) {
 	for algorithm, want := range map[string]string{
-		"sha1": "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78", "shake128": "28d94b83b7229b331fc601362b8e272e02665122-shake128",
+		"sha1":     "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78",
+		"shake128": "28d94b83b7229b331fc601362b8e272e02665122-shake128",
 	} {
 		r := newRepo(t, Settings{FQRN: fqrn, Algorithm: algorithm})
 		tx := begin(t, r)
@@ -166,7 +170,8 @@ func TestPathsThatMustNotBeWrittenAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{
-		"", "/", "relative", "/a/", "//a", "/a/../b", "/./a", "/a\x00", "/.cvmfscatalog", "/a/.cvmfscatalog", "/a/.cvmfsautocatalog",
+		"", "/", "relative", "/a/", "//a", "/a/../b", "/./a", "/a\x00", "/.cvmfscatalog", "/a/.cvmfscatalog",
+		"/a/.cvmfsautocatalog",
 		"/file/below", "/" + strings.Repeat("n", 256), "/folder",
 	} {
 		if err := tx.WriteFile(t.Context(), path, []byte("x"), 0o644); err == nil {
@@ -189,11 +194,13 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 		for n := range 1 + random.IntN(2) {
 			var items []item
 			for i := range 5 + random.IntN(20) {
-				items = append(items, file644(fmt.Sprintf("d%d/f%d", i%3, i), fmt.Sprint(random.IntN(20), strings.Repeat("y", random.IntN(9000)))))
+				items = append(items, file644(fmt.Sprintf("d%d/f%d", i%3, i),
+					fmt.Sprint(random.IntN(20), strings.Repeat("y", random.IntN(9000)))))
 			}
 			items = append(items, folder755("d0"), folder755("d1"), folder755("d2"))
 			path := fmt.Sprintf("/layers/%d.%d", number, n)
-			if _, err := tx.Ingest(ctx, path, bytes.NewReader(pack(t, items...)), LayerOptions{most: 12, least: 3}); err != nil {
+			if _, err := tx.Ingest(ctx, path, bytes.NewReader(pack(t, items...)),
+				LayerOptions{most: 12, least: 3}); err != nil {
 				t.Fatal(err)
 			}
 			layers[path] = expect(items)
@@ -211,7 +218,10 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 			if err := tx.Remove(ctx, path+"/d1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal(err)
 			}
-			maps.DeleteFunc(layers[path], func(name string, _ seen) bool { return name == "d1" || strings.HasPrefix(name, "d1/") })
+			maps.DeleteFunc(layers[path], func(name string, _ seen) bool {
+				return name == "d1" ||
+					strings.HasPrefix(name, "d1/")
+			})
 		}
 		s := commit(t, tx)
 		digests = append(digests, s.Root)
@@ -300,7 +310,10 @@ func TestContentIsStoredAgainIfItsObjectIsGone(t *testing.T) {
 	tx := begin(t, r)
 	ingest(t, tx, "/one", pack(t, everything()...))
 	commit(t, tx)
-	for _, damage := range []func(path string) error{os.Remove, func(path string) error { return os.Truncate(path, 0) }} {
+	for _, damage := range []func(path string) error{
+		os.Remove,
+		func(path string) error { return os.Truncate(path, 0) },
+	} {
 		objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, fqrn, "data/??/*"))
 		if err != nil {
 			t.Fatal(err)
@@ -328,7 +341,8 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 	stored := make([]int, 8)
 	for i := range stored {
 		running.Go(func() {
-			l, err := tx.Ingest(context.Background(), fmt.Sprintf("/layers/%d", i), bytes.NewReader(archive), LayerOptions{})
+			l, err := tx.Ingest(context.Background(), fmt.Sprintf("/layers/%d", i), bytes.NewReader(archive),
+				LayerOptions{})
 			if err != nil {
 				t.Error(err)
 				return
@@ -346,7 +360,8 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := slices.DeleteFunc(objects, func(path string) bool { return strings.ContainsAny(path[len(path)-1:], "CHXM") })
+	files := slices.DeleteFunc(objects,
+		func(path string) bool { return strings.ContainsAny(path[len(path)-1:], "CHXM") })
 	if total != len(files) {
 		t.Errorf("%d objects were stored, there are %d", total, len(files))
 	}
@@ -379,7 +394,8 @@ func TestExpiredWhitelistIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := later.Begin(t.Context()); !errors.Is(err, ErrExpired) || !strings.Contains(err.Error(), "publish resign") {
+	if _, err := later.Begin(t.Context()); !errors.Is(err, ErrExpired) ||
+		!strings.Contains(err.Error(), "publish resign") {
 		t.Errorf("got %v, want ErrExpired and the remedy", err)
 	}
 	head, err := later.Head(t.Context())
@@ -409,7 +425,11 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "repo")
 	for _, s := range []Settings{
-		{FQRN: "Not A Name"}, {FQRN: fqrn, Algorithm: "md5"}, {FQRN: fqrn, Compression: "zstd"}, {FQRN: fqrn, MaxChunk: 1}, {FQRN: fqrn, TTL: -1},
+		{FQRN: "Not A Name"},
+		{FQRN: fqrn, Algorithm: "md5"},
+		{FQRN: fqrn, Compression: "zstd"},
+		{FQRN: fqrn, MaxChunk: 1},
+		{FQRN: fqrn, TTL: -1},
 	} {
 		if err := Create(t.Context(), dir, s, Options{}); err == nil {
 			t.Errorf("%+v: was created", s)
@@ -441,7 +461,8 @@ func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{})
 	noise := make([]byte, 12<<20)
 	random.Read(noise)
-	_, err := tx.Ingest(t.Context(), "/large", bytes.NewReader(pack(t, file644("noise", string(noise)))), LayerOptions{})
+	_, err := tx.Ingest(t.Context(), "/large", bytes.NewReader(pack(t, file644("noise", string(noise)))),
+		LayerOptions{})
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want ENOSPC", err)
 	}

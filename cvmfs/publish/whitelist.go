@@ -53,7 +53,8 @@ func (r *Repository) resign(ctx context.Context, o ResignOptions) (time.Time, er
 		return time.Time{}, err
 	}
 	if !keys[0].Equal(&master.PublicKey) {
-		return time.Time{}, fmt.Errorf("%s is not the public key of %s: clients would refuse the list", r.key(".pub"), r.key(".masterkey"))
+		return time.Time{}, fmt.Errorf("%s is not the public key of %s: clients would refuse the list", r.key(".pub"),
+			r.key(".masterkey"))
 	}
 	listed, err := r.listed(ctx, keys)
 	if err != nil {
@@ -89,7 +90,8 @@ func (r *Repository) listed(ctx context.Context, keys trust.Keys) ([]hash.Digest
 	}
 	list, err := trust.VerifyWhitelist(r.FQRN(), raw, keys, time.Time{})
 	if err != nil {
-		return nil, fmt.Errorf("%w: remove %s from %v, and the new list holds the publisher's certificate alone", err, whitelistFile, r.storage)
+		return nil, fmt.Errorf("%w: remove %s from %v, and the new list holds the publisher's certificate alone", err,
+			whitelistFile, r.storage)
 	}
 	return list.Fingerprints(), nil
 }

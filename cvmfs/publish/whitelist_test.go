@@ -33,7 +33,8 @@ func open(t testing.TB, dir string, now func() time.Time) *Repository {
 func TestExpiredWhitelistIsRenewed(t *testing.T) {
 	r := newRepo(t, smallChunks(Settings{}))
 	late := open(t, r.Dir(), func() time.Time { return time.Now().Add(40 * 24 * time.Hour) })
-	if _, err := late.Begin(t.Context()); !errors.Is(err, ErrExpired) || !strings.Contains(err.Error(), "publish resign") {
+	if _, err := late.Begin(t.Context()); !errors.Is(err, ErrExpired) ||
+		!strings.Contains(err.Error(), "publish resign") {
 		t.Fatalf("begin with an expired whitelist: %v", err)
 	}
 	info, err := late.Info(t.Context())
@@ -84,13 +85,15 @@ func TestChangeOfKeysThatWasCutOffIsFinishedByTheNextResign(t *testing.T) {
 	if err := r.replaceKey(); err != nil { // and the process ends here
 		t.Fatal(err)
 	}
-	if _, err := r.Begin(t.Context()); !errors.Is(err, errOtherKey) || !strings.Contains(err.Error(), "publish resign") {
+	if _, err := r.Begin(t.Context()); !errors.Is(err, errOtherKey) ||
+		!strings.Contains(err.Error(), "publish resign") {
 		t.Fatalf("begin: %v", err)
 	}
 	if _, err := r.settleCertificate(false); err != nil { // and here, before the whitelist
 		t.Fatal(err)
 	}
-	if _, err := r.Begin(t.Context()); !errors.Is(err, trust.ErrNotWhitelisted) || !strings.Contains(err.Error(), "publish resign") {
+	if _, err := r.Begin(t.Context()); !errors.Is(err, trust.ErrNotWhitelisted) ||
+		!strings.Contains(err.Error(), "publish resign") {
 		t.Fatalf("begin: %v", err)
 	}
 	if _, err := r.Resign(t.Context(), ResignOptions{}); err != nil {
@@ -138,7 +141,8 @@ func TestResignRefusesWhatItCannotVouchFor(t *testing.T) {
 	if err := os.Remove(r.key(".masterkey")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Resign(t.Context(), ResignOptions{}); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "bring the master key") {
+	if _, err := r.Resign(t.Context(), ResignOptions{}); !errors.Is(err, os.ErrNotExist) ||
+		!strings.Contains(err.Error(), "bring the master key") {
 		t.Errorf("no master key: %v", err)
 	}
 	publishFile(t, r, "/without-master-key")

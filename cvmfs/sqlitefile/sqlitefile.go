@@ -66,7 +66,8 @@ func Open(path string, maxSize int64, invalid error) (*File, error) {
 // address is the SQLite URI that opens path with the checks for untrusted files (https://www.sqlite.org/security.html).
 func address(path string) string {
 	query := url.Values{"mode": {"ro"}, "immutable": {"1"}, "_pragma": {
-		"query_only(1)", "trusted_schema(0)", "cell_size_check(1)", "mmap_size(0)", "temp_store(2)", "automatic_index(0)",
+		"query_only(1)", "trusted_schema(0)", "cell_size_check(1)", "mmap_size(0)", "temp_store(2)",
+		"automatic_index(0)",
 	}}
 	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}
 	return u.String()
@@ -226,7 +227,8 @@ func Create(path, script string) (*sql.DB, error) {
 	}
 	// The cache holds the index of a large catalog's paths, which are hashes and come in no order.
 	query := url.Values{"mode": {"rw"}, "_pragma": {
-		"journal_mode(OFF)", "synchronous(OFF)", "locking_mode(EXCLUSIVE)", "cache_size(-16384)", "temp_store(2)", "foreign_keys(0)",
+		"journal_mode(OFF)", "synchronous(OFF)", "locking_mode(EXCLUSIVE)", "cache_size(-16384)", "temp_store(2)",
+		"foreign_keys(0)",
 	}}
 	u := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}
 	db, err := sql.Open("sqlite", u.String())

@@ -48,11 +48,13 @@ func TestOpenLeavesTheFileAlone(t *testing.T) {
 		t.Error("the database could be written to")
 	}
 	var trusted int
-	if err := f.conn.QueryRowContext(context.Background(), "PRAGMA trusted_schema").Scan(&trusted); err != nil || trusted != 0 {
+	if err := f.conn.QueryRowContext(context.Background(), "PRAGMA trusted_schema").Scan(&trusted); err != nil ||
+		trusted != 0 {
 		t.Errorf("trusted_schema is %d (%v), want 0", trusted, err)
 	}
 	rows := 0
-	if err := f.Query("SELECT a, b FROM t", nil, func([]driver.Value) error { rows++; return nil }); err != nil || rows != 2 {
+	if err := f.Query("SELECT a, b FROM t", nil, func([]driver.Value) error { rows++; return nil }); err != nil ||
+		rows != 2 {
 		t.Errorf("%d rows, %v", rows, err)
 	}
 	names, err := os.ReadDir(dir)
@@ -71,7 +73,8 @@ func TestErrorsOfTheContentAreToldFromOthers(t *testing.T) {
 	}
 	f := open(t, path)
 	mine := errors.New("mine")
-	if err := f.Query("SELECT a FROM t", nil, func([]driver.Value) error { return mine }); !errors.Is(err, mine) || errors.Is(err, errInvalid) {
+	if err := f.Query("SELECT a FROM t", nil, func([]driver.Value) error { return mine }); !errors.Is(err, mine) ||
+		errors.Is(err, errInvalid) {
 		t.Errorf("an error of the caller's: %v", err)
 	}
 	if err := f.Query("SELECT z FROM t", nil, func([]driver.Value) error { return nil }); !errors.Is(err, errInvalid) {

@@ -82,7 +82,8 @@ func parseFingerprint(line string) (hash.Digest, bool) {
 func verifyManifest(l *letter, c *Certificate) error {
 	sum := sha1.Sum(l.hashText)
 	if err := rsa.VerifyPKCS1v15(c.key, crypto.SHA1, sum[:], l.signature); err != nil {
-		return fmt.Errorf("manifest: %w the certificate %s: %w", ErrSignature, FormatFingerprint(c.Fingerprint(hash.SHA1)), err)
+		return fmt.Errorf("manifest: %w the certificate %s: %w", ErrSignature,
+			FormatFingerprint(c.Fingerprint(hash.SHA1)), err)
 	}
 	return nil
 }

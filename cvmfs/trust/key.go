@@ -63,7 +63,8 @@ func checkKey(key any) (*rsa.PublicKey, error) {
 		return nil, fmt.Errorf("%w: a key of type %T, where the format has RSA only", ErrInvalid, key)
 	}
 	if bits := k.N.BitLen(); bits < minKeyBits || bits > maxKeyBits {
-		return nil, fmt.Errorf("%w: an RSA key of %d bits, where %d to %d are accepted", ErrInvalid, bits, minKeyBits, maxKeyBits)
+		return nil, fmt.Errorf("%w: an RSA key of %d bits, where %d to %d are accepted", ErrInvalid, bits, minKeyBits,
+			maxKeyBits)
 	}
 	return k, nil
 }

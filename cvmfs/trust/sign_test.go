@@ -110,7 +110,8 @@ func TestReferenceLettersHaveTheFormSignedHere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(again) - len(l.signature); len(again) != len(s.published) || !bytes.Equal(again[:n], s.published[:n]) {
+		if n := len(again) - len(l.signature); len(again) != len(s.published) ||
+			!bytes.Equal(again[:n], s.published[:n]) {
 			t.Errorf("%s: signed again it is\n%q, was\n%q", fqrn, again, s.published)
 		}
 	}
@@ -124,7 +125,8 @@ func TestTextsNobodyCouldReadAreNotSigned(t *testing.T) {
 		"no newline at end":        "a",
 		"more than a reader takes": strings.Repeat("a\n", manifest.MaxSize/2),
 	} {
-		if letter, err := SignManifest([]byte(text), hash.SHA1, key); !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrSignature) {
+		if letter, err := SignManifest([]byte(text), hash.SHA1, key); !errors.Is(err, ErrInvalid) &&
+			!errors.Is(err, ErrSignature) {
 			t.Errorf("%s: got %q, %v", name, letter, err)
 		}
 	}
@@ -179,7 +181,8 @@ func TestPrivateKeysAreKeptToTheirOwner(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := LoadPrivateKey(path); !errors.Is(err, ErrExposed) || !strings.Contains(err.Error(), "chmod 0600 "+path) {
+		if _, err := LoadPrivateKey(path); !errors.Is(err, ErrExposed) ||
+			!strings.Contains(err.Error(), "chmod 0600 "+path) {
 			t.Errorf("mode %o: %v", mode, err)
 		}
 	}
@@ -223,19 +226,28 @@ func TestPrivateKeysInOtherForms(t *testing.T) {
 		content []byte
 		good    bool
 	}{
-		"PKCS 1":              {block("RSA PRIVATE KEY", one), true},
-		"PKCS 8":              {block("PRIVATE KEY", eight), true},
-		"text around it":      {append([]byte("my key\n"), append(block("RSA PRIVATE KEY", one), "\nend\n"...)...), true},
-		"empty":               {nil, false},
-		"DER":                 {one, false},
-		"cut off":             {block("RSA PRIVATE KEY", one[:100]), false},
-		"two of them":         {append(block("RSA PRIVATE KEY", one), block("PRIVATE KEY", eight)...), false},
-		"elliptic":            {block("PRIVATE KEY", elliptic8), false},
-		"a public key":        {read(t, testutil.PublicKey(t, references[0])), false},
-		"with a passphrase":   {block("ENCRYPTED PRIVATE KEY", eight), false},
-		"an old passphrase":   {pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Headers: map[string]string{"DEK-Info": "AES"}, Bytes: one}), false},
-		"more than a key has": {append(bytes.Repeat([]byte("\n"), maxKeyFile), block("RSA PRIVATE KEY", one)...), false},
-		"broken inside":       {block("RSA PRIVATE KEY", flipped(one)), false},
+		"PKCS 1": {block("RSA PRIVATE KEY", one), true},
+		"PKCS 8": {block("PRIVATE KEY", eight), true},
+		"text around it": {
+			append([]byte("my key\n"), append(block("RSA PRIVATE KEY", one), "\nend\n"...)...),
+			true,
+		},
+		"empty":             {nil, false},
+		"DER":               {one, false},
+		"cut off":           {block("RSA PRIVATE KEY", one[:100]), false},
+		"two of them":       {append(block("RSA PRIVATE KEY", one), block("PRIVATE KEY", eight)...), false},
+		"elliptic":          {block("PRIVATE KEY", elliptic8), false},
+		"a public key":      {read(t, testutil.PublicKey(t, references[0])), false},
+		"with a passphrase": {block("ENCRYPTED PRIVATE KEY", eight), false},
+		"an old passphrase": {pem.EncodeToMemory(&pem.Block{
+			Type:    "RSA PRIVATE KEY",
+			Headers: map[string]string{"DEK-Info": "AES"}, Bytes: one,
+		}), false},
+		"more than a key has": {
+			append(bytes.Repeat([]byte("\n"), maxKeyFile), block("RSA PRIVATE KEY", one)...),
+			false,
+		},
+		"broken inside": {block("RSA PRIVATE KEY", flipped(one)), false},
 	} {
 		path := filepath.Join(t.TempDir(), "key")
 		if err := os.WriteFile(path, c.content, 0o600); err != nil {
@@ -272,7 +284,8 @@ func TestCertificateIsItsKeysAndNamesTheRepository(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.HasPrefix(c.Subject.CommonName, fqrn) || len(c.Subject.CommonName) > 64 || c.SerialNumber.Sign() <= 0 ||
+		if !strings.HasPrefix(c.Subject.CommonName, fqrn) || len(c.Subject.CommonName) > 64 ||
+			c.SerialNumber.Sign() <= 0 ||
 			!c.NotBefore.Equal(when) || !c.NotAfter.Equal(when.Add(365*24*time.Hour)) {
 			t.Errorf("%q, number %v, %v to %v", c.Subject.CommonName, c.SerialNumber, c.NotBefore, c.NotAfter)
 		}
@@ -317,7 +330,8 @@ func TestOpenSSLAgreesWithWhatIsSigned(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := openssl(t, "pkeyutl", "-verifyrecover", "-pubin", "-inkey", public, "-in", write("list.sig", list.signature), "-pkeyopt", "rsa_padding_mode:pkcs1")
+		got := openssl(t, "pkeyutl", "-verifyrecover", "-pubin", "-inkey", public, "-in",
+			write("list.sig", list.signature), "-pkeyopt", "rsa_padding_mode:pkcs1")
 		if !bytes.Equal(got, list.hashText) {
 			t.Errorf("%v: the master key signed %q, want %q", a, got, list.hashText)
 		}
@@ -327,9 +341,11 @@ func TestOpenSSLAgreesWithWhatIsSigned(t *testing.T) {
 		}
 		certificate := write("certificate", m.certificate)
 		key := write("publisher.pub", openssl(t, "x509", "-in", certificate, "-noout", "-pubkey"))
-		openssl(t, "dgst", "-sha1", "-verify", key, "-signature", write("manifest.sig", letter.signature), write("text", letter.hashText))
+		openssl(t, "dgst", "-sha1", "-verify", key, "-signature", write("manifest.sig", letter.signature),
+			write("text", letter.hashText))
 		fingerprint := openssl(t, "x509", "-in", certificate, "-noout", "-fingerprint", "-sha1")
-		if want := FormatFingerprint(parseCertificate(t, m.certificate).Fingerprint(hash.SHA1)); !bytes.Contains(fingerprint, []byte(want)) {
+		if want := FormatFingerprint(parseCertificate(t,
+			m.certificate).Fingerprint(hash.SHA1)); !bytes.Contains(fingerprint, []byte(want)) {
 			t.Errorf("fingerprint %s, want %s", fingerprint, want)
 		}
 	}

@@ -107,7 +107,10 @@ func newKey(t testing.TB) *rsa.PrivateKey {
 func newCertificate(t testing.TB, public, private any) []byte {
 	t.Helper()
 	long := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC) // over since long
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: long, NotAfter: long}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: long,
+		NotAfter: long,
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +167,8 @@ func newChain(t testing.TB, a hash.Algorithm) *made {
 	m := &made{master: newKey(t), publisher: newKey(t)}
 	m.certificate = newCertificate(t, m.publisher.Public(), m.publisher)
 	m.published = sealed(t, manifestText, a, hashed(m.publisher))
-	m.whitelist = sealed(t, whitelistTop+FormatFingerprint(parseCertificate(t, m.certificate).Fingerprint(a))+" # test\n", a, bare(m.master))
+	m.whitelist = sealed(t, whitelistTop+FormatFingerprint(parseCertificate(t, m.certificate).Fingerprint(a))+
+		" # test\n", a, bare(m.master))
 	m.Policy = Policy{FQRN: "test.example.org", Keys: Keys{&m.master.PublicKey}, Now: when}
 	return m
 }
@@ -201,10 +205,14 @@ func TestReferenceRepositoriesAreTrustedAndEveryFlippedByteIsNoticed(t *testing.
 			t.Errorf("%v", err)
 			continue
 		}
-		if good.Manifest.FQRN != fqrn || good.Manifest.Revision == 0 || !good.Expires.Equal(time.Date(2046, 11, 18, 4, 0, 0, 0, time.UTC)) {
+		if good.Manifest.FQRN != fqrn || good.Manifest.Revision == 0 ||
+			!good.Expires.Equal(time.Date(2046, 11, 18, 4, 0, 0, 0, time.UTC)) {
 			t.Errorf("%s: %+v, valid until %v", fqrn, good.Manifest, good.Expires)
 		}
-		for name, part := range map[string][]byte{"published": s.published, "whitelist": s.whitelist, "certificate": s.certificate} {
+		for name, part := range map[string][]byte{
+			"published": s.published, "whitelist": s.whitelist,
+			"certificate": s.certificate,
+		} {
 			for i := range part {
 				part[i] ^= 1 << (i % 8)
 				got, err := s.verify(p)
@@ -277,24 +285,63 @@ func TestChainIsRefused(t *testing.T) {
 			m.certificate = strange
 			m.published = sealed(t, manifestText, hash.SHA1, hashed(stranger))
 		}, ErrNotWhitelisted},
-		"an exchanged certificate":            {func(m *made) { m.certificate = strange }, ErrNotWhitelisted},
-		"a manifest signed with another key":  {func(m *made) { m.published = sealed(t, manifestText, hash.SHA1, hashed(stranger)) }, ErrSignature},
-		"a manifest signed by the master key": {func(m *made) { m.published = sealed(t, manifestText, hash.SHA1, bare(m.master)) }, ErrSignature},
-		"a manifest signed without a digest":  {func(m *made) { m.published = sealed(t, manifestText, hash.SHA1, bare(m.publisher)) }, ErrSignature},
-		"a manifest without a signature":      {func(m *made) { m.published = m.published[:len(m.published)-minKeyBits/8] }, ErrSignature},
-		"a manifest signed with SHA-256":      {func(m *made) { m.published = sealed(t, manifestText, hash.SHA1, sha256Signed(m.publisher)) }, ErrSignature},
-		"a whitelist signed with a digest":    {func(m *made) { m.whitelist = sealed(t, whitelistTop+fingerprint(m)+"\n", hash.SHA1, hashed(m.master)) }, ErrSignature},
-		"a whitelist signed by the publisher": {func(m *made) { m.whitelist = sealed(t, whitelistTop+fingerprint(m)+"\n", hash.SHA1, bare(m.publisher)) }, ErrSignature},
+		"an exchanged certificate": {func(m *made) { m.certificate = strange }, ErrNotWhitelisted},
+		"a manifest signed with another key": {func(m *made) {
+			m.published = sealed(t, manifestText, hash.SHA1,
+				hashed(stranger))
+		}, ErrSignature},
+		"a manifest signed by the master key": {func(m *made) {
+			m.published = sealed(t, manifestText, hash.SHA1,
+				bare(m.master))
+		}, ErrSignature},
+		"a manifest signed without a digest": {func(m *made) {
+			m.published = sealed(t, manifestText, hash.SHA1,
+				bare(m.publisher))
+		}, ErrSignature},
+		"a manifest without a signature": {func(m *made) { m.published = m.published[:len(m.published)-minKeyBits/8] }, ErrSignature},
+		"a manifest signed with SHA-256": {func(m *made) {
+			m.published = sealed(t, manifestText, hash.SHA1,
+				sha256Signed(m.publisher))
+		}, ErrSignature},
+		"a whitelist signed with a digest": {func(m *made) {
+			m.whitelist = sealed(t,
+				whitelistTop+fingerprint(m)+"\n", hash.SHA1, hashed(m.master))
+		}, ErrSignature},
+		"a whitelist signed by the publisher": {func(m *made) {
+			m.whitelist = sealed(t,
+				whitelistTop+fingerprint(m)+"\n", hash.SHA1, bare(m.publisher))
+		}, ErrSignature},
 		"another repository's whitelist": {func(m *made) {
 			m.whitelist = signedList(t, m, "20290101000000\nE20310101125959\nNother.example.org\n"+fingerprint(m)+"\n")
 		}, ErrInvalid},
-		"a whitelist without certificates":   {func(m *made) { m.whitelist = signedList(t, m, whitelistTop) }, ErrNotWhitelisted},
-		"a commented-out fingerprint":        {func(m *made) { m.whitelist = signedList(t, m, whitelistTop+"#"+fingerprint(m)+"\n") }, ErrNotWhitelisted},
-		"a fingerprint of another algorithm": {func(m *made) { m.whitelist = signedList(t, m, whitelistTop+fingerprint(m)+"-SHAKE128\n") }, ErrNotWhitelisted},
-		"Vpkcs7":                             {func(m *made) { m.whitelist = signedList(t, m, whitelistTop+"Vpkcs7\n"+fingerprint(m)+"\n") }, ErrInvalid},
-		"Wcachain":                           {func(m *made) { m.whitelist = signedList(t, m, whitelistTop+"Wcachain\n"+fingerprint(m)+"\n") }, ErrInvalid},
-		"both flags":                         {func(m *made) { m.whitelist = signedList(t, m, whitelistTop+"Vpkcs7\nWcachain\n"+fingerprint(m)+"\n") }, ErrInvalid},
-		"a long first line":                  {func(m *made) { m.whitelist = signedList(t, m, "0"+whitelistTop+fingerprint(m)+"\n") }, ErrInvalid},
+		"a whitelist without certificates": {
+			func(m *made) { m.whitelist = signedList(t, m, whitelistTop) },
+			ErrNotWhitelisted,
+		},
+		"a commented-out fingerprint": {func(m *made) {
+			m.whitelist = signedList(t, m,
+				whitelistTop+"#"+fingerprint(m)+"\n")
+		}, ErrNotWhitelisted},
+		"a fingerprint of another algorithm": {func(m *made) {
+			m.whitelist = signedList(t, m,
+				whitelistTop+fingerprint(m)+"-SHAKE128\n")
+		}, ErrNotWhitelisted},
+		"Vpkcs7": {func(m *made) {
+			m.whitelist = signedList(t, m,
+				whitelistTop+"Vpkcs7\n"+fingerprint(m)+"\n")
+		}, ErrInvalid},
+		"Wcachain": {func(m *made) {
+			m.whitelist = signedList(t, m,
+				whitelistTop+"Wcachain\n"+fingerprint(m)+"\n")
+		}, ErrInvalid},
+		"both flags": {func(m *made) {
+			m.whitelist = signedList(t, m,
+				whitelistTop+"Vpkcs7\nWcachain\n"+fingerprint(m)+"\n")
+		}, ErrInvalid},
+		"a long first line": {func(m *made) {
+			m.whitelist = signedList(t, m,
+				"0"+whitelistTop+fingerprint(m)+"\n")
+		}, ErrInvalid},
 		"expiry in the first line": {func(m *made) {
 			m.whitelist = signedList(t, m, "E20310101125959\n20290101000000\nNtest.example.org\n"+fingerprint(m)+"\n")
 		}, ErrInvalid},
@@ -315,18 +362,40 @@ func TestChainIsRefused(t *testing.T) {
 			m.whitelist = signedList(t, m, whitelistTop)
 			m.Blacklist = blacklist(t, fingerprint(m))
 		}, ErrBlacklisted},
-		"a blacklisted revision":              {func(m *made) { m.Blacklist = blacklist(t, "<test.example.org 6") }, ErrBlacklisted},
-		"a manifest that isn't a letter":      {func(m *made) { m.published = []byte(manifestText) }, ErrInvalid},
-		"a manifest that is a page":           {func(m *made) { m.published = []byte("<html>404</html>") }, ErrInvalid},
-		"a manifest without end":              {func(m *made) { m.published = bytes.Repeat([]byte("C\n"), MaxLetter) }, ErrInvalid},
-		"a signed text that isn't a manifest": {func(m *made) { m.published = sealed(t, whitelistTop, hash.SHA1, hashed(m.publisher)) }, ErrInvalid},
-		"a certificate that is DER":           {func(m *made) { b, _ := pem.Decode(m.certificate); m.certificate = b.Bytes }, ErrInvalid},
-		"two certificates":                    {func(m *made) { m.certificate = append(m.certificate, strange...) }, ErrInvalid},
-		"a certificate behind a key":          {func(m *made) { m.certificate = append(read(t, testutil.PublicKey(t, references[0])), m.certificate...) }, ErrInvalid},
-		"a certificate without RSA key":       {func(m *made) { m.certificate = ellipticCertificate(t) }, ErrInvalid},
-		"a certificate that is too large":     {func(m *made) { m.certificate = append(bytes.Repeat([]byte("\n"), maxKeyFile), m.certificate...) }, ErrInvalid},
-		"no certificate":                      {func(m *made) { m.certificate = nil }, ErrInvalid},
-		"nothing to be had of the server":     {func(m *made) { m.err = fs.ErrNotExist }, fs.ErrNotExist},
+		"a blacklisted revision": {
+			func(m *made) { m.Blacklist = blacklist(t, "<test.example.org 6") },
+			ErrBlacklisted,
+		},
+		"a manifest that isn't a letter": {func(m *made) { m.published = []byte(manifestText) }, ErrInvalid},
+		"a manifest that is a page":      {func(m *made) { m.published = []byte("<html>404</html>") }, ErrInvalid},
+		"a manifest without end": {
+			func(m *made) { m.published = bytes.Repeat([]byte("C\n"), MaxLetter) },
+			ErrInvalid,
+		},
+		"a signed text that isn't a manifest": {func(m *made) {
+			m.published = sealed(t, whitelistTop, hash.SHA1,
+				hashed(m.publisher))
+		}, ErrInvalid},
+		"a certificate that is DER": {func(m *made) {
+			b,
+				_ := pem.Decode(m.certificate)
+			m.certificate = b.Bytes
+		}, ErrInvalid},
+		"two certificates": {
+			func(m *made) { m.certificate = append(m.certificate, strange...) },
+			ErrInvalid,
+		},
+		"a certificate behind a key": {func(m *made) {
+			m.certificate = append(read(t,
+				testutil.PublicKey(t, references[0])), m.certificate...)
+		}, ErrInvalid},
+		"a certificate without RSA key": {func(m *made) { m.certificate = ellipticCertificate(t) }, ErrInvalid},
+		"a certificate that is too large": {func(m *made) {
+			m.certificate = append(bytes.Repeat([]byte("\n"),
+				maxKeyFile), m.certificate...)
+		}, ErrInvalid},
+		"no certificate":                  {func(m *made) { m.certificate = nil }, ErrInvalid},
+		"nothing to be had of the server": {func(m *made) { m.err = fs.ErrNotExist }, fs.ErrNotExist},
 	} {
 		m := newChain(t, hash.SHA1)
 		if _, err := m.check(); err != nil {
@@ -372,7 +441,8 @@ func TestChainsThatAreStillGood(t *testing.T) {
 				FormatFingerprint(c.Fingerprint(hash.RIPEMD160))+"#next\n")
 		},
 		"a whitelist by another algorithm": func(m *made) {
-			m.whitelist = sealed(t, whitelistTop+strings.Fields(parseCertificate(t, m.certificate).String())[2]+"\n", hash.RIPEMD160, bare(m.master))
+			m.whitelist = sealed(t, whitelistTop+strings.Fields(parseCertificate(t, m.certificate).String())[2]+"\n",
+				hash.RIPEMD160, bare(m.master))
 		},
 		"dashes within the text": func(m *made) {
 			m.published = sealed(t, manifestText+"Z--\nZ\n---\n", hash.SHA1, hashed(m.publisher))
@@ -380,8 +450,14 @@ func TestChainsThatAreStillGood(t *testing.T) {
 		"text around the certificate": func(m *made) {
 			m.certificate = append([]byte("Certificate:\n    Data:\n"), append(m.certificate, "\nend\n"...)...)
 		},
-		"the least revision that isn't blacklisted": func(m *made) { m.Blacklist = blacklist(t, "<test.example.org 5", "<other.example.org 100") },
-		"another blacklisted certificate":           func(m *made) { m.Blacklist = blacklist(t, strings.Repeat("00:", 19)+"00") },
+		"the least revision that isn't blacklisted": func(m *made) {
+			m.Blacklist = blacklist(t, "<test.example.org 5",
+				"<other.example.org 100")
+		},
+		"another blacklisted certificate": func(m *made) {
+			m.Blacklist = blacklist(t,
+				strings.Repeat("00:", 19)+"00")
+		},
 	} {
 		m := newChain(t, hash.SHA1)
 		change(m)
@@ -393,7 +469,8 @@ func TestChainsThatAreStillGood(t *testing.T) {
 
 func TestLetterEndsItsTextAtTheFirstLineOfDashes(t *testing.T) {
 	const signature = "\x00--\n\n--\nmore\n"
-	l, err := parseLetter(sealed(t, "a--\n-- b\n", hash.SHA1, func([]byte) ([]byte, error) { return []byte(signature), nil }))
+	l, err := parseLetter(sealed(t, "a--\n-- b\n", hash.SHA1,
+		func([]byte) ([]byte, error) { return []byte(signature), nil }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -405,9 +482,13 @@ func TestLetterEndsItsTextAtTheFirstLineOfDashes(t *testing.T) {
 func TestBlacklistLines(t *testing.T) {
 	c := parseCertificate(t, newChain(t, hash.SHA1).certificate)
 	b := blacklist(t, "# bad ones", "", "<a.example.org 7", "<a.example.org\t \t9", "<a.example.org 8",
-		"<b.example.org 7 # comment", "< c.example.org 7", "<d.example.org", "<e.example.org -1", "<f.example.org 7 ", "nonsense",
+		"<b.example.org 7 # comment", "< c.example.org 7", "<d.example.org", "<e.example.org -1", "<f.example.org 7 ",
+		"nonsense",
 		FormatFingerprint(c.Fingerprint(hash.RIPEMD160))+" # stolen")
-	for fqrn, want := range map[string]uint64{"a.example.org": 9, "b.example.org": 0, "c.example.org": 0, "d.example.org": 0, "e.example.org": 0, "f.example.org": 0} {
+	for fqrn, want := range map[string]uint64{
+		"a.example.org": 9, "b.example.org": 0, "c.example.org": 0,
+		"d.example.org": 0, "e.example.org": 0, "f.example.org": 0,
+	} {
 		if got := b.MinRevision(fqrn); got != want {
 			t.Errorf("%s: got %d, want %d", fqrn, got, want)
 		}
@@ -477,10 +558,12 @@ func TestStrictFIPSModeIsAnErrorNotAPanic(t *testing.T) {
 		}
 		return
 	}
-	if _, err := LoadKeys(testutil.PublicKey(t, references[0])); err == nil || !strings.Contains(err.Error(), "fips140") {
+	if _, err := LoadKeys(testutil.PublicKey(t, references[0])); err == nil ||
+		!strings.Contains(err.Error(), "fips140") {
 		t.Errorf("keys: got %v", err)
 	}
-	if _, err := parseLetter([]byte("a\n--\n" + strings.Repeat("0", 40) + "\n")); err == nil || !strings.Contains(err.Error(), "fips140") {
+	if _, err := parseLetter([]byte("a\n--\n" + strings.Repeat("0", 40) + "\n")); err == nil ||
+		!strings.Contains(err.Error(), "fips140") {
 		t.Errorf("manifest: got %v", err)
 	}
 }

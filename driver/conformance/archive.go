@@ -38,7 +38,10 @@ func link(kind byte, name, target string) item {
 }
 
 func special(kind byte, name string, major, minor int64) item {
-	return item{tar.Header{Typeflag: kind, Name: name, Mode: 0o600, Devmajor: major, Devminor: minor, ModTime: moment}, ""}
+	return item{
+		tar.Header{Typeflag: kind, Name: name, Mode: 0o600, Devmajor: major, Devminor: minor, ModTime: moment},
+		"",
+	}
 }
 
 // whiteout is the entry that hides a name.
@@ -131,7 +134,8 @@ func contents(t testing.TB, b []byte) []string {
 		if whiteout {
 			line = fmt.Sprintf("%q hidden", same) // owner, mode and time of a whiteout say nothing
 		} else if i.Typeflag != tar.TypeDir {
-			line += fmt.Sprintf(" %d %q %d:%d %q %.100q %d", i.ModTime.Unix(), i.Linkname, i.Devmajor, i.Devminor, attributes(i), i.body, len(i.body))
+			line += fmt.Sprintf(" %d %q %d:%d %q %.100q %d", i.ModTime.Unix(), i.Linkname, i.Devmajor, i.Devminor,
+				attributes(i), i.body, len(i.body))
 		}
 		lines = append(lines, line)
 	}

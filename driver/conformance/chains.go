@@ -31,7 +31,8 @@ func LongChain(t *testing.T, target Target) {
 			}
 			for n := len(archives); n < maxChain; n++ {
 				archives = append(archives, pack(t,
-					regular(fmt.Sprintf("own/%d", n), fmt.Sprint(n)), regular("newest", fmt.Sprint(n)), whiteout(fmt.Sprintf("own/%d", n-3))))
+					regular(fmt.Sprintf("own/%d", n), fmt.Sprint(n)), regular("newest", fmt.Sprint(n)),
+					whiteout(fmt.Sprintf("own/%d", n-3))))
 			}
 			dir := d.container("container", d.chain("layer", parent, archives...))
 			names, err := os.ReadDir(filepath.Join(dir, "own"))
@@ -94,10 +95,12 @@ func needThin(t testing.TB, target Target) {
 // another thin image, or the layers it stands for; also if these lie in several repositories.
 func ThinAnywhereInAChain(t *testing.T, target Target) {
 	needThin(t, target)
-	below := pack(t, folder("data"), regular("data/a.txt", "below"), regular("data/below", "below"), regular("etc/below", "below"),
+	below := pack(t, folder("data"), regular("data/a.txt", "below"), regular("data/below", "below"),
+		regular("etc/below", "below"),
 		folder("opt"), folder("opt/old"), regular("opt/old/below", "below"), regular("srv", "a file below"),
 		link('1', "data/linked", "data/below"), link('2', "soft", "data/below"), special('3', "null", 1, 3))
-	above := pack(t, folder("data"), regular("data/b.txt", "above"), whiteout("data/blob"), folder("etc"), opaque("etc"),
+	above := pack(t, folder("data"), regular("data/b.txt", "above"), whiteout("data/blob"), folder("etc"),
+		opaque("etc"),
 		regular("etc/above", "above"), whiteout("bin"))
 	thin, n := target.Thin, len(target.Thin)
 	one := func(l ThinLayer) []ThinLayer { return []ThinLayer{l} }
@@ -236,10 +239,16 @@ func DescriptorThatCannotBeUsedIsRefused(t *testing.T, target Target) {
 	digest := strings.Repeat("0", 64)
 	for _, c := range []struct{ name, text, want string }{
 		{"newer format", `{"version":"9.0","min_version":"9.0","layers":[]}`, "9.0"},
-		{"unknown repository", `{"version":"1.0","layers":[{"digest":"` + digest + `","url":"cvmfs://nobody.example.net/layers/x"}]}`, "nobody.example.net"},
-		{"path that leads out", `{"version":"1.0","layers":[{"digest":"` + digest + `","url":"cvmfs://x.example.net/layers/../../etc"}]}`, ".."},
-		{"missing folder", describeThin(t, []ThinLayer{{Digest: digest, URL: target.Thin[0].URL + "-missing"}}), "-missing"},
-		{"another scheme", `{"version":"1.0","layers":[{"digest":"` + digest + `","url":"http://x.example.net/layers/x"}]}`, "http://"},
+		{"unknown repository", `{"version":"1.0","layers":[{"digest":"` + digest +
+			`","url":"cvmfs://nobody.example.net/layers/x"}]}`, "nobody.example.net"},
+		{"path that leads out", `{"version":"1.0","layers":[{"digest":"` + digest +
+			`","url":"cvmfs://x.example.net/layers/../../etc"}]}`, ".."},
+		{
+			"missing folder", describeThin(t, []ThinLayer{{Digest: digest, URL: target.Thin[0].URL + "-missing"}}),
+			"-missing",
+		},
+		{"another scheme", `{"version":"1.0","layers":[{"digest":"` + digest +
+			`","url":"http://x.example.net/layers/x"}]}`, "http://"},
 	} {
 		began := time.Now()
 		_, err := d.apply(c.name, "", pack(t, regular("thin.json", c.text)))

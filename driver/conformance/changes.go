@@ -19,13 +19,19 @@ import (
 // worked makes an image of two layers and a container that has done of everything a little.
 func (d *driver) worked() (dir string) {
 	d.t.Helper()
-	d.layer("below", "", regular("deleted below", "x"), regular("modified", "below"), folder("gone"), regular("gone/deep", "x"), folder("whited"), regular("whited/x", "x"))
+	d.layer("below", "", regular("deleted below", "x"), regular("modified", "below"), folder("gone"),
+		regular("gone/deep", "x"), folder("whited"), regular("whited/x", "x"))
 	d.layer("base", "below",
-		regular("modified", "base"), regular("deleted", "x"), whiteout("deleted below"), whiteout("whited"), folder("replaced"),
-		regular("replaced/was", "x"), folder("replaced/sub"), regular("replaced/sub/was", "x"), regular("replaced/same", "same"), regular("mode", "x"),
-		folder("dir"), folder("dir/below"), regular("dir/below/kept", "x"), regular("file to folder", "x"), folder("folder to file"),
-		regular("folder to file/x", "x"), regular("old name", "x"), regular("touched", "x"), regular("opened", "x"), regular("capable", "x"),
-		regular("linked", "x"), link('1', "linked too", "linked"), regular("untouched", "x"), link('2', "link", "x"), folder("empty"))
+		regular("modified", "base"), regular("deleted", "x"), whiteout("deleted below"), whiteout("whited"),
+		folder("replaced"),
+		regular("replaced/was", "x"), folder("replaced/sub"), regular("replaced/sub/was", "x"),
+		regular("replaced/same", "same"), regular("mode", "x"),
+		folder("dir"), folder("dir/below"), regular("dir/below/kept", "x"), regular("file to folder", "x"),
+		folder("folder to file"),
+		regular("folder to file/x", "x"), regular("old name", "x"), regular("touched", "x"), regular("opened", "x"),
+		regular("capable", "x"),
+		regular("linked", "x"), link('1', "linked too", "linked"), regular("untouched", "x"), link('2', "link", "x"),
+		folder("empty"))
 	dir = d.container("container", "base")
 	in := func(name string) string { return filepath.Join(dir, name) }
 	opened, err := os.OpenFile(in("opened"), os.O_RDWR, 0) // copied up, not changed
@@ -34,12 +40,16 @@ func (d *driver) worked() (dir string) {
 		opened.Close(),
 		write(in("modified"), "changed"), os.Remove(in("deleted")), os.RemoveAll(in("gone")),
 		os.RemoveAll(in("replaced")), os.MkdirAll(in("replaced/sub"), 0o755), write(in("replaced/same"), "same"),
-		os.Chmod(in("mode"), 0o600), write(in("dir/below/added"), "added"), os.Remove(in("file to folder")), os.MkdirAll(in("file to folder/x"), 0o755),
+		os.Chmod(in("mode"), 0o600), write(in("dir/below/added"), "added"), os.Remove(in("file to folder")),
+		os.MkdirAll(in("file to folder/x"), 0o755),
 		os.RemoveAll(in("folder to file")), writeNew(in("folder to file")), os.Rename(in("old name"), in("new name")),
-		os.Link(in("modified"), in("hard")), os.Symlink("/x", in("soft")), os.Chtimes(in("touched"), moment.Add(1e9), moment.Add(1e9)),
+		os.Link(in("modified"), in("hard")), os.Symlink("/x", in("soft")),
+		os.Chtimes(in("touched"), moment.Add(1e9), moment.Add(1e9)),
 		unix.Mknod(in("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), unix.Mkfifo(in("pipe"), 0o600),
-		writeNew(in("comes and goes")), os.Remove(in("comes and goes")), unix.Setxattr(in("capable"), "security.capability", []byte(capability), 0),
-		write(in("linked"), "parted"), os.Remove(in("link")), os.Symlink("other", in("link")), os.Chown(in("empty"), 5, 5),
+		writeNew(in("comes and goes")), os.Remove(in("comes and goes")),
+		unix.Setxattr(in("capable"), "security.capability", []byte(capability), 0),
+		write(in("linked"), "parted"), os.Remove(in("link")), os.Symlink("other", in("link")),
+		os.Chown(in("empty"), 5, 5),
 	} {
 		must(d.t, err)
 	}
@@ -110,7 +120,8 @@ func DiffIsDeterministic(t *testing.T, target Target) {
 		}
 	}
 	d.commit("layer", "container", "base")
-	equal(t, "archive of the layer made of it", contents(t, first), contents(t, d.export(object{"ID": d.id("layer"), "Parent": d.id("base")})))
+	equal(t, "archive of the layer made of it", contents(t, first),
+		contents(t, d.export(object{"ID": d.id("layer"), "Parent": d.id("base")})))
 }
 
 // EqualLayersGiveEqualArchives, whenever they came in.
@@ -120,7 +131,8 @@ func EqualLayersGiveEqualArchives(t *testing.T, target Target) {
 	d.commit("one", "container", "base")
 	time.Sleep(1100 * time.Millisecond) // times in archives are in seconds
 	d.commit("two", "container", "base")
-	one, two := d.export(object{"ID": d.id("one"), "Parent": d.id("base")}), d.export(object{"ID": d.id("two"), "Parent": d.id("base")})
+	one, two := d.export(object{"ID": d.id("one"), "Parent": d.id("base")}),
+		d.export(object{"ID": d.id("two"), "Parent": d.id("base")})
 	if !bytes.Equal(one, two) {
 		t.Error("equal layers gave two archives")
 	}

@@ -52,7 +52,10 @@ func initialise(t testing.TB, target Target) {
 
 func (d *driver) init() {
 	d.t.Helper()
-	d.ok("Init", object{"Home": "/var/lib/docker/conformance", "Opts": d.target.Options, "UIDMaps": nil, "GIDMaps": nil})
+	d.ok("Init", object{
+		"Home": "/var/lib/docker/conformance", "Opts": d.target.Options, "UIDMaps": nil,
+		"GIDMaps": nil,
+	})
 }
 
 // clean removes what the test has made, topmost layers first.

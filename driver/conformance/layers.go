@@ -32,8 +32,10 @@ func (d *driver) committed(container, image string) string {
 // WhiteoutsHide: what lies below, and that only: in the container, when it came in an archive, and after a commit.
 func WhiteoutsHide(t *testing.T, target Target) {
 	d := use(t, target)
-	d.layer("base", "", regular("a", "a"), regular("b", "b"), folder("dir"), regular("dir/a", "a"), regular("dir/b", "b"),
-		folder("gone"), regular("gone/x", "x"), folder("old"), regular("old/x", "x"), folder("old/sub"), regular("old/sub/y", "y"))
+	d.layer("base", "", regular("a", "a"), regular("b", "b"), folder("dir"), regular("dir/a", "a"),
+		regular("dir/b", "b"),
+		folder("gone"), regular("gone/x", "x"), folder("old"), regular("old/x", "x"), folder("old/sub"),
+		regular("old/sub/y", "y"))
 	d.layer("top", "base", whiteout("a"), folder("dir"), whiteout("dir/a"), regular("dir/c", "c"), whiteout("gone"),
 		folder("old"), opaque("old"), regular("old/new", "new"), whiteout("never was"))
 	view := []string{"b=b", "dir/", "dir/b=b", "dir/c=c", "old/", "old/new=new"}
@@ -55,12 +57,15 @@ func WhiteoutsHide(t *testing.T, target Target) {
 // FoldersAndFilesSwap: a name may be a folder in one layer, a file or a link in the next, and a folder again.
 func FoldersAndFilesSwap(t *testing.T, target Target) {
 	d := use(t, target)
-	d.layer("base", "", folder("x"), regular("x/in", "in"), folder("x/sub"), regular("y", "y"), link('2', "z", "x"), folder("w"), regular("w/in", "in"))
-	d.layer("swap", "base", regular("x", "file"), folder("y"), regular("y/in", "in"), folder("z"), regular("z/in", "own"), link('2', "w", "y"))
+	d.layer("base", "", folder("x"), regular("x/in", "in"), folder("x/sub"), regular("y", "y"), link('2', "z", "x"),
+		folder("w"), regular("w/in", "in"))
+	d.layer("swap", "base", regular("x", "file"), folder("y"), regular("y/in", "in"), folder("z"),
+		regular("z/in", "own"), link('2', "w", "y"))
 	view := []string{"x=file", "y/", "y/in=in", "z/", "z/in=own", "w->y"}
 	dir := d.container("first", "swap")
 	shows(t, dir, view...)
-	d.layer("again", "swap", folder("x"), regular("x/new", "new"), regular("y", "file"), regular("z", "file"), folder("w"))
+	d.layer("again", "swap", folder("x"), regular("x/new", "new"), regular("y", "file"), regular("z", "file"),
+		folder("w"))
 	shows(t, d.container("second", "again"), "x/", "x/new=new", "y=file", "z=file", "w/")
 
 	for _, name := range []string{"x", "y", "z", "w"} {
@@ -78,8 +83,10 @@ func FoldersAndFilesSwap(t *testing.T, target Target) {
 // others.
 func HardLinks(t *testing.T, target Target) {
 	d := use(t, target)
-	d.layer("base", "", regular("a", "one file"), link('1', "b", "a"), folder("dir"), link('1', "dir/c", "b"), regular("alone", "alone"),
-		link('2', "soft", "a"), link('1', "soft too", "soft"), special('6', "pipe", 0, 0), link('1', "pipe too", "pipe"))
+	d.layer("base", "", regular("a", "one file"), link('1', "b", "a"), folder("dir"), link('1', "dir/c", "b"),
+		regular("alone", "alone"),
+		link('2', "soft", "a"), link('1', "soft too", "soft"), special('6', "pipe", 0, 0),
+		link('1', "pipe too", "pipe"))
 	dir := d.container("first", "base")
 	for _, pair := range [][2]string{{"a", "b"}, {"a", "dir/c"}, {"soft", "soft too"}, {"pipe", "pipe too"}} {
 		if !sameFile(t, dir, pair[0], pair[1]) {
@@ -126,12 +133,15 @@ const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00
 func ExtendedAttributes(t *testing.T, target Target) {
 	d := use(t, target)
 	long := strings.Repeat("v", 2000)
-	d.layer("base", "", regular("file", "x").with("user.a", "1").with("user.b", long), folder("dir").with("user.d", "2"),
-		regular("program", "x").with("security.capability", capability), regular("trusted", "x").with("trusted.own", "3"),
+	d.layer("base", "", regular("file", "x").with("user.a", "1").with("user.b", long),
+		folder("dir").with("user.d", "2"),
+		regular("program", "x").with("security.capability", capability),
+		regular("trusted", "x").with("trusted.own", "3"),
 		regular("empty", "x").with("user.none", ""), regular("plain", "x"))
 	dir := d.container("first", "base")
 	attrs := map[string]string{
-		"file": fmt.Sprintf("user.a=%q user.b=%q", "1", long), "dir": `user.d="2"`, "program": fmt.Sprintf("security.capability=%q", capability),
+		"file": fmt.Sprintf("user.a=%q user.b=%q", "1", long), "dir": `user.d="2"`,
+		"program": fmt.Sprintf("security.capability=%q", capability),
 		"trusted": `trusted.own="3"`, "empty": `user.none=""`, "plain": "",
 	}
 	for name, want := range attrs {
@@ -150,13 +160,18 @@ func ExtendedAttributes(t *testing.T, target Target) {
 // go.
 func ModesAndOwners(t *testing.T, target Target) {
 	d := use(t, target)
-	d.layer("base", "", regular("suid", "x").owned(1000, 0, 0o4755), regular("sgid", "x").owned(0, 1000, 0o2711), folder("sticky").owned(7, 8, 0o1777),
-		folder("sgid dir").owned(0, 50, 0o2775), regular("sgid dir/in", "x").owned(1, 2, 0o640), regular("nothing", "x").owned(65534, 65534, 0),
-		regular("big", "x").owned(100_000_000, 2_000_000_000, 0o600), link('2', "link", "suid").owned(1000, 1000, 0o777), regular("all", "x").owned(3, 4, 0o7777))
+	d.layer("base", "", regular("suid", "x").owned(1000, 0, 0o4755), regular("sgid", "x").owned(0, 1000, 0o2711),
+		folder("sticky").owned(7, 8, 0o1777),
+		folder("sgid dir").owned(0, 50, 0o2775), regular("sgid dir/in", "x").owned(1, 2, 0o640),
+		regular("nothing", "x").owned(65534, 65534, 0),
+		regular("big", "x").owned(100_000_000, 2_000_000_000, 0o600),
+		link('2', "link", "suid").owned(1000, 1000, 0o777), regular("all", "x").owned(3, 4, 0o7777))
 	dir := d.container("first", "base")
 	want := map[string]string{
-		"suid": "1000:0 4755", "sgid": "0:1000 2711", "sticky": "7:8 1777", "sgid dir": "0:50 2775", "sgid dir/in": "1:2 640",
-		"nothing": "65534:65534 0", "big": "100000000:2000000000 600", "link": "1000:1000 0", "all": "3:4 7777", "": "0:0 755",
+		"suid": "1000:0 4755", "sgid": "0:1000 2711", "sticky": "7:8 1777", "sgid dir": "0:50 2775",
+		"sgid dir/in": "1:2 640",
+		"nothing":     "65534:65534 0", "big": "100000000:2000000000 600", "link": "1000:1000 0", "all": "3:4 7777",
+		"": "0:0 755",
 	}
 	check := func(what, dir string) {
 		t.Helper()
@@ -178,7 +193,8 @@ func ModesAndOwners(t *testing.T, target Target) {
 // SpecialFiles: devices and pipes go each way; a socket lives as long as its container.
 func SpecialFiles(t *testing.T, target Target) {
 	d := use(t, target)
-	d.layer("base", "", special(tar.TypeChar, "null", 1, 3), special(tar.TypeBlock, "disk", 8, 17), special(tar.TypeFifo, "pipe", 0, 0),
+	d.layer("base", "", special(tar.TypeChar, "null", 1, 3), special(tar.TypeBlock, "disk", 8, 17),
+		special(tar.TypeFifo, "pipe", 0, 0),
 		special(tar.TypeChar, "wide", 511, 1<<19), regular("a", "a"))
 	dir := d.container("first", "base")
 	view := []string{"null c1:3", "disk b8:17", "pipe p", fmt.Sprintf("wide c511:%d", 1<<19)}
@@ -199,7 +215,8 @@ func Names(t *testing.T, target Target) {
 	deep := strings.TrimSuffix(strings.Repeat(strings.Repeat("d", 100)+"/", 20), "/")
 	far := strings.Repeat("t", 4000)
 	odd := []string{
-		long, "\xff\xfe not UTF-8 \x80", "new\nline", "tab\tand\x01", "quote\"'\\", " space ", "-dash", "co:lon,comma=", "é", "e\u0301",
+		long, "\xff\xfe not UTF-8 \x80", "new\nline", "tab\tand\x01", "quote\"'\\", " space ", "-dash", "co:lon,comma=",
+		"é", "e\u0301",
 		"back\\slash", ".wh", "%2e", "..twodots", "*", "名前",
 	}
 	items := []item{link('2', "far", far), regular(deep+"/file", "deep")}
@@ -226,7 +243,8 @@ func Times(t *testing.T, target Target) {
 	}
 	var items []item
 	for name, at := range times {
-		items = append(items, regular(name, "x").at(at), folder(name+" dir").at(at), regular(name+" dir/in", "x"), link('2', name+" link", "x").at(at))
+		items = append(items, regular(name, "x").at(at), folder(name+" dir").at(at), regular(name+" dir/in", "x"),
+			link('2', name+" link", "x").at(at))
 	}
 	d.layer("base", "", items...)
 	dir := d.container("first", "base")
@@ -277,7 +295,10 @@ func sparseArchive(t testing.TB, name string, size int64) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	must(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: 512, ModTime: moment, Format: tar.FormatGNU}))
+	must(t, w.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: 512, ModTime: moment,
+		Format: tar.FormatGNU,
+	}))
 	_, err := w.Write(bytes.Repeat([]byte("d"), 512))
 	must(t, err)
 	must(t, w.Close())
@@ -321,15 +342,19 @@ func OverlayAttributesInstructNobody(t *testing.T, target Target) {
 	for _, space := range []string{"trusted.overlay.", "user.overlay."} {
 		t.Run(space, func(t *testing.T) {
 			d := use(t, target)
-			d.layer("base", "", regular("secret", "secret"), folder("dir"), regular("dir/kept", "kept"), regular("file", "below"))
+			d.layer("base", "", regular("secret", "secret"), folder("dir"), regular("dir/kept", "kept"),
+				regular("file", "below"))
 			d.layer("image", "base",
-				folder("dir").with(space+"opaque", "y"), regular("dir/new", "new"), folder("moved").with(space+"redirect", "/dir"),
+				folder("dir").with(space+"opaque", "y"), regular("dir/new", "new"),
+				folder("moved").with(space+"redirect", "/dir"),
 				regular("file", "own").with(space+"metacopy", "").with(space+"redirect", "/secret"),
-				regular("white", "seen").with(space+"whiteout", ""), regular("dir/white", "seen").with(space+"whiteout", "y"),
+				regular("white", "seen").with(space+"whiteout", ""),
+				regular("dir/white", "seen").with(space+"whiteout", "y"),
 				folder("marked").with(space+"opaque", "x"), regular("marked/in", "in").with(space+"whiteout", ""),
 				regular("origin", "own").with(space+"origin", "junk").with("user.kept", "1"))
 			dir := d.container("container", "image")
-			shows(t, dir, "secret=secret", "dir/", "dir/kept=kept", "dir/new=new", "dir/white=seen", "file=own", "moved/", "white=seen",
+			shows(t, dir, "secret=secret", "dir/", "dir/kept=kept", "dir/new=new", "dir/white=seen", "file=own",
+				"moved/", "white=seen",
 				"marked/", "marked/in=in", "origin=own")
 			equal(t, "an attribute of the file's own", `user.kept="1"`, find(t, dir, "origin").Attrs)
 			for _, i := range unpack(t, d.export(object{"ID": d.id("image"), "Parent": d.id("base")})) {

@@ -104,8 +104,10 @@ func UnknownLayersAreErrors(t *testing.T, target Target) {
 		t.Error("a layer exists that nobody made")
 	}
 	for method, args := range map[string]object{
-		"Get": {"ID": d.id("nobody")}, "Changes": {"ID": d.id("nobody")}, "DiffSize": {"ID": d.id("nobody")}, "GetMetadata": {"ID": d.id("nobody")},
-		"Create": {"ID": d.id("child"), "Parent": d.id("nobody")}, "CreateReadWrite": {"ID": d.id("child"), "Parent": d.id("nobody")},
+		"Get": {"ID": d.id("nobody")}, "Changes": {"ID": d.id("nobody")}, "DiffSize": {"ID": d.id("nobody")},
+		"GetMetadata":     {"ID": d.id("nobody")},
+		"Create":          {"ID": d.id("child"), "Parent": d.id("nobody")},
+		"CreateReadWrite": {"ID": d.id("child"), "Parent": d.id("nobody")},
 	} {
 		if _, err := d.call(method, args); err == nil {
 			t.Errorf("%s of a layer that nobody made succeeded", method)
@@ -163,7 +165,8 @@ func LayersMayBeWrittenInPlace(t *testing.T, target Target) {
 	shows(t, d.container("container", "two"), "one=one", "two=two")
 	_, err := d.call("Changes", object{"ID": d.id("two"), "Parent": d.id("one")})
 	must(t, err)
-	if items := unpack(t, d.export(object{"ID": d.id("two"), "Parent": d.id("one")})); len(items) != 1 || items[0].Name != "two" {
+	if items := unpack(t, d.export(object{"ID": d.id("two"), "Parent": d.id("one")})); len(items) != 1 ||
+		items[0].Name != "two" {
 		t.Errorf("exported: %+v", items)
 	}
 }
@@ -173,7 +176,8 @@ func LayersMayBeWrittenInPlace(t *testing.T, target Target) {
 func TruncatedArchivesLeaveNothing(t *testing.T, target Target) {
 	d := use(t, target)
 	d.layer("base", "", regular("below", "below"))
-	whole := pack(t, folder("dir"), regular("dir/a", strings.Repeat("a", 700)), regular("b", strings.Repeat("b", 1024)), whiteout("below"),
+	whole := pack(t, folder("dir"), regular("dir/a", strings.Repeat("a", 700)), regular("b", strings.Repeat("b", 1024)),
+		whiteout("below"),
 		regular(strings.Repeat("long/", 60)+"name", "x"))
 	must(t, d.create("layer", "base"))
 	refused := 0
@@ -245,7 +249,10 @@ func RetriesOfHalfReadBodiesAreRefused(t *testing.T, target Target) {
 	first, second := regular("a", strings.Repeat("a", 1<<20)), regular("b", strings.Repeat("b", 1<<20))
 	whole := pack(t, first, second)
 	boundary := begin(t, whole, second)
-	for name, at := range map[string]int{"between files": boundary, "in a file": boundary + 4096, "at the end marker": len(whole) - 1024} {
+	for name, at := range map[string]int{
+		"between files": boundary, "in a file": boundary + 4096,
+		"at the end marker": len(whole) - 1024,
+	} {
 		must(t, d.create(name, ""))
 		body := &pieces{[][]byte{bytes.Clone(whole[:at]), bytes.Clone(whole[at:])}, func() error { return errBroken }}
 		if _, err := d.send(name, "", body); err == nil {
@@ -273,7 +280,10 @@ func ConcurrentCallsOfOneID(t *testing.T, target Target) {
 			for range 20 {
 				args := object{"ID": id, "Parent": d.id("base")}
 				// What they answer depends on the others: errors are fine.
-				switch m := []string{"Create", "CreateReadWrite", "Get", "Put", "Remove", "Exists", "Changes", "DiffSize", "ApplyDiff"}[random.IntN(9)]; m {
+				switch m := []string{
+					"Create", "CreateReadWrite", "Get", "Put", "Remove", "Exists", "Changes",
+					"DiffSize", "ApplyDiff",
+				}[random.IntN(9)]; m {
 				case "ApplyDiff":
 					_, _ = d.send("contended", "base", bytes.NewReader(content))
 				default:
@@ -306,7 +316,8 @@ func ManyAtOnce(t *testing.T, target Target) {
 			parent := "base"
 			for l := range 4 {
 				name := fmt.Sprintf("%d/%d", n, l)
-				if _, err := own.apply(name, parent, pack(t, regular(name, name), regular("own", fmt.Sprint(n)))); err != nil {
+				if _, err := own.apply(name, parent, pack(t, regular(name, name),
+					regular("own", fmt.Sprint(n)))); err != nil {
 					failed[n] = err
 					return
 				}

@@ -192,7 +192,10 @@ func (m *model) folder(name string) *node {
 
 // unpacked returns the node of an archive's entry.
 func (m *model) unpacked(i item) *node {
-	n := &node{entry: entry{Mode: uint32(i.Mode), UID: uint32(i.Uid), GID: uint32(i.Gid), Mtime: i.ModTime.Unix()}, layer: m.layer, attrs: map[string]string{}}
+	n := &node{
+		entry: entry{Mode: uint32(i.Mode), UID: uint32(i.Uid), GID: uint32(i.Gid), Mtime: i.ModTime.Unix()},
+		layer: m.layer, attrs: map[string]string{},
+	}
 	switch i.Typeflag {
 	case tar.TypeSymlink:
 		n.Type, n.Content, n.Mode = "l", i.Linkname, 0

@@ -230,18 +230,22 @@ func (c *container) step() {
 		})
 	case 6:
 		target := pick(c.random, []string{"a", "../x", "/nowhere"})
-		c.make("symlink "+target, fresh, &node{entry: entry{Type: "l", Content: target}}, stamp, func(name string) error { return os.Symlink(target, name) })
+		c.make("symlink "+target, fresh, &node{entry: entry{Type: "l", Content: target}}, stamp,
+			func(name string) error { return os.Symlink(target, name) })
 	case 7:
 		if c.random.IntN(2) == 0 {
-			c.make("mkfifo", fresh, &node{entry: entry{Type: "p", Mode: 0o640}}, stamp, func(name string) error { return unix.Mkfifo(name, 0o640) })
+			c.make("mkfifo", fresh, &node{entry: entry{Type: "p", Mode: 0o640}}, stamp,
+				func(name string) error { return unix.Mkfifo(name, 0o640) })
 			break
 		}
-		c.make("mknod", fresh, &node{entry: entry{Type: "c", Mode: 0o600, Content: numbers(1, 7)}}, stamp, func(name string) error {
-			return unix.Mknod(name, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 7)))
-		})
+		c.make("mknod", fresh, &node{entry: entry{Type: "c", Mode: 0o600, Content: numbers(1, 7)}}, stamp,
+			func(name string) error {
+				return unix.Mknod(name, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 7)))
+			})
 	case 8, 9:
 		c.on(all, func(name string) {
-			c.do("remove "+name, func(in string) error { return os.RemoveAll(in + name) }, func() { c.view.remove(name) })
+			c.do("remove "+name, func(in string) error { return os.RemoveAll(in + name) },
+				func() { c.view.remove(name) })
 			if c.random.IntN(2) == 0 { // another in its place
 				c.write(name, stamp)
 			}
@@ -250,7 +254,8 @@ func (c *container) step() {
 		c.on(all, func(name string) { c.rename(name, fresh) })
 	case 11:
 		c.on(kinds("-lpc"), func(name string) {
-			c.do("link "+name+" "+fresh, func(in string) error { return os.Link(in+name, in+fresh) }, func() { c.view.put(fresh, c.view.own(name)) })
+			c.do("link "+name+" "+fresh, func(in string) error { return os.Link(in+name, in+fresh) },
+				func() { c.view.put(fresh, c.view.own(name)) })
 		})
 	case 12:
 		c.on(kinds("-d"), func(name string) { c.attributes(name) })
@@ -327,7 +332,8 @@ func (c *container) content() string {
 
 func (c *container) write(name string, stamp time.Time) {
 	body := c.content()
-	c.make(fmt.Sprintf("write %d bytes to", len(body)), name, &node{entry: entry{Type: "-", Mode: 0o644}, body: body}, stamp,
+	c.make(fmt.Sprintf("write %d bytes to", len(body)), name, &node{entry: entry{Type: "-", Mode: 0o644}, body: body},
+		stamp,
 		func(name string) error { return os.WriteFile(name, []byte(body), 0o644) })
 }
 

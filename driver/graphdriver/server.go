@@ -44,17 +44,27 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{cfg: cfg, mux: http.NewServeMux()}
 	for method, call := range map[string]call{
-		"Init":            s.init,
-		"Capabilities":    func(context.Context, *request) (answer, error) { return answer{Capabilities: &capabilities{}}, nil },
+		"Init": s.init,
+		"Capabilities": func(context.Context, *request) (answer,
+			error,
+		) {
+			return answer{Capabilities: &capabilities{}}, nil
+		},
 		"Create":          s.create,
 		"CreateReadWrite": s.createReadWrite,
-		"Remove":          func(_ context.Context, r *request) (answer, error) { return answer{}, cfg.Store.Remove(r.ID) },
-		"Get":             s.get,
-		"Put":             func(_ context.Context, r *request) (answer, error) { return answer{}, cfg.Store.Put(r.ID) },
+		"Remove": func(_ context.Context, r *request) (answer, error) {
+			return answer{},
+				cfg.Store.Remove(r.ID)
+		},
+		"Get": s.get,
+		"Put": func(_ context.Context, r *request) (answer, error) { return answer{}, cfg.Store.Put(r.ID) },
 		"Exists": func(_ context.Context, r *request) (answer, error) {
 			return answer{Exists: cfg.Store.Exists(r.ID)}, nil
 		},
-		"Status":      func(context.Context, *request) (answer, error) { return answer{Status: cfg.Store.Status()}, nil },
+		"Status": func(context.Context, *request) (answer, error) {
+			return answer{Status: cfg.Store.Status()},
+				nil
+		},
 		"GetMetadata": s.metadata,
 		"Cleanup":     func(context.Context, *request) (answer, error) { return answer{}, cfg.Store.Cleanup() },
 		"Changes":     s.changes,
@@ -64,12 +74,17 @@ func New(cfg Config) *Server {
 	}
 	s.mux.HandleFunc("POST /GraphDriver.Diff", s.diff)
 	s.mux.HandleFunc("POST /GraphDriver.ApplyDiff", s.applyDiff)
-	s.mux.HandleFunc("/CvmfsGraphDriver.Status", func(w http.ResponseWriter, _ *http.Request) { s.answer(w, http.StatusOK, cfg.Status()) })
+	s.mux.HandleFunc("/CvmfsGraphDriver.Status", func(w http.ResponseWriter,
+		_ *http.Request,
+	) {
+		s.answer(w, http.StatusOK, cfg.Status())
+	})
 	s.mux.HandleFunc("POST /Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {
 		s.answer(w, http.StatusOK, map[string][]string{"Implements": {"GraphDriver"}})
 	})
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		s.answer(w, http.StatusNotFound, answer{Err: fmt.Sprintf("this driver has no method %.100q", r.Method+" "+r.URL.Path)})
+		s.answer(w, http.StatusNotFound,
+			answer{Err: fmt.Sprintf("this driver has no method %.100q", r.Method+" "+r.URL.Path)})
 	})
 	return s
 }
@@ -79,7 +94,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.Serve
 
 // Serve answers calls that come in on a listener until ctx ends; calls under way then have a few seconds to finish.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	h := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelError)}
+	h := &http.Server{
+		Handler: s, ReadHeaderTimeout: time.Minute,
+		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelError),
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- h.Serve(l) }()
 	select {
@@ -186,7 +204,10 @@ func (s *Server) log(method, id string, began time.Time, err error) {
 }
 
 func (s *Server) init(_ context.Context, r *request) (answer, error) {
-	return answer{}, s.cfg.Store.Init(layers.InitArgs{Home: r.Home, Opts: r.Opts, UIDMaps: idMaps(r.UIDMaps), GIDMaps: idMaps(r.GIDMaps)})
+	return answer{}, s.cfg.Store.Init(layers.InitArgs{
+		Home: r.Home, Opts: r.Opts, UIDMaps: idMaps(r.UIDMaps),
+		GIDMaps: idMaps(r.GIDMaps),
+	})
 }
 
 func (s *Server) create(_ context.Context, r *request) (answer, error) {
@@ -194,7 +215,10 @@ func (s *Server) create(_ context.Context, r *request) (answer, error) {
 }
 
 func (s *Server) createReadWrite(_ context.Context, r *request) (answer, error) {
-	return answer{}, s.cfg.Store.Create(layers.CreateArgs{ID: r.ID, Parent: r.Parent, StorageOpt: r.StorageOpt, Writable: true})
+	return answer{}, s.cfg.Store.Create(layers.CreateArgs{
+		ID: r.ID, Parent: r.Parent, StorageOpt: r.StorageOpt,
+		Writable: true,
+	})
 }
 
 func (s *Server) get(ctx context.Context, r *request) (answer, error) {

@@ -61,7 +61,10 @@ func newEngine(t testing.TB) *engine {
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	p := graphdriver.New(graphdriver.Config{Store: s, Log: log, Status: func() any { return map[string]int{"objects": 7} }})
+	p := graphdriver.New(graphdriver.Config{
+		Store: s, Log: log,
+		Status: func() any { return map[string]int{"objects": 7} },
+	})
 	go func() { ended <- p.Serve(ctx, l) }()
 	e.client = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -131,7 +134,8 @@ func (e *engine) ok(method string, args object) object {
 func (e *engine) apply(id, parent string, archive []byte) object {
 	e.t.Helper()
 	e.ok("Create", object{"ID": id, "Parent": parent, "MountLabel": "", "StorageOpt": nil})
-	return e.answer(e.post("/GraphDriver.ApplyDiff?id="+id+"&parent="+parent, struct{ io.Reader }{bytes.NewReader(archive)}))
+	return e.answer(e.post("/GraphDriver.ApplyDiff?id="+id+"&parent="+parent,
+		struct{ io.Reader }{bytes.NewReader(archive)}))
 }
 
 // archiveOf makes an archive of files by name.
@@ -151,7 +155,8 @@ func archiveOf(t testing.TB, files ...[2]string) []byte {
 func TestLifeOfAContainer(t *testing.T) {
 	e := newEngine(t)
 	e.ok("Init", object{"Home": "/mnt/cvmfs", "Opts": nil, "UIDMaps": nil, "GIDMaps": nil})
-	if d := cmp.Diff(object{"Capabilities": object{"ReproducesExactDiffs": false}}, e.ok("Capabilities", nil)); d != "" {
+	if d := cmp.Diff(object{"Capabilities": object{"ReproducesExactDiffs": false}},
+		e.ok("Capabilities", nil)); d != "" {
 		t.Errorf("Capabilities: -want +got\n%s", d)
 	}
 	if d := cmp.Diff(object{"Size": 4.0}, e.apply("base", "", archiveOf(t, [2]string{"a", "base"}))); d != "" {
@@ -172,7 +177,11 @@ func TestLifeOfAContainer(t *testing.T) {
 	}{
 		{"Exists", object{"ID": "c1"}, object{"Exists": true}},
 		{"Exists", object{"ID": "c2"}, object{}},
-		{"Changes", object{"ID": "c1", "Parent": "c1-init"}, object{"Changes": []any{object{"Path": "/a", "Kind": 2.0}, object{"Path": "/b", "Kind": 1.0}}}},
+		{
+			"Changes",
+			object{"ID": "c1", "Parent": "c1-init"},
+			object{"Changes": []any{object{"Path": "/a", "Kind": 2.0}, object{"Path": "/b", "Kind": 1.0}}},
+		},
 		{"DiffSize", object{"ID": "c1", "Parent": "c1-init"}, object{"Size": 3.0}},
 		{"GetMetadata", object{"ID": "c1"}, object{"Metadata": object{
 			"MergedDir": dir, "UpperDir": e.root + "/layers/c1/graph/c1/diff", "WorkDir": e.root + "/layers/c1/work",
@@ -201,7 +210,8 @@ func TestDiffGivesTheArchive(t *testing.T) {
 	must(t, err)
 	e.apply("copy", "", b)
 	for _, name := range []string{"a", "b"} {
-		if got, err := os.ReadFile(filepath.Join(e.root, "layers/copy/graph/copy/diff", name)); err != nil || string(got) != name {
+		if got, err := os.ReadFile(filepath.Join(e.root, "layers/copy/graph/copy/diff", name)); err != nil ||
+			string(got) != name {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
@@ -235,11 +245,13 @@ func TestFailuresAreTextsInErr(t *testing.T) {
 		}
 	}
 	resp := e.post("/GraphDriver.Diff", strings.NewReader(`{"ID":"missing"}`))
-	if a := e.answer(resp); resp.StatusCode != http.StatusInternalServerError || !strings.Contains(fmt.Sprint(a["Err"]), "no such layer") {
+	if a := e.answer(resp); resp.StatusCode != http.StatusInternalServerError ||
+		!strings.Contains(fmt.Sprint(a["Err"]), "no such layer") {
 		t.Errorf("Diff of a missing layer: %d %v", resp.StatusCode, a)
 	}
 	resp = e.post("/GraphDriver.Diff", nil) // as engines repeat a call whose body they have sent already
-	if a := e.answer(resp); resp.StatusCode != http.StatusInternalServerError || !strings.Contains(fmt.Sprint(a["Err"]), "broke off") {
+	if a := e.answer(resp); resp.StatusCode != http.StatusInternalServerError ||
+		!strings.Contains(fmt.Sprint(a["Err"]), "broke off") {
 		t.Errorf("Diff repeated without its body: %d %v", resp.StatusCode, a)
 	}
 	resp = e.post("/GraphDriver.Nonsense", nil)
@@ -271,7 +283,8 @@ func TestEngineThatGoesAwayLeavesNoLayer(t *testing.T) {
 		_, _ = w.Write(archiveOf(t, [2]string{"a", strings.Repeat("x", 1<<20)})[:1<<19])
 		w.CloseWithError(errors.New("killed"))
 	}()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://plugin/GraphDriver.ApplyDiff?id=base&parent=", body)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost,
+		"http://plugin/GraphDriver.ApplyDiff?id=base&parent=", body)
 	must(t, err)
 	if resp, err := e.client.Do(r); err == nil {
 		resp.Body.Close()

@@ -260,7 +260,8 @@ func (c *Composer) read(key string) (*Image, error) {
 		err = json.Unmarshal(b, image)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open composed image %s: its record, %s: %w: remove the image and pull it again", key, recordFile, err)
+		return nil, fmt.Errorf("open composed image %s: its record, %s: %w: remove the image and pull it again", key,
+			recordFile, err)
 	}
 	return image, nil
 }
@@ -349,7 +350,8 @@ func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revi
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("not in revision %d, the newest: publish the layer, or convert the image again: %w", revision.Number, err)
+		return nil, fmt.Errorf("not in revision %d, the newest: publish the layer, or convert the image again: %w",
+			revision.Number, err)
 	}
 	if err != nil {
 		return nil, err
@@ -385,7 +387,8 @@ func (c *Composer) key(parts []part) string {
 	write("format", format, c.cfg.IDs.UIDMaps, c.cfg.IDs.GIDMaps)
 	for _, p := range parts {
 		if f := p.folder; f != nil {
-			write("folder", f.fqrn, f.path, f.holder.String(), f.ids.repository.UIDMap.String(), f.ids.repository.GIDMap.String())
+			write("folder", f.fqrn, f.path, f.holder.String(), f.ids.repository.UIDMap.String(),
+				f.ids.repository.GIDMap.String())
 			if f.record != nil {
 				write("record", f.record.name)
 			}

@@ -100,7 +100,10 @@ func show(t *testing.T, dir string) ([]entry, map[string]string) {
 			return err
 		}
 		path := strings.TrimPrefix(name, dir)
-		e := entry{Path: path, Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: uint64(st.Nlink), Mtime: st.Mtim.Sec, Xattrs: map[string]string{}}
+		e := entry{
+			Path: path, Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: uint64(st.Nlink), Mtime: st.Mtim.Sec,
+			Xattrs: map[string]string{},
+		}
 		switch st.Mode & syscall.S_IFMT {
 		case syscall.S_IFREG:
 			e.Size = st.Size
@@ -169,7 +172,10 @@ type entry struct {
 // reference reads what the reference client shows below a folder.
 func reference(t *testing.T, fqrn, folder string) []entry {
 	t.Helper()
-	types := map[string]uint32{"dir": syscall.S_IFDIR, "file": syscall.S_IFREG, "symlink": syscall.S_IFLNK, "fifo": syscall.S_IFIFO}
+	types := map[string]uint32{
+		"dir": syscall.S_IFDIR, "file": syscall.S_IFREG, "symlink": syscall.S_IFLNK,
+		"fifo": syscall.S_IFIFO,
+	}
 	var entries []entry
 	for _, line := range strings.Split(strings.TrimSuffix(testutil.Expected(t, fqrn), "\n"), "\n") {
 		var l struct {
@@ -189,7 +195,10 @@ func reference(t *testing.T, fqrn, folder string) []entry {
 		}
 		var mode uint32
 		fmt.Sscanf(l.Mode, "%o", &mode)
-		e := entry{path, mode | types[l.Type], l.UID, l.GID, l.Nlink, l.Mtime, l.Size, l.Target, strings.TrimPrefix(l.Same, folder), l.Xattrs}
+		e := entry{
+			path, mode | types[l.Type], l.UID, l.GID, l.Nlink, l.Mtime, l.Size, l.Target,
+			strings.TrimPrefix(l.Same, folder), l.Xattrs,
+		}
 		if e.Xattrs == nil {
 			e.Xattrs = map[string]string{}
 		}
@@ -201,7 +210,8 @@ func reference(t *testing.T, fqrn, folder string) []entry {
 func TestComposedFolderIsWhatTheReferenceClientShows(t *testing.T) {
 	c, index := composer(t, images.Config{Repositories: repositories(t, featuresFQRN)})
 	for _, folder := range []string{
-		"/big", "/dir", "/empty-dir", "/hard", "/links", "/many", "/names", "/nested", "/owner", "/small", "/special", "/time", "/xattr",
+		"/big", "/dir", "/empty-dir", "/hard", "/links", "/many", "/names", "/nested", "/owner", "/small", "/special",
+		"/time", "/xattr",
 	} {
 		t.Run(folder[1:], func(t *testing.T) {
 			image, err := c.Compose(t.Context(), folderOf(folder))
@@ -264,8 +274,10 @@ func TestComposeAppliesTheWhiteoutsOfPublishedLayers(t *testing.T) {
 		}
 	}
 	want := []string{
-		"", "/bin", "/bin/hello", "/bin/hi", "/bin/suid-hello", "/data", "/data/a.txt", "/data/b-again.txt", "/data/b.txt", "/data/blob",
-		"/data/owned", "/data/ünïcode-名前", "/etc", "/etc/os-release", "/etc/passwd", "/opt", "/opt/old", "/opt/old/z", "/srv",
+		"", "/bin", "/bin/hello", "/bin/hi", "/bin/suid-hello", "/data", "/data/a.txt", "/data/b-again.txt",
+		"/data/b.txt", "/data/blob",
+		"/data/owned", "/data/ünïcode-名前", "/etc", "/etc/os-release", "/etc/passwd", "/opt", "/opt/old", "/opt/old/z",
+		"/srv",
 		"/srv/dir-becomes-file", "/srv/file-becomes-dir", "/srv/file-becomes-dir/inside", "/tmp",
 	}
 	if diff := cmp.Diff(want, paths); diff != "" {
@@ -358,13 +370,17 @@ func TestComposeMergesOrdinaryLayersBelow(t *testing.T) {
 	for _, e := range entries {
 		by[e.Path] = e
 	}
-	if e := by["/below"]; e.UID != 7 || e.GID != 8 || e.Mode&0o7777 != 0o640 || e.Size != 5 || by["/below-too"].Same != "/below" {
+	if e := by["/below"]; e.UID != 7 || e.GID != 8 || e.Mode&0o7777 != 0o640 || e.Size != 5 ||
+		by["/below-too"].Same != "/below" {
 		t.Errorf("a file of the ordinary layer became %+v and %+v", e, by["/below-too"])
 	}
 	if _, there := by["/data/c.txt"]; there {
 		t.Error("the thin layer's whiteout had no effect on the ordinary layer")
 	}
-	want := map[string]string{"/below": "/graph/abc/diff/below", "/data/kept": "/graph/abc/diff/data/kept", "/empty": ""}
+	want := map[string]string{
+		"/below": "/graph/abc/diff/below", "/data/kept": "/graph/abc/diff/data/kept",
+		"/empty": "",
+	}
 	for path, redirect := range want {
 		if redirects[path] != redirect {
 			t.Errorf("%s is redirected to %q, want %q", path, redirects[path], redirect)
@@ -398,7 +414,8 @@ func TestOwnersAreShifted(t *testing.T) {
 	}
 	ids.UIDMaps[0].Count = 100
 	c, _ = composer(t, images.Config{Repositories: repos, IDs: ids})
-	if _, err := c.Compose(t.Context(), folderOf("/owner")); err == nil || !strings.Contains(err.Error(), "/etc/subuid") {
+	if _, err := c.Compose(t.Context(), folderOf("/owner")); err == nil ||
+		!strings.Contains(err.Error(), "/etc/subuid") {
 		t.Errorf("an owner outside the ranges gives %v", err)
 	}
 }
@@ -424,13 +441,15 @@ func TestComposeSaysWhatIsWrong(t *testing.T) {
 func TestComposeTakesNothingUnverified(t *testing.T) {
 	dir := testutil.Repository(t, imagesFQRN)
 	gone := "http://127.0.0.1:1/cvmfs/" + imagesFQRN
-	c, _ := composer(t, images.Config{Repositories: client.NewRepositories(testutil.Configure(t, map[string]string{imagesFQRN: gone}), t.TempDir(), nil, nil)})
+	c, _ := composer(t, images.Config{Repositories: client.NewRepositories(testutil.Configure(t,
+		map[string]string{imagesFQRN: gone}), t.TempDir(), nil, nil)})
 	if _, err := c.Compose(t.Context(), []images.Layer{{Thin: tiny(t)}}); !errors.Is(err, fetch.ErrUnavailable) {
 		t.Errorf("with no server: %v, want ErrUnavailable", err)
 	}
 	// A tampered nested catalog: no layer is shown of which not everything is verified.
 	tamper(t, dir, "C")
-	repos := client.NewRepositories(testutil.Configure(t, map[string]string{imagesFQRN: testutil.Serve(t, dir)}), t.TempDir(), nil, nil)
+	repos := client.NewRepositories(testutil.Configure(t, map[string]string{imagesFQRN: testutil.Serve(t, dir)}),
+		t.TempDir(), nil, nil)
 	c, _ = composer(t, images.Config{Repositories: repos})
 	if _, err := c.Compose(t.Context(), []images.Layer{{Thin: tiny(t)}}); !errors.Is(err, fetch.ErrBadData) {
 		t.Errorf("with tampered catalogs: %v, want ErrBadData", err)

@@ -45,7 +45,8 @@ func TestMergeAgreesWithOverlayfs(t *testing.T) {
 			if err := os.Mkdir(merged, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, "redirect_dir=off,lowerdir="+strings.Join(lowers, ":")); err != nil {
+			if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY,
+				"redirect_dir=off,lowerdir="+strings.Join(lowers, ":")); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { unix.Unmount(merged, unix.MNT_DETACH) })

@@ -17,7 +17,9 @@ import (
 // not as a layer: nothing is hidden, whiteouts are files, owners and the root's attributes are the repository's, and
 // variables in the targets of symbolic links are replaced. Only instructions to overlayfs are left out, as the kernel
 // would follow them.
-func (c *Composer) Published(ctx context.Context, r *client.Repository, v *client.Revision, fqrn, path string) (*Image, error) {
+func (c *Composer) Published(ctx context.Context, r *client.Repository, v *client.Revision, fqrn,
+	path string,
+) (*Image, error) {
 	holder, err := v.Holder(ctx, path)
 	if err != nil {
 		return nil, err
@@ -28,7 +30,10 @@ func (c *Composer) Published(ctx context.Context, r *client.Repository, v *clien
 		return image, err
 	}
 	began := time.Now()
-	f := &folder{revision: v, holder: holder, fqrn: fqrn, path: path, ids: idMaps{repository: &config.Config{}}, expand: r.Expand}
+	f := &folder{
+		revision: v, holder: holder, fqrn: fqrn, path: path, ids: idMaps{repository: &config.Config{}},
+		expand: r.Expand,
+	}
 	tree, err := f.read(ctx)
 	if err != nil {
 		return nil, err

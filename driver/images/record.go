@@ -85,7 +85,8 @@ type linkGroup struct {
 
 func newRecord(r *thin.Record) (*record, error) {
 	k := &record{
-		Record: r, groups: map[string]*linkGroup{}, markers: map[string]bool{}, unseen: map[string]bool{}, replaced: map[*inode]bool{},
+		Record: r, groups: map[string]*linkGroup{}, markers: map[string]bool{}, unseen: map[string]bool{},
+		replaced: map[*inode]bool{},
 	}
 	for _, paths := range r.Links {
 		g := &linkGroup{}
@@ -131,7 +132,8 @@ func (k *record) apply(path string, i *inode, linked bool) (*inode, error) {
 	}
 	if attrs := recordedXattrs(k.Xattrs[path]); k.Xattrs[path] != nil {
 		if k.replaced[i] && !sameXattrs(i.Xattrs, attrs) {
-			return nil, fmt.Errorf("%.300q is linked and has other extended attributes than another link: %w", path, errContradiction)
+			return nil, fmt.Errorf("%.300q is linked and has other extended attributes than another link: %w", path,
+				errContradiction)
 		}
 		i.Xattrs, k.replaced[i] = attrs, true
 	}
@@ -147,7 +149,8 @@ func (k *record) complete() error {
 		}
 	}
 	if missing {
-		return fmt.Errorf("%d of the paths it names are not in the layer, %.300q is one: %w", len(k.unseen), least, errContradiction)
+		return fmt.Errorf("%d of the paths it names are not in the layer, %.300q is one: %w", len(k.unseen), least,
+			errContradiction)
 	}
 	return nil
 }
@@ -166,7 +169,8 @@ func (k *record) root(ids idMaps) (*inode, error) {
 		return nil, fmt.Errorf("layer record: root folder: %w", err)
 	}
 	return &inode{Node: erofs.Node{
-		Mode: typeDir | a.Mode, UID: uid, GID: gid, Mtime: a.Mtime, MtimeN: a.MtimeN, Xattrs: recordedXattrs(k.Xattrs[""]),
+		Mode: typeDir | a.Mode, UID: uid, GID: gid, Mtime: a.Mtime, MtimeN: a.MtimeN,
+		Xattrs: recordedXattrs(k.Xattrs[""]),
 	}}, nil
 }
 
@@ -185,10 +189,14 @@ func recordedXattrs(attrs []thin.Xattr) []erofs.Xattr {
 
 // same reports whether nothing but their extended attributes and their numbers tells two inodes apart.
 func (i *inode) same(j *inode) bool {
-	return i.Mode == j.Mode && i.UID == j.UID && i.GID == j.GID && i.Size == j.Size && i.Mtime == j.Mtime && i.MtimeN == j.MtimeN &&
+	return i.Mode == j.Mode && i.UID == j.UID && i.GID == j.GID && i.Size == j.Size && i.Mtime == j.Mtime &&
+		i.MtimeN == j.MtimeN &&
 		i.Rdev == j.Rdev && i.Target == j.Target && i.redirect == j.redirect && i.whiteout == j.whiteout
 }
 
 func sameXattrs(a, b []erofs.Xattr) bool {
-	return slices.EqualFunc(a, b, func(a, b erofs.Xattr) bool { return a.Name == b.Name && bytes.Equal(a.Value, b.Value) })
+	return slices.EqualFunc(a, b, func(a, b erofs.Xattr) bool {
+		return a.Name == b.Name &&
+			bytes.Equal(a.Value, b.Value)
+	})
 }

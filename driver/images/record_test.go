@@ -36,11 +36,17 @@ func walked(r *thin.Record, rows ...row) (*node, error) {
 	}
 	w := newFolderWalk(&folder{path: "/layers/l", ids: idMaps{repository: &config.Config{}}}, k)
 	for _, r := range append([]row{{mode: typeDir | 0o700}}, rows...) {
-		e := &catalog.Entry{Name: path.Base("/" + r.path), Mode: r.mode, Xattrs: r.xattrs, Flags: r.flags, UID: 7, Mtime: 9}
+		e := &catalog.Entry{
+			Name: path.Base("/" + r.path), Mode: r.mode, Xattrs: r.xattrs, Flags: r.flags, UID: 7,
+			Mtime: 9,
+		}
 		if e.Mode == 0 {
 			e.Mode, e.Size, e.Digest = typeRegular|0o644, 1, hash.SHA1.Digest([]byte{r.content})
 		}
-		if err := w.add(&client.Node{Path: strings.TrimSuffix("/layers/l/"+r.path, "/"), Entry: e, Link: r.link}); err != nil {
+		if err := w.add(&client.Node{
+			Path: strings.TrimSuffix("/layers/l/"+r.path, "/"), Entry: e,
+			Link: r.link,
+		}); err != nil {
 			return nil, err
 		}
 	}
@@ -91,13 +97,20 @@ func TestRecordedLinksAreOneFileAgain(t *testing.T) {
 	}
 	group := []string{"a/one", "b/one", "c/one"}
 	for name, r := range map[string]*thin.Record{
-		"plain":                            {Links: [][]string{group}},
-		"attributes of the first":          {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"a/one": big}},
-		"attributes of one amid":           {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"b/one": big}},
-		"attributes of all":                {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"a/one": big, "b/one": big, "c/one": big}},
+		"plain":                   {Links: [][]string{group}},
+		"attributes of the first": {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"a/one": big}},
+		"attributes of one amid":  {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"b/one": big}},
+		"attributes of all": {
+			Links:  [][]string{group},
+			Xattrs: map[string][]thin.Xattr{"a/one": big, "b/one": big, "c/one": big},
+		},
 		"attributes of the catalog's link": {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"c/in2": big}},
-		"whiteouts of either kind, linked": {Links: [][]string{group, {"c/.wh.gone", "d/.wh.too"}, {"a/.dev", "b/.dev"}}},
-		"no attributes":                    {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"a/other": {}}},
+		"whiteouts of either kind, linked": {Links: [][]string{
+			group,
+			{"c/.wh.gone", "d/.wh.too"},
+			{"a/.dev", "b/.dev"},
+		}},
+		"no attributes": {Links: [][]string{group}, Xattrs: map[string][]thin.Xattr{"a/other": {}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tree, err := walked(r, rows...)
@@ -118,7 +131,8 @@ func TestRecordedLinksAreOneFileAgain(t *testing.T) {
 					t.Errorf("%s has the attributes %v, want %d", path, n.Xattrs, want)
 				}
 			}
-			if removed := tree.children["c"].removed; !removed["gone"] || tree.children["d"].children[".wh.too"] != nil {
+			if removed := tree.children["c"].removed; !removed["gone"] ||
+				tree.children["d"].children[".wh.too"] != nil {
 				t.Error("a linked whiteout is none any more")
 			}
 		})
@@ -132,7 +146,10 @@ func TestRecordedAttributesReplaceTheCatalogs(t *testing.T) {
 		{Name: "user.big", Value: value},
 		{Name: "trusted.overlay.redirect", Value: []byte("/objects/x")},
 		{Name: "system.nfs4_acl"},
-	}}}, row{path: "f", xattrs: []catalog.Xattr{{Name: "user.old", Value: []byte("0")}, {Name: "user.z", Value: []byte("0")}}})
+	}}}, row{path: "f", xattrs: []catalog.Xattr{
+		{Name: "user.old", Value: []byte("0")},
+		{Name: "user.z", Value: []byte("0")},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +179,10 @@ func TestRecordedMarkersAreFilesOfTheLayer(t *testing.T) {
 		"one":  {[]string{"own/.cvmfscatalog"}, []string{"/own/", "/own/.cvmfscatalog", "/split/"}},
 		"all": {
 			[]string{".cvmfscatalog", "own/.cvmfscatalog", "split/.cvmfsautocatalog", "split/.cvmfscatalog"},
-			[]string{"/.cvmfscatalog", "/own/", "/own/.cvmfscatalog", "/split/", "/split/.cvmfsautocatalog", "/split/.cvmfscatalog"},
+			[]string{
+				"/.cvmfscatalog", "/own/", "/own/.cvmfscatalog", "/split/", "/split/.cvmfsautocatalog",
+				"/split/.cvmfscatalog",
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -195,17 +215,24 @@ func TestTheRootIsThatOfTheTopmostLayerWithARecord(t *testing.T) {
 		layers []*node
 		want   string
 	}{
-		"no layer":              {nil, "40755 0:0 0.0 0"},
-		"no record":             {[]*node{recorded(nil), recorded(nil)}, "40755 0:0 9.0 0"},
-		"record at the bottom":  {[]*node{recorded(low), recorded(nil)}, "41777 1:2 3.4 0"},
-		"record at the top":     {[]*node{recorded(nil), recorded(low)}, "41777 1:2 3.4 0"},
-		"two records":           {[]*node{recorded(low, thin.Xattr{Name: "user.low"}), recorded(high)}, "40750 5:0 6.0 0"},
-		"attributes of the top": {[]*node{recorded(low), recorded(high, thin.Xattr{Name: "user.high"}), recorded(nil)}, "40750 5:0 6.0 1"},
-		"extended ones alone":   {[]*node{recorded(nil, thin.Xattr{Name: "user.high"})}, "40755 0:0 0.0 1"},
+		"no layer":             {nil, "40755 0:0 0.0 0"},
+		"no record":            {[]*node{recorded(nil), recorded(nil)}, "40755 0:0 9.0 0"},
+		"record at the bottom": {[]*node{recorded(low), recorded(nil)}, "41777 1:2 3.4 0"},
+		"record at the top":    {[]*node{recorded(nil), recorded(low)}, "41777 1:2 3.4 0"},
+		"two records": {
+			[]*node{recorded(low, thin.Xattr{Name: "user.low"}), recorded(high)},
+			"40750 5:0 6.0 0",
+		},
+		"attributes of the top": {
+			[]*node{recorded(low), recorded(high, thin.Xattr{Name: "user.high"}), recorded(nil)},
+			"40750 5:0 6.0 1",
+		},
+		"extended ones alone": {[]*node{recorded(nil, thin.Xattr{Name: "user.high"})}, "40755 0:0 0.0 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := mergeAll((&Composer{}).root(), c.layers)
-			if got := fmt.Sprintf("%o %d:%d %d.%d %d", i.Mode, i.UID, i.GID, i.Mtime, i.MtimeN, len(i.Xattrs)); got != c.want {
+			if got := fmt.Sprintf("%o %d:%d %d.%d %d", i.Mode, i.UID, i.GID, i.Mtime, i.MtimeN,
+				len(i.Xattrs)); got != c.want {
 				t.Errorf("mode, owner, time and number of extended attributes are %s, want %s", got, c.want)
 			}
 		})
@@ -214,7 +241,10 @@ func TestTheRootIsThatOfTheTopmostLayerWithARecord(t *testing.T) {
 
 func TestRecordsThatContradictTheirLayerAreRefused(t *testing.T) {
 	two := func(a, b string) map[string][]thin.Xattr {
-		return map[string][]thin.Xattr{a: {{Name: "user.a", Value: []byte("1")}}, b: {{Name: "user.a", Value: []byte("2")}}}
+		return map[string][]thin.Xattr{
+			a: {{Name: "user.a", Value: []byte("1")}},
+			b: {{Name: "user.a", Value: []byte("2")}},
+		}
 	}
 	rows := []row{
 		dirRow("d"),
@@ -233,21 +263,36 @@ func TestRecordsThatContradictTheirLayerAreRefused(t *testing.T) {
 		record thin.Record
 		says   string
 	}{
-		"a link that isn't there":              {thin.Record{Links: [][]string{{"d/f", "d/absent"}}}, `"d/absent"`},
-		"a link below a file":                  {thin.Record{Links: [][]string{{"d/f", "e/f/x"}}}, `"e/f/x"`},
-		"linked folders":                       {thin.Record{Links: [][]string{{"d", "e"}}}, "folder"},
-		"a folder linked to a file":            {thin.Record{Links: [][]string{{"d/f", "e"}}}, "folder"},
-		"other content":                        {thin.Record{Links: [][]string{{"d/f", "e/g"}}}, "not the same"},
-		"another mode and size":                {thin.Record{Links: [][]string{{"d/f", "e/mode"}}}, "not the same"},
-		"other extended attributes":            {thin.Record{Links: [][]string{{"d/f", "e/xattr"}}}, "not the same"},
-		"a whiteout linked to a file":          {thin.Record{Links: [][]string{{"d/opq/.wh..wh..opq", "e/g"}}}, "not the same"},
-		"twice in a group":                     {thin.Record{Links: [][]string{{"d/f", "d/f"}}}, "linked twice"},
-		"in two groups":                        {thin.Record{Links: [][]string{{"d/f", "e/f"}, {"e/f", "e/g"}}}, "linked twice"},
-		"linked by the catalog, too":           {thin.Record{Links: [][]string{{"d/in1", "e/f"}}}, "by the catalog"},
-		"attributes of what isn't there":       {thin.Record{Xattrs: two("d/f", "d/absent")}, `"d/absent"`},
-		"two values of a link's attribute":     {thin.Record{Links: [][]string{{"d/f", "e/f"}}, Xattrs: two("d/f", "e/f")}, "other extended attributes"},
-		"two values, linked by the catalog":    {thin.Record{Xattrs: two("d/in1", "d/in2")}, "other extended attributes"},
-		"a marker that isn't there":            {thin.Record{Markers: []string{"d/.cvmfscatalog"}}, `"d/.cvmfscatalog"`},
+		"a link that isn't there":   {thin.Record{Links: [][]string{{"d/f", "d/absent"}}}, `"d/absent"`},
+		"a link below a file":       {thin.Record{Links: [][]string{{"d/f", "e/f/x"}}}, `"e/f/x"`},
+		"linked folders":            {thin.Record{Links: [][]string{{"d", "e"}}}, "folder"},
+		"a folder linked to a file": {thin.Record{Links: [][]string{{"d/f", "e"}}}, "folder"},
+		"other content":             {thin.Record{Links: [][]string{{"d/f", "e/g"}}}, "not the same"},
+		"another mode and size":     {thin.Record{Links: [][]string{{"d/f", "e/mode"}}}, "not the same"},
+		"other extended attributes": {thin.Record{Links: [][]string{{"d/f", "e/xattr"}}}, "not the same"},
+		"a whiteout linked to a file": {
+			thin.Record{Links: [][]string{{"d/opq/.wh..wh..opq", "e/g"}}},
+			"not the same",
+		},
+		"twice in a group": {thin.Record{Links: [][]string{{"d/f", "d/f"}}}, "linked twice"},
+		"in two groups": {
+			thin.Record{Links: [][]string{{"d/f", "e/f"}, {"e/f", "e/g"}}},
+			"linked twice",
+		},
+		"linked by the catalog, too":     {thin.Record{Links: [][]string{{"d/in1", "e/f"}}}, "by the catalog"},
+		"attributes of what isn't there": {thin.Record{Xattrs: two("d/f", "d/absent")}, `"d/absent"`},
+		"two values of a link's attribute": {thin.Record{
+			Links:  [][]string{{"d/f", "e/f"}},
+			Xattrs: two("d/f", "e/f"),
+		}, "other extended attributes"},
+		"two values, linked by the catalog": {
+			thin.Record{Xattrs: two("d/in1", "d/in2")},
+			"other extended attributes",
+		},
+		"a marker that isn't there": {
+			thin.Record{Markers: []string{"d/.cvmfscatalog"}},
+			`"d/.cvmfscatalog"`,
+		},
 		"a marker that hasn't a marker's name": {thin.Record{Markers: []string{"d/f"}}, "name of a marker"},
 	} {
 		t.Run(name, func(t *testing.T) {

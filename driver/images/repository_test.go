@@ -115,11 +115,13 @@ func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []i
 		p.Fatal(keys, err)
 	}
 	for name, text := range map[string]string{
-		"default.local":                       "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n",
-		"config.d/" + publishedFQRN + ".conf": "CVMFS_SERVER_URL=" + p.site.URL + "/cvmfs/" + publishedFQRN + "\nCVMFS_PUBLIC_KEY=" + keys[0] + "\n",
+		"default.local": "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n",
+		"config.d/" + publishedFQRN + ".conf": "CVMFS_SERVER_URL=" + p.site.URL + "/cvmfs/" + publishedFQRN +
+			"\nCVMFS_PUBLIC_KEY=" + keys[0] + "\n",
 	} {
 		name = filepath.Join(config, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755),
+			os.WriteFile(name, []byte(text), 0o644)); err != nil {
 			p.Fatal(err)
 		}
 	}
@@ -136,7 +138,8 @@ func (p *publisher) fetched() string {
 	p.Helper()
 	found := map[string]bool{}
 	for _, r := range p.site.Log() {
-		if strings.Contains(r.URL.Path, "/data/") && !strings.HasSuffix(r.URL.Path, "C") && !strings.HasSuffix(r.URL.Path, "X") {
+		if strings.Contains(r.URL.Path, "/data/") && !strings.HasSuffix(r.URL.Path, "C") &&
+			!strings.HasSuffix(r.URL.Path, "X") {
 			found[r.URL.Path] = true
 		}
 	}
@@ -182,7 +185,10 @@ func rich(t *testing.T) []byte {
 	return archive(t,
 		tar.Header{Name: "./", Mode: 0o1750, Uid: 3, Gid: 4, PAXRecords: long},
 		tar.Header{Name: "a/", Mode: 0o755}, tar.Header{Name: "a/file", Mode: 0o640, Size: 5, PAXRecords: long},
-		tar.Header{Name: "b/", Mode: 0o755}, tar.Header{Name: "b/file", Typeflag: tar.TypeLink, Linkname: "a/file", Mode: 0o640},
+		tar.Header{Name: "b/", Mode: 0o755}, tar.Header{
+			Name: "b/file", Typeflag: tar.TypeLink, Linkname: "a/file",
+			Mode: 0o640,
+		},
 		tar.Header{Name: "b/again", Typeflag: tar.TypeLink, Linkname: "b/file", Mode: 0o640},
 		tar.Header{Name: "a/link", Typeflag: tar.TypeSymlink, Linkname: "file", Mode: 0o777},
 		tar.Header{Name: "b/link", Typeflag: tar.TypeLink, Linkname: "a/link", Mode: 0o777},
@@ -211,8 +217,10 @@ func TestAPublishedLayerIsComposedAsItsArchiveSays(t *testing.T) {
 		got[e.Path] = text
 	}
 	for path, want := range map[string]string{
-		"": "41750 4 long", "/a/file": "100640 3 /a/file long", "/b/file": "100640 3 /a/file long", "/b/again": "100640 3 /a/file long",
-		"/a/link": "120777 2 /a/link", "/b/link": "120777 2 /a/link", "/a/.cvmfscatalog": "100600 1", "/.cvmfscatalog": "100644 1",
+		"": "41750 4 long", "/a/file": "100640 3 /a/file long", "/b/file": "100640 3 /a/file long",
+		"/b/again": "100640 3 /a/file long",
+		"/a/link":  "120777 2 /a/link", "/b/link": "120777 2 /a/link", "/a/.cvmfscatalog": "100600 1",
+		"/.cvmfscatalog": "100644 1",
 	} {
 		if got[path] != want {
 			t.Errorf("%q is %q, want %q", path, got[path], want)
@@ -231,7 +239,8 @@ func TestWithoutItsRecordALayerIsWhatTheCatalogSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range first(show(t, mount(t, image))) {
-		if e.Mode&syscall.S_IFMT != syscall.S_IFDIR && e.Nlink != 1 || filepath.Base(e.Path) == ".cvmfscatalog" || e.Path == "" && e.Mode&0o7777 != 0o755 {
+		if e.Mode&syscall.S_IFMT != syscall.S_IFDIR && e.Nlink != 1 || filepath.Base(e.Path) == ".cvmfscatalog" ||
+			e.Path == "" && e.Mode&0o7777 != 0o755 {
 			t.Errorf("%+v is what only a record says", e)
 		}
 	}
@@ -260,7 +269,10 @@ func TestAnotherRecordMakesAnotherImage(t *testing.T) {
 	}
 	p.layer("/layers/l", rich(t), func(r *thin.Record) { *r = thin.Record{} })
 	keys := map[string]string{key(): "no record"}
-	for _, text := range []string{`{"version":1}`, `{"version":1,"root":{"mode":448}}`, `{"version":1,"root":{"mode":449}}`} {
+	for _, text := range []string{
+		`{"version":1}`, `{"version":1,"root":{"mode":448}}`,
+		`{"version":1,"root":{"mode":449}}`,
+	} {
 		write(text)
 		k := key()
 		if keys[k] != "" {
@@ -284,9 +296,10 @@ func TestBadRecordsAreRefused(t *testing.T) {
 		"a path upwards":       {`{"version":1,"markers":["../.cvmfscatalog"]}`, "component"},
 		"a contradiction":      {`{"version":1,"links":[["a/file","a"]]}`, "convert the image again"},
 		"no path of the layer": {`{"version":1,"xattrs":{"a/file/x":[{"name":"user.a","value":""}]}}`, `"a/file/x"`},
-		"a huge attribute":     {`{"version":1,"xattrs":{"a/file":[{"name":"user.a","value":"` + strings.Repeat("AAAA", 1<<16/3+1) + `"}]}}`, "attribute"},
-		"too many attributes":  {`{"version":1,"xattrs":{"a/file":[` + attributes(300) + `]}}`, "extended attributes"},
-		"nothing":              {"", ""},
+		"a huge attribute": {`{"version":1,"xattrs":{"a/file":[{"name":"user.a","value":"` + strings.Repeat("AAAA",
+			1<<16/3+1) + `"}]}}`, "attribute"},
+		"too many attributes": {`{"version":1,"xattrs":{"a/file":[` + attributes(300) + `]}}`, "extended attributes"},
+		"nothing":             {"", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := "/layers/" + strings.ReplaceAll(name, " ", "-")
@@ -297,7 +310,8 @@ func TestBadRecordsAreRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.commit(tx)
-			if _, err := p.compose(path); err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "record") && name != "too many attributes" {
+			if _, err := p.compose(path); err == nil || !strings.Contains(err.Error(), c.says) ||
+				!strings.Contains(err.Error(), "record") && name != "too many attributes" {
 				t.Errorf("got %v, want an error about the record with %q", err, c.says)
 			}
 		})
@@ -306,14 +320,18 @@ func TestBadRecordsAreRefused(t *testing.T) {
 		record tar.Header
 		says   string
 	}{
-		"a folder":        {tar.Header{Name: "l.record.json/", Mode: 0o755}, "not a regular file"},
-		"a symbolic link": {tar.Header{Name: "l.record.json", Typeflag: tar.TypeSymlink, Linkname: "l/file"}, "not a regular file"},
-		"65 MiB":          {tar.Header{Name: "l.record.json", Mode: 0o644, Size: 65 << 20}, "the limit is"},
+		"a folder": {tar.Header{Name: "l.record.json/", Mode: 0o755}, "not a regular file"},
+		"a symbolic link": {
+			tar.Header{Name: "l.record.json", Typeflag: tar.TypeSymlink, Linkname: "l/file"},
+			"not a regular file",
+		},
+		"65 MiB": {tar.Header{Name: "l.record.json", Mode: 0o644, Size: 65 << 20}, "the limit is"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			above := "/above/" + strings.ReplaceAll(name, " ", "-")
 			p := &publisher{t, p.repository, p.site}
-			p.layer(above, archive(t, tar.Header{Name: "l/", Mode: 0o755}, tar.Header{Name: "l/file", Mode: 0o644, Size: 1}, c.record), nil)
+			p.layer(above, archive(t, tar.Header{Name: "l/", Mode: 0o755},
+				tar.Header{Name: "l/file", Mode: 0o644, Size: 1}, c.record), nil)
 			if _, err := p.compose(above + "/l"); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v, want an error with %q", err, c.says)
 			}

@@ -35,7 +35,8 @@ type folder struct {
 	path     string
 	record   *foundRecord // nil if the layer has none
 	ids      idMaps
-	expand   func(target string) string // not nil: the folder is wanted as it is published, symbolic links with these targets
+	// not nil: the folder is wanted as it is published, symbolic links with these targets
+	expand func(target string) string
 }
 
 // idMaps is how a catalog's owner becomes the one on this host: the repository's maps first, then the engine's
@@ -83,7 +84,10 @@ type folderWalk struct {
 }
 
 func newFolderWalk(f *folder, k *record) *folderWalk {
-	return &folderWalk{folder: f, record: k, builder: builder{published: f.expand != nil}, links: map[uint64]*inode{}, nested: map[string]bool{}}
+	return &folderWalk{
+		folder: f, record: k, builder: builder{published: f.expand != nil}, links: map[uint64]*inode{},
+		nested: map[string]bool{},
+	}
 }
 
 // add takes an entry in.

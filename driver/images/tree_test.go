@@ -74,25 +74,61 @@ func TestMergeAppliesEveryWhiteoutConvention(t *testing.T) {
 		upper []string
 		want  []string
 	}{
-		"nothing":                         {nil, []string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"aufs whiteout of a file":         {[]string{"d /d", "e /d/.wh.a"}, []string{"/d/", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"aufs whiteout of a folder":       {[]string{"d /d", "e /d/.wh.sub"}, []string{"/d/", "/d/a", "/d/b", "/top"}},
-		"aufs whiteout at the root":       {[]string{"e /.wh.d"}, []string{"/top"}},
-		"aufs opaque":                     {[]string{"d /d", "e /d/.wh..wh..opq", "f /d/new"}, []string{"/d/", "/d/new", "/top"}},
-		"aufs opaque after its children":  {[]string{"d /d", "f /d/!new", "e /d/.wh..wh..opq"}, []string{"/d/", "/d/!new", "/top"}},
-		"aufs opaque at the root":         {[]string{"e /.wh..wh..opq", "f /only"}, []string{"/only"}},
-		"aufs housekeeping":               {[]string{"d /.wh..wh.plnk", "f /.wh..wh.plnk/1.2", "e /.wh..wh.aufs"}, []string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"whiteout that is a folder":       {[]string{"d /.wh.d", "f /.wh.d/hidden"}, []string{"/top"}},
-		"overlay whiteout device":         {[]string{"d /d", "c /d/a"}, []string{"/d/", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"overlay opaque":                  {[]string{"d /d trusted.overlay.opaque=y", "f /d/new"}, []string{"/d/", "/d/new", "/top"}},
+		"nothing": {nil, []string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
+		"aufs whiteout of a file": {
+			[]string{"d /d", "e /d/.wh.a"},
+			[]string{"/d/", "/d/b", "/d/sub/", "/d/sub/x", "/top"},
+		},
+		"aufs whiteout of a folder": {[]string{"d /d", "e /d/.wh.sub"}, []string{"/d/", "/d/a", "/d/b", "/top"}},
+		"aufs whiteout at the root": {[]string{"e /.wh.d"}, []string{"/top"}},
+		"aufs opaque": {
+			[]string{"d /d", "e /d/.wh..wh..opq", "f /d/new"},
+			[]string{"/d/", "/d/new", "/top"},
+		},
+		"aufs opaque after its children": {
+			[]string{"d /d", "f /d/!new", "e /d/.wh..wh..opq"},
+			[]string{"/d/", "/d/!new", "/top"},
+		},
+		"aufs opaque at the root": {[]string{"e /.wh..wh..opq", "f /only"}, []string{"/only"}},
+		"aufs housekeeping": {
+			[]string{"d /.wh..wh.plnk", "f /.wh..wh.plnk/1.2", "e /.wh..wh.aufs"},
+			[]string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"},
+		},
+		"whiteout that is a folder": {[]string{"d /.wh.d", "f /.wh.d/hidden"}, []string{"/top"}},
+		"overlay whiteout device": {
+			[]string{"d /d", "c /d/a"},
+			[]string{"/d/", "/d/b", "/d/sub/", "/d/sub/x", "/top"},
+		},
+		"overlay opaque": {
+			[]string{"d /d trusted.overlay.opaque=y", "f /d/new"},
+			[]string{"/d/", "/d/new", "/top"},
+		},
 		"overlay opaque, user name space": {[]string{"d /d user.overlay.opaque=y"}, []string{"/d/", "/top"}},
-		"overlay opaque x":                {[]string{"d /d trusted.overlay.opaque=x", "e /d/a trusted.overlay.whiteout="}, []string{"/d/", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"whiteout and a new file":         {[]string{"e /.wh.d", "d /d", "f /d/new"}, []string{"/d/", "/d/new", "/top"}},
-		"whiteout of nothing":             {[]string{"e /.wh.absent", "e /.wh."}, []string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"folder becomes file":             {[]string{"f /d"}, []string{"/d", "/top"}},
-		"file becomes folder":             {[]string{"d /top", "f /top/in"}, []string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top/", "/top/in"}},
-		"other attributes stay":           {[]string{"d /d user.keep=1"}, []string{"/d/ user.keep=1", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
-		"redirects from outside go":       {[]string{"f /top trusted.overlay.redirect=/objects/secret"}, []string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
+		"overlay opaque x": {[]string{
+			"d /d trusted.overlay.opaque=x",
+			"e /d/a trusted.overlay.whiteout=",
+		}, []string{"/d/", "/d/b", "/d/sub/", "/d/sub/x", "/top"}},
+		"whiteout and a new file": {
+			[]string{"e /.wh.d", "d /d", "f /d/new"},
+			[]string{"/d/", "/d/new", "/top"},
+		},
+		"whiteout of nothing": {
+			[]string{"e /.wh.absent", "e /.wh."},
+			[]string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"},
+		},
+		"folder becomes file": {[]string{"f /d"}, []string{"/d", "/top"}},
+		"file becomes folder": {
+			[]string{"d /top", "f /top/in"},
+			[]string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top/", "/top/in"},
+		},
+		"other attributes stay": {
+			[]string{"d /d user.keep=1"},
+			[]string{"/d/ user.keep=1", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"},
+		},
+		"redirects from outside go": {
+			[]string{"f /top trusted.overlay.redirect=/objects/secret"},
+			[]string{"/d/", "/d/a", "/d/b", "/d/sub/", "/d/sub/x", "/top"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tree := layer(t)

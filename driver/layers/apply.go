@@ -274,7 +274,8 @@ func (s *Store) applyThin(ctx context.Context, a *arrival, temp string, d *thin.
 		return s.claimImage(key, func() error { return s.replace(a, temp, &layer{Thin: true, Image: key}) })
 	})
 	if unreachable(err) {
-		s.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer", a.id, "err", err)
+		s.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer",
+			a.id, "err", err)
 		return s.commit(a, temp, &layer{Thin: true})
 	}
 	return err

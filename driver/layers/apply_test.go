@@ -41,7 +41,8 @@ func TestApplyDiffJudgesAFirstArchiveByItsContent(t *testing.T) {
 					t.Errorf("the first %d of %d bytes: %v", cut, len(whole), err)
 				}
 			} else if !errors.Is(err, layers.ErrTruncated) || len(list(t, r.diff("base"))) > 0 {
-				t.Errorf("the first %d of %d bytes: size %d, error %v, left %v", cut, len(whole), size, err, list(t, r.diff("base")))
+				t.Errorf("the first %d of %d bytes: size %d, error %v, left %v", cut, len(whole), size, err,
+					list(t, r.diff("base")))
 			}
 			must(t, r.Remove("base"))
 		}
@@ -90,7 +91,8 @@ func TestApplyDiffTakesNothingForALayerOfAFormerProcess(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	must(t, r.Create(layers.CreateArgs{ID: "base"})) // the engine repeats calls: it has sent no archive before the answer
+	// the engine repeats calls: it has sent no archive before the answer
+	must(t, r.Create(layers.CreateArgs{ID: "base"}))
 	if _, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(nil)); err != nil {
 		t.Errorf("a layer of no bytes: %v", err)
 	}
@@ -106,7 +108,8 @@ func TestApplyDiffTakesNoRestOfABrokenArchive(t *testing.T) {
 			t.Errorf("%s: a broken archive was taken", name)
 		}
 		r.reopen() // the server may have been killed meanwhile
-		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole[at:])); !errors.Is(err, layers.ErrBroken) {
+		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole[at:])); !errors.Is(err,
+			layers.ErrBroken) {
 			t.Errorf("%s: the rest gave %v", name, err)
 		}
 		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole)); !errors.Is(err, layers.ErrBroken) {
@@ -117,7 +120,8 @@ func TestApplyDiffTakesNoRestOfABrokenArchive(t *testing.T) {
 	}
 	// What came in to its end and was refused is forgotten.
 	must(t, r.Create(layers.CreateArgs{ID: "refused"}))
-	if _, err := r.ApplyDiff(t.Context(), "refused", "", bytes.NewReader(tarOf(t, file{name: "x", kind: tar.TypeLink, link: "none"}, file{name: "y"}))); err == nil {
+	if _, err := r.ApplyDiff(t.Context(), "refused", "",
+		bytes.NewReader(tarOf(t, file{name: "x", kind: tar.TypeLink, link: "none"}, file{name: "y"}))); err == nil {
 		t.Error("a link to nothing was taken")
 	}
 	_, err := r.ApplyDiff(t.Context(), "refused", "", bytes.NewReader(whole))
@@ -141,7 +145,11 @@ func TestApplyDiffStaysInsideTheLayer(t *testing.T) {
 		{"two links, file through them", []file{link("a", canary), link("b", "a"), reg("b/f")}},
 		{"link, folder through it", []file{link("l", canary), {name: "l/d/", kind: tar.TypeDir}, reg("l/d/f")}},
 		{"link, file in its place", []file{link("l", canary+"/f"), reg("l")}},
-		{"link, folder in its place, file below", []file{link("l", canary), {name: "l", kind: tar.TypeDir, mode: 0o700}, reg("l/f")}},
+		{"link, folder in its place, file below", []file{
+			link("l", canary),
+			{name: "l", kind: tar.TypeDir, mode: 0o700},
+			reg("l/f"),
+		}},
 		{"hard link to outside", []file{hard("h", canary+"/keep"), reg("h")}},
 		{"hard link to outside by dots", []file{hard("h", strings.Repeat("../", 20)+canary[1:]+"/keep"), reg("h")}},
 		{"hard link through a link", []file{link("l", canary), hard("h", "l/keep"), reg("h")}},
@@ -149,7 +157,10 @@ func TestApplyDiffStaysInsideTheLayer(t *testing.T) {
 		{"opaque through a link", []file{link("l", canary), {name: "l/.wh..wh..opq"}}},
 		{"whiteout of dots", []file{{name: ".wh..."}, {name: ".wh.."}}},
 		{"device through a link", []file{link("l", canary), {name: "l/dev", kind: tar.TypeChar, dev: 3}}},
-		{"attribute through a link", []file{link("l", canary), {name: "l/.", kind: tar.TypeDir, xattrs: map[string]string{"user.x": "y"}}}},
+		{"attribute through a link", []file{
+			link("l", canary),
+			{name: "l/.", kind: tar.TypeDir, xattrs: map[string]string{"user.x": "y"}},
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(canary, "keep"), []byte("kept"), 0o600))
@@ -172,10 +183,14 @@ func TestApplyDiffRemovesWhatInstructsOverlayfs(t *testing.T) {
 	r := newRig(t)
 	evil := map[string]string{
 		"trusted.overlay.redirect": "/objects/3f/aaa", "trusted.overlay.metacopy": "", "trusted.overlay.opaque": "y",
-		"user.overlay.redirect": "/x", "trusted.overlay.anything": "1", "user.harmless": "kept", "security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+		"user.overlay.redirect": "/x", "trusted.overlay.anything": "1", "user.harmless": "kept",
+		"security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 	}
 	r.apply("base", "", tarOf(t,
-		file{name: "f", body: "f", xattrs: evil}, file{name: "d/", kind: tar.TypeDir, xattrs: map[string]string{"trusted.overlay.opaque": "y"}},
+		file{name: "f", body: "f", xattrs: evil}, file{
+			name: "d/", kind: tar.TypeDir,
+			xattrs: map[string]string{"trusted.overlay.opaque": "y"},
+		},
 		file{name: "o/", kind: tar.TypeDir}, file{name: "o/.wh..wh..opq"}))
 	want := []string{"f security.capability", "f user.harmless", "o trusted.overlay.opaque"}
 	got := xattrs(t, r.diff("base"))
@@ -196,7 +211,8 @@ func TestApplyDiffKeepsEveryKindOfFile(t *testing.T) {
 		file{name: "null", kind: tar.TypeChar, dev: 3},
 		file{name: "implied/by/file", body: "y"}))
 	want := []string{
-		"fifo prw-r--r-- 0:0", "hard urwxr-xr-x 1:2 x", "implied drwxr-xr-x 0:0", "implied/by drwxr-xr-x 0:0", "implied/by/file -rw-r--r-- 0:0 y",
+		"fifo prw-r--r-- 0:0", "hard urwxr-xr-x 1:2 x", "implied drwxr-xr-x 0:0", "implied/by drwxr-xr-x 0:0",
+		"implied/by/file -rw-r--r-- 0:0 y",
 		"null Dcrw-r--r-- 0:0", "soft Lrwxrwxrwx 0:0 /nowhere", "sticky dtrwxrwxrwx 0:0", "suid urwxr-xr-x 1:2 x",
 	}
 	if d := cmp.Diff(want, list(t, r.diff("base"))); d != "" {
@@ -217,7 +233,8 @@ func TestFullDiskFailsTheLayerAndLeavesNothing(t *testing.T) {
 	t.Cleanup(func() { must(t, unix.Unmount(small, unix.MNT_DETACH)) })
 	r := newRigIn(t, small)
 	must(t, r.Create(layers.CreateArgs{ID: "big"}))
-	_, err := r.ApplyDiff(t.Context(), "big", "", bytes.NewReader(tarOf(t, file{name: "f", body: strings.Repeat("x", 4<<20)})))
+	_, err := r.ApplyDiff(t.Context(), "big", "",
+		bytes.NewReader(tarOf(t, file{name: "f", body: strings.Repeat("x", 4<<20)})))
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("error %v, want ENOSPC", err)
 	}
@@ -240,7 +257,8 @@ func TestKilledServerLeavesWholeLayersOrNone(t *testing.T) {
 	must(t, os.WriteFile(path, archive, 0o600))
 	for round := range 6 {
 		child := exec.Command(os.Args[0], "-test.run=^TestHelperAppliesLayers$")
-		child.Env = append(os.Environ(), "STORE_ROOT="+filepath.Dir(r.root), "STORE_TAR="+path, fmt.Sprint("STORE_ROUND=", round))
+		child.Env = append(os.Environ(), "STORE_ROOT="+filepath.Dir(r.root), "STORE_TAR="+path,
+			fmt.Sprint("STORE_ROUND=", round))
 		out, err := child.StdoutPipe()
 		must(t, err)
 		must(t, child.Start())

@@ -85,11 +85,15 @@ func TestLayersOnAnOverlayAreRefused(t *testing.T) {
 	}
 	var m graphdriver.Mounter
 	outer := filepath.Join(dir, "m")
-	must(t, m.Mount(layers.Mount{Target: outer, Overlay: &overlayfs.Spec{Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w"}}))
+	must(t, m.Mount(layers.Mount{Target: outer, Overlay: &overlayfs.Spec{
+		Lower: []string{dir + "/l"}, Upper: dir + "/u",
+		Work: dir + "/w",
+	}}))
 	t.Cleanup(func() { must(t, m.Unmount(outer)) })
 	status, err := initOn(t, outer)
 	t.Log(err)
-	if err == nil || !strings.Contains(err.Error(), "lies on an overlay itself") || !strings.Contains(err.Error(), "volume") {
+	if err == nil || !strings.Contains(err.Error(), "lies on an overlay itself") ||
+		!strings.Contains(err.Error(), "volume") {
 		t.Errorf("%v", err)
 	}
 	if status["Backing Filesystem"] != "overlayfs" {

@@ -42,7 +42,10 @@ func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, err
 	pr, pw := io.Pipe()
 	go func() {
 		defer root.Close()
-		p := &packer{root: root, ids: settings.IDs, w: tar.NewWriter(pw), seen: map[uint64]string{}, buf: make([]byte, copySize)}
+		p := &packer{
+			root: root, ids: settings.IDs, w: tar.NewWriter(pw), seen: map[uint64]string{},
+			buf: make([]byte, copySize),
+		}
 		err := p.pack(ctx)
 		if err != nil {
 			err = fmt.Errorf("diff layer %s: %w", id, err)
@@ -142,7 +145,8 @@ func (p *packer) addDir(name string, info fs.FileInfo) error {
 		return err
 	}
 	return p.write(&tar.Header{
-		Typeflag: tar.TypeReg, Name: path.Join(name, archive.WhiteoutOpaqueDir), Mode: h.Mode & 0o777, Uid: h.Uid, Gid: h.Gid,
+		Typeflag: tar.TypeReg, Name: path.Join(name, archive.WhiteoutOpaqueDir), Mode: h.Mode & 0o777, Uid: h.Uid,
+		Gid: h.Gid,
 	}, nil)
 }
 

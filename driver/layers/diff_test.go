@@ -71,7 +71,8 @@ func work(t testing.TB, dir string) {
 	must(t, f.Close())
 	must(t, os.WriteFile(in("comes and goes"), nil, 0o644))
 	must(t, os.Remove(in("comes and goes")))
-	must(t, unix.Setxattr(in("capable"), "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
+	must(t, unix.Setxattr(in("capable"), "security.capability",
+		[]byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
 }
 
 // worked makes a container on a base layer and has it work.
@@ -80,10 +81,13 @@ func worked(t testing.TB) (r *rig, dir string) {
 	r = newRig(t)
 	d := func(name string) file { return file{name: name + "/", kind: tar.TypeDir} }
 	f := func(name string) file { return file{name: name, body: name} }
-	r.apply("below", "", tarOf(t, f("deleted below"), f("modified"), d("gone"), f("gone/deep"), d("whited"), f("whited/x")))
+	r.apply("below", "", tarOf(t, f("deleted below"), f("modified"), d("gone"), f("gone/deep"), d("whited"),
+		f("whited/x")))
 	r.apply("base", "below", tarOf(t,
-		f("modified"), f("deleted"), file{name: ".wh.deleted below"}, file{name: ".wh.whited"}, d("replaced"), f("replaced/was"), d("replaced/sub"), f("replaced/sub/was"),
-		file{name: "replaced/same", body: "same"}, f("mode"), d("dir"), d("dir/below"), f("dir/below/kept"), f("file2dir"), d("dir2file"), f("dir2file/x"), f("old name"),
+		f("modified"), f("deleted"), file{name: ".wh.deleted below"}, file{name: ".wh.whited"}, d("replaced"),
+		f("replaced/was"), d("replaced/sub"), f("replaced/sub/was"),
+		file{name: "replaced/same", body: "same"}, f("mode"), d("dir"), d("dir/below"), f("dir/below/kept"),
+		f("file2dir"), d("dir2file"), f("dir2file/x"), f("old name"),
 		f("touched"), f("opened"), f("capable"), f("untouched")))
 	dir = r.container("c1", "base")
 	work(t, dir)
@@ -95,8 +99,10 @@ func TestChangesAreThoseOfTheViews(t *testing.T) {
 	got, err := r.Changes(t.Context(), "c1", "base")
 	must(t, err)
 	want := []string{
-		"C /capable", "D /deleted", "C /dir", "C /dir/below", "A /dir/below/added", "C /dir2file", "C /file2dir", "A /file2dir/x",
-		"D /gone", "A /hard", "C /mode", "C /modified", "A /new name", "A /null", "D /old name", "C /replaced", "C /replaced/same", "C /replaced/sub", "D /replaced/sub/was",
+		"C /capable", "D /deleted", "C /dir", "C /dir/below", "A /dir/below/added", "C /dir2file", "C /file2dir",
+		"A /file2dir/x",
+		"D /gone", "A /hard", "C /mode", "C /modified", "A /new name", "A /null", "D /old name", "C /replaced",
+		"C /replaced/same", "C /replaced/sub", "D /replaced/sub/was",
 		"D /replaced/was", "A /soft", "C /touched",
 	}
 	if d := cmp.Diff(want, kinds(got)); d != "" {
@@ -154,7 +160,8 @@ func TestDiffMakesTheSameLayerElsewhere(t *testing.T) {
 			t.Errorf("exported: %s", x)
 		}
 	}
-	if _, err := r.Diff(t.Context(), "c1", "below"); err == nil || !strings.Contains(err.Error(), `its parent is "base"`) {
+	if _, err := r.Diff(t.Context(), "c1", "below"); err == nil ||
+		!strings.Contains(err.Error(), `its parent is "base"`) {
 		t.Errorf("a diff against another than the parent: %v", err)
 	}
 }
@@ -182,7 +189,8 @@ func TestDiffOfAnOpaqueRootAndOddNames(t *testing.T) {
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
 	long := strings.Repeat("long/", 60) + "name"
 	odd := "new\nline \xff\xfe"
-	r.apply("top", "base", tarOf(t, file{name: ".wh..wh..opq"}, file{name: odd, body: "odd"}, file{name: long, body: "long"}))
+	r.apply("top", "base", tarOf(t, file{name: ".wh..wh..opq"}, file{name: odd, body: "odd"},
+		file{name: long, body: "long"}))
 	r.apply("copy", "base", pack(t, r, "top", "base"))
 	if d := cmp.Diff(list(t, r.container("c1", "top")), list(t, r.container("c2", "copy"))); d != "" {
 		t.Errorf("-layer +copy\n%s", d)

@@ -58,7 +58,8 @@ func (s *Store) tryOverlay(dir string) error {
 		return err
 	}
 	err = s.cfg.Mounter.Mount(Mount{Target: target, Overlay: &overlayfs.Spec{
-		Lower: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"),
+		Lower: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"),
+		Work: filepath.Join(dir, "work"),
 	}})
 	if err == nil {
 		err = os.Remove(filepath.Join(target, name))

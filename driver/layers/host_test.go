@@ -39,11 +39,26 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 		want        []string
 	}{
 		{"no types of names", no, nil, "nodev\toverlay\n", false, []string{"d_type", "data-root"}},
-		{"no overlayfs", yes, syscall.ENODEV, "nodev\tproc\n\text4\n", false, []string{"no overlayfs", "modprobe overlay", "CONFIG_OVERLAY_FS"}},
-		{"no overlay anywhere", yes, syscall.EINVAL, "nodev\toverlay\n", true, []string{"this kernel mounts no overlays", "invalid argument"}},
-		{"aufs alone", yes, syscall.ENODEV, "nodev\taufs\n\text4\n", false, []string{"aufs", "CONFIG_OVERLAY_FS, 4.18 or later"}},
-		{"aufs beside a broken overlayfs", yes, syscall.EINVAL, "nodev\taufs\nnodev\toverlay\n", false, []string{"overlayfs doesn't work on", "data-root", "invalid argument"}},
-		{"no list of file systems", yes, syscall.EPERM, "", false, []string{"overlayfs doesn't work on", "operation not permitted"}},
+		{
+			"no overlayfs", yes, syscall.ENODEV, "nodev\tproc\n\text4\n", false,
+			[]string{"no overlayfs", "modprobe overlay", "CONFIG_OVERLAY_FS"},
+		},
+		{
+			"no overlay anywhere", yes, syscall.EINVAL, "nodev\toverlay\n", true,
+			[]string{"this kernel mounts no overlays", "invalid argument"},
+		},
+		{
+			"aufs alone", yes, syscall.ENODEV, "nodev\taufs\n\text4\n", false,
+			[]string{"aufs", "CONFIG_OVERLAY_FS, 4.18 or later"},
+		},
+		{
+			"aufs beside a broken overlayfs", yes, syscall.EINVAL, "nodev\taufs\nnodev\toverlay\n", false,
+			[]string{"overlayfs doesn't work on", "data-root", "invalid argument"},
+		},
+		{
+			"no list of file systems", yes, syscall.EPERM, "", false,
+			[]string{"overlayfs doesn't work on", "operation not permitted"},
+		},
 		{"deleting has no effect", yes, nil, "nodev\toverlay\n", false, []string{"overlayfs doesn't work on"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -68,7 +83,8 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 			if c.mount != nil && !errors.Is(err, c.mount) {
 				t.Errorf("%v: the kernel's reason is lost", err)
 			}
-			for left, want := range map[string]int{s.path("state"): 1, s.run("views"): 0} { // the device of the file system
+			// the device of the file system
+			for left, want := range map[string]int{s.path("state"): 1, s.run("views"): 0} {
 				names, err := os.ReadDir(left)
 				if len(names) != want || err != nil {
 					t.Errorf("left in %s: %s, %v", left, names, err)
@@ -79,7 +95,10 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 }
 
 func TestRemedyForNamesWithoutTypesIsTheFileSystems(t *testing.T) {
-	for kind, want := range map[string]string{"xfs": "mkfs.xfs -n ftype=1", "extfs": "tune2fs -O filetype", "0x6969": "ext4, or to xfs made with ftype=1"} {
+	for kind, want := range map[string]string{
+		"xfs": "mkfs.xfs -n ftype=1", "extfs": "tune2fs -O filetype",
+		"0x6969": "ext4, or to xfs made with ftype=1",
+	} {
 		if err := untyped(kind).Error(); !strings.Contains(err, want) || !strings.Contains(err, kind) {
 			t.Errorf("%s: %s", kind, err)
 		}

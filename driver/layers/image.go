@@ -47,7 +47,9 @@ func (s *Store) image(ctx context.Context, id string) (*images.Image, error) {
 
 // compose returns the composed image of a chain once claim has made a layer name it. An image that goes before, as
 // another layer that named it is removed, is composed again: claim then gives images.ErrNoImage.
-func (s *Store) compose(ctx context.Context, chain []images.Layer, claim func(key string) error) (*images.Image, error) {
+func (s *Store) compose(ctx context.Context, chain []images.Layer,
+	claim func(key string) error,
+) (*images.Image, error) {
 	s.beginCompose()
 	defer s.endCompose()
 	for {

@@ -44,7 +44,8 @@ func (c *composer) paused() (made chan struct{}, proceed func()) {
 
 // applyThin returns a layer that is there a thin image.
 func (r *rig) applyThin(id, parent string) error {
-	_, err := r.ApplyDiff(r.t.Context(), id, parent, bytes.NewReader(tarOf(r.t, file{name: "thin.json", body: descriptor})))
+	_, err := r.ApplyDiff(r.t.Context(), id, parent,
+		bytes.NewReader(tarOf(r.t, file{name: "thin.json", body: descriptor})))
 	return err
 }
 
@@ -132,11 +133,13 @@ func TestLayersInACircleAreRefusedOrFailAndHangNobody(t *testing.T) {
 	r.apply("a", "", tarOf(t))
 	r.apply("b", "a", tarOf(t))
 	must(t, r.Remove("a"))
-	if err := r.Create(layers.CreateArgs{ID: "a", Parent: "b", Writable: true}); err == nil || !strings.Contains(err.Error(), "below it") {
+	if err := r.Create(layers.CreateArgs{ID: "a", Parent: "b", Writable: true}); err == nil ||
+		!strings.Contains(err.Error(), "below it") {
 		t.Errorf("a circle was made: %v", err)
 	}
 	must(t, r.Create(layers.CreateArgs{ID: "a", Writable: true}))
-	must(t, unix.Setxattr(filepath.Join(r.root, "layers/a"), "trusted.cvmfs-graphdriver.layer", []byte(`{"parent":"b","writable":true}`), 0))
+	must(t, unix.Setxattr(filepath.Join(r.root, "layers/a"), "trusted.cvmfs-graphdriver.layer",
+		[]byte(`{"parent":"b","writable":true}`), 0))
 	err := soon(t, "Get", func() error { _, err := r.Get(t.Context(), "a", ""); return err })
 	if err == nil || !strings.Contains(err.Error(), "ancestors") {
 		t.Errorf("Get: %v", err)
@@ -169,7 +172,8 @@ func TestStartRemovesImagesThatNobodyNames(t *testing.T) {
 	}
 	r.record("c1", "used", "first", 1)
 	r.record("c2", "stranded", "before", 1)
-	for _, key := range []string{"used", "stranded", "left"} { // the last by a kill between a layer's removal and that of its image
+	// the last by a kill between a layer's removal and that of its image
+	for _, key := range []string{"used", "stranded", "left"} {
 		r.composer.images[key] = &images.Image{Key: key}
 	}
 	for _, dir := range []string{"images/gone", "shared/gone.fuse", "images/key1", "shared/key1.erofs"} {
@@ -207,7 +211,8 @@ func TestSweepLeavesWhatIsBeingComposed(t *testing.T) {
 	}()
 	<-made
 	r.composer.images["left"] = &images.Image{Key: "left"}
-	must(t, r.Init(layers.InitArgs{Opts: []string{"cvmfs.repositories=x.example.org"}})) // a composer takes over, and sweeps
+	// a composer takes over, and sweeps
+	must(t, r.Init(layers.InitArgs{Opts: []string{"cvmfs.repositories=x.example.org"}}))
 	if got := r.composer.keys(); got != "key1 left" {
 		t.Errorf("swept while an image was composed: there are %s", got)
 	}

@@ -33,7 +33,8 @@ var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,99}$`)
 
 func checkID(id string) error {
 	if !validID.MatchString(id) {
-		return fmt.Errorf("layer id %.110q: want 1 to 100 letters, digits, '_', '.', '-', the first a letter or digit", id)
+		return fmt.Errorf("layer id %.110q: want 1 to 100 letters, digits, '_', '.', '-', the first a letter or digit",
+			id)
 	}
 	return nil
 }

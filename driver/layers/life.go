@@ -135,12 +135,14 @@ func (s *Store) help(ctx context.Context, key string, open context.Context, paus
 	log.Info("fetch what containers miss whose plugin was restarted")
 	began := time.Now()
 	done, err := s.cfg.Objects.Complete(ctx, key)
-	log = log.With("objects", done.Fetched, "bytes", done.Bytes, "failed", done.Failed, "took", time.Since(began).Round(time.Millisecond))
+	log = log.With("objects", done.Fetched, "bytes", done.Bytes, "failed", done.Failed, "took",
+		time.Since(began).Round(time.Millisecond))
 	switch {
 	case ctx.Err() != nil:
 		log.Info("nobody needs the rest of it now")
 	case err != nil || done.Failed > 0:
-		log.Warn("containers whose plugin was restarted still miss files: restart them, or wait", "again", pause, "err", err)
+		log.Warn("containers whose plugin was restarted still miss files: restart them, or wait", "again", pause, "err",
+			err)
 	default:
 		log.Info("fetched all that containers missed")
 		s.stranded.helped(key)

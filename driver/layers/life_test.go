@@ -206,7 +206,12 @@ func TestOtherOptionsReplaceTheComposer(t *testing.T) {
 		return &successor{name: fmt.Sprint(n), log: &log}, nil
 	}
 	r.reopen()
-	for _, opts := range [][]string{nil, {}, {"cvmfs.repositories=a.example.org"}, {"cvmfs.repositories=a.example.org"}} {
+	for _, opts := range [][]string{
+		nil,
+		{},
+		{"cvmfs.repositories=a.example.org"},
+		{"cvmfs.repositories=a.example.org"},
+	} {
 		must(t, r.Init(layers.InitArgs{Opts: opts}))
 	}
 	if err := r.Init(layers.InitArgs{Opts: []string{"cvmfs.repositories=*"}}); err == nil {
@@ -226,13 +231,19 @@ func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 	r.apply("thin", "base", tarOf(t, file{name: "thin.json", body: descriptor}))
 	r.apply("above", "thin", tarOf(t, file{name: "b", body: "b"}))
 	r.composer.images["key2"].Layers = []images.Pin{
-		{FQRN: "b.example.org", Path: "/layers/1", Revision: 7}, {FQRN: "a.example.org", Path: "/layers/2", Revision: 9}, {FQRN: "b.example.org", Path: "/layers/3", Revision: 7},
+		{FQRN: "b.example.org", Path: "/layers/1", Revision: 7},
+		{FQRN: "a.example.org", Path: "/layers/2", Revision: 9},
+		{FQRN: "b.example.org", Path: "/layers/3", Revision: 7},
 	}
 	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "above", Writable: true}))
-	image := map[string]string{"erofs": "images/key2", "erofs by two overlays": "shared/key2.erofs", "fuse": "shared/key2.fuse"}[testutil.KnownView()]
+	image := map[string]string{
+		"erofs": "images/key2", "erofs by two overlays": "shared/key2.erofs",
+		"fuse": "shared/key2.fuse",
+	}[testutil.KnownView()]
 	want := map[string]string{
-		"UpperDir": r.diff("c1"), "WorkDir": filepath.Join(r.root, "layers/c1/work"), "MergedDir": filepath.Join(r.root, "mnt/c1"),
-		"LowerDir": r.diff("above") + ":" + filepath.Join(r.run, image), "Image": "key2",
+		"UpperDir": r.diff("c1"), "WorkDir": filepath.Join(r.root, "layers/c1/work"),
+		"MergedDir": filepath.Join(r.root, "mnt/c1"),
+		"LowerDir":  r.diff("above") + ":" + filepath.Join(r.run, image), "Image": "key2",
 		"Repositories": "a.example.org@9 b.example.org@7",
 		"Folders":      "cvmfs://b.example.org/layers/1 cvmfs://a.example.org/layers/2 cvmfs://b.example.org/layers/3",
 		"Local":        "12 of 340 objects, 3.1 of 820.5 MB",
@@ -242,9 +253,13 @@ func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
-	r.cfg.Objects = &files{share: objects.Share{Objects: 4_000, Of: 250_000, Bytes: 1 << 20, OfBytes: 1 << 30, Estimated: true}}
+	r.cfg.Objects = &files{share: objects.Share{
+		Objects: 4_000, Of: 250_000, Bytes: 1 << 20, OfBytes: 1 << 30,
+		Estimated: true,
+	}}
 	r.reopen()
-	if got, err = r.Metadata("c1"); err != nil || got["Local"] != "about 4000 of 250000 objects, about 1.0 of 1073.7 MB" {
+	if got, err = r.Metadata("c1"); err != nil ||
+		got["Local"] != "about 4000 of 250000 objects, about 1.0 of 1073.7 MB" {
 		t.Errorf("%v, %v", got, err)
 	}
 }
@@ -254,7 +269,10 @@ func TestQuestionsHaveNoEffects(t *testing.T) {
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
 	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: descriptor}))
 	var log []string
-	r.cfg.NewComposer = func(layers.Settings) (layers.Composer, error) { return &successor{log: &log, name: "composer"}, nil }
+	r.cfg.NewComposer = func(layers.Settings) (layers.Composer, error) {
+		return &successor{log: &log, name: "composer"},
+			nil
+	}
 	r.reopen()
 	must(t, r.Create(layers.CreateArgs{ID: "step", Parent: "base", Writable: true}))
 	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "step", Writable: true}))
@@ -292,7 +310,8 @@ func TestInitWithAThousandLayersIsQuick(t *testing.T) {
 	for n := range 1000 {
 		id := fmt.Sprintf("%064d", n)
 		must(t, os.MkdirAll(filepath.Join(folder, id, "graph", id, "diff"), 0o755))
-		must(t, unix.Lsetxattr(filepath.Join(folder, id), "trusted.cvmfs-graphdriver.layer", []byte(`{"thin":true,"committed":true}`), 0))
+		must(t, unix.Lsetxattr(filepath.Join(folder, id), "trusted.cvmfs-graphdriver.layer",
+			[]byte(`{"thin":true,"committed":true}`), 0))
 	}
 	began := time.Now()
 	r.reopen()
@@ -308,7 +327,8 @@ func TestTwentyLayersComeAtOnce(t *testing.T) {
 	r := newRig(t)
 	var archives [20][]byte
 	for n := range archives {
-		archives[n] = tarOf(t, file{name: fmt.Sprint("f", n), body: strings.Repeat(fmt.Sprint(n%10), 100_000)}, file{name: "same", body: fmt.Sprint(n)})
+		archives[n] = tarOf(t, file{name: fmt.Sprint("f", n), body: strings.Repeat(fmt.Sprint(n%10), 100_000)},
+			file{name: "same", body: fmt.Sprint(n)})
 	}
 	var wg sync.WaitGroup
 	for n, a := range archives {
@@ -325,7 +345,8 @@ func TestTwentyLayersComeAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	for n := range archives {
-		if b, err := os.ReadFile(filepath.Join(r.diff(fmt.Sprint("l", n)), "same")); err != nil || string(b) != fmt.Sprint(n) {
+		if b, err := os.ReadFile(filepath.Join(r.diff(fmt.Sprint("l", n)), "same")); err != nil ||
+			string(b) != fmt.Sprint(n) {
 			t.Errorf("layer %d: %q, %v", n, b, err)
 		}
 	}

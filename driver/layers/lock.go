@@ -45,7 +45,8 @@ func (s *Store) rankLocks(watch lockWatcher) {
 	s.locks.watch = watch
 	s.images.rank, s.images.name, s.images.watch = rankImages, "images", watch
 	for name, m := range map[string]*mutex{
-		"locks": &s.locks.mu, "settings": &s.mu, "records": &s.records.mutex, "idle": &s.idle.mu, "stranded": &s.stranded.mu, "quota": &s.quota.mu,
+		"locks": &s.locks.mu, "settings": &s.mu, "records": &s.records.mutex, "idle": &s.idle.mu,
+		"stranded": &s.stranded.mu, "quota": &s.quota.mu,
 		"made": &s.made.mu,
 	} {
 		m.rank, m.name, m.watch = rankLeaf, name, watch

@@ -170,7 +170,10 @@ func (s *Store) stack(ctx context.Context, id string) (Mount, error) {
 	showing := s.current()
 	m.Overlay.Lower = append(m.Overlay.Lower, s.shown(showing, image.Key))
 	if showing.view == ViewFUSE {
-		m.Shared = &Shared{Target: s.shown(showing, image.Key), Lower: []string{s.run("empty"), s.run("fuse", "view", image.Key)}}
+		m.Shared = &Shared{
+			Target: s.shown(showing, image.Key),
+			Lower:  []string{s.run("empty"), s.run("fuse", "view", image.Key)},
+		}
 		return m, nil
 	}
 	sources, err := s.sources(base)
@@ -335,7 +338,8 @@ func (s *Store) loadOpenImages() {
 			continue
 		}
 		if _, err := composer.Image(o.Image); err != nil {
-			s.cfg.Log.Error("a container's image can't be used: files it has not read yet will be missing", "layer", id, "image", o.Image, "err", err)
+			s.cfg.Log.Error("a container's image can't be used: files it has not read yet will be missing", "layer", id,
+				"image", o.Image, "err", err)
 		}
 	}
 }

@@ -40,7 +40,8 @@ func parseOptions(opts []string) (Settings, error) {
 		name = strings.ToLower(strings.TrimSpace(name))
 		read := options[name]
 		if read == nil {
-			return Settings{}, fmt.Errorf("unknown storage option %q: this driver takes %s", name, strings.Join(slices.Sorted(maps.Keys(options)), ", "))
+			return Settings{}, fmt.Errorf("unknown storage option %q: this driver takes %s", name,
+				strings.Join(slices.Sorted(maps.Keys(options)), ", "))
 		}
 		if err := read(&s, value); err != nil {
 			return Settings{}, fmt.Errorf("storage option %s=%s: %w", name, value, err)

@@ -84,7 +84,8 @@ func parseSize(text string) (uint64, error) {
 // restrict limits what the folders of a new, empty layer may hold together.
 func (s *Store) restrict(dir, id string, size uint64) error {
 	if err := s.quota.projects.enforced(); err != nil {
-		return fmt.Errorf("storage option size: the file system of the engine's data-root, %s: %w", fileSystem(s.cfg.Root), err)
+		return fmt.Errorf("storage option size: the file system of the engine's data-root, %s: %w",
+			fileSystem(s.cfg.Root), err)
 	}
 	project, err := s.newProject()
 	if err == nil {
@@ -222,7 +223,8 @@ func (k kernelProjects) quotactl(call, id uint32, arg unsafe.Pointer) error {
 	if err != nil {
 		return err
 	}
-	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL, uintptr(call)<<8|projectQuota, uintptr(unsafe.Pointer(node)), uintptr(id), uintptr(arg), 0, 0)
+	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL, uintptr(call)<<8|projectQuota, uintptr(unsafe.Pointer(node)),
+		uintptr(id), uintptr(arg), 0, 0)
 	if errno != 0 {
 		return errno
 	}

@@ -68,7 +68,10 @@ func TestContainerOfASizeGetsAProjectOfItsOwn(t *testing.T) {
 	}
 	p.ids["."], p.ids["old/work"] = 3, 17
 	for n, size := range []string{"10G", "1.5m", "0"} {
-		if err := s.Create(CreateArgs{ID: fmt.Sprint("c", n), Writable: true, StorageOpt: map[string]string{"Size": size}}); err != nil {
+		if err := s.Create(CreateArgs{
+			ID: fmt.Sprint("c", n), Writable: true,
+			StorageOpt: map[string]string{"Size": size},
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -96,11 +99,26 @@ func TestSizeThatCannotBeKeptIsRefused(t *testing.T) {
 		args CreateArgs
 		want string
 	}{
-		{"no quotas", errNoQuotas, 0, CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "1G"}}, "project quotas are not on"},
-		{"other option", nil, 0, CreateArgs{Writable: true, StorageOpt: map[string]string{"inodes": "7"}}, `unknown storage option "inodes"`},
+		{
+			"no quotas", errNoQuotas, 0,
+			CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "1G"}},
+			"project quotas are not on",
+		},
+		{
+			"other option", nil, 0,
+			CreateArgs{Writable: true, StorageOpt: map[string]string{"inodes": "7"}},
+			`unknown storage option "inodes"`,
+		},
 		{"layer of an image", nil, 0, CreateArgs{StorageOpt: map[string]string{"size": "1G"}}, "layer of an image"},
-		{"no number", nil, 0, CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "big"}}, `size=big: want a number of bytes`},
-		{"numbers used up", nil, math.MaxUint32, CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "1G"}}, "no project numbers are left"},
+		{
+			"no number", nil, 0,
+			CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "big"}},
+			`size=big: want a number of bytes`,
+		},
+		{"numbers used up", nil, math.MaxUint32, CreateArgs{
+			Writable:   true,
+			StorageOpt: map[string]string{"size": "1G"},
+		}, "no project numbers are left"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p.off, s.quota.last = c.off, c.last
@@ -170,13 +188,17 @@ func TestStructuresAreTheKernels(t *testing.T) {
 
 func TestSizesAreReadAsTheEngineReadsThem(t *testing.T) {
 	for text, want := range map[string]uint64{
-		"0": 0, "4096": 4096, "1k": 1 << 10, "10G": 10 << 30, "1.5g": 3 << 29, "512MiB": 512 << 20, "2 tb": 2 << 40, "1P": 1 << 50, "7b": 7,
+		"0": 0, "4096": 4096, "1k": 1 << 10, "10G": 10 << 30, "1.5g": 3 << 29, "512MiB": 512 << 20, "2 tb": 2 << 40,
+		"1P": 1 << 50, "7b": 7,
 	} {
 		if got, err := parseSize(text); got != want || err != nil {
 			t.Errorf("%s: %d, %v; want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "G", "-1", "+1", "1e3", "0x10", "1x", "1 G B", "1.", ".5", "9999999P", strings.Repeat("9", 400), "Inf", "1\n"} {
+	for _, text := range []string{
+		"", "G", "-1", "+1", "1e3", "0x10", "1x", "1 G B", "1.", ".5", "9999999P",
+		strings.Repeat("9", 400), "Inf", "1\n",
+	} {
 		if got, err := parseSize(text); err == nil {
 			t.Errorf("%.20q was taken for %d", text, got)
 		}

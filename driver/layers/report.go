@@ -88,7 +88,8 @@ func local(s objects.Share) string {
 		about = "about "
 	}
 	const mega = 1e6
-	return fmt.Sprintf("%s%d of %d objects, %s%.1f of %.1f MB", about, s.Objects, s.Of, about, float64(s.Bytes)/mega, float64(s.OfBytes)/mega)
+	return fmt.Sprintf("%s%d of %d objects, %s%.1f of %.1f MB", about, s.Objects, s.Of, about, float64(s.Bytes)/mega,
+		float64(s.OfBytes)/mega)
 }
 
 // Status returns what the engine shows as the driver's state: names and values.

@@ -46,7 +46,8 @@ func newRigIn(t testing.TB, dir string) *rig {
 	}
 	r := &rig{t: t, root: filepath.Join(dir, "m"), run: filepath.Join(dir, "r"), composer: &composer{}}
 	r.cfg = layers.Config{
-		Root: r.root, Run: r.run, Generation: "first", Mounter: &graphdriver.Mounter{}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Root: r.root, Run: r.run, Generation: "first", Mounter: &graphdriver.Mounter{},
+		Log:         slog.New(slog.NewTextHandler(t.Output(), nil)),
 		NewComposer: func(layers.Settings) (layers.Composer, error) { return r.composer, nil },
 	}
 	layers.WatchLocks(&r.cfg, func(text string) { t.Errorf("%s\n%s", text, debug.Stack()) })
@@ -96,7 +97,8 @@ func (r *rig) diff(id string) string { return filepath.Join(r.root, "layers", id
 // opened replaces the record of an open layer.
 func (r *rig) opened(id, record string) {
 	r.t.Helper()
-	must(r.t, unix.Setxattr(filepath.Join(r.root, "layers", id), "trusted.cvmfs-graphdriver.open", []byte(record), unix.XATTR_REPLACE))
+	must(r.t, unix.Setxattr(filepath.Join(r.root, "layers", id), "trusted.cvmfs-graphdriver.open", []byte(record),
+		unix.XATTR_REPLACE))
 }
 
 // mounted reports whether a layer is mounted and somebody uses it.
@@ -203,7 +205,8 @@ func tarOf(t testing.TB, files ...file) []byte {
 	w := tar.NewWriter(&b)
 	for _, f := range files {
 		h := &tar.Header{
-			Name: f.name, Typeflag: f.kind, Linkname: f.link, Mode: f.mode, Uid: f.uid, Gid: f.gid, Size: int64(len(f.body)),
+			Name: f.name, Typeflag: f.kind, Linkname: f.link, Mode: f.mode, Uid: f.uid, Gid: f.gid,
+			Size:     int64(len(f.body)),
 			Devminor: f.dev, Format: tar.FormatPAX,
 		}
 		if h.Typeflag == 0 {
@@ -253,7 +256,8 @@ func list(t testing.TB, dir string) []string {
 			link, err = os.Readlink(path)
 			body = []byte(link)
 		}
-		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %d:%d %s", strings.TrimPrefix(path, dir+"/"), info.Mode(), st.Uid, st.Gid, body)))
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %d:%d %s", strings.TrimPrefix(path, dir+"/"),
+			info.Mode(), st.Uid, st.Gid, body)))
 		return err
 	})
 	must(t, err)

@@ -54,8 +54,9 @@ type Mounter interface {
 
 // Config is what a Store works with.
 type Config struct {
-	Root       string // folder the engine sees: the plugin's propagated mount
-	Run        string // private folder, gone at reboot: Run/fuse is the object file system, Run/images and Run/views are mounted on
+	Root string // folder the engine sees: the plugin's propagated mount
+	// private folder, gone at reboot: Run/fuse is the object file system, Run/images and Run/views are mounted on
+	Run        string
 	Generation string // names the object file system's mount: differs from that of any other boot or mount
 	Mounter    Mounter
 	// NewComposer makes the composer once the engine's arguments are known.
@@ -116,7 +117,10 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.checkLayout(); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state"), s.run("images"), s.run("shared"), s.run("views"), s.run("empty")} {
+	for _, dir := range []string{
+		s.path("store"), s.path("fresh"), s.path("layers"), s.path("mnt"), s.path("state"),
+		s.run("images"), s.run("shared"), s.run("views"), s.run("empty"),
+	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open layer store: %w", err)
 		}
@@ -244,7 +248,8 @@ func (s *Store) checkLayout() error {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(s.path("layers")); err == nil {
-			return fmt.Errorf("open layer store: %s has layers but no file %q: it is not of this driver's making", s.cfg.Root, "layout")
+			return fmt.Errorf("open layer store: %s has layers but no file %q: it is not of this driver's making",
+				s.cfg.Root, "layout")
 		}
 		return writeFile(file, []byte(layout+"\n"), true)
 	}

@@ -24,8 +24,10 @@ import (
 
 func TestContainerSeesItsChainAndKeepsItsChanges(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "base a"}, file{name: "b", body: "base b"}, file{name: "d/", kind: tar.TypeDir}, file{name: "d/x", body: "x"}))
-	size := r.apply("top", "base", tarOf(t, file{name: "a", body: "top a"}, file{name: ".wh.b"}, file{name: "d/", kind: tar.TypeDir}, file{name: "d/.wh..wh..opq"}, file{name: "d/y", body: "y"}))
+	r.apply("base", "", tarOf(t, file{name: "a", body: "base a"}, file{name: "b", body: "base b"},
+		file{name: "d/", kind: tar.TypeDir}, file{name: "d/x", body: "x"}))
+	size := r.apply("top", "base", tarOf(t, file{name: "a", body: "top a"}, file{name: ".wh.b"},
+		file{name: "d/", kind: tar.TypeDir}, file{name: "d/.wh..wh..opq"}, file{name: "d/y", body: "y"}))
 	if size != 6 {
 		t.Errorf("size is %d, want the 6 bytes of the files", size)
 	}
@@ -100,7 +102,8 @@ func TestMountNobodyAnswersForIsMadeAgain(t *testing.T) {
 	r := newRig(t)
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
 	dir := r.container("c1", "base")
-	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open")) // killed between mounting and recording
+	// killed between mounting and recording
+	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open"))
 	if got := r.get("c1"); got != dir {
 		t.Errorf("got %s, want %s", got, dir)
 	}
@@ -115,7 +118,8 @@ func TestMountNobodyAnswersForGoesWhenTheStoreOpens(t *testing.T) {
 	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
 	r.container("c1", "base")
 	r.container("c2", "base")
-	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open")) // killed while Put unmounted
+	// killed while Put unmounted
+	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open"))
 	r.reopen()
 	if r.mounted("c1") || !r.mounted("c2") {
 		t.Errorf("the one nobody answers for is mounted: %v, the open one: %v", r.mounted("c1"), r.mounted("c2"))
@@ -243,11 +247,17 @@ func TestInitDetachesMountsOfAnotherGeneration(t *testing.T) {
 func TestRestartedServerWorksWithoutInit(t *testing.T) {
 	r := newRig(t)
 	ids := []user.IDMap{{ID: 0, ParentID: 100000, Count: 65536}}
-	must(t, r.Init(layers.InitArgs{Opts: []string{"cvmfs.repositories=a.example.org, b.example.org"}, UIDMaps: ids, GIDMaps: ids}))
+	must(t, r.Init(layers.InitArgs{
+		Opts: []string{"cvmfs.repositories=a.example.org, b.example.org"}, UIDMaps: ids,
+		GIDMaps: ids,
+	}))
 	var got layers.Settings
 	r.cfg.NewComposer = func(s layers.Settings) (layers.Composer, error) { got = s; return r.composer, nil }
 	r.reopen()
-	want := layers.Settings{Repositories: []string{"a.example.org", "b.example.org"}, IDs: user.IdentityMapping{UIDMaps: ids, GIDMaps: ids}}
+	want := layers.Settings{
+		Repositories: []string{"a.example.org", "b.example.org"},
+		IDs:          user.IdentityMapping{UIDMaps: ids, GIDMaps: ids},
+	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("settings of the second life: -want +got\n%s", d)
 	}
@@ -276,7 +286,10 @@ func TestNothingWorksBeforeInit(t *testing.T) {
 func TestInitRefusesUnknownOptions(t *testing.T) {
 	r := newRig(t)
 	for _, c := range []struct{ opt, want string }{
-		{"cvmfs.repositoris=x", `unknown storage option "cvmfs.repositoris": this driver takes cvmfs.repositories, cvmfs.view, overlay2.override_kernel_check`},
+		{
+			"cvmfs.repositoris=x",
+			`unknown storage option "cvmfs.repositoris": this driver takes cvmfs.repositories, cvmfs.view, overlay2.override_kernel_check`,
+		},
 		{"size=10G", `unknown storage option "size"`},
 		{"cvmfs.repositories=a/b", "cvmfs.repositories=a/b"},
 		{"cvmfs.repositories=", "cvmfs.repositories="},
@@ -304,7 +317,10 @@ func TestCreateRefusesWhatIsNoLayer(t *testing.T) {
 		{layers.CreateArgs{ID: "a", Parent: "../base"}, "layer id"},
 		{layers.CreateArgs{ID: "a", Parent: "missing"}, "no such layer"},
 		{layers.CreateArgs{ID: "a", Parent: "a"}, "its own parent"},
-		{layers.CreateArgs{ID: "a", Parent: "base", StorageOpt: map[string]string{"size": "1G"}}, "storage option size"},
+		{
+			layers.CreateArgs{ID: "a", Parent: "base", StorageOpt: map[string]string{"size": "1G"}},
+			"storage option size",
+		},
 	} {
 		if err := r.Create(c.args); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("Create %+v: %v, want %q", c.args, err, c.want)
@@ -388,7 +404,8 @@ func TestLongChainIsMounted(t *testing.T) {
 	parent := ""
 	for n := range layers {
 		id := fmt.Sprintf("%064d", n)
-		r.apply(id, parent, tarOf(t, file{name: fmt.Sprintf("f%d", n), body: "x"}, file{name: "last", body: fmt.Sprint(n)}))
+		r.apply(id, parent, tarOf(t, file{name: fmt.Sprintf("f%d", n), body: "x"},
+			file{name: "last", body: fmt.Sprint(n)}))
 		parent = id
 	}
 	dir := r.container("c1", parent)
@@ -452,7 +469,8 @@ func TestThinLayerIsComposedWithWhatLiesBelow(t *testing.T) {
 		t.Fatalf("composed %d times, want once", len(r.composer.chains))
 	}
 	chain := r.composer.chains[0]
-	if len(chain) != 2 || chain[0].ID != "base" || chain[0].Diff != r.diff("base") || chain[1].Thin == nil || chain[1].Thin.Layers[0].Path != "/layers/a" {
+	if len(chain) != 2 || chain[0].ID != "base" || chain[0].Diff != r.diff("base") || chain[1].Thin == nil ||
+		chain[1].Thin.Layers[0].Path != "/layers/a" {
 		t.Errorf("composed %+v", chain)
 	}
 	if b, err := os.ReadFile(filepath.Join(r.get("thin1"), "thin.json")); string(b) != descriptor {
@@ -495,7 +513,10 @@ func TestThinLayerThatMayNotBeUsedIsRefused(t *testing.T) {
 		err        error
 		want       string
 	}{
-		{"by the configuration", descriptor, errors.New("repository x.example.org is not configured"), "not configured"},
+		{
+			"by the configuration", descriptor, errors.New("repository x.example.org is not configured"),
+			"not configured",
+		},
 		{"for its path", strings.Replace(descriptor, "/layers/a", "/layers/../a", 1), nil, ".."},
 		{"for its version", strings.Replace(descriptor, `"layers"`, `"min_version":"2.0","layers"`, 1), nil, "2.0"},
 		{"for its size", descriptor + strings.Repeat(" ", 1<<20), nil, "limit"},
@@ -503,7 +524,8 @@ func TestThinLayerThatMayNotBeUsedIsRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r.composer.fail(c.err)
 			must(t, r.Create(layers.CreateArgs{ID: "thin1"}))
-			_, err := r.ApplyDiff(t.Context(), "thin1", "", bytes.NewReader(tarOf(t, file{name: "thin.json", body: c.body})))
+			_, err := r.ApplyDiff(t.Context(), "thin1", "",
+				bytes.NewReader(tarOf(t, file{name: "thin.json", body: c.body})))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}

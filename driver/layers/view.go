@@ -51,7 +51,8 @@ func (s *Store) choose(want View) (chosen, error) {
 	case way == overlayfs.ByTwo:
 		return chosen{ViewEROFS, true, "by two overlays: " + why}, nil
 	case want == ViewEROFS:
-		return chosen{}, fmt.Errorf("storage option cvmfs.view=erofs: %s; leave the option out, or set cvmfs.view=fuse", why)
+		return chosen{}, fmt.Errorf("storage option cvmfs.view=erofs: %s; leave the option out, or set cvmfs.view=fuse",
+			why)
 	default:
 		s.cfg.Log.Info("composed images are served by FUSE", "because", why)
 		return chosen{view: ViewFUSE, why: "erofs can't be used: " + why}, nil

@@ -38,7 +38,8 @@ func statusOf(r *rig, name string) string {
 func TestViewIsTheBestThatWorks(t *testing.T) {
 	r := newRig(t)
 	auto := statusOf(r, "View")
-	if auto != "erofs" && !strings.HasPrefix(auto, "erofs (by two overlays: ") && !strings.HasPrefix(auto, "fuse (erofs can't be used: ") {
+	if auto != "erofs" && !strings.HasPrefix(auto, "erofs (by two overlays: ") &&
+		!strings.HasPrefix(auto, "fuse (erofs can't be used: ") {
 		t.Errorf("View: %q", auto)
 	}
 	must(t, r.Init(layers.InitArgs{Opts: []string{"cvmfs.view=fuse"}}))
@@ -49,7 +50,8 @@ func TestViewIsTheBestThatWorks(t *testing.T) {
 	if got := statusOf(r, "View"); got != auto {
 		t.Errorf("View: %q", got)
 	}
-	if err := r.Init(layers.InitArgs{Opts: []string{"cvmfs.view=ext4"}}); err == nil || !strings.Contains(err.Error(), "auto, erofs and fuse") {
+	if err := r.Init(layers.InitArgs{Opts: []string{"cvmfs.view=ext4"}}); err == nil ||
+		!strings.Contains(err.Error(), "auto, erofs and fuse") {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(r.run + "/views"); err != nil || len(left) > 0 {
@@ -75,7 +77,8 @@ func TestViewFuseIsChosenWhereTheKernelMountsNoImages(t *testing.T) {
 	r.apply("above", "thin", tarOf(t, file{name: "f", body: "f"}))
 	r.container("c", "above")
 	m := mounts[len(mounts)-1]
-	if m.Key == "" || len(m.Overlay.Data) > 0 || m.Overlay.Lower[len(m.Overlay.Lower)-1] != m.Shared.Target || m.Shared.Lower[1] != r.run+"/fuse/view/"+m.Key {
+	if m.Key == "" || len(m.Overlay.Data) > 0 || m.Overlay.Lower[len(m.Overlay.Lower)-1] != m.Shared.Target ||
+		m.Shared.Lower[1] != r.run+"/fuse/view/"+m.Key {
 		t.Errorf("mounted %+v of %+v", m.Overlay, m)
 	}
 	must(t, r.Put("c"))

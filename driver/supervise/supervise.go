@@ -25,9 +25,10 @@ import (
 
 // Config says what to supervise. Socket and FuseDir are needed.
 type Config struct {
-	Socket   string        // path of the plugin's socket; its folder is made, a stale socket removed
-	FuseDir  string        // folder for the FUSE mount; made, a stale mount detached
-	Program  string        // of the server; this program's file by default (whatever lies there by then: an upgrade in place counts)
+	Socket  string // path of the plugin's socket; its folder is made, a stale socket removed
+	FuseDir string // folder for the FUSE mount; made, a stale mount detached
+	// of the server; this program's file by default (whatever lies there by then: an upgrade in place counts)
+	Program  string
 	Args     []string      // of the server, without its name
 	Grace    time.Duration // how long the server may take to end on SIGTERM; 8 s, as engines kill after 10 s
 	NoResend bool          // keep the journal even where the kernel can resend
@@ -98,7 +99,8 @@ func begin(cfg Config) (_ *supervisor, err error) {
 		s.cfg.Grace = 8 * time.Second
 	}
 	if s.cfg.Program == "" {
-		if s.cfg.Program, err = os.Executable(); err != nil { // not /proc/self/exe: that stays the old file when it is replaced
+		// not /proc/self/exe: that stays the old file when it is replaced
+		if s.cfg.Program, err = os.Executable(); err != nil {
 			return s, err
 		}
 	}
@@ -171,7 +173,8 @@ func (s *supervisor) mount() error {
 		return err
 	}
 	s.env = append(os.Environ(), variable+"="+string(text))
-	s.log.Info("fuse mounted", "dir", s.cfg.FuseDir, "protocol", fmt.Sprintf("7.%d", h.Init.Minor), "journal", h.Journal, "generation", h.Generation)
+	s.log.Info("fuse mounted", "dir", s.cfg.FuseDir, "protocol", fmt.Sprintf("7.%d", h.Init.Minor), "journal",
+		h.Journal, "generation", h.Generation)
 	return nil
 }
 
@@ -293,7 +296,8 @@ func (s *supervisor) ended(how string) {
 	if s.ending {
 		level = slog.LevelInfo
 	}
-	s.log.Log(context.Background(), level, "server ended", "pid", s.server.Pid, "how", how, "age", time.Since(s.started).Round(time.Millisecond))
+	s.log.Log(context.Background(), level, "server ended", "pid", s.server.Pid, "how", how, "age",
+		time.Since(s.started).Round(time.Millisecond))
 	s.server.Release() //nolint:errcheck // gives back a descriptor, can't fail
 	s.server = nil
 }

@@ -95,7 +95,10 @@ func runServer(manner string) int {
 			wait = func() { os.Stat(filepath.Join(filepath.Dir(note), "fuse")) } //nolint:errcheck // is not to return
 		}
 	}
-	go fusewire.Serve(in.Fuse, tree, fusewire.Config{Init: in.Init, Journal: in.Journal, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}) //nolint:errcheck // ends with the process
+	go fusewire.Serve(in.Fuse, tree, fusewire.Config{
+		Init: in.Init, Journal: in.Journal,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}) //nolint:errcheck // ends with the process
 	if !first {
 		go wait()
 		return answer(in)
@@ -630,7 +633,8 @@ func TestBeginRefuses(t *testing.T) {
 		"a file where the socket belongs": {Config{Socket: file, FuseDir: filepath.Join(dir, "fuse")}, "is no socket"},
 		"a file where FUSE belongs":       {Config{Socket: filepath.Join(dir, "sock"), FuseDir: file}, "FUSE mount"},
 		"a socket's path that is too long": {
-			Config{Socket: filepath.Join(dir, strings.Repeat("x", 120)), FuseDir: filepath.Join(dir, "fuse")}, "plugin's socket",
+			Config{Socket: filepath.Join(dir, strings.Repeat("x", 120)), FuseDir: filepath.Join(dir, "fuse")},
+			"plugin's socket",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -146,7 +146,8 @@ func (i *image) node(nid uint64) uint64 { return imageBit | i.tag | nid&nidMask 
 func (i *image) attr(nid uint64) (fusewire.Attr, error) {
 	n, err := i.Inode(nid)
 	return fusewire.Attr{
-		Mode: n.Mode, Size: n.Size, Ino: nid, Links: n.Link, UID: n.UID, GID: n.GID, Mtime: n.Mtime, MtimeN: n.MtimeN, Rdev: n.Rdev,
+		Mode: n.Mode, Size: n.Size, Ino: nid, Links: n.Link, UID: n.UID, GID: n.GID, Mtime: n.Mtime, MtimeN: n.MtimeN,
+		Rdev: n.Rdev,
 	}, err
 }
 
@@ -155,7 +156,10 @@ func (i *image) entry(nid uint64) (fusewire.Entry, error) {
 	return fusewire.Entry{Node: i.node(nid), Attr: a, Valid: fusewire.Forever}, err
 }
 
-var folder = fusewire.Entry{Node: folderNode, Attr: fusewire.Attr{Mode: syscall.S_IFDIR | 0o555}, Valid: fusewire.Forever}
+var folder = fusewire.Entry{
+	Node: folderNode, Attr: fusewire.Attr{Mode: syscall.S_IFDIR | 0o555},
+	Valid: fusewire.Forever,
+}
 
 // fault turns an error of an image into an errno, and logs it if none was lately.
 func (f *FS) fault(i *image, nid uint64, err error) syscall.Errno {
@@ -170,7 +174,8 @@ func (f *FS) fault(i *image, nid uint64, err error) syscall.Errno {
 		if f.cfg.Users != nil {
 			attrs = append(attrs, f.cfg.Users(i.key)...)
 		}
-		f.cfg.Log.Error("composed image can't be read: remove the image and pull it again", append(attrs, "err", err)...)
+		f.cfg.Log.Error("composed image can't be read: remove the image and pull it again",
+			append(attrs, "err", err)...)
 	}
 	return syscall.EIO
 }

@@ -99,7 +99,10 @@ func (h *host) file(content []byte, chunk int) *erofs.Node {
 	} else {
 		for at := 0; at < len(content); at += chunk {
 			piece := content[at:min(at+chunk, len(content))]
-			o.Chunks = append(o.Chunks, catalog.Chunk{Offset: int64(at), Size: int64(len(piece)), Digest: h.put(piece, hash.Chunk)})
+			o.Chunks = append(o.Chunks, catalog.Chunk{
+				Offset: int64(at), Size: int64(len(piece)),
+				Digest: h.put(piece, hash.Chunk),
+			})
 		}
 	}
 	h.all = append(h.all, o)
@@ -150,10 +153,16 @@ func (h *host) show(root *erofs.Node) string {
 	index.Add(table)
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
-	f, err := fetch.New(fetch.Config{Servers: []string{server.URL}, TimeoutDirect: time.Second, BackoffInit: time.Millisecond, BackoffMax: time.Millisecond})
+	f, err := fetch.New(fetch.Config{
+		Servers: []string{server.URL}, TimeoutDirect: time.Second,
+		BackoffInit: time.Millisecond, BackoffMax: time.Millisecond,
+	})
 	must(t, err)
 	log := slog.New(slog.NewTextHandler(&locked{w: h.log}, nil))
-	store, err := objects.Open(objects.Config{Dir: h.objects(), Fresh: h.dir + "/fresh", State: h.dir + "/state", Sources: source{f}, Log: log})
+	store, err := objects.Open(objects.Config{
+		Dir: h.objects(), Fresh: h.dir + "/fresh", State: h.dir + "/state",
+		Sources: source{f}, Log: log,
+	})
 	must(t, err)
 	h.view = New(Config{
 		Objects: objectfs.New(objectfs.Config{Index: index, Store: store, GateLimit: 1000, Log: log}),
@@ -220,7 +229,8 @@ func describe(t testing.TB, dir string) (lines []string) {
 			return err
 		}
 		name := strings.TrimPrefix(path, dir)
-		line := fmt.Sprintf("%q %o %d:%d links %d rdev %x time %d.%d", name, st.Mode, st.Uid, st.Gid, st.Nlink, st.Rdev, st.Mtim.Sec, st.Mtim.Nsec)
+		line := fmt.Sprintf("%q %o %d:%d links %d rdev %x time %d.%d", name, st.Mode, st.Uid, st.Gid, st.Nlink, st.Rdev,
+			st.Mtim.Sec, st.Mtim.Nsec)
 		if first, ok := links[st.Ino]; ok {
 			line += " is " + first
 		}
@@ -261,27 +271,49 @@ func xattrsOf(t testing.TB, path string) (all string) {
 
 // richTree has every kind of entry.
 func richTree() *erofs.Node {
-	twice := &erofs.Node{Mode: unix.S_IFREG | 0o4755, UID: 1000, GID: 1 << 20, Mtime: -5, MtimeN: 999_999_999, Xattrs: []erofs.Xattr{
-		{Name: "user.a", Value: []byte("1")},
-		{Name: "security.capability", Value: []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")},
-		{Name: "user.long", Value: bytes.Repeat([]byte("x"), 5000)},
-		{Name: "trusted.own", Value: nil},
-		{Name: "trusted.overlay.opaque", Value: []byte("y")},
-	}}
+	twice := &erofs.Node{
+		Mode: unix.S_IFREG | 0o4755, UID: 1000, GID: 1 << 20, Mtime: -5, MtimeN: 999_999_999,
+		Xattrs: []erofs.Xattr{
+			{Name: "user.a", Value: []byte("1")},
+			{
+				Name:  "security.capability",
+				Value: []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+			},
+			{Name: "user.long", Value: bytes.Repeat([]byte("x"), 5000)},
+			{Name: "trusted.own", Value: nil},
+			{Name: "trusted.overlay.opaque", Value: []byte("y")},
+		},
+	}
 	tree := folderOf(
 		erofs.Child{Name: "twice", Node: twice},
 		erofs.Child{Name: "again", Node: twice},
-		erofs.Child{Name: "\xff\xfe\n", Node: &erofs.Node{Mode: unix.S_IFLNK | 0o777, Mtime: now, Target: "../else\xffwhere"}},
-		erofs.Child{Name: "long", Node: &erofs.Node{Mode: unix.S_IFLNK | 0o777, Mtime: now, Target: strings.Repeat("l", 4095)}},
+		erofs.Child{Name: "\xff\xfe\n", Node: &erofs.Node{
+			Mode: unix.S_IFLNK | 0o777, Mtime: now,
+			Target: "../else\xffwhere",
+		}},
+		erofs.Child{Name: "long", Node: &erofs.Node{
+			Mode: unix.S_IFLNK | 0o777, Mtime: now,
+			Target: strings.Repeat("l", 4095),
+		}},
 		erofs.Child{Name: strings.Repeat("n", 255), Node: &erofs.Node{Mode: unix.S_IFIFO | 0o600, Mtime: now}},
 		erofs.Child{Name: "socket", Node: &erofs.Node{Mode: unix.S_IFSOCK | 0o600, Mtime: now}},
-		erofs.Child{Name: "char", Node: &erofs.Node{Mode: unix.S_IFCHR | 0o600, Mtime: now, Rdev: unix.Mkdev(4000, 1<<20-3)}},
+		erofs.Child{Name: "char", Node: &erofs.Node{
+			Mode: unix.S_IFCHR | 0o600, Mtime: now,
+			Rdev: unix.Mkdev(4000, 1<<20-3),
+		}},
 		erofs.Child{Name: "block", Node: &erofs.Node{Mode: unix.S_IFBLK | 0o600, Mtime: now, Rdev: unix.Mkdev(8, 1)}},
 		erofs.Child{Name: "hole", Node: &erofs.Node{Mode: unix.S_IFREG | 0o400, Mtime: now, Size: 1 << 40}},
-		erofs.Child{Name: "sticky", Node: &erofs.Node{Mode: unix.S_IFDIR | 0o3777, Mtime: now, Children: []erofs.Child{{Name: "sub", Node: folderOf()}}}},
+		erofs.Child{Name: "sticky", Node: &erofs.Node{
+			Mode: unix.S_IFDIR | 0o3777, Mtime: now,
+			Children: []erofs.Child{{Name: "sub", Node: folderOf()}},
+		}},
 	)
 	for i := range 3000 {
-		tree.Children[9].Node.Children = append(tree.Children[9].Node.Children, erofs.Child{Name: fmt.Sprintf("file-%06d", i), Node: &erofs.Node{Mode: unix.S_IFREG | 0o644, Mtime: now + int64(i%3)}})
+		tree.Children[9].Node.Children = append(tree.Children[9].Node.Children,
+			erofs.Child{Name: fmt.Sprintf("file-%06d", i), Node: &erofs.Node{
+				Mode:  unix.S_IFREG | 0o644,
+				Mtime: now + int64(i%3),
+			}})
 	}
 	return tree
 }
@@ -421,7 +453,10 @@ func TestKernelAsksOnce(t *testing.T) {
 	}
 	work()
 	count := func() (n int64) {
-		for _, op := range []fusewire.Op{fusewire.OpLookup, fusewire.OpGetattr, fusewire.OpReadlink, fusewire.OpReaddirplus} {
+		for _, op := range []fusewire.Op{
+			fusewire.OpLookup, fusewire.OpGetattr, fusewire.OpReadlink,
+			fusewire.OpReaddirplus,
+		} {
 			n += h.ops[op].Load()
 		}
 		return n
@@ -560,7 +595,10 @@ func TestListingsOfLargeFoldersAreComplete(t *testing.T) {
 	h := newHost(t)
 	tree := folderOf()
 	for i := range 30_000 {
-		tree.Children = append(tree.Children, erofs.Child{Name: fmt.Sprintf("entry-%08d", i), Node: &erofs.Node{Mode: unix.S_IFREG | 0o644, Mtime: now}})
+		tree.Children = append(tree.Children, erofs.Child{
+			Name: fmt.Sprintf("entry-%08d", i),
+			Node: &erofs.Node{Mode: unix.S_IFREG | 0o644, Mtime: now},
+		})
 	}
 	entries, err := os.ReadDir(h.show(tree))
 	must(t, err)

@@ -132,7 +132,8 @@ func (f *File) fill(t text, changes []Change) (*File, error) {
 	}
 	if len(t.body) == 0 {
 		// White space alone is no style to keep.
-		t.before, t.after = t.before[:len(t.before)-len(bytes.TrimPrefix(t.before, []byte(byteOrderMark)))], []byte(e.newline)
+		t.before, t.after = t.before[:len(t.before)-len(bytes.TrimPrefix(t.before, []byte(byteOrderMark)))],
+			[]byte(e.newline)
 	}
 	return f.joined(t, hujson.Value{Value: e.object}.Pack())
 }
@@ -168,7 +169,10 @@ func (e editor) set(key string, value json.RawMessage) {
 		}
 		return
 	}
-	m := hujson.ObjectMember{Name: hujson.Value{Value: hujson.String(key)}, Value: hujson.Value{Value: hujson.Literal(e.spaced(value))}}
+	m := hujson.ObjectMember{
+		Name:  hujson.Value{Value: hujson.String(key)},
+		Value: hujson.Value{Value: hujson.Literal(e.spaced(value))},
+	}
 	m.Name.BeforeExtra, m.Value.BeforeExtra = e.lead(), e.afterColon()
 	if !e.hasMembers() && !bytes.Contains(e.object.AfterExtra, []byte("\n")) {
 		e.object.AfterExtra = hujson.Extra(e.newline)

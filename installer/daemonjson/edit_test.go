@@ -15,15 +15,24 @@ func TestChangesKeepTheFormOfTheFile(t *testing.T) {
 		changes        []Change
 	}{
 		{"the first of several goes", `{"a": 1, "b": 2}`, `{"b": 2}`, []Change{Delete("a")}},
-		{"the middle goes", "{\n  \"a\": 1,\n  \"b\": 2,\n  \"c\": 3\n}", "{\n  \"a\": 1,\n  \"c\": 3\n}", []Change{Delete("b")}},
+		{
+			"the middle goes", "{\n  \"a\": 1,\n  \"b\": 2,\n  \"c\": 3\n}", "{\n  \"a\": 1,\n  \"c\": 3\n}",
+			[]Change{Delete("b")},
+		},
 		{"the last goes", "{\n  \"a\": 1,\n  \"b\": 2\n}\n", "{\n  \"a\": 1\n}\n", []Change{Delete("b")}},
 		{"the only one goes", "{\n  \"a\": 1\n}\n", "{\n}\n", []Change{Delete("a")}},
 		{"all of a name go", `{"a": 1, "A": 2, "b": 3, "a": 4}`, `{"b": 3}`, []Change{Delete("a")}},
 		{"what isn't there goes", `{"a":1}`, `{"a":1}`, []Change{Delete("b")}},
-		{"an equal list stays as it is written", `{"a": [ "x" , "y" ]}`, `{"a": [ "x" , "y" ]}`, []Change{Set("a", []string{"x", "y"})}},
+		{
+			"an equal list stays as it is written", `{"a": [ "x" , "y" ]}`, `{"a": [ "x" , "y" ]}`,
+			[]Change{Set("a", []string{"x", "y"})},
+		},
 		{"a list in a tight file", `{"a":1}`, `{"a":1,"b":["x","y"]}`, []Change{Set("b", []string{"x", "y"})}},
 		{"nothing is escaped without need", `{}`, "{\n  \"a\": \"<&>ü\"\n}", []Change{Set("a", "<&>ü")}},
-		{"blank lines aren't repeated", "{\n\n  \"a\": 1\n\n}", "{\n\n  \"a\": 1,\n  \"b\": true\n\n}", []Change{Set("b", true)}},
+		{
+			"blank lines aren't repeated", "{\n\n  \"a\": 1\n\n}", "{\n\n  \"a\": 1,\n  \"b\": true\n\n}",
+			[]Change{Set("b", true)},
+		},
 		{"no change of nothing", "", "", []Change{Delete("a")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -40,7 +49,10 @@ func TestChangesKeepTheFormOfTheFile(t *testing.T) {
 
 func TestWantedOptionsAndDataRoot(t *testing.T) {
 	f := found(t, `{"graph":"/old","storage-opts":["overlay2.size=1G","CVMFS.view=fuse","cvmfs.repositories=a","overlay2.override_kernel_check=1"]}`)
-	next, err := f.Edit(f.Wanted(Wishes{Driver: "thin", StorageOpts: []string{"cvmfs.view=erofs"}, DataRoot: "/new", Debug: new(true)})...)
+	next, err := f.Edit(f.Wanted(Wishes{
+		Driver: "thin", StorageOpts: []string{"cvmfs.view=erofs"}, DataRoot: "/new",
+		Debug: new(true),
+	})...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -169,7 +169,8 @@ func unplain(tree hujson.Value) []fault {
 	inside := func(last *hujson.Value, after hujson.Extra, end int) {
 		if last != nil && last.AfterExtra != nil {
 			comma := last.EndOffset + len(last.AfterExtra)
-			found = append(found, fault{comma, "a comma before the closing bracket: the engine takes none (--fix removes it)", true})
+			found = append(found,
+				fault{comma, "a comma before the closing bracket: the engine takes none (--fix removes it)", true})
 		}
 		comments(after, end-1-len(after))
 	}

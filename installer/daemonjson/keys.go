@@ -102,6 +102,7 @@ func taken(name string, major int) bool {
 // flat are the keys whose value is an object of the user's. Of any other object the engine looks at the members as if
 // they stood beside it, when it searches for unknown keys.
 var flat = map[string]bool{
-	"builder": true, "cluster-store-opts": true, "default-network-opts": true, "default-ulimits": true, "features": true,
+	"builder": true, "cluster-store-opts": true, "default-network-opts": true, "default-ulimits": true,
+	"features": true,
 	"log-opts": true, "runtimes": true,
 }

@@ -45,7 +45,8 @@ func (f *File) validate(ctx context.Context, program string, args, environ []str
 	ctx, cancel := context.WithTimeout(ctx, validateWait)
 	defer cancel()
 	// Of two flags of a name the last counts.
-	cmd := exec.CommandContext(ctx, program, append(args[:len(args):len(args)], "--config-file", temporary.Name(), "--validate")...)
+	cmd := exec.CommandContext(ctx, program, append(args[:len(args):len(args)], "--config-file", temporary.Name(),
+		"--validate")...)
 	cmd.Env = environ
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.WaitDelay = time.Second

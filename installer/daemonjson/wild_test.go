@@ -22,7 +22,8 @@ var wild = []struct {
 	content string
 	old     []string // problems of 20.10, "line:column text" as far as given
 	new     []string // problems of the newest engine
-	edited  string   // with the driver "thin", after Fixed if that mends all problems of the newest engine; "" if it can't be edited
+	// with the driver "thin", after Fixed if that mends all problems of the newest engine; "" if it can't be edited
+	edited string
 }{
 	{
 		name: "empty", content: "",
@@ -148,10 +149,11 @@ var wild = []struct {
 		edited: "{\n  \"registry-mirrors\": [\"https://m.example\"],\n  \"debug\": true,\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}\n",
 	},
 	{
-		name: "block comments", content: "{\n  \"mtu\": /* bytes */ 1400,\n  /* \"debug\": true,\n     \"tls\": true, */\n  \"ipv6\": false /* no */\n}\n/* end */",
-		old:    []string{"2:10 a comment", "3:3 a comment", "5:17 a comment", "7:1 a comment"},
-		new:    []string{"2:10 a comment", "3:3 a comment", "5:17 a comment", "7:1 a comment"},
-		edited: "{\n  \"mtu\": 1400,\n  \"ipv6\": false,\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}",
+		name:    "block comments",
+		content: "{\n  \"mtu\": /* bytes */ 1400,\n  /* \"debug\": true,\n     \"tls\": true, */\n  \"ipv6\": false /* no */\n}\n/* end */",
+		old:     []string{"2:10 a comment", "3:3 a comment", "5:17 a comment", "7:1 a comment"},
+		new:     []string{"2:10 a comment", "3:3 a comment", "5:17 a comment", "7:1 a comment"},
+		edited:  "{\n  \"mtu\": 1400,\n  \"ipv6\": false,\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}",
 	},
 	{
 		name: "comment and trailing comma", content: "{\n  \"debug\": true, // loud\n}\n// end",
@@ -231,8 +233,9 @@ var wild = []struct {
 		edited: "{\n  \"Features\": {\"debug\": true},\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}\n",
 	},
 	{
-		name: "duplicate keys", content: "{\n  \"storage-driver\": \"aufs\",\n  \"mtu\": 1400,\n  \"storage-driver\": \"overlay2\"\n}\n",
-		edited: "{\n  \"storage-driver\": \"aufs\",\n  \"mtu\": 1400,\n  \"storage-driver\": \"thin\",\n  \"experimental\": true\n}\n",
+		name:    "duplicate keys",
+		content: "{\n  \"storage-driver\": \"aufs\",\n  \"mtu\": 1400,\n  \"storage-driver\": \"overlay2\"\n}\n",
+		edited:  "{\n  \"storage-driver\": \"aufs\",\n  \"mtu\": 1400,\n  \"storage-driver\": \"thin\",\n  \"experimental\": true\n}\n",
 	},
 	{
 		name: "escaped key", content: "{\"storage\\u002ddriver\": \"overlay2\"}",
@@ -240,7 +243,11 @@ var wild = []struct {
 	},
 	{
 		name: "wrong types", content: "{\n  \"debug\": \"true\",\n  \"mtu\": 1.5,\n  \"storage-opts\": \"a=b\",\n  \"log-opts\": {\"max-file\": 3},\n  \"features\": {\"buildkit\": 1},\n  \"storage-driver\": 7\n}\n",
-		old:    []string{"2:12 \"debug\" must be true or false", "3:10 \"mtu\" must be a whole number", "4:19 \"storage-opts\" must be a list of strings", "5:15 \"log-opts\" must be an object of strings", "6:15 \"features\" must be an object of true and false", "7:21 \"storage-driver\" must be a string"},
+		old: []string{
+			"2:12 \"debug\" must be true or false", "3:10 \"mtu\" must be a whole number",
+			"4:19 \"storage-opts\" must be a list of strings", "5:15 \"log-opts\" must be an object of strings",
+			"6:15 \"features\" must be an object of true and false", "7:21 \"storage-driver\" must be a string",
+		},
 		new:    []string{"2:12", "3:10", "4:19", "5:15", "6:15", "7:21"},
 		edited: "{\n  \"debug\": \"true\",\n  \"mtu\": 1.5,\n  \"log-opts\": {\"max-file\": 3},\n  \"features\": {\"buildkit\": 1},\n  \"storage-driver\": \"thin\",\n  \"experimental\": true\n}\n",
 	},
@@ -253,7 +260,8 @@ var wild = []struct {
 		edited: "{\n  \"default-ulimits\": {\"nofile\": {\"Name\": \"nofile\", \"Hard\": 64000, \"Soft\": 64000}},\n  \"builder\": {\"gc\": {\"enabled\": true}},\n  \"runtimes\": {\"nvidia\": {\"path\": \"nvidia-container-runtime\", \"runtimeArgs\": []}},\n  \"default-address-pools\": [{\"base\": \"172.80.0.0/16\", \"size\": 24}],\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}\n",
 	},
 	{
-		name: "driver within another object", content: "{\n  \"storage\": {\"storage-driver\": \"overlay2\"}\n}\n", // passes, and does nothing
+		// passes, and does nothing
+		name: "driver within another object", content: "{\n  \"storage\": {\"storage-driver\": \"overlay2\"}\n}\n",
 		edited: "{\n  \"storage\": {\"storage-driver\": \"overlay2\"},\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}\n",
 	},
 	{
@@ -278,7 +286,8 @@ var wild = []struct {
 	},
 	{
 		name: "large", content: "{\n  \"labels\": [\"n=" + strings.Repeat("x", 100_000) + "\"]\n}\n",
-		edited: "{\n  \"labels\": [\"n=" + strings.Repeat("x", 100_000) + "\"],\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}\n",
+		edited: "{\n  \"labels\": [\"n=" + strings.Repeat("x", 100_000) +
+			"\"],\n  \"experimental\": true,\n  \"storage-driver\": \"thin\"\n}\n",
 	},
 	{
 		name: "deep", content: strings.Repeat("[", 20_000),
@@ -411,7 +420,8 @@ func TestAFlagThatContradictsTheFileIsToldByTheEngine(t *testing.T) {
 		t.Error(err)
 	}
 	err := f.Validate(t.Context(), newer.Dockerd, flags, newer.Environ())
-	if err == nil || !strings.Contains(err.Error(), "validate "+f.Path+": unable to configure the Docker daemon with file "+f.Path+
+	if err == nil || !strings.Contains(err.Error(), "validate "+f.Path+
+		": unable to configure the Docker daemon with file "+f.Path+
 		": the following directives are specified both as a flag and in the configuration file: storage-driver: (from flag: overlay2, from file: thin)") {
 		t.Error(err)
 	}
@@ -424,7 +434,8 @@ func TestAFlagThatContradictsTheFileIsToldByTheEngine(t *testing.T) {
 // configuration.
 func TestAnOldEngineAgrees(t *testing.T) {
 	old := tools(t, engine.Find)
-	if err := found(t, "{}").Validate(t.Context(), old.Dockerd, nil, old.Environ()); !errors.Is(err, ErrCannotValidate) {
+	if err := found(t, "{}").Validate(t.Context(), old.Dockerd, nil, old.Environ()); !errors.Is(err,
+		ErrCannotValidate) {
 		t.Fatalf("the old engine's validation: %v, want ErrCannotValidate", err)
 	}
 	// Of these it reads the first value, and doesn't see what follows.
@@ -437,7 +448,8 @@ func TestAnOldEngineAgrees(t *testing.T) {
 			cmd.Env = old.Environ()
 			out, err := cmd.CombinedOutput()
 			accepted := strings.Contains(string(out), "unable to parse logging level")
-			if err == nil || !accepted && !strings.Contains(string(out), "unable to configure the Docker daemon with file") {
+			if err == nil || !accepted && !strings.Contains(string(out),
+				"unable to configure the Docker daemon with file") {
 				t.Fatalf("the engine: %v: %s", err, out)
 			}
 			if problems := f.Problems("20.10.24"); accepted != (len(problems) == 0) && !lenient[w.name] {

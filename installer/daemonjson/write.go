@@ -318,7 +318,8 @@ func (b *Backup) putBack() error {
 func removeFolders(folders []string) error {
 	for i := len(folders) - 1; i >= 0; i-- {
 		err := unix.Rmdir(folders[i])
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTEMPTY) &&
+			!errors.Is(err, unix.EEXIST) {
 			return &fs.PathError{Op: "rmdir", Path: folders[i], Err: err}
 		}
 	}

@@ -123,7 +123,10 @@ func TestAFileIsWrittenAndPutBackExactly(t *testing.T) {
 			return filepath.Join(dir, "daemon.json")
 		}},
 		{"no file", func(_ *testing.T, dir string) string { return filepath.Join(dir, "daemon.json") }},
-		{"no folders", func(_ *testing.T, dir string) string { return filepath.Join(dir, "etc", "docker", "daemon.json") }},
+		{"no folders", func(_ *testing.T, dir string) string {
+			return filepath.Join(dir, "etc", "docker",
+				"daemon.json")
+		}},
 		{"a link", func(t *testing.T, dir string) string {
 			if err := os.Mkdir(filepath.Join(dir, "dotfiles"), 0o755); err != nil {
 				t.Fatal(err)
@@ -260,7 +263,8 @@ func TestWhatOthersEditedStaysWhenOursIsUndone(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := install(t, next)
-	theirs, err := next.Edit(Set("mtu", "no number"), Set("data-root", "/theirs"), Set("dns", []string{"10.0.0.1", "10.0.0.2"}), Delete("debug"))
+	theirs, err := next.Edit(Set("mtu", "no number"), Set("data-root", "/theirs"),
+		Set("dns", []string{"10.0.0.1", "10.0.0.2"}), Delete("debug"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +359,8 @@ func TestWhatIsNoFileIsAnError(t *testing.T) {
 		filepath.Join(large, "file"):     "not a directory",
 		"/proc/self/mem/../attr/current": "not a directory",
 	} {
-		if f, err := Read(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+		if f, err := Read(path); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("Read(%s) = %v, %v, want an error with %q", path, f, err, want)
 		}
 	}
@@ -437,7 +442,8 @@ func TestDiffShowsWhatChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "--- " + f.Path + "\n+++ " + f.Path + "\n@@ -1,3 +1,4 @@\n {\n-  \"debug\": true\n+  \"debug\": true,\n+  \"experimental\": true\n }\n"
+	want := "--- " + f.Path + "\n+++ " + f.Path +
+		"\n@@ -1,3 +1,4 @@\n {\n-  \"debug\": true\n+  \"debug\": true,\n+  \"experimental\": true\n }\n"
 	if diff := cmp.Diff(want, Diff(f, next)); diff != "" {
 		t.Error(diff)
 	}

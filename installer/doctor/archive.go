@@ -92,7 +92,10 @@ func (r Report) pack(ctx context.Context) ([]byte, error) {
 	t := tar.NewWriter(z)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		text := files[name]
-		h := &tar.Header{Name: path.Join("cvmfs-graphdriver-report", name), Mode: 0o600, Size: int64(len(text)), ModTime: r.Facts.Time, Typeflag: tar.TypeReg}
+		h := &tar.Header{
+			Name: path.Join("cvmfs-graphdriver-report", name), Mode: 0o600, Size: int64(len(text)),
+			ModTime: r.Facts.Time, Typeflag: tar.TypeReg,
+		}
 		if err := t.WriteHeader(h); err != nil {
 			return nil, err
 		}
@@ -125,7 +128,8 @@ func (r Report) files(ctx context.Context) (map[string][]byte, *Redactor) {
 	take("daemon.json", r.Facts.File.Path)
 	secrets.Learn(files["daemon.json"])
 	for name, source := range map[string]string{
-		"host/version": "/proc/version", "host/filesystems": "/proc/filesystems", "host/mounts": "/proc/self/mountinfo", "host/os-release": "/etc/os-release",
+		"host/version": "/proc/version", "host/filesystems": "/proc/filesystems", "host/mounts": "/proc/self/mountinfo",
+		"host/os-release": "/etc/os-release",
 	} {
 		take(name, source)
 	}

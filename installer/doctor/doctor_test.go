@@ -57,7 +57,10 @@ func TestSecretsAreRemovedAndNothingElse(t *testing.T) {
 }
 
 // planted are secrets in every place a host may have them.
-var planted = []string{"PLANTED-proxy", "PLANTED-minio", "PLANTED-access", "PLANTED-daemon", "PLANTED-log", "UExBTlRFRA-private"}
+var planted = []string{
+	"PLANTED-proxy", "PLANTED-minio", "PLANTED-access", "PLANTED-daemon", "PLANTED-log",
+	"UExBTlRFRA-private",
+}
 
 // host is a host with secrets everywhere.
 func host(t *testing.T) (preflight.Facts, preflight.Plan) {
@@ -83,7 +86,8 @@ func host(t *testing.T) (preflight.Facts, preflight.Plan) {
 	}
 	served := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(served.Close)
-	conf := "CVMFS_SERVER_URL=" + served.URL + "/cvmfs/@fqrn@\nCVMFS_PUBLIC_KEY=" + testutil.PublicKey(t, "images.example.org") + "\n"
+	conf := "CVMFS_SERVER_URL=" + served.URL + "/cvmfs/@fqrn@\nCVMFS_PUBLIC_KEY=" + testutil.PublicKey(t,
+		"images.example.org") + "\n"
 	if err := os.MkdirAll(filepath.Join(dir, "c/config.d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +95,8 @@ func host(t *testing.T) (preflight.Facts, preflight.Plan) {
 		t.Fatal(err)
 	}
 	p := preflight.Plan{
-		Host: "unix://" + dir + "/none", Name: "cvmfs-graphdriver", DaemonJSON: dir + "/daemon.json", CVMFSConfig: dir + "/c", MinioConfig: dir + "/m",
+		Host: "unix://" + dir + "/none", Name: "cvmfs-graphdriver", DaemonJSON: dir + "/daemon.json",
+		CVMFSConfig: dir + "/c", MinioConfig: dir + "/m",
 	}
 	f := preflight.Gather(t.Context(), p)
 	f.Plugin = preflight.Plugin{Name: p.Name, Present: true, Dir: dir + "/plugins/42"}
@@ -178,12 +183,16 @@ func FuzzRedactedValuesStayJSON(f *testing.F) {
 		const secret = "PLANTED-value"
 		var r Redactor
 		r.Learn([]byte(`{"password":"` + secret + `"}`))
-		b, err := r.RedactJSON(map[string]any{"text": s + secret, "list": []string{s}, "secret": secret, s: secret, "n": 1 << 60})
+		b, err := r.RedactJSON(map[string]any{
+			"text": s + secret, "list": []string{s}, "secret": secret, s: secret,
+			"n": 1 << 60,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var back map[string]any
-		if err := json.Unmarshal(b, &back); err != nil || strings.Contains(string(b), secret) || !strings.Contains(string(b), "1152921504606846976") {
+		if err := json.Unmarshal(b, &back); err != nil || strings.Contains(string(b), secret) ||
+			!strings.Contains(string(b), "1152921504606846976") {
 			t.Errorf("%v: %s", err, b)
 		}
 	})
@@ -204,7 +213,8 @@ func TestArchiveIsCompleteOrAbsent(t *testing.T) {
 		_, err = full.Write(make([]byte, 512))
 	}
 	f := preflight.Facts{Time: time.Now()}
-	if err := New(f, preflight.Plan{}, "1", "").Archive(t.Context(), file); err == nil || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), file) {
+	if err := New(f, preflight.Plan{}, "1", "").Archive(t.Context(), file); err == nil ||
+		!strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), file) {
 		t.Errorf("%v, want what is full", err)
 	}
 	if b, err := os.ReadFile(file); string(b) != "older" || err != nil {
@@ -218,17 +228,27 @@ func TestArchiveIsCompleteOrAbsent(t *testing.T) {
 // running is a host on which the driver is in use.
 func running() preflight.Facts {
 	return preflight.Facts{
-		Engine: preflight.Engine{Host: "unix:///run/docker.sock", Product: "Engine", Version: "20.10.24", API: "1.41", Driver: "g", DriverStatus: [][2]string{{"View", "erofs"}}},
-		Data:   preflight.Data{Dir: "/var/lib/docker", FileSystem: "extfs", Typed: true, Free: 10 << 30, Size: 20 << 30},
+		Engine: preflight.Engine{
+			Host: "unix:///run/docker.sock", Product: "Engine", Version: "20.10.24", API: "1.41",
+			Driver: "g", DriverStatus: [][2]string{{"View", "erofs"}},
+		},
+		Data: preflight.Data{
+			Dir: "/var/lib/docker", FileSystem: "extfs", Typed: true, Free: 10 << 30,
+			Size: 20 << 30,
+		},
 		Plugin: preflight.Plugin{
 			Name: "g", ID: "42", Present: true, Enabled: true, Ours: true, Settings: map[string]string{"DEBUG": "0"},
 			State: &preflight.State{Version: "0.9", Layers: 3, Thin: 1, Mounts: 2, Images: []preflight.Image{
-				{Key: "k", Objects: 5, Size: 2048, Repositories: map[string]uint64{"b.example.org": 2, "a.example.org": 1}},
+				{Key: "k", Objects: 5, Size: 2048, Repositories: map[string]uint64{
+					"b.example.org": 2,
+					"a.example.org": 1,
+				}},
 			}},
 			Disk: &preflight.Disk{Objects: 4, Bytes: 1024},
 		},
 		Configuration: preflight.Configuration{Dir: "/etc/cvmfs", Repositories: []preflight.Repository{
-			{FQRN: "a.example.org", Revision: 1, Published: time.Unix(0, 0)}, {FQRN: "c.example.org", Trouble: preflight.Proxy, Err: "refused"},
+			{FQRN: "a.example.org", Revision: 1, Published: time.Unix(0, 0)},
+			{FQRN: "c.example.org", Trouble: preflight.Proxy, Err: "refused"},
 		}},
 	}
 }

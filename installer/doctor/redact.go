@@ -23,7 +23,8 @@ type Redactor struct {
 
 // Words in the names of settings whose values are secret, in lower case.
 var secretNames = []string{
-	"password", "passwd", "passphrase", "secret", "token", "accesskey", "access_key", "access-key", "apikey", "api_key", "api-key",
+	"password", "passwd", "passphrase", "secret", "token", "accesskey", "access_key", "access-key", "apikey", "api_key",
+	"api-key",
 	"credential", "privatekey", "private_key", "private-key",
 }
 
@@ -72,9 +73,10 @@ func (r *Redactor) LearnAddresses(text []byte) {
 
 // Forms of secrets. What is kept is the first group, what is removed the second.
 var (
-	inAddress  = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s/"'|;,@]*(?:@[^\s/"'|;,@]*)*)@`)
-	inProxy    = regexp.MustCompile(`(^|[\s"'|;,=])([^\s/"'|;,=@:]+:[^\s/"'|;,@]+)@`)
-	named      = regexp.MustCompile(`(?i)(\b["']?(?:[\w.-]*(?:` + strings.Join(secretNames, "|") + `)[\w.-]*|auths?|authorization|\w+_auth)\\*["']?\s*[:=]\s*)(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\\,;}&{\[]+)`)
+	inAddress = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s/"'|;,@]*(?:@[^\s/"'|;,@]*)*)@`)
+	inProxy   = regexp.MustCompile(`(^|[\s"'|;,=])([^\s/"'|;,=@:]+:[^\s/"'|;,@]+)@`)
+	named     = regexp.MustCompile(`(?i)(\b["']?(?:[\w.-]*(?:` + strings.Join(secretNames, "|") +
+		`)[\w.-]*|auths?|authorization|\w+_auth)\\*["']?\s*[:=]\s*)(\\+"[^"\\]*\\+"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"'\\,;}&{\[]+)`)
 	opening    = regexp.MustCompile(`^\\*["']?`)
 	bearer     = regexp.MustCompile(`(?i)\b((?:authorization:\s*)?(?:bearer|basic)\s+)([A-Za-z0-9._~+/=-]{8,})`)
 	signature  = regexp.MustCompile(`(?i)([?&](?:x-amz-(?:signature|credential|security-token)|sig|signature)=)([^&\s"'\\]+)`)

@@ -26,7 +26,8 @@ func New(f preflight.Facts, p preflight.Plan, version, commit string) Report {
 	if s := f.Plugin.State; s != nil && s.Version != "" && s.Version != version {
 		r.Findings = append(r.Findings, preflight.Finding{
 			ID: "plugin.version", Severity: preflight.Note,
-			What: fmt.Sprintf("the plugin is of version %s, this program of version %s", s.Version, version), Remedy: "\"cvmfs-graphdriver upgrade\" brings the plugin of this program's version",
+			What:   fmt.Sprintf("the plugin is of version %s, this program of version %s", s.Version, version),
+			Remedy: "\"cvmfs-graphdriver upgrade\" brings the plugin of this program's version",
 		})
 	}
 	return r
@@ -115,11 +116,13 @@ func (s Status) Write(w io.Writer) error {
 		if r.Trouble != "" {
 			line("repository", "%s can't be used (%s): %s", r.FQRN, r.Trouble, r.Err)
 		} else {
-			line("repository", "%s revision %d of %s", r.FQRN, r.Revision, r.Published.UTC().Format("2006-01-02 15:04:05"))
+			line("repository", "%s revision %d of %s", r.FQRN, r.Revision,
+				r.Published.UTC().Format("2006-01-02 15:04:05"))
 		}
 	}
 	if s.Data.Dir != "" && s.Data.Err == "" {
-		line("data", "%s on %s, %s of %s free", s.Data.Dir, preflight.Shown(s.Data.FileSystem), size(s.Data.Free), size(s.Data.Size))
+		line("data", "%s on %s, %s of %s free", s.Data.Dir, preflight.Shown(s.Data.FileSystem), size(s.Data.Free),
+			size(s.Data.Size))
 	}
 	line("program", "%s", s.Program)
 	_, err := io.WriteString(w, b.String())
@@ -158,7 +161,8 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 			line("layers", "%d, of them thin %d; mounted %d", st.Layers, st.Thin, st.Mounts)
 		}
 		for _, image := range st.Images {
-			line("image", "%s: %d objects, %s, of %s", image.Key, image.Objects, size(uint64(max(image.Size, 0))), revisions(image.Repositories))
+			line("image", "%s: %d objects, %s, of %s", image.Key, image.Objects, size(uint64(max(image.Size, 0))),
+				revisions(image.Repositories))
 		}
 	}
 	if g.Disk != nil {

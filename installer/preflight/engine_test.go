@@ -16,7 +16,9 @@ func TestMain(m *testing.M) {
 }
 
 // privateEngine starts an engine for the time of the test.
-func privateEngine(t *testing.T, find func(ctx context.Context, cache string) (*engine.Tools, error), settings map[string]any) *engine.Engine {
+func privateEngine(t *testing.T, find func(ctx context.Context, cache string) (*engine.Tools, error),
+	settings map[string]any,
+) *engine.Engine {
 	t.Helper()
 	e := engine.NewFor(t, find)
 	if err := e.Start(t.Context(), settings); err != nil {
@@ -26,7 +28,10 @@ func privateEngine(t *testing.T, find func(ctx context.Context, cache string) (*
 }
 
 func TestRealEnginesAreKnown(t *testing.T) {
-	for version, find := range map[string]func(context.Context, string) (*engine.Tools, error){"20.10.24": engine.Find, "26.1.5": engine.FindNewer} {
+	for version, find := range map[string]func(context.Context, string) (*engine.Tools, error){
+		"20.10.24": engine.Find,
+		"26.1.5":   engine.FindNewer,
+	} {
 		t.Run(version, func(t *testing.T) { knows(t, version, find) })
 	}
 }
@@ -35,10 +40,12 @@ func knows(t *testing.T, version string, find func(context.Context, string) (*en
 	e := privateEngine(t, find, map[string]any{"storage-driver": "vfs", "experimental": true})
 	p := Plan{Install: true, Host: "unix://" + e.Socket(), Name: name, CVMFSConfig: emptyConfiguration(t)}
 	f := Gather(t.Context(), p)
-	if f.Engine.Err != "" || f.Engine.Elsewhere != "" || f.Engine.Driver != "vfs" || !f.Engine.Experimental || f.Engine.Root != e.Data() {
+	if f.Engine.Err != "" || f.Engine.Elsewhere != "" || f.Engine.Driver != "vfs" || !f.Engine.Experimental ||
+		f.Engine.Root != e.Data() {
 		t.Errorf("engine %+v", f.Engine)
 	}
-	if !strings.HasPrefix(f.Engine.Version, version) || f.Engine.Product != "" && f.Engine.Product != "Engine" || f.Engine.WantsVariable() {
+	if !strings.HasPrefix(f.Engine.Version, version) || f.Engine.Product != "" && f.Engine.Product != "Engine" ||
+		f.Engine.WantsVariable() {
 		t.Errorf("engine %+v", f.Engine)
 	}
 	if all := Judge(f, p); len(found(all, "engine.version")) != 1 || found(all, "engine.version")[0].Severity != OK {
@@ -47,7 +54,8 @@ func knows(t *testing.T, version string, find func(context.Context, string) (*en
 	if f.Service.PID == 0 || f.Service.LogFile != e.LogFile() || f.Service.Flags["config-file"] == "" {
 		t.Errorf("service %+v", f.Service)
 	}
-	if f.File.Path != filepath.Join(filepath.Dir(e.Data()), "daemon.json") || f.File.Driver != "vfs" || len(f.File.Problems) > 0 {
+	if f.File.Path != filepath.Join(filepath.Dir(e.Data()), "daemon.json") || f.File.Driver != "vfs" ||
+		len(f.File.Problems) > 0 {
 		t.Errorf("file %+v", f.File)
 	}
 	if f.Data.Dir != e.Data() || f.Data.Size == 0 || !f.Data.Typed {

@@ -8,10 +8,11 @@ import (
 
 // Plan is what a host is looked at and judged for.
 type Plan struct {
-	Install     bool     // the driver is to become the engine's; otherwise the host is judged as it stands
-	Host        string   // the engine's address, as in unix:///var/run/docker.sock; "" is $DOCKER_HOST, or that one
-	Name        string   // of the plugin, and so of the storage driver
-	DaemonJSON  string   // the engine's configuration file; "" is the one the engine was started with, or /etc/docker/daemon.json
+	Install bool   // the driver is to become the engine's; otherwise the host is judged as it stands
+	Host    string // the engine's address, as in unix:///var/run/docker.sock; "" is $DOCKER_HOST, or that one
+	Name    string // of the plugin, and so of the storage driver
+	// the engine's configuration file; "" is the one the engine was started with, or /etc/docker/daemon.json
+	DaemonJSON  string
 	DataRoot    string   // where the engine's data are to lie; "" is where they do
 	StorageOpts []string // options of the driver, "name=value"
 	CVMFSConfig string   // folder with the CernVM-FS configuration; "" is the plugin's setting, or /etc/cvmfs
@@ -75,13 +76,16 @@ func (e Engine) Active(name string) bool { return e.Driver != "" && tagged(e.Dri
 
 // Service is how the engine is run.
 type Service struct {
-	Manager  string            `json:"manager"`            // what restarts it: "systemd", "openrc", "sysv"; "" where nothing is known to
-	PID      int               `json:"pid"`                // of the engine; 0 where it isn't known
-	LogFile  string            `json:"log_file,omitempty"` // the file its log goes to, if it is one
-	Flags    map[string]string `json:"flags"`              // of its command line, those that matter here, by their long names
-	Variable bool              `json:"variable"`           // its environment has service.PluginVariable
-	Cause    string            `json:"cause,omitempty"`    // why it didn't start, by its log; "" if it answers, or its log doesn't say
-	Err      string            `json:"error,omitempty"`
+	// what restarts it: "systemd", "openrc", "sysv"; "" where nothing is known to
+	Manager string `json:"manager"`
+	PID     int    `json:"pid"`                // of the engine; 0 where it isn't known
+	LogFile string `json:"log_file,omitempty"` // the file its log goes to, if it is one
+	// of its command line, those that matter here, by their long names
+	Flags    map[string]string `json:"flags"`
+	Variable bool              `json:"variable"` // its environment has service.PluginVariable
+	// why it didn't start, by its log; "" if it answers, or its log doesn't say
+	Cause string `json:"cause,omitempty"`
+	Err   string `json:"error,omitempty"`
 }
 
 // File is the engine's configuration file.
@@ -153,7 +157,8 @@ type Repository struct {
 	Expires   time.Time `json:"expires,omitzero"` // of the whitelist
 	Trouble   Trouble   `json:"trouble,omitempty"`
 	Err       string    `json:"error,omitempty"`
-	Notes     []string  `json:"notes,omitempty"` // settings without effect, servers and proxies that failed while others answered
+	// settings without effect, servers and proxies that failed while others answered
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Trouble is why a repository can't be used.
@@ -186,11 +191,12 @@ type Plugin struct {
 	Enabled  bool              `json:"enabled"`
 	Ours     bool              `json:"ours"` // it is this project's
 	Settings map[string]string `json:"settings,omitempty"`
-	Dir      string            `json:"dir,omitempty"`    // its folder of the engine's data
-	Barred   []string          `json:"barred,omitempty"` // folders that a container's root, being another user, can't pass
-	State    *State            `json:"state,omitempty"`  // what it says of itself; nil where it wasn't asked
-	Disk     *Disk             `json:"disk,omitempty"`
-	Err      string            `json:"error,omitempty"`
+	Dir      string            `json:"dir,omitempty"` // its folder of the engine's data
+	// folders that a container's root, being another user, can't pass
+	Barred []string `json:"barred,omitempty"`
+	State  *State   `json:"state,omitempty"` // what it says of itself; nil where it wasn't asked
+	Disk   *Disk    `json:"disk,omitempty"`
+	Err    string   `json:"error,omitempty"`
 }
 
 // State is what the plugin says of itself.

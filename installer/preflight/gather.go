@@ -17,8 +17,9 @@ import (
 
 // Bounds of what is waited for.
 const (
-	askWait        = 10 * time.Second // an answer of the engine or the plugin
-	infoWait       = 45 * time.Second // what the engine runs on: it asks its storage driver, and gives one that has gone half a minute
+	askWait = 10 * time.Second // an answer of the engine or the plugin
+	// what the engine runs on: it asks its storage driver, and gives one that has gone half a minute
+	infoWait       = 45 * time.Second
 	lookWait       = 5 * time.Second  // a file system's answer; that of a network may never come
 	repositoryWait = 15 * time.Second // a repository's newest revision, over all its servers and proxies
 	countWait      = 3 * time.Second  // counting what was fetched

@@ -102,7 +102,8 @@ func trouble(ctx context.Context, err error) Trouble {
 	switch {
 	case errors.Is(err, trust.ErrExpired):
 		return Expired
-	case errors.Is(err, trust.ErrSignature), errors.Is(err, trust.ErrNotWhitelisted), errors.Is(err, trust.ErrBlacklisted), errors.Is(err, trust.ErrInvalid):
+	case errors.Is(err, trust.ErrSignature), errors.Is(err, trust.ErrNotWhitelisted),
+		errors.Is(err, trust.ErrBlacklisted), errors.Is(err, trust.ErrInvalid):
 		return Untrusted
 	case ctx.Err() != nil:
 		return Slow

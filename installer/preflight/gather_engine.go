@@ -212,7 +212,8 @@ func (g *Plugin) look(ctx context.Context, e Engine, pid int) {
 	if !g.Ours {
 		return
 	}
-	if disk, ok := within(2*countWait, func() Disk { return count(filepath.Join(g.Dir, "propagated-mount", "store", "objects")) }); ok {
+	if disk, ok := within(2*countWait,
+		func() Disk { return count(filepath.Join(g.Dir, "propagated-mount", "store", "objects")) }); ok {
 		g.Disk = &disk
 	}
 	if g.Enabled {
@@ -264,7 +265,9 @@ func asked(ctx context.Context, folder string) (*State, error) {
 	}
 	defer dir.Close() // only a reference
 	socket := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), rootfs.PluginConfig(rootfs.Build{}).Interface.Socket)
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn,
+		error,
+	) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/CvmfsGraphDriver.Status", nil)

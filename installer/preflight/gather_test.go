@@ -77,11 +77,16 @@ type object = map[string]any
 // engineOf is a fake engine of a version, with its data in a folder.
 func engineOf(version, api, root string) answers {
 	return answers{
-		"/version": object{"Version": version, "ApiVersion": api, "Components": []object{{"Name": "Engine", "Version": version}, {"Name": "containerd", "Version": "1"}}},
+		"/version": object{
+			"Version": version, "ApiVersion": api,
+			"Components": []object{{"Name": "Engine", "Version": version}, {"Name": "containerd", "Version": "1"}},
+		},
 		"/info": object{
-			"ID": "ABCD", "Driver": "overlay2", "DriverStatus": [][]string{{"Backing Filesystem", "extfs"}}, "DockerRootDir": root,
-			"ServerVersion": version, "ExperimentalBuild": false, "SecurityOptions": []string{"name=seccomp,profile=default"},
-			"Swarm": object{"LocalNodeState": "inactive"},
+			"ID": "ABCD", "Driver": "overlay2", "DriverStatus": [][]string{{"Backing Filesystem", "extfs"}},
+			"DockerRootDir": root,
+			"ServerVersion": version, "ExperimentalBuild": false,
+			"SecurityOptions": []string{"name=seccomp,profile=default"},
+			"Swarm":           object{"LocalNodeState": "inactive"},
 		},
 	}
 }
@@ -95,13 +100,19 @@ func (a answers) info(name string, value any) answers {
 func emptyConfiguration(t *testing.T) string { return testutil.Configure(t, nil) }
 
 func planFor(t *testing.T, host string) Plan {
-	return Plan{Install: true, Host: host, Name: name, CVMFSConfig: emptyConfiguration(t), DaemonJSON: filepath.Join(t.TempDir(), "daemon.json")}
+	return Plan{
+		Install: true, Host: host, Name: name, CVMFSConfig: emptyConfiguration(t),
+		DaemonJSON: filepath.Join(t.TempDir(), "daemon.json"),
+	}
 }
 
 func TestEnginesAreRecognisedByWhatTheySay(t *testing.T) {
 	root := t.TempDir()
 	podman := engineOf("4.3.1", "1.41", root)
-	podman["/version"].(object)["Components"] = []object{{"Name": "Podman Engine", "Version": "4.3.1"}, {"Name": "Conmon"}}
+	podman["/version"].(object)["Components"] = []object{
+		{"Name": "Podman Engine", "Version": "4.3.1"},
+		{"Name": "Conmon"},
+	}
 	for _, c := range []struct {
 		name string
 		api  string
@@ -115,9 +126,14 @@ func TestEnginesAreRecognisedByWhatTheySay(t *testing.T) {
 		{"28", "1.51", engineOf("28.5.2", "1.51", root), []string{"engine.version"}},
 		{"29", "1.52", engineOf("29.0.1", "1.52", root), []string{"engine.version"}},
 		{"podman", "1.41", podman, []string{"engine.product"}},
-		{"rootless", "1.41", engineOf("20.10.24", "1.41", root).info("SecurityOptions", []string{"name=seccomp", "name=rootless"}), []string{"engine.rootless"}},
-		{"containerd store", "1.45", engineOf("26.1.5", "1.45", root).info("DriverStatus", [][]string{{"driver-type", "io.containerd.snapshotter.v1"}}), []string{"engine.image-store"}},
-		{"Docker Desktop", "1.45", engineOf("26.1.5", "1.45", root).info("OperatingSystem", "Docker Desktop"), []string{"engine.remote"}},
+		{"rootless", "1.41", engineOf("20.10.24", "1.41", root).info("SecurityOptions",
+			[]string{"name=seccomp", "name=rootless"}), []string{"engine.rootless"}},
+		{"containerd store", "1.45", engineOf("26.1.5", "1.45", root).info("DriverStatus",
+			[][]string{{"driver-type", "io.containerd.snapshotter.v1"}}), []string{"engine.image-store"}},
+		{
+			"Docker Desktop", "1.45", engineOf("26.1.5", "1.45", root).info("OperatingSystem", "Docker Desktop"),
+			[]string{"engine.remote"},
+		},
 		{"data elsewhere", "1.45", engineOf("26.1.5", "1.45", root+"/nowhere"), []string{"engine.remote"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -125,7 +141,8 @@ func TestEnginesAreRecognisedByWhatTheySay(t *testing.T) {
 			f := Gather(t.Context(), p)
 			f.Service.Manager = "" // of the machine
 			if f.Data.Dir != "" {
-				f.Data.FileSystem, f.Data.Typed, f.Data.Free, f.Data.FreeInodes = "extfs", true, 1<<40, 1<<30 // of the machine, too
+				// of the machine, too
+				f.Data.FileSystem, f.Data.Typed, f.Data.Free, f.Data.FreeInodes = "extfs", true, 1<<40, 1<<30
 			}
 			f.Kernel = Kernel{}
 			var errs []string
@@ -146,18 +163,23 @@ func TestEngineIsAskedForAllThatMatters(t *testing.T) {
 	a := engineOf("20.10.24", "1.41", root).
 		info("SecurityOptions", []string{"name=seccomp,profile=default", "name=userns", "name=selinux"}).
 		info("Swarm", object{"LocalNodeState": "active", "ControlAvailable": true}).
-		info("LiveRestoreEnabled", true).info("Images", 5).info("Containers", 3).info("ContainersRunning", 1).info("ExperimentalBuild", true)
+		info("LiveRestoreEnabled", true).info("Images", 5).info("Containers", 3).info("ContainersRunning",
+		1).info("ExperimentalBuild", true)
 	a["/containers/json"] = []object{{"Id": "0123456789abcdef", "Names": []string{"/web"}}}
 	a["/plugins/"+name+"/json"] = object{
 		"Id": "42", "Name": name + ":latest", "Enabled": true,
-		"Config":   object{"Entrypoint": []string{"/bin/cvmfs-graphdriver-plugin"}},
-		"Settings": object{"Mounts": []object{{"Name": "cvmfs_ext_config", "Source": "/srv/cvmfs"}}, "Env": []string{"DEBUG=1"}},
+		"Config": object{"Entrypoint": []string{"/bin/cvmfs-graphdriver-plugin"}},
+		"Settings": object{
+			"Mounts": []object{{"Name": "cvmfs_ext_config", "Source": "/srv/cvmfs"}},
+			"Env":    []string{"DEBUG=1"},
+		},
 	}
 	f := Gather(t.Context(), planFor(t, fakeEngine(t, "1.41", a)))
 	e := f.Engine
 	e.Host, e.DriverStatus = "", nil
 	want := Engine{
-		Product: "Engine", Version: "20.10.24", API: "1.41", Driver: "overlay2", Root: root, Experimental: true, UserNS: true,
+		Product: "Engine", Version: "20.10.24", API: "1.41", Driver: "overlay2", Root: root, Experimental: true,
+		UserNS:      true,
 		LiveRestore: true, Swarm: "manager", Images: 5, Containers: 3, Running: []string{"web"}, Labels: true,
 	}
 	if d := cmp.Diff(want, e); d != "" {
@@ -205,7 +227,8 @@ func TestEngineThatIsNotThereIsSaid(t *testing.T) {
 	}
 	p.Host = "tcp://user:secret@127.0.0.1:1"
 	f := Gather(t.Context(), p)
-	if f.Engine.Elsewhere == "" || strings.Contains(f.Engine.Host, "secret") || found(Judge(f, p), "engine.remote") == nil {
+	if f.Engine.Elsewhere == "" || strings.Contains(f.Engine.Host, "secret") ||
+		found(Judge(f, p), "engine.remote") == nil {
 		t.Errorf("%+v", f.Engine)
 	}
 }
@@ -232,7 +255,8 @@ func TestConfigurationFileIsJudgedByTheEnginesRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := Gather(t.Context(), p)
-	if len(f.File.Problems) != 2 || f.File.Problems[0].Line != 2 || f.File.Problems[0].Column != 3 || !f.File.Problems[1].Fixable {
+	if len(f.File.Problems) != 2 || f.File.Problems[0].Line != 2 || f.File.Problems[0].Column != 3 ||
+		!f.File.Problems[1].Fixable {
 		t.Errorf("problems: %+v", f.File.Problems)
 	}
 	if f.File.Driver != "overlay2" || !slices.Equal(f.File.Options, []string{"a=b"}) || !f.File.Store {
@@ -278,7 +302,8 @@ func TestRepositoriesAreAskedAndTheirTroubleIsNamed(t *testing.T) {
 		{"nobody answers", configure(dead.URL+"/cvmfs/"+fqrn, ""), Unreachable},
 		{"no such repository", configure(empty.URL+"/cvmfs/"+fqrn, ""), Absent},
 		{"forged", configure(testutil.Serve(t, forged), ""), Untrusted},
-		{"proxy", configure(good, "CVMFS_HTTP_PROXY="+strings.Replace(dead.URL, "http://", "http://user:secret@", 1)+"\n"), Proxy},
+		{"proxy", configure(good, "CVMFS_HTTP_PROXY="+strings.Replace(dead.URL, "http://", "http://user:secret@", 1)+
+			"\n"), Proxy},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := lookAtConfiguration(t.Context(), Plan{CVMFSConfig: c.dir, Agent: "test/1"}, "")
@@ -295,16 +320,19 @@ func TestRepositoriesAreAskedAndTheirTroubleIsNamed(t *testing.T) {
 		})
 	}
 	t.Run("one of two proxies", func(t *testing.T) {
-		dir := configure(good, "CVMFS_HTTP_PROXY='"+strings.Replace(dead.URL, "http://", "http://user:secret@", 1)+";DIRECT'\n")
+		dir := configure(good, "CVMFS_HTTP_PROXY='"+strings.Replace(dead.URL, "http://", "http://user:secret@", 1)+
+			";DIRECT'\n")
 		r := lookAtConfiguration(t.Context(), Plan{CVMFSConfig: dir}, "").Repositories[0]
-		if r.Trouble != "" || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "proxy failed") || strings.Contains(r.Notes[0], "secret") {
+		if r.Trouble != "" || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "proxy failed") ||
+			strings.Contains(r.Notes[0], "secret") {
 			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("no key at all", func(t *testing.T) {
 		dir := configure(good, "")
 		file := filepath.Join(dir, "config.d", fqrn+".conf")
-		if err := os.WriteFile(file, []byte("CVMFS_SERVER_URL="+good+"\nCVMFS_PUBLIC_KEY=/nowhere.pub\n"), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte("CVMFS_SERVER_URL="+good+"\nCVMFS_PUBLIC_KEY=/nowhere.pub\n"),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := lookAtConfiguration(t.Context(), Plan{CVMFSConfig: dir}, ""); got.Repositories[0].Trouble != Key {
@@ -312,7 +340,8 @@ func TestRepositoriesAreAskedAndTheirTroubleIsNamed(t *testing.T) {
 		}
 	})
 	t.Run("a command", func(t *testing.T) {
-		if got := lookAtConfiguration(t.Context(), Plan{CVMFSConfig: configure(good, "rm -rf /nowhere\n")}, ""); !strings.Contains(got.Err, "default.local:4") {
+		if got := lookAtConfiguration(t.Context(), Plan{CVMFSConfig: configure(good, "rm -rf /nowhere\n")},
+			""); !strings.Contains(got.Err, "default.local:4") {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -445,8 +474,12 @@ func TestWhatHangsIsGivenUp(t *testing.T) {
 
 func TestUnitsAndProcessesTellFlagsAndTheVariable(t *testing.T) {
 	s := Service{Flags: map[string]string{}}
-	s.take([]string{"-H", "fd://", "-s", "overlay2", "--storage-opt=a=1", "--storage-opt", "b=2", "--debug"}, []string{"PATH=/bin", marked + "=1"})
-	want := Service{Flags: map[string]string{"debug": "", "storage-driver": "overlay2", "storage-opt": "a=1 b=2"}, Variable: true}
+	s.take([]string{"-H", "fd://", "-s", "overlay2", "--storage-opt=a=1", "--storage-opt", "b=2", "--debug"},
+		[]string{"PATH=/bin", marked + "=1"})
+	want := Service{
+		Flags:    map[string]string{"debug": "", "storage-driver": "overlay2", "storage-opt": "a=1 b=2"},
+		Variable: true,
+	}
 	if d := cmp.Diff(want, s); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
@@ -466,7 +499,8 @@ func TestFilesThatTheEngineMountsMustBeThere(t *testing.T) {
 // A start that failed is told with the cause in the engine's log.
 func TestTheCauseOfAStartThatFailedIsAFact(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
-	if err := os.WriteFile(log, []byte("unable to configure the Docker daemon with file x: it is bad\n"), 0o600); err != nil {
+	if err := os.WriteFile(log, []byte("unable to configure the Docker daemon with file x: it is bad\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := Plan{Host: "unix://" + filepath.Join(t.TempDir(), "none"), Name: name, CVMFSConfig: t.TempDir(), Log: log}

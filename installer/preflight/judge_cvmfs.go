@@ -17,13 +17,17 @@ func configuration(f *Facts, p *Plan) []Finding {
 	const id = "cvmfs.configuration"
 	switch c := f.Configuration; {
 	case c.Missing && p.Install && p.CVMFSConfig == "":
-		return one(Warning, id, fmt.Sprintf("there is no folder %s; it will be made, empty: no repository is configured", c.Dir), configure(c.Dir))
+		return one(Warning, id,
+			fmt.Sprintf("there is no folder %s; it will be made, empty: no repository is configured", c.Dir),
+			configure(c.Dir))
 	case c.Missing:
-		return one(Error, id, fmt.Sprintf("there is no folder %s, without which the plugin can't be enabled", c.Dir), "make it, or name another one with --cvmfs-config; then "+configure(c.Dir))
+		return one(Error, id, fmt.Sprintf("there is no folder %s, without which the plugin can't be enabled", c.Dir),
+			"make it, or name another one with --cvmfs-config; then "+configure(c.Dir))
 	case c.Err != "":
 		return with(one(Error, id, "the CernVM-FS configuration can't be read: "+c.Dir, "correct it by hand"), c.Err)
 	case len(c.Repositories) == 0:
-		return one(Warning, id, "no repository is configured in "+c.Dir+": ordinary images run, thin ones don't", configure(c.Dir))
+		return one(Warning, id, "no repository is configured in "+c.Dir+": ordinary images run, thin ones don't",
+			configure(c.Dir))
 	}
 	return nil
 }
@@ -47,7 +51,9 @@ func named(f *Facts, p *Plan) []Finding {
 		for fqrn := range strings.SplitSeq(value, ",") {
 			fqrn = strings.TrimSpace(fqrn)
 			if !slices.ContainsFunc(f.Configuration.Repositories, func(r Repository) bool { return r.FQRN == fqrn }) {
-				found = append(found, one(Warning, "cvmfs.allowed", fmt.Sprintf("the option cvmfs.repositories allows %q, which isn't configured in %s", fqrn, f.Configuration.Dir),
+				found = append(found, one(Warning, "cvmfs.allowed",
+					fmt.Sprintf("the option cvmfs.repositories allows %q, which isn't configured in %s", fqrn,
+						f.Configuration.Dir),
 					"correct the option, or "+configure(f.Configuration.Dir))...)
 			}
 		}
@@ -88,21 +94,25 @@ func repository(f *Facts, p *Plan, r Repository) []Finding {
 		if p.Install && !rule.serious {
 			severity = Warning // the plugin takes it: what lies with others may be mended while it runs
 		}
-		found = with(one(severity, id+"."+string(r.Trouble), "repository "+r.FQRN+" can't be used: "+troubled[r.Trouble], rule.remedy), r.Err)
+		found = with(one(severity, id+"."+string(r.Trouble), "repository "+r.FQRN+" can't be used: "+
+			troubled[r.Trouble], rule.remedy), r.Err)
 	} else {
-		what := fmt.Sprintf("repository %s is at revision %d of %s", r.FQRN, r.Revision, r.Published.UTC().Format(time.DateTime))
+		what := fmt.Sprintf("repository %s is at revision %d of %s", r.FQRN, r.Revision,
+			r.Published.UTC().Format(time.DateTime))
 		switch left := r.Expires.Sub(f.Time); {
 		case r.Published.After(f.Time.Add(clockSlack)):
 			found = one(Warning, id+".future", what+", which is in the future by this host's clock", "set the clock")
 		case left < expiresSoon:
-			found = one(Warning, id+".expires", fmt.Sprintf("%s, and its whitelist expires on %s", what, r.Expires.UTC().Format(time.DateTime)),
+			found = one(Warning, id+".expires", fmt.Sprintf("%s, and its whitelist expires on %s", what,
+				r.Expires.UTC().Format(time.DateTime)),
 				"ask the repository's operator to renew it; afterwards no thin image of it can be pulled")
 		default:
 			found = one(OK, id, what, "")
 		}
 	}
 	if len(r.Notes) > 0 {
-		found = append(found, with(one(Note, id+".notes", "repository "+r.FQRN+": there is more to know", ""), strings.Join(r.Notes, "; "))...)
+		found = append(found, with(one(Note, id+".notes", "repository "+r.FQRN+": there is more to know", ""),
+			strings.Join(r.Notes, "; "))...)
 	}
 	return found
 }
@@ -126,7 +136,8 @@ func minio(f *Facts, p *Plan) []Finding {
 	case m == nil:
 		return nil
 	case m.Err != "":
-		return with(one(Error, id, "the configuration of the object store can't be used: "+m.File, "correct it, or leave --minio-config out"), m.Err)
+		return with(one(Error, id, "the configuration of the object store can't be used: "+m.File,
+			"correct it, or leave --minio-config out"), m.Err)
 	}
 	return one(OK, id, "the configuration of the object store can be read: "+f.Minio.File, "")
 }

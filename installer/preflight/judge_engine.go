@@ -51,8 +51,10 @@ func here(f *Facts, _ *Plan) []Finding {
 	if f.Engine.Elsewhere == "" {
 		return nil
 	}
-	return with(one(Error, "engine.remote", "the engine at "+f.Engine.Host+" doesn't run on this machine, or in another root",
-		"run this program where the engine runs, and with its socket (--host unix:///var/run/docker.sock)"), f.Engine.Elsewhere)
+	return with(one(Error, "engine.remote", "the engine at "+f.Engine.Host+
+		" doesn't run on this machine, or in another root",
+		"run this program where the engine runs, and with its socket (--host unix:///var/run/docker.sock)"),
+		f.Engine.Elsewhere)
 }
 
 // version applies what an engine takes by its version.
@@ -62,21 +64,26 @@ func version(f *Facts, p *Plan) []Finding {
 		return nil
 	}
 	if e.Product != "Engine" && e.Product != "" {
-		return one(Error, "engine.product", fmt.Sprintf("this is not Docker's engine but %s %s, which has no storage-driver plugins", e.Product, e.Version),
+		return one(Error, "engine.product",
+			fmt.Sprintf("this is not Docker's engine but %s %s, which has no storage-driver plugins", e.Product,
+				e.Version),
 			"run Docker's engine, 17.06 to 26.1, and name its socket with --host")
 	}
 	const id = "engine.version"
 	switch what := "engine " + e.Version; takes(e) {
 	case tooOld:
-		return one(Error, id, what+" is too old: storage-driver plugins that the engine manages came with 17.06", "run engine 17.06 to 26.1")
+		return one(Error, id, what+" is too old: storage-driver plugins that the engine manages came with 17.06",
+			"run engine 17.06 to 26.1")
 	case none:
-		return one(Error, id, what+" has no storage-driver plugins: they were removed in 28.0, and an engine that is told to use one does not start",
+		return one(Error, id, what+
+			" has no storage-driver plugins: they were removed in 28.0, and an engine that is told to use one does not start",
 			"run engine 17.06 to 26.1, or 27; for 28 and later the way is a snapshotter of containerd "+
 				"(\"features\": {\"containerd-snapshotter\": true} in daemon.json), not this plugin")
 	case withVariable:
 		return variable(f, p)
 	case unknown:
-		return one(Error, id, fmt.Sprintf("the engine tells neither its version (%q) nor its API's (%q)", e.Version, e.API), "run engine 17.06 to 26.1")
+		return one(Error, id, fmt.Sprintf("the engine tells neither its version (%q) nor its API's (%q)", e.Version,
+			e.API), "run engine 17.06 to 26.1")
 	default:
 		return append(one(OK, id, what+" takes storage-driver plugins", ""), experimental(f, p)...)
 	}
@@ -85,21 +92,26 @@ func version(f *Facts, p *Plan) []Finding {
 // variable applies the rule of engine 27.
 func variable(f *Facts, p *Plan) []Finding {
 	const id = "engine.variable"
-	what := fmt.Sprintf("engine %s takes storage-driver plugins only with %s=1 in its environment", f.Engine.Version, service.PluginVariable)
+	what := fmt.Sprintf("engine %s takes storage-driver plugins only with %s=1 in its environment", f.Engine.Version,
+		service.PluginVariable)
 	var found []Finding
-	byUnit := f.Service.Manager == "systemd" && (p.Restart == "" || p.Restart == "auto" || strings.HasPrefix(p.Restart, "systemd"))
+	byUnit := f.Service.Manager == "systemd" && (p.Restart == "" || p.Restart == "auto" ||
+		strings.HasPrefix(p.Restart, "systemd"))
 	switch {
 	case f.Service.Variable || f.Engine.Active(p.Name):
-		found = one(OK, id, fmt.Sprintf("engine %s takes storage-driver plugins: %s is in its environment", f.Engine.Version, service.PluginVariable), "")
+		found = one(OK, id, fmt.Sprintf("engine %s takes storage-driver plugins: %s is in its environment",
+			f.Engine.Version, service.PluginVariable), "")
 	case byUnit && p.Install:
 		found = one(Note, id, what+": a drop-in of its systemd unit will set it", "")
 	case byUnit:
 		found = one(Warning, id, what, "\"cvmfs-graphdriver install\" writes a drop-in of its systemd unit")
 	case p.Install:
 		found = one(Error, id, what+", and it isn't restarted by systemd, where a drop-in would set it",
-			fmt.Sprintf("set %s=1 where the engine is started, for instance in /etc/default/docker, and restart it", service.PluginVariable))
+			fmt.Sprintf("set %s=1 where the engine is started, for instance in /etc/default/docker, and restart it",
+				service.PluginVariable))
 	default:
-		found = one(Warning, id, what, fmt.Sprintf("set %s=1 where the engine is started, and restart it", service.PluginVariable))
+		found = one(Warning, id, what, fmt.Sprintf("set %s=1 where the engine is started, and restart it",
+			service.PluginVariable))
 	}
 	return append(found, experimental(f, p)...)
 }
@@ -110,9 +122,11 @@ func experimental(f *Facts, p *Plan) []Finding {
 	case f.Engine.Experimental:
 		return one(OK, id, "the engine has its experimental features on, which storage-driver plugins need", "")
 	case p.Install:
-		return one(Note, id, "storage-driver plugins need the engine's experimental features: they will be turned on", "")
+		return one(Note, id, "storage-driver plugins need the engine's experimental features: they will be turned on",
+			"")
 	}
-	return one(Note, id, "storage-driver plugins need the engine's experimental features, which are off", "\"cvmfs-graphdriver install\" turns them on")
+	return one(Note, id, "storage-driver plugins need the engine's experimental features, which are off",
+		"\"cvmfs-graphdriver install\" turns them on")
 }
 
 // What engines take.
@@ -169,7 +183,8 @@ func rootless(f *Facts, _ *Plan) []Finding {
 	if !f.Engine.Rootless {
 		return nil
 	}
-	return one(Error, "engine.rootless", "the engine runs rootless: the plugin mounts file systems of the kernel's, which takes root on the host",
+	return one(Error, "engine.rootless",
+		"the engine runs rootless: the plugin mounts file systems of the kernel's, which takes root on the host",
 		"run an engine as root; it can do so beside the rootless one, with a socket and a data folder of its own")
 }
 
@@ -178,10 +193,12 @@ func imageStore(f *Facts, _ *Plan) []Finding {
 	if t := takes(f.Engine); t != plugins && t != withVariable {
 		return nil
 	}
-	const id, remedy = "engine.image-store", "set \"features\": {\"containerd-snapshotter\": false} in daemon.json and restart the engine; its images come back when it is set again"
+	const id, remedy = "engine.image-store",
+		"set \"features\": {\"containerd-snapshotter\": false} in daemon.json and restart the engine; its images come back when it is set again"
 	for _, s := range f.Engine.DriverStatus {
 		if s[0] == "driver-type" && s[1] == "io.containerd.snapshotter.v1" {
-			return one(Error, id, "the engine keeps its images in containerd, where storage drivers have no part", remedy)
+			return one(Error, id, "the engine keeps its images in containerd, where storage drivers have no part",
+				remedy)
 		}
 	}
 	if f.File.Store {
@@ -198,7 +215,8 @@ func flags(f *Facts, p *Plan) []Finding {
 	}
 	options := len(daemonjson.DriverOptions(f.File.Options, p.StorageOpts)) > 0
 	written := map[string]bool{
-		"storage-driver": true, "experimental": true, "storage-opt": options, "data-root": p.DataRoot != "", "graph": p.DataRoot != "", "debug": p.Debug,
+		"storage-driver": true, "experimental": true, "storage-opt": options, "data-root": p.DataRoot != "",
+		"graph": p.DataRoot != "", "debug": p.Debug,
 	}
 	where := "take it out of where the engine is started"
 	if f.Service.Manager == "systemd" {
@@ -208,13 +226,16 @@ func flags(f *Facts, p *Plan) []Finding {
 	var found []Finding
 	for _, name := range slices.Sorted(maps.Keys(f.Service.Flags)) {
 		if written[name] {
-			found = append(found, one(Error, id, fmt.Sprintf("the engine is started with --%s, and does not start with the same in daemon.json", name), where)...)
+			found = append(found,
+				one(Error, id, fmt.Sprintf("the engine is started with --%s, and does not start with the same in daemon.json", name), where)...)
 			found = with(found, fmt.Sprintf("--%s=%s", name, f.Service.Flags[name]))
 		}
 	}
 	for option := range strings.FieldsSeq(f.Service.Flags["storage-opt"]) {
 		if err := daemonjson.CheckOption(option); err != nil {
-			found = append(found, one(Error, id, "the engine is started with --storage-opt "+option+", and would not start with it on this driver", where)...)
+			found = append(found,
+				one(Error, id, "the engine is started with --storage-opt "+option+
+					", and would not start with it on this driver", where)...)
 			found = with(found, err.Error())
 		}
 	}
@@ -225,7 +246,8 @@ func flags(f *Facts, p *Plan) []Finding {
 func file(f *Facts, _ *Plan) []Finding {
 	const id = "daemon-json"
 	if f.File.Err != "" {
-		return with(one(Error, id, "the engine's configuration can't be read: "+f.File.Path, "make it a regular file that root can read"), f.File.Err)
+		return with(one(Error, id, "the engine's configuration can't be read: "+f.File.Path,
+			"make it a regular file that root can read"), f.File.Err)
 	}
 	var found []Finding
 	for _, problem := range f.File.Problems {
@@ -233,7 +255,8 @@ func file(f *Facts, _ *Plan) []Finding {
 		if problem.Fixable {
 			remedy = "correct the file by hand, or give --fix to \"cvmfs-graphdriver install\", which leaves comments and trailing commas out"
 		}
-		found = append(found, one(Error, id, fmt.Sprintf("the engine refuses %s, line %d, column %d: %s", f.File.Path, problem.Line, problem.Column, problem.Text), remedy)...)
+		found = append(found, one(Error, id, fmt.Sprintf("the engine refuses %s, line %d, column %d: %s", f.File.Path,
+			problem.Line, problem.Column, problem.Text), remedy)...)
 	}
 	return found
 }
@@ -252,17 +275,21 @@ func options(f *Facts, p *Plan) []Finding {
 			err = nil
 		}
 		if err != nil {
-			found = append(found, one(Error, id, err.Error()+"; the engine would not start with it", "correct --storage-opt: the driver takes "+strings.Join(daemonjson.OptionNames(), ", "))...)
+			found = append(found, one(Error, id, err.Error()+"; the engine would not start with it",
+				"correct --storage-opt: the driver takes "+strings.Join(daemonjson.OptionNames(), ", "))...)
 		}
 	}
 	for _, option := range daemonjson.DriverOptions(f.File.Options, p.StorageOpts) {
 		if err := daemonjson.CheckOption(option); err != nil && !slices.Contains(p.StorageOpts, option) {
-			found = append(found, one(Error, id, fmt.Sprintf("%v; it stands in %s, and the engine would not start with it", err, f.File.Path),
-				"take it out with --storage-opt "+daemonjson.OptionName(option)+"=")...)
+			found = append(found,
+				one(Error, id, fmt.Sprintf("%v; it stands in %s, and the engine would not start with it", err,
+					f.File.Path),
+					"take it out with --storage-opt "+daemonjson.OptionName(option)+"=")...)
 		}
 	}
 	if becomes(f, p) && len(f.File.Options) > 0 {
-		found = append(found, one(Note, id, "the storage options of the driver "+f.Engine.Driver+" are left out while this driver is used", "")...)
+		found = append(found, one(Note, id, "the storage options of the driver "+f.Engine.Driver+
+			" are left out while this driver is used", "")...)
 		found = with(found, strings.Join(f.File.Options, " "))
 	}
 	return found
@@ -279,7 +306,8 @@ func driver(f *Facts, p *Plan) []Finding {
 	case p.Install:
 		return one(Note, id, fmt.Sprintf("the engine's storage driver becomes %s; it is %s", p.Name, e.Driver), "")
 	}
-	return one(Warning, id, fmt.Sprintf("the engine's storage driver is %s, not %s: thin images don't run", f.Engine.Driver, p.Name), "run \"cvmfs-graphdriver install\"")
+	return one(Warning, id, fmt.Sprintf("the engine's storage driver is %s, not %s: thin images don't run",
+		f.Engine.Driver, p.Name), "run \"cvmfs-graphdriver install\"")
 }
 
 // containers tells of containers that stop.
@@ -287,8 +315,9 @@ func containers(f *Facts, p *Plan) []Finding {
 	if !becomes(f, p) || len(f.Engine.Running) == 0 || f.Engine.LiveRestore {
 		return nil
 	}
-	return with(one(Warning, "engine.containers", fmt.Sprintf("the engine is restarted: %s, and not started again under the new driver",
-		several(len(f.Engine.Running), "running container is stopped", "running containers are stopped")),
+	return with(one(Warning, "engine.containers",
+		fmt.Sprintf("the engine is restarted: %s, and not started again under the new driver",
+			several(len(f.Engine.Running), "running container is stopped", "running containers are stopped")),
 		"end them in good time, and commit and push what is to go on; if the installation fails, they are started again, those that were run with --rm aside"),
 		some(f.Engine.Running))
 }
@@ -299,8 +328,9 @@ func images(f *Facts, p *Plan) []Finding {
 	if !becomes(f, p) || e.Images+e.Containers == 0 {
 		return nil
 	}
-	return one(Warning, "engine.images", fmt.Sprintf("%s and %s belong to the driver %s and are not shown under the new one",
-		several(e.Images, "image", "images"), several(e.Containers, "container", "containers"), e.Driver),
+	return one(Warning, "engine.images",
+		fmt.Sprintf("%s and %s belong to the driver %s and are not shown under the new one",
+			several(e.Images, "image", "images"), several(e.Containers, "container", "containers"), e.Driver),
 		"nothing is lost: they come back with \"cvmfs-graphdriver uninstall\"; pull under the new driver what is needed there")
 }
 
@@ -314,10 +344,12 @@ func moves(f *Facts, p *Plan) []Finding {
 		return nil
 	}
 	if f.Plugin.Present {
-		return one(Error, "engine.data-root", fmt.Sprintf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one", p.Name, root),
+		return one(Error, "engine.data-root",
+			fmt.Sprintf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one", p.Name, root),
 			"leave --data-root out; or first say \"cvmfs-graphdriver uninstall --purge\", which removes the plugin and its images")
 	}
-	return one(Warning, "engine.data-root", fmt.Sprintf("the engine's data folder becomes %s: images, containers, volumes, networks and plugins in %s are left behind", p.DataRoot, root),
+	return one(Warning, "engine.data-root",
+		fmt.Sprintf("the engine's data folder becomes %s: images, containers, volumes, networks and plugins in %s are left behind", p.DataRoot, root),
 		"nothing is lost: they come back with \"cvmfs-graphdriver uninstall\"; leave --data-root out to keep them")
 }
 
@@ -329,7 +361,8 @@ func swarm(f *Facts, p *Plan) []Finding {
 	if f.Engine.Swarm == "manager" {
 		remedy += ". It is a manager: see that the others make a quorum without it"
 	}
-	return one(Warning, "engine.swarm", "this is a "+f.Engine.Swarm+" of a swarm: its tasks are lost at the restart, and the swarm starts them elsewhere", remedy)
+	return one(Warning, "engine.swarm", "this is a "+f.Engine.Swarm+
+		" of a swarm: its tasks are lost at the restart, and the swarm starts them elsewhere", remedy)
 }
 
 // liveRestore refuses a restart that containers would live through: the engine passes over those of another driver
@@ -344,7 +377,8 @@ func liveRestore(f *Facts, p *Plan) []Finding {
 		return one(Note, id, "live-restore is on: it works with this driver where the machine's mounts are shared, as systemd has them", "")
 	}
 	return with(one(Error, id, fmt.Sprintf("live-restore is on: %s on while the engine changes its driver, and the engine doesn't know them any more",
-		several(len(e.Running), "running container goes", "running containers go")), "stop them first (docker stop), or turn live-restore off"), some(e.Running))
+		several(len(e.Running), "running container goes", "running containers go")),
+		"stop them first (docker stop), or turn live-restore off"), some(e.Running))
 }
 
 // several spells a number of things.

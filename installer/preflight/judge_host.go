@@ -17,7 +17,8 @@ func user(f *Facts, p *Plan) []Finding {
 	case f.Root:
 		return nil
 	case p.Install:
-		return one(Error, "user", "this program doesn't run as root, who alone can change the engine", "run it as root (sudo)")
+		return one(Error, "user", "this program doesn't run as root, who alone can change the engine",
+			"run it as root (sudo)")
 	}
 	return one(Warning, "user", "this program doesn't run as root: much can't be seen", "run it as root (sudo)")
 }
@@ -35,16 +36,19 @@ func plugin(f *Facts, p *Plan) []Finding {
 	case !g.Present && inUse && p.Install:
 		return one(Note, id, "the plugin "+p.Name+" is the storage driver, and there is none: it will be created", "")
 	case !g.Present && inUse:
-		return one(Error, id, "the engine's configuration names the plugin "+p.Name+" as storage driver, and there is none: the engine will not start again",
+		return one(Error, id, "the engine's configuration names the plugin "+p.Name+
+			" as storage driver, and there is none: the engine will not start again",
 			"run \"cvmfs-graphdriver install\", or \"cvmfs-graphdriver uninstall\" to go back to the former driver")
 	case !g.Present && p.Install:
 		return one(Note, id, "the plugin "+p.Name+" will be created", "")
 	case !g.Present:
 		return one(Note, id, "the engine has no plugin "+p.Name, "\"cvmfs-graphdriver install\" creates it")
 	case !g.Ours:
-		return one(Error, id, "the engine has another plugin under the name "+p.Name, "choose another name with --name, or remove that plugin")
+		return one(Error, id, "the engine has another plugin under the name "+p.Name,
+			"choose another name with --name, or remove that plugin")
 	case !g.Enabled && inUse && !p.Install:
-		return one(Error, id, "the plugin "+p.Name+" is disabled, and it is the storage driver: nothing works, and the engine will not start again",
+		return one(Error, id, "the plugin "+p.Name+
+			" is disabled, and it is the storage driver: nothing works, and the engine will not start again",
 			"run \"cvmfs-graphdriver install\", or docker plugin enable "+p.Name+" and restart the engine")
 	case !g.Enabled && p.Install:
 		return one(Note, id, "the plugin "+p.Name+" is there and disabled; it will be enabled", "")
@@ -65,7 +69,8 @@ func needed(f *Facts, p *Plan) []Finding {
 	}
 	var found []Finding
 	for _, file := range f.Missing {
-		what, remedy := file+" is not there: the engine mounts it into the plugin, and can't enable it without", "make it; an empty file will do (touch "+file+")"
+		what, remedy := file+" is not there: the engine mounts it into the plugin, and can't enable it without",
+			"make it; an empty file will do (touch "+file+")"
 		if file == resolvConf {
 			remedy = "make it, with the site's name servers (nameserver ADDRESS); if it is a link to a file that a service writes, as systemd-resolved, start that"
 		}
@@ -83,15 +88,19 @@ func pluginState(f *Facts, _ *Plan) []Finding {
 	const id = "plugin.state"
 	var found []Finding
 	if s.Err != "" {
-		found = append(found, with(one(Warning, id, "the plugin doesn't tell its state", "restart the engine if containers don't start"), s.Err)...)
+		found = append(found, with(one(Warning, id, "the plugin doesn't tell its state",
+			"restart the engine if containers don't start"), s.Err)...)
 	}
 	if s.Stale > 0 {
-		found = append(found, one(Warning, id, several(s.Stale, "container hangs", "containers hang")+" on a mount of the plugin's that has gone: files get \"Transport endpoint is not connected\"",
+		found = append(found, one(Warning, id, several(s.Stale, "container hangs", "containers hang")+
+			" on a mount of the plugin's that has gone: files get \"Transport endpoint is not connected\"",
 			"restart the containers")...)
 	}
 	for _, image := range s.Images {
 		if image.Err != "" {
-			found = append(found, with(one(Warning, id, "a composed image is damaged: "+image.Key, "remove the thin image and pull it again"), image.Err)...)
+			found = append(found,
+				with(one(Warning, id, "a composed image is damaged: "+image.Key,
+					"remove the thin image and pull it again"), image.Err)...)
 		}
 	}
 	return found
@@ -122,13 +131,15 @@ func dataRoot(f *Facts, p *Plan) []Finding {
 		return nil
 	}
 	if d.Err != "" {
-		return with(one(Error, "data-root", "the engine's data folder can't be examined: "+d.Dir, "run this program as root on the engine's host"), d.Err)
+		return with(one(Error, "data-root", "the engine's data folder can't be examined: "+d.Dir,
+			"run this program as root on the engine's host"), d.Err)
 	}
 	what := fmt.Sprintf("the engine's data folder %s lies on %s", d.Dir, Shown(d.FileSystem))
 	var found []Finding
 	switch {
 	case d.FileSystem == "overlayfs":
-		found = one(Error, id, what+", as in a container, and the kernel takes no overlay on that", remedy+", for an engine in a container on a volume")
+		found = one(Error, id, what+", as in a container, and the kernel takes no overlay on that",
+			remedy+", for an engine in a container on a volume")
 	case d.FileSystem == "tmpfs":
 		found = one(Warning, id, what+": images are gone when the machine is restarted", remedy)
 	case d.FileSystem == "xfs" && !d.Typed:
@@ -143,7 +154,8 @@ func dataRoot(f *Facts, p *Plan) []Finding {
 		found = one(OK, id, what, "")
 	}
 	if d.ReadOnly {
-		found = append(found, one(Error, "data-root.read-only", "the engine's data folder "+d.Dir+" can't be written to",
+		found = append(found, one(Error, "data-root.read-only",
+			"the engine's data folder "+d.Dir+" can't be written to",
 			"mount its file system for writing; a disk with errors is mounted read-only by the kernel (dmesg tells)")...)
 	}
 	return found
@@ -173,10 +185,13 @@ func space(f *Facts, p *Plan) []Finding {
 		return nil
 	}
 	free := fmt.Sprintf("%s of %s free in %s", humanize.IBytes(d.Free), humanize.IBytes(d.Size), d.Dir)
-	found := least(d.Free, leastFree, littleFree, "data-root.space", free, "free some space (docker system prune), or move the engine's data-root to a larger disk")
+	found := least(d.Free, leastFree, littleFree, "data-root.space", free,
+		"free some space (docker system prune), or move the engine's data-root to a larger disk")
 	if d.Inodes > 0 {
-		free := fmt.Sprintf("%s of %s files can still be made in %s", humanize.Comma(int64(d.FreeInodes)), humanize.Comma(int64(d.Inodes)), d.Dir)
-		found = append(found, least(d.FreeInodes, leastFiles, littleFiles, "data-root.inodes", free, "remove files, or move the engine's data-root to a file system with more inodes")...)
+		free := fmt.Sprintf("%s of %s files can still be made in %s", humanize.Comma(int64(d.FreeInodes)),
+			humanize.Comma(int64(d.Inodes)), d.Dir)
+		found = append(found, least(d.FreeInodes, leastFiles, littleFiles, "data-root.inodes", free,
+			"remove files, or move the engine's data-root to a file system with more inodes")...)
 	}
 	return found
 }
@@ -202,23 +217,28 @@ func kernel(f *Facts, p *Plan) []Finding {
 	if v := number(k.Release); v > 0 && v < oldest {
 		what := "Linux " + k.Release + " is older than 4.18, the first this driver is expected to work on"
 		if overridden(p.StorageOpts) || overridden(f.File.Options) {
-			found = append(found, one(Warning, "kernel.version", what+"; "+daemonjson.OverrideOption+" lets it be tried", "run a newer kernel")...)
+			found = append(found, one(Warning, "kernel.version",
+				what+"; "+daemonjson.OverrideOption+" lets it be tried", "run a newer kernel")...)
 		} else {
 			found = append(found, one(Error, "kernel.version", what,
 				"run a newer kernel; to try all the same, give --storage-opt "+daemonjson.OverrideOption+"=true")...)
 		}
 	}
 	if k.Err != "" {
-		return append(found, with(one(Warning, "kernel.probe", "it wasn't tried what this kernel can mount", "run this program as root, in a mount namespace of its own rights (not in a container)"), k.Err)...)
+		return append(found, with(one(Warning, "kernel.probe", "it wasn't tried what this kernel can mount",
+			"run this program as root, in a mount namespace of its own rights (not in a container)"), k.Err)...)
 	}
 	if k.Overlay.Tried && !k.Overlay.Works() {
-		found = append(found, with(one(Error, "kernel.overlay", "overlayfs doesn't work on this kernel", "run \"modprobe overlay\", or a kernel with CONFIG_OVERLAY_FS"), k.Overlay.Err)...)
+		found = append(found, with(one(Error, "kernel.overlay", "overlayfs doesn't work on this kernel",
+			"run \"modprobe overlay\", or a kernel with CONFIG_OVERLAY_FS"), k.Overlay.Err)...)
 	}
 	switch {
 	case k.Device != "":
-		found = append(found, with(one(Error, "kernel.fuse", "the device /dev/fuse is not as it should be", "run \"modprobe fuse\"; if that doesn't make it: mknod -m 0666 /dev/fuse c 10 229"), k.Device)...)
+		found = append(found, with(one(Error, "kernel.fuse", "the device /dev/fuse is not as it should be",
+			"run \"modprobe fuse\"; if that doesn't make it: mknod -m 0666 /dev/fuse c 10 229"), k.Device)...)
 	case k.FUSE.Tried && !k.FUSE.Works():
-		found = append(found, with(one(Error, "kernel.fuse", "FUSE doesn't work on this kernel", "run \"modprobe fuse\", or a kernel with CONFIG_FUSE_FS"), k.FUSE.Err)...)
+		found = append(found, with(one(Error, "kernel.fuse", "FUSE doesn't work on this kernel",
+			"run \"modprobe fuse\", or a kernel with CONFIG_FUSE_FS"), k.FUSE.Err)...)
 	}
 	return found
 }
@@ -288,10 +308,12 @@ func security(f *Facts, _ *Plan) []Finding {
 		if f.Engine.Labels {
 			what = "SELinux is enforcing: the driver mounts containers' files with the labels the engine gives"
 		}
-		found = one(Note, "security.selinux", what+"; this was not tested with such a policy", "if something is denied, \"ausearch -m avc -ts recent\" names it")
+		found = one(Note, "security.selinux", what+"; this was not tested with such a policy",
+			"if something is denied, \"ausearch -m avc -ts recent\" names it")
 	}
 	if f.Security.AppArmor {
-		found = append(found, one(OK, "security.apparmor", "AppArmor is on: containers keep their profile, the plugin has none", "")...)
+		found = append(found, one(OK, "security.apparmor",
+			"AppArmor is on: containers keep their profile, the plugin has none", "")...)
 	}
 	return found
 }

@@ -87,9 +87,11 @@ func TestTheCauseStandsBeforeTheLastWords(t *testing.T) {
 			"the last of several starts",
 			[]string{
 				`time="2026-11-28T08:43:30Z" level=info msg="Starting up"`,
-				`time="2026-11-28T08:43:31Z" level=error msg="Failed to GetDriver graph" driver=thin error="old"`, unsupported,
+				`time="2026-11-28T08:43:31Z" level=error msg="Failed to GetDriver graph" driver=thin error="old"`,
+				unsupported,
 				`time="2026-11-28T08:43:32Z" level=info msg="Starting up"`,
-				`time="2026-11-28T08:43:33Z" level=error msg="Failed to GetDriver graph" driver=thin error="new"`, unsupported,
+				`time="2026-11-28T08:43:33Z" level=error msg="Failed to GetDriver graph" driver=thin error="new"`,
+				unsupported,
 			},
 			"new",
 		},
@@ -98,13 +100,24 @@ func TestTheCauseStandsBeforeTheLastWords(t *testing.T) {
 			[]string{`time="2026-11-28T08:43:30Z" level=fatal msg="unable to bind" error="address already in use"`},
 			"unable to bind: address already in use",
 		},
-		{"a panic", []string{"panic: runtime error: index out of range", "", "goroutine 1 [running]:"}, "panic: runtime error: index out of range"},
+		{
+			"a panic",
+			[]string{"panic: runtime error: index out of range", "", "goroutine 1 [running]:"},
+			"panic: runtime error: index out of range",
+		},
 		{
 			"an engine that runs after one that didn't",
-			[]string{unsupported, `time="2026-11-28T08:43:32Z" level=info msg="Starting up"`, `time="2026-11-28T08:43:33Z" level=info msg="API listen on /run/docker.sock"`},
+			[]string{
+				unsupported, `time="2026-11-28T08:43:32Z" level=info msg="Starting up"`,
+				`time="2026-11-28T08:43:33Z" level=info msg="API listen on /run/docker.sock"`,
+			},
 			"",
 		},
-		{"a container's trouble", []string{`time="2026-11-28T08:43:32Z" level=error msg="Handler for POST /containers/x/start returned error: failed to start daemon: no"`}, ""},
+		{
+			"a container's trouble",
+			[]string{`time="2026-11-28T08:43:32Z" level=error msg="Handler for POST /containers/x/start returned error: failed to start daemon: no"`},
+			"",
+		},
 		{"nothing", nil, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -135,14 +148,19 @@ func FuzzCause(f *testing.F) {
 func TestTheLogOfAnEngineThatDoesNotRunIsFound(t *testing.T) {
 	const why = `level=error msg="Failed to GetDriver graph" driver=x error="plugin \"x\" not found" storage-driver=x`
 	at := "time=\"" + time.Now().UTC().Format(time.RFC3339Nano) + "\" "
-	lines := []string{at + `level=info msg="Starting up"`, at + why, "failed to start daemon: error initializing graphdriver: driver not supported"}
+	lines := []string{
+		at + `level=info msg="Starting up"`, at + why,
+		"failed to start daemon: error initializing graphdriver: driver not supported",
+	}
 	system := "Jan  1 10:00:00 host kernel: panic: of another's\n"
 	for _, line := range lines {
 		system += "Jan  1 10:00:01 host dockerd[12]: " + line + "\n"
 	}
 	system += "Jan  1 10:00:02 host other[13]: fatal error: another's\n"
-	none, own, syslog := filepath.Join(t.TempDir(), "none"), filepath.Join(t.TempDir(), "own"), filepath.Join(t.TempDir(), "syslog")
-	if err := errors.Join(os.WriteFile(own, []byte(strings.Join(lines, "\n")+"\n"), 0o600), os.WriteFile(syslog, []byte(system), 0o600)); err != nil {
+	none, own, syslog := filepath.Join(t.TempDir(), "none"), filepath.Join(t.TempDir(), "own"),
+		filepath.Join(t.TempDir(), "syslog")
+	if err := errors.Join(os.WriteFile(own, []byte(strings.Join(lines, "\n")+"\n"), 0o600),
+		os.WriteFile(syslog, []byte(system), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	defer func(files []string) { usualLogs = files }(usualLogs)
@@ -153,7 +171,8 @@ func TestTheLogOfAnEngineThatDoesNotRunIsFound(t *testing.T) {
 	}{{own, nil, own}, {none, []string{none, syslog}, syslog}, {"", []string{syslog}, syslog}} {
 		usualLogs = c.usual
 		log, where := FindLog(t.Context(), nil, c.named, time.Now().Add(-time.Hour))
-		if cause := Cause(log); where != c.where || !strings.Contains(cause, `plugin "x" not found`) || strings.Contains(log, "another's") {
+		if cause := Cause(log); where != c.where || !strings.Contains(cause, `plugin "x" not found`) ||
+			strings.Contains(log, "another's") {
 			t.Errorf("%+v: in %s: %q, of\n%s", c, where, cause, log)
 		}
 	}

@@ -10,7 +10,8 @@ type Flag struct {
 
 // shorthands are the engine's, of all versions.
 var shorthands = map[byte]string{
-	'b': "bridge", 'D': "debug", 'g': "graph", 'G': "group", 'H': "host", 'l': "log-level", 'p': "pidfile", 'r': "restart",
+	'b': "bridge", 'D': "debug", 'g': "graph", 'G': "group", 'H': "host", 'l': "log-level", 'p': "pidfile",
+	'r': "restart",
 	's': "storage-driver", 'v': "version",
 }
 

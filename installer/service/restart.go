@@ -141,7 +141,10 @@ func (r byHand) Log(_ context.Context, since time.Time) (string, error) {
 
 // usualLogs are the files that an engine's log goes to where there is no journal: those of init scripts, and the
 // system's.
-var usualLogs = []string{"/var/log/docker.log", "/var/log/upstart/docker.log", "/var/log/docker", "/var/log/daemon.log", "/var/log/syslog", "/var/log/messages"}
+var usualLogs = []string{
+	"/var/log/docker.log", "/var/log/upstart/docker.log", "/var/log/docker", "/var/log/daemon.log",
+	"/var/log/syslog", "/var/log/messages",
+}
 
 // FindLog returns the newest part of the log of an engine, which may not run (nil), since a time, and where it is: in
 // the named file if one is named, in that of the process, where this host's service has it, or in one of the usual

@@ -40,10 +40,27 @@ func TestFlagsAreTakenApart(t *testing.T) {
 		want []Flag
 	}{
 		{nil, nil},
-		{[]string{"-H", "fd://", "--containerd=/run/containerd/containerd.sock"}, []Flag{{"host", "fd://"}, {"containerd", "/run/containerd/containerd.sock"}}},
-		{[]string{"--storage-driver", "overlay2", "--storage-opt", "a=b", "--storage-opt=c=d"}, []Flag{{"storage-driver", "overlay2"}, {"storage-opt", "a=b"}, {"storage-opt", "c=d"}}},
-		{[]string{"-soverlay2", "-s=vfs", "-g", "/data", "-Hunix:///x"}, []Flag{{"storage-driver", "overlay2"}, {"storage-driver", "vfs"}, {"graph", "/data"}, {"host", "unix:///x"}}},
-		{[]string{"-D", "-Ds", "vfs", "--experimental", "--debug=false"}, []Flag{{"debug", ""}, {"debug", ""}, {"storage-driver", "vfs"}, {"experimental", ""}, {"debug", "false"}}},
+		{
+			[]string{"-H", "fd://", "--containerd=/run/containerd/containerd.sock"},
+			[]Flag{{"host", "fd://"}, {"containerd", "/run/containerd/containerd.sock"}},
+		},
+		{
+			[]string{"--storage-driver", "overlay2", "--storage-opt", "a=b", "--storage-opt=c=d"},
+			[]Flag{{"storage-driver", "overlay2"}, {"storage-opt", "a=b"}, {"storage-opt", "c=d"}},
+		},
+		{
+			[]string{"-soverlay2", "-s=vfs", "-g", "/data", "-Hunix:///x"},
+			[]Flag{
+				{"storage-driver", "overlay2"},
+				{"storage-driver", "vfs"},
+				{"graph", "/data"},
+				{"host", "unix:///x"},
+			},
+		},
+		{
+			[]string{"-D", "-Ds", "vfs", "--experimental", "--debug=false"},
+			[]Flag{{"debug", ""}, {"debug", ""}, {"storage-driver", "vfs"}, {"experimental", ""}, {"debug", "false"}},
+		},
 		{[]string{"--icc", "--", "-s", "vfs"}, []Flag{{"icc", ""}}},
 		{[]string{"-Zx", "--data-root="}, []Flag{{"Z", "x"}, {"data-root", ""}}},
 	} {
@@ -105,7 +122,11 @@ func TestTheHostSaysWhatRestartsTheEngine(t *testing.T) {
 	}{
 		{host{systemd: true}, nil, "systemd"},
 		{host{systemd: true, script: true}, unit, "systemd:my.service"},
-		{host{systemd: true, script: true}, process, "process 7, runs in no systemd unit (say how to restart it: --restart command:…)"},
+		{
+			host{systemd: true, script: true},
+			process,
+			"process 7, runs in no systemd unit (say how to restart it: --restart command:…)",
+		},
 		{host{openrc: true, script: true}, process, "openrc"},
 		{host{script: true}, nil, "sysv"},
 		{host{openrc: true}, nil, "is not known (say how to restart it: --restart command:…)"},
@@ -142,7 +163,8 @@ func TestACommandIsRun(t *testing.T) {
 		t.Errorf("a command that fails: %v", err)
 	}
 	// The end of long output counts.
-	if err := run(t.Context(), "yes | head -c 100000; echo last; false"); err == nil || !strings.HasSuffix(err.Error(), "last") || len(err.Error()) > 3*maxOutput {
+	if err := run(t.Context(), "yes | head -c 100000; echo last; false"); err == nil ||
+		!strings.HasSuffix(err.Error(), "last") || len(err.Error()) > 3*maxOutput {
 		t.Errorf("%.200v", err)
 	}
 	// What it leaves in the background, with its output, isn't waited for.
@@ -215,7 +237,8 @@ func TestTheEngineIsWaitedForUntilItAnswersOrGivesUp(t *testing.T) {
 	l.log.Store("failed to start daemon: error initializing graphdriver: driver not supported\n")
 	start := time.Now()
 	err = Await(t.Context(), l, time.Time{}, time.Minute, never, nil)
-	if err == nil || !strings.Contains(err.Error(), "doesn't start: failed to start daemon: error initializing") || time.Since(start) > 30*time.Second {
+	if err == nil || !strings.Contains(err.Error(), "doesn't start: failed to start daemon: error initializing") ||
+		time.Since(start) > 30*time.Second {
 		t.Errorf("an engine that has given up, after %s: %v", time.Since(start), err)
 	}
 }
@@ -232,7 +255,8 @@ func TestTheDropInComesAndGoes(t *testing.T) {
 	}
 	path := filepath.Join(d.Root, "etc/systemd/system/docker.service.d/cvmfs-graphdriver.conf")
 	b, err := os.ReadFile(path)
-	if err != nil || !strings.Contains(string(b), "\n[Service]\nEnvironment=DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1\n") || !d.Exists() {
+	if err != nil || !strings.Contains(string(b),
+		"\n[Service]\nEnvironment=DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1\n") || !d.Exists() {
 		t.Errorf("%q, %v", b, err)
 	}
 	theirs := filepath.Join(filepath.Dir(path), "theirs.conf")
@@ -282,7 +306,10 @@ func TestWhatIsNoEngineIsNotTakenForOne(t *testing.T) {
 
 // Both engines: the running one is found, and one that doesn't start has its cause told.
 func TestARealEngine(t *testing.T) {
-	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){"old": engine.Find, "new": engine.FindNewer} {
+	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){
+		"old": engine.Find,
+		"new": engine.FindNewer,
+	} {
 		t.Run(name, func(t *testing.T) {
 			e := engine.NewFor(t, find)
 			if err := e.Start(t.Context(), map[string]any{"storage-driver": "vfs"}); err != nil {
@@ -293,10 +320,12 @@ func TestARealEngine(t *testing.T) {
 				t.Fatal(err)
 			}
 			config := filepath.Join(filepath.Dir(e.Socket()), "daemon.json")
-			if path := ConfigFile(ParseFlags(found.Args)); path != config || filepath.Base(found.Program) != "dockerd" || found.LogFile != e.LogFile() {
+			if path := ConfigFile(ParseFlags(found.Args)); path != config ||
+				filepath.Base(found.Program) != "dockerd" || found.LogFile != e.LogFile() {
 				t.Errorf("found %+v, configuration file %s", found, path)
 			}
-			if home, ok := lookup(found.Environ, "HOME"); !ok || home != filepath.Join(filepath.Dir(e.Socket()), "home") {
+			if home, ok := lookup(found.Environ, "HOME"); !ok ||
+				home != filepath.Join(filepath.Dir(e.Socket()), "home") {
 				t.Errorf("HOME=%s, %t", home, ok)
 			}
 			if _, ok := lookup(found.Environ, PluginVariable); ok {
@@ -313,9 +342,18 @@ func TestARealEngine(t *testing.T) {
 				settings map[string]any
 				want     string
 			}{
-				{map[string]any{"storage-driver": "thin"}, "graphdriver plugins are only supported with experimental mode"},
-				{map[string]any{"storage-driver": "overlay2", "storage-opts": []string{"cvmfs.view=auto"}}, "overlay2: unknown option cvmfs.view"},
-				{map[string]any{"no-such-key": true}, "the following directives don't match any configuration option: no-such-key"},
+				{
+					map[string]any{"storage-driver": "thin"},
+					"graphdriver plugins are only supported with experimental mode",
+				},
+				{
+					map[string]any{"storage-driver": "overlay2", "storage-opts": []string{"cvmfs.view=auto"}},
+					"overlay2: unknown option cvmfs.view",
+				},
+				{
+					map[string]any{"no-such-key": true},
+					"the following directives don't match any configuration option: no-such-key",
+				},
 			} {
 				since := time.Now()
 				if err := e.Start(t.Context(), c.settings); err == nil {
@@ -326,7 +364,8 @@ func TestARealEngine(t *testing.T) {
 					t.Fatal(err)
 				}
 				if cause := Cause(log); !strings.Contains(cause, c.want) || !gaveUp(log) {
-					t.Errorf("with %v the cause is %q, want %q, of\n%s", c.settings, cause, c.want, log[max(0, len(log)-2000):])
+					t.Errorf("with %v the cause is %q, want %q, of\n%s", c.settings, cause, c.want,
+						log[max(0, len(log)-2000):])
 				}
 			}
 		})

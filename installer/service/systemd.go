@@ -100,7 +100,8 @@ func parseEnvironment(text string) []string {
 		if !ok || strings.HasPrefix(line, "#") || strings.HasPrefix(line, ";") {
 			continue
 		}
-		if value = strings.TrimSpace(value); len(value) > 1 && (value[0] == '"' || value[0] == '\'') && value[len(value)-1] == value[0] {
+		if value = strings.TrimSpace(value); len(value) > 1 && (value[0] == '"' || value[0] == '\'') &&
+			value[len(value)-1] == value[0] {
 			value = value[1 : len(value)-1]
 		}
 		environ = append(environ, strings.TrimSpace(name)+"="+value)
@@ -177,7 +178,8 @@ func (r unitRestarter) Reload(ctx context.Context) error {
 }
 
 func (r unitRestarter) Log(ctx context.Context, since time.Time) (string, error) {
-	cmd := exec.CommandContext(ctx, "journalctl", "--unit", r.unit, "--since", fmt.Sprintf("@%d", since.Unix()), "--output", "cat",
+	cmd := exec.CommandContext(ctx, "journalctl", "--unit", r.unit, "--since", fmt.Sprintf("@%d", since.Unix()),
+		"--output", "cat",
 		"--no-pager", "--quiet", "--lines", fmt.Sprint(maxLogLines))
 	out, err := cmd.Output()
 	if err != nil {

@@ -63,7 +63,8 @@ func (m *manager) RestartUnit(unit, mode string) (dbus.ObjectPath, *dbus.Error) 
 	defer m.mu.Unlock()
 	const job = managerPath + "/job/7"
 	if m.result != "" {
-		if err := m.conn.Emit(managerPath, "org.freedesktop.systemd1.Manager.JobRemoved", uint32(7), job, unit, m.result); err != nil {
+		if err := m.conn.Emit(managerPath, "org.freedesktop.systemd1.Manager.JobRemoved", uint32(7), job, unit,
+			m.result); err != nil {
 			return job, dbus.MakeFailedError(err)
 		}
 	}
@@ -152,10 +153,14 @@ func fakeSystemd(t *testing.T) *manager {
 	}
 	for path, p := range map[dbus.ObjectPath]properties{
 		managerPath + "/unit/docker_2eservice": {
-			"LoadState": "loaded", "ActiveState": "active", "MainPID": uint32(42), "TriggeredBy": []string{"docker.socket"},
+			"LoadState": "loaded", "ActiveState": "active", "MainPID": uint32(42),
+			"TriggeredBy":      []string{"docker.socket"},
 			"Environment":      []string{"HOST=fd://", PluginVariable + "=1"},
 			"EnvironmentFiles": []environmentFile{{variables, true}, {filepath.Join(dir, "missing"), true}},
-			"ExecStart":        []execCommand{{Path: "/usr/sbin/dockerd", Argv: []string{"/usr/sbin/dockerd", "-H", "${HOST}", "$DOCKER_OPTS", "$EMPTY", "--label=a=$$b"}}},
+			"ExecStart": []execCommand{{
+				Path: "/usr/sbin/dockerd",
+				Argv: []string{"/usr/sbin/dockerd", "-H", "${HOST}", "$DOCKER_OPTS", "$EMPTY", "--label=a=$$b"},
+			}},
 		},
 		managerPath + "/unit/missing_2eservice": {"LoadState": "not-found"},
 	} {
@@ -166,7 +171,8 @@ func fakeSystemd(t *testing.T) *manager {
 	if err := conn.Export(m, managerPath, "org.freedesktop.systemd1.Manager"); err != nil {
 		t.Fatal(err)
 	}
-	if reply, err := conn.RequestName("org.freedesktop.systemd1", dbus.NameFlagDoNotQueue); err != nil || reply != dbus.RequestNameReplyPrimaryOwner {
+	if reply, err := conn.RequestName("org.freedesktop.systemd1", dbus.NameFlagDoNotQueue); err != nil ||
+		reply != dbus.RequestNameReplyPrimaryOwner {
 		t.Fatal(reply, err)
 	}
 	return m
@@ -180,8 +186,11 @@ func TestSystemdTellsHowItWillStartTheEngine(t *testing.T) {
 	}
 	want := &Unit{
 		Name: "docker.service", PID: 42, State: "active", Triggers: []string{"docker.socket"},
-		Args:    []string{"-H", "fd://", "--storage-driver", "overlay2", "--data-root=/data", "--label=a=$b"},
-		Environ: []string{"HOST=fd://", PluginVariable + "=1", "DOCKER_OPTS=--storage-driver overlay2  --data-root=/data", "EMPTY="},
+		Args: []string{"-H", "fd://", "--storage-driver", "overlay2", "--data-root=/data", "--label=a=$b"},
+		Environ: []string{
+			"HOST=fd://", PluginVariable + "=1",
+			"DOCKER_OPTS=--storage-driver overlay2  --data-root=/data", "EMPTY=",
+		},
 	}
 	if diff := cmp.Diff(want, u); diff != "" {
 		t.Error(diff)
@@ -219,7 +228,8 @@ func TestSystemdRestartsTheEngine(t *testing.T) {
 	m.mu.Lock()
 	m.result = "failed"
 	m.mu.Unlock()
-	if err := r.Restart(t.Context()); err == nil || !strings.Contains(err.Error(), `restart docker.service: the job's result is "failed"`) {
+	if err := r.Restart(t.Context()); err == nil || !strings.Contains(err.Error(),
+		`restart docker.service: the job's result is "failed"`) {
 		t.Error(err)
 	}
 }
@@ -227,13 +237,15 @@ func TestSystemdRestartsTheEngine(t *testing.T) {
 func TestARestartThatDoesNotEndIsGivenUp(t *testing.T) {
 	m := fakeSystemd(t)
 	m.result = ""
-	ctx, cancel := contextThatEnds(t, func() bool { return slices.Contains(m.said(), "restart docker.service replace") })
+	ctx, cancel := contextThatEnds(t,
+		func() bool { return slices.Contains(m.said(), "restart docker.service replace") })
 	defer cancel()
 	r, err := Choose("systemd:docker.service", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Restart(ctx); err == nil || !strings.Contains(err.Error(), "wait until it has started: context canceled") {
+	if err := r.Restart(ctx); err == nil || !strings.Contains(err.Error(),
+		"wait until it has started: context canceled") {
 		t.Error(err)
 	}
 }
@@ -244,7 +256,8 @@ func TestWithoutSystemdThatIsSaid(t *testing.T) {
 		return
 	}
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(t.TempDir(), "none"))
-	if err := (unitRestarter{"docker.service"}).Restart(t.Context()); err == nil || !strings.Contains(err.Error(), "restart docker.service: connect to systemd: ") {
+	if err := (unitRestarter{"docker.service"}).Restart(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "restart docker.service: connect to systemd: ") {
 		t.Error(err)
 	}
 }

@@ -14,7 +14,10 @@ import (
 const module = "cvmfs-graphdriver"
 
 // formats are CernVM-FS's: bytes in, values out.
-var formats = []string{"cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config", "cvmfs/sqlitefile"}
+var formats = []string{
+	"cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config",
+	"cvmfs/sqlitefile",
+}
 
 // rules say for each package, or each below a folder, what of ours it may import besides packages below itself. The
 // longest name that fits a package counts. A package that no rule fits has no place yet.
@@ -25,29 +28,35 @@ var rules = map[string][]string{
 	"bundle":                       {"rootfs", "internal"},
 	"packaging":                    {"bundle", "internal"},
 	"rootfs":                       nil,
-	"driver/graphdriver":           {"driver/layers", "driver/images", "driver/view", "driver/supervise", "thin", "cvmfs", "internal"},
-	"driver/conformance":           nil,
-	"driver/snapshotter":           {"driver/layers", "driver/images", "driver/view", "driver/supervise", "thin", "cvmfs", "internal"},
-	"driver/layers":                {"driver/images", "driver/view", "thin", "cvmfs", "internal"},
-	"driver/images":                {"thin", "cvmfs", "internal"},
-	"driver/view":                  {"thin", "cvmfs", "internal"},
-	"driver/supervise":             {"cvmfs/objectfs", "internal"},
-	"thin":                         {"cvmfs/config", "cvmfs/hash"},
-	"convert":                      {"thin", "cvmfs", "internal"},
-	"cvmfs/publish":                append([]string{"cvmfs/client", "cvmfs/fetch", "internal"}, formats...),
-	"cvmfs/client":                 append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
-	"cvmfs/objectfs":               append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
-	"cvmfs/objects":                append([]string{"cvmfs/fetch", "internal"}, formats...),
-	"cvmfs/fetch":                  append([]string{"internal"}, formats...),
-	"cvmfs/hash":                   nil,
-	"cvmfs/manifest":               formats,
-	"cvmfs/trust":                  formats,
-	"cvmfs/catalog":                formats,
-	"cvmfs/history":                formats,
-	"cvmfs/config":                 formats,
-	"cvmfs/sqlitefile":             nil,
-	"internal":                     nil,
-	"test":                         {"bundle", "rootfs", "installer", "driver", "convert", "thin", "cvmfs", "internal"},
+	"driver/graphdriver": {
+		"driver/layers", "driver/images", "driver/view", "driver/supervise", "thin",
+		"cvmfs", "internal",
+	},
+	"driver/conformance": nil,
+	"driver/snapshotter": {
+		"driver/layers", "driver/images", "driver/view", "driver/supervise", "thin",
+		"cvmfs", "internal",
+	},
+	"driver/layers":    {"driver/images", "driver/view", "thin", "cvmfs", "internal"},
+	"driver/images":    {"thin", "cvmfs", "internal"},
+	"driver/view":      {"thin", "cvmfs", "internal"},
+	"driver/supervise": {"cvmfs/objectfs", "internal"},
+	"thin":             {"cvmfs/config", "cvmfs/hash"},
+	"convert":          {"thin", "cvmfs", "internal"},
+	"cvmfs/publish":    append([]string{"cvmfs/client", "cvmfs/fetch", "internal"}, formats...),
+	"cvmfs/client":     append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
+	"cvmfs/objectfs":   append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
+	"cvmfs/objects":    append([]string{"cvmfs/fetch", "internal"}, formats...),
+	"cvmfs/fetch":      append([]string{"internal"}, formats...),
+	"cvmfs/hash":       nil,
+	"cvmfs/manifest":   formats,
+	"cvmfs/trust":      formats,
+	"cvmfs/catalog":    formats,
+	"cvmfs/history":    formats,
+	"cvmfs/config":     formats,
+	"cvmfs/sqlitefile": nil,
+	"internal":         nil,
+	"test":             {"bundle", "rootfs", "installer", "driver", "convert", "thin", "cvmfs", "internal"},
 }
 
 // within reports whether a package is the folder or below it.

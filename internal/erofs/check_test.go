@@ -14,7 +14,8 @@ import (
 func TestCheckSaysWhatWriteWillSay(t *testing.T) {
 	value := func(n int) []byte { return bytes.Repeat([]byte("v"), n) }
 	wide := func(last int) *Node {
-		return with(fileNode(1), xattr("user.a", string(value(maxXattrValue))), xattr("user.b", string(value(maxXattrValue))),
+		return with(fileNode(1), xattr("user.a", string(value(maxXattrValue))),
+			xattr("user.b", string(value(maxXattrValue))),
 			xattr("user.c", string(value(maxXattrValue))), xattr("user.d", string(value(last))))
 	}
 	for name, c := range map[string]struct {
@@ -35,7 +36,8 @@ func TestCheckSaysWhatWriteWillSay(t *testing.T) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)
 		}
 		if err == nil {
-			n := with(c.node, xattr("trusted.overlay.redirect", string(value(headroom-100))), xattr("trusted.overlay.metacopy", ""))
+			n := with(c.node, xattr("trusted.overlay.redirect", string(value(headroom-100))),
+				xattr("trusted.overlay.metacopy", ""))
 			if _, err := Write(io.Discard, dirNode(Child{"n", n}), Options{}); err != nil {
 				t.Errorf("%s passed, and: %v", name, err)
 			}
@@ -45,8 +47,9 @@ func TestCheckSaysWhatWriteWillSay(t *testing.T) {
 
 func TestNamesOfStorableAttributes(t *testing.T) {
 	for name, want := range map[string]bool{
-		"user.a": true, "trusted.a": true, "security.selinux": true, "system.posix_acl_access": true, "system.posix_acl_default": true,
-		"user.": false, "": false, "system.posix_acl_other": false, "system.nfs4_acl": false, "user.a\x00": false,
+		"user.a": true, "trusted.a": true, "security.selinux": true, "system.posix_acl_access": true,
+		"system.posix_acl_default": true,
+		"user.":                    false, "": false, "system.posix_acl_other": false, "system.nfs4_acl": false, "user.a\x00": false,
 		"user." + strings.Repeat("n", 250): true, "user." + strings.Repeat("n", 251): false,
 	} {
 		if Storable(name) != want {

@@ -185,7 +185,10 @@ func TestKernelSeesFoldersOfEverySize(t *testing.T) {
 
 func TestKernelFindsNoNameThatIsNotThere(t *testing.T) {
 	dir := testutil.MountEROFS(t, imageFile(t, richTree()), "noacl")
-	for _, name := range []string{"names/c", "names/.b", "names/" + strings.Repeat("n", 254), "folders/huge/entry", "folders/huge/entry100000", "folders/empty/x"} {
+	for _, name := range []string{
+		"names/c", "names/.b", "names/" + strings.Repeat("n", 254), "folders/huge/entry",
+		"folders/huge/entry100000", "folders/empty/x",
+	} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("lstat %s: %v, want that it does not exist", name, err)
 		}
@@ -194,7 +197,8 @@ func TestKernelFindsNoNameThatIsNotThere(t *testing.T) {
 
 // objectNode is a file whose content overlayfs takes from a data-only layer.
 func objectNode(size int, redirect string) *Node {
-	return with(fileNode(int64(size)), xattr("trusted.overlay.metacopy", ""), xattr("trusted.overlay.redirect", redirect))
+	return with(fileNode(int64(size)), xattr("trusted.overlay.metacopy", ""),
+		xattr("trusted.overlay.redirect", redirect))
 }
 
 func TestWriteReportsAFullDisk(t *testing.T) {

@@ -80,7 +80,8 @@ func inlineAt(pos, head, tail uint64) (pad, inline uint64) {
 
 // needsExtended reports whether a compact inode has no room for the attributes of n.
 func (im *image) needsExtended(n *inode, size uint64) bool {
-	return n.node.UID > math.MaxUint16 || n.node.GID > math.MaxUint16 || n.nlink > math.MaxUint16 || size > math.MaxUint32 ||
+	return n.node.UID > math.MaxUint16 || n.node.GID > math.MaxUint16 || n.nlink > math.MaxUint16 ||
+		size > math.MaxUint32 ||
 		im.epoch != timestamp{n.node.Mtime, n.node.MtimeN}
 }
 

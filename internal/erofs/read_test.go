@@ -99,7 +99,10 @@ func TestReaderFindsTheTree(t *testing.T) {
 
 func TestReaderFindsNoNameThatIsNotThere(t *testing.T) {
 	r := newReader(t, encode(t, richTree(), Options{}))
-	for _, path := range []string{"names/c", "names/ ", "names/\xff\xff", "names/" + strings.Repeat("n", 254), "folders/huge/entry", "folders/huge/entry100000", "folders/empty/x"} {
+	for _, path := range []string{
+		"names/c", "names/ ", "names/\xff\xff", "names/" + strings.Repeat("n", 254),
+		"folders/huge/entry", "folders/huge/entry100000", "folders/empty/x",
+	} {
 		folder, name := filepath.Split(path)
 		nid := r.Root()
 		for part := range strings.SplitSeq(strings.Trim(folder, "/"), "/") {

@@ -102,7 +102,8 @@ func (im *image) descend(d uint32) error {
 		case c.Name == "" || c.Name == "." || c.Name == ".." || strings.ContainsAny(c.Name, "/\x00"):
 			return im.fault(d, c.Name, "a name may not be empty, . or .., nor contain / or NUL")
 		case len(c.Name) > maxName:
-			return im.fault(d, c.Name, fmt.Sprintf("the name has %d bytes, at most %d are possible", len(c.Name), maxName))
+			return im.fault(d, c.Name, fmt.Sprintf("the name has %d bytes, at most %d are possible", len(c.Name),
+				maxName))
 		case i > 0 && children[i-1].Name == c.Name:
 			return im.fault(d, c.Name, "two entries of a folder have this name")
 		case c.Node == nil:
@@ -184,11 +185,13 @@ func (n *Node) check() string {
 		}
 	case unix.S_IFLNK:
 		if n.Target == "" || len(n.Target) > maxTarget || strings.Contains(n.Target, "\x00") {
-			return fmt.Sprintf("the target of a symbolic link has 1 to %d bytes, none of them NUL; this one has %d", maxTarget, len(n.Target))
+			return fmt.Sprintf("the target of a symbolic link has 1 to %d bytes, none of them NUL; this one has %d",
+				maxTarget, len(n.Target))
 		}
 	case unix.S_IFCHR, unix.S_IFBLK:
 		if unix.Major(n.Rdev) > maxMajor || unix.Minor(n.Rdev) > maxMinor {
-			return fmt.Sprintf("device number %d:%d, at most %d:%d is possible", unix.Major(n.Rdev), unix.Minor(n.Rdev), maxMajor, maxMinor)
+			return fmt.Sprintf("device number %d:%d, at most %d:%d is possible", unix.Major(n.Rdev), unix.Minor(n.Rdev),
+				maxMajor, maxMinor)
 		}
 	default:
 		return fmt.Sprintf("mode %#o says no file type", n.Mode)

@@ -94,7 +94,10 @@ func want(root *Node) listing {
 		todo = todo[:len(todo)-1]
 		n := p.node
 		links[n]++
-		r := record{Mode: n.Mode, UID: n.UID, GID: n.GID, Mtime: n.Mtime, MtimeN: n.MtimeN, Xattrs: make(map[string]string)}
+		r := record{
+			Mode: n.Mode, UID: n.UID, GID: n.GID, Mtime: n.Mtime, MtimeN: n.MtimeN,
+			Xattrs: make(map[string]string),
+		}
 		for _, x := range n.Xattrs {
 			r.Xattrs[x.Name] = string(x.Value)
 		}
@@ -146,7 +149,13 @@ func xattr(name, value string) Xattr { return Xattr{Name: name, Value: []byte(va
 // acl is an access control list as the kernel's attribute has it (include/uapi/linux/posix_acl_xattr.h).
 func acl() string {
 	b := binary.LittleEndian.AppendUint32(nil, 2)
-	for _, e := range [][3]uint32{{1, 6, math.MaxUint32}, {2, 4, 1000}, {4, 4, math.MaxUint32}, {0x10, 4, math.MaxUint32}, {0x20, 4, math.MaxUint32}} {
+	for _, e := range [][3]uint32{
+		{1, 6, math.MaxUint32},
+		{2, 4, 1000},
+		{4, 4, math.MaxUint32},
+		{0x10, 4, math.MaxUint32},
+		{0x20, 4, math.MaxUint32},
+	} {
 		b = binary.LittleEndian.AppendUint16(b, uint16(e[0]))
 		b = binary.LittleEndian.AppendUint16(b, uint16(e[1]))
 		b = binary.LittleEndian.AppendUint32(b, e[2])
@@ -178,7 +187,8 @@ func richTree() *Node {
 func namesTree() *Node {
 	d := dirNode()
 	for _, name := range []string{
-		"!", "-", "+x", ".!", ".-x", "...", "..a", ".a", "a", "b", "é", "\xff\xfe", "\x01", "new\nline", `back\slash`, strings.Repeat("n", 255), strings.Repeat("ü", 127),
+		"!", "-", "+x", ".!", ".-x", "...", "..a", ".a", "a", "b", "é", "\xff\xfe", "\x01", "new\nline", `back\slash`,
+		strings.Repeat("n", 255), strings.Repeat("ü", 127),
 	} {
 		d.Children = append(d.Children, Child{name, fileNode(1)})
 	}
@@ -187,7 +197,10 @@ func namesTree() *Node {
 
 func sizesTree() *Node {
 	d := dirNode()
-	for _, size := range []int64{0, 1, 4095, 4096, 4097, 1 << 20, math.MaxUint32, math.MaxUint32 + 1, 1 << 43, 1<<43 + 1, 1 << 50, MaxFileSize} {
+	for _, size := range []int64{
+		0, 1, 4095, 4096, 4097, 1 << 20, math.MaxUint32, math.MaxUint32 + 1, 1 << 43,
+		1<<43 + 1, 1 << 50, MaxFileSize,
+	} {
 		d.Children = append(d.Children, Child{fmt.Sprint(size), fileNode(size)})
 	}
 	return d
@@ -205,7 +218,10 @@ func ownersTree() *Node {
 
 func timesTree() *Node {
 	d := dirNode()
-	for _, sec := range []int64{-1 << 40, math.MinInt32 - 1, -1, 0, math.MaxInt32 + 1, math.MaxUint32, math.MaxUint32 + 1, 1 << 40} {
+	for _, sec := range []int64{
+		-1 << 40, math.MinInt32 - 1, -1, 0, math.MaxInt32 + 1, math.MaxUint32,
+		math.MaxUint32 + 1, 1 << 40,
+	} {
 		for _, nsec := range []uint32{0, 1, 999_999_999} {
 			n := fileNode(1)
 			n.Mtime, n.MtimeN = sec, nsec
@@ -231,7 +247,8 @@ func kindsTree() *Node {
 		{"socket", unix.S_IFSOCK | 0o755, 0, 0},
 		{"setuid", unix.S_IFREG | 0o6755, 0, 0},
 	} {
-		d.Children = append(d.Children, Child{c.name, &Node{Mode: c.mode, Rdev: unix.Mkdev(c.major, c.minor), Mtime: now}})
+		d.Children = append(d.Children,
+			Child{c.name, &Node{Mode: c.mode, Rdev: unix.Mkdev(c.major, c.minor), Mtime: now}})
 	}
 	d.Mode |= unix.S_ISVTX
 	return d
@@ -242,7 +259,8 @@ func symlinksTree() *Node {
 	for _, size := range []int{1, 4, 31, 32, 33, 2000, 3000, 4031, 4032, 4033, 4063, 4064, 4065, 4094, 4095} {
 		d.Children = append(d.Children,
 			Child{fmt.Sprint(size), linkNode(strings.Repeat("t", size))},
-			Child{fmt.Sprint(size, "x"), with(linkNode(strings.Repeat("t", size)), xattr("trusted.overlay.opaque", "n"))})
+			Child{fmt.Sprint(size, "x"), with(linkNode(strings.Repeat("t", size)),
+				xattr("trusted.overlay.opaque", "n"))})
 	}
 	return d
 }
@@ -267,10 +285,12 @@ func xattrsTree() *Node {
 	d := with(dirNode(), xattr("system.posix_acl_default", acl()), xattr("user.on.folder", "1"))
 	add := func(name string, n *Node, xs ...Xattr) { d.Children = append(d.Children, Child{name, with(n, xs...)}) }
 	for i := range 20 {
-		add(fmt.Sprint("object", i), fileNode(100), xattr("trusted.overlay.metacopy", ""), xattr("trusted.overlay.redirect", fmt.Sprint("/objects/", i)))
+		add(fmt.Sprint("object", i), fileNode(100), xattr("trusted.overlay.metacopy", ""),
+			xattr("trusted.overlay.redirect", fmt.Sprint("/objects/", i)))
 	}
 	add("acl", fileNode(1), xattr("system.posix_acl_access", acl()))
-	add("capability", fileNode(1), xattr("security.capability", capability()), xattr("user.z", "last"), xattr("user.a", "first"))
+	add("capability", fileNode(1), xattr("security.capability", capability()), xattr("user.z", "last"),
+		xattr("user.a", "first"))
 	add("longest", fileNode(1), xattr("user."+big("n", 250), big("v", maxXattrValue)))
 	add("empty", fileNode(0), xattr("user.empty", ""))
 	add("large1", fileNode(1), xattr("user.large", big("L", 10000)))
@@ -333,7 +353,10 @@ func sizedFolder(size int) *Node {
 
 // folderSizes are bytes of dirents: sizes at which content is inline, or plain, or both, but just so.
 func folderSizes() []int {
-	return []int{4000, 4031, 4032, 4033, 4064, 4065, 4095, 4096, 4111, 6000, 8160, 8161, 8191, 8192, 8207, 12287, 12288, 12303}
+	return []int{
+		4000, 4031, 4032, 4033, 4064, 4065, 4095, 4096, 4111, 6000, 8160, 8161, 8191, 8192, 8207, 12287, 12288,
+		12303,
+	}
 }
 
 // dice are decisions taken from bytes. Without bytes every decision is 0.
@@ -379,7 +402,8 @@ func (d *dice) tree() *Node {
 		if len(others) > 0 && d.under(8) == 0 {
 			n = others[d.under(len(others))]
 		} else {
-			n = d.node(uint32(d.pick(unix.S_IFREG, unix.S_IFREG, unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK)))
+			n = d.node(uint32(d.pick(unix.S_IFREG, unix.S_IFREG, unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFCHR,
+				unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK)))
 			if n.Mode&unix.S_IFMT == unix.S_IFDIR {
 				folders = append(folders, n)
 			} else {
@@ -426,7 +450,8 @@ func (d *dice) node(kind uint32) *Node {
 		names = append(names, "user.a", "user.b")
 	}
 	for i := range d.under(int(d.pick(1, 1, 3, len64(names)+1))) {
-		n.Xattrs = append(n.Xattrs, xattr(names[i], strings.Repeat(fmt.Sprint(d.under(4)), d.under(int(d.pick(1, 4, 100, 1500))))))
+		n.Xattrs = append(n.Xattrs,
+			xattr(names[i], strings.Repeat(fmt.Sprint(d.under(4)), d.under(int(d.pick(1, 4, 100, 1500))))))
 	}
 	return n
 }

@@ -132,12 +132,17 @@ func readableTree() *Node {
 	attrs := xattrsTree()
 	attrs.Children = slices.DeleteFunc(attrs.Children, func(c Child) bool { return strings.HasPrefix(c.Name, "large") })
 	return dirNode(
-		Child{"names", namesTree()}, Child{"sizes", sizesTree()}, Child{"owners", ownersTree()}, Child{"times", timesTree()},
-		Child{"kinds", kindsTree()}, Child{"symlinks", symlinksTree()}, Child{"links", linksTree()}, Child{"xattrs", attrs})
+		Child{"names", namesTree()}, Child{"sizes", sizesTree()}, Child{"owners", ownersTree()},
+		Child{"times", timesTree()},
+		Child{"kinds", kindsTree()}, Child{"symlinks", symlinksTree()}, Child{"links", linksTree()},
+		Child{"xattrs", attrs})
 }
 
 func TestIndependentReaderFindsTheTree(t *testing.T) {
-	for name, root := range map[string]*Node{"rich": readableTree(), "small": newDice(7, 500).tree(), "large": newDice(8, 20000).tree()} {
+	for name, root := range map[string]*Node{
+		"rich": readableTree(), "small": newDice(7, 500).tree(),
+		"large": newDice(8, 20000).tree(),
+	} {
 		t.Run(name, func(t *testing.T) {
 			check(t, root, listImage(t, encode(t, root, Options{})))
 		})
@@ -167,7 +172,10 @@ func shuffle(n *Node, r *rand.Rand) {
 }
 
 func TestEqualTreesGiveEqualBytes(t *testing.T) {
-	for _, build := range map[string]func() *Node{"rich": richTree, "random": func() *Node { return newDice(9, 20000).tree() }} {
+	for _, build := range map[string]func() *Node{
+		"rich":   richTree,
+		"random": func() *Node { return newDice(9, 20000).tree() },
+	} {
 		first := encode(t, build(), Options{})
 		for seed := range uint64(3) {
 			other := build()
@@ -214,7 +222,8 @@ func TestSuperblockTellsWhatTheImageIs(t *testing.T) {
 		t.Errorf("stats (-want +got):\n%s", diff)
 	}
 	super := b.Bytes()[superOffset:]
-	if inos, blocks := binary.LittleEndian.Uint64(super[16:]), binary.LittleEndian.Uint32(super[36:]); inos != 3 || blocks != 1 {
+	if inos, blocks := binary.LittleEndian.Uint64(super[16:]), binary.LittleEndian.Uint32(super[36:]); inos != 3 ||
+		blocks != 1 {
 		t.Errorf("superblock says %d inodes and %d blocks, want 3 and 1", inos, blocks)
 	}
 }
@@ -271,34 +280,61 @@ func TestWriteRefusesByName(t *testing.T) {
 		root         *Node
 		path, reason string
 	}{
-		"no root":             {nil, "/", "folder"},
-		"root is a file":      {fileNode(1), "/", "folder"},
-		"root's xattr":        {with(dirNode(), xattr("btrfs.x", "")), "/", "btrfs.x"},
-		"long name":           {dirNode(Child{strings.Repeat("n", 256), fileNode(1)}), "/" + strings.Repeat("n", 256), "256 bytes"},
-		"empty name":          {dirNode(Child{"a", dirNode(Child{"", fileNode(1)})}), "/a/", "name"},
-		"name with slash":     {dirNode(Child{"a/b", fileNode(1)}), "/a/b", "name"},
-		"name with NUL":       {dirNode(Child{"a\x00", fileNode(1)}), "/a\x00", "NUL"},
-		"dot":                 {dirNode(Child{".", fileNode(1)}), "/.", "name"},
-		"dotdot":              {dirNode(Child{"..", fileNode(1)}), "/..", "name"},
-		"same name twice":     {dirNode(Child{"a", fileNode(1)}, Child{"b", fileNode(1)}, Child{"a", fileNode(2)}), "/a", "two entries"},
-		"no node":             {dirNode(Child{"a", nil}), "/a", "no node"},
-		"folder twice":        {dirNode(Child{"a", folder}, Child{"b", folder}), "/b", "one place"},
-		"deep":                {deep, "…" + strings.Repeat("/d", 511) + "/x", "no node"},
-		"no type":             {changed(func(n *Node) { n.Mode = 0o644 }), "/dir/entry", "type"},
-		"wide mode":           {changed(func(n *Node) { n.Mode |= 1 << 16 }), "/dir/entry", "16 bits"},
-		"negative size":       {changed(func(n *Node) { n.Size = -1 }), "/dir/entry", "-1 bytes"},
-		"huge size":           {changed(func(n *Node) { n.Size = MaxFileSize + 1 }), "/dir/entry", "bytes"},
-		"nanoseconds":         {changed(func(n *Node) { n.MtimeN = 1e9 }), "/dir/entry", "second"},
-		"file with entries":   {changed(func(n *Node) { n.Children = []Child{{"a", fileNode(1)}} }), "/dir/entry", "only a folder"},
-		"no target":           {changed(func(n *Node) { n.Mode = unix.S_IFLNK }), "/dir/entry", "has 0"},
-		"long target":         {changed(func(n *Node) { *n = *linkNode(strings.Repeat("t", 4096)) }), "/dir/entry", "has 4096"},
-		"target with NUL":     {changed(func(n *Node) { *n = *linkNode("a\x00b") }), "/dir/entry", "NUL"},
-		"device number":       {changed(func(n *Node) { n.Mode, n.Rdev = unix.S_IFCHR, unix.Mkdev(4096, 1) }), "/dir/entry", "4096:1"},
-		"unknown xattr":       {changed(func(n *Node) { with(n, xattr("system.nfs4_acl", "")) }), "/dir/entry", "system.nfs4_acl"},
-		"bare namespace":      {changed(func(n *Node) { with(n, xattr("user.", "")) }), "/dir/entry", `"user."`},
-		"long xattr name":     {changed(func(n *Node) { with(n, xattr("user."+strings.Repeat("x", 251), "")) }), "/dir/entry", "256 bytes"},
-		"long xattr value":    {changed(func(n *Node) { with(n, xattr("user.x", strings.Repeat("x", 65536))) }), "/dir/entry", "65536 bytes"},
-		"same xattr twice":    {changed(func(n *Node) { with(n, xattr("user.x", ""), xattr("user.y", ""), xattr("user.x", "2")) }), "/dir/entry", "twice"},
+		"no root":        {nil, "/", "folder"},
+		"root is a file": {fileNode(1), "/", "folder"},
+		"root's xattr":   {with(dirNode(), xattr("btrfs.x", "")), "/", "btrfs.x"},
+		"long name": {
+			dirNode(Child{strings.Repeat("n", 256), fileNode(1)}), "/" + strings.Repeat("n", 256),
+			"256 bytes",
+		},
+		"empty name":      {dirNode(Child{"a", dirNode(Child{"", fileNode(1)})}), "/a/", "name"},
+		"name with slash": {dirNode(Child{"a/b", fileNode(1)}), "/a/b", "name"},
+		"name with NUL":   {dirNode(Child{"a\x00", fileNode(1)}), "/a\x00", "NUL"},
+		"dot":             {dirNode(Child{".", fileNode(1)}), "/.", "name"},
+		"dotdot":          {dirNode(Child{"..", fileNode(1)}), "/..", "name"},
+		"same name twice": {
+			dirNode(Child{"a", fileNode(1)}, Child{"b", fileNode(1)}, Child{"a", fileNode(2)}),
+			"/a", "two entries",
+		},
+		"no node":       {dirNode(Child{"a", nil}), "/a", "no node"},
+		"folder twice":  {dirNode(Child{"a", folder}, Child{"b", folder}), "/b", "one place"},
+		"deep":          {deep, "…" + strings.Repeat("/d", 511) + "/x", "no node"},
+		"no type":       {changed(func(n *Node) { n.Mode = 0o644 }), "/dir/entry", "type"},
+		"wide mode":     {changed(func(n *Node) { n.Mode |= 1 << 16 }), "/dir/entry", "16 bits"},
+		"negative size": {changed(func(n *Node) { n.Size = -1 }), "/dir/entry", "-1 bytes"},
+		"huge size":     {changed(func(n *Node) { n.Size = MaxFileSize + 1 }), "/dir/entry", "bytes"},
+		"nanoseconds":   {changed(func(n *Node) { n.MtimeN = 1e9 }), "/dir/entry", "second"},
+		"file with entries": {
+			changed(func(n *Node) { n.Children = []Child{{"a", fileNode(1)}} }), "/dir/entry",
+			"only a folder",
+		},
+		"no target": {changed(func(n *Node) { n.Mode = unix.S_IFLNK }), "/dir/entry", "has 0"},
+		"long target": {
+			changed(func(n *Node) { *n = *linkNode(strings.Repeat("t", 4096)) }), "/dir/entry",
+			"has 4096",
+		},
+		"target with NUL": {changed(func(n *Node) { *n = *linkNode("a\x00b") }), "/dir/entry", "NUL"},
+		"device number": {
+			changed(func(n *Node) { n.Mode, n.Rdev = unix.S_IFCHR, unix.Mkdev(4096, 1) }),
+			"/dir/entry", "4096:1",
+		},
+		"unknown xattr": {
+			changed(func(n *Node) { with(n, xattr("system.nfs4_acl", "")) }), "/dir/entry",
+			"system.nfs4_acl",
+		},
+		"bare namespace": {changed(func(n *Node) { with(n, xattr("user.", "")) }), "/dir/entry", `"user."`},
+		"long xattr name": {
+			changed(func(n *Node) { with(n, xattr("user."+strings.Repeat("x", 251), "")) }),
+			"/dir/entry", "256 bytes",
+		},
+		"long xattr value": {
+			changed(func(n *Node) { with(n, xattr("user.x", strings.Repeat("x", 65536))) }),
+			"/dir/entry", "65536 bytes",
+		},
+		"same xattr twice": {changed(func(n *Node) {
+			with(n, xattr("user.x", ""), xattr("user.y", ""),
+				xattr("user.x", "2"))
+		}), "/dir/entry", "twice"},
 		"xattrs too large":    {dirNode(Child{"dir", dirNode(Child{"entry", tooMany})}), "/dir/entry", "256 KiB"},
 		"xattrs of the root":  {with(dirNode(), tooMany.Xattrs...), "/", "256 KiB"},
 		"xattr name with NUL": {changed(func(n *Node) { with(n, xattr("user.a\x00b", "")) }), "/dir/entry", "xattr"},
@@ -310,7 +346,8 @@ func TestWriteRefusesByName(t *testing.T) {
 			if !errors.As(err, &fault) {
 				t.Fatalf("error %v, want a NodeError", err)
 			}
-			if fault.Path != c.path || !strings.Contains(strings.ReplaceAll(fault.Reason, "extended attribute", "xattr"), c.reason) {
+			if fault.Path != c.path ||
+				!strings.Contains(strings.ReplaceAll(fault.Reason, "extended attribute", "xattr"), c.reason) {
 				t.Errorf("error %q for path %q, want %q for %q", fault.Reason, fault.Path, c.reason, c.path)
 			}
 			if !strings.Contains(err.Error(), strconv.Quote(c.path)) {
@@ -346,7 +383,14 @@ func TestChunkingTakesTheFewestChunks(t *testing.T) {
 		bits   uint16
 		chunks uint64
 	}{
-		{1, 0, 1}, {4096, 0, 1}, {4097, 1, 1}, {8192, 1, 1}, {8193, 2, 1}, {1 << 43, 31, 1}, {1<<43 + 1, 31, 2}, {MaxFileSize, 31, 1024},
+		{1, 0, 1},
+		{4096, 0, 1},
+		{4097, 1, 1},
+		{8192, 1, 1},
+		{8193, 2, 1},
+		{1 << 43, 31, 1},
+		{1<<43 + 1, 31, 2},
+		{MaxFileSize, 31, 1024},
 	} {
 		if bits, chunks := chunking(c.size); bits != c.bits || chunks != c.chunks {
 			t.Errorf("%d bytes: %d chunks of %d bits, want %d of %d", c.size, chunks, bits, c.chunks, c.bits)

@@ -63,9 +63,11 @@ func (x *Xattr) check() string {
 	case !ok || strings.Contains(x.Name, "\x00"):
 		return fmt.Sprintf("extended attribute %.300q: only user.*, trusted.*, security.* and system.posix_acl_{access,default} are possible", x.Name)
 	case len(x.Name) > maxXattrName:
-		return fmt.Sprintf("extended attribute %.300q: the name has %d bytes, at most %d are possible", x.Name, len(x.Name), maxXattrName)
+		return fmt.Sprintf("extended attribute %.300q: the name has %d bytes, at most %d are possible", x.Name,
+			len(x.Name), maxXattrName)
 	case len(x.Value) > maxXattrValue:
-		return fmt.Sprintf("extended attribute %q: the value has %d bytes, at most %d are possible", x.Name, len(x.Value), maxXattrValue)
+		return fmt.Sprintf("extended attribute %q: the value has %d bytes, at most %d are possible", x.Name,
+			len(x.Value), maxXattrValue)
 	}
 	return ""
 }

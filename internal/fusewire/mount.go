@@ -66,7 +66,8 @@ func device(dir string) string {
 	// What can't be looked at isn't it.
 	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		var st unix.Stat_t
-		if err == nil && d.Type()&fs.ModeCharDevice != 0 && unix.Lstat(name, &st) == nil && st.Rdev == unix.Mkdev(10, 229) {
+		if err == nil && d.Type()&fs.ModeCharDevice != 0 && unix.Lstat(name, &st) == nil &&
+			st.Rdev == unix.Mkdev(10, 229) {
 			found = name
 			return fs.SkipAll
 		}
@@ -81,10 +82,12 @@ func Mount(dir string) (*os.File, error) {
 	name := device("/dev")
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w (is the fuse module loaded, and the device given to this container?)", name, err)
+		return nil, fmt.Errorf("open %s: %w (is the fuse module loaded, and the device given to this container?)", name,
+			err)
 	}
 	dev := os.NewFile(uintptr(fd), name)
-	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd, MaxRead)
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd,
+		MaxRead)
 	if err := unix.Mount("cvmfs", dir, "fuse.cvmfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY, data); err != nil {
 		dev.Close()
 		return nil, fmt.Errorf("mount fuse on %s: %w", dir, err)
@@ -146,7 +149,8 @@ func answerInit(request []byte, want uint64, out []byte) (Init, uint64, error) {
 	}
 	init := Init{Minor: min(native.Uint32(arg[4:]), maxMinor), Flags: offered & want}
 	if init.Minor < minMinor {
-		return Init{}, 0, fmt.Errorf("the kernel speaks version 7.%d, 7.%d (Linux 3.16) is needed", init.Minor, minMinor)
+		return Init{}, 0, fmt.Errorf("the kernel speaks version 7.%d, 7.%d (Linux 3.16) is needed", init.Minor,
+			minMinor)
 	}
 	native.PutUint32(out, major)
 	native.PutUint32(out[4:], init.Minor)

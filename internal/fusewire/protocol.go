@@ -83,7 +83,8 @@ func parseRequest(b []byte) (h header, arg []byte, err error) {
 	}
 	h = header{native.Uint32(b), Op(native.Uint32(b[4:])), native.Uint64(b[8:]), native.Uint64(b[16:])}
 	if h.length < inHeaderSize || int64(h.length) > int64(len(b)) {
-		return h, nil, fmt.Errorf("FUSE request %d gives its length as %d, but is %d bytes long", h.op, h.length, len(b))
+		return h, nil, fmt.Errorf("FUSE request %d gives its length as %d, but is %d bytes long", h.op, h.length,
+			len(b))
 	}
 	return h, b[inHeaderSize:h.length], nil
 }

@@ -61,7 +61,8 @@ func TestEntryIsLaidOutAsTheKernelWants(t *testing.T) {
 func TestStatfsIsLaidOutAsTheKernelWants(t *testing.T) {
 	b := bytes.Repeat([]byte{0xff}, statfsOutSize)
 	putStatfs(b)
-	if diff := cmp.Diff(fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: 255}, view[fuse.StatfsOut](t, b)); diff != "" {
+	if diff := cmp.Diff(fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: 255},
+		view[fuse.StatfsOut](t, b)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -73,10 +74,16 @@ func TestHandshakeGrantsWhatBothSidesKnow(t *testing.T) {
 		want uint64
 		init Init
 	}{
-		"today's kernel":      {initArg(7, 45, wanted|unknown, 64), wanted, Init{maxMinor, wanted}},
-		"without resending":   {initArg(7, 40, wanted, 64), wanted &^ FlagHasResend, Init{40, wanted &^ FlagHasResend}},
-		"before flags2 (4.4)": {initArg(7, 23, flagAsyncRead|flagNoOpen, 16), wanted, Init{23, flagAsyncRead | flagNoOpen}},
-		"upper flags without the flag that announces them": {initArg(7, 40, FlagHasResend|flagMaxPages, 64), wanted, Init{40, flagMaxPages}},
+		"today's kernel":    {initArg(7, 45, wanted|unknown, 64), wanted, Init{maxMinor, wanted}},
+		"without resending": {initArg(7, 40, wanted, 64), wanted &^ FlagHasResend, Init{40, wanted &^ FlagHasResend}},
+		"before flags2 (4.4)": {
+			initArg(7, 23, flagAsyncRead|flagNoOpen, 16), wanted,
+			Init{23, flagAsyncRead | flagNoOpen},
+		},
+		"upper flags without the flag that announces them": {
+			initArg(7, 40, FlagHasResend|flagMaxPages, 64), wanted,
+			Init{40, flagMaxPages},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := make([]byte, initOutSize)
@@ -89,7 +96,8 @@ func TestHandshakeGrantsWhatBothSidesKnow(t *testing.T) {
 			}
 			got := view[fuse.InitOut](t, append(make([]byte, 0, initOutSize), out...))
 			want := fuse.InitOut{
-				Major: 7, Minor: init.Minor, MaxReadAhead: 131072, Flags: uint32(init.Flags), Flags2: uint32(init.Flags >> 32),
+				Major: 7, Minor: init.Minor, MaxReadAhead: 131072, Flags: uint32(init.Flags),
+				Flags2:        uint32(init.Flags >> 32),
 				MaxBackground: maxBackground, CongestionThreshold: maxBackground * 3 / 4, MaxWrite: 4096, TimeGran: 1,
 				MaxPages: uint16(MaxRead / os.Getpagesize()),
 			}
@@ -158,7 +166,8 @@ func FuzzRequest(f *testing.F) {
 		if len(arg) != int(h.length)-inHeaderSize {
 			t.Fatalf("%d bytes of arguments in a request of %d", len(arg), h.length)
 		}
-		if name, errno := nameArg(arg); errno == 0 && (len(name) == 0 || len(name) > MaxName || bytes.IndexByte(name, 0) >= 0) {
+		if name, errno := nameArg(arg); errno == 0 && (len(name) == 0 || len(name) > MaxName ||
+			bytes.IndexByte(name, 0) >= 0) {
 			t.Errorf("name %q", name)
 		}
 		if off, size, errno := readArg(arg); errno == 0 && (int64(off) < 0 || size < 0 || size > MaxRead) {

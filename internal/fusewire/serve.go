@@ -82,7 +82,10 @@ type Config struct {
 // for the successor.
 func Serve(dev *os.File, h Handler, cfg Config) error {
 	defer runtime.KeepAlive(dev) // it is used by number: collected, it would be closed under us
-	s := &server{fd: int(dev.Fd()), handler: h, init: cfg.Init, grace: cfg.Grace, room: cfg.Blocked, log: cfg.Log, calls: map[uint64]*call{}}
+	s := &server{
+		fd: int(dev.Fd()), handler: h, init: cfg.Init, grace: cfg.Grace, room: cfg.Blocked, log: cfg.Log,
+		calls: map[uint64]*call{},
+	}
 	s.tree, _ = h.(Tree)
 	readers := cfg.Readers
 	if readers <= 0 {

@@ -40,7 +40,10 @@ func newTree(sizes map[string]int64) *tree {
 }
 
 func (x *tree) entry(i int) Entry {
-	return Entry{Node: uint64(i) + 2, Attr: Attr{Mode: syscall.S_IFREG | 0o444, Size: x.sizes[x.names[i]]}, Valid: Forever}
+	return Entry{
+		Node: uint64(i) + 2, Attr: Attr{Mode: syscall.S_IFREG | 0o444, Size: x.sizes[x.names[i]]},
+		Valid: Forever,
+	}
 }
 
 func (x *tree) Blocks(op Op, node uint64) bool {
@@ -195,14 +198,16 @@ func TestFilesReadAsTheyAre(t *testing.T) {
 			}
 		}
 		var st unix.Stat_t
-		if err := unix.Stat(filepath.Join(dir, "odd"), &st); err != nil || st.Size != sizes["odd"] || st.Mode != syscall.S_IFREG|0o444 {
+		if err := unix.Stat(filepath.Join(dir, "odd"), &st); err != nil || st.Size != sizes["odd"] ||
+			st.Mode != syscall.S_IFREG|0o444 {
 			t.Errorf("stat: %+v, %v", st, err)
 		}
 		var sf unix.Statfs_t
 		if err := unix.Statfs(dir, &sf); err != nil || sf.Namelen != MaxName {
 			t.Errorf("statfs: %+v, %v", sf, err)
 		}
-		if fd, err := unix.Open(filepath.Join(dir, "new"), unix.O_CREAT|unix.O_WRONLY, 0o600); !errors.Is(err, unix.EROFS) {
+		if fd, err := unix.Open(filepath.Join(dir, "new"), unix.O_CREAT|unix.O_WRONLY, 0o600); !errors.Is(err,
+			unix.EROFS) {
 			t.Errorf("create gave %d, %v", fd, err)
 		}
 	})
@@ -318,7 +323,8 @@ func TestHarmlessSignalIsNotSeen(t *testing.T) {
 	dir, dev, init := mount(t, flagAsyncRead) // a read waits for its own request
 	x := newTree(map[string]int64{"stalled": 10})
 	serve(t, dir, dev, x, Config{Init: init, Grace: time.Minute})
-	c := exec.Command("sh", "-c", `trap : USR1; exec 3<"$0"; read line <&3 && echo "$line"`, filepath.Join(dir, "stalled"))
+	c := exec.Command("sh", "-c", `trap : USR1; exec 3<"$0"; read line <&3 && echo "$line"`,
+		filepath.Join(dir, "stalled"))
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, &out
 	if err := c.Start(); err != nil {

@@ -83,7 +83,10 @@ func TestTreesHaveLinksAndAttributes(t *testing.T) {
 		if err := unix.Lstat(link, &st); err != nil {
 			t.Fatal(err)
 		}
-		got := Attr{Mode: st.Mode, Size: st.Size, Ino: st.Ino, Links: uint32(st.Nlink), UID: st.Uid, GID: st.Gid, Mtime: st.Mtim.Sec, MtimeN: uint32(st.Mtim.Nsec)}
+		got := Attr{
+			Mode: st.Mode, Size: st.Size, Ino: st.Ino, Links: uint32(st.Nlink), UID: st.Uid, GID: st.Gid,
+			Mtime: st.Mtim.Sec, MtimeN: uint32(st.Mtim.Nsec),
+		}
 		if got != rich {
 			t.Errorf("%+v, want %+v", got, rich)
 		}
@@ -104,7 +107,8 @@ func TestTreesHaveLinksAndAttributes(t *testing.T) {
 			t.Errorf("no attribute: %d, %v", n, err)
 		}
 		n, err := unix.Llistxattr(dir+"/f", b)
-		if names := strings.Split(string(b[:max(n, 0)]), "\x00"); err != nil || !slices.Equal(names, []string{"user.long", "user.empty", ""}) {
+		if names := strings.Split(string(b[:max(n, 0)]), "\x00"); err != nil ||
+			!slices.Equal(names, []string{"user.long", "user.empty", ""}) {
 			t.Errorf("names: %q, %v", names, err)
 		}
 	})

@@ -20,12 +20,18 @@ func ordinary() []byte {
 		dir := fmt.Sprintf("usr/share/p%d/doc/%d", d%20, d)
 		items = append(items, layertartest.Item{Name: dir + "/", Type: '5'})
 		for f := range 25 {
-			items = append(items, layertartest.Item{Name: fmt.Sprintf("%s/f%d", dir, f), Body: strings.Repeat("some text\n", 10+f*f)})
+			items = append(items, layertartest.Item{
+				Name: fmt.Sprintf("%s/f%d", dir, f),
+				Body: strings.Repeat("some text\n", 10+f*f),
+			})
 		}
 		items = append(items, layertartest.Item{Name: dir + "/l", Type: '2', Link: "f0"})
 	}
 	for n := range 4 {
-		items = append(items, layertartest.Item{Name: fmt.Sprintf("usr/lib/large%d", n), Body: strings.Repeat("\x7fELF", 2<<20)})
+		items = append(items, layertartest.Item{
+			Name: fmt.Sprintf("usr/lib/large%d", n),
+			Body: strings.Repeat("\x7fELF", 2<<20),
+		})
 	}
 	return layertartest.Tar(items...)
 }
@@ -57,7 +63,8 @@ func BenchmarkUnpack(b *testing.B) {
 		})
 	}
 	way("go-archive", func(dir string) error {
-		return archive.Unpack(bytes.NewReader(layer), dir, &archive.TarOptions{WhiteoutFormat: archive.OverlayWhiteoutFormat})
+		return archive.Unpack(bytes.NewReader(layer), dir,
+			&archive.TarOptions{WhiteoutFormat: archive.OverlayWhiteoutFormat})
 	})
 	way("layertar", func(dir string) error {
 		return Unpack(b.Context(), dir, NewReader(bytes.NewReader(layer)), Options{Overlay: true})

@@ -177,7 +177,8 @@ func (e *Entry) setType(h *tar.Header) error {
 	case tar.TypeSymlink:
 		e.Target = h.Linkname
 		if e.Target == "" || len(e.Target) > maxPath || strings.IndexByte(e.Target, 0) >= 0 {
-			return fmt.Errorf("a symbolic link with a target of %d bytes, want 1 to %d and no NUL", len(e.Target), maxPath)
+			return fmt.Errorf("a symbolic link with a target of %d bytes, want 1 to %d and no NUL", len(e.Target),
+				maxPath)
 		}
 	case tar.TypeLink:
 		if IsWhiteoutName(path.Base(e.Name)) {
@@ -234,7 +235,8 @@ func (e *Entry) setXattrs(records map[string]string, note func(what string)) err
 			continue
 		}
 		switch {
-		case name == "" || len(name) > maxName || strings.IndexByte(name, 0) >= 0 || len(value) > maxValue || bare(name):
+		case name == "" || len(name) > maxName || strings.IndexByte(name,
+			0) >= 0 || len(value) > maxValue || bare(name):
 			return fmt.Errorf("extended attribute %.60q of %d bytes: no Linux takes it", name, len(value))
 		case !Has(e.Type, name):
 			note(fmt.Sprintf("extended attribute %.60q: such a file can't have it", name))

@@ -45,7 +45,8 @@ func TestCasesAreWhatEnginesDo(t *testing.T) {
 	for _, c := range layertartest.Cases() {
 		t.Run(c.Name, func(t *testing.T) {
 			dir := t.TempDir()
-			err := archive.Unpack(bytes.NewReader(c.Archive), dir, &archive.TarOptions{WhiteoutFormat: archive.OverlayWhiteoutFormat})
+			err := archive.Unpack(bytes.NewReader(c.Archive), dir,
+				&archive.TarOptions{WhiteoutFormat: archive.OverlayWhiteoutFormat})
 			same := err != nil && c.Tree == nil
 			if err == nil && c.Tree != nil {
 				want, got := map[string]bool{}, map[string]bool{}
@@ -58,7 +59,8 @@ func TestCasesAreWhatEnginesDo(t *testing.T) {
 				same = cmp.Equal(want, got)
 			}
 			if same != (c.Differs == "") {
-				t.Errorf("the same: %t, said to differ: %q; error %v, tree %q", same, c.Differs, err, layertartest.List(t, dir, true))
+				t.Errorf("the same: %t, said to differ: %q; error %v, tree %q", same, c.Differs, err,
+					layertartest.List(t, dir, true))
 			}
 		})
 	}
@@ -71,30 +73,54 @@ func TestUnpackStaysInside(t *testing.T) {
 	up := strings.Repeat("../", 20)
 	file := func(name string) layertartest.Item { return layertartest.Item{Name: name, Body: "owned"} }
 	typed := func(kind byte, name, link string) layertartest.Item {
-		return layertartest.Item{Name: name, Type: kind, Link: link, UID: 7, Mode: 0o777, PAX: map[string]string{"SCHILY.xattr.trusted.evil": "1"}}
+		return layertartest.Item{
+			Name: name, Type: kind, Link: link, UID: 7, Mode: 0o777,
+			PAX: map[string]string{"SCHILY.xattr.trusted.evil": "1"},
+		}
 	}
 	hard := func(name, to string) layertartest.Item { return typed('1', name, to) }
 	link := func(name, to string) layertartest.Item { return typed('2', name, to) }
 	attacks := map[string][]layertartest.Item{
-		"dots":                     {file("../.." + outside + "/f"), file(up + outside[1:] + "/f"), file("a/" + up + outside[1:] + "/keep")},
-		"absolute":                 {file(outside + "/keep")},
-		"link":                     {link("l", outside), file("l/f"), file("l/keep"), typed('5', "l/d", ""), typed('3', "l/n", "")},
-		"relative link":            {link("l", up+outside[1:]), file("l/f"), file("l/keep")},
-		"links on links":           {link("a", outside), link("b", "a"), link("c", "b/sub"), file("b/f"), file("c/f")},
-		"link in its own place":    {link("l", outside+"/keep"), file("l"), link("d", outside), typed('5', "d", ""), file("d/f")},
-		"link made of a folder":    {typed('5', "d", ""), file("d/x"), link("d", outside), file("d/keep"), file("d/x")},
-		"link made beside":         {typed('5', "d", ""), file("d/x"), link("e", "d"), file("e/y"), link("d", outside), file("e/keep"), file("e/y")},
-		"link to itself's folder":  {typed('5', "d", ""), link("d/up", ".."), file("d/up/d/up/d/x"), link("d", outside), file("d/up/keep")},
+		"dots": {
+			file("../.." + outside + "/f"), file(up + outside[1:] + "/f"),
+			file("a/" + up + outside[1:] + "/keep"),
+		},
+		"absolute": {file(outside + "/keep")},
+		"link": {
+			link("l", outside), file("l/f"), file("l/keep"), typed('5', "l/d", ""),
+			typed('3', "l/n", ""),
+		},
+		"relative link":  {link("l", up+outside[1:]), file("l/f"), file("l/keep")},
+		"links on links": {link("a", outside), link("b", "a"), link("c", "b/sub"), file("b/f"), file("c/f")},
+		"link in its own place": {
+			link("l", outside+"/keep"), file("l"), link("d", outside), typed('5', "d", ""),
+			file("d/f"),
+		},
+		"link made of a folder": {typed('5', "d", ""), file("d/x"), link("d", outside), file("d/keep"), file("d/x")},
+		"link made beside": {
+			typed('5', "d", ""), file("d/x"), link("e", "d"), file("e/y"), link("d", outside),
+			file("e/keep"), file("e/y"),
+		},
+		"link to itself's folder": {
+			typed('5', "d", ""), link("d/up", ".."), file("d/up/d/up/d/x"), link("d", outside),
+			file("d/up/keep"),
+		},
 		"hard link":                {hard("h", outside+"/keep"), file("h")},
 		"hard link by dots":        {hard("h", up+outside[1:]+"/keep"), file("h")},
 		"hard link through a link": {link("l", outside), hard("h", "l/keep")},
-		"hard link of a link":      {link("l", outside+"/keep"), hard("h", "l"), file("h"), link("m", outside), hard("n", "m"), file("n/f")},
-		"attributes of a link":     {link("l", outside+"/keep"), hard("h", "l"), link("d", outside), hard("e", "d")},
-		"attributes by dots":       {typed('5', "..", ""), typed('5', "/", ""), typed('5', "a/../..", "")},
-		"whiteout":                 {link("l", outside), file("l/.wh.keep"), file("l/.wh..wh..opq"), file("l/.wh.sub")},
-		"whiteout by its name":     {file(".wh..."), file("a/.wh../x")},
-		"proc":                     {link("l", "/proc/self/root"), file("l" + outside + "/f"), link("m", "/proc/self/cwd/.."), file("m/f"), link("n", "/proc/1/root"), file("n" + outside + "/keep")},
-		"device":                   {link("l", outside), typed('3', "l/n", ""), typed('6', "l/p", "")},
+		"hard link of a link": {
+			link("l", outside+"/keep"), hard("h", "l"), file("h"), link("m", outside),
+			hard("n", "m"), file("n/f"),
+		},
+		"attributes of a link": {link("l", outside+"/keep"), hard("h", "l"), link("d", outside), hard("e", "d")},
+		"attributes by dots":   {typed('5', "..", ""), typed('5', "/", ""), typed('5', "a/../..", "")},
+		"whiteout":             {link("l", outside), file("l/.wh.keep"), file("l/.wh..wh..opq"), file("l/.wh.sub")},
+		"whiteout by its name": {file(".wh..."), file("a/.wh../x")},
+		"proc": {
+			link("l", "/proc/self/root"), file("l" + outside + "/f"),
+			link("m", "/proc/self/cwd/.."), file("m/f"), link("n", "/proc/1/root"), file("n" + outside + "/keep"),
+		},
+		"device": {link("l", outside), typed('3', "l/n", ""), typed('6', "l/p", "")},
 	}
 	for name, items := range attacks {
 		for way, overlay := range map[string]bool{"overlay": true, "files": false} {
@@ -126,8 +152,10 @@ func TestWhiteoutsAndTheLayersOwnNames(t *testing.T) {
 	item := func(kind byte, name string) layertartest.Item { return layertartest.Item{Name: name, Type: kind} }
 	dir, _, err := unpackIn(t, layertartest.Tar(
 		item('0', "file"), item('0', ".wh.file"), item('5', "dir"), item('0', "dir/x"), item('0', ".wh.dir"),
-		item('0', ".wh.later"), item('0', "later"), item('0', ".wh.laterdir"), item('5', "laterdir"), item('0', ".wh.implied"), item('0', "implied/x"),
-		item('0', ".wh.twice"), item('0', ".wh.twice"), item('5', "outer"), item('0', "outer/.wh.in"), item('0', "outer/in/x"),
+		item('0', ".wh.later"), item('0', "later"), item('0', ".wh.laterdir"), item('5', "laterdir"),
+		item('0', ".wh.implied"), item('0', "implied/x"),
+		item('0', ".wh.twice"), item('0', ".wh.twice"), item('5', "outer"), item('0', "outer/.wh.in"),
+		item('0', "outer/in/x"),
 	), Options{Overlay: true})
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +173,10 @@ func TestWhiteoutsAndTheLayersOwnNames(t *testing.T) {
 }
 
 func TestWhatTheFileSystemHasNotIsLeftOutWithANote(t *testing.T) {
-	b := layertartest.Tar(layertartest.Item{Name: "a", Body: "1", PAX: map[string]string{"SCHILY.xattr.btrfs.x": "1", "SCHILY.xattr.nospace": "1", "SCHILY.xattr.user.a": "1"}},
+	b := layertartest.Tar(layertartest.Item{
+		Name: "a", Body: "1",
+		PAX: map[string]string{"SCHILY.xattr.btrfs.x": "1", "SCHILY.xattr.nospace": "1", "SCHILY.xattr.user.a": "1"},
+	},
 		layertartest.Item{Name: "l", Type: '2', Link: "a", PAX: map[string]string{"SCHILY.xattr.user.a": "1"}})
 	dir, r, err := unpackIn(t, b, Options{})
 	if err != nil {
@@ -169,14 +200,18 @@ func TestOwnersAreMapped(t *testing.T) {
 	item := func(kind byte, name, link string) layertartest.Item {
 		return layertartest.Item{Name: name, Type: kind, Link: link, UID: 1, GID: 2}
 	}
-	all := []layertartest.Item{item('0', "i/f", ""), item('5', "d", ""), item('2', "l", "x"), item('6', "p", ""), item('1', "h", "i/f"), item('0', "w", "")}
+	all := []layertartest.Item{
+		item('0', "i/f", ""), item('5', "d", ""), item('2', "l", "x"), item('6', "p", ""),
+		item('1', "h", "i/f"), item('0', "w", ""),
+	}
 	all[5].Name = ".wh.w"
 	dir, _, err := unpackIn(t, layertartest.Tar(all...), Options{Overlay: true, Owner: shift})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string][2]uint32{
-		"i": {100000, 200000}, "i/f": {100001, 200002}, "d": {100001, 200002}, "l": {100001, 200002}, "p": {100001, 200002}, "h": {100001, 200002}, "w": {100001, 200002},
+		"i": {100000, 200000}, "i/f": {100001, 200002}, "d": {100001, 200002}, "l": {100001, 200002},
+		"p": {100001, 200002}, "h": {100001, 200002}, "w": {100001, 200002},
 	} {
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(dir, name), &st); err != nil || st.Uid != want[0] || st.Gid != want[1] {
@@ -184,15 +219,22 @@ func TestOwnersAreMapped(t *testing.T) {
 		}
 	}
 	all[0].UID = 70000
-	if _, _, err := unpackIn(t, layertartest.Tar(all...), Options{Overlay: true, Owner: shift}); err == nil || !strings.Contains(err.Error(), "can't be mapped") {
+	if _, _, err := unpackIn(t, layertartest.Tar(all...), Options{Overlay: true, Owner: shift}); err == nil ||
+		!strings.Contains(err.Error(), "can't be mapped") {
 		t.Errorf("an owner of no map: %v", err)
 	}
 }
 
 func TestCapabilitiesOutliveHardLinks(t *testing.T) {
 	const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	ping := layertartest.Item{Name: "ping", Mode: 0o4755, PAX: map[string]string{"SCHILY.xattr.security.capability": capability}}
-	dir, _, err := unpackIn(t, layertartest.Tar(ping, layertartest.Item{Name: "again", Type: '1', Link: "ping", Mode: 0o4755}), Options{})
+	ping := layertartest.Item{
+		Name: "ping", Mode: 0o4755,
+		PAX: map[string]string{"SCHILY.xattr.security.capability": capability},
+	}
+	dir, _, err := unpackIn(t, layertartest.Tar(ping, layertartest.Item{
+		Name: "again", Type: '1', Link: "ping",
+		Mode: 0o4755,
+	}), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +250,10 @@ func TestSparseFilesReadAsTheyDid(t *testing.T) {
 	const body = "1\n100000\n3\n"
 	b := layertartest.Tar(layertartest.Item{
 		Name: "GNUSparseFile.1/a", Body: body + strings.Repeat("\x00", 512-len(body)) + "xyz",
-		PAX: map[string]string{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": "100003"},
+		PAX: map[string]string{
+			"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a",
+			"GNU.sparse.realsize": "100003",
+		},
 	})
 	dir, _, err := unpackIn(t, b, Options{})
 	if err != nil {
@@ -230,7 +275,10 @@ func TestFullDiskIsSaid(t *testing.T) {
 
 func TestLimitsOfTheReader(t *testing.T) {
 	b := layertartest.Tar(layertartest.Item{Name: "a", Body: "123"}, layertartest.Item{Name: "b", Body: "456"})
-	for want, r := range map[string]*Reader{"2": {MaxEntries: 2, MaxBytes: 6}, "more than 1 entries": {MaxEntries: 1}, "more than 5 bytes": {MaxBytes: 5}} {
+	for want, r := range map[string]*Reader{
+		"2": {MaxEntries: 2, MaxBytes: 6}, "more than 1 entries": {MaxEntries: 1},
+		"more than 5 bytes": {MaxBytes: 5},
+	} {
 		all := NewReader(bytes.NewReader(b))
 		all.MaxEntries, all.MaxBytes = r.MaxEntries, r.MaxBytes
 		err := drain(all)
@@ -274,11 +322,13 @@ func FuzzReader(f *testing.F) {
 					checkName(t, name)
 				}
 			}
-			if e.Type != tar.TypeReg && e.Size != 0 || e.Size < 0 || e.Mode&^0o7777 != 0 || e.Mtime.Unix() < 0 || e.Atime.Before(e.Mtime) {
+			if e.Type != tar.TypeReg && e.Size != 0 || e.Size < 0 || e.Mode&^0o7777 != 0 || e.Mtime.Unix() < 0 ||
+				e.Atime.Before(e.Mtime) {
 				t.Errorf("%+v", e)
 			}
 			for _, x := range e.Xattrs {
-				if strings.HasPrefix(x.Name, "trusted.overlay.") || strings.HasPrefix(x.Name, "user.overlay.") || x.Name == "" || len(x.Name) > 255 {
+				if strings.HasPrefix(x.Name, "trusted.overlay.") || strings.HasPrefix(x.Name, "user.overlay.") ||
+					x.Name == "" || len(x.Name) > 255 {
 					t.Errorf("attribute %q", x.Name)
 				}
 			}
@@ -294,7 +344,8 @@ func checkName(t *testing.T, name string) {
 		return
 	}
 	for part := range strings.SplitSeq(name, "/") {
-		if part == "" || part == "." || part == ".." || len(part) > 255 && !strings.HasPrefix(part, ".wh.") || strings.Contains(part, "\x00") {
+		if part == "" || part == "." || part == ".." || len(part) > 255 && !strings.HasPrefix(part, ".wh.") ||
+			strings.Contains(part, "\x00") {
 			t.Errorf("name %q", name)
 		}
 	}

@@ -157,7 +157,8 @@ func (u *unpacker) make(base string, mk func() error) error {
 func (u *unpacker) file(e *Entry, at *Place) error {
 	var fd int
 	err := u.make(at.Base, func() (err error) {
-		fd, err = unix.Openat(at.Dir, at.Base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		fd, err = unix.Openat(at.Dir, at.Base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC,
+			0o600)
 		return err
 	})
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 func mountClassic(target string, s *Spec, options []param) error {
 	failed := &MountError{FSType: "overlay", Target: target}
 	line := classicLine(s, options)
-	if len(line) >= os.Getpagesize() || s.anyFolder(func(dir string) bool { return strings.ContainsAny(dir, special) }) {
+	if len(line) >= os.Getpagesize() ||
+		s.anyFolder(func(dir string) bool { return strings.ContainsAny(dir, special) }) {
 		dirs, err := s.open()
 		if err != nil {
 			failed.Err = err

@@ -109,7 +109,8 @@ func (k *Kernel) open(fstype string) (*context, error) {
 		return nil, err
 	}
 	overlay := fstype == "overlay"
-	return &context{fd: fd, anyString: overlay && k.lacks(NoParameters), layers: !overlay || !k.lacks(NoParameters|NoLayers)}, nil
+	return &context{fd: fd, anyString: overlay && k.lacks(NoParameters), layers: !overlay ||
+		!k.lacks(NoParameters|NoLayers)}, nil
 }
 
 func (c *context) close() { unix.Close(c.fd) } //nolint:errcheck // nothing was written

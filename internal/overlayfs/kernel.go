@@ -15,12 +15,14 @@ type Lack uint
 
 // The lacks, with the version of Linux from which on kernels have them.
 const (
-	NoMountAPI        Lack = 1 << iota // 5.2: fsopen(2) and its kin
-	NoParameters                       // 6.5: parameters of overlayfs' own; fsconfig(2) takes any string, which is judged when the file system is made
-	NoLayers                           // 6.8: the parameters lowerdir+ and datadir+
-	NoData                             // 6.5: data-only layers
-	NoDataForUpper                     // after 6.12: data-only layers in an overlay without metacopy, which one with an upper folder is
-	NoFileBackedEROFS                  // 6.12: EROFS images mounted from their files
+	NoMountAPI Lack = 1 << iota // 5.2: fsopen(2) and its kin
+	// 6.5: parameters of overlayfs' own; fsconfig(2) takes any string, which is judged when the file system is made
+	NoParameters
+	NoLayers // 6.8: the parameters lowerdir+ and datadir+
+	NoData   // 6.5: data-only layers
+	// after 6.12: data-only layers in an overlay without metacopy, which one with an upper folder is
+	NoDataForUpper
+	NoFileBackedEROFS // 6.12: EROFS images mounted from their files
 )
 
 // lacks are the words for the lacks, see [ParseLack].
@@ -52,8 +54,9 @@ func ParseLack(words string) (l Lack) {
 // Kernel mounts in the way that the kernel it runs on takes. The zero value is that kernel as it is, ready to be used.
 // It is safe for concurrent use, and must not be copied after its first use.
 type Kernel struct {
-	Lack    Lack   // what is not to be used of the kernel, for tests
-	Scratch string // a folder that tiny mounts are made on, in a mount namespace of their own; "" is that for temporary files
+	Lack Lack // what is not to be used of the kernel, for tests
+	// a folder that tiny mounts are made on, in a mount namespace of their own; "" is that for temporary files
+	Scratch string
 
 	once sync.Once
 	api  bool // overlays are mounted with the mount API, layers given one by one

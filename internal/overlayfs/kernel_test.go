@@ -164,7 +164,8 @@ func TestALineTakesNoMoreLayersThanAPageHolds(t *testing.T) {
 	testutil.NeedRoot(t)
 	k := &Kernel{Lack: NoMountAPI, Scratch: t.TempDir()}
 	target, s := overlay(t, t.TempDir(), 300)
-	if err := k.Mount(target, s); err == nil || !strings.Contains(err.Error(), "300 layers are more than this kernel takes") {
+	if err := k.Mount(target, s); err == nil || !strings.Contains(err.Error(),
+		"300 layers are more than this kernel takes") {
 		t.Error(err)
 	}
 }
@@ -196,7 +197,10 @@ func TestLacksHaveWords(t *testing.T) {
 	for _, l := range lacks {
 		all[ParseLack("x,"+l.word)] = true
 	}
-	want := map[Lack]bool{NoMountAPI: true, NoParameters: true, NoLayers: true, NoData: true, NoDataForUpper: true, NoFileBackedEROFS: true}
+	want := map[Lack]bool{
+		NoMountAPI: true, NoParameters: true, NoLayers: true, NoData: true, NoDataForUpper: true,
+		NoFileBackedEROFS: true,
+	}
 	if diff := cmp.Diff(want, all); diff != "" {
 		t.Error(diff)
 	}

@@ -15,10 +15,11 @@ import (
 
 // Support is what a kernel can do, found out by tiny mounts that were used.
 type Support struct {
-	Overlay Try `json:"overlay"`      // an overlay with an upper folder, and a deletion in it
-	EROFS   Try `json:"erofs"`        // an EROFS image mounted from its file
-	Direct  Try `json:"one_overlay"`  // content in data-only layers, of an overlay with an upper folder
-	Stacked Try `json:"two_overlays"` // where that doesn't work: of a read-only overlay, on which one with an upper folder stands
+	Overlay Try `json:"overlay"`     // an overlay with an upper folder, and a deletion in it
+	EROFS   Try `json:"erofs"`       // an EROFS image mounted from its file
+	Direct  Try `json:"one_overlay"` // content in data-only layers, of an overlay with an upper folder
+	// where that doesn't work: of a read-only overlay, on which one with an upper folder stands
+	Stacked Try `json:"two_overlays"`
 }
 
 // Try is whether something worked. Its zero value says that it wasn't tried.
@@ -206,7 +207,10 @@ func tryOverlay(dir string, mount func(target string, s *Spec) error) error {
 		return err
 	}
 	merged, upper := filepath.Join(dir, "merged"), filepath.Join(dir, "upper")
-	if err := mount(merged, &Spec{Lower: []string{filepath.Join(dir, "lower")}, Upper: upper, Work: filepath.Join(dir, "work")}); err != nil {
+	if err := mount(merged, &Spec{
+		Lower: []string{filepath.Join(dir, "lower")}, Upper: upper,
+		Work: filepath.Join(dir, "work"),
+	}); err != nil {
 		return err
 	}
 	return deleteLower(merged, upper, "file")

@@ -30,13 +30,16 @@ func TestProbeFindsTheWay(t *testing.T) {
 		lack Lack
 		want Way
 	}{
-		"a line for all layers":              {NoMountAPI, this},
-		"any string is a parameter":          {NoParameters, this},
-		"no layers one by one":               {NoLayers, this},
-		"data-only layers under an overlay":  {NoDataForUpper, two},
-		"no data-only layers":                {NoData, None},
-		"no images from files":               {NoFileBackedEROFS, None},
-		"Linux 5.2 to 6.4":                   {NoParameters | NoLayers | NoData | NoDataForUpper | NoFileBackedEROFS, None},
+		"a line for all layers":             {NoMountAPI, this},
+		"any string is a parameter":         {NoParameters, this},
+		"no layers one by one":              {NoLayers, this},
+		"data-only layers under an overlay": {NoDataForUpper, two},
+		"no data-only layers":               {NoData, None},
+		"no images from files":              {NoFileBackedEROFS, None},
+		"Linux 5.2 to 6.4": {
+			NoParameters | NoLayers | NoData | NoDataForUpper | NoFileBackedEROFS,
+			None,
+		},
 		"Linux 4.18":                         {NoMountAPI | NoData | NoDataForUpper | NoFileBackedEROFS, None},
 		"two overlays by a line, as on 6.12": {NoMountAPI | NoDataForUpper, two},
 	} {
@@ -130,7 +133,8 @@ func linesAboutMounts(t *testing.T, log int) (n int) {
 		}
 		must(t, err)
 		_, text, _ := strings.Cut(string(buf[:size]), ";")
-		if strings.HasPrefix(text, "overlayfs") || strings.HasPrefix(text, "erofs") || strings.Contains(text, "Can't open blockdev") {
+		if strings.HasPrefix(text, "overlayfs") || strings.HasPrefix(text, "erofs") ||
+			strings.Contains(text, "Can't open blockdev") {
 			t.Log(text)
 			n++
 		}

@@ -41,7 +41,10 @@ func app(out *os.File) *cli.App {
 				},
 				Action: func(*cli.Context) error { panic("a completion must not run commands") },
 			},
-			{Name: "show", Usage: "look", Subcommands: []*cli.Command{{Name: "all", Usage: "look at all"}, {Name: "one", Usage: "look at one"}}},
+			{Name: "show", Usage: "look", Subcommands: []*cli.Command{
+				{Name: "all", Usage: "look at all"},
+				{Name: "one", Usage: "look at one"},
+			}},
 			VersionCommand("1", ""),
 		},
 	}
@@ -147,7 +150,8 @@ printf '%s\n' "${COMPREPLY[@]}"
 		{[]string{"copy", "a b", "--mov"}, "--move"},
 		{[]string{"copy", "--", ""}, ""},
 	} {
-		cmd := exec.CommandContext(t.Context(), "bash", append([]string{"-c", script, "bash", "some-program"}, c.line...)...)
+		cmd := exec.CommandContext(t.Context(), "bash", append([]string{"-c", script, "bash", "some-program"},
+			c.line...)...)
 		cmd.Env = append(os.Environ(), asProgram+"=1", "PATH="+bin+":"+os.Getenv("PATH"))
 		out, err := cmd.CombinedOutput()
 		if err != nil {

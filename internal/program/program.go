@@ -30,7 +30,8 @@ const (
 
 	RolledBack = 4 // it failed, and what it had changed of the host is undone
 
-	Unread = 128 + int(syscall.SIGPIPE) // nobody read the output to its end; a shell says the same of a program that SIGPIPE ends
+	// nobody read the output to its end; a shell says the same of a program that SIGPIPE ends
+	Unread = 128 + int(syscall.SIGPIPE)
 )
 
 // exits says what the exit codes mean, in the manual pages of all programs.
@@ -67,7 +68,8 @@ func Main(run func(ctx context.Context, args []string, out, errOut io.Writer) in
 		time.Sleep(impatience)
 		signal.Stop(ends) // the next one ends the process
 	}()
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // not ignored, which programs that are started would inherit
+	// not ignored, which programs that are started would inherit
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
@@ -153,7 +155,8 @@ func VersionCommand(version, commit string) *cli.Command {
 			if commit != "" {
 				build += " (" + commit + ")"
 			}
-			_, err := fmt.Fprintf(c.App.Writer, "%s %s %s %s/%s\n", c.App.Name, build, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(c.App.Writer, "%s %s %s %s/%s\n", c.App.Name, build, runtime.Version(), runtime.GOOS,
+				runtime.GOARCH)
 			return err
 		},
 	}

@@ -12,8 +12,9 @@ import (
 const (
 	patience   = 2 * time.Minute        // waited for one request at most
 	firstPause = 100 * time.Millisecond // the least before a request is sent again; it doubles each time
-	restraint  = 10                     // times longer are the pauses where a server that has had too many requests doesn't say how long
-	maxDrained = 64 << 10               // bytes of an answer that are read so that its connection can be used again
+	// times longer are the pauses where a server that has had too many requests doesn't say how long
+	restraint  = 10
+	maxDrained = 64 << 10 // bytes of an answer that are read so that its connection can be used again
 )
 
 // patient asks again where a server says "later": by 429 (RFC 6585, 4), or by 503 with a time (RFC 9110, 10.2.3). It
@@ -52,7 +53,8 @@ func later(answer *http.Response, pause time.Duration, now time.Time) (time.Dura
 	switch {
 	case answer.StatusCode == http.StatusTooManyRequests && !said:
 		return restraint * pause, true
-	case said && (answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode == http.StatusServiceUnavailable):
+	case said && (answer.StatusCode == http.StatusTooManyRequests ||
+		answer.StatusCode == http.StatusServiceUnavailable):
 		return max(after, pause), true
 	}
 	return 0, false

@@ -50,22 +50,40 @@ func TestLaterIsHeeded(t *testing.T) {
 		asked  int
 		least  time.Duration
 	}{
-		"429 with seconds":           {429, map[string]string{"Retry-After": "1"}, 3, 2 * time.Second},
-		"429 at once":                {429, map[string]string{"Retry-After": "0"}, 3, 300 * time.Millisecond},
-		"429 with a time":            {429, map[string]string{"Retry-After": day.Add(time.Second).Format(http.TimeFormat), "Date": day.Format(http.TimeFormat)}, 3, 2 * time.Second},
-		"429 with a time gone by":    {429, map[string]string{"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, 3, 300 * time.Millisecond},
-		"429 without a time":         {429, nil, 3, 3 * time.Second},
-		"429 with nonsense":          {429, map[string]string{"Retry-After": "soon"}, 3, 3 * time.Second},
-		"503 with seconds":           {503, map[string]string{"Retry-After": "1"}, 3, 2 * time.Second},
-		"503 without":                {503, nil, 1, 0},
-		"429 much later":             {429, map[string]string{"Retry-After": "3600"}, 1, 0},
-		"429 later than anyone says": {429, map[string]string{"Retry-After": "99999999999999999999"}, 3, 3 * time.Second},
-		"404 with seconds":           {404, map[string]string{"Retry-After": "1"}, 1, 0},
+		"429 with seconds": {429, map[string]string{"Retry-After": "1"}, 3, 2 * time.Second},
+		"429 at once":      {429, map[string]string{"Retry-After": "0"}, 3, 300 * time.Millisecond},
+		"429 with a time": {
+			429,
+			map[string]string{
+				"Retry-After": day.Add(time.Second).Format(http.TimeFormat),
+				"Date":        day.Format(http.TimeFormat),
+			},
+			3, 2 * time.Second,
+		},
+		"429 with a time gone by": {
+			429,
+			map[string]string{"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"},
+			3,
+			300 * time.Millisecond,
+		},
+		"429 without a time": {429, nil, 3, 3 * time.Second},
+		"429 with nonsense":  {429, map[string]string{"Retry-After": "soon"}, 3, 3 * time.Second},
+		"503 with seconds":   {503, map[string]string{"Retry-After": "1"}, 3, 2 * time.Second},
+		"503 without":        {503, nil, 1, 0},
+		"429 much later":     {429, map[string]string{"Retry-After": "3600"}, 1, 0},
+		"429 later than anyone says": {
+			429,
+			map[string]string{"Retry-After": "99999999999999999999"},
+			3,
+			3 * time.Second,
+		},
+		"404 with seconds": {404, map[string]string{"Retry-After": "1"}, 1, 0},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			b := &busy{status: c.status, times: 2, header: c.header}
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://r.example.org/v2/", strings.NewReader("sent"))
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://r.example.org/v2/",
+				strings.NewReader("sent"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +94,8 @@ func TestLaterIsHeeded(t *testing.T) {
 			}
 			took := time.Since(begin)
 			if b.asked != c.asked || took < c.least || (answer.StatusCode == 200) != (c.asked == 3) {
-				t.Errorf("asked %d times, want %d; %v, want %v; status %d", b.asked, c.asked, took, c.least, answer.StatusCode)
+				t.Errorf("asked %d times, want %d; %v, want %v; status %d", b.asked, c.asked, took, c.least,
+					answer.StatusCode)
 			}
 			for _, body := range b.bodies {
 				if body != "sent" {
@@ -94,12 +113,14 @@ func TestPatienceEnds(t *testing.T) {
 	if err != nil || answer.StatusCode != http.StatusTooManyRequests || b.asked > 5 {
 		t.Errorf("%d times, %v, %v", b.asked, answer, err)
 	}
-	unseen, err := http.NewRequest(http.MethodPut, "https://r.example.org/v2/", io.MultiReader(strings.NewReader("once")))
+	unseen, err := http.NewRequest(http.MethodPut, "https://r.example.org/v2/",
+		io.MultiReader(strings.NewReader("once")))
 	if err != nil {
 		t.Fatal(err)
 	}
 	b = &busy{status: 429, times: 1}
-	if answer, err := (patient{b, time.Minute}).RoundTrip(unseen); err != nil || answer.StatusCode != http.StatusTooManyRequests || b.asked != 1 {
+	if answer, err := (patient{b, time.Minute}).RoundTrip(unseen); err != nil ||
+		answer.StatusCode != http.StatusTooManyRequests || b.asked != 1 {
 		t.Errorf("what can't be read again was sent %d times: %v", b.asked, err)
 	}
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("interrupted"))
@@ -112,7 +133,11 @@ func TestPatienceEnds(t *testing.T) {
 
 func TestConnectionsAreKept(t *testing.T) {
 	var made atomic.Int64
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "{}") }))
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter,
+		r *http.Request,
+	) {
+		io.WriteString(w, "{}")
+	}))
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			made.Add(1)

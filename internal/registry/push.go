@@ -22,14 +22,18 @@ func (o Options) checkPush(ctx context.Context, ref name.Reference) error {
 	if err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
-	base := transport.NewRetry(transport.NewUserAgent(o.Transport(), o.UserAgent), transport.WithRetryStatusCodes(http.StatusRequestTimeout,
-		http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout))
-	t, err := transport.NewWithContext(ctx, repository.Registry, auth, base, []string{repository.Scope(transport.PushScope)})
+	base := transport.NewRetry(transport.NewUserAgent(o.Transport(), o.UserAgent),
+		transport.WithRetryStatusCodes(http.StatusRequestTimeout,
+			http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable,
+			http.StatusGatewayTimeout))
+	t, err := transport.NewWithContext(ctx, repository.Registry, auth, base,
+		[]string{repository.Scope(transport.PushScope)})
 	if err != nil {
 		return err
 	}
 	client := &http.Client{Transport: t}
-	address := repository.Scheme() + "://" + repository.RegistryStr() + "/v2/" + repository.RepositoryStr() + "/blobs/uploads/"
+	address := repository.Scheme() + "://" + repository.RegistryStr() + "/v2/" + repository.RepositoryStr() +
+		"/blobs/uploads/"
 	answer, err := send(ctx, client, http.MethodPost, address)
 	if err != nil {
 		return err

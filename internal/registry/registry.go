@@ -97,7 +97,8 @@ func (o Options) Transport() http.RoundTripper {
 // Remote are the options that the registry library needs for these.
 func (o Options) Remote(ctx context.Context) []remote.Option {
 	return []remote.Option{
-		remote.WithContext(ctx), remote.WithAuthFromKeychain(o.Credentials()), remote.WithTransport(o.Transport()), remote.WithUserAgent(o.UserAgent),
+		remote.WithContext(ctx), remote.WithAuthFromKeychain(o.Credentials()), remote.WithTransport(o.Transport()),
+		remote.WithUserAgent(o.UserAgent),
 	}
 }
 
@@ -213,7 +214,8 @@ func Explain(ref name.Reference, err error) error {
 	switch {
 	case errors.As(err, &refusal):
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, new(tls.RecordHeaderError)):
-		return fmt.Errorf("registry %s speaks plain HTTP, not TLS: allow it with --plain-http or write http://: %w", host, err)
+		return fmt.Errorf("registry %s speaks plain HTTP, not TLS: allow it with --plain-http or write http://: %w",
+			host, err)
 	default:
 		return fmt.Errorf("registry %s: %w", host, err)
 	}
@@ -222,12 +224,17 @@ func Explain(ref name.Reference, err error) error {
 	}
 	switch {
 	case refusal.StatusCode == http.StatusUnauthorized, refusal.StatusCode == http.StatusForbidden:
-		return fmt.Errorf("%w by registry %s: check the name, or log in with: docker login %s: %w", ErrCredentials, host, host, err)
+		return fmt.Errorf("%w by registry %s: check the name, or log in with: docker login %s: %w", ErrCredentials,
+			host, host, err)
 	case has(transport.NameUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && asked(refusal, "/tags/list"):
-		return fmt.Errorf("%w: registry %s has no %s: check the name: %w", ErrNoImage, host, ref.Context().RepositoryStr(), err)
-	case has(transport.ManifestUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && asked(refusal, "/manifests/"):
-		return fmt.Errorf("%w: %s in registry %s has no %s: check the tag: %w", ErrNoTag, ref.Context().RepositoryStr(), host, ref.Identifier(), err)
-	case refusal.StatusCode == http.StatusNotFound && refusal.Request != nil && refusal.Request.Method == http.MethodPost:
+		return fmt.Errorf("%w: registry %s has no %s: check the name: %w", ErrNoImage, host,
+			ref.Context().RepositoryStr(), err)
+	case has(transport.ManifestUnknownErrorCode), refusal.StatusCode == http.StatusNotFound && asked(refusal,
+		"/manifests/"):
+		return fmt.Errorf("%w: %s in registry %s has no %s: check the tag: %w", ErrNoTag, ref.Context().RepositoryStr(),
+			host, ref.Identifier(), err)
+	case refusal.StatusCode == http.StatusNotFound && refusal.Request != nil &&
+		refusal.Request.Method == http.MethodPost:
 		return fmt.Errorf("%w: the repository %s is missing in registry %s, which makes none by itself: make it first: %w",
 			ErrNoImage, ref.Context().RepositoryStr(), host, err)
 	case refusal.StatusCode == http.StatusNotFound:

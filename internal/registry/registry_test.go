@@ -85,7 +85,8 @@ func TestAPeerThatStallsIsGivenUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer answer.Body.Close()
-		if said, err := io.ReadAll(answer.Body); string(said) != "so far" || err == nil || !strings.Contains(err.Error(), "no data for 100ms") {
+		if said, err := io.ReadAll(answer.Body); string(said) != "so far" || err == nil ||
+			!strings.Contains(err.Error(), "no data for 100ms") {
 			t.Errorf("%q, %v", said, err)
 		}
 	})
@@ -168,8 +169,14 @@ func TestRefusalsAreExplained(t *testing.T) {
 	}{
 		{transport.Error{StatusCode: 401}, ErrCredentials, "docker login registry.example.org"},
 		{transport.Error{StatusCode: 403}, ErrCredentials, "docker login registry.example.org"},
-		{transport.Error{StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.NameUnknownErrorCode}}}, ErrNoImage, "has no a/b"},
-		{transport.Error{StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.ManifestUnknownErrorCode}}}, ErrNoTag, "has no 1"},
+		{
+			transport.Error{StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.NameUnknownErrorCode}}},
+			ErrNoImage, "has no a/b",
+		},
+		{
+			transport.Error{StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.ManifestUnknownErrorCode}}},
+			ErrNoTag, "has no 1",
+		},
 		{transport.Error{StatusCode: 404, Request: manifest}, ErrNoTag, "has no 1"},
 		{transport.Error{StatusCode: 404}, ErrNoImage, "a part of it is missing"},
 		{transport.Error{StatusCode: 404, Request: tags}, ErrNoImage, "has no a/b"},
@@ -177,11 +184,15 @@ func TestRefusalsAreExplained(t *testing.T) {
 		{transport.Error{StatusCode: 500}, nil, "registry registry.example.org"},
 	} {
 		err := Explain(ref, &c.refusal)
-		if c.is != nil && !errors.Is(err, c.is) || !errors.As(err, new(*transport.Error)) || !strings.Contains(err.Error(), c.says) {
+		if c.is != nil && !errors.Is(err, c.is) || !errors.As(err, new(*transport.Error)) ||
+			!strings.Contains(err.Error(), c.says) {
 			t.Errorf("%d: %v", c.refusal.StatusCode, err)
 		}
 	}
-	evil := Explain(ref, &transport.Error{StatusCode: 500, Errors: []transport.Diagnostic{{Message: "\x1b[2J" + strings.Repeat("no ", 10_000)}}})
+	evil := Explain(ref, &transport.Error{
+		StatusCode: 500,
+		Errors:     []transport.Diagnostic{{Message: "\x1b[2J" + strings.Repeat("no ", 10_000)}},
+	})
 	if text := evil.Error(); len(text) > 2*maxSaid || strings.Contains(text, "\x1b") {
 		t.Errorf("%d bytes: %.200q", len(text), text)
 	}

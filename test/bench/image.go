@@ -92,7 +92,10 @@ func writeImages(dir string, content [][]byte) (map[string]string, error) {
 		return nil, err
 	}
 	images := map[string]string{}
-	for image, stack := range map[string][][]byte{ordinaryImage: content, thinImage: {archive(entry{"thin.json", 0o644, descriptor})}} {
+	for image, stack := range map[string][][]byte{
+		ordinaryImage: content,
+		thinImage:     {archive(entry{"thin.json", 0o644, descriptor})},
+	} {
 		images[image] = filepath.Join(dir, fmt.Sprint(len(stack), ".tar"))
 		if err := writeImage(images[image], image, stack); err != nil {
 			return nil, err
@@ -119,7 +122,10 @@ func smallFiles(random *rand.Rand, layer, files int) []byte {
 		for i := range b {
 			b[i] = byte(random.Uint32())
 		}
-		entries = append(entries, entry{fmt.Sprintf("%s/%d/%d/%d/%s", tree, folder/100, folder/10%10, folder%10, name), 0o644, b})
+		entries = append(entries, entry{
+			fmt.Sprintf("%s/%d/%d/%d/%s", tree, folder/100, folder/10%10, folder%10, name),
+			0o644, b,
+		})
 	}
 	for n := range each {
 		add(sharedTree, random.IntN(folders), fmt.Sprintf("f%d-%d", layer, n))
@@ -166,7 +172,10 @@ func writeImage(path, name string, stack [][]byte) error {
 		Config       map[string]any    `json:"config"`
 		RootFS       rootFS            `json:"rootfs"`
 		History      []map[string]bool `json:"history"`
-	}{Architecture: runtime.GOARCH, OS: "linux", Config: map[string]any{"Entrypoint": []string{"/bench"}}, RootFS: rootFS{Type: "layers"}}
+	}{
+		Architecture: runtime.GOARCH, OS: "linux", Config: map[string]any{"Entrypoint": []string{"/bench"}},
+		RootFS: rootFS{Type: "layers"},
+	}
 	var entries []entry
 	var names []string
 	for n, layer := range stack {
@@ -179,7 +188,10 @@ func writeImage(path, name string, stack [][]byte) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": names}})
+	manifest, err := json.Marshal([]map[string]any{{
+		"Config": "config.json", "RepoTags": []string{name},
+		"Layers": names,
+	}})
 	if err != nil {
 		return err
 	}

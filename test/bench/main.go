@@ -80,7 +80,10 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "start an engine with the plugin")
-	ours, err := stand.New(ctx, stand.Options{Tools: tools, Bundle: bundle, Testdata: testdata, Driver: []string{"cvmfs.view=" + view}, Quiet: true})
+	ours, err := stand.New(ctx, stand.Options{
+		Tools: tools, Bundle: bundle, Testdata: testdata,
+		Driver: []string{"cvmfs.view=" + view}, Quiet: true,
+	})
 	defer func() { err = errors.Join(err, ours.Close()) }()
 	if err != nil {
 		return err
@@ -102,7 +105,8 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 	if err := publishLayers(ctx, publisher, content); err != nil {
 		return err
 	}
-	if err := ours.Serve(repository, filepath.Join(publisher, "www/cvmfs", repository), filepath.Join(publisher, "keys", repository+".pub")); err != nil {
+	if err := ours.Serve(repository, filepath.Join(publisher, "www/cvmfs", repository),
+		filepath.Join(publisher, "keys", repository+".pub")); err != nil {
 		return err
 	}
 	archives, err := writeImages(dir, content)
@@ -110,7 +114,8 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 		return err
 	}
 	b := &bench{
-		peer: target{peer, ordinaryImage}, ordinary: target{ours.Engine, ordinaryImage}, thin: target{ours.Engine, thinImage},
+		peer: target{peer, ordinaryImage}, ordinary: target{ours.Engine, ordinaryImage},
+		thin:     target{ours.Engine, thinImage},
 		archives: archives, samples: map[string][][3]float64{},
 	}
 	fmt.Fprintln(os.Stderr, "fetch what the thin image is made of")
@@ -124,7 +129,8 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 			return err
 		}
 		if fetched := ours.Site.Count().Sub(before); fetched.Bytes > mostFetched {
-			return fmt.Errorf("round %d fetched %d bytes: not all of the thin image is on this host", round+1, fetched.Bytes)
+			return fmt.Errorf("round %d fetched %d bytes: not all of the thin image is on this host", round+1,
+				fetched.Bytes)
 		}
 	}
 	return b.print()
@@ -226,7 +232,9 @@ func (t target) load(ctx context.Context, archive string) (float64, error) {
 // mounts makes containers and asks for their root's attributes, which has the engine call Create, Get and Put of its
 // driver and start nothing. It talks to the engine's API, without the client's own time; removing isn't counted.
 func (t target) mounts(ctx context.Context) (float64, error) {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn,
+		error,
+	) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", t.engine.Socket())
 	}}}
 	defer client.CloseIdleConnections()
@@ -272,7 +280,8 @@ func (t target) mounts(ctx context.Context) (float64, error) {
 func (t target) runs(ctx context.Context) (float64, error) {
 	begin := time.Now()
 	for range 5 {
-		if _, err := t.engine.Docker(ctx, "run", "--rm", "--network", "none", t.image, workload, "nothing"); err != nil {
+		if _, err := t.engine.Docker(ctx, "run", "--rm", "--network", "none", t.image, workload,
+			"nothing"); err != nil {
 			return 0, err
 		}
 	}
@@ -301,7 +310,8 @@ func (b *bench) print() error {
 		s := b.samples[name]
 		peer := median(s, func(r [3]float64) float64 { return r[0] })
 		fmt.Fprintf(w, "%s\t%.4g s\t× %.2f\t× %.2f\n", name, peer,
-			median(s, func(r [3]float64) float64 { return r[1] / r[0] }), median(s, func(r [3]float64) float64 { return r[2] / r[0] }))
+			median(s, func(r [3]float64) float64 { return r[1] / r[0] }),
+			median(s, func(r [3]float64) float64 { return r[2] / r[0] }))
 	}
 	return w.Flush()
 }

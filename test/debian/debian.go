@@ -31,7 +31,8 @@ var (
 	Tools = Kind{folder: "debian-1", packages: []string{"lintian", "rpm", "mandoc", "zsh", "fish"}}
 	// Docker is also what virtual machines have, with the makers of file systems.
 	Docker = Kind{
-		folder: "debian-docker-2", packages: []string{"docker.io", "procps", "mount", "kmod", "e2fsprogs", "xfsprogs"}, engine: true,
+		folder: "debian-docker-2", packages: []string{"docker.io", "procps", "mount", "kmod", "e2fsprogs", "xfsprogs"},
+		engine: true,
 	}
 )
 
@@ -194,8 +195,12 @@ func run(ctx context.Context, root, changes, share, script string) (string, erro
 
 // enterWith runs a script in a root folder, in namespaces of its own, after more was done to it.
 func enterWith(ctx context.Context, own []string, root, changes, share, more, script string) (string, error) {
-	cmd := exec.CommandContext(ctx, "unshare", append(own, "--fork", "--kill-child", "sh", "-euc", enter, "enter", root, changes, share, more, script)...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
+	cmd := exec.CommandContext(ctx, "unshare", append(own, "--fork", "--kill-child", "sh", "-euc", enter, "enter", root,
+		changes, share, more, script)...)
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
+		"LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
+	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()

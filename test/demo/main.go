@@ -120,7 +120,8 @@ func (d *demo) convertAndCompare(ctx context.Context, converter string, image *i
 	publisher := filepath.Join(d.dir, "publisher")
 	err := publish.Create(ctx, publisher, publish.Settings{FQRN: repository}, publish.Options{})
 	if err == nil {
-		err = d.stand.Serve(repository, filepath.Join(publisher, "www/cvmfs", repository), filepath.Join(publisher, "keys", repository+".pub"))
+		err = d.stand.Serve(repository, filepath.Join(publisher, "www/cvmfs", repository),
+			filepath.Join(publisher, "keys", repository+".pub"))
 	}
 	if err != nil {
 		return nil, err
@@ -128,7 +129,8 @@ func (d *demo) convertAndCompare(ctx context.Context, converter string, image *i
 	d.step("convert " + image.Name + ": layers into the repository, thin image into a file")
 	ordinary, thin := filepath.Join(d.dir, "ordinary.tar"), filepath.Join(d.dir, "thin.tar")
 	cmd := exec.CommandContext(ctx, converter, "make-thin", "--input-reference", "oci:"+image.Dir,
-		"--output-reference", "docker-archive:"+thin+":"+thinImage, "--repository", repository, "--target", "native:"+publisher)
+		"--output-reference", "docker-archive:"+thin+":"+thinImage, "--repository", repository, "--target",
+		"native:"+publisher)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("convert %s: %w: %s", image.Name, err, out)
 	}
@@ -179,7 +181,8 @@ func show(runs []result) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\nIMAGE\tSAID\tFIRST RUN\tFETCHED TO LOAD\tTO RUN\tTO RUN AGAIN\n")
 	for _, r := range runs {
-		fmt.Fprintf(w, "%s\t%q\t%.2f s\t%s\t%s\t%s\n", r.name, r.said, r.took.Seconds(), amount(r.load), amount(r.fetch), amount(r.fetchedAgain))
+		fmt.Fprintf(w, "%s\t%q\t%.2f s\t%s\t%s\t%s\n", r.name, r.said, r.took.Seconds(), amount(r.load),
+			amount(r.fetch), amount(r.fetchedAgain))
 	}
 	if err := w.Flush(); err != nil {
 		return err

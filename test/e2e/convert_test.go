@@ -36,10 +36,12 @@ func newConverter(t *testing.T, o stand.Options) *converter {
 	t.Helper()
 	u := onStandWith(t, tools(t), o)
 	c := &converter{u, filepath.Join(t.TempDir(), "publisher")}
-	if err := publish.Create(t.Context(), c.publisher, publish.Settings{FQRN: layersFQRN}, publish.Options{}); err != nil {
+	if err := publish.Create(t.Context(), c.publisher, publish.Settings{FQRN: layersFQRN},
+		publish.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Serve(layersFQRN, filepath.Join(c.publisher, "www/cvmfs", layersFQRN), filepath.Join(c.publisher, "keys", layersFQRN+".pub")); err != nil {
+	if err := c.Serve(layersFQRN, filepath.Join(c.publisher, "www/cvmfs", layersFQRN),
+		filepath.Join(c.publisher, "keys", layersFQRN+".pub")); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -101,7 +103,8 @@ func pruned(all map[string]item) map[string]item {
 	names := map[string]uint64{}
 	for path, i := range all {
 		switch {
-		case path == "/", path == "/.dockerenv", path == "/dev", strings.HasPrefix(path, "/dev/"), path == "/etc", path == "/proc", path == "/sys",
+		case path == "/", path == "/.dockerenv", path == "/dev", strings.HasPrefix(path, "/dev/"), path == "/etc",
+			path == "/proc", path == "/sys",
 			path == "/etc/hosts", path == "/etc/hostname", path == "/etc/resolv.conf", path == "/etc/mtab":
 			delete(all, path)
 		default:
@@ -135,7 +138,10 @@ type sample struct {
 // sample brings an image into the engine and the registry.
 func (c *converter) sample(image *images.Image, registry string, program ...string) *sample {
 	c.Helper()
-	s := &sample{Image: image, program: program, archive: filepath.Join(c.TempDir(), "image.tar"), registry: registry + image.Name}
+	s := &sample{
+		Image: image, program: program, archive: filepath.Join(c.TempDir(), "image.tar"),
+		registry: registry + image.Name,
+	}
 	if err := image.WriteArchive(s.archive); err != nil {
 		c.Fatal(err)
 	}
@@ -180,7 +186,8 @@ func (c *converter) isSame(s *sample, thinImage string) {
 		c.Errorf("files of %s (-original +converted):\n%s", thinImage, diff)
 	}
 	const config = "{{json .Config.Entrypoint}} {{json .Config.Cmd}} {{json .Config.Env}} {{json .Config.Labels}} {{json .Config.Volumes}} {{.Config.StopSignal}} {{.Config.User}} {{.Config.WorkingDir}} {{.Architecture}}"
-	c.same("the configuration", c.docker("image", "inspect", "--format", config, thinImage), c.docker("image", "inspect", "--format", config, s.Name))
+	c.same("the configuration", c.docker("image", "inspect", "--format", config, thinImage),
+		c.docker("image", "inspect", "--format", config, s.Name))
 }
 
 func TestConvertedImagesRunAsTheirOriginals(t *testing.T) {
@@ -210,8 +217,14 @@ func runAsOriginals(c *converter) {
 		loaded := filepath.Join(t.TempDir(), "thin.tar")
 		for _, way := range []struct{ from, source, output, image string }{
 			{"registry", s.registry, registry + "thin/" + name + "-registry:1", ""},
-			{"daemon", "docker-daemon:" + s.Name, "docker-daemon:thin/" + name + "-daemon:1", "thin/" + name + "-daemon:1"},
-			{"archive", "docker-archive:" + s.archive, "docker-archive:" + loaded + ":thin/" + name + "-archive:1", "thin/" + name + "-archive:1"},
+			{
+				"daemon", "docker-daemon:" + s.Name, "docker-daemon:thin/" + name + "-daemon:1",
+				"thin/" + name + "-daemon:1",
+			},
+			{
+				"archive", "docker-archive:" + s.archive, "docker-archive:" + loaded + ":thin/" + name + "-archive:1",
+				"thin/" + name + "-archive:1",
+			},
 			{"layout", "oci:" + s.Dir, registry + "thin/" + name + "-layout:1", ""},
 		} {
 			if way.from == "daemon" && s.Name == images.Sparse {
@@ -220,7 +233,8 @@ func runAsOriginals(c *converter) {
 			t.Run(name+" from "+way.from, func(t *testing.T) {
 				c := &converter{user{t, c.Stand}, c.publisher}
 				// A folder each: the same layers would not be read again.
-				c.convert("make-thin", "--input-reference", way.source, "--output-reference", way.output, "--repository", layersFQRN,
+				c.convert("make-thin", "--input-reference", way.source, "--output-reference", way.output,
+					"--repository", layersFQRN,
 					"--subdirectory", name+"-"+way.from, "--target", "native:"+c.publisher)
 				switch way.from {
 				case "archive":
@@ -232,7 +246,8 @@ func runAsOriginals(c *converter) {
 				c.isSame(s, way.image)
 			})
 			t.Run(name+" from "+way.from+" through a folder", func(t *testing.T) {
-				(&converter{user{t, c.Stand}, c.publisher}).throughFolder(s, way.source, registry+"thin/"+name+"-"+way.from+"-folder:1")
+				(&converter{user{t, c.Stand}, c.publisher}).throughFolder(s, way.source,
+					registry+"thin/"+name+"-"+way.from+"-folder:1")
 			})
 		}
 	}
@@ -276,7 +291,8 @@ func (c *converter) publishFolders(dir, into string) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			c.Fatal(err)
 		}
-		cmd := exec.CommandContext(c.Context(), "tar", "--create", "--format=posix", "--xattrs", "--xattrs-include=*", "--sort=name",
+		cmd := exec.CommandContext(c.Context(), "tar", "--create", "--format=posix", "--xattrs", "--xattrs-include=*",
+			"--sort=name",
 			"--directory", filepath.Join(dir, e.Name()), ".")
 		out, err := cmd.StdoutPipe()
 		if err = errors.Join(err, cmd.Start()); err != nil {
@@ -318,7 +334,8 @@ done`, dir)
 		t.Fatal(err)
 	}
 	made := registry + "thin/by-hand:1"
-	c.inside("cd " + dir + "\ntar cf - thin.json | docker import - " + made + "\ndocker push " + made + "\ndocker rmi " + made)
+	c.inside("cd " + dir + "\ntar cf - thin.json | docker import - " + made + "\ndocker push " + made +
+		"\ndocker rmi " + made)
 	c.docker("pull", "--quiet", made)
 	if diff := cmp.Diff(s.want, c.files(made, append([]string{"/bin/busybox"}, s.program...)...)); diff != "" {
 		t.Errorf("files (-original +by hand):\n%s", diff)
@@ -330,7 +347,8 @@ func TestAUserlandWithPythonRunsAsItsOriginal(t *testing.T) {
 	c := newConverter(t, stand.Options{})
 	registry := c.registry()
 	s := c.sample(image, registry, "sleep", "10000")
-	c.convert("make-thin", "--input-reference", "oci:"+s.Dir, "--output-reference", registry+"thin/analysis:1", "--repository", layersFQRN,
+	c.convert("make-thin", "--input-reference", "oci:"+s.Dir, "--output-reference", registry+"thin/analysis:1",
+		"--repository", layersFQRN,
 		"--target", "native:"+c.publisher)
 	c.docker("pull", "--quiet", registry+"thin/analysis:1")
 	c.same("what the program says", c.run(registry+"thin/analysis:1"), images.DebianSays)

@@ -29,7 +29,8 @@ func packaged(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("go", "run", "./packaging", "-version", "0.test", "-arch", runtime.GOARCH, "-maintainer", "Tests <tests@example.org>",
+	cmd := exec.Command("go", "run", "./packaging", "-version", "0.test", "-arch", runtime.GOARCH, "-maintainer",
+		"Tests <tests@example.org>",
 		"-programs", filepath.Dir(programs), "-bundles", shared.dir, "-output", dir)
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1")
@@ -55,7 +56,10 @@ const mark = "=== block "
 
 // As a new user would: Debian 12 with docker.io as it was just installed, the package, and the document's lines.
 func TestTheInstallDocumentsLinesWorkOnAFreshDebian(t *testing.T) {
-	s, err := stand.NewPlain(t.Context(), stand.Options{Tools: tools(t), Bundle: shared.bundle(), Testdata: testutil.Data(t)})
+	s, err := stand.NewPlain(t.Context(), stand.Options{
+		Tools: tools(t), Bundle: shared.bundle(),
+		Testdata: testutil.Data(t),
+	})
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -80,7 +84,8 @@ func TestTheInstallDocumentsLinesWorkOnAFreshDebian(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(r.dir, "runc"), []byte(engine.RuncScript("/usr/sbin/runc.debian", "/var/run/docker.pid")), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(r.dir, "runc"),
+		[]byte(engine.RuncScript("/usr/sbin/runc.debian", "/var/run/docker.pid")), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	script := "mv /usr/sbin/runc /usr/sbin/runc.debian; cp /mnt/runc /usr/sbin\ncp /mnt/*.deb /mnt/key.pub /root; cd /root\n"

@@ -56,7 +56,8 @@ func demo(t *testing.T, bundle, until string) (said string, code int, tmp string
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-converter", shared.converter(), "-testdata", testutil.Data(t))
+	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-converter", shared.converter(), "-testdata",
+		testutil.Data(t))
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	out := &trigger{until: until, pull: func() {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
@@ -127,7 +128,10 @@ func TestTheDemonstrationRunsBothImagesAndLeavesNothing(t *testing.T) {
 func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
 	tools(t)
 	needDebian(t)
-	for _, step := range []string{"start a private engine", "create and enable", "convert " + images.Debian, "load and run " + demoThin} {
+	for _, step := range []string{
+		"start a private engine", "create and enable", "convert " + images.Debian,
+		"load and run " + demoThin,
+	} {
 		t.Run(step, func(t *testing.T) {
 			said, code, tmp := demo(t, shared.bundle(), step)
 			if code != 1 || !strings.Contains(said, "interrupted") {
@@ -147,7 +151,8 @@ func TestAFailedDemonstrationSaysWhereItsLogIs(t *testing.T) {
 	if err := os.CopyFS(broken, os.DirFS(shared.bundle())); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(broken, "rootfs/bin/cvmfs-graphdriver-plugin"), []byte("no program"), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(broken, "rootfs/bin/cvmfs-graphdriver-plugin"), []byte("no program"),
+		0o755); err != nil {
 		t.Fatal(err)
 	}
 	said, code, tmp := demo(t, broken, "")

@@ -22,13 +22,15 @@ func TestDoctorAndStatusKnowTheDriverInUse(t *testing.T) {
 	if !g.Present || !g.Enabled || !g.Ours || g.Settings["cvmfs_ext_config"] != u.Config {
 		t.Errorf("plugin %+v", g)
 	}
-	if s := g.State; s == nil || s.Err != "" || s.Version != "0.test" || s.Thin == 0 || len(s.Images) == 0 || s.Images[0].Repositories[stand.Repository] == 0 {
+	if s := g.State; s == nil || s.Err != "" || s.Version != "0.test" || s.Thin == 0 || len(s.Images) == 0 ||
+		s.Images[0].Repositories[stand.Repository] == 0 {
 		t.Errorf("state %+v", s)
 	}
 	if d := g.Disk; d == nil || d.Objects == 0 || d.Bytes == 0 || !d.Whole {
 		t.Errorf("store %+v", d)
 	}
-	if r := f.Configuration.Repositories; f.Configuration.Dir != u.Config || len(r) == 0 || r[0].Trouble != "" || r[0].Revision == 0 {
+	if r := f.Configuration.Repositories; f.Configuration.Dir != u.Config || len(r) == 0 || r[0].Trouble != "" ||
+		r[0].Revision == 0 {
 		t.Errorf("configuration %+v", f.Configuration)
 	}
 	if err := preflight.Unfit(preflight.Judge(f, p)); err != nil {
@@ -43,13 +45,19 @@ func TestDoctorAndStatusKnowTheDriverInUse(t *testing.T) {
 
 	program := filepath.Join(shared.dir, "bin/cvmfs-graphdriver")
 	report := filepath.Join(t.TempDir(), "report.tar.gz")
-	for _, args := range [][]string{{"status"}, {"status", "--json"}, {"doctor"}, {"doctor", "--json", "--bundle-report", report}} {
+	for _, args := range [][]string{
+		{"status"},
+		{"status", "--json"},
+		{"doctor"},
+		{"doctor", "--json", "--bundle-report", report},
+	} {
 		out, err := exec.CommandContext(t.Context(), program, append(args, "--host", p.Host)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), stand.Repository) || !strings.Contains(string(out), "0.test") {
 			t.Errorf("%q: %v\n%s", args, err, out)
 		}
 	}
-	log, err := exec.Command("tar", "--extract", "--gzip", "--to-stdout", "--file", report, "cvmfs-graphdriver-report/engine.log", "cvmfs-graphdriver-report/plugin/files.txt").Output()
+	log, err := exec.Command("tar", "--extract", "--gzip", "--to-stdout", "--file", report,
+		"cvmfs-graphdriver-report/engine.log", "cvmfs-graphdriver-report/plugin/files.txt").Output()
 	if err != nil || !strings.Contains(string(log), "level=") || !strings.Contains(string(log), "store/objects") {
 		t.Errorf("%v: the report has no log or no files of the plugin:\n%.500s", err, log)
 	}

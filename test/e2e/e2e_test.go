@@ -139,11 +139,13 @@ func onStand(t *testing.T) user {
 	found := tools(t)
 	testdata := testutil.Data(t)
 	shared.set.Do(func() {
-		if shared.stand, shared.stood = newStand(context.Background(), found, testdata, stand.Options{}); shared.stood != nil {
+		if shared.stand, shared.stood = newStand(context.Background(), found, testdata,
+			stand.Options{}); shared.stood != nil {
 			return
 		}
 		for _, file := range []string{"tiny.tar", "thin_tiny.tar"} {
-			if _, shared.stood = shared.stand.Engine.Docker(t.Context(), "load", "--input", filepath.Join(testdata, "images", file)); shared.stood != nil {
+			if _, shared.stood = shared.stand.Engine.Docker(t.Context(), "load", "--input",
+				filepath.Join(testdata, "images", file)); shared.stood != nil {
 				return
 			}
 		}

@@ -52,7 +52,8 @@ func (u user) onMachine(script string) string {
 // switchTo restarts the engine with another storage driver.
 func (u user) switchTo(driver string) {
 	u.Helper()
-	err := errors.Join(u.Engine.Stop(u.Context()), u.Engine.Start(u.Context(), map[string]any{"experimental": true, "storage-driver": driver}))
+	err := errors.Join(u.Engine.Stop(u.Context()), u.Engine.Start(u.Context(),
+		map[string]any{"experimental": true, "storage-driver": driver}))
 	if err != nil {
 		u.Fatalf("with the storage driver %s: %v", driver, err)
 	}
@@ -80,7 +81,8 @@ func (u user) configuredPlugin(name string) {
 // bundle runs `cvmfs-graphdriver bundle` with the arguments given, as users have the program.
 func (u user) bundle(args ...string) {
 	u.Helper()
-	out, err := exec.CommandContext(u.Context(), filepath.Join(shared.dir, "bin/cvmfs-graphdriver"), append([]string{"bundle"}, args...)...).CombinedOutput()
+	out, err := exec.CommandContext(u.Context(), filepath.Join(shared.dir, "bin/cvmfs-graphdriver"),
+		append([]string{"bundle"}, args...)...).CombinedOutput()
 	if err != nil {
 		u.Fatalf("bundle %s: %v: %s", strings.Join(args, " "), err, out)
 	}
@@ -120,7 +122,8 @@ func (u user) takesNoLists(plugin string) {
 	if err := remote.WriteIndex(from.Context().Tag("list"), list); err != nil {
 		u.Fatal(err)
 	}
-	u.refuses("did not find plugin config for specified reference", "plugin", "install", "--grant-all-permissions", from.Context().Name()+":list")
+	u.refuses("did not find plugin config for specified reference", "plugin", "install", "--grant-all-permissions",
+		from.Context().Name()+":list")
 }
 
 func TestEveryFormInstallsAndEveryNameIsAStorageDriver(t *testing.T) {
@@ -144,7 +147,8 @@ func TestEveryFormInstallsAndEveryNameIsAStorageDriver(t *testing.T) {
 
 	// The archive, unpacked. The engine doesn't create a plugin of what it has under another name.
 	dir := u.TempDir()
-	if out, err := exec.Command("tar", "--extract", "--gzip", "--file", shared.archive(), "--directory", dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "--extract", "--gzip", "--file", shared.archive(), "--directory",
+		dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	unpacked := filepath.Join(dir, filepath.Base(shared.bundle()))
@@ -183,7 +187,8 @@ func (u user) noConfiguration(name, begins string) {
 	u.Helper()
 	u.onMachine("rm -rf /etc/cvmfs")
 	said, err := u.Engine.Docker(u.Context(), "plugin", "enable", name)
-	want := "Error response from daemon: " + begins + "failed to create shim task: OCI runtime create failed: runc create failed: unable to start " +
+	want := "Error response from daemon: " + begins +
+		"failed to create shim task: OCI runtime create failed: runc create failed: unable to start " +
 		`container process: error during container init: error mounting "/etc/cvmfs" to rootfs at "/etc/cvmfs": stat /etc/cvmfs: no such file or directory: unknown`
 	if err == nil || !strings.HasSuffix(err.Error(), want) {
 		u.Errorf("enabled without /etc/cvmfs the engine says %q, %v, want\n%s", said, err, want)
@@ -218,7 +223,8 @@ func (u user) takesSettings(name string) {
 	u.docker("plugin", "enable", name)
 	u.switchTo(name)
 	u.runsBoth()
-	if !strings.Contains(u.onMachine("cat /proc/[0-9]*/root/minio_ext_config/mark 2>/dev/null || true"), "the other folder") {
+	if !strings.Contains(u.onMachine("cat /proc/[0-9]*/root/minio_ext_config/mark 2>/dev/null || true"),
+		"the other folder") {
 		u.Error("the plugin's /minio_ext_config is not the folder that was set")
 	}
 	if debugLines(u.Engine.Log(), id) == "" {

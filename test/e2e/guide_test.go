@@ -45,14 +45,18 @@ func (r *reader) prepare() {
 	registry := r.registry()
 	r.env = []string{
 		"VERSION=0.test", "REPOSITORY=" + stand.Repository, "PROXY=DIRECT", "KEY=key.pub", "PROGRAM=/bin/hello",
-		"SERVER=" + strings.TrimSuffix(r.Site.URL(""), "/cvmfs/"), "IMAGE=" + registry + stand.Ordinary, "THIN=" + registry + stand.Thin,
+		"SERVER=" + strings.TrimSuffix(r.Site.URL(""), "/cvmfs/"), "IMAGE=" + registry + stand.Ordinary,
+		"THIN=" + registry + stand.Thin,
 	}
 	for file, image := range map[string]string{"tiny.tar": stand.Ordinary, "thin_tiny.tar": stand.Thin} {
 		r.load(file)
 		r.docker("tag", image, registry+image)
 		r.docker("push", registry+image)
 	}
-	for name, from := range map[string]string{"thin.json": testutil.Data(r, "images", "thin.json"), "key.pub": testutil.Data(r, "keys", stand.Repository+".pub")} {
+	for name, from := range map[string]string{
+		"thin.json": testutil.Data(r, "images", "thin.json"),
+		"key.pub":   testutil.Data(r, "keys", stand.Repository+".pub"),
+	} {
 		content, err := os.ReadFile(from)
 		if err := errors.Join(err, os.WriteFile(filepath.Join(r.dir, name), content, 0o644)); err != nil {
 			r.Fatal(err)
@@ -189,7 +193,8 @@ func TestTheGuidesLinesWork(t *testing.T) {
 			t.Errorf("no block begins with %q", first)
 		}
 	}
-	if driver, plugins := r.docker("info", "--format", "{{.Driver}}"), r.docker("plugin", "ls", "--quiet"); driver != "overlay2" || plugins != "" {
+	if driver, plugins := r.docker("info", "--format", "{{.Driver}}"),
+		r.docker("plugin", "ls", "--quiet"); driver != "overlay2" || plugins != "" {
 		t.Errorf("after the guide's end the driver is %s, the plugins are %q", driver, plugins)
 	}
 }
@@ -242,7 +247,10 @@ func TestTheGuideExplainsTheMessagesThatAreSeen(t *testing.T) {
 	r.terminal("mkdir /etc/cvmfs")
 	r.docker("plugin", "enable", name)
 	docker("plugin", "set", name, "DEBUG=1")
-	settle(false, map[string]any{"storage-driver": name, "experimental": true, "storage-opts": []string{"cvmfs.repository=" + stand.Repository}})
+	settle(false, map[string]any{
+		"storage-driver": name, "experimental": true,
+		"storage-opts": []string{"cvmfs.repository=" + stand.Repository},
+	})
 	settle(true, map[string]any{"storage-driver": name, "experimental": true})
 	docker("plugin", "disable", name)
 	docker("load", "--input", archive)
@@ -262,7 +270,10 @@ func TestTheGuideExplainsTheMessagesThatAreSeen(t *testing.T) {
 	})
 	docker("run", "--rm", "--network", "none", "--storage-opt", "size=1G", stand.Thin)
 	r.docker("rmi", stand.Thin)
-	settle(true, map[string]any{"storage-driver": name, "experimental": true, "storage-opts": []string{"cvmfs.repositories=other.example.org"}})
+	settle(true, map[string]any{
+		"storage-driver": name, "experimental": true,
+		"storage-opts": []string{"cvmfs.repositories=other.example.org"},
+	})
 	docker("load", "--input", archive)
 
 	explained := messages(document(t, "docs/guide.md"))

@@ -121,7 +121,8 @@ func TestAThinImageIsMadeOfItsDescriptor(t *testing.T) {
 	for name, build := range map[string]func(u user, image string){
 		"imported": func(u user, image string) {
 			archive := filepath.Join(u.TempDir(), "thin.tar")
-			if out, err := exec.Command("tar", "-c", "-f", archive, "-C", folder, "thin.json").CombinedOutput(); err != nil {
+			if out, err := exec.Command("tar", "-c", "-f", archive, "-C", folder,
+				"thin.json").CombinedOutput(); err != nil {
 				u.Fatalf("%v: %s", err, out)
 			}
 			u.docker("import", "--change", `ENTRYPOINT ["/bin/hello"]`, archive, image)
@@ -131,7 +132,8 @@ func TestAThinImageIsMadeOfItsDescriptor(t *testing.T) {
 			if err != nil {
 				u.Fatal(err)
 			}
-			u.build(image, "FROM scratch\nADD thin.json /\nENTRYPOINT [\"/bin/hello\"]\n", map[string]string{"thin.json": string(descriptor)})
+			u.build(image, "FROM scratch\nADD thin.json /\nENTRYPOINT [\"/bin/hello\"]\n",
+				map[string]string{"thin.json": string(descriptor)})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -46,7 +46,8 @@ func (a *administrator) installer(code int, args ...string) string {
 	for i, arg := range args {
 		args[i] = "'" + arg + "'"
 	}
-	cmd := a.Engine.Inside(a.Context(), "/", filepath.Join(shared.dir, "bin/cvmfs-graphdriver")+" "+strings.Join(args, " "))
+	cmd := a.Engine.Inside(a.Context(), "/", filepath.Join(shared.dir, "bin/cvmfs-graphdriver")+" "+strings.Join(args,
+		" "))
 	out, err := cmd.CombinedOutput()
 	if got := cmd.ProcessState.ExitCode(); got != code {
 		a.Fatalf("cvmfs-graphdriver %s ended with %d, %v, want %d:\n%s", strings.Join(args, " "), got, err, code, out)
@@ -83,9 +84,11 @@ func (a *administrator) daemonJSON() string {
 // times.
 func (a *administrator) host() string {
 	a.Helper()
-	b := a.docker("info", "--format", "{{.Driver}} {{.Images}} {{.Containers}} {{.ID}}") + "\n" + a.docker("plugin", "ls", "--no-trunc") + "\n" + a.images() + "\n"
+	b := a.docker("info", "--format", "{{.Driver}} {{.Images}} {{.Containers}} {{.ID}}") + "\n" + a.docker("plugin",
+		"ls", "--no-trunc") + "\n" + a.images() + "\n"
 	for _, dir := range []string{filepath.Dir(a.Engine.ConfigFile()), "/etc/cvmfs", a.dir, "/etc/docker"} {
-		listed, err := a.Engine.Inside(a.Context(), "/", "find "+dir+" -xdev -path '*/containerd' -prune -o -path '*/engine.log' -prune -o -printf '%p %m %s %T@ %C@\\n' 2>/dev/null | sort || true").Output()
+		listed, err := a.Engine.Inside(a.Context(), "/", "find "+dir+
+			" -xdev -path '*/containerd' -prune -o -path '*/engine.log' -prune -o -printf '%p %m %s %T@ %C@\\n' 2>/dev/null | sort || true").Output()
 		if err != nil {
 			a.Fatal(err)
 		}
@@ -98,7 +101,8 @@ func (a *administrator) host() string {
 func upgraded(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	if out, err := exec.Command("make", "--silent", "--directory", "../..", "bundle", "DIST="+dir, "VERSION=0.next").CombinedOutput(); err != nil {
+	if out, err := exec.Command("make", "--silent", "--directory", "../..", "bundle", "DIST="+dir,
+		"VERSION=0.next").CombinedOutput(); err != nil {
 		t.Fatalf("make another bundle: %v: %s", err, out)
 	}
 	return filepath.Join(dir, "cvmfs-graphdriver-plugin-0.next")
@@ -127,7 +131,11 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 			before, images := a.daemonJSON(), a.images()
 			install := func(code int, args ...string) string {
 				t.Helper()
-				return a.installer(code, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--thin-image", a.thin}, args...)...)...)
+				return a.installer(code,
+					a.common(append([]string{
+						"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config,
+						"--thin-image", a.thin,
+					}, args...)...)...)
 			}
 
 			if name != "20.10" { // which can't judge its configuration without starting
@@ -151,7 +159,8 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 			a.same("the engine's process after a second install", a.pid(), pid)
 
 			a.contains("install with another setting", install(0, "--debug"), "DEBUG=1")
-			a.contains("the plugin's settings", a.docker("plugin", "inspect", "--format", "{{.Settings.Env}}", stand.Plugin), "DEBUG=1")
+			a.contains("the plugin's settings", a.docker("plugin", "inspect", "--format", "{{.Settings.Env}}",
+				stand.Plugin), "DEBUG=1")
 
 			id := a.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)
 			here := a.images()
@@ -162,8 +171,10 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 			}
 			said = a.installer(0, a.common("upgrade", "--bundle", next, "--thin-image", a.thin)...)
 			a.contains("the upgrade", said, "is of version 0.next now")
-			a.same("the plugin's id after the upgrade", a.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin), id)
-			a.contains("the settings after the upgrade", a.docker("plugin", "inspect", "--format", "{{.Settings}}", stand.Plugin), "DEBUG=1")
+			a.same("the plugin's id after the upgrade", a.docker("plugin", "inspect", "--format", "{{.Id}}",
+				stand.Plugin), id)
+			a.contains("the settings after the upgrade", a.docker("plugin", "inspect", "--format", "{{.Settings}}",
+				stand.Plugin), "DEBUG=1")
 			a.same("the images after the upgrade", a.images(), here)
 			a.same("the thin image after the upgrade", a.run(a.thin), a.run(a.thin))
 
@@ -202,7 +213,8 @@ func (a *administrator) refusesBadLevel(file string, install func(code int, args
 func (a *administrator) upgradeInVain(bad string) {
 	a.Helper()
 	plugin := func() string {
-		return a.docker("plugin", "inspect", "--format", "{{.Enabled}} {{.Config.Description}} {{json .Settings}}", stand.Plugin)
+		return a.docker("plugin", "inspect", "--format", "{{.Enabled}} {{.Config.Description}} {{json .Settings}}",
+			stand.Plugin)
 	}
 	before := plugin()
 	a.contains("an upgrade that fails", a.installer(4, a.common("upgrade", "--bundle", bad)...), "rolled back")
@@ -223,7 +235,8 @@ func (a *administrator) pid() string {
 func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
 	a := newAdministrator(t, tools(t), stand.Options{})
 	before, images := a.daemonJSON(), a.images()
-	said := a.installer(4, a.common("install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--thin-image", "127.0.0.1:1/none:1")...)
+	said := a.installer(4, a.common("install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--thin-image",
+		"127.0.0.1:1/none:1")...)
 	a.contains("the install", said, "rolled back")
 	a.same("daemon.json", a.daemonJSON(), before)
 	a.same("the images", a.images(), images)
@@ -232,17 +245,22 @@ func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
 	// What the driver or the plugin would not take is refused before anything is changed.
 	untouched := a.host()
 	for _, wish := range [][]string{{"--storage-opt", "cvmfs.view=none"}, {"--set", "NONE=1"}} {
-		said = a.installer(1, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config}, wish...)...)...)
+		said = a.installer(1, a.common(append([]string{
+			"install", "--bundle", shared.bundle(), "--cvmfs-config",
+			a.Config,
+		}, wish...)...)...)
 		a.contains("an install with a bad wish", said, strings.Split(wish[1], "=")[0])
 		a.same("the host after it", a.host(), untouched)
 	}
 
 	// Nobody to ask: nothing is done.
-	said = a.installer(2, "install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--record", a.record(), "--restart", "command:false")
+	said = a.installer(2, "install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--record", a.record(),
+		"--restart", "command:false")
 	a.contains("without --yes", said, "--yes")
 
 	// Lines of JSON.
-	said = a.installer(4, a.common("install", "--json", "--bundle", shared.bundle(), "--cvmfs-config", a.Config, "--test-image", "127.0.0.1:1/none:1")...)
+	said = a.installer(4, a.common("install", "--json", "--bundle", shared.bundle(), "--cvmfs-config", a.Config,
+		"--test-image", "127.0.0.1:1/none:1")...)
 	for line := range strings.Lines(said) {
 		var event struct{ Step, Outcome string }
 		if strings.HasPrefix(line, "cvmfs-graphdriver: ") {
@@ -265,10 +283,13 @@ func TestADeadEngineIsBroughtBack(t *testing.T) {
 			id := a.docker("run", "--detach", "--network", "none", "--interactive", stand.Ordinary, "/dev/stdin")
 			install := func(code int, args ...string) string {
 				t.Helper()
-				return a.installer(code, a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config}, args...)...)...)
+				return a.installer(code,
+					a.common(append([]string{"install", "--bundle", shared.bundle(), "--cvmfs-config", a.Config},
+						args...)...)...)
 			}
 			install(4, "--test-image", "127.0.0.1:1/none:1")
-			a.same("a container after an install that failed", a.docker("inspect", "--format", "{{.State.Running}}", id), "true")
+			a.same("a container after an install that failed",
+				a.docker("inspect", "--format", "{{.State.Running}}", id), "true")
 
 			install(0)
 			for _, kill := range []struct{ how, script, says string }{
@@ -276,7 +297,8 @@ func TestADeadEngineIsBroughtBack(t *testing.T) {
 				{"damaged", "rm " + a.Engine.Data() + "/plugins/*/rootfs/bin/*", ""},
 				{"removed", "docker plugin rm --force " + stand.Plugin, "not found"},
 			} {
-				if out, err := a.Engine.Inside(t.Context(), "/", kill.script+"; "+a.Engine.RestartCommand()).CombinedOutput(); err != nil {
+				if out, err := a.Engine.Inside(t.Context(), "/",
+					kill.script+"; "+a.Engine.RestartCommand()).CombinedOutput(); err != nil {
 					t.Fatalf("%s: %v: %s", kill.how, err, out)
 				}
 				a.eventually("the engine gives up", func() error {
@@ -287,14 +309,16 @@ func TestADeadEngineIsBroughtBack(t *testing.T) {
 				})
 				a.eventually(kill.how+": the doctor tells why", func() error { // once the engine has written it
 					said := a.installer(3, "doctor", "--record", a.record(), "--cvmfs-config", a.Config)
-					if !strings.Contains(said, "engine.unreachable") || !strings.Contains(said, "the engine's log says: ") || !strings.Contains(said, kill.says) {
+					if !strings.Contains(said, "engine.unreachable") ||
+						!strings.Contains(said, "the engine's log says: ") || !strings.Contains(said, kill.says) {
 						return errors.New(said)
 					}
 					return nil
 				})
 				a.contains(kill.how+": the install", install(0, "--thin-image", a.thin), "runs on "+stand.Plugin)
 			}
-			if out, err := a.Engine.Inside(t.Context(), "/", "docker plugin rm --force "+stand.Plugin+"; "+a.Engine.RestartCommand()).CombinedOutput(); err != nil {
+			if out, err := a.Engine.Inside(t.Context(), "/", "docker plugin rm --force "+stand.Plugin+"; "+
+				a.Engine.RestartCommand()).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
 			a.installer(0, a.common("uninstall", "--purge")...)
@@ -322,7 +346,8 @@ func TestAKilledInstallIsUndoneByTheNextRun(t *testing.T) {
 func (a *administrator) killAfter(step string, args ...string) {
 	a.Helper()
 	pid := filepath.Join(a.dir, "pid")
-	cmd := a.Engine.Inside(a.Context(), "/", "echo $$ >"+pid+"; exec "+filepath.Join(shared.dir, "bin/cvmfs-graphdriver")+" '"+strings.Join(args, "' '")+"'")
+	cmd := a.Engine.Inside(a.Context(), "/", "echo $$ >"+pid+"; exec "+filepath.Join(shared.dir,
+		"bin/cvmfs-graphdriver")+" '"+strings.Join(args, "' '")+"'")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -334,7 +359,8 @@ func (a *administrator) killAfter(step string, args ...string) {
 	for lines := bufio.NewScanner(out); !done && lines.Scan(); {
 		done = strings.HasPrefix(lines.Text(), `{"step":"`+step+`","outcome":"done"`)
 	}
-	if killed, err := a.Engine.Inside(a.Context(), "/", "kill -9 $(cat "+pid+")").CombinedOutput(); !done || err != nil {
+	if killed, err := a.Engine.Inside(a.Context(), "/", "kill -9 $(cat "+pid+")").CombinedOutput(); !done ||
+		err != nil {
 		a.Fatalf("told of %s: %t; kill: %v: %s", step, done, err, killed)
 	}
 	if err := cmd.Wait(); err == nil {
@@ -352,7 +378,8 @@ func TestInstallOpensThePluginsFoldersToUserNamespaces(t *testing.T) {
 	a.installer(0, a.common("install", "--from", ref, "--cvmfs-config", a.Config, "--thin-image", a.thin)...)
 	root := a.docker("info", "--format", "{{.DockerRootDir}}")
 	modes := func() (m []string) {
-		for _, folder := range []string{"plugins", "plugins/" + a.docker("plugin", "inspect", "--format", "{{.Id}}", stand.Plugin)} {
+		for _, folder := range []string{"plugins", "plugins/" + a.docker("plugin", "inspect", "--format", "{{.Id}}",
+			stand.Plugin)} {
 			info, err := os.Stat(filepath.Join(root, folder))
 			if err != nil {
 				t.Fatal(err)

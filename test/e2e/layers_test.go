@@ -24,7 +24,10 @@ import (
 
 // The table by which we take layers is that of engines on overlay2, but for what its rows say.
 func TestLayersAreTakenAsByOverlay2(t *testing.T) {
-	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){"older": engine.Find, "newer": engine.FindNewer} {
+	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){
+		"older": engine.Find,
+		"newer": engine.FindNewer,
+	} {
 		t.Run(name, func(t *testing.T) { layersOn(t, engine.NewFor(t, find)) })
 	}
 }
@@ -43,7 +46,8 @@ func layersOn(t *testing.T, e *engine.Engine) {
 			var tree []string
 			said, err := e.Docker(t.Context(), "load", "--input", archive)
 			if err == nil {
-				upper, err := e.Docker(t.Context(), "image", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", name)
+				upper, err := e.Docker(t.Context(), "image", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}",
+					name)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -93,12 +97,18 @@ func saved(t *testing.T, name string, layer []byte) []byte {
 	}
 	config, err := json.Marshal(map[string]any{
 		"architecture": "amd64", "os": "linux", "config": map[string]any{"Cmd": []string{"/x"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
+		"rootfs": map[string]any{
+			"type":     "layers",
+			"diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
+	manifest, err := json.Marshal([]map[string]any{{
+		"Config": "config.json", "RepoTags": []string{name},
+		"Layers": []string{"layer.tar"},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,7 +67,10 @@ func look(name string) (*item, error) {
 	if err := unix.Lstat(name, &st); err != nil {
 		return nil, &fs.PathError{Op: "lstat", Path: name, Err: err}
 	}
-	i := &item{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec), Links: uint64(st.Nlink)}
+	i := &item{
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec),
+		Links: uint64(st.Nlink),
+	}
 	var err error
 	switch st.Mode & syscall.S_IFMT {
 	case syscall.S_IFDIR:

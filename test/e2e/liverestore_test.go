@@ -69,7 +69,8 @@ func TestContainersLiveThroughARestartOfTheEngine(t *testing.T) {
 					if now := u.survive(s.id); now != s {
 						t.Errorf("%s: the container of %s was %v, is %v", restart.how, image, s, now)
 					}
-					u.same(image+": what it sees", u.docker("exec", s.id, "sh", "-c", "cat /data/kept; ls /data/b.txt 2>/dev/null || echo gone"), "kept\ngone")
+					u.same(image+": what it sees", u.docker("exec", s.id, "sh", "-c",
+						"cat /data/kept; ls /data/b.txt 2>/dev/null || echo gone"), "kept\ngone")
 					u.same(image+": what the engine sees", strings.Join(u.names(s.id, "/opt/old"), " "), "./ ./z")
 					u.same(image+": what has changed", u.diff(s.id), "C /data\nD /data/b.txt\nA /data/kept")
 				}
@@ -79,7 +80,8 @@ func TestContainersLiveThroughARestartOfTheEngine(t *testing.T) {
 			for image, s := range survivors {
 				got, err := os.ReadFile(filepath.Join("/proc", s.pid, "root/data/blob"))
 				if err != nil || strings.TrimSpace(string(got)) != want {
-					t.Errorf("%s: a file that was never read has %d bytes, %v, want %d", image, len(got), err, len(want))
+					t.Errorf("%s: a file that was never read has %d bytes, %v, want %d", image, len(got), err,
+						len(want))
 				}
 			}
 			u.endSurvivors(survivors)
@@ -105,7 +107,8 @@ func (u user) endSurvivors(survivors map[string]survivor) {
 // survivor starts a container that runs until it is stopped.
 func (u user) survivor(image string) survivor {
 	u.Helper()
-	id := u.docker("run", "--detach", "--network", "none", "--entrypoint", "/bin/sh", image, "-c", `trap "exit 3" INT TERM; while :; do sleep 1000 & wait; done`)
+	id := u.docker("run", "--detach", "--network", "none", "--entrypoint", "/bin/sh", image, "-c",
+		`trap "exit 3" INT TERM; while :; do sleep 1000 & wait; done`)
 	return u.survive(id)
 }
 

@@ -73,11 +73,13 @@ func TestTwentyImagesAtOnce(t *testing.T) {
 	t.Run("pull", func(t *testing.T) {
 		u.atOnce(len(images), func(i int) []string { return []string{"pull", registry + images[i]} })
 		check(t, registry)
-		for i, said := range u.atOnce(len(images), func(i int) []string { return []string{"push", registry + images[i]} }) {
+		for i, said := range u.atOnce(len(images),
+			func(i int) []string { return []string{"push", registry + images[i]} }) {
 			image := images[i]
 			pulled := u.docker("image", "inspect", "--format", "{{.RepoDigests}}", registry+image)
 			if again := digest(t, said); again != digests[image] || !strings.Contains(pulled, again) {
-				t.Errorf("%s was pushed as %s, pulled as %s and pushed again as %s", image, digests[image], pulled, again)
+				t.Errorf("%s was pushed as %s, pulled as %s and pushed again as %s", image, digests[image], pulled,
+					again)
 			}
 		}
 	})
@@ -113,7 +115,8 @@ func (u user) twenty() []string {
 		name, content := "bin/hello", program
 		if i%2 == 0 {
 			// Another descriptor of the same layers: its own layer in the engine, what it is composed of shared.
-			name, content = "thin.json", bytes.Replace(descriptor, []byte("{"), fmt.Appendf(nil, "{ %q: \"%d\",", "comment", i), 1)
+			name, content = "thin.json", bytes.Replace(descriptor, []byte("{"),
+				fmt.Appendf(nil, "{ %q: \"%d\",", "comment", i), 1)
 		}
 		image := fmt.Sprintf("example/many:%d", i)
 		u.importTar(image, map[string][]byte{name: content})
@@ -136,7 +139,8 @@ func (u user) importTar(image string, files map[string][]byte) {
 	if err := w.Close(); err != nil {
 		u.Fatal(err)
 	}
-	cmd := u.Engine.Command(u.Context(), "import", "--change", `ENTRYPOINT ["/bin/hello"]`, "--change", "ENV GREETING=hello", "-", image)
+	cmd := u.Engine.Command(u.Context(), "import", "--change", `ENTRYPOINT ["/bin/hello"]`, "--change",
+		"ENV GREETING=hello", "-", image)
 	cmd.Stdin = &archive
 	if out, err := cmd.CombinedOutput(); err != nil {
 		u.Fatalf("import %s: %v: %s", image, err, out)
@@ -162,7 +166,8 @@ func (u user) atOnce(n int, args func(i int) []string) []string {
 // runAtOnce runs a container of each image and gives what they say.
 func (u user) runAtOnce(images []string) []string {
 	u.Helper()
-	return u.atOnce(len(images), func(i int) []string { return []string{"run", "--rm", "--network", "none", images[i]} })
+	return u.atOnce(len(images),
+		func(i int) []string { return []string{"run", "--rm", "--network", "none", images[i]} })
 }
 
 // prunes removes everything with docker's prune commands and checks that it is gone from the disk.

@@ -157,7 +157,10 @@ func (u user) mixtures() []string {
 	for _, image := range images {
 		names = append(names, image.name)
 		if u.docker("images", "--quiet", image.name) == "" {
-			u.build(image.name, image.dockerfile, map[string]string{"busybox": string(busybox), "thin.json": string(descriptor)})
+			u.build(image.name, image.dockerfile, map[string]string{
+				"busybox":   string(busybox),
+				"thin.json": string(descriptor),
+			})
 		}
 	}
 	return names
@@ -278,14 +281,18 @@ func (u user) same(what, got, want string) {
 
 func runAs(u user, image string) {
 	u.same("the image's own program", u.run(image), u.run(stand.Ordinary))
-	u.same("a shell", u.shell(image, "cat a.txt; id -u; echo $X", "--workdir", "/data", "--user", "1000:1000", "--env", "X=y"), "a is back\n1000\ny")
-	u.same("the owner's file", u.shell(image, "cat /data/owned", "--user", "1000:1000"), u.shell(image, "cat /data/owned"))
-	u.refuses("Permission denied", "run", "--rm", "--network", "none", "--user", "1001:1001", "--entrypoint", "/bin/cat", image, "/data/owned")
+	u.same("a shell", u.shell(image, "cat a.txt; id -u; echo $X", "--workdir", "/data", "--user", "1000:1000", "--env",
+		"X=y"), "a is back\n1000\ny")
+	u.same("the owner's file", u.shell(image, "cat /data/owned", "--user", "1000:1000"),
+		u.shell(image, "cat /data/owned"))
+	u.refuses("Permission denied", "run", "--rm", "--network", "none", "--user", "1001:1001", "--entrypoint",
+		"/bin/cat", image, "/data/owned")
 	u.same("a set-uid program", u.shell(image, "stat -c %a,%u:%g /bin/suid-hello", "--user", "1000"), "4755,0:0")
 }
 
 func runReadOnly(u user, image string) {
-	u.refuses("Read-only file system", "run", "--rm", "--network", "none", "--read-only", "--entrypoint", "/bin/touch", image, "/data/new")
+	u.refuses("Read-only file system", "run", "--rm", "--network", "none", "--read-only", "--entrypoint", "/bin/touch",
+		image, "/data/new")
 	volume := u.docker("volume", "create")
 	u.Cleanup(func() {
 		if _, err := u.Engine.Docker(context.Background(), "volume", "rm", volume); err != nil {
@@ -293,8 +300,10 @@ func runReadOnly(u user, image string) {
 		}
 	})
 	// A new volume begins with what the image has at its place.
-	u.shell(image, "cat /data/a.txt >/data/copy && mkdir /scratch/x", "--read-only", "--tmpfs", "/scratch", "--volume", volume+":/data")
-	u.same("the volume over another folder", u.shell(image, "cat /opt/copy; ls /opt/old 2>/dev/null || true", "--volume", volume+":/opt"), "a is back")
+	u.shell(image, "cat /data/a.txt >/data/copy && mkdir /scratch/x", "--read-only", "--tmpfs", "/scratch", "--volume",
+		volume+":/data")
+	u.same("the volume over another folder", u.shell(image, "cat /opt/copy; ls /opt/old 2>/dev/null || true",
+		"--volume", volume+":/opt"), "a is back")
 }
 
 func liveOn(u user, image string) {
@@ -302,7 +311,8 @@ func liveOn(u user, image string) {
 	u.docker("exec", id, "sh", "-c", "echo kept >/data/kept; rm /data/b.txt; echo more >>/data/a.txt")
 	check := func(after string) {
 		u.Helper()
-		u.same("after "+after, u.docker("exec", "--user", "1000", "--workdir", "/data", id, "sh", "-c", "id -u; cat kept a.txt; ls b.txt 2>&1 || true"),
+		u.same("after "+after, u.docker("exec", "--user", "1000", "--workdir", "/data", id, "sh", "-c",
+			"id -u; cat kept a.txt; ls b.txt 2>&1 || true"),
 			"1000\nkept\na is back\nmore\nls: b.txt: No such file or directory")
 	}
 	state := func(after, want string) {
@@ -339,7 +349,8 @@ func copyBothWays(u user, image string) {
 			u.same(name, string(got), want)
 		}
 		u.docker("cp", folder, container+":/srv/in")
-		u.same("the folder copied back", strings.Join(u.names(container, "/srv/in"), " "), strings.Join(u.names(container, "/data"), " "))
+		u.same("the folder copied back", strings.Join(u.names(container, "/srv/in"), " "),
+			strings.Join(u.names(container, "/data"), " "))
 		u.docker("cp", "--follow-link", container+":/bin/hi", filepath.Join(folder, "hi"))
 		if info, err := os.Lstat(filepath.Join(folder, "hi")); err != nil || !info.Mode().IsRegular() {
 			u.Errorf("a link followed gives %v, %v", info, err)
@@ -423,15 +434,18 @@ func commitTwice(u user, image string) {
 	u.docker("start", "--attach", again)
 	u.docker("commit", again, second)
 	u.removeLater("rmi", second)
-	u.same("a commit upon the commit", u.shell(second, "ls -d /data/deep 2>/dev/null; cat /data/b.txt /data/a.txt"), "b\na is back\nmore")
-	u.same("the image it began with", u.shell(image, "cat /data/a.txt /data/b-again.txt && ls /opt/old"), u.run(stand.Ordinary, "/data/a.txt", "/data/b.txt")+"\nz")
+	u.same("a commit upon the commit", u.shell(second, "ls -d /data/deep 2>/dev/null; cat /data/b.txt /data/a.txt"),
+		"b\na is back\nmore")
+	u.same("the image it began with", u.shell(image, "cat /data/a.txt /data/b-again.txt && ls /opt/old"),
+		u.run(stand.Ordinary, "/data/a.txt", "/data/b.txt")+"\nz")
 }
 
 func buildUpon(u user, image string, build func(name, folder string)) {
 	built := image + "-built"
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
-	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "unpacked/file", Mode: 0o640, Uid: 7, Gid: 8, Size: 2}), second(w.Write([]byte("f\n"))), w.Close()); err != nil {
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "unpacked/file", Mode: 0o640, Uid: 7, Gid: 8, Size: 2}),
+		second(w.Write([]byte("f\n"))), w.Close()); err != nil {
 		u.Fatal(err)
 	}
 	build(built, u.context("FROM "+image+`
@@ -450,9 +464,11 @@ CMD ["cat /data/plain; pwd; stat -c '%u:%g %a' /data/plain /srv/unpacked/file; l
 
 func buildFrom(u user, image string) {
 	copied := image + "-copied"
-	u.build(copied, "FROM scratch\nCOPY --from="+image+" /data /copy\nCOPY --from="+image+" /bin/hello /bin/hello\nENTRYPOINT [\"/bin/hello\"]\n", nil)
+	u.build(copied, "FROM scratch\nCOPY --from="+image+" /data /copy\nCOPY --from="+image+
+		" /bin/hello /bin/hello\nENTRYPOINT [\"/bin/hello\"]\n", nil)
 	u.removeLater("rmi", copied)
-	u.same("an image with files of it", u.run(copied, "/copy/a.txt", "/copy/b-again.txt"), u.run(image, "/data/a.txt", "/data/b-again.txt"))
+	u.same("an image with files of it", u.run(copied, "/copy/a.txt", "/copy/b-again.txt"),
+		u.run(image, "/data/a.txt", "/data/b-again.txt"))
 }
 
 // second drops what a call gives besides its error.
@@ -463,7 +479,8 @@ func saveAndLoad(u user, image string) {
 	copied := image + "-saved"
 	u.docker("commit", u.changed(image), copied)
 	u.removeLater("rmi", copied)
-	before, said := u.docker("image", "inspect", "--format", format, copied), u.shell(copied, "cat /data/a.txt; ls /opt/old")
+	before, said := u.docker("image", "inspect", "--format", format, copied),
+		u.shell(copied, "cat /data/a.txt; ls /opt/old")
 	archive := filepath.Join(u.TempDir(), "saved.tar")
 	u.docker("save", "--output", archive, copied, image)
 	u.docker("rmi", copied)
@@ -497,12 +514,14 @@ func exportAndImport(u user, image string) {
 func tagAndRemove(u user, image string) {
 	other, child := image+"-renamed", image+"-child"
 	u.docker("tag", image, other)
-	u.same("the other name's image", u.docker("image", "inspect", "--format", "{{.Id}}", other), u.docker("image", "inspect", "--format", "{{.Id}}", image))
+	u.same("the other name's image", u.docker("image", "inspect", "--format", "{{.Id}}", other),
+		u.docker("image", "inspect", "--format", "{{.Id}}", image))
 	u.same("removing one of two names", u.docker("rmi", other), "Untagged: "+other)
 	u.same("what is left says", u.run(image), u.run(stand.Ordinary))
 
 	u.docker("commit", "--message", "changed by hand", u.changed(image), child)
-	if history := u.docker("history", "--format", "{{.Comment}}", child); !strings.HasPrefix(history, "changed by hand") {
+	if history := u.docker("history", "--format", "{{.Comment}}", child); !strings.HasPrefix(history,
+		"changed by hand") {
 		u.Errorf("the history is %q", history)
 	}
 	if got, want := len(u.layers(child)), len(u.layers(image))+1; got != want {
@@ -527,7 +546,8 @@ func tagAndRemove(u user, image string) {
 func (u user) layers(image string) []string {
 	u.Helper()
 	var layers []string
-	if err := json.Unmarshal([]byte(u.docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image)), &layers); err != nil {
+	if err := json.Unmarshal([]byte(u.docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image)),
+		&layers); err != nil {
 		u.Fatal(err)
 	}
 	return layers
@@ -537,7 +557,8 @@ func (u user) layers(image string) []string {
 func (u user) graph(name string) map[string]string {
 	u.Helper()
 	var data map[string]string
-	if err := json.Unmarshal([]byte(u.docker("inspect", "--format", "{{json .GraphDriver.Data}}", name)), &data); err != nil {
+	if err := json.Unmarshal([]byte(u.docker("inspect", "--format", "{{json .GraphDriver.Data}}", name)),
+		&data); err != nil {
 		u.Fatal(err)
 	}
 	return data
@@ -546,5 +567,6 @@ func (u user) graph(name string) map[string]string {
 // onHost returns the path, on the host, of a folder of the plugin below its propagated mount.
 func (u user) onHost(dir string) string {
 	u.Helper()
-	return filepath.Join(u.docker("info", "--format", "{{.DockerRootDir}}"), "plugins", u.plugin(), "propagated-mount", strings.TrimPrefix(dir, rootfs.PropagatedMount))
+	return filepath.Join(u.docker("info", "--format", "{{.DockerRootDir}}"), "plugins", u.plugin(), "propagated-mount",
+		strings.TrimPrefix(dir, rootfs.PropagatedMount))
 }

@@ -14,7 +14,10 @@ import (
 // An engine that starts takes the propagated mount of a plugin that was never enabled for a folder of the machine, and
 // renames it to /propagated-mount if it is there.
 func TestAPluginThatIsOnlyCreatedLeavesTheMachinesRootAlone(t *testing.T) {
-	s, err := stand.NewPlain(t.Context(), stand.Options{Tools: tools(t), Bundle: shared.bundle(), Testdata: testutil.Data(t)})
+	s, err := stand.NewPlain(t.Context(), stand.Options{
+		Tools: tools(t), Bundle: shared.bundle(),
+		Testdata: testutil.Data(t),
+	})
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -21,7 +21,8 @@ func TestATamperedRepositoryIsRefused(t *testing.T) {
 	}{
 		"manifest": {
 			func(t *testing.T, dir string) {
-				edit(t, filepath.Join(dir, ".cvmfspublished"), func(b []byte) { flip(b, bytes.Index(b, []byte("\nS"))+2) })
+				edit(t, filepath.Join(dir, ".cvmfspublished"),
+					func(b []byte) { flip(b, bytes.Index(b, []byte("\nS"))+2) })
 			},
 			[]string{stand.Repository, "manifest", "digest"},
 		},
@@ -33,7 +34,8 @@ func TestATamperedRepositoryIsRefused(t *testing.T) {
 		},
 		"whitelist": {
 			func(t *testing.T, dir string) {
-				edit(t, filepath.Join(dir, ".cvmfswhitelist"), func(b []byte) { flip(b, bytes.Index(b, []byte("\nE"))+2) })
+				edit(t, filepath.Join(dir, ".cvmfswhitelist"),
+					func(b []byte) { flip(b, bytes.Index(b, []byte("\nE"))+2) })
 			},
 			[]string{stand.Repository, "whitelist"},
 		},

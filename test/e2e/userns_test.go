@@ -34,7 +34,10 @@ func TestImagesRunInUserNamespaces(t *testing.T) {
 			u.load("thin_tiny.tar")
 			guide := section(t, "User namespaces")
 			for _, image := range []string{stand.Ordinary, stand.Thin} {
-				for _, words := range []string{"error preparing rootfs: mount", "propagated-mount/mnt/", "permission denied"} {
+				for _, words := range []string{
+					"error preparing rootfs: mount", "propagated-mount/mnt/",
+					"permission denied",
+				} {
 					u.refuses(words, "run", "--rm", "--network", "none", image)
 					u.contains("the guide", guide, words)
 				}
@@ -43,8 +46,12 @@ func TestImagesRunInUserNamespaces(t *testing.T) {
 			// The classic builder of 20.10 shifts owners it copies from an image twice, on any driver: "Container ID
 			// 101000 cannot be mapped". BuildKit's ADD doesn't shift the owners in an archive: in the container they
 			// are nobody.
-			own := slices.DeleteFunc(short(), func(op operation) bool { return op.name == copyFrom || op.name == withBuildKit })
-			own = append(own, operation{name: "owners are shifted", do: shiftedOwners}, operation{name: "set-uid programs change the user", do: setUID})
+			own := slices.DeleteFunc(short(), func(op operation) bool {
+				return op.name == copyFrom ||
+					op.name == withBuildKit
+			})
+			own = append(own, operation{name: "owners are shifted", do: shiftedOwners},
+				operation{name: "set-uid programs change the user", do: setUID})
 			images := u.mixtures()
 			u.each(images[0], own)
 			u.each(images[3], own)
@@ -66,7 +73,8 @@ func section(t *testing.T, title string) string {
 // inside runs lines of the guide where the engine runs.
 func (u user) inside(lines string) {
 	u.Helper()
-	if out, err := u.Engine.Inside(u.Context(), "/", strings.ReplaceAll(lines, "my-graphdriver", stand.Plugin)).CombinedOutput(); err != nil {
+	if out, err := u.Engine.Inside(u.Context(), "/", strings.ReplaceAll(lines, "my-graphdriver",
+		stand.Plugin)).CombinedOutput(); err != nil {
 		u.Fatalf("%s\n%v: %s", lines, err, out)
 	}
 }
@@ -82,27 +90,32 @@ func (u user) contains(what, text, words string) {
 // shiftedOwners looks at files of an image and of a container, in the container and as the machine has them.
 func shiftedOwners(u user, image string) {
 	id := u.idle(image)
-	u.docker("exec", id, "sh", "-c", "echo new >/data/new; chown 7:8 /data/new; chmod 600 /data/owned; echo more >>/data/a.txt")
+	u.docker("exec", id, "sh", "-c",
+		"echo new >/data/new; chown 7:8 /data/new; chmod 600 /data/owned; echo more >>/data/a.txt")
 	root := "/proc/" + u.survive(id).pid + "/root"
 	for name, inside := range map[string][2]uint32{
 		"/": {0, 0}, "/bin/hello": {0, 0}, "/data/owned": {1000, 1000}, "/data/new": {7, 8}, "/data/a.txt": {0, 0},
 	} {
-		u.same(name+" in the container", u.docker("exec", id, "stat", "-c", "%u:%g", name), fmt.Sprintf("%d:%d", inside[0], inside[1]))
+		u.same(name+" in the container", u.docker("exec", id, "stat", "-c", "%u:%g", name),
+			fmt.Sprintf("%d:%d", inside[0], inside[1]))
 		var st unix.Stat_t
 		if err := unix.Lstat(root+name, &st); err != nil || st.Uid != shift+inside[0] || st.Gid != shift+inside[1] {
-			u.Errorf("%s belongs to %d:%d, %v, want %d:%d shifted by %d", name, st.Uid, st.Gid, err, inside[0], inside[1], shift)
+			u.Errorf("%s belongs to %d:%d, %v, want %d:%d shifted by %d", name, st.Uid, st.Gid, err, inside[0],
+				inside[1], shift)
 		}
 	}
 	u.same("what has changed", u.diff(id), "C /data\nC /data/a.txt\nA /data/new\nC /data/owned")
 	committed := image + "-shifted"
 	u.docker("commit", id, committed)
 	u.removeLater("rmi", committed)
-	u.same("the commit's owners", u.shell(committed, "stat -c '%u:%g %a' /data/new /data/owned /data/a.txt"), "7:8 644\n1000:1000 600\n0:0 644")
+	u.same("the commit's owners", u.shell(committed, "stat -c '%u:%g %a' /data/new /data/owned /data/a.txt"),
+		"7:8 644\n1000:1000 600\n0:0 644")
 }
 
 // setUID runs the image's set-uid program, which shows files, as another user.
 func setUID(u user, image string) {
-	said := u.docker("run", "--rm", "--network", "none", "--user", "1000", "--entrypoint", "/bin/suid-hello", image, "/proc/self/status")
+	said := u.docker("run", "--rm", "--network", "none", "--user", "1000", "--entrypoint", "/bin/suid-hello", image,
+		"/proc/self/status")
 	for line := range strings.Lines(said) {
 		if strings.HasPrefix(line, "Uid:") {
 			u.same("real and effective user", strings.Join(strings.Fields(line)[1:3], " "), "1000 0")

@@ -71,7 +71,10 @@ func TestAThinContainerListsAsItsOrdinaryTwin(t *testing.T) {
 	for _, files := range []map[string]file{ordinary, thin} {
 		// What the engine puts into every container, at the time it does; and the root folder, whose time no layer
 		// says.
-		for _, added := range []string{"/", "/.dockerenv", "/dev", "/dev/console", "/dev/pts", "/dev/shm", "/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf", "/proc", "/sys"} {
+		for _, added := range []string{
+			"/", "/.dockerenv", "/dev", "/dev/console", "/dev/pts", "/dev/shm",
+			"/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf", "/proc", "/sys",
+		} {
 			delete(files, added)
 		}
 		etc := files["/etc"]

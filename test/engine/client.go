@@ -25,7 +25,8 @@ func (e *Engine) Command(ctx context.Context, args ...string) *exec.Cmd {
 // first command that fails.
 func (e *Engine) Inside(ctx context.Context, dir, script string) *exec.Cmd {
 	keeper := fmt.Sprint(e.keeper.Process.Pid)
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", keeper, "--mount", "--pid", "sh", "-euc", "cd \"$0\"\n"+script, dir)
+	cmd := exec.CommandContext(ctx, "nsenter", "--target", keeper, "--mount", "--pid", "sh", "-euc",
+		"cd \"$0\"\n"+script, dir)
 	cmd.Env = append(e.clientEnviron(), "DOCKER_HOST=unix://"+e.Socket())
 	return cmd
 }
@@ -33,7 +34,8 @@ func (e *Engine) Inside(ctx context.Context, dir, script string) *exec.Cmd {
 // clientEnviron has a client configuration of its own: none of the user's credentials, contexts or plugins. The classic
 // builder, as the other one is a plugin of the client.
 func (e *Engine) clientEnviron() []string {
-	return append(e.tools.Environ(), "HOME="+e.path("home"), "DOCKER_CONFIG="+e.path("home"), "TMPDIR="+os.TempDir(), "DOCKER_BUILDKIT=0")
+	return append(e.tools.Environ(), "HOME="+e.path("home"), "DOCKER_CONFIG="+e.path("home"), "TMPDIR="+os.TempDir(),
+		"DOCKER_BUILDKIT=0")
 }
 
 // Docker runs the client and gives what it prints to its standard output. The error of a client that fails has what it
@@ -49,5 +51,6 @@ func (e *Engine) Docker(ctx context.Context, args ...string) (string, error) {
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	return out.String(), fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
+	return out.String(), fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err,
+		strings.TrimSpace(complaint.String()))
 }

@@ -223,7 +223,8 @@ func (e *Engine) awaitAnswer(ctx context.Context) error {
 func complaints(log string) string {
 	var b strings.Builder
 	for line := range strings.Lines(log) {
-		if strings.Contains(line, "level=error") || strings.Contains(line, "level=fatal") || !strings.HasPrefix(line, "time=") {
+		if strings.Contains(line, "level=error") || strings.Contains(line, "level=fatal") ||
+			!strings.HasPrefix(line, "time=") {
 			b.WriteString("\n  " + strings.TrimRight(line, "\n"))
 		}
 	}

@@ -42,7 +42,9 @@ func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 			t.Fatal(err)
 		}
 		calls := e.path("calls")
-		if err := os.WriteFile(script, []byte(strings.Replace(string(text), "\n", "\n{ echo \"$@\"; ls "+pipes+"/*; } >>'"+calls+"'\n", 1)), 0o755); err != nil {
+		if err := os.WriteFile(script,
+			[]byte(strings.Replace(string(text), "\n", "\n{ echo \"$@\"; ls "+pipes+"/*; } >>'"+calls+"'\n", 1)),
+			0o755); err != nil {
 			t.Fatal(err)
 		}
 		said, err := e.Docker(ctx, "run", "--network", "none", image)
@@ -52,7 +54,8 @@ func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 		if said == "" {
 			t.Error("the container said nothing")
 		}
-		if called, err := os.ReadFile(calls); err != nil || !strings.Contains(string(called), " start ") || !strings.Contains(string(called), "init-stdout\n") {
+		if called, err := os.ReadFile(calls); err != nil || !strings.Contains(string(called), " start ") ||
+			!strings.Contains(string(called), "init-stdout\n") {
 			t.Errorf("the engine starts containers past %s, or has its pipes elsewhere: %q, %v", script, called, err)
 		}
 		during, err := Machine(os.TempDir())

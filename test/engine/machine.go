@@ -26,7 +26,10 @@ func Machine(dir string) ([]string, error) {
 			seen = append(seen, "mount "+strings.TrimSpace(line))
 		}
 	}
-	for _, pattern := range []string{"/etc/*", "/etc/docker/*", "/etc/cvmfs/*", "/opt/*", "/run/*", "/run/docker/*", "/run/docker/plugins/*", "/var/lib/*", "/var/lib/docker/*"} {
+	for _, pattern := range []string{
+		"/etc/*", "/etc/docker/*", "/etc/cvmfs/*", "/opt/*", "/run/*", "/run/docker/*",
+		"/run/docker/plugins/*", "/var/lib/*", "/var/lib/docker/*",
+	} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, err

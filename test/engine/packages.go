@@ -17,14 +17,16 @@ import (
 
 // packageSet is what is fetched and unpacked together, into a folder of the cache.
 type packageSet struct {
-	folder    string
-	packages  []string
-	choose    func(names []string) ([]string, error) // further packages, of all the names there are; may be nil
-	suites    []string                               // the Debian releases the packages are taken from, each in the newest version of all; none for the machine's own
-	depends   bool                                   // also the packages they need that the machine lacks
-	from      []byte                                 // the state of the machine that counts for depends, as dpkg writes it; nil for that of this one
-	what      string                                 // names the set in errors
-	otherwise string                                 // how to do without, said in errors
+	folder   string
+	packages []string
+	choose   func(names []string) ([]string, error) // further packages, of all the names there are; may be nil
+	// the Debian releases the packages are taken from, each in the newest version of all; none for the machine's own
+	suites  []string
+	depends bool // also the packages they need that the machine lacks
+	// the state of the machine that counts for depends, as dpkg writes it; nil for that of this one
+	from      []byte
+	what      string // names the set in errors
+	otherwise string // how to do without, said in errors
 
 	make func(ctx context.Context, apt *apt, root string) error // of the archives; nil: unpack them
 }
@@ -36,14 +38,18 @@ var (
 	}
 	// Of the packages these need, what the programs link with is as old as bookworm.
 	newer = packageSet{
-		folder: "engine-trixie", packages: []string{"docker.io", "docker-cli", "containerd"}, suites: []string{"trixie"},
-		what: "the engine packages of Debian trixie", otherwise: "the tests on that engine will skip",
+		folder: "engine-trixie", packages: []string{"docker.io", "docker-cli", "containerd"},
+		suites: []string{"trixie"},
+		what:   "the engine packages of Debian trixie", otherwise: "the tests on that engine will skip",
 	}
 	besides = packageSet{
 		folder: "programs",
 		// A message bus, and what of its libraries a Debian may lack.
-		packages: []string{"busybox-static", "docker-registry", "dbus-daemon", "libdbus-1-3", "libapparmor1", "libexpat1"},
-		what:     "Debian's busybox, registry and message bus", otherwise: "the tests that need them will skip",
+		packages: []string{
+			"busybox-static", "docker-registry", "dbus-daemon", "libdbus-1-3", "libapparmor1",
+			"libexpat1",
+		},
+		what: "Debian's busybox, registry and message bus", otherwise: "the tests that need them will skip",
 	}
 )
 
@@ -188,7 +194,8 @@ func (s *packageSet) download(ctx context.Context, work string, progress io.Writ
 			return nil, fmt.Errorf("fetch %s: %w (%s)", s.what, err, s.otherwise)
 		}
 		conf += fmt.Sprintf(suiteConf, work)
-		err = errors.Join(os.WriteFile(filepath.Join(work, "sources.list"), []byte(sources), 0o644), os.WriteFile(apt.conf, []byte(conf), 0o644))
+		err = errors.Join(os.WriteFile(filepath.Join(work, "sources.list"), []byte(sources), 0o644),
+			os.WriteFile(apt.conf, []byte(conf), 0o644))
 		if err != nil {
 			return nil, err
 		}
@@ -231,7 +238,8 @@ func (a *apt) get(ctx context.Context, args ...string) error {
 
 func (a *apt) update(ctx context.Context) error {
 	if err := a.get(ctx, "update"); err != nil {
-		return fmt.Errorf("fetch the lists of Debian's packages: %w (on a machine without apt set ENGINE to a dockerd)", err)
+		return fmt.Errorf("fetch the lists of Debian's packages: %w (on a machine without apt set ENGINE to a dockerd)",
+			err)
 	}
 	return nil
 }
@@ -257,7 +265,8 @@ func (a *apt) sources(ctx context.Context, suites []string) (string, error) {
 // mirror returns the address of the Debian archive with a label that the machine's own sources name. The archive of
 // security updates that they don't name is looked for where Debian's mirrors have it, beside the other.
 func (a *apt) mirror(ctx context.Context, label string) (string, error) {
-	out, err := a.ask(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages")
+	out, err := a.ask(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
+		"Created-By: Packages")
 	if err != nil {
 		return "", fmt.Errorf("list the sources of packages: %w", err)
 	}

@@ -115,7 +115,10 @@ func TestAptWorksInFoldersOfOurOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{`Dir::State "` + cache + `/`, `Dir::Cache "` + cache + `/`, "#clear APT::Update::Post-Invoke;", `Debug::NoLocking "true";`} {
+	for _, line := range []string{
+		`Dir::State "` + cache + `/`, `Dir::Cache "` + cache + `/`,
+		"#clear APT::Update::Post-Invoke;", `Debug::NoLocking "true";`,
+	} {
 		if !strings.Contains(string(conf), line) {
 			t.Errorf("apt's configuration lacks %s", line)
 		}
@@ -143,7 +146,8 @@ esac`)
 		t.Fatal(err)
 	}
 	want := "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.example.org/debian/ trixie main\n"
-	if !strings.HasPrefix(string(sources), want) || !strings.Contains(string(sources), `Dir::Etc::sourceparts "/dev/null";`) {
+	if !strings.HasPrefix(string(sources), want) || !strings.Contains(string(sources),
+		`Dir::Etc::sourceparts "/dev/null";`) {
 		t.Errorf("the source of the newer engine is %q, want %q and no other", sources, want)
 	}
 	newer, err := FindNewer(t.Context(), cache)

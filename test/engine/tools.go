@@ -24,7 +24,10 @@ type Tools struct {
 }
 
 // programs is what an engine needs, each with the argument that makes it print its version and end.
-var programs = map[string]string{"dockerd": "--version", "docker": "--version", "containerd": "--version", "runc": "--version"}
+var programs = map[string]string{
+	"dockerd": "--version", "docker": "--version", "containerd": "--version",
+	"runc": "--version",
+}
 
 // CacheDir is where unpacked packages are kept: $CVMFS_TEST_CACHE, or cvmfs-graphdriver in the user's cache folder.
 func CacheDir() (string, error) {
@@ -127,7 +130,8 @@ func unpacked(ctx context.Context, dir string, others ...string) (*Tools, error)
 // Environ is the environment in which the tools run.
 func (t *Tools) Environ() []string {
 	// An ordinary user's PATH, which sudo and su may keep, lacks the folders of mount, modprobe and the like.
-	env := []string{"PATH=" + strings.Join(append(slices.Clone(t.path), os.Getenv("PATH"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"), ":")}
+	env := []string{"PATH=" + strings.Join(append(slices.Clone(t.path), os.Getenv("PATH"), "/usr/sbin", "/usr/bin",
+		"/sbin", "/bin"), ":")}
 	if len(t.libs) > 0 {
 		env = append(env, "LD_LIBRARY_PATH="+strings.Join(t.libs, ":"))
 	}

@@ -25,7 +25,8 @@ type Userland struct {
 // Fetch has the userland made unless it is there; the packages are fetched as [Fetch] does, and not kept.
 func (u *Userland) Fetch(ctx context.Context, cache string, progress io.Writer) error {
 	s := &packageSet{
-		folder: u.Folder, suites: []string{u.Suite}, packages: slices.Concat(u.Stages...), depends: true, from: []byte(pretended(u.Without)),
+		folder: u.Folder, suites: []string{u.Suite}, packages: slices.Concat(u.Stages...), depends: true,
+		from: []byte(pretended(u.Without)),
 		what: "the Debian packages of " + u.Folder, otherwise: "the tests that need them will skip",
 	}
 	s.make = func(ctx context.Context, apt *apt, root string) error {
@@ -101,7 +102,8 @@ func (u *Userland) stages(ctx context.Context, apt *apt) ([][]string, error) {
 
 // plan returns the names of the packages that would be installed.
 func (a *apt) plan(ctx context.Context, packages []string) ([]string, error) {
-	out, err := a.ask(ctx, "apt-get", append([]string{"-qq", "--simulate", "install", "--no-install-recommends"}, packages...)...)
+	out, err := a.ask(ctx, "apt-get", append([]string{"-qq", "--simulate", "install", "--no-install-recommends"},
+		packages...)...)
 	if err != nil {
 		return nil, fmt.Errorf("plan an installation: %w", err)
 	}

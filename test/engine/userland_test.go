@@ -52,7 +52,8 @@ func TestAUserlandIsMadeOfWhatEachStageAdds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff([][]string{{"libc_1_amd64.deb", "low_2_all.deb"}, {"high_4_all.deb", "lib++_9%3a3_amd64.deb"}}, made); diff != "" {
+	if diff := cmp.Diff([][]string{{"libc_1_amd64.deb", "low_2_all.deb"}, {"high_4_all.deb", "lib++_9%3a3_amd64.deb"}},
+		made); diff != "" {
 		t.Errorf("stages (-want +got):\n%s", diff)
 	}
 	if got := count(t, calls); got != 6 {
@@ -75,14 +76,16 @@ func TestAUserlandThatCannotBeMadeLeavesNothingThatCounts(t *testing.T) {
 	cache := t.TempDir()
 	var made [][]string
 	u := userland(&made, errors.New("the disk is full"))
-	if err := u.Fetch(t.Context(), cache, io.Discard); err == nil || !strings.Contains(err.Error(), "the disk is full") {
+	if err := u.Fetch(t.Context(), cache, io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "the disk is full") {
 		t.Errorf("got %v, want the cause", err)
 	}
 	if err := u.Works(filepath.Join(cache, u.Folder)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("afterwards it is there: %v", err)
 	}
 	fakeApt(t, strings.Replace(userlandApt, "high_4_all.deb", "", 1))
-	if err := u.Fetch(t.Context(), cache, io.Discard); err == nil || !strings.Contains(err.Error(), "find the package high") {
+	if err := u.Fetch(t.Context(), cache, io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "find the package high") {
 		t.Errorf("got %v, want the package that didn't come", err)
 	}
 }
@@ -90,10 +93,12 @@ func TestAUserlandThatCannotBeMadeLeavesNothingThatCounts(t *testing.T) {
 func TestUnpackedPackagesAreChosenAmongThoseOfSeveralReleases(t *testing.T) {
 	for name, test := range map[string]struct{ sources, security string }{
 		"the machine's own archive of security updates": {
-			`Debian|Debian|http://mirror.example.org/debian/\nDebian|Debian-Security|http://security.example.org/\n`, "http://security.example.org/",
+			`Debian|Debian|http://mirror.example.org/debian/\nDebian|Debian-Security|http://security.example.org/\n`,
+			"http://security.example.org/",
 		},
 		"the one beside the archive": {
-			`Other|Debian|http://other.example.org/\nDebian|Debian|http://mirror.example.org/debian/\n`, "http://mirror.example.org/debian-security/",
+			`Other|Debian|http://other.example.org/\nDebian|Debian|http://mirror.example.org/debian/\n`,
+			"http://mirror.example.org/debian-security/",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -103,7 +108,8 @@ func TestUnpackedPackagesAreChosenAmongThoseOfSeveralReleases(t *testing.T) {
 *download*) cat "${2%/*}/sources.list" >`+seen+`; touch thing-2_1_all.deb;;
 esac`)
 			u := Unpacked{
-				Folder: "things", What: "Debian's things", Packages: []string{"base"}, Suites: []string{"bookworm", "bookworm-security"},
+				Folder: "things", What: "Debian's things", Packages: []string{"base"},
+				Suites: []string{"bookworm", "bookworm-security"},
 				Choose: func(names []string) ([]string, error) {
 					if diff := cmp.Diff([]string{"other", "thing-1", "thing-2"}, names); diff != "" {
 						t.Errorf("names (-want +got):\n%s", diff)
@@ -141,10 +147,12 @@ esac`)
 func TestWhereNoPackageFitsTheErrorSaysWhatForItIs(t *testing.T) {
 	fakeApt(t, userlandApt)
 	u := Unpacked{
-		Folder: "things", What: "Debian's things", Suites: []string{"bookworm"}, Works: func(string) error { return os.ErrNotExist },
+		Folder: "things", What: "Debian's things", Suites: []string{"bookworm"},
+		Works:  func(string) error { return os.ErrNotExist },
 		Choose: func([]string) ([]string, error) { return nil, errors.New("no thing fits") },
 	}
-	if err := u.Fetch(t.Context(), t.TempDir(), io.Discard); err == nil || !strings.Contains(err.Error(), "fetch Debian's things: no thing fits") {
+	if err := u.Fetch(t.Context(), t.TempDir(), io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "fetch Debian's things: no thing fits") {
 		t.Errorf("got %v", err)
 	}
 }

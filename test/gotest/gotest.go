@@ -65,7 +65,11 @@ func Show(w io.Writer, events io.Reader) (*Summary, error) {
 
 // unfinished shows the tests of packages that ended before they did, as with a panic or at the time limit: they failed.
 func (s *Summary) unfinished(w io.Writer, said map[test]*strings.Builder, ended func(pkg string) bool) {
-	for _, key := range slices.SortedFunc(maps.Keys(said), func(a, b test) int { return strings.Compare(a.Test, b.Test) }) {
+	for _, key := range slices.SortedFunc(maps.Keys(said), func(a,
+		b test,
+	) int {
+		return strings.Compare(a.Test, b.Test)
+	}) {
 		if ended(key.Package) && key.Test != "" {
 			s.Failed++
 			fmt.Fprintf(w, "%s--- FAIL: %s (unfinished)\n", said[key], key.Test)

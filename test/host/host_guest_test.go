@@ -132,7 +132,8 @@ func alike(t *testing.T) {
 func TestInstalledCrashedAndUpgraded(t *testing.T) {
 	serve(t)
 	// An engine may lose what a short-lived container says; see there.
-	if err := os.WriteFile("/usr/local/sbin/runc", []byte(engine.RuncScript("/usr/sbin/runc", "/var/run/docker.pid")), 0o755); err != nil {
+	if err := os.WriteFile("/usr/local/sbin/runc", []byte(engine.RuncScript("/usr/sbin/runc", "/var/run/docker.pid")),
+		0o755); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, driver, "overlay2")
@@ -160,7 +161,8 @@ func TestInstalledCrashedAndUpgraded(t *testing.T) {
 	}
 
 	// A container that is to outlive everything.
-	sh(t, "docker run --detach --name stays --restart always --network none --volume "+busybox(t)+":/busybox:ro --entrypoint /busybox "+thin+" sleep 1000000")
+	sh(t, "docker run --detach --name stays --restart always --network none --volume "+busybox(t)+
+		":/busybox:ro --entrypoint /busybox "+thin+" sleep 1000000")
 	const content = "a is back"
 	want(t, reads, content)
 

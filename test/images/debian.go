@@ -58,8 +58,12 @@ func FetchDebian(ctx context.Context, cache string, progress io.Writer) (*Image,
 			layers = append(layers, Archive(func(w *tar.Writer) error { return writePackages(ctx, w, debs, n == 0) }))
 		}
 		_, err := Make(ctx, dir, Debian, Config{
-			"Env": []string{"PATH=/usr/local/bin:/usr/bin:/usr/sbin", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1", "OPENBLAS_NUM_THREADS=1"},
-			"Cmd": []string{"python3", "/opt/analysis/run.py"}, "WorkingDir": "/opt/analysis", "Labels": map[string]string{"example": "analysis"},
+			"Env": []string{
+				"PATH=/usr/local/bin:/usr/bin:/usr/sbin", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1",
+				"OPENBLAS_NUM_THREADS=1",
+			},
+			"Cmd": []string{"python3", "/opt/analysis/run.py"}, "WorkingDir": "/opt/analysis",
+			"Labels": map[string]string{"example": "analysis"},
 		}, append(layers, Archive(writeAnalysis))...)
 		return err
 	}
@@ -216,7 +220,10 @@ func (p *packer) file(h *tar.Header, content io.Reader) error {
 
 func (p *packer) link(name, target string, at time.Time) error {
 	p.done[name] = true
-	return p.w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777, ModTime: at})
+	return p.w.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777,
+		ModTime: at,
+	})
 }
 
 // analysis is the image's program: it reads what a program of its kind reads, and says the same each time.
@@ -263,9 +270,10 @@ const Busybox = "example/busybox:1"
 
 // MakeBusybox makes the image of one layer, of a busybox that needs no library.
 func MakeBusybox(ctx context.Context, dir, program string) (*Image, error) {
-	return Make(ctx, dir, Busybox, Config{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}, Archive(func(w *tar.Writer) error {
-		return writeBusybox(w, program)
-	}))
+	return Make(ctx, dir, Busybox, Config{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}},
+		Archive(func(w *tar.Writer) error {
+			return writeBusybox(w, program)
+		}))
 }
 
 // writeBusybox writes /bin.
@@ -285,7 +293,10 @@ func writeBusybox(w *tar.Writer, program string) error {
 		return err
 	}
 	for _, name := range []string{"cat", "ls", "sh", "sleep", "true"} {
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: "bin/" + name, Linkname: "bin/busybox", Mode: 0o755, ModTime: at}); err != nil {
+		if err := w.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeLink, Name: "bin/" + name, Linkname: "bin/busybox",
+			Mode: 0o755, ModTime: at,
+		}); err != nil {
 			return err
 		}
 	}

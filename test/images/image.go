@@ -161,11 +161,15 @@ func (i *Image) describe(config Config, diffIDs []string) error {
 		layers = append(layers, descriptor{MediaType: mediaLayer, Digest: "sha256:" + l.Digest, Size: l.Size})
 		list.Layers = append(list.Layers, blobName(l.Digest))
 	}
-	manifest, err := i.store(mediaManifest, map[string]any{"schemaVersion": 2, "mediaType": mediaManifest, "config": described, "layers": layers})
+	manifest, err := i.store(mediaManifest, map[string]any{
+		"schemaVersion": 2, "mediaType": mediaManifest,
+		"config": described, "layers": layers,
+	})
 	if err != nil {
 		return err
 	}
-	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": i.Name[strings.LastIndexByte(i.Name, ':')+1:]}
+	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": i.Name[strings.LastIndexByte(i.Name,
+		':')+1:]}
 	for name, content := range map[string]any{
 		"oci-layout":    map[string]string{"imageLayoutVersion": "1.0.0"},
 		"index.json":    map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}},
@@ -212,7 +216,10 @@ func Open(dir string) (*Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		image.Layers = append(image.Layers, Blob{Digest: info.Name(), Path: filepath.Join(dir, name), Size: info.Size()})
+		image.Layers = append(image.Layers, Blob{
+			Digest: info.Name(), Path: filepath.Join(dir, name),
+			Size: info.Size(),
+		})
 	}
 	return image, nil
 }

@@ -180,7 +180,8 @@ func TestTheImageOfDebianPackagesHoldsThem(t *testing.T) {
 		t.Errorf("files in two layers: %.10q", kinds)
 	}
 	for name, layer := range map[string]int{
-		"usr/bin/dash": 1, "lib": 1, "etc/passwd": 1, "usr/bin/python3": 2, "usr/lib/python3/dist-packages/numpy/__init__.py": 3,
+		"usr/bin/dash": 1, "lib": 1, "etc/passwd": 1, "usr/bin/python3": 2,
+		"usr/lib/python3/dist-packages/numpy/__init__.py": 3,
 		"usr/lib/python3/dist-packages/scipy/__init__.py": 4, "opt/analysis/run.py": 7,
 	} {
 		if seen[name] != layer {

@@ -28,9 +28,11 @@ func MakeNasty(ctx context.Context, dir, program string) (*Image, error) {
 		return nil, fmt.Errorf("make the image %s: %w", Nasty, err)
 	}
 	return Make(ctx, dir, Nasty, Config{
-		"Entrypoint": []string{"/bin/busybox"}, "Cmd": []string{"true"}, "Env": []string{"PATH=/bin", "EMPTY="}, "User": "0:0", "WorkingDir": "/d",
-		"Labels": map[string]string{"org.example.nasty": "yes", "empty": ""}, "ExposedPorts": map[string]any{"80/tcp": map[string]any{}},
-		"Volumes": map[string]any{"/volume": map[string]any{}}, "StopSignal": "SIGKILL",
+		"Entrypoint": []string{"/bin/busybox"}, "Cmd": []string{"true"}, "Env": []string{"PATH=/bin", "EMPTY="},
+		"User": "0:0", "WorkingDir": "/d",
+		"Labels":       map[string]string{"org.example.nasty": "yes", "empty": ""},
+		"ExposedPorts": map[string]any{"80/tcp": map[string]any{}},
+		"Volumes":      map[string]any{"/volume": map[string]any{}}, "StopSignal": "SIGKILL",
 	}, nastyLayer(nastyBase(string(busybox))), nastyLayer(nastyRemovals()), nastyLayer(nastyReturns()))
 }
 
@@ -44,7 +46,8 @@ const Sparse = "example/sparse:1"
 // MakeSparse makes that image.
 func MakeSparse(ctx context.Context, dir, program string) (*Image, error) {
 	busybox := Archive(func(w *tar.Writer) error { return writeBusybox(w, program) })
-	return Make(ctx, dir, Sparse, Config{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}, busybox, sparse(8<<20, "the end of the file"))
+	return Make(ctx, dir, Sparse, Config{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}, busybox,
+		sparse(8<<20, "the end of the file"))
 }
 
 // thing is an entry of a layer.
@@ -75,7 +78,8 @@ func nastyLayer(things []thing) Layer {
 
 func (t *thing) write(w *tar.Writer) error {
 	h := &tar.Header{
-		Name: t.name, Mode: t.mode, Typeflag: t.kind, Linkname: t.to, Uid: t.uid, Gid: t.gid, Size: int64(len(t.content)), ModTime: t.at,
+		Name: t.name, Mode: t.mode, Typeflag: t.kind, Linkname: t.to, Uid: t.uid, Gid: t.gid,
+		Size: int64(len(t.content)), ModTime: t.at,
 		Devmajor: t.device[0], Devminor: t.device[1], Format: tar.FormatPAX,
 	}
 	if h.Mode == 0 {
@@ -174,7 +178,10 @@ func nastyBase(busybox string) []thing {
 		{name: "modes/sticky/", mode: 0o1777},
 		{name: "modes/setgid-folder/", mode: 0o2775, gid: 7},
 		{name: "modes/owner", uid: 2_000_000, gid: 3_000_000, content: "o"},
-		{name: "modes/capability", mode: 0o755, content: "c", xattrs: map[string]string{"security.capability": capability}},
+		{
+			name: "modes/capability", mode: 0o755, content: "c",
+			xattrs: map[string]string{"security.capability": capability},
+		},
 
 		{name: "special/"},
 		{name: "special/null", mode: 0o666, kind: tar.TypeChar, device: [2]int64{1, 3}},
@@ -256,7 +263,8 @@ func nastyBase(busybox string) []thing {
 	}
 	things = append(things, thing{name: deep + "file", content: "deep"})
 	for n, name := range []string{
-		strings.Repeat("n", 255), "not utf-8 \xff\xfe", "new\nline", "quote'\"", "back\\slash", "ünï 名前", "-dash", ".hidden", "...", "tab\t", "100%", "%41", ".wh",
+		strings.Repeat("n", 255), "not utf-8 \xff\xfe", "new\nline", "quote'\"", "back\\slash", "ünï 名前", "-dash",
+		".hidden", "...", "tab\t", "100%", "%41", ".wh",
 		"colon:comma,equals=", " space ", "*?[", "\x7f\x01", "wh.no", "a.wh.b",
 	} {
 		things = append(things, thing{name: "names/" + name, content: fmt.Sprint(n)})
@@ -281,7 +289,10 @@ func nastyRemovals() []thing {
 		{name: "swap/file/inside", content: "a folder now"},
 		{name: "swap/link/", mode: 0o711},
 		{name: "swap/link/inside", content: "a folder, too"},
-		{name: "attributes/", mode: 0o1755, uid: 8, gid: 9, xattrs: map[string]string{"user.above": strings.Repeat("above", 99)}},
+		{
+			name: "attributes/", mode: 0o1755, uid: 8, gid: 9,
+			xattrs: map[string]string{"user.above": strings.Repeat("above", 99)},
+		},
 		{name: "links/"},
 		{name: "links/.wh.one-goes"},
 	}
@@ -320,7 +331,10 @@ func sparse(size int64, end string) Layer {
 		copy(header[257:], "ustar  \x00")
 		clear(header[345:512])
 		// Offset and length of each piece, the last one empty; behind four of them the size of the file.
-		for at, n := range map[int]int64{386: size - int64(len(end)), 398: int64(len(end)), 410: size, 422: 0, 483: size} {
+		for at, n := range map[int]int64{
+			386: size - int64(len(end)), 398: int64(len(end)), 410: size, 422: 0,
+			483: size,
+		} {
 			copy(header[at:], fmt.Sprintf("%011o\x00", n))
 		}
 		copy(header[148:156], "        ")

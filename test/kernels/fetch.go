@@ -42,7 +42,10 @@ func unpackedIn(dir string) (*image, error) {
 		}
 		for _, modules := range found {
 			i := &image{release: filepath.Base(modules), modules: modules}
-			for _, file := range []string{filepath.Join(modules, "vmlinuz"), filepath.Join(dir, "boot", "vmlinuz-"+i.release)} {
+			for _, file := range []string{
+				filepath.Join(modules, "vmlinuz"),
+				filepath.Join(dir, "boot", "vmlinuz-"+i.release),
+			} {
 				if _, err := os.Stat(file); err == nil {
 					i.kernel = file
 					return i, nil

@@ -50,7 +50,8 @@ var versions = []string{"1.0.0", "2.0.0"}
 func buildPackages(ctx context.Context, module, dir string) error {
 	for _, version := range versions {
 		work := filepath.Join(dir, version+".build")
-		if err := command(ctx, module, "make", "--silent", "bundle", "DIST="+work, "VERSION="+version, "COMMIT=test", "SOURCE_DATE_EPOCH=0"); err != nil {
+		if err := command(ctx, module, "make", "--silent", "bundle", "DIST="+work, "VERSION="+version, "COMMIT=test",
+			"SOURCE_DATE_EPOCH=0"); err != nil {
 			return err
 		}
 		if err := os.Rename(filepath.Join(work, "bin"), filepath.Join(work, arch)); err != nil {
@@ -59,7 +60,8 @@ func buildPackages(ctx context.Context, module, dir string) error {
 		if err := os.MkdirAll(filepath.Join(dir, version), 0o755); err != nil {
 			return err
 		}
-		if err := command(ctx, module, "env", "SOURCE_DATE_EPOCH=1", "go", "run", "./packaging", "-version", version, "-arch", arch, "-maintainer", "Tests <tests@example.org>",
+		if err := command(ctx, module, "env", "SOURCE_DATE_EPOCH=1", "go", "run", "./packaging", "-version", version,
+			"-arch", arch, "-maintainer", "Tests <tests@example.org>",
 			"-programs", work, "-bundles", work, "-output", filepath.Join(dir, version)); err != nil {
 			return err
 		}

@@ -39,7 +39,9 @@ const (
 )
 
 // makeInputs makes the disks, and builds what is on them in a folder of its own.
-func makeInputs(ctx context.Context, cache, module, work string, programs []program, progress io.Writer) (*inputs, error) {
+func makeInputs(ctx context.Context, cache, module, work string, programs []program,
+	progress io.Writer,
+) (*inputs, error) {
 	emulator, err := vm.Find(ctx, cache, arch)
 	if err != nil {
 		return nil, err
@@ -54,7 +56,8 @@ func makeInputs(ctx context.Context, cache, module, work string, programs []prog
 		return nil, err
 	}
 	guest := filepath.Join(work, "guest")
-	if err := command(ctx, module, "go", "build", "-trimpath", "-buildvcs=false", "-o", guest, "./test/vm/guest"); err != nil {
+	if err := command(ctx, module, "go", "build", "-trimpath", "-buildvcs=false", "-o", guest,
+		"./test/vm/guest"); err != nil {
 		return nil, err
 	}
 	if in.guest, err = os.ReadFile(guest); err != nil {
@@ -101,7 +104,8 @@ func buildTree(ctx context.Context, cache, module, tree string, programs []progr
 	for folder, name := range folders {
 		builds.Go(func() error {
 			// The tag is that of tests which are for virtual machines alone.
-			return command(ctx, module, "go", "test", "-c", "-buildvcs=false", "-tags", "guest", "-o", filepath.Join(tree, folder, name), "./"+folder)
+			return command(ctx, module, "go", "test", "-c", "-buildvcs=false", "-tags", "guest", "-o",
+				filepath.Join(tree, folder, name), "./"+folder)
 		})
 	}
 	// Equal programs of different commits are equal.

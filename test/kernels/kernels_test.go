@@ -38,7 +38,8 @@ func TestTheNewestKernelOfASeriesIsChosen(t *testing.T) {
 		}
 	}
 	k := kernel{series: "5.10.", suites: []string{"bullseye"}}
-	if got, err := k.choose(names); err == nil || !strings.Contains(err.Error(), "5.10.* for virtual machines in bullseye") {
+	if got, err := k.choose(names); err == nil || !strings.Contains(err.Error(),
+		"5.10.* for virtual machines in bullseye") {
 		t.Errorf("%q, %v; want an error that says what isn't there", got, err)
 	}
 }
@@ -58,10 +59,12 @@ func TestKernelsAreNamedOrAll(t *testing.T) {
 	if all, err := named(""); err != nil || len(all) != len(kernels) {
 		t.Errorf("%d kernels, %v", len(all), err)
 	}
-	if some, err := named("6.12,5.10"); err != nil || len(some) != 2 || some[0].name != "6.12" || some[1].name != "5.10" {
+	if some, err := named("6.12,5.10"); err != nil || len(some) != 2 || some[0].name != "6.12" ||
+		some[1].name != "5.10" {
 		t.Errorf("%+v, %v", some, err)
 	}
-	if _, err := named("6.12,4.18"); err == nil || !strings.Contains(err.Error(), `"4.18"`) || !strings.Contains(err.Error(), "6.16") {
+	if _, err := named("6.12,4.18"); err == nil || !strings.Contains(err.Error(), `"4.18"`) ||
+		!strings.Contains(err.Error(), "6.16") {
 		t.Errorf("%v, want what there is", err)
 	}
 }
@@ -70,7 +73,10 @@ func TestAnUnpackedKernelIsFoundWhereverItsPartsLie(t *testing.T) {
 	for name, files := range map[string][]string{
 		"up to trixie": {"boot/vmlinuz-6.1.0-56-cloud-amd64", "lib/modules/6.1.0-56-cloud-amd64/kernel/fs/x.ko"},
 		"merged":       {"boot/vmlinuz-6.1.0-56-cloud-amd64", "usr/lib/modules/6.1.0-56-cloud-amd64/kernel/fs/x.ko"},
-		"later":        {"usr/lib/modules/6.1.0-56-cloud-amd64/vmlinuz", "usr/lib/modules/6.1.0-56-cloud-amd64/kernel/fs/x.ko"},
+		"later": {
+			"usr/lib/modules/6.1.0-56-cloud-amd64/vmlinuz",
+			"usr/lib/modules/6.1.0-56-cloud-amd64/kernel/fs/x.ko",
+		},
 	} {
 		dir := t.TempDir()
 		for _, file := range files {
@@ -78,7 +84,8 @@ func TestAnUnpackedKernelIsFoundWhereverItsPartsLie(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(dir, file), nil, 0o644))
 		}
 		i, err := unpackedIn(dir)
-		if err != nil || i.release != "6.1.0-56-cloud-amd64" || i.kernel != filepath.Join(dir, files[0]) || i.modules != filepath.Join(dir, files[1], "../../..") {
+		if err != nil || i.release != "6.1.0-56-cloud-amd64" || i.kernel != filepath.Join(dir, files[0]) ||
+			i.modules != filepath.Join(dir, files[1], "../../..") {
 			t.Errorf("%s: %+v, %v", name, i, err)
 		}
 		must(t, os.Remove(filepath.Join(dir, files[0])))
@@ -142,7 +149,10 @@ func TestAMachinesEventsBecomeRows(t *testing.T) {
 	if d := cmp.Diff(want, rows); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
-	for _, line := range []string{"ok  \tcvmfs-graphdriver/driver/good\t1.500s\t[kernel 6.1]\n", "c_test.go:1: why\n", "--- FAIL: TestC", "FAIL\tcvmfs-graphdriver/driver/bad\t2.000s"} {
+	for _, line := range []string{
+		"ok  \tcvmfs-graphdriver/driver/good\t1.500s\t[kernel 6.1]\n", "c_test.go:1: why\n",
+		"--- FAIL: TestC", "FAIL\tcvmfs-graphdriver/driver/bad\t2.000s",
+	} {
 		if !strings.Contains(out, line) {
 			t.Errorf("%q isn't shown:\n%s", line, out)
 		}
@@ -166,9 +176,14 @@ func TestProgramsThatEndBadlyCountAsFailed(t *testing.T) {
 			{Program: "driver/good", Ended: &vm.Ended{Code: -1, How: "it took longer than 5m0s"}},
 		}, "it ended by it took longer"},
 		"no test fits": {nil, []vm.Event{
-			event("driver/good", "testing: warning: no tests to run\nPASS\n"), {Program: "driver/good", Ended: &vm.Ended{}},
+			event("driver/good", "testing: warning: no tests to run\nPASS\n"),
+			{Program: "driver/good", Ended: &vm.Ended{}},
 		}, "no test was run"},
-		"the machine dies": {errors.New("it died"), []vm.Event{event("driver/good", "\x16=== RUN   TestA\n")}, "the machine ended"},
+		"the machine dies": {
+			errors.New("it died"),
+			[]vm.Event{event("driver/good", "\x16=== RUN   TestA\n")},
+			"the machine ended",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rows, out := play(t, test.end, test.events...)
@@ -224,7 +239,10 @@ func TestInputsThatDifferHaveOtherHashes(t *testing.T) {
 	if again := hash("a", "text", 0o755); again != first {
 		t.Errorf("equal folders: %q, %q", first, again)
 	}
-	for _, other := range []string{hash("b", "text", 0o755), hash("a", "texT", 0o755), hash("a", "text", 0o644), hash("a", "text ", 0o755)} {
+	for _, other := range []string{
+		hash("b", "text", 0o755), hash("a", "texT", 0o755), hash("a", "text", 0o644),
+		hash("a", "text ", 0o755),
+	} {
 		if other == first {
 			t.Errorf("other folders have the same: %q", first)
 		}
@@ -233,12 +251,18 @@ func TestInputsThatDifferHaveOtherHashes(t *testing.T) {
 
 func TestOnlyTestdataGoesIntoMachines(t *testing.T) {
 	module, tree := t.TempDir(), t.TempDir()
-	for _, file := range []string{"p/p.go", "p/testdata/sub/.hidden", "testdata/x", ".git/testdata/x", "dist/testdata/x"} {
+	for _, file := range []string{
+		"p/p.go", "p/testdata/sub/.hidden", "testdata/x", ".git/testdata/x",
+		"dist/testdata/x",
+	} {
 		must(t, os.MkdirAll(filepath.Dir(filepath.Join(module, file)), 0o755))
 		must(t, os.WriteFile(filepath.Join(module, file), nil, 0o644))
 	}
 	must(t, copyTestdata(module, tree))
-	for file, want := range map[string]bool{"p/p.go": false, "p/testdata/sub/.hidden": true, "testdata/x": true, ".git": false, "dist": false} {
+	for file, want := range map[string]bool{
+		"p/p.go": false, "p/testdata/sub/.hidden": true, "testdata/x": true,
+		".git": false, "dist": false,
+	} {
 		if _, err := os.Stat(filepath.Join(tree, file)); (err == nil) != want {
 			t.Errorf("%s is copied: %v", file, err == nil)
 		}
@@ -246,7 +270,13 @@ func TestOnlyTestdataGoesIntoMachines(t *testing.T) {
 }
 
 func TestMachinesDifferByTheirKernelsCommandLine(t *testing.T) {
-	list := boots([]program{{folder: "a"}, {folder: "b"}, {folder: "c", with: "security=selinux"}, {folder: "d", with: "security=selinux"}, {folder: "e"}})
+	list := boots([]program{
+		{folder: "a"},
+		{folder: "b"},
+		{folder: "c", with: "security=selinux"},
+		{folder: "d", with: "security=selinux"},
+		{folder: "e"},
+	})
 	var got []int
 	for _, programs := range list {
 		got = append(got, len(programs))

@@ -73,7 +73,10 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	r := &runner{cache: cache, module: module, output: *output, work: work, suite: *suite, force: *force, in: in, out: out}
+	r := &runner{
+		cache: cache, module: module, output: *output, work: work, suite: *suite, force: *force, in: in,
+		out: out,
+	}
 	return r.all(ctx, list)
 }
 
@@ -91,7 +94,8 @@ func workFolder(output string) (work string, done func() error, err error) {
 		return "", nil, err
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return "", nil, errors.Join(fmt.Errorf("another run uses %s (name another folder with -output): %w", output, err), lock.Close())
+		return "", nil, errors.Join(fmt.Errorf("another run uses %s (name another folder with -output): %w", output,
+			err), lock.Close())
 	}
 	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o755)); err != nil {
 		return "", nil, errors.Join(err, lock.Close())
@@ -106,7 +110,8 @@ func (r *runner) all(ctx context.Context, list []kernel) error {
 	for _, k := range list {
 		o, err := r.run(ctx, &k)
 		if err == nil && !o.ok() {
-			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in %s", k.name, filepath.Join(r.output, k.name))
+			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in %s", k.name,
+				filepath.Join(r.output, k.name))
 		}
 		if failures = append(failures, err); o != nil {
 			rows = append(rows, o.Rows...)

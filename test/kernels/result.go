@@ -35,9 +35,11 @@ func wrongSkips(skips []gotest.Skip, lacks []string) (faults []string) {
 		m := reason.FindStringSubmatch(s.Output)
 		switch {
 		case m == nil:
-			faults = append(faults, fmt.Sprintf("%s was skipped and doesn't name anything that the kernel lacks", s.Test))
+			faults = append(faults, fmt.Sprintf("%s was skipped and doesn't name anything that the kernel lacks",
+				s.Test))
 		case !slices.Contains(lacks, strings.TrimSpace(m[2])):
-			faults = append(faults, fmt.Sprintf("%s was skipped for want of %s, which this kernel is known to have", s.Test, m[2]))
+			faults = append(faults, fmt.Sprintf("%s was skipped for want of %s, which this kernel is known to have",
+				s.Test, m[2]))
 		}
 	}
 	return faults
@@ -65,7 +67,8 @@ func table(w io.Writer, rows []row) error {
 		if !r.ok() {
 			verdict = "FAIL"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.1f\t%s\n", r.Kernel, r.Program, r.Passed, r.Failed, r.Skipped, r.Seconds/60, verdict)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%.1f\t%s\n", r.Kernel, r.Program, r.Passed, r.Failed, r.Skipped,
+			r.Seconds/60, verdict)
 	}
 	return t.Flush()
 }

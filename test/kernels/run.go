@@ -24,7 +24,8 @@ const (
 
 // wanted are the kernel's modules that tests need; what a kernel has built in is not among its modules.
 var wanted = []string{
-	"virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "crc32c_generic", "crc32c_intel", "ext4", "xfs", "loop", "fuse", "overlay", "erofs",
+	"virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "crc32c_generic", "crc32c_intel", "ext4", "xfs", "loop",
+	"fuse", "overlay", "erofs",
 	"quota_v2", "seccomp",
 }
 
@@ -91,7 +92,8 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 	if err != nil {
 		return nil, err
 	}
-	name := strings.Join(slices.DeleteFunc([]string{k.name, programs[0].with, programs[0].host}, func(s string) bool { return s == "" }), " ")
+	name := strings.Join(slices.DeleteFunc([]string{k.name, programs[0].with, programs[0].host},
+		func(s string) bool { return s == "" }), " ")
 	dir := filepath.Join(r.output, strings.ReplaceAll(name, " ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -101,8 +103,9 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 		return nil, err
 	}
 	m := &vm.Machine{
-		Arch: arch, Kernel: i.kernel, Initial: initial, Append: programs[0].with, CPUs: 2, Memory: 4096, Silence: silence,
-		Disks: []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
+		Arch: arch, Kernel: i.kernel, Initial: initial, Append: programs[0].with, CPUs: 2, Memory: 4096,
+		Silence: silence,
+		Disks:   []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
 	}
 	if programs[0].host != "" {
 		m.Disks[0] = vm.Disk{Name: "root", File: r.hostDisk(), Keep: true}
@@ -124,7 +127,10 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 // job is what a machine does to run programs.
 func (r *runner) job(k *kernel, programs []program) *vm.Job {
 	job := &vm.Job{
-		Mounts: []vm.Mount{{Disk: "root", Dir: "/", FSType: "ext4"}, {Disk: "tests", Dir: r.module, FSType: "ext4", ReadOnly: true}},
+		Mounts: []vm.Mount{
+			{Disk: "root", Dir: "/", FSType: "ext4"},
+			{Disk: "tests", Dir: r.module, FSType: "ext4", ReadOnly: true},
+		},
 		Files: map[string]string{
 			// A plugin with the host's network has this file.
 			"/etc/resolv.conf": "nameserver 127.0.0.1\n",
@@ -139,10 +145,12 @@ func (r *runner) job(k *kernel, programs []program) *vm.Job {
 		env := []string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
 			"ENGINE=/usr/sbin/dockerd", "CVMFS_TEST_VIEW=" + k.view,
-			"CVMFS_TEST_PROGRAMS=" + filepath.Join(r.module, built), "CVMFS_TEST_CACHE=" + filepath.Join(r.module, cached),
+			"CVMFS_TEST_PROGRAMS=" + filepath.Join(r.module, built),
+			"CVMFS_TEST_CACHE=" + filepath.Join(r.module, cached),
 		}
 		job.Programs = append(job.Programs, vm.Program{
-			Name: p.folder, Argv: p.argv(r.module, view), Dir: filepath.Join(r.module, p.folder), Env: append(env, p.env...), Limit: p.limit + 20*time.Second,
+			Name: p.folder, Argv: p.argv(r.module, view), Dir: filepath.Join(r.module, p.folder),
+			Env: append(env, p.env...), Limit: p.limit + 20*time.Second,
 		})
 	}
 	return job
@@ -212,7 +220,10 @@ func (r *reader) torn(err error) error {
 		failures = append(failures, err)
 	}
 	for _, p := range r.programs[len(r.rows):] {
-		r.rows = append(r.rows, row{Kernel: r.kernel, Program: p.folder, Faults: []string{"the machine ended before it was through"}})
+		r.rows = append(r.rows, row{
+			Kernel: r.kernel, Program: p.folder,
+			Faults: []string{"the machine ended before it was through"},
+		})
 		fmt.Fprint(r.out, r.rows[len(r.rows)-1].closing(moduleName))
 	}
 	return errors.Join(failures...)

@@ -13,9 +13,11 @@ type program struct {
 	run    string // which of its tests: the value of -test.run; "" for all. VIEW stands for the view in use, a word
 	skip   string // which of these not: the value of -test.skip
 	with   string // words for the command line of the kernel, which gets a machine of its own
-	host   string // "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own, and all have one disk
-	env    []string
-	limit  time.Duration
+	// "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own, and all have one
+	// disk
+	host  string
+	env   []string
+	limit time.Duration
 }
 
 // labels is the test that loads a policy of SELinux, which stays until the machine ends.
@@ -39,10 +41,15 @@ var parts = []program{
 
 // whole is the driver as a whole, alone and in an engine.
 var whole = []program{
-	{folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels), env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 25 * time.Minute},
+	{
+		folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels), env: []string{"CONFORMANCE_SEQUENCES=10"},
+		limit: 25 * time.Minute,
+	},
 	{folder: "test/e2e", run: only(
-		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged", "TestAThinContainerListsAsItsOrdinaryTwin",
-		"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns", "TestAThinImageIsMadeOfItsDescriptor",
+		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged",
+		"TestAThinContainerListsAsItsOrdinaryTwin",
+		"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns",
+		"TestAThinImageIsMadeOfItsDescriptor",
 		"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
 	), limit: 15 * time.Minute},
 	{folder: "cmd/cvmfs-graphdriver-plugin", with: "security=selinux", run: only(labels), limit: 5 * time.Minute},
@@ -59,7 +66,8 @@ var suites = map[string][]program{
 		{folder: "cmd/cvmfs-graphdriver-plugin", run: strings.Join([]string{
 			"^TestTheViewIsTheOneThatTheKernelIsProbedFor$/^#00$",
 			"^TestConformance$/^VIEW$", "^TestRandomSequencesOfLayerOperations$/^VIEW$",
-			"^TestThinImageShowsWhatTheOrdinaryOneDoes$/^VIEW$", "^TestLayersOfBothKindsMix$/^VIEW$", "^TestContainerOutlivesTheServer$/^VIEW$",
+			"^TestThinImageShowsWhatTheOrdinaryOneDoes$/^VIEW$", "^TestLayersOfBothKindsMix$/^VIEW$",
+			"^TestContainerOutlivesTheServer$/^VIEW$",
 			"^TestRestartedPluginServesWithoutTheNetwork$/^VIEW$", "^TestServersKilledUnderLoadLoseNoRequest$/^VIEW$",
 			"^TestManyContainersStartAtOnceFromOneThinImage$/^VIEW$",
 		}, "|"), env: []string{"CONFORMANCE_SEQUENCES=3"}, limit: 10 * time.Minute},
@@ -70,7 +78,10 @@ var suites = map[string][]program{
 	},
 	// A host from the installation of our package to its removal.
 	"host": {
-		{folder: "test/host", host: "first life", run: only("TestInstalledCrashedAndUpgraded"), limit: 20 * time.Minute},
+		{
+			folder: "test/host", host: "first life", run: only("TestInstalledCrashedAndUpgraded"),
+			limit: 20 * time.Minute,
+		},
 		{folder: "test/host", host: "second life", run: only("TestRebootedAndUninstalled"), limit: 10 * time.Minute},
 	},
 }

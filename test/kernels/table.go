@@ -28,7 +28,10 @@ var kernels = []kernel{
 }
 
 // old is what kernels before 6.5 lack, of what tests need.
-var old = []string{"the erofs view", "EROFS images mounted from files", "data-only layers", "resending of FUSE requests"}
+var old = []string{
+	"the erofs view", "EROFS images mounted from files", "data-only layers",
+	"resending of FUSE requests",
+}
 
 // named returns the kernels of a list of names, divided by commas; all for "".
 func named(list string) ([]kernel, error) {
@@ -65,7 +68,8 @@ func (k *kernel) choose(names []string) (chosen []string, err error) {
 		}
 	}
 	if newest == "" {
-		return nil, fmt.Errorf("no package of a kernel %s* for virtual machines in %s", k.series, strings.Join(k.suites, ", "))
+		return nil, fmt.Errorf("no package of a kernel %s* for virtual machines in %s", k.series,
+			strings.Join(k.suites, ", "))
 	}
 	for _, part := range []string{"linux-image-", "linux-binary-", "linux-modules-"} {
 		if slices.Contains(names, part+newest) {

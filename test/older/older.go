@@ -121,7 +121,8 @@ var archived = []string{"--gzip", "--xattrs", "--xattrs-include=*", "--numeric-o
 
 // Pack makes an archive of what is in a folder but for the patterns given. It takes GNU tar.
 func Pack(archive, dir string, without ...string) error {
-	args := append([]string{"--create", "--file", archive, "--format=posix", "--sort=name", "--directory", dir}, archived...)
+	args := append([]string{"--create", "--file", archive, "--format=posix", "--sort=name", "--directory", dir},
+		archived...)
 	for _, w := range without {
 		args = append(args, "--exclude="+w)
 	}
@@ -130,7 +131,8 @@ func Pack(archive, dir string, without ...string) error {
 
 // Unpack brings back what Pack archived. It takes root.
 func Unpack(archive, dir string) error {
-	return errors.Join(os.MkdirAll(dir, 0o755), tar(append([]string{"--extract", "--file", archive, "--directory", dir}, archived...)...))
+	return errors.Join(os.MkdirAll(dir, 0o755),
+		tar(append([]string{"--extract", "--file", archive, "--directory", dir}, archived...)...))
 }
 
 func tar(args ...string) error {

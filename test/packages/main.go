@@ -32,5 +32,6 @@ func fetch(ctx context.Context) error {
 		return err
 	}
 	_, err = images.FetchDebian(ctx, cache, os.Stderr)
-	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err, debian.Fetch(ctx, cache, os.Stderr, debian.Tools, debian.Docker))
+	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err,
+		debian.Fetch(ctx, cache, os.Stderr, debian.Tools, debian.Docker))
 }

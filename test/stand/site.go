@@ -43,7 +43,8 @@ func NewSite(dir, archive string) (*Site, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	if out, err := exec.Command("tar", "--extract", "--gzip", "--file", archive, "--directory", dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "--extract", "--gzip", "--file", archive, "--directory",
+		dir).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("unpack %s: %w: %s", archive, err, out)
 	}
 	s := &Site{Dir: dir, address: "127.0.0.1:0"}
@@ -143,9 +144,11 @@ func (s *Site) Configure(dir, fqrn, key string) error {
 		return err
 	}
 	files := map[string]string{
-		"default.local":                         "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT=2\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=1\n",
-		filepath.Join("config.d", fqrn+".conf"): fmt.Sprintf("CVMFS_SERVER_URL=%q\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/%s.pub\n", s.URL(fqrn), fqrn),
-		filepath.Join("keys", fqrn+".pub"):      string(public),
+		"default.local": "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT=2\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=1\n",
+		filepath.Join("config.d",
+			fqrn+".conf"): fmt.Sprintf("CVMFS_SERVER_URL=%q\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/%s.pub\n", s.URL(fqrn),
+			fqrn),
+		filepath.Join("keys", fqrn+".pub"): string(public),
 	}
 	for name, content := range files {
 		name = filepath.Join(dir, name)

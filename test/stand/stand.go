@@ -36,7 +36,8 @@ type Options struct {
 	Driver   []string          // storage options of the driver, "name=value"
 	Quiet    bool              // the plugin logs no debug messages, which take time
 	Settings map[string]any    // of the engine, besides those every stand has
-	Prepare  string            // shell script run before the engine's first start; what it writes to /etc is the engine's own
+	// shell script run before the engine's first start; what it writes to /etc is the engine's own
+	Prepare string
 }
 
 // Stand is a site and an engine.
@@ -63,7 +64,10 @@ var (
 	}
 	added = []step{
 		{"create and enable the plugin", (*Stand).enable},
-		{"restart the engine with the plugin as its storage driver", func(s *Stand, ctx context.Context, _ Options) error { return s.Restart(ctx) }},
+		{
+			"restart the engine with the plugin as its storage driver",
+			func(s *Stand, ctx context.Context, _ Options) error { return s.Restart(ctx) },
+		},
 	}
 )
 
@@ -102,7 +106,8 @@ func (s *Stand) serve(_ context.Context, o Options) (err error) {
 	if err := os.Chmod(s.dir, 0o711); err != nil {
 		return err
 	}
-	if s.Site, err = NewSite(filepath.Join(s.dir, "site"), filepath.Join(o.Testdata, "repositories", Repository+".tar.gz")); err != nil {
+	if s.Site, err = NewSite(filepath.Join(s.dir, "site"), filepath.Join(o.Testdata, "repositories",
+		Repository+".tar.gz")); err != nil {
 		return err
 	}
 	s.Config = filepath.Join(s.dir, "config")

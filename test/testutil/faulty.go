@@ -21,13 +21,14 @@ type Fault struct {
 	Body    string        // of that answer; "": the status's name
 	Header  http.Header   // added to the answer
 	Silent  bool          // no answer at all, till the client goes away
-	Stall   int64         // the body stops after so many bytes, till the client goes away; < 0: at once, after the header
-	Cut     int64         // the connection is closed after so many bytes of the body; < 0: at once, after the header
-	Flip    bool          // the lowest bit of the body's last byte is wrong
-	Extra   string        // follows the body
-	Bytes   int           // the body comes in pieces of so many bytes …
-	Every   time.Duration // … with such a pause after each
-	Cached  bool          // a broken cache: a request that says Cache-Control: no-cache is answered properly
+	// the body stops after so many bytes, till the client goes away; < 0: at once, after the header
+	Stall  int64
+	Cut    int64         // the connection is closed after so many bytes of the body; < 0: at once, after the header
+	Flip   bool          // the lowest bit of the body's last byte is wrong
+	Extra  string        // follows the body
+	Bytes  int           // the body comes in pieces of so many bytes …
+	Every  time.Duration // … with such a pause after each
+	Cached bool          // a broken cache: a request that says Cache-Control: no-cache is answered properly
 }
 
 // Faulty is an HTTP server that does what a Fault says, and counts. It is safe for concurrent use.
@@ -127,7 +128,8 @@ func (s *Faulty) begin(r *http.Request) Fault {
 	s.now++
 	s.at = max(s.at, s.now)
 	for i, f := range s.faults {
-		if !strings.Contains(r.URL.Path, f.Path) || f.Times < 0 || f.Cached && r.Header.Get("Cache-Control") == "no-cache" {
+		if !strings.Contains(r.URL.Path, f.Path) || f.Times < 0 || f.Cached &&
+			r.Header.Get("Cache-Control") == "no-cache" {
 			continue
 		}
 		if f.Times > 0 {

@@ -58,7 +58,10 @@ func find(ctx context.Context, root, arch string) (*Emulator, error) {
 		return nil, err
 	}
 	e := &Emulator{program: filepath.Join(root, "usr/bin", arches[arch].program), root: root}
-	path := []string{filepath.Join(root, "usr/bin"), filepath.Join(root, "usr/sbin"), filepath.Join(root, "bin"), filepath.Join(root, "sbin")}
+	path := []string{
+		filepath.Join(root, "usr/bin"), filepath.Join(root, "usr/sbin"), filepath.Join(root, "bin"),
+		filepath.Join(root, "sbin"),
+	}
 	e.env = []string{
 		"LD_LIBRARY_PATH=" + strings.Join(libs, ":"),
 		"PATH=" + strings.Join(path, ":") + ":" + os.Getenv("PATH"),
@@ -70,7 +73,11 @@ func find(ctx context.Context, root, arch string) (*Emulator, error) {
 		}
 	}
 	// Each is tried: one that lacks a library is found here.
-	for _, argv := range [][]string{{e.program, "--version"}, {e.tool("mkfs.ext4"), "-V"}, {e.tool("xz"), "--version"}} {
+	for _, argv := range [][]string{
+		{e.program, "--version"},
+		{e.tool("mkfs.ext4"), "-V"},
+		{e.tool("xz"), "--version"},
+	} {
 		if out, err := e.command(ctx, argv...).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("run %s: %w: %s", argv[0], err, out)
 		}

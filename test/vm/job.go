@@ -4,9 +4,10 @@ import "time"
 
 // Job is what a machine does. It is handed over as JSON in the initial root file system, as /job.json.
 type Job struct {
-	Mounts   []Mount           // of disks; the first is the root, "/"
-	Files    map[string]string // content of files to write, by path
-	Init     string            // systemd of the root, which becomes the first process; programs are then a unit of its, and at the end it stops
+	Mounts []Mount           // of disks; the first is the root, "/"
+	Files  map[string]string // content of files to write, by path
+	// systemd of the root, which becomes the first process; programs are then a unit of its, and at the end it stops
+	Init     string
 	Programs []Program
 }
 

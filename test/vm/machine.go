@@ -54,13 +54,16 @@ func (m *Machine) arguments(firmware []string, console string) []string {
 	arch := arches[m.Arch]
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-monitor", "none",
-		"-machine", arch.machine, "-accel", "tcg,thread=multi", "-cpu", arch.cpu, "-smp", fmt.Sprint(m.CPUs), "-m", fmt.Sprint(m.Memory),
+		"-machine", arch.machine, "-accel", "tcg,thread=multi", "-cpu", arch.cpu, "-smp", fmt.Sprint(m.CPUs), "-m",
+		fmt.Sprint(m.Memory),
 		"-kernel", m.Kernel, "-initrd", m.Initial,
 		// A kernel that panics ends at once. Nobody else is in the machine, and entropy comes from the host.
-		"-append", strings.TrimSpace("console=" + arch.console + " quiet panic=-1 mitigations=off random.trust_cpu=on " + m.Append),
+		"-append", strings.TrimSpace("console=" + arch.console +
+			" quiet panic=-1 mitigations=off random.trust_cpu=on " + m.Append),
 		"-serial", "file:" + console,
 		"-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy",
-		"-chardev", "stdio,id=port,signal=off", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=" + Port,
+		"-chardev", "stdio,id=port,signal=off", "-device", "virtio-serial-pci", "-device",
+		"virtserialport,chardev=port,name=" + Port,
 	}
 	for _, dir := range firmware {
 		args = append(args, "-L", dir)
@@ -71,7 +74,8 @@ func (m *Machine) arguments(firmware []string, console string) []string {
 			snapshot = "off"
 		}
 		args = append(args,
-			"-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=%s,snapshot=%s,cache=unsafe,aio=threads", d.File, d.Name, snapshot),
+			"-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=%s,snapshot=%s,cache=unsafe,aio=threads", d.File,
+				d.Name, snapshot),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s", d.Name, d.Name))
 	}
 	return args
@@ -126,7 +130,9 @@ func (e *Emulator) Run(ctx context.Context, m *Machine, dir string, each func(Ev
 	return fmt.Errorf("run the machine: %w; its console's last lines:\n%s", err, lastLines(console, 20))
 }
 
-func (e *Emulator) run(ctx context.Context, m *Machine, dir, console string, events *events, stop context.CancelCauseFunc) error {
+func (e *Emulator) run(ctx context.Context, m *Machine, dir, console string, events *events,
+	stop context.CancelCauseFunc,
+) error {
 	cmd := exec.CommandContext(ctx, e.program, m.arguments(e.firmware, console)...)
 	cmd.Env = append(os.Environ(), e.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true} // Ctrl-C is for us

@@ -49,9 +49,14 @@ func entries(t *testing.T, archive []byte) (list []string) {
 func TestArchivesAreWhatTheKernelReads(t *testing.T) {
 	var b bytes.Buffer
 	must(t, WriteArchive(&b, []File{
-		{Name: "init", Mode: 0o755, Content: []byte("run")}, {Name: "a/b/c", Mode: 0o644, Content: []byte("12345")}, {Name: "a/b/d", Mode: 0o600},
+		{Name: "init", Mode: 0o755, Content: []byte("run")},
+		{Name: "a/b/c", Mode: 0o644, Content: []byte("12345")},
+		{Name: "a/b/d", Mode: 0o600},
 	}))
-	want := []string{"init 100755 run", "a 40755 ", "a/b 40755 ", "a/b/c 100644 12345", "a/b/d 100600 ", "TRAILER!!! 0 "}
+	want := []string{
+		"init 100755 run", "a 40755 ", "a/b 40755 ", "a/b/c 100644 12345", "a/b/d 100600 ",
+		"TRAILER!!! 0 ",
+	}
 	if d := cmp.Diff(want, entries(t, b.Bytes())); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
@@ -64,7 +69,8 @@ func TestTheInitialFileSystemHasModulesInTheirOrder(t *testing.T) {
 	b, err := os.ReadFile(file)
 	must(t, err)
 	list := entries(t, b)
-	if list[0] != "init 100755 guest" || !strings.Contains(list[1], `"Init":"/sbin/init"`) || list[3] != "modules/000-z.ko 100644 z" || list[4] != "modules/001-a.ko 100644 " {
+	if list[0] != "init 100755 guest" || !strings.Contains(list[1], `"Init":"/sbin/init"`) ||
+		list[3] != "modules/000-z.ko 100644 z" || list[4] != "modules/001-a.ko 100644 " {
 		t.Errorf("%q", list)
 	}
 }
@@ -121,7 +127,8 @@ func TestModulesComeAfterWhatTheyNeed(t *testing.T) {
 	for _, m := range list {
 		got = append(got, m.Name)
 	}
-	if d := cmp.Diff([]string{"virtio_blk.ko", "overlay.ko", "netfs.ko", "lz4_decompress.ko", "crc32c.ko", "erofs.ko"}, got); d != "" {
+	if d := cmp.Diff([]string{"virtio_blk.ko", "overlay.ko", "netfs.ko", "lz4_decompress.ko", "crc32c.ko", "erofs.ko"},
+		got); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
 	if d := cmp.Diff([]string{"erofs.ko.xz"}, opened); d != "" {
@@ -140,8 +147,10 @@ func TestTheEmulatorsArguments(t *testing.T) {
 	}
 	got := strings.Join(m.arguments([]string{"/f"}, "/c"), " ")
 	for _, want := range []string{
-		"-kernel /k -initrd /i", "console=ttyS0 ", " panic=-1 ", " security=selinux -serial file:/c", "-smp 2 -m 512", "-no-reboot", "-L /f",
-		"file=/r,format=raw,if=none,id=root,snapshot=off", "file=/t,format=raw,if=none,id=tests,snapshot=on", "drive=tests,serial=tests",
+		"-kernel /k -initrd /i", "console=ttyS0 ", " panic=-1 ", " security=selinux -serial file:/c", "-smp 2 -m 512",
+		"-no-reboot", "-L /f",
+		"file=/r,format=raw,if=none,id=root,snapshot=off", "file=/t,format=raw,if=none,id=tests,snapshot=on",
+		"drive=tests,serial=tests",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q lacks %q", got, want)
@@ -157,7 +166,8 @@ func TestMain(m *testing.M) {
 	if program == "" {
 		os.Exit(m.Run())
 	}
-	err := (&Emulator{program: program}).Run(context.Background(), &Machine{Arch: "amd64", Limit: time.Minute}, filepath.Dir(program), func(Event) {})
+	err := (&Emulator{program: program}).Run(context.Background(), &Machine{Arch: "amd64", Limit: time.Minute},
+		filepath.Dir(program), func(Event) {})
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
@@ -206,7 +216,8 @@ func TestTheEmulatorDiesWithItsHarness(t *testing.T) {
 func emulate(t *testing.T, ctx context.Context, m Machine, script string) ([]Event, error) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "emulator")
-	must(t, os.WriteFile(program, []byte("#!/bin/sh\nfor a; do case $a in file:*) console=${a#file:};; esac; done\n"+script), 0o755))
+	must(t, os.WriteFile(program,
+		[]byte("#!/bin/sh\nfor a; do case $a in file:*) console=${a#file:};; esac; done\n"+script), 0o755))
 	m.Arch = "amd64"
 	if m.Limit == 0 {
 		m.Limit = time.Minute
@@ -219,7 +230,12 @@ func emulate(t *testing.T, ctx context.Context, m Machine, script string) ([]Eve
 func TestAMachinesEventsComeOneByOne(t *testing.T) {
 	seen, err := emulate(t, t.Context(), Machine{}, `echo 'not an event'; echo '{"Up":"6.1"}'; printf '%s\n' '{"Program":"p","Output":"a\nb"}'
 echo '{"Program":"p","Ended":{"Code":1,"How":"exit status 1","Seconds":2.5}}'; echo '{"Done":true}'`)
-	want := []Event{{Up: "6.1"}, {Program: "p", Output: "a\nb"}, {Program: "p", Ended: &Ended{Code: 1, How: "exit status 1", Seconds: 2.5}}, {Done: true}}
+	want := []Event{
+		{Up: "6.1"},
+		{Program: "p", Output: "a\nb"},
+		{Program: "p", Ended: &Ended{Code: 1, How: "exit status 1", Seconds: 2.5}},
+		{Done: true},
+	}
 	if d := cmp.Diff(want, seen); d != "" || err != nil {
 		t.Errorf("%v; -want +got\n%s", err, d)
 	}
@@ -231,11 +247,23 @@ func TestAMachineThatEndsBadlyIsAnErrorThatSaysWhy(t *testing.T) {
 		script  string
 		want    []string
 	}{
-		"panics":      {Machine{}, `echo 'Kernel panic - not syncing' >"$console"; echo '{"Up":"6.1"}'`, []string{"in the middle of its job", "Kernel panic"}},
+		"panics": {
+			Machine{},
+			`echo 'Kernel panic - not syncing' >"$console"; echo '{"Up":"6.1"}'`,
+			[]string{"in the middle of its job", "Kernel panic"},
+		},
 		"can't begin": {Machine{}, `echo '{"Failed":"find the disk"}'`, []string{"find the disk"}},
 		"no emulator": {Machine{}, `echo "no such option" >&2; exit 1`, []string{"exit status 1", "no such option"}},
-		"is silent":   {Machine{Silence: 300 * time.Millisecond}, `echo 'the last words' >"$console"; exec sleep 60`, []string{"no sign of life for 300ms", "the last words"}},
-		"is too slow": {Machine{Limit: 300 * time.Millisecond}, `while echo '{"Alive":1}'; do sleep 0.01; done`, []string{"longer than it may (300ms)"}},
+		"is silent": {
+			Machine{Silence: 300 * time.Millisecond},
+			`echo 'the last words' >"$console"; exec sleep 60`,
+			[]string{"no sign of life for 300ms", "the last words"},
+		},
+		"is too slow": {
+			Machine{Limit: 300 * time.Millisecond},
+			`while echo '{"Alive":1}'; do sleep 0.01; done`,
+			[]string{"longer than it may (300ms)"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			began := time.Now()

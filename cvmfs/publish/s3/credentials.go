@@ -90,12 +90,14 @@ func (o Options) fromFile() (*credentials.Credentials, error) {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("credentials %s: others than the owner may use it (mode %04o): chmod 0600 it", path, info.Mode().Perm())
+		return nil, fmt.Errorf("credentials %s: others than the owner may use it (mode %04o): chmod 0600 it", path,
+			info.Mode().Perm())
 	}
 	c := credentials.NewFileAWSCredentials(path, o.env("AWS_PROFILE"))
 	v, err := c.GetWithContext(nil)
 	if err != nil || v.AccessKeyID == "" || v.SecretAccessKey == "" {
-		return nil, fmt.Errorf("credentials %s: no access key and secret for the profile in it", path) // the cause may quote the file
+		// the cause may quote the file
+		return nil, fmt.Errorf("credentials %s: no access key and secret for the profile in it", path)
 	}
 	return c, nil
 }

@@ -108,7 +108,8 @@ func parse(text string) (*address, error) {
 	switch {
 	case u.User != nil:
 		return nil, errors.New("an address holds no credentials: put them into the environment or a file")
-	case u.Scheme != "s3" || u.Host == "" || u.Fragment != "" || prefix == "" || path.Clean(prefix) != prefix || strings.HasPrefix(prefix, ".."):
+	case u.Scheme != "s3" || u.Host == "" || u.Fragment != "" || prefix == "" || path.Clean(prefix) != prefix ||
+		strings.HasPrefix(prefix, ".."):
 		return nil, errors.New("want s3://BUCKET/PREFIX")
 	}
 	a := &address{bucket: u.Host, prefix: prefix, acl: "public-read"}
@@ -140,7 +141,8 @@ func parse(text string) (*address, error) {
 
 func parseEndpoint(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return nil, errors.New("endpoint: want https://HOST[:PORT] or http://HOST[:PORT]")
 	}
 	return u, nil
@@ -170,7 +172,8 @@ func (s *Storage) Put(ctx context.Context, name string, content io.Reader, size 
 		caching, kind = objectCaching, "application/octet-stream"
 	}
 	o := minio.PutObjectOptions{
-		CacheControl: caching, ContentType: kind, SendContentMd5: true, DisableContentSha256: true, DisableMultipart: true,
+		CacheControl: caching, ContentType: kind, SendContentMd5: true, DisableContentSha256: true,
+		DisableMultipart: true,
 	}
 	if s.address.acl != "" {
 		o.UserMetadata = map[string]string{"x-amz-acl": s.address.acl}
@@ -269,7 +272,8 @@ func (s *Storage) remove(ctx context.Context, names []string) error {
 func (s *Storage) List(ctx context.Context, prefix string, fn func(publish.Stored) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for o := range s.core.Client.ListObjects(ctx, s.address.bucket, minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true}) {
+	for o := range s.core.Client.ListObjects(ctx, s.address.bucket,
+		minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true}) {
 		err := known(o.Err)
 		if err == nil {
 			name, ok := strings.CutPrefix(o.Key, s.key(""))
@@ -304,7 +308,8 @@ func known(err error) error {
 	case answer.Code == minio.NoSuchKey || answer.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%w: %s", fs.ErrNotExist, answer.Message)
 	case answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized:
-		return fmt.Errorf("%w (%s): give credentials that may read, write, list and remove there", fs.ErrPermission, answer.Code)
+		return fmt.Errorf("%w (%s): give credentials that may read, write, list and remove there", fs.ErrPermission,
+			answer.Code)
 	}
 	return err
 }

@@ -61,7 +61,8 @@ func TestFilesAreKeptAsCachesWantThem(t *testing.T) {
 	put(t, s, ".cvmfspublished", "manifest")
 	put(t, s, "data/ab/empty", "")
 	for name, want := range map[string][2]string{
-		"data/ab/cd": {"object", objectCaching}, ".cvmfspublished": {"manifest", mutableCaching}, "data/ab/empty": {"", objectCaching},
+		"data/ab/cd": {"object", objectCaching}, ".cvmfspublished": {"manifest", mutableCaching},
+		"data/ab/empty": {"", objectCaching},
 	} {
 		got, err := read(t.Context(), s, name)
 		if err != nil || got != want[0] {
@@ -75,7 +76,10 @@ func TestFilesAreKeptAsCachesWantThem(t *testing.T) {
 			t.Errorf("%s: stored with %v", name, header)
 		}
 	}
-	if got, want := names(t, s, "data/"), []string{"data/ab/cd 6", "data/ab/empty 0"}; fmt.Sprint(got) != fmt.Sprint(want) {
+	if got, want := names(t, s, "data/"), []string{
+		"data/ab/cd 6",
+		"data/ab/empty 0",
+	}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("list: %v, want %v", got, want)
 	}
 	if err := s.Remove(t.Context(), "data/ab/cd", "data/none"); err != nil {
@@ -222,17 +226,22 @@ func TestRepositoryIsPublishedIntoABucket(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if err := publish.Create(t.Context(), dir+"2", settings, publish.Options{Storage: openStore(t, store)}); !errors.Is(err, fs.ErrExist) {
+	if err := publish.Create(t.Context(), dir+"2", settings,
+		publish.Options{Storage: openStore(t, store)}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second repository in its place: %v", err)
 	}
 }
 
 func TestAddresses(t *testing.T) {
 	for text, want := range map[string]string{
-		"s3://b/p": "", "s3://bucket/a/b/": "", "s3://bucket/p?acl=none&region=eu-west-1&endpoint=http://127.0.0.1:9000": "",
-		"": "want s3://", "s3://": "want s3://", "s3://bucket": "want s3://", "http://b/p": "want s3://", "s3://b/../p": "want s3://", "s3://b/a//p": "want s3://",
-		"s3://key:" + s3test.SecretKey + "@b/p": "no credentials", "s3://b/p?secret=x": "unknown", "s3://b/p?region=": "want one value",
-		"s3://b/p?endpoint=ftp://x": "endpoint: want", "s3://b/p?endpoint=http://u:p@x": "endpoint: want", "s3://b/p?endpoint=http://x/y": "endpoint: want",
+		"s3://b/p": "", "s3://bucket/a/b/": "",
+		"s3://bucket/p?acl=none&region=eu-west-1&endpoint=http://127.0.0.1:9000": "",
+		"": "want s3://", "s3://": "want s3://", "s3://bucket": "want s3://", "http://b/p": "want s3://",
+		"s3://b/../p": "want s3://", "s3://b/a//p": "want s3://",
+		"s3://key:" + s3test.SecretKey + "@b/p": "no credentials", "s3://b/p?secret=x": "unknown",
+		"s3://b/p?region=":          "want one value",
+		"s3://b/p?endpoint=ftp://x": "endpoint: want", "s3://b/p?endpoint=http://u:p@x": "endpoint: want",
+		"s3://b/p?endpoint=http://x/y": "endpoint: want",
 	} {
 		_, err := Open(text, Options{Getenv: s3test.Env})
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
@@ -246,7 +255,8 @@ func TestAddresses(t *testing.T) {
 
 func TestCredentialsComeFromTheEnvironmentOrAPrivateFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "credentials")
-	text := "[default]\naws_access_key_id = " + s3test.AccessKey + "\naws_secret_access_key = " + s3test.SecretKey + "\n"
+	text := "[default]\naws_access_key_id = " + s3test.AccessKey + "\naws_secret_access_key = " + s3test.SecretKey +
+		"\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -291,12 +301,16 @@ func TestCredentialsComeFromTheEnvironmentOrAPrivateFile(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{"s3://b/p", "s3://b/p?endpoint=http://x:1&region=r&acl=none", "s3://u:p@b/p", "s3://b/%2e%2e/p", "://"} {
+	for _, seed := range []string{
+		"s3://b/p", "s3://b/p?endpoint=http://x:1&region=r&acl=none", "s3://u:p@b/p",
+		"s3://b/%2e%2e/p", "://",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		a, err := parse(text)
-		if err == nil && (a.bucket == "" || a.prefix == "" || strings.HasPrefix(a.prefix, "..") || strings.HasSuffix(a.prefix, "/")) {
+		if err == nil && (a.bucket == "" || a.prefix == "" || strings.HasPrefix(a.prefix, "..") ||
+			strings.HasSuffix(a.prefix, "/")) {
 			t.Errorf("%q gives %+v", text, a)
 		}
 	})

@@ -234,7 +234,8 @@ func (d *Driver) view(lower string) (dir string, undo func(), err error) {
 		if lower == "" {
 			return dir, undo, nil
 		}
-		err = unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, "redirect_dir=off,lowerdir="+empty+":"+d.dir+"/"+lower)
+		err = unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY,
+			"redirect_dir=off,lowerdir="+empty+":"+d.dir+"/"+lower)
 	}
 	if err != nil {
 		undo()
@@ -277,7 +278,8 @@ func (d *Driver) apply(r request, body io.Reader) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := archive.UntarUncompressed(body, d.diff(l), &archive.TarOptions{WhiteoutFormat: archive.OverlayWhiteoutFormat}); err != nil {
+	if err := archive.UntarUncompressed(body, d.diff(l),
+		&archive.TarOptions{WhiteoutFormat: archive.OverlayWhiteoutFormat}); err != nil {
 		return 0, err
 	}
 	d.mu.Lock()

@@ -91,9 +91,12 @@ func run(ctx context.Context, converter string, rounds int) (err error) {
 		return v[len(v)/2]
 	}
 	fmt.Printf("gzip -dc | tar x, and sync        %.2f s\n", median(func(s sample) float64 { return s.unpack }))
-	fmt.Printf("convert the image                 × %.2f\n", median(func(s sample) float64 { return s.first / s.unpack }))
-	fmt.Printf("convert one that shares 90 %%      × %.2f\n", median(func(s sample) float64 { return s.second / s.unpack }))
-	fmt.Printf("peak memory of the converter      %.0f MB\n", median(func(s sample) float64 { return float64(s.peak) / 1e6 }))
+	fmt.Printf("convert the image                 × %.2f\n",
+		median(func(s sample) float64 { return s.first / s.unpack }))
+	fmt.Printf("convert one that shares 90 %%      × %.2f\n",
+		median(func(s sample) float64 { return s.second / s.unpack }))
+	fmt.Printf("peak memory of the converter      %.0f MB\n",
+		median(func(s sample) float64 { return float64(s.peak) / 1e6 }))
 	return nil
 }
 
@@ -158,7 +161,8 @@ func round(ctx context.Context, converter, dir string, image, second *images.Ima
 		took  *float64
 	}{{image, &s.first}, {second, &s.second}} {
 		convert := exec.CommandContext(ctx, converter, "make-thin", "--input-reference", "oci:"+c.image.Dir,
-			"--output-reference", "oci:"+filepath.Join(dir, "thin"), "--repository", repository, "--target", "native:"+publisher)
+			"--output-reference", "oci:"+filepath.Join(dir, "thin"), "--repository", repository, "--target",
+			"native:"+publisher)
 		if *c.took, err = timed(func() error { return quiet(convert) }); err != nil {
 			return s, err
 		}
@@ -182,7 +186,8 @@ func unpack(ctx context.Context, dir string, image *images.Image) error {
 		if err := os.MkdirAll(to, 0o755); err != nil {
 			return err
 		}
-		if err := quiet(exec.CommandContext(ctx, "sh", "-c", `gzip -dc "$0" | tar x --numeric-owner -C "$1"`, blob.Path, to)); err != nil {
+		if err := quiet(exec.CommandContext(ctx, "sh", "-c", `gzip -dc "$0" | tar x --numeric-owner -C "$1"`, blob.Path,
+			to)); err != nil {
 			return err
 		}
 	}

@@ -98,11 +98,13 @@ func (w *work) convert() error {
 	settings := w.path("publisher/publisher.json")
 	b, err := os.ReadFile(settings)
 	if err == nil {
-		err = os.WriteFile(settings, bytes.Replace(b, []byte(`"whitelist_days": 30`), []byte(`"whitelist_days": `+days), 1), 0o644)
+		err = os.WriteFile(settings, bytes.Replace(b, []byte(`"whitelist_days": 30`), []byte(`"whitelist_days": `+days),
+			1), 0o644)
 	}
 	return errors.Join(err,
 		w.program("docker2cvmfs", "publish", "resign", "--days", days, w.path("publisher")),
-		w.program("docker2cvmfs", "make-thin", "-i", "docker-archive:"+w.path("image.tar"), "-o", "docker-archive:"+filepath.Join(w.out, "thin.tar")+":example/thin-older:1",
+		w.program("docker2cvmfs", "make-thin", "-i", "docker-archive:"+w.path("image.tar"), "-o",
+			"docker-archive:"+filepath.Join(w.out, "thin.tar")+":example/thin-older:1",
 			"--target", "native:"+w.path("publisher")),
 		older.Pack(filepath.Join(w.out, "publisher.tar.gz"), w.path("publisher")),
 		zip(w.path("image.tar"), filepath.Join(w.out, "image.tar.gz")))
@@ -152,7 +154,8 @@ func (w *work) run() error {
 		return err
 	}
 	return errors.Join(writeZipped(filepath.Join(w.out, "expected.json.gz"), b),
-		older.Pack(filepath.Join(w.out, "data.tar.gz"), w.path("data"), "./state/backing-device")) // a device of this machine
+		// a device of this machine
+		older.Pack(filepath.Join(w.out, "data.tar.gz"), w.path("data"), "./state/backing-device"))
 }
 
 func (w *work) configure(server string) error {
@@ -249,7 +252,10 @@ func (p *plugin) work(w *work) (map[string][]string, error) {
 	if _, err := p.call("GraphDriver.Init", object{"Home": "/var/lib/docker/older"}); err != nil {
 		return nil, err
 	}
-	archives := map[string][]byte{"base": base(), "top": top(), "thin": descriptor, "mixed": descriptor, "above": above(), "below": below()}
+	archives := map[string][]byte{
+		"base": base(), "top": top(), "thin": descriptor, "mixed": descriptor,
+		"above": above(), "below": below(),
+	}
 	for _, l := range older.Layers() {
 		if _, err := p.call("GraphDriver.Create", object{"ID": l.ID, "Parent": l.Parent}); err != nil {
 			return nil, err
@@ -317,7 +323,8 @@ func change(root string) error {
 	}
 	return errors.Join(err,
 		os.Remove(at("etc/removed")),
-		os.RemoveAll(at("usr/share/doc")), os.Mkdir(at("usr/share/doc"), 0o750), os.WriteFile(at("usr/share/doc/new"), []byte("new\n"), 0o640),
+		os.RemoveAll(at("usr/share/doc")), os.Mkdir(at("usr/share/doc"), 0o750),
+		os.WriteFile(at("usr/share/doc/new"), []byte("new\n"), 0o640),
 		os.Chmod(at("usr/bin/tool"), 0o700),
 		os.Symlink("etc/changed", at("link")), os.Link(at("usr/share/doc/new"), at("hard")))
 }
@@ -356,7 +363,8 @@ func base() []byte {
 		entry{name: "usr/bin/", kind: tar.TypeDir, mode: 0o755},
 		entry{name: "usr/bin/tool", body: "#!/bin/sh\n", mode: 0o4755},
 		entry{name: "usr/bin/able", body: "able\n", mode: 0o755, xattrs: map[string]string{
-			"security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", // cap_net_bind_service=ep
+			// cap_net_bind_service=ep
+			"security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 			"user.note":           "kept",
 		}},
 		entry{name: "usr/share/", kind: tar.TypeDir, mode: 0o755},
@@ -425,7 +433,8 @@ func archive(entries ...entry) []byte {
 	w := tar.NewWriter(&b)
 	for n, e := range entries {
 		h := &tar.Header{
-			Name: e.name, Typeflag: tar.TypeReg, Linkname: e.link, Mode: 0o644, Uid: e.uid, Gid: e.gid, Size: int64(len(e.body)),
+			Name: e.name, Typeflag: tar.TypeReg, Linkname: e.link, Mode: 0o644, Uid: e.uid, Gid: e.gid,
+			Size:    int64(len(e.body)),
 			ModTime: time.Unix(1_700_000_000+int64(n), 0), Format: tar.FormatPAX,
 		}
 		if e.kind != 0 {

@@ -96,7 +96,8 @@ func find(name string) (string, error) {
 			}
 		}
 		if time.Now().After(deadline) {
-			return "", fmt.Errorf("find the disk %q: the kernel knows %d disks, and none of this name", name, len(serials))
+			return "", fmt.Errorf("find the disk %q: the kernel knows %d disks, and none of this name", name,
+				len(serials))
 		}
 	}
 }
@@ -124,7 +125,10 @@ func settle() error {
 			return err
 		}
 	}
-	for link, target := range map[string]string{"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2"} {
+	for link, target := range map[string]string{
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1",
+		"/dev/stderr": "fd/2",
+	} {
 		if err := os.Symlink(target, link); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}

@@ -130,7 +130,10 @@ func openConsole() error {
 }
 
 // environment is that of everything in the machine.
-var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+var environment = []string{
+	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
+	"LANG=C.UTF-8",
+}
 
 // reap has a child do the work, and takes the ends of processes whose parents are gone, as a first process has to.
 func reap() error {

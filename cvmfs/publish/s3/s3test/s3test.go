@@ -85,7 +85,8 @@ func (s *Store) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	signature := q.Header.Get("Authorization")
-	if !strings.HasPrefix(signature, "AWS4-HMAC-SHA256 Credential="+AccessKey+"/") || !strings.Contains(signature, "Signature=") {
+	if !strings.HasPrefix(signature, "AWS4-HMAC-SHA256 Credential="+AccessKey+"/") ||
+		!strings.Contains(signature, "Signature=") {
 		reply(w, http.StatusForbidden, errorReply{Code: "AccessDenied", Message: "no signature"})
 		return
 	}
@@ -188,7 +189,10 @@ func (s *Store) list(w http.ResponseWriter, q *http.Request) {
 		answer.NextContinuationToken = keys[1]
 	}
 	for _, key := range keys {
-		answer.Contents = append(answer.Contents, listed{key, len(s.Objects[key].Content), time.Now().UTC().Format(time.RFC3339), `"etag"`})
+		answer.Contents = append(answer.Contents, listed{
+			key, len(s.Objects[key].Content),
+			time.Now().UTC().Format(time.RFC3339), `"etag"`,
+		})
 	}
 	reply(w, http.StatusOK, answer)
 }
