@@ -544,8 +544,15 @@ func TestAFullDiskLeavesNoPartOfAnArchive(t *testing.T) {
 func ExampleCheckName() {
 	for _, n := range []string{"registry.example.org:5000/cvmfs/graphdriver:1.0", "overlay2"} {
 		driver, err := CheckName(n)
-		fmt.Println(driver, err)
+		fmt.Printf("%q\n", driver)
+		if err != nil {
+			fmt.Println("error:", strings.ReplaceAll(err.Error(), ": ", ":\n"))
+		}
 	}
-	// Output: registry.example.org:5000/cvmfs/graphdriver:1.0 <nil> plugin name "overlay2": the engine has a storage
-	// driver of its own of that name: take another, such as cvmfs-graphdriver
+	// Output:
+	// "registry.example.org:5000/cvmfs/graphdriver:1.0"
+	// ""
+	// error: plugin name "overlay2":
+	// the engine has a storage driver of its own of that name:
+	// take another, such as cvmfs-graphdriver
 }

@@ -71,11 +71,8 @@ func bundleBuildCommand() *cli.Command {
 				return fmt.Errorf("bundle: %w", err)
 			}
 			if name := c.String("sign"); name != "" {
-				if o.Key, err = bundle.ReadPrivateKey(name, func() (string,
-					error,
-				) {
-					return askPassword(c, name)
-				}); err != nil {
+				ask := func() (string, error) { return askPassword(c, name) }
+				if o.Key, err = bundle.ReadPrivateKey(name, ask); err != nil {
 					return fmt.Errorf("bundle: %w", err)
 				}
 			}

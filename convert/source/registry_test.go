@@ -56,11 +56,8 @@ func layerOf(t testing.TB, archive []byte, c compression.Compression, media type
 	if c == compression.None {
 		return static.NewLayer(archive, media)
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(archive)),
-			nil
-	},
-		tarball.WithCompression(c), tarball.WithMediaType(media))
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }
+	l, err := tarball.LayerFromOpener(open, tarball.WithCompression(c), tarball.WithMediaType(media))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,16 +45,13 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, mux: http.NewServeMux()}
 	for method, call := range map[string]call{
 		"Init": s.init,
-		"Capabilities": func(context.Context, *request) (answer,
-			error,
-		) {
+		"Capabilities": func(context.Context, *request) (answer, error) {
 			return answer{Capabilities: &capabilities{}}, nil
 		},
 		"Create":          s.create,
 		"CreateReadWrite": s.createReadWrite,
 		"Remove": func(_ context.Context, r *request) (answer, error) {
-			return answer{},
-				cfg.Store.Remove(r.ID)
+			return answer{}, cfg.Store.Remove(r.ID)
 		},
 		"Get": s.get,
 		"Put": func(_ context.Context, r *request) (answer, error) { return answer{}, cfg.Store.Put(r.ID) },
@@ -62,8 +59,7 @@ func New(cfg Config) *Server {
 			return answer{Exists: cfg.Store.Exists(r.ID)}, nil
 		},
 		"Status": func(context.Context, *request) (answer, error) {
-			return answer{Status: cfg.Store.Status()},
-				nil
+			return answer{Status: cfg.Store.Status()}, nil
 		},
 		"GetMetadata": s.metadata,
 		"Cleanup":     func(context.Context, *request) (answer, error) { return answer{}, cfg.Store.Cleanup() },
@@ -74,9 +70,7 @@ func New(cfg Config) *Server {
 	}
 	s.mux.HandleFunc("POST /GraphDriver.Diff", s.diff)
 	s.mux.HandleFunc("POST /GraphDriver.ApplyDiff", s.applyDiff)
-	s.mux.HandleFunc("/CvmfsGraphDriver.Status", func(w http.ResponseWriter,
-		_ *http.Request,
-	) {
+	s.mux.HandleFunc("/CvmfsGraphDriver.Status", func(w http.ResponseWriter, _ *http.Request) {
 		s.answer(w, http.StatusOK, cfg.Status())
 	})
 	s.mux.HandleFunc("POST /Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {

@@ -270,8 +270,7 @@ func TestQuestionsHaveNoEffects(t *testing.T) {
 	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: descriptor}))
 	var log []string
 	r.cfg.NewComposer = func(layers.Settings) (layers.Composer, error) {
-		return &successor{log: &log, name: "composer"},
-			nil
+		return &successor{log: &log, name: "composer"}, nil
 	}
 	r.reopen()
 	must(t, r.Create(layers.CreateArgs{ID: "step", Parent: "base", Writable: true}))

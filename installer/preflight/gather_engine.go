@@ -265,11 +265,10 @@ func asked(ctx context.Context, folder string) (*State, error) {
 	}
 	defer dir.Close() // only a reference
 	socket := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), rootfs.PluginConfig(rootfs.Build{}).Interface.Socket)
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn,
-		error,
-	) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}
+	}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: dial}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/CvmfsGraphDriver.Status", nil)
 	if err != nil {
 		return nil, err

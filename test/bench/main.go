@@ -232,11 +232,10 @@ func (t target) load(ctx context.Context, archive string) (float64, error) {
 // mounts makes containers and asks for their root's attributes, which has the engine call Create, Get and Put of its
 // driver and start nothing. It talks to the engine's API, without the client's own time; removing isn't counted.
 func (t target) mounts(ctx context.Context) (float64, error) {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn,
-		error,
-	) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", t.engine.Socket())
-	}}}
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial}}
 	defer client.CloseIdleConnections()
 	call := func(method, path, body string, answer any) error {
 		request, err := http.NewRequestWithContext(ctx, method, "http://engine"+path, strings.NewReader(body))
