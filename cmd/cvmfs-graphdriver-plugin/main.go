@@ -43,13 +43,14 @@ const (
 )
 
 // byHand is for people who start the program by hand.
-const byHand = `cvmfs-graphdriver-plugin is the Docker storage-driver plugin: the engine starts it, inside the plugin, without an argument.
-By hand it only tells what it is:
+const byHand = `cvmfs-graphdriver-plugin is the Docker storage-driver plugin. The Docker engine starts it inside the plugin, without arguments.
+Started by hand, it only prints information:
 
-  cvmfs-graphdriver-plugin version   the version
-  cvmfs-graphdriver-plugin help      this text
+  cvmfs-graphdriver-plugin version   print the version
+  cvmfs-graphdriver-plugin help      print this text
 
-To make the plugin a host's storage driver: cvmfs-graphdriver install. What runs on a host: cvmfs-graphdriver status.
+To make the plugin the storage driver of a host, run: cvmfs-graphdriver install
+To show what is running on a host, run:               cvmfs-graphdriver status
 `
 
 // Exit codes, as those of the other programs.

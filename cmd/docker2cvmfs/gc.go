@@ -13,17 +13,18 @@ import (
 // gcCommand removes layers that no image needs.
 func gcCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", Usage: "remove layers that no wish names any more", ArgsUsage: "WISHLIST.yaml…",
-		Description: "All wish lists of the repository must be given: images that were converted for a list none of them asks for are dropped.\n" +
-			"Images made by make-thin stay. Layers that other tools put below the same folder are known only by their image's\n" +
-			"/.metadata/…/manifest.json: without one they are removed. What the storage frees, publish gc tells.",
+		Name: "gc", Usage: "remove layers that no image needs any more", ArgsUsage: "WISHLIST.yaml…",
+		Description: "Pass all wish lists of the repository: an image converted for a list is dropped if no list names it.\n" +
+			"Images converted with make-thin are kept. Layers that other tools put into the same folder count as\n" +
+			"unused and are removed, unless a manifest.json below /.metadata names them. To free storage, run\n" +
+			"publish gc afterwards.",
 		Flags: append(targetFlags(),
 			&cli.IntFlag{
-				Name: "grace-period", Usage: "`DAYS` a layer must have been found unused before it goes",
+				Name: "grace-period", Usage: "remove layers that were found unused at least `DAYS` ago",
 				Value: 7,
 			},
-			&cli.BoolFlag{Name: "dry-run", Usage: "only tell what would go"},
-			&cli.BoolFlag{Name: "json", Usage: "tell as JSON"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be removed"},
+			&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 		),
 		Action: collect,
 	}

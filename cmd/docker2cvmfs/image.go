@@ -17,15 +17,18 @@ func imageFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{
 			Name:  "registry",
-			Usage: "`URL` of the registry that images without a scheme are in, as in https://registry-1.docker.io/v2",
+			Usage: "`URL` of the registry for image names without a scheme, for example https://registry-1.docker.io/v2",
 		},
 		&cli.StringFlag{
-			Name: "platform", Usage: "`OS/ARCH[/VARIANT]` of the image, where there are several",
+			Name: "platform", Usage: "`OS/ARCH[/VARIANT]` to select from a multi-platform image",
 			DefaultText: "linux/amd64",
 		},
-		&cli.StringSliceFlag{Name: "mirror", Usage: "`URL` of a registry to ask before Docker Hub"},
-		&cli.BoolFlag{Name: "plain-http", Usage: "speak to registries without TLS where they have none"},
-		&cli.BoolFlag{Name: "insecure", Usage: "don't check the certificates of registries"},
+		&cli.StringSliceFlag{
+			Name:  "mirror",
+			Usage: "`URL` of a registry to try before Docker Hub, or REGISTRY=URL to try before another; can be repeated",
+		},
+		&cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for registries that have no TLS"},
+		&cli.BoolFlag{Name: "insecure", Usage: "do not verify the TLS certificates of registries"},
 	}
 }
 
@@ -86,7 +89,7 @@ func needArgs(c *cli.Context, names ...string) error {
 // manifestCommand prints an image's manifest.
 func manifestCommand() *cli.Command {
 	return &cli.Command{
-		Name: "manifest", Usage: "print an image's manifest, as the registry has it", ArgsUsage: "IMAGE",
+		Name: "manifest", Usage: "print the manifest of an image, as stored in the registry", ArgsUsage: "IMAGE",
 		Flags: imageFlags(),
 		Action: func(c *cli.Context) error {
 			return printOf(c, func(image *source.Image) []byte { return image.Raw })
@@ -97,7 +100,7 @@ func manifestCommand() *cli.Command {
 // configCommand prints an image's configuration.
 func configCommand() *cli.Command {
 	return &cli.Command{
-		Name: "config", Usage: "print an image's configuration, as the registry has it", ArgsUsage: "IMAGE",
+		Name: "config", Usage: "print the configuration of an image, as stored in the registry", ArgsUsage: "IMAGE",
 		Flags: imageFlags(),
 		Action: func(c *cli.Context) error {
 			return printOf(c, func(image *source.Image) []byte { return image.RawConfig })

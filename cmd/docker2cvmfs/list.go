@@ -21,8 +21,10 @@ const defaultInterval = 10 * time.Minute
 func convertCommand() *cli.Command {
 	return &cli.Command{
 		Name: "convert", Usage: "convert the images of a wish list", ArgsUsage: "WISHLIST.yaml", Flags: listFlags(),
-		Description: "An image that didn't change is skipped, one that fails doesn't stop the others: the summary names it, and the exit code\n" +
-			"is 1. DUCC_OUTPUT_REGISTRY_PASS is the password of the list's user, DUCC_AUTH_REGISTRIES names further credentials.",
+		Description: "Images that did not change are skipped. If an image fails, the others are still converted, the summary\n" +
+			"names the failed image, and the exit code is 1.\n\n" +
+			"Environment variables: DUCC_OUTPUT_REGISTRY_PASS is the password of the list's user,\n" +
+			"DUCC_AUTH_REGISTRIES lists the names of additional registry credentials.",
 		Action: func(c *cli.Context) error {
 			if err := needArgs(c, "WISHLIST.yaml"); err != nil {
 				return err
@@ -35,10 +37,11 @@ func convertCommand() *cli.Command {
 // loopCommand does so again and again.
 func loopCommand() *cli.Command {
 	return &cli.Command{
-		Name: "loop", Usage: "convert the images of a wish list, again and again", ArgsUsage: "WISHLIST.yaml",
-		Description: "The list is read anew in each round. A round that fails is reported, and the next one follows; an interrupt ends the loop.",
+		Name: "loop", Usage: "convert the images of a wish list repeatedly", ArgsUsage: "WISHLIST.yaml",
+		Description: "The list is read again in each round. If a round fails, the error is printed and the loop continues.\n" +
+			"Ctrl-C ends it.",
 		Flags: append(listFlags(), &cli.DurationFlag{
-			Name: "interval", Usage: "`TIME` between two rounds",
+			Name: "interval", Usage: "pause between two rounds, as a `DURATION`, for example 30m",
 			Value: defaultInterval,
 		}),
 		Action: loop,
@@ -51,7 +54,7 @@ func listFlags() []cli.Flag {
 	return append(flags,
 		&cli.StringFlag{
 			Name: "notification-file", Aliases: []string{"notify", "n"},
-			Usage: "append what happens to `FILE`, as JSON lines",
+			Usage: "append events to `FILE`, one JSON object per line",
 		},
 		&cli.BoolFlag{Name: "force", Usage: "write thin images even if nothing changed"},
 	)

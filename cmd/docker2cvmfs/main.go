@@ -37,7 +37,7 @@ func main() {
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	return program.Run(ctx, &cli.App{
 		Name:  "docker2cvmfs",
-		Usage: "turn container images into thin images whose layers lie in CernVM-FS",
+		Usage: "convert container images to thin images with their layers in CernVM-FS",
 		Flags: imageFlags(),
 		Commands: []*cli.Command{
 			pullCommand(), thinCommand(), makeThinCommand(), convertCommand(), loopCommand(), gcCommand(),

@@ -14,12 +14,12 @@ func makeThinCommand() *cli.Command {
 	flags = append(flags, targetFlags()...)
 	return &cli.Command{
 		Name:  "make-thin",
-		Usage: "put an image's layers into a repository and its thin image where it is wanted",
-		Description: "The thin image goes to a registry, or with docker-archive:FILE, oci:DIR[:TAG] or docker-daemon:NAME elsewhere. Without an\n" +
-			"output reference only the layers are published.",
+		Usage: "convert one image: publish its layers in a repository and write its thin image",
+		Description: "The thin image goes to a registry, or to docker-archive:FILE, oci:DIR[:TAG] or docker-daemon:NAME.\n" +
+			"Without --output-reference only the layers are published.",
 		Flags: append(flags,
 			&cli.StringFlag{Name: "input-reference", Aliases: []string{"i"}, Usage: "the `IMAGE` to convert"},
-			&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where the thin `IMAGE` goes"},
+			&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where to write the thin `IMAGE`"},
 			&cli.BoolFlag{Name: "force", Usage: "write the thin image even if nothing changed"},
 		),
 		Action: makeThin,
@@ -29,14 +29,17 @@ func makeThinCommand() *cli.Command {
 // targetFlags say where layers go.
 func targetFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "repository", Aliases: []string{"r"}, Usage: "`FQRN` of the repository"},
+		&cli.StringFlag{
+			Name: "repository", Aliases: []string{"r"},
+			Usage: "fully qualified name (`FQRN`) of the repository, for example layers.example.org",
+		},
 		&cli.StringFlag{
 			Name: "subdirectory", Aliases: []string{"s"},
-			Usage: "`FOLDER` of the repository that layers go to", DefaultText: "layers",
+			Usage: "`FOLDER` in the repository for the layers", DefaultText: "layers",
 		},
-		&cli.StringFlag{Name: "layout", Usage: "`layers` or ducc: how layers are arranged", Value: "layers"},
+		&cli.StringFlag{Name: "layout", Usage: "`LAYOUT` of the layers' folders: layers or ducc", Value: "layers"},
 		&cli.StringFlag{
-			Name: "target", Usage: "`native:DIR`, cvmfs_server:FQRN or dir:DIR",
+			Name: "target", Usage: "`TARGET` for the layers: native:DIR, cvmfs_server:FQRN or dir:DIR",
 			DefaultText: "cvmfs_server:FQRN of --repository",
 		},
 	}

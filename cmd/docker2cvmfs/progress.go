@@ -23,8 +23,8 @@ const progressEvery = time.Second
 // progressFlags say how long work is shown.
 func progressFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "json", Usage: "tell what happens as JSON, one object a line"},
-		&cli.IntFlag{Name: "parallel", Usage: "how many layers are read at once", Value: 3},
+		&cli.BoolFlag{Name: "json", Usage: "print progress as JSON, one object per line"},
+		&cli.IntFlag{Name: "parallel", Usage: "number of layers to read in parallel", Value: 3},
 	}
 }
 

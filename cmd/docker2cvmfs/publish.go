@@ -12,7 +12,7 @@ import (
 // publishCommand looks after repositories of our own publisher.
 func publishCommand() *cli.Command {
 	return &cli.Command{
-		Name: "publish", Usage: "make and look after a repository",
+		Name: "publish", Usage: "create and maintain a repository",
 		Action: program.OnlyCommands,
 		Subcommands: []*cli.Command{
 			publishCreateCommand(), publishInfoCommand(), publishResignCommand(), publishCheckCommand(),
@@ -22,7 +22,7 @@ func publishCommand() *cli.Command {
 	}
 }
 
-func jsonFlag() cli.Flag { return &cli.BoolFlag{Name: "json", Usage: "tell as JSON"} }
+func jsonFlag() cli.Flag { return &cli.BoolFlag{Name: "json", Usage: "print the result as JSON"} }
 
 // withRepository opens the publisher's folder of the only argument for fn.
 func withRepository(fn func(c *cli.Context, r *publish.Repository) error) cli.ActionFunc {

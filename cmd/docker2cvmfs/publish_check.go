@@ -10,8 +10,8 @@ import (
 
 func publishCheckCommand() *cli.Command {
 	return &cli.Command{
-		Name: "check", Usage: "hold a repository to every rule", ArgsUsage: "DIR",
-		Flags:  []cli.Flag{&cli.BoolFlag{Name: "content", Usage: "read every object, too"}, jsonFlag()},
+		Name: "check", Usage: "check the integrity of a repository", ArgsUsage: "DIR",
+		Flags:  []cli.Flag{&cli.BoolFlag{Name: "content", Usage: "also read and verify every object"}, jsonFlag()},
 		Action: withRepository(publishCheck),
 	}
 }

@@ -12,21 +12,21 @@ import (
 
 func publishCreateCommand() *cli.Command {
 	return &cli.Command{
-		Name: "create", Usage: "make a publisher's folder with keys and an empty repository", ArgsUsage: "DIR FQRN",
+		Name: "create", Usage: "create a publisher's folder with keys and an empty repository", ArgsUsage: "DIR FQRN",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "hash", Usage: "digests are `sha1` or shake128", Value: "sha1"},
-			&cli.StringFlag{Name: "compression", Usage: "files are stored with `zlib` or none", Value: "zlib"},
+			&cli.StringFlag{Name: "hash", Usage: "hash `ALGORITHM`: sha1 or shake128", Value: "sha1"},
+			&cli.StringFlag{Name: "compression", Usage: "`METHOD` to compress files: zlib or none", Value: "zlib"},
 			&cli.StringFlag{
 				Name:        "storage",
-				Usage:       "`s3://BUCKET/PREFIX[?endpoint=URL&region=NAME&acl=NAME]` to publish into",
+				Usage:       "`URL` of a bucket to publish to: s3://BUCKET/PREFIX[?endpoint=URL&region=NAME&acl=NAME]",
 				DefaultText: "DIR/www",
 			},
 			&cli.StringFlag{
-				Name: "keys", Usage: "`FOLDER` of the keys; those that are there are taken",
+				Name: "keys", Usage: "`FOLDER` of the keys; existing keys are used",
 				DefaultText: "DIR/keys",
 			},
 			&cli.DurationFlag{
-				Name: "ttl", Usage: "how long clients go without looking for a newer revision",
+				Name: "ttl", Usage: "how long clients wait before they look for a newer revision, as a `DURATION`",
 				Value: 4 * time.Minute,
 			},
 		},

@@ -12,12 +12,12 @@ import (
 
 func publishGCCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", Usage: "remove revisions that nothing keeps, and what only they need", ArgsUsage: "DIR",
-		Description: "The newest revision and those with a tag of their own are kept.",
+		Name: "gc", Usage: "remove old revisions and the objects that only they need", ArgsUsage: "DIR",
+		Description: "The newest revision and the revisions that you tagged are always kept.",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "keep-revisions", Usage: "so many `REVISIONS` before the newest stay", Value: 3},
-			&cli.IntFlag{Name: "keep-days", Usage: "revisions of the last `DAYS` stay"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "only tell what would go"},
+			&cli.IntFlag{Name: "keep-revisions", Usage: "number of `REVISIONS` before the newest to keep", Value: 3},
+			&cli.IntFlag{Name: "keep-days", Usage: "keep the revisions of the last `DAYS`"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be removed"},
 			jsonFlag(),
 		},
 		Action: withRepository(publishGC),

@@ -11,7 +11,8 @@ import (
 
 func publishInfoCommand() *cli.Command {
 	return &cli.Command{
-		Name: "info", Usage: "tell what is published", ArgsUsage: "DIR", Flags: []cli.Flag{jsonFlag()},
+		Name: "info", Usage: "show revision, whitelist expiry, tags and size of a repository", ArgsUsage: "DIR",
+		Flags:  []cli.Flag{jsonFlag()},
 		Action: withRepository(publishInfo),
 	}
 }

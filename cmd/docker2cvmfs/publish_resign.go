@@ -15,12 +15,12 @@ func publishResignCommand() *cli.Command {
 		Name: "resign", Usage: "renew the whitelist with the master key", ArgsUsage: "DIR",
 		Flags: []cli.Flag{
 			&cli.IntFlag{
-				Name: "days", Usage: "how many `DAYS` the new list is good for",
+				Name: "days", Usage: "validity of the new whitelist in `DAYS`",
 				DefaultText: "whitelist_days of DIR/publisher.json",
 			},
 			&cli.BoolFlag{
 				Name:  "new-key",
-				Usage: "publish with a new key and certificate from now on; the former certificate stays listed",
+				Usage: "create a new key and certificate for publishing; the former certificate stays in the whitelist",
 			},
 		},
 		Action: withRepository(publishResign),

@@ -23,7 +23,7 @@ const (
 func publishServeCommand() *cli.Command {
 	return &cli.Command{
 		Name: "serve", Usage: "serve a repository over HTTP, for trying out", ArgsUsage: "DIR",
-		Flags:  []cli.Flag{&cli.StringFlag{Name: "listen", Usage: "`HOST:PORT` to serve at", Value: "127.0.0.1:8000"}},
+		Flags:  []cli.Flag{&cli.StringFlag{Name: "listen", Usage: "`HOST:PORT` to listen on", Value: "127.0.0.1:8000"}},
 		Action: withRepository(publishServe),
 	}
 }

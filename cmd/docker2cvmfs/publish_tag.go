@@ -12,10 +12,10 @@ import (
 
 func publishTagCommand() *cli.Command {
 	return &cli.Command{
-		Name: "tag", Usage: "list, add and remove names of revisions", ArgsUsage: "DIR [list | add NAME | remove NAME]",
+		Name: "tag", Usage: "list, add and remove tags of revisions", ArgsUsage: "DIR [list | add NAME | remove NAME]",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "of", Usage: "add a name to the revision of this `TAG`", DefaultText: "the newest"},
-			&cli.StringFlag{Name: "description", Usage: "what the added tag is for"},
+			&cli.StringFlag{Name: "of", Usage: "add the new tag to the revision of this `TAG`", DefaultText: "the newest revision"},
+			&cli.StringFlag{Name: "description", Usage: "description of the new tag"},
 			jsonFlag(),
 		},
 		Action: publishTag,

@@ -16,8 +16,9 @@ func pullCommand() *cli.Command {
 		Name:      "pull",
 		Usage:     "download an image's layers, manifest and configuration into a folder",
 		ArgsUsage: "IMAGE DIR",
-		Description: "Each layer is a file DIGEST.tar.gz, byte for byte what the registry has; layers that are compressed otherwise or\n" +
-			"not at all are called DIGEST.tar.zst, .tar.xz, .tar.bz2 and .tar. Files that are there and complete stay as they are.",
+		Description: "Each layer becomes a file DIGEST.tar.gz, byte for byte as in the registry. Layers with another\n" +
+			"compression or none are named DIGEST.tar.zst, .tar.xz, .tar.bz2 or .tar. Complete files are not\n" +
+			"downloaded again.",
 		Flags:  append(imageFlags(), progressFlags()...),
 		Action: pull,
 	}

@@ -16,7 +16,7 @@ import (
 func thinCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "thin",
-		Usage:     "print the descriptor, thin.json, of an image whose layers lie below a folder of a repository",
+		Usage:     "print the descriptor (thin.json) of an image whose layers are in a folder of a repository",
 		ArgsUsage: "IMAGE FQRN/PATH",
 		Flags:     imageFlags(),
 		Action:    printThin,

@@ -24,19 +24,22 @@ var (
 func docsCommand() *cli.Command {
 	return &cli.Command{
 		Name:   "docs",
-		Usage:  "print what packages ship beside the program",
+		Usage:  "print the man page or shell completions, for packages",
 		Hidden: true,
 		Subcommands: []*cli.Command{
-			docCommand("man", "the manual page", func(c *cli.Context) string {
+			docCommand("man", "the man page", func(c *cli.Context) string {
 				date := time.Now()
 				if given := c.Timestamp("date"); given != nil {
 					date = *given
 				}
 				return manPage(c.App, date)
-			}, &cli.TimestampFlag{Name: "date", Usage: "`DATE` of the page, as in 2026-01-31", Layout: time.DateOnly}),
-			docCommand("bash", "the completion for bash", completion(bashCompletion)),
-			docCommand("zsh", "the completion for zsh", completion(zshCompletion)),
-			docCommand("fish", "the completion for fish", completion(fishCompletion)),
+			}, &cli.TimestampFlag{
+				Name: "date", Usage: "`DATE` of the man page, for example 2026-01-31",
+				Layout: time.DateOnly,
+			}),
+			docCommand("bash", "the completion script for bash", completion(bashCompletion)),
+			docCommand("zsh", "the completion script for zsh", completion(zshCompletion)),
+			docCommand("fish", "the completion script for fish", completion(fishCompletion)),
 		},
 		Action: OnlyCommands,
 	}

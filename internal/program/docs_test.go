@@ -97,26 +97,26 @@ look at all
 .SS "some\-program show one"
 look at one
 .SS "some\-program version"
-tell which build this is
+print the version
 .SH EXIT STATUS
 .TP
 \fB0\fR
-all was done
+success
 .TP
 \fB1\fR
-something failed
+failure
 .TP
 \fB2\fR
-the program was called wrongly
+wrong usage
 .TP
 \fB3\fR
-the host, or a repository, doesn\[u0027]t qualify for what was asked
+the host or the repository does not meet the requirements
 .TP
 \fB4\fR
-an install, upgrade or uninstall failed, and what it had changed of the host is undone
+install, upgrade or uninstall failed, and its changes to the host were undone
 .TP
 \fB141\fR
-the output was not read to its end
+the output was not read to its end, for example because a pipe was closed
 `
 	if diff := cmp.Diff(want, docs(t, "man", "--date", "2026-01-31")); diff != "" {
 		t.Error(diff)

@@ -39,12 +39,12 @@ var exits = []struct {
 	code  int
 	means string
 }{
-	{Done, "all was done"},
-	{Failed, "something failed"},
-	{Usage, "the program was called wrongly"},
-	{Unfit, "the host, or a repository, doesn't qualify for what was asked"},
-	{RolledBack, "an install, upgrade or uninstall failed, and what it had changed of the host is undone"},
-	{Unread, "the output was not read to its end"},
+	{Done, "success"},
+	{Failed, "failure"},
+	{Usage, "wrong usage"},
+	{Unfit, "the host or the repository does not meet the requirements"},
+	{RolledBack, "install, upgrade or uninstall failed, and its changes to the host were undone"},
+	{Unread, "the output was not read to its end, for example because a pipe was closed"},
 }
 
 // impatience is how long after a signal that ends a program another one is taken for the same: timeout(1) sends its
@@ -146,7 +146,7 @@ func OnlyCommands(c *cli.Context) error {
 func VersionCommand(version, commit string) *cli.Command {
 	return &cli.Command{
 		Name:  "version",
-		Usage: "tell which build this is",
+		Usage: "print the version",
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
 				return Usagef(c, "unknown argument %q", c.Args().First())
