@@ -47,7 +47,7 @@ var parts = []program{
 var whole = []program{
 	{
 		folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels) + "|" + forced,
-		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 20 * time.Minute,
+		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
 	},
 	{folder: "test/e2e", run: only(
 		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged",
@@ -55,7 +55,7 @@ var whole = []program{
 		"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns",
 		"TestAThinImageIsMadeOfItsDescriptor",
 		"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
-	), limit: 15 * time.Minute},
+	), limit: 30 * time.Minute},
 	{folder: "cmd/cvmfs-graphdriver-plugin", with: "security=selinux", run: only(labels), limit: 5 * time.Minute},
 }
 
