@@ -21,6 +21,9 @@ var formats = []string{
 
 // rules say for each package, or each below a folder, what of ours it may import besides packages below itself. The
 // longest name that fits a package counts. A package that no rule fits has no place yet.
+//
+// Tests of a package, those outside of it too, may import what the package may, the package itself, what their rule in
+// testRules adds, and the helpers of test.
 var rules = map[string][]string{
 	"cmd":                          {"installer", "bundle", "rootfs", "driver", "convert", "thin", "cvmfs", "internal"},
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "thin", "cvmfs", "internal"},
@@ -59,8 +62,19 @@ var rules = map[string][]string{
 	"test":             {"bundle", "rootfs", "installer", "driver", "convert", "thin", "cvmfs", "internal"},
 }
 
+// testRules say what tests below a folder may import besides: what the package under test is held against.
+var testRules = map[string][]string{
+	"driver/layers": {"driver/graphdriver"},           // layers mount nothing: their tests mount as the driver does
+	"packaging":     {"convert/wish", "cvmfs/config"}, // what reads the examples
+}
+
 // within reports whether a package is the folder or below it.
 func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
+
+// anyWithin reports whether a package is one of the folders or below one.
+func anyWithin(pkg string, folders []string) bool {
+	return slices.ContainsFunc(folders, func(folder string) bool { return within(pkg, folder) })
+}
 
 // rule returns the name of the rule for a package, or "".
 func rule(pkg string) string {
@@ -76,19 +90,25 @@ func rule(pkg string) string {
 // allowed reports whether package from may import package to; both are relative to the module.
 func allowed(from, to string) bool {
 	name := rule(from)
-	return within(to, name) || slices.ContainsFunc(rules[name], func(folder string) bool { return within(to, folder) })
+	return within(to, name) || anyWithin(to, rules[name])
+}
+
+// allowedInTests reports whether tests of package from, in it or outside of it, may import package to.
+func allowedInTests(from, to string) bool {
+	return allowed(from, to) || within(to, "test") || anyWithin(to, testRules[rule(from)])
 }
 
 func TestImportsRunOnlyDownwards(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-e", "-json=ImportPath,Imports", module+"/...")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-e", "-tags=guest",
+		"-json=ImportPath,Imports,TestImports,XTestImports", module+"/...")
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
 	for in := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var pkg struct {
-			ImportPath string
-			Imports    []string
+			ImportPath                         string
+			Imports, TestImports, XTestImports []string
 		}
 		if err := in.Decode(&pkg); errors.Is(err, io.EOF) {
 			return
@@ -100,11 +120,16 @@ func TestImportsRunOnlyDownwards(t *testing.T) {
 			t.Errorf("%s: no rule says what it may import", from)
 			continue
 		}
-		for _, path := range pkg.Imports {
-			if to, ours := strings.CutPrefix(path, module+"/"); ours && !allowed(from, to) {
-				t.Errorf("%s imports %s", from, to)
+		check := func(imports []string, allowed func(from, to string) bool, who string) {
+			for _, path := range imports {
+				if to, ours := strings.CutPrefix(path, module+"/"); ours && !allowed(from, to) {
+					t.Errorf("%s%s imports %s", who, from, to)
+				}
 			}
 		}
+		check(pkg.Imports, allowed, "")
+		check(pkg.TestImports, allowedInTests, "a test of ")
+		check(pkg.XTestImports, allowedInTests, "a test of ")
 	}
 }
 
@@ -127,9 +152,28 @@ func TestArrowsForbidWhatTheyShould(t *testing.T) {
 		{"internal/erofs", "cvmfs/hash", false},
 		{"test/engine", "test/testutil", true},
 		{"cvmfsother", "cvmfs/hash", false},
+		{"cvmfs/fetch", "test/testutil", false},
 	} {
 		if got := allowed(arrow.from, arrow.to); got != arrow.want {
 			t.Errorf("%s → %s: allowed %t, want %t", arrow.from, arrow.to, got, arrow.want)
+		}
+	}
+}
+
+func TestArrowsOfTests(t *testing.T) {
+	for _, arrow := range []struct {
+		from, to string
+		want     bool
+	}{
+		{"cvmfs/fetch", "test/testutil", true},
+		{"cvmfs/fetch", "cvmfs/fetch", true},
+		{"cvmfs/fetch", "cvmfs/objects", false},
+		{"packaging", "cvmfs/config", true},
+		{"packaging", "cvmfs/client", false},
+		{"internal/erofs", "driver/images", false},
+	} {
+		if got := allowedInTests(arrow.from, arrow.to); got != arrow.want {
+			t.Errorf("tests of %s → %s: allowed %t, want %t", arrow.from, arrow.to, got, arrow.want)
 		}
 	}
 }
