@@ -3,11 +3,12 @@
 //
 // The words used here:
 //
-//   - A catalog describes one subtree. The repository's root catalog describes the root; a nested catalog continues the tree at
-//     a folder of its parent. That folder has a row in both: in the parent flagged Mountpoint, in the child flagged NestedRoot.
+//   - A catalog describes one subtree. The repository's root catalog describes the root; a nested catalog continues the
+//     tree at a folder of its parent. That folder has a row in both: in the parent flagged Mountpoint, in the child
+//     flagged NestedRoot.
 //   - The root prefix is the path of the subtree's root inside the repository, "" for the root catalog.
-//   - A row stands for one name. It is found by the hash of its full path, and listed by the hash of its parent's path. The path
-//     itself is not stored: a reader who walks down knows it and must check it against the hash.
+//   - A row stands for one name. It is found by the hash of its full path, and listed by the hash of its parent's path.
+//     The path itself is not stored: a reader who walks down knows it and must check it against the hash.
 //   - A hard-link group is a number shared by the rows of one catalog that are one file.
 //   - A chunk is a piece of a file that is stored as an object of its own.
 //   - The statistics count a catalog's own rows and, separately, those of all catalogs below.
@@ -77,7 +78,7 @@ func open(path string) (*Catalog, error) {
 	}
 	c := &Catalog{file: file, path: path, maxRows: file.Size()/minRowSize + 1, ttl: DefaultTTL}
 	if err := c.start(); err != nil {
-		c.Close()
+		c.Close() // the error that is told is the first one
 		return nil, err
 	}
 	return c, nil

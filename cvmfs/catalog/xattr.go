@@ -52,7 +52,7 @@ func FormatXattrs(attrs []Xattr) ([]byte, error) {
 	}
 	b := []byte{1, byte(len(attrs))}
 	for i, a := range attrs {
-		if !a.Fits() || i > 0 && attrs[i-1].Name >= a.Name {
+		if !a.Fits() || i > 0 && attrs[i-1].Name >= a.Name { //nolint:gosec // i is one of attrs
 			return nil, fmt.Errorf("extended attribute %.60q of %d bytes doesn't fit, or stands out of order", a.Name,
 				len(a.Value))
 		}

@@ -4,9 +4,10 @@
 // The words used here:
 //
 //   - A Repository is a repository as this host knows it: its servers, whom it trusts, and what it has seen before.
-//   - A Revision is one published state of it. It never changes and stays readable as long as the servers keep its objects.
-//   - A path is "" for the repository's root and otherwise "/a/b": absolute, without empty, "." or ".." components, any bytes but
-//     NUL. No symbolic link is ever followed.
+//   - A Revision is one published state of it. It never changes and stays readable as long as the servers keep its
+//     objects.
+//   - A path is "" for the repository's root and otherwise "/a/b": absolute, without empty, "." or ".." components, any
+//     bytes but NUL. No symbolic link is ever followed.
 //   - A mount is where a catalog joins the tree: the root, or the folder at which a nested catalog goes on.
 //
 // # Trust

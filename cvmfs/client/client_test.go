@@ -616,7 +616,7 @@ func TestWalkEndsWithItsFunctionAndItsContext(t *testing.T) {
 		}
 		return nil
 	})
-	if err != stop || n != 5 {
+	if !errors.Is(err, stop) || n != 5 {
 		t.Errorf("after %d nodes: %v, want the function's own error after 5", n, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +28,7 @@ func (v *Revision) Open(ctx context.Context, e *catalog.Entry) (io.ReadCloser, e
 		c.suffix, c.parts = hash.File, []catalog.Chunk{{Size: o.Size, Digest: o.Digest}}
 	}
 	if err := c.next(); err != nil {
-		c.Close()
+		c.Close() // the error that is told is the first one
 		return nil, err
 	}
 	return c, nil
@@ -63,7 +64,7 @@ func (c *content) next() error {
 func (c *content) Read(p []byte) (int, error) {
 	for {
 		n, err := c.spool.Read(p)
-		if err != io.EOF || n > 0 {
+		if !errors.Is(err, io.EOF) || n > 0 {
 			return n, err
 		}
 		if len(c.parts) == 0 {

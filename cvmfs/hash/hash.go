@@ -2,13 +2,14 @@
 //
 // The words used here and in every package above:
 //
-//   - A digest is 160 bits, made by SHA-1, RIPEMD-160 or SHAKE128 (cut at 160 bits). It is taken over the bytes as they are
-//     stored under that name, that is after compression.
-//   - The textual form is 40 lower-case hex digits followed by the algorithm's id: nothing for SHA-1, "-rmd160", "-shake128".
-//   - A suffix is one letter behind the name that tells what the object is (a catalog, a chunk, …). It is part of the stored
-//     name, not of the digest.
-//   - The compression says how the plain bytes relate to the stored ones. It is not part of the name either: whoever refers to
-//     an object knows it.
+//   - A digest is 160 bits, made by SHA-1, RIPEMD-160 or SHAKE128 (cut at 160 bits). It is taken over the bytes as they
+//     are stored under that name, that is after compression.
+//   - The textual form is 40 lower-case hex digits followed by the algorithm's id: nothing for SHA-1, "-rmd160",
+//     "-shake128".
+//   - A suffix is one letter behind the name that tells what the object is (a catalog, a chunk, …). It is part of the
+//     stored name, not of the digest.
+//   - The compression says how the plain bytes relate to the stored ones. It is not part of the name either: whoever
+//     refers to an object knows it.
 //   - A path hash is the MD5 of a path inside the repository, by which catalogs find rows.
 package hash
 

@@ -2,12 +2,12 @@
 //
 // The words used here:
 //
-//   - A tag is a name for a revision, given by people or by the publisher: trunk is the newest revision, trunk-previous the one
-//     before it.
+//   - A tag is a name for a revision, given by people or by the publisher: trunk is the newest revision, trunk-previous
+//     the one before it.
 //   - The history is the database of tags, an object that the manifest names.
 //   - A branch is a line of revisions; all tags written here are on the only one, whose name is empty.
-//   - The reflog lists each root catalog, certificate, history and metainfo object a repository ever had, for the garbage
-//     collection to find what it may remove. It isn't an object, but a file, whose digest is in the manifest.
+//   - The reflog lists each root catalog, certificate, history and metainfo object a repository ever had, for the
+//     garbage collection to find what it may remove. It isn't an object, but a file, whose digest is in the manifest.
 //
 // The formats are those of the CernVM-FS server, history_sqlite.cc and reflog_sql.cc: schema 1.0, of histories the
 // revisions 0 to 3, of which 3 is written. Files are read with the care of package catalog.
@@ -235,7 +235,7 @@ func (h *History) readTags(f *sqlitefile.File) error {
 			Description: v.text(5, maxText),
 		}
 		if row[6] != nil {
-			t.Size = v.between(6, 0, math.MaxInt64)
+			t.Size = v.upTo(math.MaxInt64, 6)
 		}
 		if row[7] != nil {
 			t.Branch = v.text(7, maxName)
@@ -383,21 +383,22 @@ func (v *values) fail(column int, err error) {
 	}
 }
 
-func (v *values) between(column int, low, high int64) int64 {
+// upTo returns a number from 0 to most.
+func (v *values) upTo(most int64, column int) int64 {
 	i, ok := v.row[column].(int64)
-	if !ok || i < low || i > high {
-		v.fail(column, fmt.Errorf("%.60q is not a number from %d to %d", fmt.Sprint(v.row[column]), low, high))
+	if !ok || i < 0 || i > most {
+		v.fail(column, fmt.Errorf("%.60q is not a number from 0 to %d", fmt.Sprint(v.row[column]), most))
 		return 0
 	}
 	return i
 }
 
-func (v *values) revision(column int) uint64 { return uint64(v.between(column, 0, math.MaxInt64)) }
+func (v *values) revision(column int) uint64 { return uint64(v.upTo(math.MaxInt64, column)) }
 
 // latest is the last second whose year has four digits.
 const latest = 253402300799
 
-func (v *values) time(column int) time.Time { return time.Unix(v.between(column, 0, latest), 0).UTC() }
+func (v *values) time(column int) time.Time { return time.Unix(v.upTo(latest, column), 0).UTC() }
 
 func (v *values) text(column, most int) string {
 	s, ok := v.row[column].(string)

@@ -383,7 +383,7 @@ func TestSchemaIsTheReferences(t *testing.T) {
 				}
 				shapes[i] += strings.Join(strings.Fields(text), "") + "\n"
 			}
-			if err := errors.Join(rows.Err(), db.Close()); err != nil {
+			if err := errors.Join(rows.Err(), rows.Close(), db.Close()); err != nil {
 				t.Fatal(err)
 			}
 		}

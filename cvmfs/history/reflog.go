@@ -97,7 +97,7 @@ func readReflog(path string) (*Reflog, error) {
 	seen := make(map[hash.Digest]bool)
 	err = f.Query("SELECT "+columns+" FROM refs", nil, func(row []driver.Value) error {
 		v := values{row: row, columns: refColumns}
-		ref := Ref{Digest: v.digest(0), Kind: Kind(v.between(1, 0, int64(Metainfo))), Time: v.time(2)}
+		ref := Ref{Digest: v.digest(0), Kind: Kind(v.upTo(int64(Metainfo), 1)), Time: v.time(2)}
 		if v.err == nil && seen[ref.Digest] {
 			v.fail(0, fmt.Errorf("%v twice", ref.Digest))
 		}

@@ -3,8 +3,8 @@
 //
 // The words used here:
 //
-//   - A manifest is the text part of the signed letter a server publishes: lines of one letter and a value. Whether it may be
-//     believed is decided by package trust; Parse alone proves nothing.
+//   - A manifest is the text part of the signed letter a server publishes: lines of one letter and a value. Whether it
+//     may be believed is decided by package trust; Parse alone proves nothing.
 //   - The revision is a number that grows by one or more with every publication.
 //   - The root catalog is the SQLite file that describes the repository's root folder, an object named by its digest.
 //   - The fqrn is the repository's fully qualified name, such as "unpacked.example.org".

@@ -9,15 +9,15 @@
 //
 // The words used here:
 //
-//   - The gate is a folder in which looking for an object makes it arrive: the lookup fetches it, verified and whole, into the
-//     store and links it into the fresh folder. Then it answers that there is nothing, which the kernel must not remember; so
-//     the overlay goes on and finds an ordinary local file in the fresh folder. (Not in the store: it has passed that already.)
-//     The next overlay finds it in the store and asks nobody.
-//   - The data folder comes last. It serves what the gate has let pass: chunked objects too large to wait for, of which only
-//     the chunks read are fetched, and objects that could not be fetched. As the last folder decides which error a reader sees,
-//     failures show there, as EIO when the file is read; the next read tries again.
-//   - Ahead are the objects that follow in the order of the image's folders. Every lookup in the gate asks for them too: a
-//     program that opens one file of a folder mostly opens its neighbours.
+//   - The gate is a folder in which looking for an object makes it arrive: the lookup fetches it, verified and whole,
+//     into the store and links it into the fresh folder. Then it answers that there is nothing, which the kernel must
+//     not remember; so the overlay goes on and finds an ordinary local file in the fresh folder. (Not in the store: it
+//     has passed that already.) The next overlay finds it in the store and asks nobody.
+//   - The data folder comes last. It serves what the gate has let pass: chunked objects too large to wait for, of which
+//     only the chunks read are fetched, and objects that could not be fetched. As the last folder decides which error a
+//     reader sees, failures show there, as EIO when the file is read; the next read tries again.
+//   - Ahead are the objects that follow in the order of the image's folders. Every lookup in the gate asks for them
+//     too: a program that opens one file of a folder mostly opens its neighbours.
 //
 // Folders list nothing, though names in them are found: nobody needs listings of what an image may hold.
 //

@@ -83,14 +83,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	w.Write(b) //nolint:errcheck // the client may be gone
+	w.Write(b) // the client may be gone
 }
 
 // store makes a stored object of plain bytes.
 func (s *server) store(plain []byte, suffix hash.Suffix) hash.Digest {
 	var b bytes.Buffer
 	z, _ := zlib.NewWriterLevel(&b, zlib.BestSpeed) // a level there is
-	z.Write(plain)                                  //nolint:errcheck // into memory
+	z.Write(plain)                                  // into memory
 	z.Close()
 	d := hash.SHA1.Digest(b.Bytes())
 	s.mu.Lock()
@@ -118,7 +118,7 @@ func (s *server) chunked(plain []byte, size int) *objects.Object {
 // noise is n bytes that don't compress.
 func noise(n int, seed byte) []byte {
 	b := make([]byte, n)
-	rand.NewChaCha8([32]byte{seed}).Read(b) //nolint:errcheck // never fails
+	rand.NewChaCha8([32]byte{seed}).Read(b) // never fails
 	return b
 }
 
@@ -421,7 +421,7 @@ func TestReaderKilledWhileItWaitsIsGoneSoonAndLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			c.Wait() //nolint:errcheck // killed
+			c.Wait() // killed
 			if took := time.Since(start); took > 900*time.Millisecond {
 				t.Errorf("killing the reader took %v", took)
 			}
@@ -455,8 +455,8 @@ func TestStalledObjectDoesNotHoldUpOthers(t *testing.T) {
 	if took := time.Since(start); took > 800*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
-	c.Process.Kill() //nolint:errcheck // Wait tells
-	c.Wait()         //nolint:errcheck // killed
+	c.Process.Kill() // Wait tells
+	c.Wait()         // killed
 }
 
 // ref finds the object of a file by its hole's redirect.

@@ -54,7 +54,7 @@ func Open(path string, maxSize int64, invalid error) (*File, error) {
 	}
 	f := &File{db: db, size: size, invalid: invalid}
 	if err := f.start(); err != nil {
-		f.Close()
+		f.Close() // the error that is told is the first one
 		if errors.As(err, new(*sqlite.Error)) {
 			err = fmt.Errorf("%w: %w", invalid, err)
 		}

@@ -4,15 +4,15 @@
 //
 //   - A letter is a signed text: the text, a line "--", the text's digest, and a signature of that digest. Manifest and
 //     whitelist are letters, signed in two different ways.
-//   - A master key is the public RSA key of those who run a repository's servers. Hosts have it in a file; nothing else is
-//     believed from the start. Several may be good for one repository.
+//   - A master key is the public RSA key of those who run a repository's servers. Hosts have it in a file; nothing else
+//     is believed from the start. Several may be good for one repository.
 //   - The whitelist is a letter signed by a master key. It lists, until it expires, the certificates that may publish.
-//   - The certificate is a publisher's; its key signs the manifest. Its own dates and issuer mean nothing: repositories run on
-//     self-signed certificates that ran out long ago, and it is the whitelist that expires.
-//   - A fingerprint is the digest of a certificate's DER bytes, written as "93:AB:…:15", with "-RMD160" or "-SHAKE128" behind it
-//     where the digest isn't SHA-1.
-//   - The blacklist is a file of the host. It takes trust away from certificates and from old revisions, whatever the whitelist
-//     says.
+//   - The certificate is a publisher's; its key signs the manifest. Its own dates and issuer mean nothing: repositories
+//     run on self-signed certificates that ran out long ago, and it is the whitelist that expires.
+//   - A fingerprint is the digest of a certificate's DER bytes, written as "93:AB:…:15", with "-RMD160" or "-SHAKE128"
+//     behind it where the digest isn't SHA-1.
+//   - The blacklist is a file of the host. It takes trust away from certificates and from old revisions, whatever the
+//     whitelist says.
 //
 // The chain is always walked from end to end, by Policy.Verify: master key, whitelist, certificate, manifest. The
 // reference client leaves it out when the root catalog is unchanged; here the other fields of a manifest count as well.

@@ -1,9 +1,9 @@
 // Package durable brings files and folders to disk complete or not at all.
 //
 // What is made stands under a temporary name beside its place, one that [IsTemporary] knows, until it is whole and
-// synced; then a rename gives it its own name, and the folder that holds the name is synced, too. After a crash, kill -9
-// or loss of power the place holds what it held before, or all of what was made. A temporary name that a crash left is
-// removed by [Sweep], which is for folders that one process uses.
+// synced; then a rename gives it its own name, and the folder that holds the name is synced, too. After a crash, kill
+// -9 or loss of power the place holds what it held before, or all of what was made. A temporary name that a crash left
+// is removed by [Sweep], which is for folders that one process uses.
 //
 // An error after the rename, which can only be that of syncing the folder, means that the new content is in its place
 // and that a loss of power may bring the former back.

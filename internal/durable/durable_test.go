@@ -145,16 +145,16 @@ func TestOneOfSeveralWritersWins(t *testing.T) {
 
 func TestFolderIsThereWholeOrNotAtAll(t *testing.T) {
 	dir := t.TempDir()
-	make := func() *Folder {
+	create := func() *Folder {
 		f, err := CreateFolder(dir)
 		must(t, err)
 		must(t, os.WriteFile(filepath.Join(f.Path(), "f"), []byte("x"), 0o600))
 		return f
 	}
-	f := make()
+	f := create()
 	must(t, f.New("folder"))
 	must(t, f.Close())
-	second := make()
+	second := create()
 	if err := second.New("folder"); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("%v, want %v", err, fs.ErrExist)
 	}

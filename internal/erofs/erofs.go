@@ -9,15 +9,16 @@
 // The words used here:
 //
 //   - A block is 4096 bytes. An image is a whole number of them.
-//   - A slot is 32 bytes. An inode begins at a slot, and its nid, the number of that slot counted from the beginning of the
-//     image, is the inode number that stat(2) tells.
-//   - A compact inode takes one slot, an extended one two. The compact one has no time of its own: it has the image's epoch.
+//   - A slot is 32 bytes. An inode begins at a slot, and its nid, the number of that slot counted from the beginning of
+//     the image, is the inode number that stat(2) tells.
+//   - A compact inode takes one slot, an extended one two. The compact one has no time of its own: it has the image's
+//     epoch.
 //   - An inode's extended attributes follow it; those that stand on several inodes are shared: written once, in an area
 //     of their own, and referred to by number.
 //   - A dirent is a folder's record of one name. Dirents are sorted by name within a block and from block to block.
 //   - Content whose last, partial block follows the inode (and its attributes) is inline; otherwise it is plain.
-//   - A hole is a regular file all of whose content is absent: it has a size and reads as zeros. Every file that isn't empty
-//     is one. Its map consists of one null address a chunk, a chunk being up to 8 TiB.
+//   - A hole is a regular file all of whose content is absent: it has a size and reads as zeros. Every file that isn't
+//     empty is one. Its map consists of one null address a chunk, a chunk being up to 8 TiB.
 //
 // An image is laid out as: superblock, inodes in the order of a walk (all entries of a folder side by side, as whoever
 // lists a folder goes on to ask for their attributes), blocks of large folders and long symbolic links, shared

@@ -56,7 +56,7 @@ func OpenReader(path string) (*Reader, error) {
 		return nil, fmt.Errorf("map image %s: %w", path, err)
 	}
 	r := &Reader{mem: mem}
-	runtime.AddCleanup(r, func(mem []byte) { unix.Munmap(mem) }, mem) //nolint:errcheck // the mapping is ours
+	runtime.AddCleanup(r, func(mem []byte) { unix.Munmap(mem) }, mem) // the mapping is ours
 	if err := r.begin(); err != nil {
 		return nil, fmt.Errorf("open image %s: %w", path, err)
 	}
@@ -363,12 +363,12 @@ func (r *Reader) eachXattr(nid uint64, visit func(name string, value []byte) boo
 	if err != nil || len(n.xattrs) == 0 {
 		return err
 	}
-	ids, own := n.xattrs[xattrHeaderSize:], []byte(nil)
+	ids := n.xattrs[xattrHeaderSize:]
 	count := 4 * int(n.xattrs[4])
 	if count > len(ids) {
 		return damaged(nid, "attributes")
 	}
-	ids, own = ids[:count], ids[count:]
+	ids, own := ids[:count], ids[count:]
 	for ; len(ids) > 0; ids = ids[4:] {
 		at := r.shared + 4*uint64(binary.LittleEndian.Uint32(ids))
 		if at > uint64(len(r.mem)) {

@@ -211,14 +211,14 @@ func resum(image []byte) []byte {
 func explore(r *Reader) {
 	budget := 2000
 	for nid := range r.Slots() {
-		r.Inode(nid)                                           //nolint:errcheck // any error will do
-		r.Readlink(nid)                                        //nolint:errcheck
-		r.XattrNames(nid)                                      //nolint:errcheck
-		r.Xattr(nid, "user.x")                                 //nolint:errcheck
-		r.Lookup(nid, []byte{0})                               //nolint:errcheck
-		r.ReadDir(nid, 1, func(name string, nid uint64) bool { //nolint:errcheck
-			r.Inode(nid)                //nolint:errcheck
-			r.Lookup(nid, []byte(name)) //nolint:errcheck
+		r.Inode(nid) // any error will do
+		r.Readlink(nid)
+		r.XattrNames(nid)
+		r.Xattr(nid, "user.x")
+		r.Lookup(nid, []byte{0})
+		r.ReadDir(nid, 1, func(name string, nid uint64) bool {
+			r.Inode(nid)
+			r.Lookup(nid, []byte(name))
 			budget--
 			return budget > 0
 		})

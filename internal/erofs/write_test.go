@@ -465,8 +465,7 @@ func FuzzWrite(f *testing.F) {
 		}
 		var b bytes.Buffer
 		_, err := Write(&b, root, Options{})
-		var fault *NodeError
-		if errors.As(err, &fault) {
+		if _, refused := errors.AsType[*NodeError](err); refused {
 			if !odd {
 				t.Fatalf("a valid tree is refused: %v", err)
 			}

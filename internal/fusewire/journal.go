@@ -20,7 +20,7 @@ func NewJournal() (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "fuse-journal")
 	if err := f.Truncate(journalSlots * requestSize); err != nil {
-		f.Close()
+		f.Close() // the error that is told is the first one
 		return nil, fmt.Errorf("make the journal of FUSE requests: %w", err)
 	}
 	return f, nil

@@ -89,7 +89,7 @@ func Mount(dir string) (*os.File, error) {
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read=%d", fd,
 		MaxRead)
 	if err := unix.Mount("cvmfs", dir, "fuse.cvmfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_RDONLY, data); err != nil {
-		dev.Close()
+		dev.Close() // the error that is told is the first one
 		return nil, fmt.Errorf("mount fuse on %s: %w", dir, err)
 	}
 	return dev, nil
@@ -114,7 +114,7 @@ func Unmount(dir string) error {
 func Handshake(dev *os.File, without uint64) (Init, error) {
 	fd, buf := int(dev.Fd()), make([]byte, requestSize)
 	n, err := unix.Read(fd, buf)
-	for err == unix.EINTR || err == unix.EAGAIN {
+	for errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
 		n, err = unix.Read(fd, buf)
 	}
 	if err != nil {

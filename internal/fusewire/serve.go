@@ -108,7 +108,7 @@ func Serve(dev *os.File, h Handler, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Munmap(j.mem) //nolint:errcheck // the mapping is ours
+		defer unix.Munmap(j.mem) // the mapping is ours
 		s.journal = j
 		s.replay(left)
 	}
@@ -306,7 +306,7 @@ func (s *server) interrupt(h header, arg []byte) {
 	time.AfterFunc(10*time.Millisecond, func() {
 		defer s.under.Done()
 		out := make([]byte, outHeaderSize)
-		unix.Write(s.fd, out[:putReply(out, h.unique, 0, syscall.EAGAIN)]) //nolint:errcheck // ENOENT: it is answered
+		unix.Write(s.fd, out[:putReply(out, h.unique, 0, syscall.EAGAIN)]) // ENOENT: it is answered
 	})
 }
 

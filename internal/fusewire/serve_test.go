@@ -259,7 +259,7 @@ func cat(t *testing.T, name string) *exec.Cmd {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Process.Kill(); c.Wait() }) //nolint:errcheck // mostly over by then
+	t.Cleanup(func() { c.Process.Kill(); c.Wait() }) // mostly over by then
 	return c
 }
 
@@ -309,11 +309,11 @@ func TestKilledReaderIsGoneSoon(t *testing.T) {
 		<-x.stalled
 		time.Sleep(100 * time.Millisecond) // lets the other one come to wait for room
 		for _, c := range readers {
-			c.Process.Kill() //nolint:errcheck // Wait tells
+			c.Process.Kill() // Wait tells
 		}
 		within(t, 5*time.Second, "killing readers", func() {
 			for _, c := range readers {
-				c.Wait() //nolint:errcheck // killed
+				c.Wait() // killed
 			}
 		})
 	})
@@ -365,7 +365,7 @@ func TestRequestsOfADeadServerAreAnswered(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer unix.Munmap(j.mem) //nolint:errcheck // ours
+			defer unix.Munmap(j.mem) // ours
 			if _, err := unix.Read(int(dev.Fd()), j.slot(j.take())); err != nil {
 				t.Fatal(err)
 			}
@@ -405,7 +405,7 @@ func TestJournalIsEmptyWhenAllIsAnswered(t *testing.T) {
 	close(x.thawed)
 	serve(t, dir, dev, x, Config{Init: init, Journal: f})
 	for _, name := range []string{"stalled", "good", "missing"} {
-		readFile(filepath.Join(dir, name)) //nolint:errcheck // one is missing
+		readFile(filepath.Join(dir, name)) // one is missing
 	}
 	unix.Sync() // a request of its own, so that replies before it are through
 	deadline := time.Now().Add(5 * time.Second)
@@ -434,7 +434,7 @@ func TestJournalWaitsForAFreeSlot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Munmap(j.mem) //nolint:errcheck // ours
+	defer unix.Munmap(j.mem) // ours
 	seen := map[int]bool{}
 	for range journalSlots {
 		seen[j.take()] = true

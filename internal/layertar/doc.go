@@ -9,8 +9,8 @@
 // The words:
 //
 //   - An entry is what the archive says of one name. Extended headers are part of the entry they precede.
-//   - A whiteout is an entry whose last name begins with ".wh.". It hides a name of the layers below; ".wh..wh..opq", the opaque
-//     whiteout, hides all that its folder has in the layers below.
+//   - A whiteout is an entry whose last name begins with ".wh.". It hides a name of the layers below; ".wh..wh..opq",
+//     the opaque whiteout, hides all that its folder has in the layers below.
 //   - An implied folder is one that the archive leads through and doesn't mention.
 //   - The end marker is two blocks of 512 zero bytes behind the last entry.
 //   - A composed image is what a thin image's layers are shown by (package erofs). It bounds what may be converted.

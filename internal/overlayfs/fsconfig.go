@@ -113,7 +113,7 @@ func (k *Kernel) open(fstype string) (*context, error) {
 		!k.lacks(NoParameters|NoLayers)}, nil
 }
 
-func (c *context) close() { unix.Close(c.fd) } //nolint:errcheck // nothing was written
+func (c *context) close() { unix.Close(c.fd) } // nothing was written
 
 // set returns the file system a parameter.
 func (c *context) set(p param) error {

@@ -52,7 +52,7 @@ func overlay(t *testing.T, dir string, layers int) (string, *Spec) {
 	for _, d := range []string{target, s.Upper, s.Work} {
 		must(t, os.MkdirAll(d, 0o755))
 	}
-	t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) }) //nolint:errcheck // it may not be mounted
+	t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) }) // it may not be mounted
 	return target, s
 }
 

@@ -224,7 +224,7 @@ func deleteLower(merged, upper, name string) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(upper, name), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR {
-		return fmt.Errorf("a deleted file left no whiteout: mode %o, %v", st.Mode, err)
+		return fmt.Errorf("a deleted file left no whiteout: mode %o, %v", st.Mode, err) //nolint:errorlint // it may be nil
 	}
 	return nil
 }
@@ -261,13 +261,13 @@ func (k *Kernel) tryData(image, dir string, stacked bool) error {
 		return err
 	}
 	if b, err := os.ReadFile(filepath.Join(merged, "file")); err != nil || string(b) != probed {
-		return fmt.Errorf("overlayfs doesn't find content in data-only layers: read %q, %v", b, err)
+		return fmt.Errorf("overlayfs doesn't find content in data-only layers: read %q, %v", b, err) //nolint:errorlint // nil
 	}
 	if err := os.Chmod(filepath.Join(merged, "file"), 0o600); err != nil {
 		return err
 	}
 	if b, err := os.ReadFile(filepath.Join(upper, "file")); err != nil || string(b) != probed {
-		return fmt.Errorf("overlayfs doesn't copy up content of data-only layers: read %q, %v", b, err)
+		return fmt.Errorf("overlayfs doesn't copy up content of data-only layers: read %q, %v", b, err) //nolint:errorlint // nil
 	}
 	return nil
 }

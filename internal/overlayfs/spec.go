@@ -101,7 +101,7 @@ func (d openFolders) named(s *Spec) *Spec {
 
 func (d openFolders) close() {
 	for _, fd := range d {
-		unix.Close(fd) //nolint:errcheck // nothing was written
+		unix.Close(fd) // nothing was written
 	}
 }
 

@@ -79,7 +79,7 @@ func retryAfter(h http.Header, now time.Time) (time.Duration, bool) {
 // drain reads a short answer's body to its end, so that its connection serves what comes next, and closes it.
 func drain(answer *http.Response) {
 	io.CopyN(io.Discard, answer.Body, maxDrained) // best effort: else another connection is made
-	answer.Body.Close()
+	answer.Body.Close()                           // nothing more is read
 }
 
 // repeated is a request that can be sent after r; nil if its body can't be read again.

@@ -93,7 +93,7 @@ func TestLaterIsHeeded(t *testing.T) {
 				t.Fatal(err)
 			}
 			took := time.Since(begin)
-			if b.asked != c.asked || took < c.least || (answer.StatusCode == 200) != (c.asked == 3) {
+			if b.asked != c.asked || took < c.least || (answer.StatusCode == http.StatusOK) != (c.asked == 3) {
 				t.Errorf("asked %d times, want %d; %v, want %v; status %d", b.asked, c.asked, took, c.least,
 					answer.StatusCode)
 			}

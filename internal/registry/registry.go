@@ -76,7 +76,7 @@ func newTransport(insecure bool) *http.Transport {
 	t.ResponseHeaderTimeout = headerTimeout
 	t.MaxIdleConnsPerHost = 16
 	if insecure {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // the user asked for it
+		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the user asked for it
 	}
 	return t
 }

@@ -174,7 +174,9 @@ func TestRefusalsAreExplained(t *testing.T) {
 			ErrNoImage, "has no a/b",
 		},
 		{
-			transport.Error{StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.ManifestUnknownErrorCode}}},
+			transport.Error{
+				StatusCode: 404, Errors: []transport.Diagnostic{{Code: transport.ManifestUnknownErrorCode}},
+			},
 			ErrNoTag, "has no 1",
 		},
 		{transport.Error{StatusCode: 404, Request: manifest}, ErrNoTag, "has no 1"},

@@ -76,7 +76,7 @@ func look(name string) (*item, error) {
 	case syscall.S_IFDIR:
 		i.Links = 0
 	case syscall.S_IFCHR, syscall.S_IFBLK:
-		i.Rdev = uint64(st.Rdev)
+		i.Rdev = st.Rdev
 	case syscall.S_IFLNK:
 		var target string
 		target, err = os.Readlink(name)

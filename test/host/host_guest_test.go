@@ -71,7 +71,7 @@ func serve(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &http.Server{Handler: http.StripPrefix("/cvmfs/", http.FileServer(http.Dir(filepath.Dir(dir))))}
-	go s.Serve(l) //nolint:errcheck // it ends with the test
+	go s.Serve(l) // it ends with the test
 	t.Cleanup(func() { s.Close() })
 }
 

@@ -2,6 +2,7 @@ package testutil
 
 import (
 	"cmp"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -99,9 +100,7 @@ func (s *Faulty) MostAtOnce() int {
 func (s *Faulty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f := s.begin(r)
 	defer s.end()
-	for k, v := range f.Header {
-		w.Header()[k] = v
-	}
+	maps.Copy(w.Header(), f.Header)
 	switch {
 	case f.Latency > 0 && !s.pause(r, f.Latency):
 		return
@@ -157,9 +156,7 @@ func (s *Faulty) spoil(w http.ResponseWriter, r *http.Request, f Fault) {
 		body[len(body)-1] ^= 1
 	}
 	body = append(body, f.Extra...)
-	for k, v := range rec.Result().Header {
-		w.Header()[k] = v
-	}
+	maps.Copy(w.Header(), rec.Result().Header)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(rec.Code)
 	flush := http.NewResponseController(w)

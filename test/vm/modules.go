@@ -106,7 +106,7 @@ func moduleNeeds(content []byte) (names []string, err error) {
 // softNeeds returns the modules of a softdep, "pre: a b post: c", that are to be loaded before.
 func softNeeds(list string) (names []string) {
 	before := false
-	for _, word := range strings.Fields(list) {
+	for word := range strings.FieldsSeq(list) {
 		if strings.HasSuffix(word, ":") {
 			before = word == "pre:"
 		} else if before {

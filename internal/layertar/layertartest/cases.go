@@ -2,6 +2,7 @@ package layertartest
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 )
 
@@ -14,9 +15,7 @@ func char(name string, d ...int64) Item { return Item{Name: name, Type: '3', Maj
 // with returns an item an extended attribute.
 func with(i Item, name, value string) Item {
 	pax := map[string]string{"SCHILY.xattr." + name: value}
-	for k, v := range i.PAX {
-		pax[k] = v
-	}
+	maps.Copy(pax, i.PAX)
 	i.PAX = pax
 	return i
 }

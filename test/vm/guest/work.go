@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -144,7 +145,7 @@ const longest = 64 << 10 // bytes of a line that are kept together
 
 func (o *output) Write(b []byte) (int, error) {
 	o.rest = append(o.rest, b...)
-	if end := strings.LastIndexByte(string(o.rest), '\n') + 1; end > 0 {
+	if end := bytes.LastIndexByte(o.rest, '\n') + 1; end > 0 {
 		o.tell(end)
 	} else if len(o.rest) > longest {
 		o.flush()
