@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle demo bench bench-convert test test-kernels lint packages release clean
+.PHONY: help build programs bundle demo bench bench-convert test test-unit test-kernels lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,10 +61,15 @@ test-kernels: ## run the tests that have to do with the kernel on older and newe
 	@$(GO) build -o $(DIST)/test/kernels ./test/kernels
 	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels
 
+# Tests that need root, or what `packages` fetches, skip by themselves. The race detector needs a C compiler.
+test-unit: ## run the tests that need no root, with the race detector
+	CGO_ENABLED=1 $(GO) test -race -timeout=10m ./...
+
 lint: ## check the form of the code
 	@changed=$$($(GO) tool gofumpt -l .); test -z "$$changed" || { echo "gofumpt would change:"; echo "$$changed"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	$(GO) tool -modfile=.golangci.mod golangci-lint run
 
 packages: ## fetch what demo and tests run into a cache folder (CVMFS_TEST_CACHE); tests that lack it skip
 	-$(GO) run ./test/packages
