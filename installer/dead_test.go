@@ -548,7 +548,7 @@ func TestWishesAreCheckedFirst(t *testing.T) {
 		{[]string{"minio_ext_config.source=/etc/passwd"}, nil, "no folder"},
 		{[]string{"fuse=/dev/none"}, nil, "no such file"},
 		{nil, []string{"cvmfs.vieuw=fuse"}, "cvmfs.view"},
-		{nil, []string{"cvmfs.view=ext4"}, "auto, erofs, fuse"},
+		{nil, []string{"cvmfs.view=ext4"}, "auto, erofs and fuse"},
 		{nil, []string{"cvmfs.repositories=-"}, "repository's name"},
 		{nil, []string{"overlay2.override_kernel_check=maybe"}, "true or false"},
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/installer/daemonjson"
 )
 
@@ -102,7 +103,7 @@ func (n *install) startElsewhere(ctx context.Context, file *daemonjson.File) err
 func (n *install) keepOptions(file *daemonjson.File) {
 	var kept []string
 	for _, o := range daemonjson.DriverOptions(file.Strings("storage-opts"), n.StorageOpts) {
-		if daemonjson.CheckOption(o) == nil {
+		if options.Check(o) == nil {
 			kept = append(kept, o)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/docker/docker/api/types"
 
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/rootfs"
 )
@@ -54,8 +55,8 @@ func knobs(p *types.Plugin) (all []knob) {
 // that there is, nil for none. A setting without a value gets that of the plugin's config.json.
 func (w *Wishes) check(p *types.Plugin) error {
 	for _, o := range w.StorageOpts {
-		if err := daemonjson.CheckOption(o); err != nil && !daemonjson.TakesBack(o) {
-			return fmt.Errorf("%w; the driver takes %s", err, strings.Join(daemonjson.OptionNames(), ", "))
+		if err := options.Check(o); err != nil && !daemonjson.TakesBack(o) {
+			return err
 		}
 	}
 	known := knobs(p)

@@ -7,12 +7,11 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/driver/options"
 )
 
 // A container's size is limited by a project quota: its folders belong to a project of their own, and what is made in
@@ -43,42 +42,11 @@ type quota struct {
 
 // sizeOf returns the limit that options of a container ask for, in bytes; 0 is none.
 func sizeOf(args CreateArgs) (uint64, error) {
-	var size uint64
-	for name, value := range args.StorageOpt {
-		if !strings.EqualFold(name, "size") {
-			return 0, fmt.Errorf("unknown storage option %q of a container: this driver takes size", name)
-		}
-		if !args.Writable {
-			return 0, errors.New("storage option size is for containers, and this is a layer of an image: leave it out")
-		}
-		var err error
-		if size, err = parseSize(value); err != nil {
-			return 0, fmt.Errorf("storage option size=%.50s: %w", value, err)
-		}
+	size, err := options.ContainerSize(args.StorageOpt)
+	if err == nil && len(args.StorageOpt) > 0 && !args.Writable {
+		err = errors.New("storage option size is for containers, and this is a layer of an image: leave it out")
 	}
-	return size, nil
-}
-
-// sizeForm is what the engine takes for sizes: a number, a binary multiple and perhaps "iB" or "B".
-var sizeForm = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?([kKmMgGtTpP]?)[iI]?[bB]?$`)
-
-// parseSize reads a number of bytes as the engine spells it: "10G", "1.5g", "512MiB", "4096".
-func parseSize(text string) (uint64, error) {
-	m := sizeForm.FindStringSubmatch(text)
-	if m == nil {
-		return 0, errors.New(`want a number of bytes, or of k, m, g, t or p as in "10G"`)
-	}
-	n, err := strconv.ParseFloat(m[1], 64)
-	if err != nil {
-		return 0, err
-	}
-	if m[2] != "" {
-		n *= math.Pow(1024, float64(1+strings.Index("kmgtp", strings.ToLower(m[2]))))
-	}
-	if n >= math.MaxInt64 {
-		return 0, errors.New("too large")
-	}
-	return uint64(n), nil
+	return size, err
 }
 
 // restrict limits what the folders of a new, empty layer may hold together.

@@ -185,33 +185,3 @@ func TestStructuresAreTheKernels(t *testing.T) {
 		}
 	}
 }
-
-func TestSizesAreReadAsTheEngineReadsThem(t *testing.T) {
-	for text, want := range map[string]uint64{
-		"0": 0, "4096": 4096, "1k": 1 << 10, "10G": 10 << 30, "1.5g": 3 << 29, "512MiB": 512 << 20, "2 tb": 2 << 40,
-		"1P": 1 << 50, "7b": 7,
-	} {
-		if got, err := parseSize(text); got != want || err != nil {
-			t.Errorf("%s: %d, %v; want %d", text, got, err, want)
-		}
-	}
-	for _, text := range []string{
-		"", "G", "-1", "+1", "1e3", "0x10", "1x", "1 G B", "1.", ".5", "9999999P",
-		strings.Repeat("9", 400), "Inf", "1\n",
-	} {
-		if got, err := parseSize(text); err == nil {
-			t.Errorf("%.20q was taken for %d", text, got)
-		}
-	}
-}
-
-func FuzzParseSize(f *testing.F) {
-	for _, seed := range []string{"10G", "1.5 mib", "0", "99999999999999999999", "1p"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		if n, err := parseSize(text); err == nil && n > math.MaxInt64 {
-			t.Errorf("%q is %d", text, n)
-		}
-	})
-}

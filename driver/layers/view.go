@@ -2,8 +2,8 @@ package layers
 
 import (
 	"fmt"
-	"strings"
 
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -12,8 +12,8 @@ type View string
 
 // The views. Both show the same; an overlay that is mounted keeps the one it was mounted with.
 const (
-	ViewEROFS View = "erofs" // the kernel mounts the image, and the overlay finds content in data-only layers
-	ViewFUSE  View = "fuse"  // package view serves the image, content included, below Run/fuse/view
+	ViewEROFS View = options.EROFS // the kernel mounts the image, and the overlay finds content in data-only layers
+	ViewFUSE  View = options.FUSE  // package view serves the image, content included, below Run/fuse/view
 )
 
 // chosen is the view in use, and why it was chosen.
@@ -21,19 +21,6 @@ type chosen struct {
 	view    View
 	stacked bool   // of erofs: overlays use the image by way of another overlay, see Shared
 	why     string // "" where it is the best there is
-}
-
-// readView reads the option cvmfs.view.
-func readView(s *Settings, value string) error {
-	switch v := View(strings.TrimSpace(value)); v {
-	case "auto":
-		s.View = ""
-	case ViewEROFS, ViewFUSE:
-		s.View = v
-	default:
-		return fmt.Errorf("there is auto, %s and %s", ViewEROFS, ViewFUSE)
-	}
-	return nil
 }
 
 // choose finds the view for what the engine has set: the one it wants, or else the best that works here.

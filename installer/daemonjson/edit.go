@@ -383,8 +383,8 @@ type Wishes struct {
 // Wanted returns the changes that make the engine do what is wished with a storage-driver plugin.
 func (f *File) Wanted(w Wishes) []Change {
 	changes := []Change{Set("experimental", true), Set("storage-driver", w.Driver)}
-	if options := DriverOptions(f.Strings("storage-opts"), w.StorageOpts); len(options) > 0 {
-		changes = append(changes, Set("storage-opts", options))
+	if opts := DriverOptions(f.Strings("storage-opts"), w.StorageOpts); len(opts) > 0 {
+		changes = append(changes, Set("storage-opts", opts))
 	} else {
 		changes = append(changes, Delete("storage-opts"))
 	}

@@ -2,7 +2,7 @@ package preflight
 
 // rules give findings, each for one matter.
 var rules = []func(f *Facts, p *Plan) []Finding{
-	user, reachable, here, version, rootless, imageStore, flags, file, options, driver, containers, images, moves,
+	user, reachable, here, version, rootless, imageStore, flags, file, storageOptions, driver, containers, images, moves,
 	swarm, liveRestore,
 	plugin, pluginState, needed, folders,
 	dataRoot, space,

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/service"
 )
@@ -213,9 +214,9 @@ func flags(f *Facts, p *Plan) []Finding {
 	if !p.Install || f.Engine.silent() {
 		return nil
 	}
-	options := len(daemonjson.DriverOptions(f.File.Options, p.StorageOpts)) > 0
+	have := len(daemonjson.DriverOptions(f.File.Options, p.StorageOpts)) > 0
 	written := map[string]bool{
-		"storage-driver": true, "experimental": true, "storage-opt": options, "data-root": p.DataRoot != "",
+		"storage-driver": true, "experimental": true, "storage-opt": have, "data-root": p.DataRoot != "",
 		"graph": p.DataRoot != "", "debug": p.Debug,
 	}
 	where := "take it out of where the engine is started"
@@ -232,7 +233,7 @@ func flags(f *Facts, p *Plan) []Finding {
 		}
 	}
 	for option := range strings.FieldsSeq(f.Service.Flags["storage-opt"]) {
-		if err := daemonjson.CheckOption(option); err != nil {
+		if err := options.Check(option); err != nil {
 			found = append(found,
 				one(Error, id, "the engine is started with --storage-opt "+option+
 					", and would not start with it on this driver", where)...)
@@ -261,30 +262,30 @@ func file(f *Facts, _ *Plan) []Finding {
 	return found
 }
 
-// options tells of storage options that are lost, and refuses those the driver doesn't take: the engine would not
+// storageOptions tells of those that are lost, and refuses those the driver doesn't take: the engine would not
 // start.
-func options(f *Facts, p *Plan) []Finding {
+func storageOptions(f *Facts, p *Plan) []Finding {
 	if !p.Install {
 		return nil
 	}
 	const id = "engine.storage-opts"
 	var found []Finding
 	for _, option := range p.StorageOpts {
-		err := daemonjson.CheckOption(option)
+		err := options.Check(option)
 		if daemonjson.TakesBack(option) {
 			err = nil
 		}
 		if err != nil {
 			found = append(found, one(Error, id, err.Error()+"; the engine would not start with it",
-				"correct --storage-opt: the driver takes "+strings.Join(daemonjson.OptionNames(), ", "))...)
+				"correct --storage-opt")...)
 		}
 	}
 	for _, option := range daemonjson.DriverOptions(f.File.Options, p.StorageOpts) {
-		if err := daemonjson.CheckOption(option); err != nil && !slices.Contains(p.StorageOpts, option) {
+		if err := options.Check(option); err != nil && !slices.Contains(p.StorageOpts, option) {
 			found = append(found,
 				one(Error, id, fmt.Sprintf("%v; it stands in %s, and the engine would not start with it", err,
 					f.File.Path),
-					"take it out with --storage-opt "+daemonjson.OptionName(option)+"=")...)
+					"take it out with --storage-opt "+options.Name(option)+"=")...)
 		}
 	}
 	if becomes(f, p) && len(f.File.Options) > 0 {

@@ -2,12 +2,12 @@ package preflight
 
 import (
 	"fmt"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
 
-	"cvmfs-graphdriver/installer/daemonjson"
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -218,10 +218,10 @@ func kernel(f *Facts, p *Plan) []Finding {
 		what := "Linux " + k.Release + " is older than 4.18, the first this driver is expected to work on"
 		if overridden(p.StorageOpts) || overridden(f.File.Options) {
 			found = append(found, one(Warning, "kernel.version",
-				what+"; "+daemonjson.OverrideOption+" lets it be tried", "run a newer kernel")...)
+				what+"; "+options.Override+" lets it be tried", "run a newer kernel")...)
 		} else {
 			found = append(found, one(Error, "kernel.version", what,
-				"run a newer kernel; to try all the same, give --storage-opt "+daemonjson.OverrideOption+"=true")...)
+				"run a newer kernel; to try all the same, give --storage-opt "+options.Override+"=true")...)
 		}
 	}
 	if k.Err != "" {
@@ -260,14 +260,12 @@ func mounts(f *Facts, _ *Plan) []Finding {
 	return one(OK, "kernel.mounts", fmt.Sprintf("Linux %s mounts %s", f.Kernel.Release, strings.Join(works, ", ")), "")
 }
 
-func overridden(options []string) bool {
-	for _, o := range options {
-		if _, value, _ := strings.Cut(o, "="); daemonjson.OptionName(o) == daemonjson.OverrideOption {
-			yes, err := strconv.ParseBool(value)
-			return err == nil && yes
-		}
-	}
-	return false
+// overridden reports whether options ask for an old kernel to be tried. Others than the driver's don't matter.
+func overridden(opts []string) bool {
+	return slices.ContainsFunc(opts, func(option string) bool {
+		o, err := options.Parse([]string{option})
+		return err == nil && o.Override
+	})
 }
 
 // view reports how thin images are shown, or will be as far as it can be told without the driver.

@@ -180,7 +180,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		},
 		{
 			"unknown option", fit(), install, func(_ *Facts, p *Plan) { p.StorageOpts = []string{"cvmfs.repository=x"} },
-			"engine.storage-opts", Error, `"cvmfs.repository"`, "cvmfs.repositories",
+			"engine.storage-opts", Error, `"cvmfs.repository": this driver takes cvmfs.repositories`, "correct --storage-opt",
 		},
 		{
 			"former options", fit(), install, func(f *Facts, _ *Plan) { f.File.Options = []string{"dm.basesize=20G"} },
@@ -326,7 +326,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		},
 		{
 			"a bad view", fit(), install, func(_ *Facts, p *Plan) { p.StorageOpts = []string{"cvmfs.view=ext4"} },
-			"engine.storage-opts", Error, "auto, erofs, fuse", "--storage-opt",
+			"engine.storage-opts", Error, "auto, erofs and fuse", "--storage-opt",
 		},
 		{
 			"a bad repository", fit(), install,

@@ -1,0 +1,126 @@
+// Package options reads the driver's storage options: those of the engine ("storage-opts" in daemon.json) and that of a
+// container (docker run --storage-opt). The driver starts by it, and the installer judges by it whether the driver will.
+package options
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+
+	"cvmfs-graphdriver/cvmfs/config"
+)
+
+// Names of the options of the engine.
+const (
+	Repositories = "cvmfs.repositories"
+	View         = "cvmfs.view"
+	// Override is overlay2's, documented for RHEL 7: there it lifts a check of the kernel's version. This driver tries
+	// what the kernel can do instead; the installer's check of the version heeds it.
+	Override = "overlay2.override_kernel_check"
+)
+
+// Views of a composed image, values of [View]. [Auto], or no option, is the best that works.
+const (
+	Auto  = "auto"
+	EROFS = "erofs"
+	FUSE  = "fuse"
+)
+
+// Options are the values of the options of an engine.
+type Options struct {
+	Repositories []string // the only ones that may be used; nil for all that are configured
+	View         string   // EROFS or FUSE; "" for the best that works
+	Override     bool
+}
+
+// readers read the value of each option.
+var readers = map[string]func(o *Options, value string) error{
+	Repositories: func(o *Options, value string) error {
+		o.Repositories = strings.Split(value, ",")
+		for i, fqrn := range o.Repositories {
+			o.Repositories[i] = strings.TrimSpace(fqrn)
+			if err := config.CheckFQRN(o.Repositories[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	},
+	View: func(o *Options, value string) error {
+		switch view := strings.TrimSpace(value); view {
+		case Auto:
+			o.View = ""
+		case EROFS, FUSE:
+			o.View = view
+		default:
+			return fmt.Errorf("there is %s, %s and %s", Auto, EROFS, FUSE)
+		}
+		return nil
+	},
+	Override: func(o *Options, value string) (err error) {
+		if o.Override, err = strconv.ParseBool(value); err != nil {
+			return errors.New("want true or false")
+		}
+		return nil
+	},
+}
+
+// Parse reads options, "name=value". Of one that comes twice the last counts. Options that the driver doesn't take are
+// refused by name.
+func Parse(opts []string) (Options, error) {
+	var o Options
+	for _, option := range opts {
+		_, value, _ := strings.Cut(option, "=")
+		name := Name(option)
+		read := readers[name]
+		if read == nil {
+			return Options{}, fmt.Errorf("unknown storage option %q: this driver takes %s", name,
+				strings.Join(slices.Sorted(maps.Keys(readers)), ", "))
+		}
+		if err := read(&o, value); err != nil {
+			return Options{}, fmt.Errorf("storage option %s=%s: %w", name, value, err)
+		}
+	}
+	return o, nil
+}
+
+// Check returns the error for which the driver, and with it the engine, would not start with an option, "name=value".
+func Check(option string) error {
+	_, err := Parse([]string{option})
+	return err
+}
+
+// Name returns the name in an option, "name=value". Case and white space around it don't matter.
+func Name(option string) string {
+	name, _, _ := strings.Cut(option, "=")
+	return strings.ToLower(strings.TrimSpace(name))
+}
+
+// Ours reports whether an option, "name=value", is one for this driver by its name, if perhaps a misspelled one.
+func Ours(option string) bool {
+	return strings.HasPrefix(Name(option), "cvmfs.") || Name(option) == Override
+}
+
+// ContainerSize reads the options of a container. It returns the size its layer is limited to, in bytes; 0 is none.
+func ContainerSize(opts map[string]string) (uint64, error) {
+	var size uint64
+	for name, value := range opts {
+		if !strings.EqualFold(name, "size") {
+			return 0, fmt.Errorf("unknown storage option %q of a container: this driver takes size", name)
+		}
+		n, err := units.RAMInBytes(value) // as the engine reads it
+		if err != nil {
+			return 0, fmt.Errorf(`storage option size=%.50s: want a number of bytes, or of k, m, g, t or p as in "10G"`, value)
+		}
+		if n < 0 || n == math.MaxInt64 { // what a conversion makes of a number that is too large differs by processor
+			return 0, fmt.Errorf("storage option size=%.50s: too large", value)
+		}
+		size = uint64(n)
+	}
+	return size, nil
+}
