@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"aead.dev/minisign"
@@ -129,11 +128,6 @@ func openOutput(dir string) (*output, error) {
 		return nil, err
 	}
 	return &output{dir: dir, lock: lock, work: work, sums: map[string]string{}}, nil
-}
-
-// globQuote makes a name stand for itself in a pattern.
-func globQuote(name string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(name)
 }
 
 // close leaves nothing but what was placed.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -87,66 +86,26 @@ func bundleBuildCommand() *cli.Command {
 	}
 }
 
-// pluginPrograms finds the plugin's programs for the architectures wanted.
+// pluginPrograms are those given for the architectures wanted, or else those beside this program.
 func pluginPrograms(given, archs []string) ([]string, error) {
-	if len(archs) == 0 && len(given) == 0 {
+	if len(given) > 0 {
+		return given, bundle.CheckPrograms(given, archs)
+	}
+	if len(archs) == 0 {
 		archs = []string{runtime.GOARCH}
 	}
-	if len(given) == 0 {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("find the plugin's program: %w", err)
-		}
-		dir := filepath.Dir(self)
-		for _, arch := range archs {
-			name, err := findPlugin(dir, arch)
-			if err != nil {
-				return nil, err
-			}
-			given = append(given, name)
-		}
-	}
-	return given, agree(given, archs)
-}
-
-// findPlugin finds the plugin's program for an architecture beside this program, or where packages put it.
-func findPlugin(dir, arch string) (string, error) {
-	const name = "cvmfs-graphdriver-plugin"
-	places := []string{
-		filepath.Join(dir, name+"-"+arch),
-		filepath.Join(dir, arch, name),
-		filepath.Join(dir, name),
-		filepath.Join(dir, "..", "lib", "cvmfs-graphdriver", arch, name),
-		filepath.Join(dir, "..", "share", "cvmfs-graphdriver", name+"-"+version+"-"+arch+".tar.gz"),
-	}
-	for _, place := range places {
-		if _, err := os.Stat(place); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return place, err
-		}
-	}
-	return "", fmt.Errorf("the plugin's program for %s is missing: none of %s is there: build it (make build), or name it by --plugin", arch, strings.Join(places, ", "))
-}
-
-// agree checks that the programs are for the architectures wanted, if that was said.
-func agree(programs, archs []string) error {
-	var have []string
-	for _, name := range programs {
-		arch, err := bundle.ProgramArch(name)
-		if err != nil {
-			return err
-		}
-		if len(archs) > 0 && !slices.Contains(archs, arch) {
-			return fmt.Errorf("the plugin's program %s is for %s, and %s was asked for: build it with GOARCH=%s, or name one by --plugin",
-				name, arch, strings.Join(archs, ","), archs[0])
-		}
-		have = append(have, arch)
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the plugin's program: %w", err)
 	}
 	for _, arch := range archs {
-		if !slices.Contains(have, arch) {
-			return fmt.Errorf("no program given by --plugin is for %s", arch)
+		name, err := bundle.FindProgram(filepath.Dir(self), version, arch)
+		if err != nil {
+			return nil, err
 		}
+		given = append(given, name)
 	}
-	return nil
+	return given, bundle.CheckPrograms(given, archs)
 }
 
 // askPassword returns a signing key's password: that of the environment, or what is typed at the terminal.

@@ -12,7 +12,6 @@ import (
 
 	"cvmfs-graphdriver/bundle"
 	"cvmfs-graphdriver/internal/program"
-	"cvmfs-graphdriver/rootfs"
 )
 
 // bundleInspectCommand reports what a bundle is and asks for.
@@ -26,7 +25,9 @@ func bundleInspectCommand() *cli.Command {
 			if c.NArg() != 1 {
 				return program.Usagef(c, "want FILE, DIR or REF, a bundle")
 			}
-			b, err := openBundle(c, c.Args().First())
+			remote, finish := remoteOf(c)
+			b, err := bundle.OpenOrPull(c.Context, c.Args().First(), remote)
+			finish()
 			if err != nil {
 				return err
 			}
@@ -35,58 +36,9 @@ func bundleInspectCommand() *cli.Command {
 	}
 }
 
-// bundleReport is what is told of a bundle.
-type bundleReport struct {
-	rootfs.Build
-	Packed       int64           `json:"packed,omitempty"` // bytes of the archive
-	SHA256       string          `json:"sha256,omitempty"` // of the archive
-	Unpacked     int64           `json:"unpacked"`         // bytes of all files
-	Interface    []string        `json:"interface"`
-	Capabilities []string        `json:"capabilities"`
-	Network      string          `json:"network"`
-	Devices      []rootfs.Device `json:"devices"`
-	Mounts       []rootfs.Mount  `json:"mounts"`
-	Propagated   string          `json:"propagatedMount"`
-	Settings     []setting       `json:"settings"`
-}
-
-// setting is what `docker plugin set` changes.
-type setting struct {
-	Name        string `json:"name"`
-	Default     string `json:"default"`
-	Description string `json:"description"`
-}
-
-func report(b *bundle.Bundle) bundleReport {
-	r := bundleReport{
-		Build: b.Build, Unpacked: b.Unpacked(), Interface: b.Config.Interface.Types,
-		Capabilities: b.Config.Linux.Capabilities,
-		Network:      b.Config.Network.Type, Devices: b.Config.Linux.Devices, Mounts: b.Config.Mounts,
-		Propagated: b.Config.PropagatedMount,
-	}
-	if b.Archive != nil {
-		r.Packed, r.SHA256 = b.Archive.Size, b.Archive.SHA256
-	}
-	add := func(name, value, description string, settable []string) {
-		if len(settable) > 0 {
-			r.Settings = append(r.Settings, setting{name, value, description})
-		}
-	}
-	for _, m := range r.Mounts {
-		add(m.Name, m.Source, m.Description, m.Settable)
-	}
-	for _, d := range r.Devices {
-		add(d.Name, d.Path, d.Description, d.Settable)
-	}
-	for _, e := range b.Config.Env {
-		add(e.Name, e.Value, e.Description, e.Settable)
-	}
-	return r
-}
-
 // printBundle tells about a bundle, as lines or as JSON.
 func printBundle(w io.Writer, b *bundle.Bundle, asJSON bool) error {
-	r := report(b)
+	r := b.Summary()
 	if asJSON {
 		out := json.NewEncoder(w)
 		out.SetIndent("", "  ")

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -102,20 +100,6 @@ func bundlePullCommand() *cli.Command {
 			return err
 		},
 	}
-}
-
-// openBundle opens what a user named: a bundle on disk, or, if there is no such file and it can't be meant, one in a
-// registry.
-func openBundle(c *cli.Context, name string) (*bundle.Bundle, error) {
-	_, err := os.Stat(name)
-	if path := strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.Contains(name, ".tar."); path ||
-		!errors.Is(err, fs.ErrNotExist) {
-		return bundle.Open(name)
-	}
-	remote, finish := remoteOf(c)
-	b, _, err := bundle.Pull(c.Context, name, "", remote)
-	finish()
-	return b, err
 }
 
 // registryFlags say how registries are reached.

@@ -141,35 +141,6 @@ func TestBundleCommandsRefuseWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestThePluginsProgramIsFoundWhereItIsBuiltAndInstalled(t *testing.T) {
-	root := t.TempDir()
-	dir := filepath.Join(root, "bin")
-	place := func(name string) string {
-		name = filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, nil, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	if _, err := findPlugin(dir, "arm64"); err == nil || !strings.Contains(err.Error(), "make build") {
-		t.Errorf("got %v", err)
-	}
-	// From the last place looked at to the first.
-	for _, name := range []string{
-		"share/cvmfs-graphdriver/cvmfs-graphdriver-plugin-" + version + "-arm64.tar.gz",
-		"lib/cvmfs-graphdriver/arm64/cvmfs-graphdriver-plugin", "bin/cvmfs-graphdriver-plugin",
-		"bin/arm64/cvmfs-graphdriver-plugin", "bin/cvmfs-graphdriver-plugin-arm64",
-	} {
-		want := place(name)
-		if got, err := findPlugin(dir, "arm64"); err != nil || got != want {
-			t.Errorf("got %s, %v, want %s", got, err, want)
-		}
-	}
-}
-
 // SIGINT ends a build in order; the program is so large here that writing its archive takes seconds.
 func TestAnInterruptedBuildLeavesNothing(t *testing.T) {
 	out := t.TempDir()

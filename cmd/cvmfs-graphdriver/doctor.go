@@ -1,16 +1,13 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
 
-	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/doctor"
+	"cvmfs-graphdriver/installer/policy"
 	"cvmfs-graphdriver/installer/preflight"
-	"cvmfs-graphdriver/installer/service"
-	"cvmfs-graphdriver/internal/program"
 )
 
 // hostFlags say which engine and plugin are meant, and how to answer.
@@ -19,7 +16,7 @@ func hostFlags() []cli.Flag {
 		hostFlag, nameFlag, fileFlag,
 		&cli.StringFlag{
 			Name: "cvmfs-config",
-			Usage: "`FOLDER` with the CernVM-FS configuration (default: the plugin's setting, or " + configuration +
+			Usage: "`FOLDER` with the CernVM-FS configuration (default: the plugin's setting, or " + policy.ConfigDir +
 				")",
 		},
 		&cli.StringFlag{
@@ -31,23 +28,17 @@ func hostFlags() []cli.Flag {
 	}
 }
 
-// hostPlan is what the flags say of the host.
-func hostPlan(c *cli.Context) (preflight.Plan, error) {
-	engine, err := installer.Connect(c.String(hostFlag.Name))
-	if err != nil {
-		return preflight.Plan{}, err
+// look gathers what is known of the host, and what it was looked at for.
+func look(c *cli.Context) (facts preflight.Facts, plan preflight.Plan, err error) {
+	err = find(c, func(h *policy.Host) (err error) {
+		plan, err = h.Plan(c.Context)
+		return err
+	})
+	if err == nil {
+		facts = preflight.Gather(c.Context, plan)
+		err = c.Context.Err()
 	}
-	defer engine.Close() // nothing is on its way any more
-	running, err := service.Find(c.Context, engine.Client().DaemonHost())
-	if err != nil {
-		running = nil
-	}
-	file, log := filesOf(c, running)
-	name, err := pluginName(c, engine, file)
-	return preflight.Plan{
-		Host: engine.Client().DaemonHost(), Name: name, Log: cmp.Or(c.String("log"), log), DaemonJSON: file,
-		CVMFSConfig: c.String("cvmfs-config"), MinioConfig: c.String("minio-config"), Agent: c.App.Name + "/" + version,
-	}, err
+	return facts, plan, err
 }
 
 // doctorCommand judges the host as it stands.
@@ -62,17 +53,11 @@ func doctorCommand() *cli.Command {
 			Usage: "`FILE` that receives a .tar.gz for support",
 		}),
 		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return program.Usagef(c, "unknown argument %q", c.Args().First())
-			}
-			plan, err := hostPlan(c)
+			facts, plan, err := look(c)
 			if err != nil {
 				return err
 			}
-			report := doctor.New(preflight.Gather(c.Context, plan), plan, version, commit)
-			if err := c.Context.Err(); err != nil {
-				return err
-			}
+			report := doctor.New(facts, plan, version, commit)
 			write := report.Write
 			if c.Bool("json") {
 				write = report.WriteJSON

@@ -6,8 +6,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer/doctor"
-	"cvmfs-graphdriver/installer/preflight"
-	"cvmfs-graphdriver/internal/program"
 )
 
 // statusCommand reports what runs, without a judgement.
@@ -17,17 +15,11 @@ func statusCommand() *cli.Command {
 		Usage: "tell what runs: engine, plugin, driver, view, repositories, store",
 		Flags: hostFlags(),
 		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return program.Usagef(c, "unknown argument %q", c.Args().First())
-			}
-			plan, err := hostPlan(c)
+			facts, _, err := look(c)
 			if err != nil {
 				return err
 			}
-			status := doctor.StatusOf(preflight.Gather(c.Context, plan), version)
-			if err := c.Context.Err(); err != nil {
-				return err
-			}
+			status := doctor.StatusOf(facts, version)
 			write := status.Write
 			if c.Bool("json") {
 				write = status.WriteJSON

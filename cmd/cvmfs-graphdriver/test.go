@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/policy"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -14,16 +15,13 @@ func testCommand() *cli.Command {
 		Usage: "look whether the engine runs images on the plugin",
 		Flags: []cli.Flag{nameFlag, hostFlag, testFlag, thinFlag, jsonFlag, recordFlag},
 		Action: func(c *cli.Context) error {
-			s, err := newSetup(c)
-			if err != nil {
-				return err
-			}
-			defer s.Engine.Close() // nothing is on its way any more
-			images, err := s.images()
-			if err != nil {
-				return err
-			}
-			return s.Test(c.Context, c.String("name"), images)
+			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				images, err := h.Test(i)
+				if err != nil {
+					return err
+				}
+				return i.Test(c.Context, h.Name, images)
+			})
 		},
 	}
 }

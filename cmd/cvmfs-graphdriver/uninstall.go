@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/policy"
 )
 
 // uninstallCommand has the engine run on its former storage driver again.
@@ -19,15 +20,12 @@ func uninstallCommand() *cli.Command {
 			fileFlag, hostFlag, restartFlag, yesFlag, jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
-			s, err := newSetup(c)
-			if err != nil {
-				return err
-			}
-			defer s.Engine.Close() // nothing is on its way any more
-			if err := s.restarts(); err != nil {
-				return err
-			}
-			return s.Uninstall(c.Context, installer.Leave{Name: c.String("name"), File: s.file, Purge: c.Bool("purge")})
+			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				if err := h.Restarts(c.Context, i); err != nil {
+					return err
+				}
+				return i.Uninstall(c.Context, h.Uninstall(c.Bool("purge")))
+			})
 		},
 	}
 }

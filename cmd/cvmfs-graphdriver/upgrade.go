@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/policy"
 )
 
 // upgradeCommand replaces the plugin by that of another bundle.
@@ -18,25 +19,15 @@ func upgradeCommand() *cli.Command {
 			jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
-			s, err := newSetup(c)
-			if err != nil {
-				return err
-			}
-			defer s.Engine.Close() // nothing is on its way any more
-			images, err := s.images()
-			if err != nil {
-				return err
-			}
-			b, err := bundleToInstall(c)
-			if err != nil {
-				return err
-			}
-			if err := s.restarts(); err != nil {
-				return err
-			}
-			return s.Upgrade(c.Context, installer.Renewal{
-				Name: c.String("name"), Bundle: b, File: s.file,
-				Images: images,
+			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				renewal, err := h.Upgrade(i)
+				if err != nil {
+					return err
+				}
+				if err := h.Restarts(c.Context, i); err != nil {
+					return err
+				}
+				return i.Upgrade(c.Context, renewal)
 			})
 		},
 	}
