@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/cvmfs/listing"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -46,7 +47,7 @@ func printBundle(w io.Writer, b *bundle.Bundle, asJSON bool) error {
 	}
 	var text strings.Builder
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&text, "%-13s %s\n", name, quote(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(&text, "%-13s %s\n", name, listing.Quote(fmt.Sprintf(format, args...)))
 	}
 	line("version", "%s", r.Version)
 	line("commit", "%s", r.Commit)

@@ -49,6 +49,7 @@ var rules = map[string][]string{
 	"convert":          {"thin", "cvmfs", "internal"},
 	"cvmfs/publish":    append([]string{"cvmfs/client", "cvmfs/fetch", "internal"}, formats...),
 	"cvmfs/client":     append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
+	"cvmfs/listing":    append([]string{"cvmfs/client"}, formats...),
 	"cvmfs/objectfs":   append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
 	"cvmfs/objects":    append([]string{"cvmfs/fetch", "internal"}, formats...),
 	"cvmfs/fetch":      append([]string{"internal"}, formats...),

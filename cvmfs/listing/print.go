@@ -1,4 +1,4 @@
-package main
+package listing
 
 import (
 	"encoding/hex"
@@ -13,7 +13,7 @@ import (
 )
 
 // shown is the path as listings write it.
-func (i *item) shown() string {
+func (i *Item) shown() string {
 	if i.Path == "" {
 		return "/"
 	}
@@ -34,10 +34,11 @@ var kinds = map[uint32]struct {
 	unix.S_IFBLK:  {"block", 'b'},
 }
 
-func (i *item) isDevice() bool { return i.Type() == unix.S_IFCHR || i.Type() == unix.S_IFBLK }
+func (i *Item) isDevice() bool { return i.Type() == unix.S_IFCHR || i.Type() == unix.S_IFBLK }
 
-// printJSON writes an item as json.dumps(…, sort_keys=True, ensure_ascii=False) of Python would.
-func printJSON(w io.Writer, i *item, expand func(string) string) error {
+// WriteJSON writes an item as json.dumps(…, sort_keys=True, ensure_ascii=False) of Python would. expand puts variables into
+// the targets of symbolic links.
+func WriteJSON(w io.Writer, i *Item, expand func(string) string) error {
 	b := []byte{'{'}
 	key := func(name string) {
 		if len(b) > 1 {
@@ -61,11 +62,11 @@ func printJSON(w io.Writer, i *item, expand func(string) string) error {
 	number("mtime", i.Mtime)
 	number("nlink", int64(i.Nlink))
 	text("path", i.shown())
-	if i.sameAs != "" {
-		text("same_inode_as", i.sameAs)
+	if i.SameAs != "" {
+		text("same_inode_as", i.SameAs)
 	}
-	if i.sum != nil {
-		text("sha256", hex.EncodeToString(i.sum))
+	if i.Sum != nil {
+		text("sha256", hex.EncodeToString(i.Sum))
 	}
 	if i.IsRegular() {
 		number("size", i.Size)
@@ -112,27 +113,28 @@ func appendJSON(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// printPlain writes an item as `ls -l` would: mode, links, owner, size or device, time (UTC), digest, path.
-func printPlain(w io.Writer, i *item, expand func(string) string) error {
+// WritePlain writes an item as `ls -l` would: mode, links, owner, size or device, time (UTC), digest, path.
+func WritePlain(w io.Writer, i *Item, expand func(string) string) error {
 	size := strconv.FormatInt(i.Size, 10)
 	if i.isDevice() {
 		size = fmt.Sprintf("%d, %d", unix.Major(i.Rdev), unix.Minor(i.Rdev))
 	}
 	line := fmt.Sprintf("%s %3d %5d %5d %10s %s", modeString(i.Mode), i.Nlink, i.UID, i.GID, size,
 		time.Unix(i.Mtime, 0).UTC().Format("2006-01-02 15:04"))
-	if i.sum != nil {
-		line += " " + hex.EncodeToString(i.sum)
+	if i.Sum != nil {
+		line += " " + hex.EncodeToString(i.Sum)
 	}
-	line += " " + quote(i.shown())
+	line += " " + Quote(i.shown())
 	if i.Type() == unix.S_IFLNK {
-		line += " -> " + quote(expand(i.Target))
+		line += " -> " + Quote(expand(i.Target))
 	}
 	_, err := fmt.Fprintln(w, line)
 	return err
 }
 
-// quote keeps names from controlling the terminal.
-func quote(s string) string {
+// Quote keeps a text that comes from elsewhere, such as a file's name, from controlling the terminal: it is quoted if it
+// needs to be.
+func Quote(s string) string {
 	if q := strconv.Quote(s); q != `"`+s+`"` {
 		return q
 	}
