@@ -18,6 +18,7 @@ import (
 	"aead.dev/minisign"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -235,15 +236,20 @@ func (o *output) place() ([]string, error) {
 	if err := os.Remove(filepath.Join(o.dir, SignatureName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	return o.rename()
+}
+
+// rename gives what was made, which is on disk, its place.
+func (o *output) rename() ([]string, error) {
 	var paths []string
 	for _, name := range o.made {
-		from, to := filepath.Join(o.work, name), filepath.Join(o.dir, name)
-		if err := replace(from, to); err != nil {
+		to := filepath.Join(o.dir, name)
+		if err := replace(filepath.Join(o.work, name), to); err != nil {
 			return nil, err
 		}
 		paths = append(paths, to)
 	}
-	return paths, o.lock.Sync()
+	return paths, durable.SyncDir(o.dir)
 }
 
 // replace renames a file or a folder, in place of what has the name.

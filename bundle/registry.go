@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -354,9 +353,9 @@ func (b *Bundle) save(ctx context.Context, dir string, format Format) (string, e
 	if err := out.addFile(ctx, file, func(w io.Writer) error { return b.WriteArchive(w, format) }); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, file)
-	if err := replace(filepath.Join(out.work, file), path); err != nil {
+	paths, err := out.rename()
+	if err != nil {
 		return "", err
 	}
-	return path, out.lock.Sync()
+	return paths[0], nil
 }

@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"mvdan.cc/sh/v3/syntax"
 
 	"cvmfs-graphdriver/installer/daemonjson"
 )
@@ -176,14 +178,14 @@ func (r *run) command(c *change) string {
 	return ""
 }
 
-// quote makes words of a shell command.
+// quote makes words of a shell command, for people who use bash or a shell like it.
 func quote(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, word := range words {
-		if word == "" || strings.ContainsAny(word, " \t\n'\"\\$`*?[]{}()<>|&;#~!") {
-			word = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		var err error
+		if quoted[i], err = syntax.Quote(word, syntax.LangBash); err != nil { // it holds a NUL, as no path and no name does
+			quoted[i] = strconv.Quote(word)
 		}
-		quoted[i] = word
 	}
 	return strings.Join(quoted, " ")
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // DefaultRecord is where the record of a host lies.
@@ -132,7 +134,7 @@ func Remembered(path string) (file, log string) {
 func (r *record) save() error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = replaceFile(r.path, append(b, '\n'), 0o600)
+		err = durable.Replace(r.path, 0o600, append(b, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("write the installer's record: %w", err)
@@ -143,31 +145,6 @@ func (r *record) save() error {
 // close lets the record go, also for programs just being started, which may still have the file.
 func (r *record) close() error {
 	return errors.Join(unix.Flock(int(r.lock.Fd()), unix.LOCK_UN), r.lock.Close())
-}
-
-// replaceFile writes a file under a temporary name and gives it its own when it is on disk.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone when all went well
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // cut reports whether the plugin is disabled for a while, though it is the storage driver.

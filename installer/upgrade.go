@@ -2,7 +2,6 @@ package installer
 
 import (
 	"archive/tar"
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -17,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // Renewal is what an upgrade is to do.
@@ -179,11 +179,8 @@ func (u *upgrade) keep(file string) error {
 	if err != nil {
 		return fmt.Errorf("keep the present plugin, to go back to it: %w", err)
 	}
-	var packed bytes.Buffer
-	if err := was.WriteArchive(&packed, bundle.TarGz); err != nil {
-		return fmt.Errorf("keep the present plugin, to go back to it: %w", err)
-	}
-	if err := replaceFile(file, packed.Bytes(), 0o600); err != nil {
+	if err := durable.ReplaceBy(file, 0o600,
+		func(w io.Writer) error { return was.WriteArchive(w, bundle.TarGz) }); err != nil {
 		return fmt.Errorf("keep the present plugin, to go back to it: %w", err)
 	}
 	return nil
@@ -214,27 +211,28 @@ func (u *upgrade) present(p *types.Plugin) (*bundle.Bundle, error) {
 // packRoot writes the folders and files of a plugin's root file system as an archive. What a plugin's process was given
 // at its start, mount points that are empty files, devices and links, is not the plugin's.
 func packRoot(w io.Writer, dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close() // only read from
 	t := tar.NewWriter(w)
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || path == dir {
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || name == "." {
 			return err
 		}
 		info, err := d.Info()
 		if err != nil {
 			return err
 		}
-		if !d.IsDir() && (!d.Type().IsRegular() || info.Size() == 0) {
+		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: int64(info.Mode().Perm())}
+		switch {
+		case d.IsDir():
+			return t.WriteHeader(h)
+		case !d.Type().IsRegular() || info.Size() == 0:
 			return nil
 		}
-		name, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: int64(info.Mode().Perm())}
-		if d.IsDir() {
-			return t.WriteHeader(h)
-		}
-		content, err := os.ReadFile(path)
+		content, err := root.ReadFile(name)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // maxBackups bounds the backups of one second.
@@ -41,7 +43,7 @@ func (f *File) Backup(now time.Time) (*Backup, error) {
 	if b.File, err = f.keep(now); err != nil {
 		return nil, fmt.Errorf("back up %s: %w%s", f.Path, err, remedy(err))
 	}
-	if err := syncFolder(filepath.Dir(f.Target)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(f.Target)); err != nil {
 		return nil, fmt.Errorf("back up %s: %w", f.Path, err)
 	}
 	return b, nil
@@ -117,14 +119,9 @@ func (f *File) write() error {
 		return err
 	}
 	if f.content == nil {
-		err = os.Remove(f.Target)
-	} else {
-		err = f.replace(dir)
+		return durable.Remove(f.Target)
 	}
-	if err != nil {
-		return err
-	}
-	return syncFolder(dir)
+	return f.replace()
 }
 
 // unchanged makes sure that the file on disk is the one that was read.
@@ -139,31 +136,23 @@ func (f *File) unchanged() error {
 	return nil
 }
 
-// replace puts the content in the place of the target by a rename.
-func (f *File) replace(dir string) (err error) {
-	temporary, err := os.CreateTemp(dir, "."+filepath.Base(f.Target)+"-")
+// replace puts the content in the place of the target.
+func (f *File) replace() (err error) {
+	file, err := durable.Create(f.Target)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(temporary.Name()))
-		}
-	}()
-	defer temporary.Close() // it was synced
-	if err := likeness(temporary, f.Target); err != nil {
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := likeness(file.File, f.Target); err != nil {
 		return err
 	}
-	if _, err := temporary.Write(f.content); err != nil {
+	if _, err := file.Write(f.content); err != nil {
 		return err
 	}
-	if err := temporary.Sync(); err != nil {
-		return err
-	}
-	return os.Rename(temporary.Name(), f.Target)
+	return file.Replace()
 }
 
-// likeness returns a new file owner, mode and extended attributes of the one whose place it takes; 0644 if there is
+// likeness gives a new file owner, mode and extended attributes of the one whose place it takes; 0644 if there is
 // none.
 func likeness(file *os.File, of string) error {
 	var stat unix.Stat_t
@@ -213,15 +202,6 @@ func lock(dir string) (unlock func(), err error) {
 		unix.Flock(int(d.Fd()), unix.LOCK_UN) // also for programs just being started, which may still have the folder
 		d.Close()
 	}, nil
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close() // only synced
-	return d.Sync()
 }
 
 // remedy says what to do about an error of the file system's.
@@ -297,11 +277,7 @@ func (b *Backup) putBack() error {
 		return err
 	}
 	if target, err := os.Lstat(b.Target); err == nil && os.SameFile(backup, target) {
-		err = os.Remove(b.File)
-		if err != nil {
-			return err
-		}
-		return syncFolder(dir)
+		return durable.Remove(b.File)
 	}
 	if content, err := readRegular(b.File); err != nil {
 		return err
@@ -311,7 +287,7 @@ func (b *Backup) putBack() error {
 	if err := os.Rename(b.File, b.Target); err != nil {
 		return err
 	}
-	return syncFolder(dir)
+	return durable.SyncDir(dir)
 }
 
 // removeFolders removes those that Write made and nobody uses.

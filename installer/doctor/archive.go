@@ -20,6 +20,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"cvmfs-graphdriver/installer/service"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 const (
@@ -46,30 +47,10 @@ func revisions(of map[string]uint64) string {
 func (r Report) Archive(ctx context.Context, file string) error {
 	content, err := r.pack(ctx)
 	if err == nil {
-		err = replace(file, content)
+		err = durable.Replace(file, 0o600, content)
 	}
 	if err != nil {
 		return fmt.Errorf("write the report for support %s: %w", file, err)
-	}
-	return nil
-}
-
-// replace writes a file under another name and renames it.
-func replace(file string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }

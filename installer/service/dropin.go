@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // PluginVariable lets an engine of version 27 take storage-driver plugins when it is 1 in the engine's environment.
@@ -41,47 +43,26 @@ func (d DropIn) Write() error {
 	if d.Exists() {
 		return nil
 	}
-	if err := d.write(); err != nil {
+	err := os.MkdirAll(filepath.Dir(d.Path()), 0o755)
+	if err == nil {
+		if err = durable.Replace(d.Path(), 0o644, []byte(dropIn)); err != nil {
+			err = errors.Join(err, d.removeFolder())
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write the drop-in %s: %w", d.Path(), err)
 	}
 	return nil
 }
 
-func (d DropIn) write() (err error) {
-	dir := filepath.Dir(d.Path())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	temporary, err := os.CreateTemp(dir, ".cvmfs-graphdriver-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		temporary.Close() // it was synced, or is removed
-		if err != nil {
-			err = errors.Join(err, os.Remove(temporary.Name()), d.removeFolder())
-		}
-	}()
-	if _, err := temporary.WriteString(dropIn); err != nil {
-		return err
-	}
-	if err := errors.Join(temporary.Chmod(0o644), temporary.Sync()); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary.Name(), d.Path()); err != nil {
-		return err
-	}
-	return syncFolder(dir)
-}
-
 // Remove removes the file, and its folder if nothing else is in it.
 func (d DropIn) Remove() error {
-	err := os.Remove(d.Path())
+	err := durable.Remove(d.Path())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		err = errors.Join(syncFolder(filepath.Dir(d.Path())), d.removeFolder())
+		err = d.removeFolder()
 	}
 	if err != nil {
 		return fmt.Errorf("remove the drop-in %s: %w", d.Path(), err)
@@ -95,13 +76,4 @@ func (d DropIn) removeFolder() error {
 		return nil
 	}
 	return err
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close() // only synced
-	return d.Sync()
 }
