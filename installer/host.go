@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/service"
 )
 
@@ -20,6 +21,8 @@ type host struct {
 	logFile  string          // the file that the engine's log goes to; "" is where it is found
 	dropIn   *service.DropIn // nil: none has an effect
 	progress func(waited time.Duration)
+
+	startWait time.Duration // bounds the wait for an engine that starts
 }
 
 // HostService is the [Service] for the engine behind a socket; how says what restarts it, as [service.Choose] takes it.
@@ -34,7 +37,7 @@ func HostService(ctx context.Context, socket, how, logFile string, tell func(Eve
 	if err != nil {
 		return nil, err
 	}
-	h := &host{by: restarter, engine: engine, logFile: logFile, progress: func(waited time.Duration) {
+	h := &host{by: restarter, engine: engine, logFile: logFile, startWait: startWait, progress: func(waited time.Duration) {
 		tell(Event{stepRestart, Waits, fmt.Sprintf("for the engine to answer, %.0f s of %.0f", waited.Seconds(),
 			startWait.Seconds())})
 	}}
@@ -51,7 +54,7 @@ func (h *host) Restart(ctx context.Context, ping func(context.Context) error) er
 		return ErrNoRestart
 	}
 	if err == nil {
-		err = service.Await(ctx, h.by, since, startWait, ping, h.progress)
+		err = service.Await(ctx, h.by, since, h.startWait, ping, h.progress)
 	}
 	if err == nil {
 		return nil
@@ -66,16 +69,55 @@ func (h *host) Restart(ctx context.Context, ping func(context.Context) error) er
 	return err
 }
 
-// Running asks systemd. The engine's unit is active once the engine has said that it is ready.
-func (h *host) Running(ctx context.Context) string {
-	if h.dropIn == nil {
-		return ""
+// Running asks systemd, where it runs the engine: the unit is active once the engine has said that it is ready.
+// Elsewhere the file with the engine's process id tells. One that doesn't answer may be about to start, or to fail: it
+// counts once it has run for longer than a start takes.
+func (h *host) Running(ctx context.Context, file *daemonjson.File) *Running {
+	if h.dropIn != nil {
+		u, err := service.LoadUnit(ctx, h.dropIn.Unit)
+		if err != nil || u.State != "active" {
+			return nil
+		}
+		return &Running{u.Name, "systemctl stop " + u.Name}
 	}
-	u, err := service.LoadUnit(ctx, h.dropIn.Unit)
-	if err != nil || u.State != "active" {
-		return ""
+	engine, err := service.FindByPIDFile(ctx, file.String("pidfile"))
+	if err != nil {
+		return nil
 	}
-	return u.Name
+	running := &Running{fmt.Sprintf("an engine (process %d)", engine.PID), h.stop(engine)}
+	for _, address := range engine.Addresses(file.Strings("hosts")) {
+		if answers(ctx, address) {
+			running.What = fmt.Sprintf("an engine (process %d, at %s)", engine.PID, address)
+			return running
+		}
+	}
+	if age, err := engine.Age(); err != nil || age < h.startWait {
+		return nil
+	}
+	return running
+}
+
+// answers reports whether an engine answers at an address of this host's.
+func answers(ctx context.Context, address string) bool {
+	engine, err := Connect(address)
+	if err != nil {
+		return false
+	}
+	defer engine.Close() // nothing is on its way any more
+	ctx, cancel := context.WithTimeout(ctx, downWait)
+	defer cancel()
+	return engine.Ping(ctx) == nil
+}
+
+// stop is the shell command that stops an engine which systemd doesn't run.
+func (h *host) stop(e *service.Engine) string {
+	switch h.by.String() {
+	case "openrc":
+		return "rc-service docker stop"
+	case "sysv":
+		return "service docker stop"
+	}
+	return fmt.Sprintf("kill %d", e.PID)
 }
 
 func (h *host) ByHand() string {

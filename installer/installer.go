@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/bundle"
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -20,14 +21,20 @@ type Service interface {
 	// Restart returns when the engine answers again. The error of one that does not has the cause the engine's log
 	// tells.
 	Restart(ctx context.Context, ping func(context.Context) error) error
-	// Running names the service that runs by what the host says; "" where none does, or the host doesn't tell.
-	Running(ctx context.Context) string
+	// Running returns the engine that runs by what the host says, nil where none does, or the host doesn't say.
+	Running(ctx context.Context, file *daemonjson.File) *Running
 	// ByHand is the shell command that restarts the engine.
 	ByHand() string
 	// DropIn is the drop-in's path, "" where there can be none.
 	DropIn() string
 	WriteDropIn(ctx context.Context) error
 	RemoveDropIn(ctx context.Context) error
+}
+
+// Running is an engine that runs, for people.
+type Running struct {
+	What string // as in "docker.service"
+	Stop string // the shell command that stops it
 }
 
 // ErrNoRestart is the error of a [Service] that leaves restarting the engine to the user.

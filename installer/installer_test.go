@@ -84,12 +84,11 @@ func (s fakeService) Restart(ctx context.Context, ping func(context.Context) err
 	return ping(ctx)
 }
 
-func (s fakeService) Running(ctx context.Context) string {
-	engine, err := Connect(s.socket)
-	if err != nil || engine.Ping(ctx) != nil {
-		return ""
+func (s fakeService) Running(ctx context.Context, _ *daemonjson.File) *Running {
+	if !answers(ctx, s.socket) {
+		return nil
 	}
-	return "docker.service"
+	return &Running{"docker.service", "systemctl stop docker.service"}
 }
 
 func (s fakeService) ByHand() string { return "systemctl restart docker" }

@@ -2,7 +2,6 @@ package installer
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -83,11 +82,7 @@ func driverIn(file string) string {
 // pluginIn is the plugin that a configuration file of the engine's names as storage driver; "" if it names a driver of
 // the engine's own.
 func pluginIn(file *daemonjson.File) string {
-	value, _ := file.Get("storage-driver")
-	var name string
-	if json.Unmarshal(value, &name) != nil {
-		return ""
-	}
+	name := file.String("storage-driver")
 	if _, err := bundle.CheckName(name); err != nil {
 		return ""
 	}

@@ -22,9 +22,9 @@ func (i *Installer) checkDead(ctx context.Context, file *daemonjson.File, name s
 	if !sameDriver(pluginIn(file), name) {
 		return i.notOurs(file.Path, name)
 	}
-	if unit := i.Service.Running(ctx); unit != "" {
-		return fmt.Errorf("no engine answers at %s, and %s runs: name its socket with --host; if the engine hangs, stop it first: systemctl stop %s",
-			i.Engine.api.DaemonHost(), unit, unit)
+	if running := i.Service.Running(ctx, file); running != nil {
+		return fmt.Errorf("no engine answers at %s, and %s runs: name its socket with --host; if the engine hangs, stop it first: %s",
+			i.Engine.api.DaemonHost(), running.What, running.Stop)
 	}
 	return nil
 }

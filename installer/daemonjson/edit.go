@@ -57,6 +57,14 @@ func (f *File) Strings(key string) (list []string) {
 	return list
 }
 
+// String returns the value of a key that is a text; "" if there is none, or it is of another shape.
+func (f *File) String(key string) (text string) {
+	if value, ok := f.Get(key); ok {
+		_ = json.Unmarshal(value, &text)
+	}
+	return text
+}
+
 // object returns the file's object, nil if there is none in it.
 func (f *File) object() (*hujson.Object, error) {
 	t, err := take(f.content)

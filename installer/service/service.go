@@ -7,6 +7,7 @@ package service
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,9 @@ const DefaultUnit = "docker.service"
 
 // pidFile is where an engine keeps its process id if nothing else is said.
 const pidFile = "/var/run/docker.pid"
+
+// defaultSocket is where an engine listens if nothing else is said.
+const defaultSocket = "/var/run/docker.sock"
 
 // dialWait bounds the connection to the engine's socket.
 const dialWait = 5 * time.Second
@@ -69,12 +73,33 @@ func find(ctx context.Context, socket string) (int, error) {
 			return u.PID, nil
 		}
 	}
-	if b, err := os.ReadFile(pidFile); err == nil {
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && isEngine(pid) {
-			return pid, nil
-		}
+	if pid, err := readPIDFile(pidFile); err == nil {
+		return pid, nil
 	}
 	return 0, fmt.Errorf("%w: process %d listens there and is no dockerd", ErrNotFound, pid)
+}
+
+// FindByPIDFile finds an engine by the file that has its process id; "" is the usual one. Not found is
+// errors.Is(err, ErrNotFound).
+func FindByPIDFile(ctx context.Context, name string) (*Engine, error) {
+	pid, err := readPIDFile(cmp.Or(name, pidFile))
+	if err != nil {
+		return nil, err
+	}
+	return inspect(ctx, pid)
+}
+
+// readPIDFile returns the process that a file names, if it is an engine: the file may be older than its process.
+func readPIDFile(name string) (int, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || !isEngine(pid) {
+		return 0, fmt.Errorf("%w: what %s names is no dockerd", ErrNotFound, name)
+	}
+	return pid, nil
 }
 
 // peer returns the process that listens on a socket, 0 if it is in a PID namespace that isn't ours or below.
@@ -143,6 +168,51 @@ func inspect(ctx context.Context, pid int) (*Engine, error) {
 		}
 	}
 	return e, nil
+}
+
+// Addresses are those that the engine listens on by its flags, or else by the list in its configuration file.
+func (e *Engine) Addresses(configured []string) []string {
+	var addresses []string
+	for _, f := range ParseFlags(e.Args) {
+		if f.Name == "host" {
+			addresses = append(addresses, f.Value)
+		}
+	}
+	if len(addresses) == 0 {
+		addresses = configured
+	}
+	if len(addresses) == 0 {
+		addresses = []string{"unix://" + defaultSocket}
+	}
+	return addresses
+}
+
+// Age returns for how long the process has run, to the hundredth of a second.
+func (e *Engine) Age() (time.Duration, error) {
+	stat, err := os.ReadFile(proc(e.PID, "stat"))
+	if err != nil {
+		return 0, err
+	}
+	uptime, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0, err
+	}
+	// proc_pid_stat(5): behind the name, which may hold anything, field 22 is the start in ticks since the boot.
+	const startTime, ticks = 22 - 3, 100 // ticks in a second, for all programs
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) <= startTime {
+		return 0, fmt.Errorf("process %d: %q is no state of a process", e.PID, stat)
+	}
+	begun, err := strconv.ParseFloat(fields[startTime], 64)
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(uptime), " ")
+	now, err := strconv.ParseFloat(first, 64)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration((now - begun/ticks) * float64(time.Second)), nil
 }
 
 // split takes apart what ends in NULs.

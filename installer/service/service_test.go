@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -305,6 +306,43 @@ func TestWhatIsNoEngineIsNotTakenForOne(t *testing.T) {
 }
 
 // Both engines: the running one is found, and one that doesn't start has its cause told.
+func TestTheAddressesOfAnEngineAreThoseOfItsFlags(t *testing.T) {
+	for _, c := range []struct{ args, configured, want []string }{
+		{nil, nil, []string{"unix:///var/run/docker.sock"}},
+		{nil, []string{"unix:///a"}, []string{"unix:///a"}},
+		{[]string{"-H", "unix:///b", "--host=tcp://c"}, []string{"unix:///a"}, []string{"unix:///b", "tcp://c"}},
+	} {
+		if diff := cmp.Diff(c.want, (&Engine{Args: c.args}).Addresses(c.configured)); diff != "" {
+			t.Errorf("%q: %s", c.args, diff)
+		}
+	}
+}
+
+func TestTheAgeOfAProcessIsKnown(t *testing.T) {
+	begun := time.Now()
+	cmd := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	}()
+	time.Sleep(50 * time.Millisecond)
+	const exact = 20 * time.Millisecond // two ticks
+	young, err := (&Engine{PID: cmd.Process.Pid}).Age()
+	if limit := time.Since(begun) + exact; err != nil || young < 50*time.Millisecond-exact || young > limit {
+		t.Errorf("%v, %v; at most %v", young, err, limit)
+	}
+	own, err := (&Engine{PID: os.Getpid()}).Age()
+	if err != nil || own < young {
+		t.Errorf("this process: %v, %v", own, err)
+	}
+	if _, err := (&Engine{PID: 1 << 22}).Age(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no process: %v", err)
+	}
+}
+
 func TestARealEngine(t *testing.T) {
 	for name, find := range map[string]func(context.Context, string) (*engine.Tools, error){
 		"old": engine.Find,
