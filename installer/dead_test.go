@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -16,56 +14,54 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// kills are the ways in which a plugin keeps its engine from starting.
-var kills = map[string]func(f *fakeEngine){
-	"disabled": func(f *fakeEngine) { f.plugins[DefaultName].Enabled = false },
-	"removed":  func(f *fakeEngine) { delete(f.plugins, DefaultName) },
-	"damaged":  func(f *fakeEngine) { f.damaged[f.plugins[DefaultName].ID] = true },
-}
-
 // An engine that its storage driver keeps from starting is brought back, whatever is wrong with the plugin.
 func TestADeadEngineIsBroughtBack(t *testing.T) {
-	for how, kill := range kills {
+	for how := range kills {
 		for _, what := range []string{"install", "uninstall", "purge"} {
 			for _, record := range []bool{true, false} {
 				for _, started := range []bool{true, false} { // the engine was started again since, or not yet
 					if how == "damaged" && what == "install" && !started {
 						continue // nothing tells it yet
 					}
-					f, p := begun(t, what)
-					if what == "install" {
-						p.must(t, "install")
-					}
-					kill(f)
-					if started && f.start() == nil {
-						t.Fatalf("%s: the engine starts", how)
-					}
-					if !record {
-						if err := os.RemoveAll(filepath.Dir(p.record)); err != nil {
-							t.Fatal(err)
-						}
-					}
-					p.must(t, what)
-					want := "overlay2"
-					if what == "install" {
-						want = DefaultName
-					}
-					if !f.up || f.driver != want || f.start() != nil {
-						t.Errorf("%s, %s, with a record %t, started %t: up %t on %s", how, what, record, started, f.up,
-							f.driver)
-					}
-					if what == "purge" && len(f.plugins) > 0 {
-						t.Errorf("%s: the plugins %v are left", how, f.plugins)
-					}
-					if what == "install" {
-						p.must(t, "purge")
-					}
-					if b, err := os.ReadFile(p.file); record && (err != nil || string(b) != administrators) {
-						t.Errorf("%s, %s: the configuration is %q, %v", how, what, b, err)
-					}
+					t.Run(fmt.Sprintf("%s, %s, with a record %t, started %t", how, what, record, started),
+						func(t *testing.T) { bringBack(t, how, what, record, started) })
 				}
 			}
 		}
+	}
+}
+
+func bringBack(t *testing.T, how, what string, record, started bool) {
+	f, p := begun(t, what)
+	if what == "install" {
+		p.must(t, "install")
+	}
+	if started {
+		f.die(how)
+	} else {
+		kills[how](f)
+	}
+	if !record {
+		if err := os.RemoveAll(filepath.Dir(p.record)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.must(t, what)
+	want := "overlay2"
+	if what == "install" {
+		want = DefaultName
+	}
+	if !f.up || f.driver != want || f.start() != nil {
+		t.Errorf("up %t on %s", f.up, f.driver)
+	}
+	if what == "purge" && len(f.plugins) > 0 {
+		t.Errorf("the plugins %v are left", f.plugins)
+	}
+	if what == "install" {
+		p.must(t, "purge")
+	}
+	if record {
+		p.isAsBefore(t, "in the end")
 	}
 }
 
@@ -76,8 +72,7 @@ func TestTheImagesOfAPluginThatWasRemovedAreForgotten(t *testing.T) {
 	if err := os.WriteFile(listed, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	kills["removed"](f)
-	f.start() // fails
+	f.die("removed")
 	p.must(t, "install")
 	if !absent(listed) {
 		t.Error("the list is there")
@@ -89,27 +84,12 @@ func TestBringingADeadEngineBackMayBeCutOff(t *testing.T) {
 	for _, what := range []string{"install", "uninstall"} {
 		for n := 0; ; n++ {
 			f, p := begun(t, "uninstall")
-			kills["removed"](f)
-			if f.start() == nil {
-				t.Fatal("the engine starts")
-			}
+			f.die("removed")
 			before, err := os.ReadFile(p.file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			i, err := p.installer()
-			if err != nil {
-				t.Fatal(err)
-			}
-			left, where := n, ""
-			i.inject = func(point string) error {
-				if left--; left == -1 {
-					where = point
-					return errors.New("injected")
-				}
-				return nil
-			}
-			err = p.act(i, what)
+			where, err := p.failAt(t, what, n)
 			if where == "" {
 				if err != nil || n < 4 {
 					t.Errorf("%s: %v after %d points", what, err, n)
@@ -142,28 +122,16 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 				f, p := newHost(t)
 				f.remapped = false
 				former := f.root
-				i, err := p.installer()
-				if err != nil {
-					t.Fatal(err)
-				}
-				w, err := p.wishes()
-				if err != nil {
-					t.Fatal(err)
-				}
+				i, w := p.newInstall(t)
 				if c.moved {
 					w.DataRoot = filepath.Join(filepath.Dir(p.socket), "elsewhere")
 				}
 				if err := i.Install(t.Context(), w); err != nil {
 					t.Fatal(err)
 				}
-				kills["disabled"](f)
-				f.start() // fails
-				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), childVariable+"="+c.what+":"+p.String(),
-					killVariable+"="+strconv.Itoa(n))
-				out, err := cmd.CombinedOutput()
-				killed := cmd.ProcessState.Sys().(interface{ Signaled() bool }).Signaled()
-				if err != nil && !killed {
+				f.die("disabled")
+				killed, out, err := p.killedAt(c.what, n)
+				if err != nil {
 					t.Fatalf("point %d: %v: %s", n, err, out)
 				}
 				p.must(t, c.what)
@@ -174,9 +142,7 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 						f.plugins, f.elsewhere)
 				}
 				p.must(t, "purge")
-				if b, err := os.ReadFile(p.file); err != nil || string(b) != administrators {
-					t.Errorf("killed at point %d: the configuration is %q, %v", n, b, err)
-				}
+				p.isAsBefore(t, "killed at point %d", n)
 				if !killed {
 					if n < 4 {
 						t.Errorf("only %d points were passed", n)
@@ -193,11 +159,7 @@ func TestAnEngineThatIsDownOtherwiseIsLeftAlone(t *testing.T) {
 	f, p := newHost(t)
 	f.up = false
 	for _, what := range []string{"install", "uninstall", "upgrade"} {
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := p.act(i, what); err == nil || !strings.Contains(err.Error(), "no engine answers") {
+		if err := p.try(t, what); err == nil || !strings.Contains(err.Error(), "no engine answers") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -211,17 +173,13 @@ func TestAnEngineThatRunsIsNotBroughtBack(t *testing.T) {
 	for _, what := range []string{"install", "uninstall", "purge"} {
 		for how, want := range map[string]string{"another socket": "--host", "an error": "500"} {
 			f, p := begun(t, "uninstall")
-			i, err := p.installer()
-			if err != nil {
-				t.Fatal(err)
-			}
+			i := p.newInstaller(t)
 			if how == "another socket" {
-				i.Engine, err = Connect(filepath.Join(t.TempDir(), "none"))
+				other := p
+				other.socket = filepath.Join(t.TempDir(), "none")
+				i.Engine = other.newInstaller(t).Engine
 			} else {
 				f.fails = "HEAD /_ping"
-			}
-			if err != nil {
-				t.Fatal(err)
 			}
 			before, starts := p.snapshot(t, f), f.starts
 			if err := p.act(i, what); err == nil || !strings.Contains(err.Error(), want) {
@@ -237,13 +195,9 @@ func TestAnEngineThatRunsIsNotBroughtBack(t *testing.T) {
 
 func TestThePlanForADeadEngineChangesNothing(t *testing.T) {
 	f, p := begun(t, "uninstall")
-	kills["removed"](f)
-	f.start() // fails
+	f.die("removed")
 	before := p.snapshot(t, f)
-	i, err := p.installer()
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := p.newInstaller(t)
 	said := ""
 	i.Tell = func(e Event) { said += e.Text }
 	w, err := p.wishes()
@@ -261,20 +215,12 @@ func TestThePlanForADeadEngineChangesNothing(t *testing.T) {
 // The driver's options stay through it.
 func TestOptionsOutliveADeadEngine(t *testing.T) {
 	f, p := newHost(t)
-	i, err := p.installer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := p.wishes()
-	if err != nil {
-		t.Fatal(err)
-	}
+	i, w := p.newInstall(t)
 	w.StorageOpts = []string{"cvmfs.view=fuse"}
 	if err := i.Install(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
-	kills["disabled"](f)
-	f.start() // fails
+	f.die("disabled")
 	p.must(t, "install")
 	if b, err := os.ReadFile(p.file); err != nil || !strings.Contains(string(b), `"cvmfs.view=fuse"`) ||
 		f.driver != DefaultName {
@@ -286,14 +232,7 @@ func TestOptionsOutliveADeadEngine(t *testing.T) {
 func TestOptionsOutliveAnInstallThatIsGivenUp(t *testing.T) {
 	f, p := newHost(t)
 	install := func(change func(w *Wishes)) error {
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := p.wishes()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i, w := p.newInstall(t)
 		change(&w)
 		return i.Install(t.Context(), w)
 	}
@@ -301,8 +240,7 @@ func TestOptionsOutliveAnInstallThatIsGivenUp(t *testing.T) {
 	if err := install(func(w *Wishes) { w.StorageOpts = []string{option} }); err != nil {
 		t.Fatal(err)
 	}
-	kills["disabled"](f)
-	f.start() // fails
+	f.die("disabled")
 	unfit := errors.New("unfit")
 	err := install(func(w *Wishes) { w.Preflight = func(context.Context) (bool, error) { return false, unfit } })
 	if !errors.Is(err, unfit) || f.driver != "overlay2" {
@@ -335,18 +273,9 @@ func TestContainersRunAgain(t *testing.T) {
 	} {
 		f, p := begun(t, c.what)
 		f.running["abc"], f.running["def"] = true, false
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i := p.newInstaller(t)
 		f.fails = c.fails
-		i.Tell = func(e Event) {
-			if e.Outcome == Failed {
-				f.mu.Lock()
-				f.fails = ""
-				f.mu.Unlock()
-			}
-		}
+		i.Tell = f.mends
 		said := ""
 		i.Ask = func(_ context.Context, what []string) error { said += strings.Join(what, "\n"); return nil }
 		if err := p.act(i, c.what); (err != nil) != (c.fails != "") {
@@ -375,10 +304,7 @@ func TestAPluginIsFoundWhateverItsName(t *testing.T) {
 	}
 	name := func(want string) {
 		t.Helper()
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i := p.newInstaller(t)
 		if got, err := FindName(t.Context(), i.Engine, p.record, p.file); err != nil || got != want {
 			t.Errorf("found %q, %v, want %q", got, err, want)
 		}
@@ -415,10 +341,7 @@ func TestOfSeveralPluginsOneIsNamed(t *testing.T) {
 	if err := os.RemoveAll(filepath.Dir(p.record)); err != nil {
 		t.Fatal(err)
 	}
-	i, err := p.installer()
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := p.newInstaller(t)
 	if _, err := FindName(t.Context(), i.Engine, p.record, p.file); err == nil ||
 		!strings.Contains(err.Error(), "--name") {
 		t.Error(err)
@@ -434,14 +357,7 @@ func TestPurgeRemovesThePluginWhereItLies(t *testing.T) {
 		f.add(DefaultName, &types.PluginConfig{Description: "another"})
 		others := f.plugins
 		f.plugins = map[string]*types.Plugin{} // the install is into a folder without it
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := p.wishes()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i, w := p.newInstall(t)
 		w.DataRoot = filepath.Join(filepath.Dir(p.socket), "elsewhere")
 		if err := i.Install(t.Context(), w); err != nil {
 			t.Fatal(err)
@@ -455,8 +371,7 @@ func TestPurgeRemovesThePluginWhereItLies(t *testing.T) {
 				t.Errorf("uninstalled, its data are in %s", f.root)
 			}
 		case "dead":
-			f.plugins[DefaultName].Enabled = false
-			f.start() // fails
+			f.die("disabled")
 		}
 		p.must(t, "purge")
 		if f.root != former || f.driver != "overlay2" || !f.up || f.plugins[DefaultName] == nil {
@@ -473,9 +388,7 @@ func TestPurgeRemovesThePluginWhereItLies(t *testing.T) {
 		if absent(filepath.Join(former, "plugins", others[DefaultName].ID)) {
 			t.Errorf("%s: the other plugin's layers are gone", how)
 		}
-		if b, err := os.ReadFile(p.file); err != nil || string(b) != administrators {
-			t.Errorf("%s: the configuration is %q, %v", how, b, err)
-		}
+		p.isAsBefore(t, "%s", how)
 		if rec, err := readRecord(p.record); err != nil || rec.Installed != nil {
 			t.Errorf("%s: the record is %+v, %v", how, rec.Installed, err)
 		}
@@ -490,11 +403,7 @@ func TestAPluginThatIsNotRemovedKeepsTheListOfItsImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.fails = "DELETE /plugins/"
-	i, err := p.installer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.act(i, "purge"); err == nil || f.plugins[DefaultName] == nil {
+	if err := p.try(t, "purge"); err == nil || f.plugins[DefaultName] == nil {
 		t.Fatalf("purge: %v, with the plugins %v", err, f.plugins)
 	}
 	if absent(listed) {
@@ -509,14 +418,7 @@ func TestAnInstalledPluginIsNotMoved(t *testing.T) {
 			p.must(t, what)
 		}
 		before := p.snapshot(t, f)
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := p.wishes()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i, w := p.newInstall(t)
 		w.DataRoot = filepath.Join(filepath.Dir(p.socket), "elsewhere")
 		for name, do := range map[string]func(context.Context, Wishes) error{"install": i.Install, "plan": i.Plan} {
 			if err := do(t.Context(), w); err == nil || !strings.Contains(err.Error(), "uninstall --purge") ||
@@ -555,18 +457,10 @@ func TestWishesAreCheckedFirst(t *testing.T) {
 		for _, dead := range []bool{false, true} {
 			f, p := begun(t, "uninstall")
 			if dead {
-				kills["removed"](f)
-				f.start() // fails
+				f.die("removed")
 			}
 			before := p.snapshot(t, f)
-			i, err := p.installer()
-			if err != nil {
-				t.Fatal(err)
-			}
-			w, err := p.wishes()
-			if err != nil {
-				t.Fatal(err)
-			}
+			i, w := p.newInstall(t)
 			w.Settings, w.StorageOpts = c.settings, c.options
 			if err := i.Install(t.Context(), w); err == nil || !strings.Contains(err.Error(), c.says) ||
 				errors.As(err, new(*RolledBackError)) {
@@ -596,14 +490,7 @@ func TestSettingsAreTakenBack(t *testing.T) {
 		{nil, nil, nil, "DEBUG=0", `["cvmfs.repositories=a.b"]`},
 		{nil, []string{"cvmfs.repositories="}, nil, "DEBUG=0", ""},
 	} {
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := p.wishes()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i, w := p.newInstall(t)
 		w.Settings, w.StorageOpts, w.Debug = c.settings, c.options, c.debug
 		if err := i.Install(t.Context(), w); err != nil {
 			t.Fatal(err)
@@ -620,7 +507,5 @@ func TestSettingsAreTakenBack(t *testing.T) {
 		}
 	}
 	p.must(t, "purge")
-	if b, err := os.ReadFile(p.file); err != nil || string(b) != administrators {
-		t.Errorf("the configuration is %q, %v", b, err)
-	}
+	p.isAsBefore(t, "in the end")
 }

@@ -130,6 +130,31 @@ func (f *fakeEngine) start() error {
 	return nil
 }
 
+// kills are the ways in which a plugin keeps its engine from starting.
+var kills = map[string]func(f *fakeEngine){
+	"disabled": func(f *fakeEngine) { f.plugins[DefaultName].Enabled = false },
+	"removed":  func(f *fakeEngine) { delete(f.plugins, DefaultName) },
+	"damaged":  func(f *fakeEngine) { f.damaged[f.plugins[DefaultName].ID] = true },
+}
+
+// die has the plugin keep the engine from starting.
+func (f *fakeEngine) die(how string) {
+	f.t.Helper()
+	kills[how](f)
+	if f.start() == nil {
+		f.t.Fatalf("%s: the engine starts", how)
+	}
+}
+
+// mends ends the failure of a request once a step has failed by it: going back takes the same request.
+func (f *fakeEngine) mends(e Event) {
+	if e.Outcome == Failed {
+		f.mu.Lock()
+		f.fails = ""
+		f.mu.Unlock()
+	}
+}
+
 // ServeHTTP answers the API, and /restart.
 func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path

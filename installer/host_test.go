@@ -108,10 +108,7 @@ func TestAWrongSocketIsNoDeadEngineWithoutSystemd(t *testing.T) {
 	p := placeOf(f)
 	p.socket, p.file = f.socket+".wrong", file.Path
 	for _, what := range []string{"install", "uninstall"} {
-		i, err := p.installer()
-		if err != nil {
-			t.Fatal(err)
-		}
+		i := p.newInstaller(t)
 		i.Service = hostOf(t, "openrc")
 		i.Ask = func(context.Context, []string) error { t.Error("asked"); return nil }
 		err = p.act(i, what)

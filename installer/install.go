@@ -100,19 +100,9 @@ func (i *Installer) Plan(ctx context.Context, w Wishes) error {
 		i.Tell(Event{stepPlan, Told, t.cutOff() + ": it would be undone first"})
 	}
 	n := &install{run: &run{Installer: i, rec: rec}, Wishes: w}
-	if err := n.check(nil); err != nil {
-		return err
-	}
-	n.recallOptions()
-	if err := n.rescueDead(ctx, true); errors.Is(err, errDead) {
+	if err := n.prepare(ctx, true); errors.Is(err, errDead) {
 		return nil
 	} else if err != nil {
-		return err
-	}
-	if err := n.judge(ctx); err != nil {
-		return err
-	}
-	if err := n.look(ctx); err != nil {
 		return err
 	}
 	will := n.intentions()
@@ -131,18 +121,24 @@ func (n *install) judge(ctx context.Context) error {
 	})
 }
 
-func (n *install) do(ctx context.Context) error {
+// prepare judges wishes and host, and finds out how things are and are to be. It has an engine run again that its
+// storage driver keeps from starting; with dry, that is only told, and the error is errDead.
+func (n *install) prepare(ctx context.Context, dry bool) error {
 	if err := n.check(nil); err != nil {
 		return err
 	}
 	n.recallOptions()
-	if err := n.rescueDead(ctx, false); err != nil {
+	if err := n.rescueDead(ctx, dry); err != nil {
 		return err
 	}
 	if err := n.judge(ctx); err != nil {
 		return err
 	}
-	if err := n.look(ctx); err != nil {
+	return n.look(ctx)
+}
+
+func (n *install) do(ctx context.Context) error {
+	if err := n.prepare(ctx, false); err != nil {
 		return err
 	}
 	will := n.intentions()
