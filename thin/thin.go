@@ -19,7 +19,7 @@ import (
 	"strconv"
 	"strings"
 
-	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 )
 
 const (
@@ -123,14 +123,14 @@ func parseLayer(digest, url string) (Layer, error) {
 	if !ok {
 		return Layer{}, fmt.Errorf("url %.100q: want %s<repository>/<path>", url, scheme)
 	}
-	fqrn, path, _ := strings.Cut(rest, "/")
-	if err := config.CheckFQRN(fqrn); err != nil {
+	repository, path, _ := strings.Cut(rest, "/")
+	if err := fqrn.Check(repository); err != nil {
 		return Layer{}, fmt.Errorf("url %.100q: %w", url, err)
 	}
 	if err := checkPath(path); err != nil {
 		return Layer{}, fmt.Errorf("url %.100q: %w", url, err)
 	}
-	return Layer{Digest: digest, FQRN: fqrn, Path: "/" + path}, nil
+	return Layer{Digest: digest, FQRN: repository, Path: "/" + path}, nil
 }
 
 // checkPath takes a path without its leading slash.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -133,9 +134,11 @@ func (s *server) newComposer(set layers.Settings) (layers.Composer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the default configuration: %w", err)
 	}
-	repositories := client.NewRepositories(dir, filepath.Join(rootDir, "state", "repositories"), set.Repositories,
-		s.log,
-		client.WithUserAgent("cvmfs-graphdriver-plugin/"+version), client.WithDefaults(defaults))
+	repositories := client.NewRepositories(config.Folder{Dir: dir, Defaults: defaults}, set.Repositories,
+		client.Options{
+			Dir:       filepath.Join(rootDir, "state", "repositories"),
+			UserAgent: "cvmfs-graphdriver-plugin/" + version, Log: s.log,
+		})
 	composer, err := images.New(images.Config{
 		Dir: filepath.Join(rootDir, "images"), Repositories: repositories, Index: s.index, IDs: set.IDs, Log: s.log,
 	})

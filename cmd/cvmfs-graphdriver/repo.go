@@ -77,7 +77,7 @@ func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error
 			return nil, program.Usagef(c, "--proxy: %v", err)
 		}
 	}
-	return client.FromConfig(cfg, dir, logger(c), client.WithUserAgent(c.App.Name+"/"+version))
+	return client.Open(cfg, client.Options{Dir: dir, UserAgent: c.App.Name + "/" + version, Log: logger(c)})
 }
 
 func logger(c *cli.Context) *slog.Logger {

@@ -29,7 +29,7 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-const fqrn = "layers.example.org"
+const testFQRN = "layers.example.org"
 
 // call runs the program and gives its exit code, output and errors.
 func call(t testing.TB, args ...string) (code int, out, errOut string) {
@@ -59,7 +59,7 @@ func alone(t testing.TB) {
 func newPublisher(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "publisher")
-	if err := publish.Create(t.Context(), dir, publish.Settings{FQRN: fqrn}, publish.Options{}); err != nil {
+	if err := publish.Create(t.Context(), dir, publish.Settings{FQRN: testFQRN}, publish.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -90,13 +90,13 @@ func TestManualWay(t *testing.T) {
 			t.Fatalf("%s: %v: %s", line, err, out)
 		}
 	}
-	text := must(t, "--registry", registry.URL+"/v2", "thin", "library/tiny:1", fqrn+"/layers")
+	text := must(t, "--registry", registry.URL+"/v2", "thin", "library/tiny:1", testFQRN+"/layers")
 	d, err := thin.Parse([]byte(text))
 	if err != nil || len(d.Layers) != 3 {
 		t.Fatalf("%s: %v", text, err)
 	}
 	for _, l := range d.Layers {
-		if _, err := os.Stat(filepath.Join(dir, l.Path, ".cvmfscatalog")); err != nil || l.FQRN != fqrn {
+		if _, err := os.Stat(filepath.Join(dir, l.Path, ".cvmfscatalog")); err != nil || l.FQRN != testFQRN {
 			t.Errorf("%+v: %v", l, err)
 		}
 	}
@@ -121,7 +121,7 @@ func TestMakeThinDoesEverything(t *testing.T) {
 	dir := newPublisher(t)
 	args := []string{
 		"make-thin", "--input-reference", in, "--output-reference", registry.Host + "/thin/tiny:1",
-		"--repository", fqrn, "--subdirectory", "some/layers", "--target", "native:" + dir,
+		"--repository", testFQRN, "--subdirectory", "some/layers", "--target", "native:" + dir,
 	}
 	out := must(t, args...)
 	if !strings.Contains(out, "3 added, 0 there already") || !strings.Contains(out, "thin/tiny:1@sha256:") {
@@ -190,7 +190,7 @@ func TestWishListsAreConvertedAndCollected(t *testing.T) {
 	list, notes := filepath.Join(tmp, "wishes.yaml"), filepath.Join(tmp, "notes")
 	write := func(images string) {
 		t.Helper()
-		text := fmt.Sprintf("version: 1\nuser: robot\ncvmfs_repo: %s\noutput_format: 'http://%s/thin/$(image)'\ninput: [%s]\n", fqrn, registry.Host, images)
+		text := fmt.Sprintf("version: 1\nuser: robot\ncvmfs_repo: %s\noutput_format: 'http://%s/thin/$(image)'\ninput: [%s]\n", testFQRN, registry.Host, images)
 		if err := os.WriteFile(list, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +243,7 @@ func TestBadInputIsToldClearly(t *testing.T) {
 	expired := func(t *testing.T, b *bad) {
 		b.dir = filepath.Join(t.TempDir(), "publisher")
 		past := func() time.Time { return time.Now().AddDate(0, -3, 0) }
-		if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn},
+		if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: testFQRN},
 			publish.Options{Now: past}); err != nil {
 			t.Fatal(err)
 		}
@@ -317,7 +317,7 @@ func TestBadInputIsToldClearly(t *testing.T) {
 		"full disk": {func(t *testing.T, b *bad) {
 			full := testutil.SmallDisk(t, "4m")
 			b.dir = filepath.Join(full, "publisher")
-			if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: fqrn, Compression: "none"},
+			if err := publish.Create(t.Context(), b.dir, publish.Settings{FQRN: testFQRN, Compression: "none"},
 				publish.Options{}); err != nil {
 				t.Fatal(err)
 			}
@@ -378,7 +378,7 @@ func TestWrongUsageIsToldApart(t *testing.T) {
 		{[]string{"make-thin", "-i", "docker-archive:", "--target", "dir:/x"}, program.Usage, "nothing follows"},
 		{[]string{"make-thin", "-i", "a", "--layout", "other", "--target", "dir:/x"}, program.Usage, "layers or ducc"},
 		{[]string{"make-thin", "-i", "a", "--nonsense"}, program.Usage, "nonsense"},
-		{[]string{"make-thin", "-i", "a", "-r", fqrn}, program.Unfit, "release manager machine"},
+		{[]string{"make-thin", "-i", "a", "-r", testFQRN}, program.Unfit, "release manager machine"},
 		{[]string{"thin", "a", "NOT A NAME/x"}, program.Usage, "NOT A NAME"},
 		{[]string{"manifest", "ftp://a/b"}, program.Usage, "scheme"},
 		{[]string{"--registry", "http://u:p@host", "manifest", "a"}, program.Usage, "docker login"},

@@ -19,14 +19,14 @@ import (
 
 func TestRepositoryIsMadeAndLookedAfter(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "layers")
-	must(t, "publish", "create", "--hash", "shake128", "--ttl", "2m", dir, fqrn)
+	must(t, "publish", "create", "--hash", "shake128", "--ttl", "2m", dir, testFQRN)
 	var info struct {
 		FQRN      string `json:"fqrn"`
 		Algorithm string `json:"algorithm"`
 		TTL       int    `json:"ttl"`
 	}
 	if err := json.Unmarshal([]byte(must(t, "publish", "info", "--json", dir)), &info); err != nil ||
-		info.FQRN != fqrn || info.Algorithm != "shake128" || info.TTL != 120 {
+		info.FQRN != testFQRN || info.Algorithm != "shake128" || info.TTL != 120 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if out := must(t, "publish", "info", dir); !strings.Contains(out, "revision    0") {
@@ -61,7 +61,7 @@ func TestAnImageIsConvertedIntoABucket(t *testing.T) {
 		t.Setenv(name, s3test.Env(name))
 	}
 	dir := filepath.Join(t.TempDir(), "layers")
-	must(t, "publish", "create", "--storage", store.Address(), dir, fqrn)
+	must(t, "publish", "create", "--storage", store.Address(), dir, testFQRN)
 	store.Fail = 2 // the first requests; they are made again
 	must(t, "make-thin", "-i", "docker-archive:"+testutil.Data(t, "images", "tiny.tar"), "-o",
 		"oci:"+t.TempDir()+"/thin", "--target", "native:"+dir)
@@ -88,14 +88,14 @@ func TestPublishCommandsRefuseWhatIsWrong(t *testing.T) {
 		args []string
 	}{
 		{program.Usage, []string{"create", dir}},
-		{program.Usage, []string{"create", "--ttl", "1ms", dir, fqrn}},
+		{program.Usage, []string{"create", "--ttl", "1ms", dir, testFQRN}},
 		{program.Usage, []string{"nonsense"}},
 		{program.Usage, []string{"info"}},
 		{program.Usage, []string{"resign", "--days", "0", dir}},
 		{program.Usage, []string{"tag", dir, "rename", "a"}},
 		{program.Usage, []string{"gc", "--keep-revisions", "-1", dir}},
-		{program.Failed, []string{"create", dir, fqrn}},
-		{program.Failed, []string{"create", "--storage", "ftp://x/y", dir + "2", fqrn}},
+		{program.Failed, []string{"create", dir, testFQRN}},
+		{program.Failed, []string{"create", "--storage", "ftp://x/y", dir + "2", testFQRN}},
 		{program.Failed, []string{"tag", dir, "remove", "trunk"}},
 		{program.Failed, []string{"info", t.TempDir()}},
 	} {

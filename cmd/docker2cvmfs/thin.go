@@ -8,7 +8,7 @@ import (
 
 	"cvmfs-graphdriver/convert"
 	"cvmfs-graphdriver/convert/source"
-	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -27,16 +27,16 @@ func printThin(c *cli.Context) error {
 	if err := needArgs(c, "IMAGE", "FQRN/PATH"); err != nil {
 		return err
 	}
-	fqrn, path, _ := strings.Cut(c.Args().Get(1), "/")
+	repository, path, _ := strings.Cut(c.Args().Get(1), "/")
 	layout, err := convert.ParseLayout("", path)
 	if err == nil {
-		err = config.CheckFQRN(fqrn)
+		err = fqrn.Check(repository)
 	}
 	if err != nil {
 		return program.Usagef(c, "%v", err)
 	}
 	return withImage(c, func(ctx context.Context, image *source.Image) error {
-		d, err := convert.Describe(ctx, image, fqrn, layout)
+		d, err := convert.Describe(ctx, image, repository, layout)
 		if err != nil {
 			return err
 		}

@@ -17,7 +17,7 @@ import (
 
 	"mvdan.cc/sh/v3/syntax"
 
-	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -47,19 +47,19 @@ var needed = []struct{ name, value, why string }{
 	{"CVMFS_AUTOCATALOGS", "true", "a large layer is one huge catalog"},
 }
 
-func openServer(fqrn string, o Options) (Target, error) {
-	if err := config.CheckFQRN(fqrn); err != nil {
+func openServer(name string, o Options) (Target, error) {
+	if err := fqrn.Check(name); err != nil {
 		return nil, err
 	}
 	s := &server{
-		fqrn: fqrn, program: cmp.Or(o.Server, "cvmfs_server"), root: filepath.Join(cmp.Or(o.Root, "/cvmfs"), fqrn),
-		conf:  filepath.Join(cmp.Or(o.Config, "/etc/cvmfs/repositories.d"), fqrn, "server.conf"),
-		spool: filepath.Join(cmp.Or(o.Spool, "/var/spool/cvmfs"), fqrn),
+		fqrn: name, program: cmp.Or(o.Server, "cvmfs_server"), root: filepath.Join(cmp.Or(o.Root, "/cvmfs"), name),
+		conf:  filepath.Join(cmp.Or(o.Config, "/etc/cvmfs/repositories.d"), name, "server.conf"),
+		spool: filepath.Join(cmp.Or(o.Spool, "/var/spool/cvmfs"), name),
 	}
 	settings, err := readSettings(s.conf)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w: run this on the release manager machine of %s, or use native:DIR", ErrUnfit,
-			err, fqrn)
+			err, name)
 	}
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ func recordingServer(t testing.TB, target Target, dir string) (tx Transaction, c
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
-		return strings.ReplaceAll(string(b), " "+fqrn+"\n", ";")
+		return strings.ReplaceAll(string(b), " "+testFQRN+"\n", ";")
 	}
 }
 
@@ -43,7 +43,7 @@ func openFakeServer(t *testing.T) (Target, string) {
 	t.Helper()
 	testutil.NeedRoot(t)
 	o, dir := fakeServer(t, goodSettings)
-	target, err := Open("cvmfs_server:"+fqrn, o)
+	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,9 +87,9 @@ func TestServerTransactionWithoutChangesIsNotOpened(t *testing.T) {
 func TestServerTransactionOfSomebodyElseIsNotAborted(t *testing.T) {
 	target, dir := openFakeServer(t)
 	tx, calls := recordingServer(t, target, dir)
-	somebody(t, dir, "transaction", fqrn)
+	somebody(t, dir, "transaction", testFQRN)
 	err := tx.WriteFile(t.Context(), "/new", nil)
-	if !errors.Is(err, errOpen) || !strings.Contains(err.Error(), "cvmfs_server abort "+fqrn) {
+	if !errors.Is(err, errOpen) || !strings.Contains(err.Error(), "cvmfs_server abort "+testFQRN) {
 		t.Errorf("error %v", err)
 	}
 	if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(nil)); err == nil ||
@@ -136,7 +136,7 @@ func TestWhatATransactionLeftOpenIsNotThere(t *testing.T) {
 				t.Fatal(err)
 			}
 			killed(t, tx)
-			spool := filepath.Join(dir, "spool", fqrn)
+			spool := filepath.Join(dir, "spool", testFQRN)
 			switch flag {
 			case "in_transaction":
 				if err := os.Rename(filepath.Join(spool, "in_transaction.lock"),
@@ -147,10 +147,10 @@ func TestWhatATransactionLeftOpenIsNotThere(t *testing.T) {
 				target.(*server).spool = filepath.Join(dir, "none")
 			}
 			if _, err := target.Begin(t.Context()); err == nil ||
-				!strings.Contains(err.Error(), "cvmfs_server abort "+fqrn) {
+				!strings.Contains(err.Error(), "cvmfs_server abort "+testFQRN) {
 				t.Fatalf("begin: %v", err)
 			}
-			somebody(t, dir, "abort", "-f", fqrn)
+			somebody(t, dir, "abort", "-f", testFQRN)
 			tx, err := target.Begin(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -168,8 +168,8 @@ func TestWhatATransactionLeftOpenIsNotThere(t *testing.T) {
 func TestWhatSomebodyPutsIntoATransactionMeanwhileIsNotThere(t *testing.T) {
 	target, dir := openFakeServer(t)
 	tx, _ := recordingServer(t, target, dir)
-	somebody(t, dir, "transaction", fqrn)
-	if err := os.MkdirAll(filepath.Join(dir, "cvmfs", fqrn, "layers/aa"), 0o755); err != nil {
+	somebody(t, dir, "transaction", testFQRN)
+	if err := os.MkdirAll(filepath.Join(dir, "cvmfs", testFQRN, "layers/aa"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if found, err := tx.Has(t.Context(), "/layers/aa"); found || !errors.Is(err, errOpen) {
@@ -190,7 +190,7 @@ func TestWhatSomebodyRemovesInATransactionMeanwhileIsNotMissing(t *testing.T) {
 	target, dir := openFakeServer(t)
 	tx, _ := recordingServer(t, target, dir)
 	err := tx.(*serverTransaction).published("/layers/aa", func(string) error {
-		somebody(t, dir, "transaction", fqrn)
+		somebody(t, dir, "transaction", testFQRN)
 		return fs.ErrNotExist
 	})
 	if !errors.Is(err, errOpen) || errors.Is(err, fs.ErrNotExist) {
@@ -205,8 +205,8 @@ func TestServerTransactionIsOnTheRevisionThatWasLookedAt(t *testing.T) {
 	if _, err := tx.Has(t.Context(), "/layers/aa"); err != nil {
 		t.Fatal(err)
 	}
-	somebody(t, dir, "transaction", fqrn)
-	somebody(t, dir, "publish", fqrn)
+	somebody(t, dir, "transaction", testFQRN)
+	somebody(t, dir, "publish", testFQRN)
 	if err := tx.WriteFile(t.Context(), "/new", nil); !errors.Is(err, errMoved) {
 		t.Errorf("write: %v", err)
 	}

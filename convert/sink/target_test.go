@@ -22,7 +22,7 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-const fqrn = "layers.example.org"
+const testFQRN = "layers.example.org"
 
 var day = time.Date(2021, 2, 3, 4, 5, 6, 123456789, time.UTC)
 
@@ -243,7 +243,7 @@ func removes(t *testing.T, target Target, path string) {
 func TestFoldersHoldLayersLosslessly(t *testing.T) {
 	testutil.NeedRoot(t)
 	dir := t.TempDir()
-	target, err := Open("dir:"+dir, Options{FQRN: fqrn})
+	target, err := Open("dir:"+dir, Options{FQRN: testFQRN})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestFoldersHoldLayersLosslessly(t *testing.T) {
 
 func TestPublishersHoldLayersLosslessly(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "publisher")
-	if err := publish.Create(t.Context(), dir, publish.Settings{FQRN: fqrn}, publish.Options{}); err != nil {
+	if err := publish.Create(t.Context(), dir, publish.Settings{FQRN: testFQRN}, publish.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	target, err := Open("native:"+dir, Options{})
@@ -295,9 +295,9 @@ abort) rm -rf cvmfs/$3; mv open cvmfs/$3; rm -f spool/$3/in_transaction*;;
 esac
 `
 	for name, text := range map[string]string{
-		o.Server: script, filepath.Join(o.Config, fqrn, "server.conf"): settings,
-		filepath.Join(o.Root, fqrn, "new_repository"): "",
-		filepath.Join(o.Spool, fqrn, "client.local"):  "CVMFS_CACHE_BASE=/var/spool\nCVMFS_ROOT_HASH=first\n",
+		o.Server: script, filepath.Join(o.Config, testFQRN, "server.conf"): settings,
+		filepath.Join(o.Root, testFQRN, "new_repository"): "",
+		filepath.Join(o.Spool, testFQRN, "client.local"):  "CVMFS_CACHE_BASE=/var/spool\nCVMFS_ROOT_HASH=first\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			t.Fatal(err)
@@ -321,16 +321,16 @@ CVMFS_AUTOCATALOGS=true
 func TestReleaseManagerMachinesHoldLayersLosslessly(t *testing.T) {
 	testutil.NeedRoot(t)
 	o, dir := fakeServer(t, goodSettings)
-	target, err := Open("cvmfs_server:"+fqrn, o)
+	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	publishes(t, target, "/layers/abc")
-	checkNasty(t, filepath.Join(o.Root, fqrn, "layers/abc"))
+	checkNasty(t, filepath.Join(o.Root, testFQRN, "layers/abc"))
 	readBack(t, target, "/layers/abc")
 	removes(t, target, "/layers/abc")
 	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
-	if want := strings.Repeat("transaction "+fqrn+"\npublish "+fqrn+"\n", 2); err != nil || string(calls) != want {
+	if want := strings.Repeat("transaction "+testFQRN+"\npublish "+testFQRN+"\n", 2); err != nil || string(calls) != want {
 		t.Errorf("calls %q, %v", calls, err)
 	}
 }
@@ -338,7 +338,7 @@ func TestReleaseManagerMachinesHoldLayersLosslessly(t *testing.T) {
 func TestReleaseManagerMachineDropsWhatFailed(t *testing.T) {
 	testutil.NeedRoot(t)
 	o, dir := fakeServer(t, goodSettings)
-	target, err := Open("cvmfs_server:"+fqrn, o)
+	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -367,11 +367,11 @@ func TestReleaseManagerMachineDropsWhatFailed(t *testing.T) {
 	if err := tx.Commit(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "no space left in the spool") {
 		t.Errorf("error %v", err)
 	}
-	if _, err := os.Lstat(filepath.Join(o.Root, fqrn, "layers")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(o.Root, testFQRN, "layers")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("layers are there: %v", err)
 	}
 	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
-	want := fmt.Sprintf("transaction %[1]s\nabort -f %[1]s\ntransaction %[1]s\npublish %[1]s\nabort -f %[1]s\n", fqrn)
+	want := fmt.Sprintf("transaction %[1]s\nabort -f %[1]s\ntransaction %[1]s\npublish %[1]s\nabort -f %[1]s\n", testFQRN)
 	if err != nil || string(calls) != want {
 		t.Errorf("calls %q, %v", calls, err)
 	}
@@ -379,7 +379,7 @@ func TestReleaseManagerMachineDropsWhatFailed(t *testing.T) {
 
 func TestReleaseManagerMachineSaysWhichSettingsItLacks(t *testing.T) {
 	o, _ := fakeServer(t, "CVMFS_INCLUDE_XATTRS=false\nCVMFS_UNION_FS_TYPE=aufs\n$(touch /tmp/never)\n")
-	_, err := Open("cvmfs_server:"+fqrn, o)
+	_, err := Open("cvmfs_server:"+testFQRN, o)
 	if !errors.Is(err, ErrUnfit) {
 		t.Fatalf("error %v", err)
 	}
@@ -392,7 +392,7 @@ func TestReleaseManagerMachineSaysWhichSettingsItLacks(t *testing.T) {
 		}
 	}
 	o.Config = t.TempDir()
-	if _, err := Open("cvmfs_server:"+fqrn, o); !errors.Is(err, ErrUnfit) ||
+	if _, err := Open("cvmfs_server:"+testFQRN, o); !errors.Is(err, ErrUnfit) ||
 		!strings.Contains(err.Error(), "release manager machine") {
 		t.Errorf("error %v", err)
 	}
@@ -440,7 +440,7 @@ func TestHostileArchivesStayInside(t *testing.T) {
 		"unknown type": {[]tar.Header{entry('Z', "z", "", 0o644)}, "type 'Z'"},
 	} {
 		dir := t.TempDir()
-		target, err := Open("dir:"+dir, Options{FQRN: fqrn})
+		target, err := Open("dir:"+dir, Options{FQRN: testFQRN})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -466,7 +466,7 @@ func TestHostileArchivesStayInside(t *testing.T) {
 }
 
 func TestFolderOfAnotherProcessIsRefused(t *testing.T) {
-	target, err := Open("dir:"+t.TempDir(), Options{FQRN: fqrn})
+	target, err := Open("dir:"+t.TempDir(), Options{FQRN: testFQRN})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -484,7 +484,7 @@ func TestFolderOfAnotherProcessIsRefused(t *testing.T) {
 
 func TestFullDiskLeavesNothing(t *testing.T) {
 	dir := testutil.SmallDisk(t, "1m")
-	target, err := Open("dir:"+dir, Options{FQRN: fqrn})
+	target, err := Open("dir:"+dir, Options{FQRN: testFQRN})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -571,7 +571,7 @@ func TestFolderWhoseNameIsAPatternSweepsItselfAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	target, err := Open("dir:"+here, Options{FQRN: fqrn})
+	target, err := Open("dir:"+here, Options{FQRN: testFQRN})
 	if err != nil {
 		t.Fatal(err)
 	}

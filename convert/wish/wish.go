@@ -28,7 +28,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
-	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 )
 
 // DefaultFormat is where thin images go if a list doesn't say.
@@ -86,7 +86,7 @@ func read(r io.Reader) (*List, error) {
 	case len(raw.input) > maxWishes:
 		return nil, fmt.Errorf("input: %d images, the limit is %d", len(raw.input), maxWishes)
 	}
-	if err := config.CheckFQRN(raw.repo); err != nil {
+	if err := fqrn.Check(raw.repo); err != nil {
 		return nil, fmt.Errorf("cvmfs_repo: %w", err)
 	}
 	l := &List{User: raw.user, Repository: raw.repo, Format: raw.format}

@@ -36,6 +36,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 	"cvmfs-graphdriver/cvmfs/trust"
 )
 
@@ -56,16 +57,22 @@ const (
 	defaultCatalogLimit = 512 << 20
 )
 
-// Config is what makes a Repository.
-type Config struct {
+// Options say how repositories are opened, besides what the host's configuration says of them.
+type Options struct {
+	// Dir keeps the newest state seen and catalogs. It is made if it's missing, and belongs to one process at a time.
+	Dir       string
+	UserAgent string       // tells servers who asks: product and version, such as "cvmfs-graphdriver/1.0"
+	Log       *slog.Logger // nil: none
+}
+
+// sources is what a Repository is made of.
+type sources struct {
 	FQRN      string
 	Fetcher   *fetch.Fetcher
 	Keys      trust.Keys       // master keys
 	Blacklist *trust.Blacklist // nil: nothing is blacklisted
 
-	// Dir keeps the newest state seen and catalogs. It is made if it's missing, and belongs to one process at a time.
-	Dir string
-
+	Dir          string            // as in Options
 	Params       map[string]string // for the expansion of symbolic links, see Expand
 	MaxTTL       time.Duration     // upper bound of Revision.TTL; 0: none
 	Fresh        time.Duration     // how long Newest answers from memory; 0: 10 s, negative: never
@@ -76,7 +83,7 @@ type Config struct {
 
 // Repository reads one repository. It is safe for concurrent use.
 type Repository struct {
-	cfg    Config
+	cfg    sources
 	arch   string
 	asking chan struct{} // holds a token while somebody asks for the newest revision
 
@@ -86,16 +93,59 @@ type Repository struct {
 	kept int64      // bytes of catalogs in Dir; -1: not counted yet
 }
 
-// New makes a Repository. It makes no request.
-func New(cfg Config) (*Repository, error) {
-	if err := config.CheckFQRN(cfg.FQRN); err != nil {
+// Open opens the repository of a configuration: it reads the master keys and blacklists. It makes no request.
+func Open(c *config.Config, o Options) (*Repository, error) {
+	r, err := fromConfig(c, o)
+	if err != nil {
+		return nil, fmt.Errorf("repository %s: %w", c.FQRN, err)
+	}
+	return r, nil
+}
+
+func fromConfig(c *config.Config, o Options) (*Repository, error) {
+	keys, err := trust.LoadKeys(c.PublicKeys...)
+	if err != nil {
 		return nil, err
 	}
-	switch {
-	case cfg.Fetcher == nil:
-		return nil, fmt.Errorf("repository %s: no fetcher", cfg.FQRN)
-	case len(cfg.Keys) == 0:
-		return nil, fmt.Errorf("repository %s: no master key", cfg.FQRN)
+	blacklist, err := trust.LoadBlacklist(c.Blacklists...)
+	if err != nil {
+		return nil, err
+	}
+	if o.Log != nil {
+		for _, line := range blacklist.Ignored() {
+			o.Log.Warn("blacklist: a line has no effect", "repo", c.FQRN, "line", line)
+		}
+	}
+	fetcher, err := fetch.New(fetch.Config{
+		Servers:         c.Servers,
+		Proxies:         c.ProxyGroups,
+		Timeout:         c.Timeout,
+		TimeoutDirect:   c.TimeoutDirect,
+		LowSpeedLimit:   c.LowSpeedLimit,
+		MaxRetries:      c.MaxRetries,
+		BackoffInit:     c.BackoffInit,
+		BackoffMax:      c.BackoffMax,
+		ProxyResetAfter: c.ProxyResetAfter,
+		HostResetAfter:  c.HostResetAfter,
+		FollowRedirects: c.FollowRedirects,
+		UserAgent:       o.UserAgent,
+		Log:             o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newRepository(sources{
+		FQRN: c.FQRN, Fetcher: fetcher, Keys: keys, Blacklist: blacklist, Dir: o.Dir, Params: c.Params,
+		MaxTTL: c.MaxTTL, Log: o.Log,
+	})
+}
+
+func newRepository(cfg sources) (*Repository, error) {
+	if err := fqrn.Check(cfg.FQRN); err != nil {
+		return nil, err
+	}
+	if len(cfg.Keys) == 0 {
+		return nil, errors.New("no master key")
 	}
 	if cfg.Fresh == 0 {
 		cfg.Fresh = defaultFresh
@@ -113,12 +163,12 @@ func New(cfg Config) (*Repository, error) {
 	r := &Repository{cfg: cfg, asking: make(chan struct{}, 1), kept: -1}
 	for _, dir := range []string{r.catalogs(), r.temporary()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("repository %s: %w", cfg.FQRN, err)
+			return nil, err
 		}
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return nil, fmt.Errorf("repository %s: machine name: %w", cfg.FQRN, err)
+		return nil, fmt.Errorf("machine name: %w", err)
 	}
 	r.arch = unix.ByteSliceToString(uts.Machine[:])
 	return r, nil

@@ -28,16 +28,16 @@ import (
 const features = "features.example.org"
 
 // reference is the configuration for a reference repository.
-func reference(t *testing.T, fqrn string) Config {
+func reference(t *testing.T, fqrn string) sources {
 	t.Helper()
 	keys, err := trust.LoadKeys(testutil.PublicKey(t, fqrn))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Config{FQRN: fqrn, Keys: keys, Dir: t.TempDir()}
+	return sources{FQRN: fqrn, Keys: keys, Dir: t.TempDir()}
 }
 
-func open(t testing.TB, cfg Config, servers ...string) *Repository {
+func open(t testing.TB, cfg sources, servers ...string) *Repository {
 	t.Helper()
 	f, err := fetch.New(fetch.Config{
 		Servers: servers, Timeout: time.Second, TimeoutDirect: time.Second, BackoffInit: time.Millisecond,
@@ -48,7 +48,7 @@ func open(t testing.TB, cfg Config, servers ...string) *Repository {
 	}
 	t.Cleanup(f.Close)
 	cfg.Fetcher = f
-	r, err := New(cfg)
+	r, err := newRepository(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,13 +369,13 @@ func TestBlacklistsAndExpiryAreApplied(t *testing.T) {
 		return b
 	}
 	for what, c := range map[string]struct {
-		set func(*Config)
+		set func(*sources)
 		is  error
 	}{
-		"certificate":    {func(c *Config) { c.Blacklist = blacklist(fingerprint) }, trust.ErrBlacklisted},
-		"revision":       {func(c *Config) { c.Blacklist = blacklist("<" + features + " 5") }, trust.ErrBlacklisted},
-		"other revision": {func(c *Config) { c.Blacklist = blacklist("<" + features + " 4") }, nil},
-		"expiry": {func(c *Config) {
+		"certificate":    {func(c *sources) { c.Blacklist = blacklist(fingerprint) }, trust.ErrBlacklisted},
+		"revision":       {func(c *sources) { c.Blacklist = blacklist("<" + features + " 5") }, trust.ErrBlacklisted},
+		"other revision": {func(c *sources) { c.Blacklist = blacklist("<" + features + " 4") }, nil},
+		"expiry": {func(c *sources) {
 			c.Now = func() time.Time {
 				return time.Date(2047, 1, 1, 0, 0, 0, 0,
 					time.UTC)

@@ -117,8 +117,8 @@ func (f *forge) publish(root forged, revision uint64, at time.Time) {
 }
 
 // config is that of a client which believes the forge.
-func (f *forge) config() Config {
-	return Config{FQRN: f.fqrn, Keys: trust.Keys{&f.master.PublicKey}, Dir: f.t.TempDir()}
+func (f *forge) config() sources {
+	return sources{FQRN: f.fqrn, Keys: trust.Keys{&f.master.PublicKey}, Dir: f.t.TempDir()}
 }
 
 // forged is a stored catalog.

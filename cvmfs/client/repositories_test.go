@@ -31,7 +31,7 @@ func configured(t *testing.T, fqrn, url string) string {
 
 func TestRepositoriesAreOpenedOnceAsConfigured(t *testing.T) {
 	dir := configured(t, features, referenceSite(t, features).url)
-	s := NewRepositories(dir, t.TempDir(), nil, nil)
+	s := NewRepositories(config.Folder{Dir: dir}, nil, Options{Dir: t.TempDir()})
 	r, err := s.Repository(features)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestRepositoriesAreOpenedOnceAsConfigured(t *testing.T) {
 
 func TestRepositoriesNotAllowedOrNotConfiguredAreRefusedByName(t *testing.T) {
 	dir := configured(t, features, "http://127.0.0.1:1/cvmfs/"+features)
-	s := NewRepositories(dir, t.TempDir(), []string{"images.example.org"}, nil)
+	s := NewRepositories(config.Folder{Dir: dir}, []string{"images.example.org"}, Options{Dir: t.TempDir()})
 	if _, err := s.Repository(features); !errors.Is(err, ErrNotAllowed) || !strings.Contains(err.Error(), features) {
 		t.Errorf("got %v, want ErrNotAllowed naming the repository", err)
 	}
@@ -68,7 +68,7 @@ func TestRepositoriesNotAllowedOrNotConfiguredAreRefusedByName(t *testing.T) {
 		t.Errorf("got %v, want config.ErrNotConfigured", err)
 	}
 	for _, name := range []string{"", "..", "a/b", "../" + features} {
-		if _, err := NewRepositories(dir, t.TempDir(), nil, nil).Repository(name); err == nil {
+		if _, err := NewRepositories(config.Folder{Dir: dir}, nil, Options{Dir: t.TempDir()}).Repository(name); err == nil {
 			t.Errorf("%q was accepted", name)
 		}
 	}

@@ -40,6 +40,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	names "cvmfs-graphdriver/cvmfs/fqrn"
 )
 
 // HostDir is the configuration folder as the host's administrator, and every setting in it, calls it.
@@ -99,12 +101,12 @@ type Folder struct {
 func Load(dir, fqrn string) (*Config, error) { return Folder{Dir: dir}.Load(fqrn) }
 
 // Load reads the folder for a repository. A name without a dot gets CVMFS_DEFAULT_DOMAIN.
-func (f Folder) Load(fqrn string) (*Config, error) {
+func (f Folder) Load(name string) (*Config, error) {
 	f = f.placed()
-	if err := CheckFQRN(fqrn); err != nil {
+	if err := names.Check(name); err != nil {
 		return nil, err
 	}
-	fqrn, err := f.qualify(fqrn)
+	fqrn, err := f.qualify(name)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +136,7 @@ func (f Folder) Repositories() ([]string, error) {
 		}
 		for _, file := range files {
 			if name := strings.TrimSuffix(filepath.Base(file), ending); strings.Contains(name, ".") &&
-				CheckFQRN(name) == nil {
+				names.Check(name) == nil {
 				named[name] = true
 			}
 		}
@@ -147,7 +149,7 @@ func (f Folder) Repositories() ([]string, error) {
 		if name = strings.TrimSpace(name); name == "" {
 			continue
 		}
-		if err := CheckFQRN(name); err != nil {
+		if err := names.Check(name); err != nil {
 			return nil, fmt.Errorf("configuration: CVMFS_REPOSITORIES: %w", err)
 		}
 		name, err := f.qualify(name)
@@ -170,38 +172,22 @@ func (f Folder) placed() Folder {
 	return f
 }
 
-// CheckFQRN reports whether name can be a repository's: letters, digits, "-", "_" and ".", at most 60 of them, no dot
-// at either end nor two in a row. Such a name is good as a path component.
-func CheckFQRN(name string) error {
-	const most = 60
-	good := name != "" && len(name) <= most && name[0] != '-' && !strings.HasPrefix(name, ".") &&
-		!strings.HasSuffix(name, ".") && !strings.Contains(name, "..")
-	for _, r := range name {
-		good = good && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' ||
-			r == '.')
-	}
-	if !good {
-		return fmt.Errorf("%.80q isn't a repository's name: want at most %d letters, digits, '-', '_' and '.', such as unpacked.example.org", name, most)
-	}
-	return nil
-}
-
 // qualify completes a name without a dot.
-func (f Folder) qualify(fqrn string) (string, error) {
-	if strings.Contains(fqrn, ".") {
-		return fqrn, nil
+func (f Folder) qualify(name string) (string, error) {
+	if strings.Contains(name, ".") {
+		return name, nil
 	}
-	s := newShell(f, fqrn)
+	s := newShell(f, name)
 	if err := s.defaults(); err != nil {
-		return "", fmt.Errorf("configuration of %s: %w", fqrn, err)
+		return "", fmt.Errorf("configuration of %s: %w", name, err)
 	}
 	domain := s.params["CVMFS_DEFAULT_DOMAIN"]
 	if domain == "" {
 		return "", fmt.Errorf("repository %s is %w: give the name with its domain, or set CVMFS_DEFAULT_DOMAIN in %s",
-			fqrn, ErrNotConfigured, path.Join(f.Shown, "default.local"))
+			name, ErrNotConfigured, path.Join(f.Shown, "default.local"))
 	}
-	fqrn += "." + domain
-	return fqrn, CheckFQRN(fqrn)
+	name += "." + domain
+	return name, names.Check(name)
 }
 
 // locate is where a file lies that a setting or command names: below HostDir means in the folder, and so does a

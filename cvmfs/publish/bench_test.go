@@ -112,7 +112,7 @@ func BenchmarkImage(b *testing.B) {
 	second, _, _ := benchImage(b, dir, true)
 	for b.Loop() {
 		plain, synced := unpackAll(b, filepath.Join(dir, "plain"), first)
-		repo := newRepoIn(b, dir, Settings{FQRN: fqrn})
+		repo := newRepoIn(b, dir, Settings{FQRN: testFQRN})
 		one := publishAll(b, repo, "/one", first)
 		peak := peakMemory(b)
 		two := publishAll(b, repo, "/two", second)
@@ -200,7 +200,7 @@ func peakMemory(b *testing.B) float64 {
 // BenchmarkOneMoreLayer measures a publish to a repository that has 10,000 layers.
 func BenchmarkOneMoreLayer(b *testing.B) {
 	const layers = 10_000
-	r := newRepo(b, Settings{FQRN: fqrn})
+	r := newRepo(b, Settings{FQRN: testFQRN})
 	tx := begin(b, r)
 	for i := range layers {
 		path := fmt.Sprintf("/layers/%d", i)
@@ -246,7 +246,7 @@ func BenchmarkManyEntries(b *testing.B) {
 	if err := errors.Join(w.Close(), out.Close()); err != nil {
 		b.Fatal(err)
 	}
-	r := newRepo(b, Settings{FQRN: fqrn})
+	r := newRepo(b, Settings{FQRN: testFQRN})
 	debug.SetMemoryLimit(150 << 20) // as the command does
 	n := 0
 	for b.Loop() {

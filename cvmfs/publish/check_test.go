@@ -59,22 +59,22 @@ func mustBeSound(t testing.TB, r *Repository) *CheckSummary {
 }
 
 func TestReferenceRepositoriesAreSound(t *testing.T) {
-	for _, fqrn := range []string{"features.example.org", "images.example.org", "shake.example.org"} {
-		dir := testutil.Repository(t, fqrn)
-		keys, err := trust.LoadKeys(testutil.PublicKey(t, fqrn))
+	for _, testFQRN := range []string{"features.example.org", "images.example.org", "shake.example.org"} {
+		dir := testutil.Repository(t, testFQRN)
+		keys, err := trust.LoadKeys(testutil.PublicKey(t, testFQRN))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, content := range []bool{true, false} {
 			problems, s := checked(t, &Local{dir: dir}, CheckOptions{
-				FQRN: fqrn, Keys: keys, Content: content,
+				FQRN: testFQRN, Keys: keys, Content: content,
 				Dir: t.TempDir(),
 			})
 			for _, p := range problems {
-				t.Errorf("%s: %v", fqrn, p)
+				t.Errorf("%s: %v", testFQRN, p)
 			}
 			if s.Catalogs < 3 || s.Entries < 80 || s.Objects < 10 || s.Roots < 2 {
-				t.Errorf("%s: looked at %+v", fqrn, s)
+				t.Errorf("%s: looked at %+v", testFQRN, s)
 			}
 		}
 	}
@@ -315,7 +315,7 @@ func TestEachRuleBrokenOnPurposeIsFoundByName(t *testing.T) {
 		},
 		"a tag from the future": {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
 		"a tag with a bad name": {func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
-		"another's history":     {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'fqrn'") }, []string{RuleHistory}},
+		"another's history":     {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'testFQRN'") }, []string{RuleHistory}},
 		"a tag's wrong size":    {func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") }, []string{RuleSize}},
 		"a tag of nothing": {func(f *forger) {
 			f.tagSQL("UPDATE tags SET hash = '" + strings.Repeat("ab", 20) + "' WHERE name = 'trunk-previous'")

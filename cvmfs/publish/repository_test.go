@@ -20,15 +20,15 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/client"
-	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
-const fqrn = "publish.example.org"
+const testFQRN = "publish.example.org"
 
 // smallChunks let tests have chunked files of a few thousand bytes.
 func smallChunks(s Settings) Settings {
-	s.FQRN, s.MinChunk, s.AvgChunk, s.MaxChunk = fqrn, 4096, 8192, 16384
+	s.FQRN, s.MinChunk, s.AvgChunk, s.MaxChunk = testFQRN, 4096, 8192, 16384
 	return s
 }
 
@@ -99,16 +99,9 @@ func reader(t testing.TB, r *Repository) *client.Revision {
 
 func revisionAt(t testing.TB, r *Repository, url, dir string) *client.Revision {
 	t.Helper()
-	fetcher, err := fetch.New(fetch.Config{Servers: []string{url}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { fetcher.Close() })
-	keys, err := r.MasterKeys()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := client.New(client.Config{FQRN: r.FQRN(), Fetcher: fetcher, Keys: keys, Dir: dir, Fresh: -1})
+	c, err := client.Open(&config.Config{
+		FQRN: r.FQRN(), Servers: []string{url}, ProxyGroups: [][]string{{config.Direct}}, PublicKeys: []string{r.key(".pub")},
+	}, client.Options{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func ask(t testing.TB, method, url string, headers ...string) (*http.Response, s
 func TestServedRepositoryIsReadByClients(t *testing.T) {
 	r := newRepo(t, smallChunks(Settings{}))
 	s := publishFile(t, r, "/file")
-	got := revisionAt(t, r, serve(t, r)+"/cvmfs/"+fqrn, t.TempDir())
+	got := revisionAt(t, r, serve(t, r)+"/cvmfs/"+testFQRN, t.TempDir())
 	if got.Root != s.Root {
 		t.Errorf("root %v, want %v", got.Root, s.Root)
 	}
@@ -57,7 +57,7 @@ func TestServedRepositoryIsReadByClients(t *testing.T) {
 func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 	r := newRepo(t, smallChunks(Settings{}))
 	publishFile(t, r, "/file")
-	base := serve(t, r) + "/cvmfs/" + fqrn + "/"
+	base := serve(t, r) + "/cvmfs/" + testFQRN + "/"
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -110,12 +110,12 @@ func TestNothingElseIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := serve(t, r)
-	here := base + "/cvmfs/" + fqrn + "/"
+	here := base + "/cvmfs/" + testFQRN + "/"
 	for _, url := range []string{
 		base + "/", base + "/cvmfs/", here, here + "data", here + "data/", here + "data/ab/", here + "data/txn/half",
 		here + object,
 		here + "../../../publisher.json", here + "%2e%2e/%2e%2e/%2e%2e/publisher.json",
-		here + "..%2f..%2f..%2fkeys/" + fqrn + ".key",
+		here + "..%2f..%2f..%2fkeys/" + testFQRN + ".key",
 		here + "data/ab/../../.cvmfspublished", here + ".cvmfspublished/", here + ".cvmfspublished%00",
 		here + "/.cvmfspublished",
 		here + "data/ab/" + strings.Repeat("d", 38), base + "/cvmfs/other.example.org/.cvmfspublished",

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
@@ -65,7 +65,7 @@ func set[T comparable](field *T, standard T) {
 
 // check refuses complete settings that don't make a repository.
 func (s Settings) check() error {
-	if err := config.CheckFQRN(s.FQRN); err != nil {
+	if err := fqrn.Check(s.FQRN); err != nil {
 		return err
 	}
 	if _, err := s.algorithm(); err != nil {

@@ -26,7 +26,7 @@ import (
 )
 
 func TestFreshRepositoryIsRevisionZero(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: fqrn})
+	r := newRepo(t, Settings{FQRN: testFQRN})
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 		t.Error(err)
 	}
 	for i := range 256 {
-		if info, err := os.Stat(filepath.Join(r.Dir(), wwwFolder, fqrn, fmt.Sprintf("data/%02x", i))); err != nil ||
+		if info, err := os.Stat(filepath.Join(r.Dir(), wwwFolder, testFQRN, fmt.Sprintf("data/%02x", i))); err != nil ||
 			info.Mode().Perm() != 0o755 {
 			t.Errorf("folder %02x: %v", i, err)
 		}
@@ -73,7 +73,7 @@ func TestEmptyFileIsTheKnownObject(t *testing.T) {
 		"sha1":     "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78",
 		"shake128": "28d94b83b7229b331fc601362b8e272e02665122-shake128",
 	} {
-		r := newRepo(t, Settings{FQRN: fqrn, Algorithm: algorithm})
+		r := newRepo(t, Settings{FQRN: testFQRN, Algorithm: algorithm})
 		tx := begin(t, r)
 		if err := tx.WriteFile(t.Context(), "/empty", nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestEmptyFileIsTheKnownObject(t *testing.T) {
 }
 
 func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: fqrn})
+	r := newRepo(t, Settings{FQRN: testFQRN})
 	tx := begin(t, r)
 	if err := tx.WriteFile(t.Context(), "/a/b", []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 }
 
 func TestPathsThatMustNotBeWrittenAreRefused(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: fqrn})
+	r := newRepo(t, Settings{FQRN: testFQRN})
 	tx := begin(t, r)
 	if err := tx.WriteFile(t.Context(), "/file", nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -314,7 +314,7 @@ func TestContentIsStoredAgainIfItsObjectIsGone(t *testing.T) {
 		os.Remove,
 		func(path string) error { return os.Truncate(path, 0) },
 	} {
-		objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, fqrn, "data/??/*"))
+		objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, testFQRN, "data/??/*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -356,7 +356,7 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 	for _, n := range stored {
 		total += n
 	}
-	objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, fqrn, "data/??/*"))
+	objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, testFQRN, "data/??/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 }
 
 func TestSecondPublisherIsRefusedAndToldOfTheFirst(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: fqrn})
+	r := newRepo(t, Settings{FQRN: testFQRN})
 	tx := begin(t, r)
 	_, err := r.Begin(t.Context())
 	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
@@ -389,7 +389,7 @@ func TestSecondPublisherIsRefusedAndToldOfTheFirst(t *testing.T) {
 }
 
 func TestExpiredWhitelistIsRefused(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: fqrn, WhitelistDays: 1})
+	r := newRepo(t, Settings{FQRN: testFQRN, WhitelistDays: 1})
 	later, err := Open(r.Dir(), Options{Now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
 	if err != nil {
 		t.Fatal(err)
@@ -406,7 +406,7 @@ func TestExpiredWhitelistIsRefused(t *testing.T) {
 }
 
 func TestTagsDoNotMove(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: fqrn})
+	r := newRepo(t, Settings{FQRN: testFQRN})
 	for i, want := range []error{nil, fs.ErrExist} {
 		tx := begin(t, r)
 		if err := tx.Mkdir(t.Context(), fmt.Sprintf("/%d", i)); err != nil {
@@ -426,10 +426,10 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	dir := filepath.Join(parent, "repo")
 	for _, s := range []Settings{
 		{FQRN: "Not A Name"},
-		{FQRN: fqrn, Algorithm: "md5"},
-		{FQRN: fqrn, Compression: "zstd"},
-		{FQRN: fqrn, MaxChunk: 1},
-		{FQRN: fqrn, TTL: -1},
+		{FQRN: testFQRN, Algorithm: "md5"},
+		{FQRN: testFQRN, Compression: "zstd"},
+		{FQRN: testFQRN, MaxChunk: 1},
+		{FQRN: testFQRN, TTL: -1},
 	} {
 		if err := Create(t.Context(), dir, s, Options{}); err == nil {
 			t.Errorf("%+v: was created", s)
@@ -437,23 +437,23 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Create(ended, dir, Settings{FQRN: fqrn, Keys: keys}, Options{}); err == nil {
+	if err := Create(ended, dir, Settings{FQRN: testFQRN, Keys: keys}, Options{}); err == nil {
 		t.Error("created in spite of the context's end")
 	}
 	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
 		t.Errorf("%v is left behind, %v", left, err)
 	}
-	if err := Create(t.Context(), dir, Settings{FQRN: fqrn, Keys: keys}, Options{}); err != nil {
+	if err := Create(t.Context(), dir, Settings{FQRN: testFQRN, Keys: keys}, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(t.Context(), dir, Settings{FQRN: fqrn, Keys: keys}, Options{}); !errors.Is(err, fs.ErrExist) {
+	if err := Create(t.Context(), dir, Settings{FQRN: testFQRN, Keys: keys}, Options{}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second time: %v, want fs.ErrExist", err)
 	}
 }
 
 func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 	disk := testutil.SmallDisk(t, "8m")
-	r := newRepoIn(t, disk, Settings{FQRN: fqrn})
+	r := newRepoIn(t, disk, Settings{FQRN: testFQRN})
 	tx := begin(t, r)
 	ingest(t, tx, "/small", pack(t, everything()...))
 	commit(t, tx)
@@ -483,7 +483,7 @@ func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 
 func TestReadOnlyFolderIsRefusedWithARemedy(t *testing.T) {
 	disk := testutil.SmallDisk(t, "8m")
-	r := newRepoIn(t, disk, Settings{FQRN: fqrn})
+	r := newRepoIn(t, disk, Settings{FQRN: testFQRN})
 	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -155,7 +155,7 @@ func TestInfoTellsWhatIsPublished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i.FQRN != fqrn || i.Revision != s.Revision || i.Root != s.Root.String() || i.Expired || i.Tags != 3 ||
+	if i.FQRN != testFQRN || i.Revision != s.Revision || i.Root != s.Root.String() || i.Expired || i.Tags != 3 ||
 		i.Counters.Regular != 1 || i.Counters.Dir != 2 || i.Counters.FileSize != int64(len("/dir/file")) {
 		t.Errorf("info: %+v", i)
 	}

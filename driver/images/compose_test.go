@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/images"
@@ -39,7 +40,13 @@ func repositories(t *testing.T, fqrns ...string) *client.Repositories {
 	for _, fqrn := range fqrns {
 		urls[fqrn] = testutil.Serve(t, testutil.Repository(t, fqrn))
 	}
-	return client.NewRepositories(testutil.Configure(t, urls), t.TempDir(), nil, nil)
+	return configured(t, urls)
+}
+
+func configured(t *testing.T, urls map[string]string) *client.Repositories {
+	t.Helper()
+	return client.NewRepositories(config.Folder{Dir: testutil.Configure(t, urls)}, nil,
+		client.Options{Dir: t.TempDir()})
 }
 
 func composer(t *testing.T, cfg images.Config) (*images.Composer, *objects.Index) {
@@ -441,15 +448,13 @@ func TestComposeSaysWhatIsWrong(t *testing.T) {
 func TestComposeTakesNothingUnverified(t *testing.T) {
 	dir := testutil.Repository(t, imagesFQRN)
 	gone := "http://127.0.0.1:1/cvmfs/" + imagesFQRN
-	c, _ := composer(t, images.Config{Repositories: client.NewRepositories(testutil.Configure(t,
-		map[string]string{imagesFQRN: gone}), t.TempDir(), nil, nil)})
+	c, _ := composer(t, images.Config{Repositories: configured(t, map[string]string{imagesFQRN: gone})})
 	if _, err := c.Compose(t.Context(), []images.Layer{{Thin: tiny(t)}}); !errors.Is(err, fetch.ErrUnavailable) {
 		t.Errorf("with no server: %v, want ErrUnavailable", err)
 	}
 	// A tampered nested catalog: no layer is shown of which not everything is verified.
 	tamper(t, dir, "C")
-	repos := client.NewRepositories(testutil.Configure(t, map[string]string{imagesFQRN: testutil.Serve(t, dir)}),
-		t.TempDir(), nil, nil)
+	repos := configured(t, map[string]string{imagesFQRN: testutil.Serve(t, dir)})
 	c, _ = composer(t, images.Config{Repositories: repos})
 	if _, err := c.Compose(t.Context(), []images.Layer{{Thin: tiny(t)}}); !errors.Is(err, fetch.ErrBadData) {
 		t.Errorf("with tampered catalogs: %v, want ErrBadData", err)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/driver/images"
@@ -109,7 +110,7 @@ func (p *publisher) compose(paths ...string) (*images.Image, error) {
 // layers.
 func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []images.Layer) {
 	p.Helper()
-	config := p.TempDir()
+	folder := p.TempDir()
 	keys, err := filepath.Glob(filepath.Join(p.repository.Dir(), "keys", "*.pub"))
 	if err != nil || len(keys) != 1 {
 		p.Fatal(keys, err)
@@ -119,7 +120,7 @@ func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []i
 		"config.d/" + publishedFQRN + ".conf": "CVMFS_SERVER_URL=" + p.site.URL + "/cvmfs/" + publishedFQRN +
 			"\nCVMFS_PUBLIC_KEY=" + keys[0] + "\n",
 	} {
-		name = filepath.Join(config, name)
+		name = filepath.Join(folder, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755),
 			os.WriteFile(name, []byte(text), 0o644)); err != nil {
 			p.Fatal(err)
@@ -129,7 +130,8 @@ func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []i
 	for _, path := range paths {
 		d.Layers = append(d.Layers, thin.Layer{Digest: "0", FQRN: publishedFQRN, Path: path})
 	}
-	c, _ := composer(p.T, images.Config{Dir: dir, Repositories: client.NewRepositories(config, p.TempDir(), nil, nil)})
+	repositories := client.NewRepositories(config.Folder{Dir: folder}, nil, client.Options{Dir: p.TempDir()})
+	c, _ := composer(p.T, images.Config{Dir: dir, Repositories: repositories})
 	return c, []images.Layer{{Thin: d}}
 }
 

@@ -13,7 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 
-	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fqrn"
 )
 
 // Names of the options of the engine.
@@ -41,15 +41,9 @@ type Options struct {
 
 // readers read the value of each option.
 var readers = map[string]func(o *Options, value string) error{
-	Repositories: func(o *Options, value string) error {
-		o.Repositories = strings.Split(value, ",")
-		for i, fqrn := range o.Repositories {
-			o.Repositories[i] = strings.TrimSpace(fqrn)
-			if err := config.CheckFQRN(o.Repositories[i]); err != nil {
-				return err
-			}
-		}
-		return nil
+	Repositories: func(o *Options, value string) (err error) {
+		o.Repositories, err = fqrn.ParseList(value)
+		return err
 	},
 	View: func(o *Options, value string) error {
 		switch view := strings.TrimSpace(value); view {

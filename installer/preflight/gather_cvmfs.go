@@ -80,7 +80,7 @@ func ask(ctx context.Context, folder config.Folder, fqrn, state, agent string) R
 		return r
 	}
 	var said notes
-	repository, err := client.FromConfig(cfg, state, slog.New(&said), client.WithUserAgent(agent))
+	repository, err := client.Open(cfg, client.Options{Dir: state, UserAgent: agent, Log: slog.New(&said)})
 	if err != nil {
 		r.Trouble, r.Err = Unreadable, err.Error()
 		return r

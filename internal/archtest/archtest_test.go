@@ -15,7 +15,7 @@ const module = "cvmfs-graphdriver"
 
 // formats are CernVM-FS's: bytes in, values out.
 var formats = []string{
-	"cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config",
+	"cvmfs/fqrn", "cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config",
 	"cvmfs/sqlitefile",
 }
 
@@ -40,12 +40,12 @@ var rules = map[string][]string{
 		"driver/layers", "driver/images", "driver/view", "driver/supervise", "thin",
 		"cvmfs", "internal",
 	},
-	"driver/options":   {"cvmfs/config"},
+	"driver/options":   {"cvmfs/fqrn"},
 	"driver/layers":    {"driver/options", "driver/images", "driver/view", "thin", "cvmfs", "internal"},
 	"driver/images":    {"thin", "cvmfs", "internal"},
 	"driver/view":      {"thin", "cvmfs", "internal"},
 	"driver/supervise": {"cvmfs/objectfs", "internal"},
-	"thin":             {"cvmfs/config", "cvmfs/hash"},
+	"thin":             {"cvmfs/fqrn", "cvmfs/hash"},
 	"convert":          {"thin", "cvmfs", "internal"},
 	"cvmfs/publish":    append([]string{"cvmfs/client", "cvmfs/fetch", "internal"}, formats...),
 	"cvmfs/client":     append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
@@ -53,6 +53,7 @@ var rules = map[string][]string{
 	"cvmfs/objectfs":   append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
 	"cvmfs/objects":    append([]string{"cvmfs/fetch", "internal"}, formats...),
 	"cvmfs/fetch":      append([]string{"internal"}, formats...),
+	"cvmfs/fqrn":       nil,
 	"cvmfs/hash":       nil,
 	"cvmfs/manifest":   formats,
 	"cvmfs/trust":      formats,
