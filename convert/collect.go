@@ -45,7 +45,7 @@ func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSu
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
-	tx, err := c.Target.Begin(ctx)
+	tx, err := c.Sink.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSu
 		summary: CollectSummary{Images: []string{}, Removed: []string{}, Waiting: []string{}},
 	}
 	if err := g.run(ctx); err != nil {
-		return nil, fmt.Errorf("collect unused layers of %s: %w", c.Target, err)
+		return nil, fmt.Errorf("collect unused layers of %s: %w", c.Sink, err)
 	}
 	if o.DryRun {
 		return &g.summary, nil

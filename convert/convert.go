@@ -28,9 +28,9 @@ type Job struct {
 	Wish   bool              // a wish list names it
 }
 
-// Converter converts images into layers of one target. Set its fields before use.
+// Converter converts images into layers of one sink. Set its fields before use.
 type Converter struct {
-	Target   sink.Target
+	Sink     sink.Sink
 	Layout   Layout
 	Input    source.Options // how originals are read
 	Output   source.Options // how thin images are written
@@ -91,7 +91,7 @@ func (c *Converter) convert(ctx context.Context, job Job) (_ *Summary, err error
 	if err != nil {
 		return nil, err
 	}
-	tx, err := c.Target.Begin(ctx)
+	tx, err := c.Sink.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (c *Converter) convert(ctx context.Context, job Job) (_ *Summary, err error
 type plan struct {
 	image   *source.Image
 	job     Job
-	layers  []*source.Layer // to be in the target, bottom to top, without repetitions
+	layers  []*source.Layer // to be in the sink, bottom to top, without repetitions
 	thin    *thinimage.Image
 	state   *state
 	summary Summary
@@ -114,7 +114,7 @@ type plan struct {
 
 // plan finds out which layers the thin image is made of.
 func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*plan, error) {
-	d, own, err := describe(ctx, image, c.Target.FQRN(), c.Layout)
+	d, own, err := describe(ctx, image, c.Sink.FQRN(), c.Layout)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*pl
 	}
 	for _, l := range d.Layers {
 		p.summary.Paths = append(p.summary.Paths, l.URL())
-		if l.FQRN == c.Target.FQRN() {
+		if l.FQRN == c.Sink.FQRN() {
 			p.state.Layers = append(p.state.Layers, l.Path)
 		}
 	}
@@ -233,7 +233,7 @@ func (c *Converter) written(ctx context.Context, p *plan) bool {
 	return p.job.Output == nil || p.thin.Published(ctx, *p.job.Output, c.connected(c.Output))
 }
 
-// missing returns the layers that the target doesn't have.
+// missing returns the layers that the sink doesn't have.
 func (c *Converter) missing(ctx context.Context, tx sink.Transaction, p *plan) ([]*source.Layer, error) {
 	var missing []*source.Layer
 	for _, l := range p.layers {

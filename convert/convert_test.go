@@ -207,7 +207,7 @@ func TestImagesBecomeThinImages(t *testing.T) {
 			}
 			original := imageOf(t, oci, layers...)
 			in, out := ref(t, registry.Push(t, "a/b:1", original, nil)), ref(t, registry.Host+"/a/b_thin:1")
-			c := &Converter{Target: sink.Native(repo)}
+			c := &Converter{Sink: sink.Native(repo)}
 			s, err := c.Convert(t.Context(), Job{Input: in, Output: &out})
 			if err != nil {
 				t.Fatal(err)
@@ -258,7 +258,7 @@ func TestUnchangedImagesAreNotConvertedAgain(t *testing.T) {
 	layer := layerOf(t, testutil.Tar(t, file("a", "b")), types.DockerLayer)
 	in := ref(t, registry.Push(t, "a:1", imageOf(t, false, layer), nil))
 	job := Job{Input: in, Output: refp(t, registry.Host+"/a_thin:1")}
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	first, err := c.Convert(t.Context(), job)
 	if err != nil {
 		t.Fatal(err)
@@ -292,7 +292,7 @@ func TestThinLayersAreFlattened(t *testing.T) {
 	registry := testutil.NewRegistry(t, "", "")
 	base := imageOf(t, false, layerOf(t, testutil.Tar(t, file("base", "1")), types.DockerLayer),
 		layerOf(t, testutil.Tar(t, file("two", "2")), types.DockerLayer))
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	thinRef := ref(t, registry.Host+"/base_thin:1")
 	if _, err := c.Convert(t.Context(), Job{
 		Input:  ref(t, registry.Push(t, "base:1", base, nil)),
@@ -333,7 +333,7 @@ func TestSameImageGivesSameDigest(t *testing.T) {
 	for i := range 2 {
 		repo, _ := newRepository(t)
 		out := filepath.Join(dir, fmt.Sprint(i, ".tar"))
-		c := &Converter{Target: sink.Native(repo)}
+		c := &Converter{Sink: sink.Native(repo)}
 		s, err := c.Convert(t.Context(), Job{Input: in, Output: refp(t, "docker-archive:"+out+":a/thin:1")})
 		if err != nil {
 			t.Fatal(err)
@@ -369,7 +369,7 @@ func TestUnknownConfigurationIsCarriedOver(t *testing.T) {
 	if err := os.WriteFile(saved, archive, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	if _, err := c.Convert(t.Context(), Job{
 		Input:  ref(t, "docker-archive:"+saved+":x:1"),
 		Output: refp(t, "docker-archive:"+out),
@@ -398,7 +398,7 @@ func TestSourcesGiveTheSameLayers(t *testing.T) {
 	repo, _ := newRepository(t)
 	saved := testutil.Data(t, "images", "tiny.tar")
 	dir := t.TempDir()
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	if _, err := c.Convert(t.Context(), Job{
 		Input:  ref(t, "docker-archive:"+saved),
 		Output: refp(t, "oci:"+dir+"/out:x"),
@@ -434,7 +434,7 @@ func TestLayoutOfDUCCHasItsMetadata(t *testing.T) {
 	registry := testutil.NewRegistry(t, "", "")
 	in := ref(t, registry.Push(t, "a/b:1",
 		imageOf(t, false, layerOf(t, testutil.Tar(t, file("a", "b")), types.DockerLayer)), nil))
-	c := &Converter{Target: sink.Native(repo), Layout: Layout{DUCC: true}}
+	c := &Converter{Sink: sink.Native(repo), Layout: Layout{DUCC: true}}
 	s, err := c.Convert(t.Context(), Job{Input: in})
 	if err != nil {
 		t.Fatal(err)
@@ -497,7 +497,7 @@ func TestFailuresPublishNothing(t *testing.T) {
 			}
 			in := ref(t, registry.Push(t, "a:1", image, nil))
 			registry.Set(c.fault)
-			conv := &Converter{Target: sink.Native(repo)}
+			conv := &Converter{Sink: sink.Native(repo)}
 			out := ref(t, registry.Host+"/a_thin:1")
 			_, err := conv.Convert(t.Context(), Job{Input: in, Output: &out})
 			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
@@ -532,7 +532,7 @@ func TestBrokenDownloadsAreResumed(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry.Set(testutil.Fault{Path: image.Layers[0].Digest.Hex, Cut: 1_000_000, Times: 2})
-	conv := &Converter{Target: sink.Native(repo)}
+	conv := &Converter{Sink: sink.Native(repo)}
 	s, err := conv.Convert(t.Context(), Job{Input: in})
 	if err != nil {
 		t.Fatal(err)
@@ -560,7 +560,7 @@ func TestInterruptedConversionLeavesTheRepositoryAsItWas(t *testing.T) {
 	digest, _ := layer.Digest()
 	registry.Set(testutil.Fault{Path: digest.Hex, Stall: 2_000_000})
 	ctx, cancel := context.WithCancel(t.Context())
-	conv := &Converter{Target: sink.Native(repo), Progress: func(e Event) {
+	conv := &Converter{Sink: sink.Native(repo), Progress: func(e Event) {
 		if e.Action == LayerProgress {
 			cancel()
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/cvmfs/catalog"
 )
 
 const (
@@ -62,7 +63,7 @@ func (l Layout) markers(hex string) []string {
 	if !l.DUCC {
 		return nil
 	}
-	return []string{duccLayers + "/.cvmfscatalog", duccLayers + "/" + hex[:2] + "/.cvmfscatalog"}
+	return []string{duccLayers + "/" + catalog.Marker, duccLayers + "/" + hex[:2] + "/" + catalog.Marker}
 }
 
 // whole is the folder to remove with a layer.

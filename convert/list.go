@@ -27,7 +27,7 @@ type Failure struct {
 // ConvertList converts all images of a wish list, one after the other. A wish that fails doesn't stop the others: it is
 // in the summary. An error means that the list wasn't gone through.
 func (c *Converter) ConvertList(ctx context.Context, list *wish.List) (*ListSummary, error) {
-	if fqrn := c.Target.FQRN(); fqrn != list.Repository {
+	if fqrn := c.Sink.FQRN(); fqrn != list.Repository {
 		return nil, fmt.Errorf("the wish list is for the repository %s, the target holds %s", list.Repository, fqrn)
 	}
 	s := &ListSummary{Images: []*Summary{}, Failures: []Failure{}}

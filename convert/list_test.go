@@ -52,7 +52,7 @@ func TestOneBadWishDoesNotStopTheOthers(t *testing.T) {
 	r.Push(t, "a:1.1", small(t, "base", "a2"), nil)
 	r.Push(t, "a:2.0", small(t, "base", "a3"), nil)
 	r.Push(t, "b:x", small(t, "base", "b"), nil)
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	list := wishes(t, r, "none:1", "a:1.*", "a:1.0", "b:nothing*", "b:x")
 	s, err := c.ConvertList(t.Context(), list)
 	if err != nil {
@@ -84,7 +84,7 @@ func TestThinImageNeverReplacesItsOriginal(t *testing.T) {
 	r.Push(t, "a:1", small(t, "a"), nil)
 	list := wishes(t, r, "a:1")
 	list.Format = "http://$(registry)/$(image)"
-	s, err := (&Converter{Target: sink.Native(repo)}).ConvertList(t.Context(), list)
+	s, err := (&Converter{Sink: sink.Native(repo)}).ConvertList(t.Context(), list)
 	if err != nil || len(s.Failures) != 1 || !strings.Contains(s.Failures[0].Error, "original's place") {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -98,7 +98,7 @@ func TestUnusedLayersGoAfterTheirTimeOfGrace(t *testing.T) {
 			r.Push(t, "a:1", small(t, "base", "a"), nil)
 			r.Push(t, "b:1", small(t, "base", "b"), nil)
 			single := ref(t, "http://"+r.Push(t, "single:1", small(t, "single"), nil))
-			c := &Converter{Target: sink.Native(repo), Layout: Layout{DUCC: ducc}}
+			c := &Converter{Sink: sink.Native(repo), Layout: Layout{DUCC: ducc}}
 			if _, err := c.Convert(t.Context(), Job{Input: single}); err != nil {
 				t.Fatal(err)
 			}
@@ -161,7 +161,7 @@ func TestLayerThatIsNamedAgainStartsItsGraceAnew(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	r.Push(t, "a:1", small(t, "a"), nil)
 	r.Push(t, "b:1", small(t, "b"), nil)
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	both, only := wishes(t, r, "a:1", "b:1"), wishes(t, r, "a:1")
 	now := time.Now()
 	for i, step := range []struct {
@@ -195,7 +195,7 @@ func TestListOfAnotherRepositoryIsRefused(t *testing.T) {
 	r := testutil.NewRegistry(t, "", "")
 	list := wishes(t, r, "a:1")
 	list.Repository = "other.example.org"
-	if _, err := (&Converter{Target: sink.Native(repo)}).ConvertList(t.Context(), list); err == nil ||
+	if _, err := (&Converter{Sink: sink.Native(repo)}).ConvertList(t.Context(), list); err == nil ||
 		!strings.Contains(err.Error(), "other.example.org") {
 		t.Errorf("error %v", err)
 	}
@@ -255,7 +255,7 @@ func TestAStateThatCantBeUnderstoodKeepsAllLayersAndIsWrittenAnew(t *testing.T) 
 	repo, _ := newRepository(t)
 	r := testutil.NewRegistry(t, "", "")
 	input := ref(t, "http://"+r.Push(t, "a:1", small(t, "base"), nil))
-	c := &Converter{Target: sink.Native(repo)}
+	c := &Converter{Sink: sink.Native(repo)}
 	s, err := c.Convert(t.Context(), Job{Input: input})
 	if err != nil {
 		t.Fatal(err)
@@ -291,9 +291,9 @@ func TestNamesOfImagesAreNotTakenForFilesOfOurs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, place := range map[string]sink.Target{"native": sink.Native(repo), "dir": folder} {
+	for name, place := range map[string]sink.Sink{"native": sink.Native(repo), "dir": folder} {
 		t.Run(name, func(t *testing.T) {
-			c := &Converter{Target: place}
+			c := &Converter{Sink: place}
 			r := testutil.NewRegistry(t, "", "")
 			images := []string{
 				"a:conf.json", "tool.json/b:1", "deep/tool.json/er/c:1", "manifest.json:1",

@@ -26,7 +26,7 @@ func TestRegistriesThatAskToWaitAreWaitedFor(t *testing.T) {
 			in := ref(t, from.Push(t, "a:1", small(t, "a", "b"), nil))
 			from.Set(later("/manifests/"), later("/blobs/"), later("/v2/"))
 			to.Set(later("/manifests/"), later("/blobs/uploads/"), later("/blobs/"), later("/v2/"))
-			c := &Converter{Target: sink.Native(repo)}
+			c := &Converter{Sink: sink.Native(repo)}
 			out := refp(t, to.Host+"/thin/a:1")
 			if _, err := c.Convert(t.Context(), Job{Input: in, Output: out}); err != nil {
 				t.Fatal(err)
@@ -62,7 +62,7 @@ func TestNothingIsReadForAnImageThatCantBeWritten(t *testing.T) {
 	} {
 		repo, _ := newRepository(t)
 		started := false
-		c := &Converter{Target: sink.Native(repo), Progress: func(e Event) {
+		c := &Converter{Sink: sink.Native(repo), Progress: func(e Event) {
 			started = started ||
 				e.Action == LayerStarted
 		}}
@@ -88,7 +88,7 @@ func TestConnectionsServeAllImagesOfAList(t *testing.T) {
 		r.Push(t, images[i], small(t, "base", images[i]), nil)
 	}
 	pushed := len(r.Log())
-	c := &Converter{Target: sink.Native(repo), Parallel: 1}
+	c := &Converter{Sink: sink.Native(repo), Parallel: 1}
 	for range 2 {
 		if s, err := c.ConvertList(t.Context(), wishes(t, r, images...)); err != nil || len(s.Failures) > 0 {
 			t.Fatalf("%+v, %v", s, err)

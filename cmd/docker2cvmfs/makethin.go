@@ -62,13 +62,13 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	case text == "":
 		text = "cvmfs_server:" + repository
 	}
-	t, err := sink.Open(text, sink.Options{FQRN: repository, Prefix: folderPrefix(layout), Publisher: openRepository})
+	t, err := sink.Open(text, sink.Options{FQRN: repository, Prefix: folderPrefix(layout)})
 	if err != nil {
 		return nil, err
 	}
 	o := imageOptions(c)
 	return &convert.Converter{
-		Target: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"),
+		Sink: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"),
 		Force: c.Bool("force"),
 	}, nil
 }

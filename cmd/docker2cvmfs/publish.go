@@ -30,7 +30,7 @@ func withRepository(fn func(c *cli.Context, r *publish.Repository) error) cli.Ac
 		if err := needArgs(c, "DIR"); err != nil {
 			return err
 		}
-		r, err := openRepository(c.Args().First())
+		r, err := publish.Open(c.Args().First(), publish.Options{})
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/check"
 )
 
 func publishCheckCommand() *cli.Command {
@@ -22,10 +23,10 @@ func publishCheck(c *cli.Context, r *publish.Repository) error {
 		return err
 	}
 	var printed error
-	s, err := publish.Check(c.Context, r.Storage(), publish.CheckOptions{
+	s, err := check.Run(c.Context, r.Storage(), check.Options{
 		FQRN: r.FQRN(), Keys: keys,
 		Content: c.Bool("content"),
-	}, func(p publish.Problem) {
+	}, func(p check.Problem) {
 		if printed != nil {
 			return
 		}

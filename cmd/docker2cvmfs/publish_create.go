@@ -42,19 +42,15 @@ func publishCreate(c *cli.Context) error {
 	if ttl < time.Second {
 		return program.Usagef(c, "ttl of %v", ttl)
 	}
-	storage, err := openStorage(c.String("storage"))
-	if err != nil {
-		return err
-	}
 	dir, fqrn := c.Args().Get(0), c.Args().Get(1)
 	s := publish.Settings{
 		FQRN: fqrn, Algorithm: c.String("hash"), Compression: c.String("compression"), Storage: c.String("storage"),
 		Keys: c.String("keys"),
 		TTL:  int(ttl / time.Second),
 	}
-	if err := publish.Create(c.Context, dir, s, publish.Options{Storage: storage}); err != nil {
+	if err := publish.Create(c.Context, dir, s, publish.Options{}); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s: created in %s\n", fqrn, dir)
+	_, err := fmt.Fprintf(c.App.Writer, "%s: created in %s\n", fqrn, dir)
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/gc"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -28,7 +29,7 @@ func publishGC(c *cli.Context, r *publish.Repository) error {
 	if c.Int("keep-revisions") < 0 || c.Int("keep-days") < 0 {
 		return program.Usagef(c, "what is kept can't be negative")
 	}
-	s, err := r.GC(c.Context, publish.GCOptions{
+	s, err := gc.Run(c.Context, r, gc.Options{
 		KeepRevisions: c.Int("keep-revisions"), KeepAge: time.Duration(c.Int("keep-days")) * 24 * time.Hour,
 		DryRun: c.Bool("dry-run"),
 	})

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/cvmfs/history"
+	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -28,7 +29,7 @@ func publishTag(c *cli.Context) error {
 	if !list && (c.NArg() != 3 || what != "add" && what != "remove") {
 		return program.Usagef(c, "want DIR, and list, add NAME or remove NAME; flags stand before them")
 	}
-	r, err := openRepository(dir)
+	r, err := publish.Open(dir, publish.Options{})
 	if err != nil {
 		return err
 	}

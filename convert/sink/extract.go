@@ -16,16 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
-)
-
-const (
-	// catalogMarker makes its folder the root of a nested catalog.
-	catalogMarker = ".cvmfscatalog"
-	autoMarker    = ".cvmfsautocatalog"
-
-	catalogXattr = 255 // bytes of a name or a value, and number, that a catalog has place for
 )
 
 // extraction unpacks one archive into an empty folder.
@@ -89,7 +82,7 @@ func (e *extraction) done(h *layertar.Entry, at layertar.Place) error {
 	case tar.TypeLink:
 		e.linked = true
 	}
-	e.marked = e.marked || isCatalogMarker(at.Path) || at.Base == autoMarker
+	e.marked = e.marked || catalog.IsMarker(at.Base)
 	if len(h.Xattrs) == 0 && len(e.xattrs) == 0 {
 		return nil
 	}
@@ -125,7 +118,7 @@ func (e *extraction) addXattrs(inode uint64, h *layertar.Entry, lost bool) error
 	}
 	a.late = a.late || lost
 	for _, x := range recorded(h.Xattrs) {
-		a.late = a.late || len(x.Name) > catalogXattr || len(x.Value) > catalogXattr
+		a.late = a.late || len(x.Name) > catalog.MaxXattrs || len(x.Value) > catalog.MaxXattrs
 		i, there := slices.BinarySearchFunc(a.all, x, func(a,
 			b thin.Xattr,
 		) int {
@@ -137,7 +130,7 @@ func (e *extraction) addXattrs(inode uint64, h *layertar.Entry, lost bool) error
 			a.all = slices.Insert(a.all, i, x)
 		}
 	}
-	a.late = a.late || len(a.all) > catalogXattr
+	a.late = a.late || len(a.all) > catalog.MaxXattrs
 	e.late = e.late || a.late
 	merged := layertar.Entry{Type: tar.TypeReg}
 	for _, x := range a.all {
@@ -179,10 +172,10 @@ func (e *extraction) finish() error {
 			return err
 		}
 	}
-	if slices.Contains(e.record.Markers, catalogMarker) {
+	if slices.Contains(e.record.Markers, catalog.Marker) {
 		return nil
 	}
-	f, err := os.OpenFile(filepath.Join(e.dir, catalogMarker), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(filepath.Join(e.dir, catalog.Marker), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
@@ -207,7 +200,7 @@ func (e *extraction) gather() error {
 			return err
 		}
 		st := info.Sys().(*syscall.Stat_t)
-		if isCatalogMarker(name) || path.Base(name) == autoMarker {
+		if catalog.IsMarker(path.Base(name)) {
 			e.record.Markers = append(e.record.Markers, name)
 		}
 		if a := e.xattrs[st.Ino]; a != nil && a.late {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/internal/layertar/layertartest"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
@@ -91,7 +92,7 @@ func TestExtractTakesWhatEnginesTake(t *testing.T) {
 		dir := t.TempDir()
 		_, _, err := extract(t.Context(), bytes.NewReader(archive), dir)
 		tree := layertartest.List(t, dir, false)
-		return slices.DeleteFunc(tree, func(line string) bool { return strings.HasPrefix(line, catalogMarker+" ") }),
+		return slices.DeleteFunc(tree, func(line string) bool { return strings.HasPrefix(line, catalog.Marker+" ") }),
 			err
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -42,13 +42,10 @@ func lockFile(f *os.File) error {
 	return nil
 }
 
-// isCatalogMarker reports whether it is a file that has no other purpose than making its folder a catalog.
-func isCatalogMarker(name string) bool { return path.Base(name) == catalogMarker }
-
-// plainFolder is an ordinary folder as a target.
+// plainFolder is an ordinary folder as a sink.
 type plainFolder struct{ dir, prefix, fqrn string }
 
-func openFolder(dir string, o Options) (Target, error) {
+func openFolder(dir string, o Options) (Sink, error) {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -253,7 +250,7 @@ func listFolder(dir string) ([]Entry, error) {
 	}
 	var all []Entry
 	for _, e := range entries {
-		if !isCatalogMarker(e.Name()) {
+		if e.Name() != catalog.Marker {
 			all = append(all, Entry{e.Name(), e.IsDir()})
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"strings"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/thin"
 )
@@ -13,20 +15,16 @@ import (
 // native is a repository of our own publisher.
 type native struct{ repo *publish.Repository }
 
-func openNative(dir string, o Options) (Target, error) {
-	open := o.Publisher
-	if open == nil {
-		open = func(dir string) (*publish.Repository, error) { return publish.Open(dir, publish.Options{}) }
-	}
-	repo, err := open(dir)
+func openNative(dir string) (Sink, error) {
+	repo, err := publish.Open(dir, publish.Options{})
 	if err != nil {
 		return nil, err
 	}
 	return &native{repo}, nil
 }
 
-// Native is the target of a publisher's folder that is open already.
-func Native(repo *publish.Repository) Target { return &native{repo} }
+// Native is the sink of a publisher's folder that is open already.
+func Native(repo *publish.Repository) Sink { return &native{repo} }
 
 func (n *native) FQRN() string   { return n.repo.FQRN() }
 func (n *native) String() string { return "native:" + n.repo.Dir() }
@@ -85,7 +83,7 @@ func (n *nativeTransaction) ReadFile(ctx context.Context, path string) ([]byte, 
 
 // WriteFile makes no markers of catalogs: the publisher knows where it needs which.
 func (n *nativeTransaction) WriteFile(ctx context.Context, path string, content []byte) error {
-	if isCatalogMarker(path) {
+	if strings.HasSuffix(path, "/"+catalog.Marker) {
 		return nil
 	}
 	return n.t.WriteFile(ctx, path, content, 0o644)

@@ -47,7 +47,7 @@ var needed = []struct{ name, value, why string }{
 	{"CVMFS_AUTOCATALOGS", "true", "a large layer is one huge catalog"},
 }
 
-func openServer(name string, o Options) (Target, error) {
+func openServer(name string, o Options) (Sink, error) {
 	if err := fqrn.Check(name); err != nil {
 		return nil, err
 	}

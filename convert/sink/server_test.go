@@ -19,7 +19,7 @@ import (
 )
 
 // recordingServer opens a release manager machine and gives what reads how its program was called.
-func recordingServer(t testing.TB, target Target, dir string) (tx Transaction, calls func() string) {
+func recordingServer(t testing.TB, target Sink, dir string) (tx Transaction, calls func() string) {
 	t.Helper()
 	tx, err := target.Begin(t.Context())
 	if err != nil {
@@ -39,7 +39,7 @@ func recordingServer(t testing.TB, target Target, dir string) (tx Transaction, c
 	}
 }
 
-func openFakeServer(t *testing.T) (Target, string) {
+func openFakeServer(t *testing.T) (Sink, string) {
 	t.Helper()
 	testutil.NeedRoot(t)
 	o, dir := fakeServer(t, goodSettings)

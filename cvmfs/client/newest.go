@@ -136,7 +136,7 @@ func (r *Repository) manifest(ctx context.Context, seen state) (*trust.Trusted, 
 	policy := trust.Policy{FQRN: r.cfg.FQRN, Keys: r.cfg.Keys, Blacklist: r.cfg.Blacklist, Now: r.cfg.Now()}
 	var trusted *trust.Trusted
 	var final error // no other manifest would help
-	err := r.cfg.Fetcher.Get(ctx, ".cvmfspublished", func(body io.Reader) error {
+	err := r.cfg.Fetcher.Get(ctx, manifest.FileName, func(body io.Reader) error {
 		published, err := readAtMost(body, manifest.MaxSize)
 		if err != nil {
 			return err
@@ -190,7 +190,7 @@ func (s *source) Certificate(ctx context.Context, d hash.Digest) ([]byte, error)
 // Whitelist implements trust.Source. It gives the list of the first server whose list is valid.
 func (s *source) Whitelist(ctx context.Context) ([]byte, error) {
 	var raw []byte
-	err := s.repo.cfg.Fetcher.Get(ctx, ".cvmfswhitelist", func(body io.Reader) error {
+	err := s.repo.cfg.Fetcher.Get(ctx, trust.WhitelistFile, func(body io.Reader) error {
 		var err error
 		if raw, err = readAtMost(body, trust.MaxLetter); err != nil {
 			return err

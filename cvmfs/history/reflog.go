@@ -9,10 +9,14 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/manifest"
 	"cvmfs-graphdriver/cvmfs/sqlitefile"
 )
 
-// Kind reports what a reference is to.
+// ReflogFile is the reflog's name in the repository's root folder.
+const ReflogFile = ".cvmfsreflog"
+
+// Kind says what a reference is to.
 type Kind uint8
 
 // The kinds of references; of catalogs only the root ones are listed.
@@ -41,6 +45,19 @@ type Ref struct {
 	Digest hash.Digest
 	Kind   Kind
 	Time   time.Time // when it was entered, or entered again; to the second, UTC
+}
+
+// Named returns references to the objects that a manifest names.
+func Named(m *manifest.Manifest) (refs []Ref) {
+	for _, ref := range []Ref{
+		{m.Root, Catalog, m.Published}, {m.Certificate, Certificate, m.Published}, {m.History, Tags, m.Published},
+		{m.Metainfo, Metainfo, m.Published},
+	} {
+		if !ref.Digest.IsZero() {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
 }
 
 // Reflog lists what a repository ever referred to.

@@ -36,6 +36,9 @@ const latest = 253402300799
 // client goes on to need the name, the certificate and the time.
 const required = "CRDSNXT"
 
+// FileName is the manifest's name in the repository's root folder.
+const FileName = ".cvmfspublished"
+
 // Manifest is what a publisher says of the newest revision.
 type Manifest struct {
 	Root     hash.Digest // C: the root catalog; its algorithm is the repository's

@@ -1,4 +1,4 @@
-package publish
+package publish_test
 
 import (
 	"archive/tar"
@@ -14,6 +14,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	. "cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/internal/durable"
+
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/errgroup"
@@ -112,7 +117,7 @@ func BenchmarkImage(b *testing.B) {
 	second, _, _ := benchImage(b, dir, true)
 	for b.Loop() {
 		plain, synced := unpackAll(b, filepath.Join(dir, "plain"), first)
-		repo := newRepoIn(b, dir, Settings{FQRN: testFQRN})
+		repo := publishtest.NewIn(b, dir, Settings{FQRN: publishtest.FQRN})
 		one := publishAll(b, repo, "/one", first)
 		peak := peakMemory(b)
 		two := publishAll(b, repo, "/two", second)
@@ -145,7 +150,7 @@ func unpackAll(b *testing.B, dir string, layers []string) (unpacked, synced time
 		}
 	}
 	unpacked = time.Since(start)
-	if err := syncFileSystem(dir); err != nil {
+	if err := durable.SyncFS(dir); err != nil {
 		b.Fatal(err)
 	}
 	return unpacked, time.Since(start)
@@ -155,7 +160,7 @@ func unpackAll(b *testing.B, dir string, layers []string) (unpacked, synced time
 func publishAll(b *testing.B, r *Repository, below string, layers []string) time.Duration {
 	b.Helper()
 	start := time.Now()
-	tx := begin(b, r)
+	tx := publishtest.Begin(b, r)
 	var group errgroup.Group
 	group.SetLimit(2)
 	for i, layer := range layers {
@@ -176,7 +181,7 @@ func publishAll(b *testing.B, r *Repository, below string, layers []string) time
 	if err := group.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	commit(b, tx)
+	publishtest.Commit(b, tx)
 	return time.Since(start)
 }
 
@@ -200,23 +205,23 @@ func peakMemory(b *testing.B) float64 {
 // BenchmarkOneMoreLayer measures a publish to a repository that has 10,000 layers.
 func BenchmarkOneMoreLayer(b *testing.B) {
 	const layers = 10_000
-	r := newRepo(b, Settings{FQRN: testFQRN})
-	tx := begin(b, r)
+	r := publishtest.New(b, Settings{FQRN: publishtest.FQRN})
+	tx := publishtest.Begin(b, r)
 	for i := range layers {
 		path := fmt.Sprintf("/layers/%d", i)
-		ingest(b, tx, path, pack(b, file644("usr/file", fmt.Sprint(i%100))))
+		publishtest.Ingest(b, tx, path, publishtest.Pack(b, publishtest.File("usr/file", fmt.Sprint(i%100))))
 		if err := tx.WriteFile(b.Context(), path+".record.json", []byte("{}"), 0o644); err != nil {
 			b.Fatal(err)
 		}
 	}
-	commit(b, tx)
-	archive := pack(b, everything()...)
+	publishtest.Commit(b, tx)
+	archive := publishtest.Pack(b, publishtest.Everything()...)
 	n := 0
 	for b.Loop() {
 		n++
-		tx := begin(b, r)
-		ingest(b, tx, fmt.Sprintf("/layers/more%d", n), archive)
-		commit(b, tx)
+		tx := publishtest.Begin(b, r)
+		publishtest.Ingest(b, tx, fmt.Sprintf("/layers/more%d", n), archive)
+		publishtest.Commit(b, tx)
 	}
 }
 
@@ -246,7 +251,7 @@ func BenchmarkManyEntries(b *testing.B) {
 	if err := errors.Join(w.Close(), out.Close()); err != nil {
 		b.Fatal(err)
 	}
-	r := newRepo(b, Settings{FQRN: testFQRN})
+	r := publishtest.New(b, Settings{FQRN: publishtest.FQRN})
 	debug.SetMemoryLimit(150 << 20) // as the command does
 	n := 0
 	for b.Loop() {
@@ -255,11 +260,11 @@ func BenchmarkManyEntries(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		tx := begin(b, r)
+		tx := publishtest.Begin(b, r)
 		if _, err := tx.Ingest(b.Context(), fmt.Sprintf("/layers/%d", n), f, LayerOptions{}); err != nil {
 			b.Fatal(err)
 		}
-		commit(b, tx)
+		publishtest.Commit(b, tx)
 		f.Close()
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*files), "µs/file")

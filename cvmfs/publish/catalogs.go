@@ -165,7 +165,7 @@ func (t *Transaction) writeCatalog(ctx context.Context, n *node, path string, ne
 	p := &pending{plain: t.temp("catalog"), stored: t.temp("stored")}
 	t.mu.Unlock()
 	properties := catalog.Properties{
-		RootPrefix: path, Revision: m.revision + 1, LastModified: t.now, Previous: m.published,
+		RootPrefix: path, Revision: m.revision + 1, LastModified: t.draft.Now, Previous: m.published,
 		TTL: t.repo.settings.ttl(),
 	}
 	if path != "" {

@@ -3,19 +3,10 @@ package publish
 import (
 	"testing"
 
+	"cvmfs-graphdriver/test/testutil"
+
 	"github.com/google/go-cmp/cmp"
 )
-
-// sample returns the bytes the reference cuts were made with.
-func sample(n int) []byte {
-	b := make([]byte, n)
-	s := uint32(1)
-	for i := range b {
-		s = s*1664525 + 1013904223
-		b[i] = byte(s >> 24)
-	}
-	return b
-}
 
 // cuts feeds pieces of the given length.
 func cuts(c *chunker, b []byte, piece int) (at []int) {
@@ -40,7 +31,7 @@ func TestCutsAreThoseOfTheReference(t *testing.T) {
 		}},
 		{4 << 20, 8 << 20, 16 << 20, 41_943_040, []int{8059046, 13774758, 28421577, 33356038, 39016113}},
 	} {
-		b := sample(v.size)
+		b := testutil.Sample(v.size)
 		for _, piece := range []int{len(b), 4096, 1000, 7} {
 			got := cuts(newChunker(v.least, v.average, v.most), b, piece)
 			if diff := cmp.Diff(v.want, got); diff != "" {

@@ -2,12 +2,10 @@ package publish
 
 import (
 	"context"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/hash"
@@ -50,11 +48,11 @@ func (t *Transaction) commit(ctx context.Context, o CommitOptions) (*Summary, er
 	if len(t.reserved) > 0 {
 		return nil, errors.New("a layer is still being ingested")
 	}
-	s := &Summary{Revision: t.head.Revision, Root: t.head.Root, Published: t.head.Published}
+	s := &Summary{Revision: t.draft.Head.Revision, Root: t.draft.Head.Root, Published: t.draft.Head.Published}
 	if !t.changed {
 		return s, nil
 	}
-	tags, err := t.repo.history(ctx, t.head)
+	tags, err := t.draft.Tags(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,9 +62,9 @@ func (t *Transaction) commit(ctx context.Context, o CommitOptions) (*Summary, er
 	if err := t.writeCatalogs(ctx, t.root, ""); err != nil {
 		return nil, err
 	}
-	m := *t.head
+	m := *t.draft.Head
 	m.Root, m.RootSize, m.Revision = t.root.mount.digest, t.root.mount.size, t.root.mount.revision+1
-	m.Published, m.TTL, m.GarbageCollectable = t.now, t.repo.settings.ttl(), *t.repo.settings.GarbageCollectable
+	m.Published, m.TTL, m.GarbageCollectable = t.draft.Now, t.repo.settings.ttl(), *t.repo.settings.GarbageCollectable
 	// What catalogs refer to must survive a loss of power before they do: a later publish takes a catalog that is there
 	// for one whose objects are.
 	if err := t.repo.storage.Sync(ctx); err != nil {
@@ -76,7 +74,7 @@ func (t *Transaction) commit(ctx context.Context, o CommitOptions) (*Summary, er
 		return nil, err
 	}
 	s.Tags = t.tag(tags, &m, o)
-	if err := t.repo.publish(ctx, &m, tags, t.reflog, t.certificate, t.key); err != nil {
+	if err := t.draft.Publish(ctx, &m, tags); err != nil {
 		return nil, err
 	}
 	s.Changed, s.Revision, s.Root, s.Published = true, m.Revision, m.Root, m.Published
@@ -139,73 +137,4 @@ func (t *Transaction) putCatalogs(ctx context.Context) (n int, err error) {
 		}
 	}
 	return n, nil
-}
-
-// history reads the tags of a revision. The caller holds the lock.
-func (r *Repository) history(ctx context.Context, m *manifest.Manifest) (*history.History, error) {
-	return r.historyBy(ctx, m, filepath.Join(r.dir, tmpFolder, "history"))
-}
-
-// historyBy reads the tags of a revision by way of a temporary file.
-func (r *Repository) historyBy(ctx context.Context, m *manifest.Manifest, path string) (*history.History, error) {
-	if m.History.IsZero() {
-		return &history.History{FQRN: r.FQRN()}, nil
-	}
-	if err := r.fetchDatabase(ctx, m.History, hash.History, maxDatabase, path); err != nil {
-		return nil, err
-	}
-	defer os.Remove(path) // best effort: the folder is emptied with the next transaction
-	h, err := history.Read(path)
-	if err == nil && h.FQRN != r.FQRN() {
-		err = fmt.Errorf("history %v is that of %.80q", m.History, h.FQRN)
-	}
-	return h, err
-}
-
-// publish makes a revision the newest: it stores tags and certificate, enters everything in the reflog, and replaces
-// the manifest, in this order. What m.Root leads to must be stored. The manifest's other digests are set here. The
-// caller holds the lock.
-func (r *Repository) publish(
-	ctx context.Context, m *manifest.Manifest, tags *history.History, log *history.Reflog, certificate []byte,
-	key *rsa.PrivateKey,
-) error {
-	var err error
-	if m.Certificate, err = putObject(ctx, r.storage, r.algorithm, hash.Certificate, certificate); err != nil {
-		return err
-	}
-	tags.Previous = m.History
-	if m.History, err = r.putHistory(ctx, tags); err != nil {
-		return err
-	}
-	for _, ref := range manifestRefs(m) {
-		if !ref.Digest.IsZero() && !log.Has(ref.Digest, ref.Kind) {
-			log.Set(ref)
-		}
-	}
-	// Everything the reflog and the manifest lead to.
-	if err := r.storage.Sync(ctx); err != nil {
-		return err
-	}
-	if m.Reflog, err = r.putReflog(ctx, log); err != nil {
-		return err
-	}
-	return r.putManifest(ctx, m, key)
-}
-
-// putHistory stores a tag database.
-func (r *Repository) putHistory(ctx context.Context, tags *history.History) (d hash.Digest, err error) {
-	plain, stored := filepath.Join(r.dir, tmpFolder, "history.new"), filepath.Join(r.dir, tmpFolder, "history.stored")
-	if err := tags.Write(plain); err != nil {
-		return d, err
-	}
-	d, size, err := compressFile(plain, stored, r.algorithm)
-	if err != nil {
-		return d, err
-	}
-	f, err := os.Open(stored)
-	if err != nil {
-		return d, err
-	}
-	_, err = putOnce(ctx, r.storage, d.Path(hash.History), f, size)
-	return d, errors.Join(err, f.Close(), os.Remove(plain), os.Remove(stored))
 }

@@ -15,7 +15,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // Create makes a publisher's folder with keys and an empty repository, revision 0. The folder must be missing or empty;
@@ -45,18 +47,15 @@ func create(ctx context.Context, dir string, s Settings, o Options) error {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return readOnly(err)
 	}
-	staging, err := os.MkdirTemp(parent, "."+filepath.Base(dir)+".new-")
+	made, err := durable.CreateFolder(parent)
 	if err != nil {
 		return readOnly(err)
 	}
-	err = createIn(ctx, staging, s, o)
+	err = createIn(ctx, made.Path(), s, o)
 	if err == nil {
-		err = os.Rename(staging, dir)
+		err = made.New(filepath.Base(dir))
 	}
-	if err != nil {
-		return errors.Join(err, os.RemoveAll(staging))
-	}
-	return syncFolder(parent)
+	return errors.Join(err, made.Close())
 }
 
 // createIn makes the folder's content.
@@ -67,16 +66,18 @@ func createIn(ctx context.Context, dir string, s Settings, o Options) error {
 	if err := os.Mkdir(filepath.Join(dir, tmpFolder), 0o700); err != nil {
 		return err
 	}
-	if o.Storage == nil {
-		if s.Storage != "" {
-			return fmt.Errorf("its storage is %s, which isn't open", s.Storage)
-		}
-		var err error
-		if o.Storage, err = MakeLocal(filepath.Join(dir, wwwFolder, s.FQRN)); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case o.Storage != nil:
+	case s.Storage != "":
+		err = o.openRemote(s.Storage)
+	default:
+		o.Storage, err = storage.MakeLocal(filepath.Join(dir, wwwFolder, s.FQRN))
 	}
-	if _, err := o.Storage.Stat(ctx, manifestFile); err == nil {
+	if err != nil {
+		return err
+	}
+	if _, err := o.Storage.Stat(ctx, manifest.FileName); err == nil {
 		return fmt.Errorf("%v holds a repository: %w", o.Storage, fs.ErrExist)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -95,10 +96,7 @@ func createIn(ctx context.Context, dir string, s Settings, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(filepath.Join(dir, settingsFile), append(text, '\n')); err != nil {
-		return err
-	}
-	return syncFileSystem(dir)
+	return os.WriteFile(filepath.Join(dir, SettingsFile), append(text, '\n'), 0o644)
 }
 
 // createKeys makes what keys are missing, and the whitelist.
@@ -126,11 +124,11 @@ func (r *Repository) createKeys(ctx context.Context) error {
 		return err
 	}
 	if _, err := os.Stat(r.key(".crt")); errors.Is(err, fs.ErrNotExist) {
-		pem, err := trust.NewCertificate(r.FQRN(), key, r.now())
+		pem, err := trust.NewCertificate(r.FQRN(), key, r.Now())
 		if err != nil {
 			return err
 		}
-		if err := replaceFile(r.key(".crt"), pem); err != nil {
+		if err := durable.Replace(r.key(".crt"), 0o644, pem); err != nil {
 			return err
 		}
 	}
@@ -139,14 +137,14 @@ func (r *Repository) createKeys(ctx context.Context) error {
 		return err
 	}
 	list, err := trust.SignWhitelist(&trust.WhitelistText{
-		FQRN: r.FQRN(), Created: r.now(),
-		Expires:      r.now().Add(time.Duration(r.settings.WhitelistDays) * 24 * time.Hour),
+		FQRN: r.FQRN(), Created: r.Now(),
+		Expires:      r.Now().Add(time.Duration(r.settings.WhitelistDays) * 24 * time.Hour),
 		Certificates: []*trust.Certificate{certificate},
 	}, r.algorithm, master)
 	if err != nil {
 		return err
 	}
-	return putBytes(ctx, r.storage, whitelistFile, list)
+	return putBytes(ctx, r.storage, trust.WhitelistFile, list)
 }
 
 func loadOrMakeKey(path string) (*rsa.PrivateKey, error) {
@@ -166,8 +164,8 @@ func (r *Repository) createRevision(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := r.now().Truncate(time.Second)
-	plain, stored := filepath.Join(r.dir, tmpFolder, "catalog"), filepath.Join(r.dir, tmpFolder, "stored")
+	now := r.Now().Truncate(time.Second)
+	plain, stored := filepath.Join(r.Temp(), "catalog"), filepath.Join(r.Temp(), "stored")
 	w, err := catalog.Create(plain, catalog.Properties{LastModified: now, TTL: r.settings.ttl()})
 	if err != nil {
 		return err
@@ -198,7 +196,7 @@ func (r *Repository) createRevision(ctx context.Context) error {
 		return err
 	}
 	_, err = putOnce(ctx, r.storage, m.Root.Path(hash.Catalog), f, size)
-	if err = errors.Join(err, f.Close(), emptyFolder(filepath.Join(r.dir, tmpFolder))); err != nil {
+	if err = errors.Join(err, f.Close(), storage.EmptyFolder(r.Temp())); err != nil {
 		return err
 	}
 	if m.Metainfo, err = putObject(ctx, r.storage, r.algorithm, hash.Metainfo, []byte("{}")); err != nil {
@@ -213,5 +211,6 @@ func (r *Repository) createRevision(ctx context.Context) error {
 		Name: history.Trunk, Root: m.Root, Revision: 0, Time: now, Description: history.EmptyRepository,
 		Size: m.RootSize,
 	})
-	return r.publish(ctx, m, tags, &history.Reflog{FQRN: r.FQRN()}, pem, key)
+	d := &Draft{Reflog: &history.Reflog{FQRN: r.FQRN()}, repo: r, key: key, certificate: pem}
+	return d.Publish(ctx, m, tags)
 }

@@ -18,7 +18,8 @@ type LayerOptions struct {
 	MaxEntries int   // 4,000,000
 	MaxBytes   int64 // of all files together, holes included; 4 TiB
 
-	most, least int // rows of a catalog; for tests
+	// Rows of a catalog: a layer with more than MostRows, 100,000, is split at folders with at least LeastRows, 1000.
+	MostRows, LeastRows int
 }
 
 // Layer is what became of an archive.
@@ -82,8 +83,8 @@ func (t *Transaction) Ingest(ctx context.Context, path string, archive io.Reader
 func (o LayerOptions) complete() LayerOptions {
 	set(&o.MaxEntries, layertar.MaxEntries)
 	set(&o.MaxBytes, layertar.MaxBytes)
-	set(&o.most, mostRows)
-	set(&o.least, leastRows)
+	set(&o.MostRows, mostRows)
+	set(&o.LeastRows, leastRows)
 	return o
 }
 
@@ -112,13 +113,13 @@ func (t *Transaction) ingest(ctx context.Context, path string, archive io.Reader
 		mounts = append(mounts, folder)
 		folder.mount = freshMount()
 	}
-	split(root, o.most, o.least, func(n *node) {
+	split(root, o.MostRows, o.LeastRows, func(n *node) {
 		n.mount = freshMount()
-		empty.mark(n, autoMarker)
+		empty.mark(n, catalog.AutoMarker)
 		mounts = append(mounts, n)
 	})
 	for _, n := range mounts {
-		empty.mark(n, catalogMarker)
+		empty.mark(n, catalog.Marker)
 	}
 	layer.Stats.Catalogs = len(mounts)
 	root.name = path[strings.LastIndexByte(path, '/')+1:]
@@ -173,7 +174,7 @@ func (b *builder) finish(l *Leftover) (*node, error) {
 	err := b.root.eachFolder("", func(path string, folder *node) error {
 		for _, c := range folder.sorted() {
 			below := strings.TrimPrefix(path+"/"+c.name, "/")
-			if isMarker(c.name) {
+			if catalog.IsMarker(c.name) {
 				l.Markers = append(l.Markers, below)
 			}
 			if c.file.all != nil {
@@ -238,7 +239,7 @@ func (n *node) eachFolder(path string, fn func(path string, folder *node) error)
 // catalogs and nowhere else.
 func markedFolders(root *node) (folders []*node) {
 	root.eachFolder("", func(_ string, n *node) error { // fails only if the function does
-		if n != root && n.children[catalogMarker] != nil {
+		if n != root && n.children[catalog.Marker] != nil {
 			folders = append(folders, n)
 		}
 		return nil

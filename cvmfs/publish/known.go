@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // content names plain bytes and the kind of object made of them.
@@ -230,12 +231,10 @@ func (k *known) merge() error {
 		recent = append(recent, encodeKnown(nil, c, m))
 	}
 	slices.SortFunc(recent, compareKnown)
-	temp := filepath.Join(k.dir, knownSorted+".new")
-	if err := k.writeMerged(temp, recent); err != nil {
-		os.Remove(temp) // best effort: it is written over the next time
-		return err
-	}
-	if err := os.Rename(temp, filepath.Join(k.dir, knownSorted)); err != nil {
+	err := durable.ReplaceBy(filepath.Join(k.dir, knownSorted), 0o644, func(to io.Writer) error {
+		return k.writeMerged(to, recent)
+	})
+	if err != nil {
 		return err
 	}
 	return k.log.Truncate(0)
@@ -243,13 +242,8 @@ func (k *known) merge() error {
 
 func compareKnown(a, b []byte) int { return bytes.Compare(a[:sha256.Size+1], b[:sha256.Size+1]) }
 
-func (k *known) writeMerged(path string, recent [][]byte) (err error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	out := bufio.NewWriterSize(f, 1<<18)
+func (k *known) writeMerged(to io.Writer, recent [][]byte) error {
+	out := bufio.NewWriterSize(to, 1<<18)
 	if k.sorted != nil {
 		in := bufio.NewReaderSize(io.NewSectionReader(k.sorted, 0, k.count*knownEntry), 1<<18)
 		var entry [knownEntry]byte
@@ -269,10 +263,7 @@ func (k *known) writeMerged(path string, recent [][]byte) (err error) {
 	for _, entry := range recent {
 		out.Write(entry)
 	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	return f.Sync()
+	return out.Flush()
 }
 
 // release closes the files.

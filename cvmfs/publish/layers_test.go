@@ -1,4 +1,4 @@
-package publish
+package publish_test
 
 import (
 	"archive/tar"
@@ -15,23 +15,25 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
+	. "cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/internal/layertar/layertartest"
 )
 
 // publishLayer publishes one archive at /layer.
-func publishLayer(t testing.TB, o LayerOptions, archive []byte) (*Layer, map[string]seen) {
+func publishLayer(t testing.TB, o LayerOptions, archive []byte) (*Layer, map[string]publishtest.Seen) {
 	t.Helper()
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
 	l, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit(t, tx)
-	return l, readAll(t, reader(t, r), "/layer")
+	publishtest.Commit(t, tx)
+	return l, publishtest.ReadAll(t, publishtest.Newest(t, r), "/layer")
 }
 
-func xattr(i item, name, value string) item {
+func xattr(i publishtest.Item, name, value string) publishtest.Item {
 	if i.PAXRecords == nil {
 		i.PAXRecords = map[string]string{}
 	}
@@ -39,18 +41,41 @@ func xattr(i item, name, value string) item {
 	return i
 }
 
-func symlink(name, to string) item {
-	return item{tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777, ModTime: at}, ""}
+func symlink(name, to string) publishtest.Item {
+	return publishtest.Entry(
+		tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777, ModTime: publishtest.At},
+		"",
+	)
 }
 
 func TestHardLinksOfOneFolderAreAGroupAndOthersAreLeftOver(t *testing.T) {
-	l, got := publishLayer(t, LayerOptions{}, pack(t,
-		file644("a/one", "same"), hardLink("a/two", "a/one"), hardLink("a/three", "./a/two"),
-		file644("b/here", "spread"), hardLink("b/beside", "b/here"), hardLink("c/there", "/b/here"),
-		symlink("d/link", "nowhere"), hardLink("d/again", "d/link"),
-		item{tar.Header{Typeflag: tar.TypeChar, Name: "e/null", Devmajor: 1, Devminor: 3, ModTime: at}, ""},
-		hardLink("e/zero", "e/null"),
-		file644("f/kept", "first"), hardLink("f/link", "f/kept"), file644("f/kept", "second"),
+	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+		t,
+		publishtest.File(
+			"a/one",
+			"same",
+		),
+		publishtest.HardLink("a/two", "a/one"),
+		publishtest.HardLink("a/three", "./a/two"),
+		publishtest.File(
+			"b/here",
+			"spread",
+		),
+		publishtest.HardLink("b/beside", "b/here"),
+		publishtest.HardLink("c/there", "/b/here"),
+		symlink("d/link", "nowhere"),
+		publishtest.HardLink("d/again", "d/link"),
+		publishtest.Entry(
+			tar.Header{Typeflag: tar.TypeChar, Name: "e/null", Devmajor: 1, Devminor: 3, ModTime: publishtest.At},
+			"",
+		),
+		publishtest.HardLink("e/zero", "e/null"),
+		publishtest.File(
+			"f/kept",
+			"first",
+		),
+		publishtest.HardLink("f/link", "f/kept"),
+		publishtest.File("f/kept", "second"),
 	))
 	if diff := cmp.Diff([][]string{{"b/beside", "b/here", "c/there"}}, l.Leftover.Links); diff != "" {
 		t.Errorf("leftover (-want +got):\n%s", diff)
@@ -75,13 +100,23 @@ func TestHardLinksOfOneFolderAreAGroupAndOthersAreLeftOver(t *testing.T) {
 }
 
 func TestLaterEntriesReplaceEarlierOnes(t *testing.T) {
-	second := folder755("merged/")
+	second := publishtest.Folder("merged/")
 	second.Mode, second.Uid = 0o700, 5
-	_, got := publishLayer(t, LayerOptions{}, pack(t,
-		file644("file", "one"), file644("file", "two"),
-		folder755("merged"), file644("merged/kept", "kept"), second,
-		file644("was a folder/inside", ""), file644("was a folder", "now a file"),
-		file644("was a file", ""), folder755("was a file/"), file644("was a file/inside", "in"),
+	_, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+		t,
+		publishtest.File("file", "one"),
+		publishtest.File("file", "two"),
+		publishtest.Folder("merged"),
+		publishtest.File("merged/kept", "kept"),
+		second,
+		publishtest.File("was a folder/inside", ""),
+		publishtest.File("was a folder", "now a file"),
+		publishtest.File(
+			"was a file",
+			"",
+		),
+		publishtest.Folder("was a file/"),
+		publishtest.File("was a file/inside", "in"),
 	))
 	if got["file"].Content != hash.SHA1.Digest([]byte("two")).Hex() {
 		t.Errorf("file: %+v", got["file"])
@@ -96,10 +131,22 @@ func TestLaterEntriesReplaceEarlierOnes(t *testing.T) {
 }
 
 func TestPathsLeadThroughLinksOfTheArchive(t *testing.T) {
-	_, got := publishLayer(t, LayerOptions{}, pack(t,
-		folder755("usr/lib/"), symlink("lib", "usr/lib"), file644("lib/libc.so", "c"), file644("lib/deep/er", "d"),
-		symlink("up", "../../../usr"), file644("up/out", "o"),
-		symlink("usr/abs", "/lib/deep"), file644("usr/abs/also", "a"), hardLink("usr/linked", "lib/libc.so"),
+	_, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+		t,
+		publishtest.Folder(
+			"usr/lib/",
+		),
+		symlink("lib", "usr/lib"),
+		publishtest.File("lib/libc.so", "c"),
+		publishtest.File("lib/deep/er", "d"),
+		symlink("up", "../../../usr"),
+		publishtest.File("up/out", "o"),
+		symlink(
+			"usr/abs",
+			"/lib/deep",
+		),
+		publishtest.File("usr/abs/also", "a"),
+		publishtest.HardLink("usr/linked", "lib/libc.so"),
 	))
 	for _, path := range []string{"usr/lib/libc.so", "usr/lib/deep/er", "usr/out", "usr/lib/deep/also", "usr/linked"} {
 		if _, ok := got[path]; !ok {
@@ -109,21 +156,21 @@ func TestPathsLeadThroughLinksOfTheArchive(t *testing.T) {
 }
 
 func TestFoldersTheArchiveDoesNotMentionAreRootsAndAsOldAsWhatNeedsThem(t *testing.T) {
-	i := file644("./a//b/c", "x")
+	i := publishtest.File("./a//b/c", "x")
 	i.Uid = 7
-	_, got := publishLayer(t, LayerOptions{}, pack(t, i))
-	want := seen{Mode: 0o040755, Mtime: at.Unix(), MtimeN: int32(at.Nanosecond())}
+	_, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t, i))
+	want := publishtest.Seen{Mode: 0o040755, Mtime: publishtest.At.Unix(), MtimeN: int32(publishtest.At.Nanosecond())}
 	if got["a"] != want || got["a/b"] != want {
 		t.Errorf("got %+v and %+v, want %+v", got["a"], got["a/b"], want)
 	}
 }
 
 func TestRootsOwnAttributesAreLeftOver(t *testing.T) {
-	root := xattr(item{tar.Header{
+	root := xattr(publishtest.Entry(tar.Header{
 		Typeflag: tar.TypeDir, Name: "./", Mode: 0o1750, Uid: 3, Gid: 4,
 		ModTime: time.Unix(99, 7),
-	}, ""}, "user.r", "oot")
-	l, got := publishLayer(t, LayerOptions{}, pack(t, root, file644("a", "")))
+	}, ""), "user.r", "oot")
+	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t, root, publishtest.File("a", "")))
 	want := Leftover{
 		Root:   &Attributes{Mode: 0o1750, UID: 3, GID: 4, Mtime: 99, MtimeN: 7},
 		Xattrs: map[string][]catalog.Xattr{"": {{Name: "user.r", Value: []byte("oot")}}},
@@ -131,21 +178,21 @@ func TestRootsOwnAttributesAreLeftOver(t *testing.T) {
 	if diff := cmp.Diff(want, l.Leftover); diff != "" {
 		t.Errorf("leftover (-want +got):\n%s", diff)
 	}
-	if row := (seen{Mode: 0o040755, Mtime: 99, MtimeN: 7}); got[""] != row {
+	if row := (publishtest.Seen{Mode: 0o040755, Mtime: 99, MtimeN: 7}); got[""] != row {
 		t.Errorf("the root's row is %+v, want %+v", got[""], row)
 	}
 }
 
 func TestAttributesThatDoNotFitAreLeftOverWhole(t *testing.T) {
 	big := strings.Repeat("v", 256)
-	many := file644("many", "")
+	many := publishtest.File("many", "")
 	for i := range 300 {
 		many = xattr(many, fmt.Sprintf("user.%03d", i), "v")
 	}
-	l, got := publishLayer(t, LayerOptions{}, pack(t,
-		xattr(xattr(file644("big", ""), "user.big", big), "user.small", "s"), many,
-		xattr(xattr(file644("overlay", ""), "trusted.overlay.opaque", "y"), "user.overlay.origin", "x"),
-		xattr(file644("a/linked", ""), "user.big", big), hardLink("b/linked", "a/linked"),
+	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t,
+		xattr(xattr(publishtest.File("big", ""), "user.big", big), "user.small", "s"), many,
+		xattr(xattr(publishtest.File("overlay", ""), "trusted.overlay.opaque", "y"), "user.overlay.origin", "x"),
+		xattr(publishtest.File("a/linked", ""), "user.big", big), publishtest.HardLink("b/linked", "a/linked"),
 	))
 	if got["big"].Xattrs != `"user.small"="s" ` || strings.Count(got["many"].Xattrs, "=") != 255 ||
 		got["overlay"].Xattrs != "" {
@@ -163,9 +210,16 @@ func TestAttributesThatDoNotFitAreLeftOverWhole(t *testing.T) {
 }
 
 func TestMarkersOfTheArchiveMakeMountsAndAreLeftOver(t *testing.T) {
-	l, got := publishLayer(t, LayerOptions{}, pack(t,
-		file644("a/.cvmfscatalog", "mine"), file644("a/b/.cvmfscatalog", ""), file644("c/.cvmfsautocatalog", ""),
-		file644("d/x", ""), file644("a/b/file", "f"),
+	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+		t,
+		publishtest.File(
+			"a/.cvmfscatalog",
+			"mine",
+		),
+		publishtest.File("a/b/.cvmfscatalog", ""),
+		publishtest.File("c/.cvmfsautocatalog", ""),
+		publishtest.File("d/x", ""),
+		publishtest.File("a/b/file", "f"),
 	))
 	if diff := cmp.Diff([]string{"a/.cvmfscatalog", "a/b/.cvmfscatalog", "c/.cvmfsautocatalog"},
 		l.Leftover.Markers); diff != "" {
@@ -177,17 +231,17 @@ func TestMarkersOfTheArchiveMakeMountsAndAreLeftOver(t *testing.T) {
 }
 
 func TestLargeLayersAreSplitAtFolders(t *testing.T) {
-	var items []item
+	var items []publishtest.Item
 	for i := range 30 {
 		for j := range 40 {
-			items = append(items, file644(fmt.Sprintf("usr/d%02d/f%02d", i, j), fmt.Sprint(i, j)))
+			items = append(items, publishtest.File(fmt.Sprintf("usr/d%02d/f%02d", i, j), fmt.Sprint(i, j)))
 		}
 	}
 	for i := range 100 {
-		items = append(items, file644(fmt.Sprintf("flat/f%03d", i), ""))
+		items = append(items, publishtest.File(fmt.Sprintf("flat/f%03d", i), ""))
 	}
-	o := LayerOptions{most: 200, least: 20}
-	l, got := publishLayer(t, o, pack(t, items...))
+	o := LayerOptions{MostRows: 200, LeastRows: 20}
+	l, got := publishLayer(t, o, publishtest.Pack(t, items...))
 	if l.Stats.Catalogs < 1300/200 || l.Stats.Catalogs > 35 {
 		t.Errorf("%d catalogs", l.Stats.Catalogs)
 	}
@@ -199,15 +253,15 @@ func TestLargeLayersAreSplitAtFolders(t *testing.T) {
 			t.Fatalf("%s is missing", i.Name)
 		}
 	}
-	again, _ := publishLayer(t, o, pack(t, items...))
+	again, _ := publishLayer(t, o, publishtest.Pack(t, items...))
 	if diff := cmp.Diff(l, again); diff != "" {
 		t.Errorf("the same archive once more (-first +second):\n%s", diff)
 	}
 }
 
 // wide is a file with some extended attributes of the greatest size.
-func wide(name string, attrs ...int) item {
-	i := file644(name, "")
+func wide(name string, attrs ...int) publishtest.Item {
+	i := publishtest.File(name, "")
 	for _, n := range attrs {
 		i = xattr(i, fmt.Sprint("user.", n), strings.Repeat("v", 65_535))
 	}
@@ -215,14 +269,14 @@ func wide(name string, attrs ...int) item {
 }
 
 // hardLinkOf makes a hard link's entry of one that is a file's.
-func hardLinkOf(i item, to string) item {
+func hardLinkOf(i publishtest.Item, to string) publishtest.Item {
 	i.Typeflag, i.Linkname = tar.TypeLink, to
 	return i
 }
 
 func TestArchivesAtFaultAreRefused(t *testing.T) {
-	whole := pack(t, file644("a", strings.Repeat("x", 3000)), file644("b", ""))
-	raw := func(h tar.Header) []byte { return pack(t, item{Header: h}) }
+	whole := publishtest.Pack(t, publishtest.File("a", strings.Repeat("x", 3000)), publishtest.File("b", ""))
+	raw := func(h tar.Header) []byte { return publishtest.Pack(t, publishtest.Item{Header: h}) }
 	for what, archive := range map[string][]byte{
 		"cut off in content":      whole[:2048],
 		"cut off in a header":     whole[:1536+3072+100],
@@ -235,31 +289,31 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 		}),
 		"a link to nothing":            raw(tar.Header{Typeflag: tar.TypeSymlink, Name: "a"}),
 		"a hard link to nothing":       raw(tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "b"}),
-		"a hard link to a folder":      pack(t, folder755("a"), hardLink("b", "a")),
-		"a hard link to the root":      pack(t, hardLink("b", ".")),
-		"a hard link to itself":        pack(t, file644("a", ""), hardLink("a", "./a")),
-		"a hard link to later":         pack(t, hardLink("b", "a"), file644("a", "")),
-		"below a file":                 pack(t, file644("a", ""), file644("a/b", "")),
-		"below a loop":                 pack(t, symlink("a", "b"), symlink("b", "a"), file644("a/c", "")),
-		"an attribute that is too big": pack(t, xattr(file644("a", ""), "user.a", strings.Repeat("v", 65_536))),
-		"attributes that are too big":  pack(t, wide("a", 1, 2, 3, 4)),
-		"too big when merged":          pack(t, wide("a", 1, 2), hardLinkOf(wide("b", 3, 4), "a")),
+		"a hard link to a folder":      publishtest.Pack(t, publishtest.Folder("a"), publishtest.HardLink("b", "a")),
+		"a hard link to the root":      publishtest.Pack(t, publishtest.HardLink("b", ".")),
+		"a hard link to itself":        publishtest.Pack(t, publishtest.File("a", ""), publishtest.HardLink("a", "./a")),
+		"a hard link to later":         publishtest.Pack(t, publishtest.HardLink("b", "a"), publishtest.File("a", "")),
+		"below a file":                 publishtest.Pack(t, publishtest.File("a", ""), publishtest.File("a/b", "")),
+		"below a loop":                 publishtest.Pack(t, symlink("a", "b"), symlink("b", "a"), publishtest.File("a/c", "")),
+		"an attribute that is too big": publishtest.Pack(t, xattr(publishtest.File("a", ""), "user.a", strings.Repeat("v", 65_536))),
+		"attributes that are too big":  publishtest.Pack(t, wide("a", 1, 2, 3, 4)),
+		"too big when merged":          publishtest.Pack(t, wide("a", 1, 2), hardLinkOf(wide("b", 3, 4), "a")),
 		"a device that is too big":     raw(tar.Header{Typeflag: tar.TypeChar, Name: "a", Devmajor: 4096}),
-		"an attribute's long name":     pack(t, xattr(file644("a", ""), strings.Repeat("n", 256), "v")),
+		"an attribute's long name":     publishtest.Pack(t, xattr(publishtest.File("a", ""), strings.Repeat("n", 256), "v")),
 		"an unknown type":              raw(tar.Header{Typeflag: 'V', Name: "a"}),
-		"too many entries":             pack(t, file644("1", ""), file644("2", ""), file644("3", ""), file644("4", "")),
-		"too many bytes": pack(t, file644("1", strings.Repeat("x", 6000)),
-			file644("2", strings.Repeat("x", 6000))),
+		"too many entries":             publishtest.Pack(t, publishtest.File("1", ""), publishtest.File("2", ""), publishtest.File("3", ""), publishtest.File("4", "")),
+		"too many bytes": publishtest.Pack(t, publishtest.File("1", strings.Repeat("x", 6000)),
+			publishtest.File("2", strings.Repeat("x", 6000))),
 	} {
 		t.Run(what, func(t *testing.T) {
-			r := newRepo(t, smallChunks(Settings{}))
-			tx := begin(t, r)
+			r := publishtest.New(t, publishtest.Small(Settings{}))
+			tx := publishtest.Begin(t, r)
 			_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive),
 				LayerOptions{MaxEntries: 3, MaxBytes: 10_000})
 			if !errors.Is(err, ErrArchive) {
 				t.Fatalf("got %v, want ErrArchive", err)
 			}
-			if s := commit(t, tx); s.Changed {
+			if s := publishtest.Commit(t, tx); s.Changed {
 				t.Error("something of it was published")
 			}
 		})
@@ -268,17 +322,17 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 
 func TestIngestTakesWhatEnginesTake(t *testing.T) {
 	layertartest.Run(t, true, func(t *testing.T, archive []byte) ([]string, error) {
-		r := newRepo(t, smallChunks(Settings{}))
-		tx := begin(t, r)
+		r := publishtest.New(t, publishtest.Small(Settings{}))
+		tx := publishtest.Begin(t, r)
 		if _, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive), LayerOptions{}); err != nil {
-			if s := commit(t, tx); s.Changed {
+			if s := publishtest.Commit(t, tx); s.Changed {
 				t.Error("something of it was published")
 			}
 			return nil, err
 		}
-		commit(t, tx)
+		publishtest.Commit(t, tx)
 		tree := []string{}
-		for path, s := range readAll(t, reader(t, r), "/layer") {
+		for path, s := range publishtest.ReadAll(t, publishtest.Newest(t, r), "/layer") {
 			f := layertartest.File{
 				Path: path, Mode: s.Mode, UID: s.UID, GID: s.GID, Mtime: s.Mtime, Size: s.Size, Rdev: s.Rdev,
 				Target: s.Target,
@@ -286,7 +340,7 @@ func TestIngestTakesWhatEnginesTake(t *testing.T) {
 			if s.Xattrs != "" {
 				f.Xattrs = []string{strings.TrimSpace(strings.ReplaceAll(s.Xattrs, `"`, ""))}
 			}
-			if path != "" && path != catalogMarker {
+			if path != "" && path != catalog.Marker {
 				tree = append(tree, f.Line())
 			}
 		}
@@ -295,9 +349,9 @@ func TestIngestTakesWhatEnginesTake(t *testing.T) {
 }
 
 func TestWhatNoFileCanHaveIsLeftOutWithANote(t *testing.T) {
-	owner := file644("a", "")
+	owner := publishtest.File("a", "")
 	owner.Uid = 1 << 33
-	l, got := publishLayer(t, LayerOptions{}, pack(t, owner, xattr(symlink("l", "a"), "user.x", "1"),
+	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t, owner, xattr(symlink("l", "a"), "user.x", "1"),
 		symlink(".", "a")))
 	if l.Stats.LeftOut != 3 || len(l.Notes) != 3 || got["a"].UID != 0 || got["l"].Xattrs != "" {
 		t.Errorf("%+v, %v", l, got)
@@ -306,26 +360,26 @@ func TestWhatNoFileCanHaveIsLeftOutWithANote(t *testing.T) {
 
 func TestPathThatEscapesByLinksGrowsNoLongerThanAPath(t *testing.T) {
 	// Each entry leads through a link to the end of the tree so far, and goes on from there.
-	items := []item{folder755("0")}
+	items := []publishtest.Item{publishtest.Folder("0")}
 	path, name := "0", strings.Repeat("n", 200)
 	for i := range 40 {
-		items = append(items, symlink(fmt.Sprintf("l%d", i), path), folder755(fmt.Sprintf("l%d/%s/", i, name)))
+		items = append(items, symlink(fmt.Sprintf("l%d", i), path), publishtest.Folder(fmt.Sprintf("l%d/%s/", i, name)))
 		if path += "/" + name; len(path) > 4000 {
 			path = fmt.Sprintf("l%d/%s", i, name)
 		}
 	}
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(pack(t, items...)), LayerOptions{})
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
+	_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(publishtest.Pack(t, items...)), LayerOptions{})
 	if !errors.Is(err, ErrArchive) || !strings.Contains(err.Error(), "4095") {
 		t.Errorf("got %v, want ErrArchive that names the limit", err)
 	}
 }
 
 func TestBytesBehindTheEndMarkerAreReadAndIgnored(t *testing.T) {
-	archive := append(pack(t, file644("a", "x")), bytes.Repeat([]byte("garbage"), 10_000)...)
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
+	archive := append(publishtest.Pack(t, publishtest.File("a", "x")), bytes.Repeat([]byte("garbage"), 10_000)...)
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
 	rest := bytes.NewReader(archive)
 	if _, err := tx.Ingest(context.Background(), "/layer", rest, LayerOptions{}); err != nil {
 		t.Fatal(err)
@@ -336,36 +390,46 @@ func TestBytesBehindTheEndMarkerAreReadAndIgnored(t *testing.T) {
 }
 
 func TestLayerIsNotPutOverWhatIsThere(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	ingest(t, tx, "/layers/one", pack(t, file644("a", "x")))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
+	publishtest.Ingest(t, tx, "/layers/one", publishtest.Pack(t, publishtest.File("a", "x")))
 	for _, path := range []string{"/layers/one", "/layers", "/layers/one/a"} {
-		if _, err := tx.Ingest(context.Background(), path, bytes.NewReader(pack(t)), LayerOptions{}); !errors.Is(err,
-			fs.ErrExist) {
+		if _, err := tx.Ingest(context.Background(), path, bytes.NewReader(publishtest.Pack(t)), LayerOptions{}); !errors.Is(
+			err,
+			fs.ErrExist,
+		) {
 			t.Errorf("%s: got %v, want fs.ErrExist", path, err)
 		}
 	}
 }
 
 func FuzzIngest(f *testing.F) {
-	var small []item // large inputs take the engine a minute each to make smaller
-	for _, i := range everything() {
-		if len(i.content) < 5000 {
+	var small []publishtest.Item // large inputs take the engine a minute each to make smaller
+	for _, i := range publishtest.Everything() {
+		if len(i.Content) < 5000 {
 			small = append(small, i)
 		}
 	}
-	f.Add(pack(f, small...))
-	f.Add(pack(f, file644("a/one", "same"), hardLink("a/two", "a/one"), symlink("l", "a"), file644("l/x", "y")))
-	f.Add(pack(f, file644("a/.cvmfscatalog", ""), folder755("./"),
-		xattr(file644("x", ""), "user.a", strings.Repeat("v", 300))))
-	f.Add(pack(f)[:600])
-	tx := begin(f, newRepo(f, smallChunks(Settings{Compression: "none"})))
+	f.Add(publishtest.Pack(f, small...))
+	f.Add(
+		publishtest.Pack(
+			f,
+			publishtest.File("a/one", "same"),
+			publishtest.HardLink("a/two", "a/one"),
+			symlink("l", "a"),
+			publishtest.File("l/x", "y"),
+		),
+	)
+	f.Add(publishtest.Pack(f, publishtest.File("a/.cvmfscatalog", ""), publishtest.Folder("./"),
+		xattr(publishtest.File("x", ""), "user.a", strings.Repeat("v", 300))))
+	f.Add(publishtest.Pack(f)[:600])
+	tx := publishtest.Begin(f, publishtest.New(f, publishtest.Small(Settings{Compression: "none"})))
 	n := 0
 	f.Fuzz(func(t *testing.T, archive []byte) {
 		n++
 		path := fmt.Sprintf("/layer%d", n)
 		l, err := tx.Ingest(context.Background(), path, bytes.NewReader(archive),
-			LayerOptions{MaxEntries: 1000, MaxBytes: 1 << 20, most: 10, least: 2})
+			LayerOptions{MaxEntries: 1000, MaxBytes: 1 << 20, MostRows: 10, LeastRows: 2})
 		if err != nil {
 			if has, hasErr := tx.Has(context.Background(), path); has || hasErr != nil {
 				t.Errorf("refused (%v), but there: %v, %v", err, has, hasErr)

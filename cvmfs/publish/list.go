@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
 )
 
 // Listed is a name in a folder.
@@ -42,7 +44,7 @@ func (t *Transaction) list(ctx context.Context, path string) ([]Listed, error) {
 	}
 	var all []Listed
 	for _, c := range n.sorted() {
-		if !isMarker(c.name) {
+		if !catalog.IsMarker(c.name) {
 			all = append(all, Listed{c.name, c.isDir()})
 		}
 	}

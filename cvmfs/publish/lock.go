@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/publish/storage"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -43,7 +45,7 @@ func (r *Repository) lock(ctx context.Context) (func() error, error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		holder, readErr := readBounded(f, maxHolder)
+		holder, readErr := storage.ReadBounded(f, maxHolder)
 		err = fmt.Errorf("%w by process %s: wait for it, or end it", ErrLocked, strings.TrimSpace(string(holder)))
 		if readErr != nil || len(holder) == 0 {
 			err = fmt.Errorf("%w by another process: wait for it", ErrLocked)

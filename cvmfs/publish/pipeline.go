@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
 // pipeline makes objects of plain bytes: several workers hash, compress and store what readers of archives hand them in
 // buffers. The buffers are bounded in bytes, so a reader waits while the workers have enough to do.
 type pipeline struct {
-	storage   Storage
+	storage   storage.Storage
 	algorithm hash.Algorithm
 	known     *known
 
@@ -71,7 +72,7 @@ type buffer struct {
 }
 
 // newPipeline starts the workers. Buffers hold up to largest bytes.
-func newPipeline(s Storage, a hash.Algorithm, c hash.Compression, k *known, largest, workers int) (*pipeline, error) {
+func newPipeline(s storage.Storage, a hash.Algorithm, c hash.Compression, k *known, largest, workers int) (*pipeline, error) {
 	p := &pipeline{
 		storage: s, algorithm: a, known: k, kind: kindOf(a, c),
 		jobs: make(chan job), done: map[content]made{}, flights: map[content]*flight{},

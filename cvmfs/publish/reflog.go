@@ -11,6 +11,8 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // ErrReflog says that the reflog is not the one the publisher last wrote: to go on would lose track of objects.
@@ -27,14 +29,14 @@ const (
 // reflog returns the reflog that the manifest names by its digest. If a publish was cut off between reflog and
 // manifest, the former one is put back. The caller holds the lock.
 func (r *Repository) reflog(ctx context.Context, named hash.Digest) (*history.Reflog, error) {
-	raw, err := readStored(ctx, r.storage, reflogFile, maxDatabase)
+	raw, err := storage.ReadFile(ctx, r.storage, history.ReflogFile, history.MaxSize)
 	if err == nil {
 		raw, err = r.settleReflog(ctx, raw, named)
 	}
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(r.dir, tmpFolder, "reflog")
+	path := filepath.Join(r.Temp(), "reflog")
 	if err := os.WriteFile(path, raw, 0o600); err != nil {
 		return nil, err
 	}
@@ -53,7 +55,7 @@ func (r *Repository) settleReflog(ctx context.Context, found []byte, named hash.
 		return nil, fmt.Errorf("%w: the manifest names none", ErrReflog)
 	}
 	refusal := fmt.Errorf("%w: the manifest names %v: bring back, as from a replica, %s in %v as the publisher left it",
-		ErrReflog, named, reflogFile, r.storage)
+		ErrReflog, named, history.ReflogFile, r.storage)
 	text, err := readSmall(filepath.Join(r.dir, reflogSum), 1<<10)
 	if err != nil {
 		return nil, errors.Join(refusal, err)
@@ -66,14 +68,14 @@ func (r *Repository) settleReflog(ctx context.Context, found []byte, named hash.
 	if noted == named && is(found, named) {
 		return found, nil
 	}
-	before, err := readSmall(filepath.Join(r.dir, reflogBefore), maxDatabase)
+	before, err := readSmall(filepath.Join(r.dir, reflogBefore), history.MaxSize)
 	if err != nil || !is(before, named) || !is(found, named) && !is(found, noted) {
 		return nil, refusal
 	}
 	r.options.Log.Info("the last publish was cut off before its manifest: the reflog before it counts", "repo",
 		r.FQRN())
 	if !is(found, named) {
-		if err := putBytes(ctx, r.storage, reflogFile, before); err != nil {
+		if err := putBytes(ctx, r.storage, history.ReflogFile, before); err != nil {
 			return nil, err
 		}
 	}
@@ -82,15 +84,15 @@ func (r *Repository) settleReflog(ctx context.Context, found []byte, named hash.
 
 // putReflog replaces the reflog and gives its digest, which the next manifest must name. The caller holds the lock.
 func (r *Repository) putReflog(ctx context.Context, log *history.Reflog) (hash.Digest, error) {
-	path := filepath.Join(r.dir, tmpFolder, "reflog.new")
+	path := filepath.Join(r.Temp(), "reflog.new")
 	if err := log.Write(path); err != nil {
 		return hash.Digest{}, err
 	}
-	raw, err := readSmall(path, maxDatabase)
+	raw, err := readSmall(path, history.MaxSize)
 	if err = errors.Join(err, os.Remove(path)); err != nil {
 		return hash.Digest{}, err
 	}
-	before, err := readStored(ctx, r.storage, reflogFile, maxDatabase)
+	before, err := storage.ReadFile(ctx, r.storage, history.ReflogFile, history.MaxSize)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return hash.Digest{}, err
 	}
@@ -101,31 +103,15 @@ func (r *Repository) putReflog(ctx context.Context, log *history.Reflog) (hash.D
 	if err := r.note(reflogSum, []byte(d.String()+"\n")); err != nil {
 		return hash.Digest{}, err
 	}
-	return d, putBytes(ctx, r.storage, reflogFile, raw)
+	return d, putBytes(ctx, r.storage, history.ReflogFile, raw)
 }
 
 // note replaces a file in the publisher's folder.
 func (r *Repository) note(name string, content []byte) error {
-	return replaceFile(filepath.Join(r.dir, name), content)
-}
-
-// replaceFile replaces a file by one that is on the disk.
-func replaceFile(path string, content []byte) error {
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := writeFile(temp, bytes.NewReader(content), int64(len(content)), true); err != nil {
-		os.Remove(temp) // best effort: the next replacement removes it
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
+	return durable.Replace(filepath.Join(r.dir, name), 0o644, content)
 }
 
 // putBytes stores a small file.
-func putBytes(ctx context.Context, to Storage, name string, content []byte) error {
+func putBytes(ctx context.Context, to storage.Storage, name string, content []byte) error {
 	return to.Put(ctx, name, bytes.NewReader(content), int64(len(content)))
 }

@@ -7,41 +7,34 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
-	"cvmfs-graphdriver/cvmfs/manifest"
+	"cvmfs-graphdriver/cvmfs/publish/s3"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // ErrExpired refuses to publish what no client would believe: the whitelist is over, or doesn't list the publisher's
 // certificate.
 var ErrExpired = errors.New("clients would not believe a new revision")
 
-// The mutable files of a repository.
-const (
-	manifestFile  = ".cvmfspublished"
-	whitelistFile = ".cvmfswhitelist"
-	reflogFile    = ".cvmfsreflog"
-	replicaFile   = ".cvmfs_master_replica"
-)
+// replicaFile marks a repository that may be replicated.
+const replicaFile = ".cvmfs_master_replica"
 
 const (
 	wwwFolder  = "www/cvmfs" // in a publisher's folder; the repository is below it
 	keysFolder = "keys"
 	tmpFolder  = "tmp"
-
-	maxCertificate = 64 << 10 // plain bytes
-	maxDatabase    = 1 << 30  // plain bytes of a tag database or reflog
 )
 
 // Options are what a publisher's folder doesn't say.
 type Options struct {
-	Storage Storage          // nil: the folder DIR/www; required where Settings.Storage names another
+	Storage storage.Storage  // nil: the one that Settings.Storage names, with the credentials of the environment
 	Workers int              // that make objects; 0: one for each processor
 	Now     func() time.Time // nil: time.Now
 	Log     *slog.Logger     // nil: slog.Default
@@ -53,7 +46,7 @@ type Repository struct {
 	settings    Settings
 	algorithm   hash.Algorithm
 	compression hash.Compression
-	storage     Storage
+	storage     storage.Storage
 	options     Options
 }
 
@@ -67,15 +60,31 @@ func Open(dir string, o Options) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Storage == nil {
-		if s.Storage != "" {
-			return nil, fmt.Errorf("open repository %s: its storage is %s, which isn't open", dir, s.Storage)
-		}
-		if o.Storage, err = OpenLocal(filepath.Join(dir, wwwFolder, s.FQRN)); err != nil {
-			return nil, err
-		}
+	switch {
+	case o.Storage != nil:
+	case s.Storage != "":
+		err = o.openRemote(s.Storage)
+	default:
+		o.Storage, err = storage.OpenLocal(filepath.Join(dir, wwwFolder, s.FQRN))
+	}
+	if err != nil {
+		return nil, err
 	}
 	return newRepository(dir, s, o)
+}
+
+// remoteWorkers is how many objects are stored at once where each takes requests to a server.
+const remoteWorkers = 16
+
+// openRemote opens the storage at an address.
+func (o *Options) openRemote(address string) error {
+	remote, err := s3.Open(address, s3.Options{})
+	if err != nil {
+		return err
+	}
+	o.Storage = remote
+	set(&o.Workers, remoteWorkers)
+	return nil
 }
 
 func newRepository(dir string, s Settings, o Options) (*Repository, error) {
@@ -100,15 +109,19 @@ func newRepository(dir string, s Settings, o Options) (*Repository, error) {
 func (r *Repository) Settings() Settings { return r.settings }
 
 // Storage is where readers find the repository.
-func (r *Repository) Storage() Storage { return r.storage }
+func (r *Repository) Storage() storage.Storage { return r.storage }
 
 // FQRN is the repository's name.
 func (r *Repository) FQRN() string { return r.settings.FQRN }
 
+// Algorithm makes the digests of new objects.
+func (r *Repository) Algorithm() hash.Algorithm { return r.algorithm }
+
 // Dir is the publisher's folder.
 func (r *Repository) Dir() string { return r.dir }
 
-func (r *Repository) now() time.Time { return r.options.Now().UTC() }
+// Now is the time by the publisher's clock, UTC.
+func (r *Repository) Now() time.Time { return r.options.Now().UTC() }
 
 // key returns the path of one of the files with keys: FQRN.masterkey, .pub, .key or .crt.
 func (r *Repository) key(ending string) string { return keyPath(r.dir, r.settings, ending) }
@@ -123,8 +136,14 @@ func keyPath(dir string, s Settings, ending string) string {
 	return filepath.Join(keys, s.FQRN+ending)
 }
 
-// MasterKeys are the public keys by which clients know the repository.
-func (r *Repository) MasterKeys() (trust.Keys, error) { return trust.LoadKeys(r.key(".pub")) }
+// Temp is the folder for what is being made. Who holds the lock may use it, and empties it.
+func (r *Repository) Temp() string { return filepath.Join(r.dir, tmpFolder) }
+
+// MasterKeyFile is the file with the public key by which clients know the repository.
+func (r *Repository) MasterKeyFile() string { return r.key(".pub") }
+
+// MasterKeys are the public keys in MasterKeyFile.
+func (r *Repository) MasterKeys() (trust.Keys, error) { return trust.LoadKeys(r.MasterKeyFile()) }
 
 // Head returns the newest revision's manifest, verified as clients do it, with the folder's own master key. Where all
 // that is amiss is that the whitelist expired, it gives the manifest and the error, trust.ErrExpired.
@@ -133,34 +152,11 @@ func (r *Repository) Head(ctx context.Context) (*trust.Trusted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("head of %s: %w", r.FQRN(), err)
 	}
-	letter, err := readStored(ctx, r.storage, manifestFile, manifest.MaxSize)
-	if err != nil {
+	head, err := storage.ReadHead(ctx, r.storage, trust.Policy{FQRN: r.FQRN(), Keys: keys, Now: r.Now()})
+	if err != nil && !errors.Is(err, trust.ErrExpired) {
 		return nil, fmt.Errorf("head of %s: %w", r.FQRN(), err)
 	}
-	policy := trust.Policy{FQRN: r.FQRN(), Keys: keys, Now: r.now()}
-	head, err := policy.Verify(ctx, letter, source{r.storage})
-	if errors.Is(err, trust.ErrExpired) {
-		expired := err
-		policy.Now = time.Time{} // before all whitelists
-		if head, err = policy.Verify(ctx, letter, source{r.storage}); err == nil {
-			return head, expired
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("head of %s: %w", r.FQRN(), err)
-	}
-	return head, nil
-}
-
-// source gets what belongs to a manifest.
-type source struct{ from Served }
-
-func (s source) Certificate(ctx context.Context, d hash.Digest) ([]byte, error) {
-	return readObject(ctx, s.from, d, hash.Certificate, hash.Zlib, maxCertificate)
-}
-
-func (s source) Whitelist(ctx context.Context) ([]byte, error) {
-	return readStored(ctx, s.from, whitelistFile, trust.MaxLetter)
+	return head, err
 }
 
 // errOtherKey says that key and certificate don't belong together.
@@ -172,7 +168,7 @@ func (r *Repository) signer() (*rsa.PrivateKey, *trust.Certificate, []byte, erro
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	pem, err := readSmall(r.key(".crt"), maxCertificate)
+	pem, err := readSmall(r.key(".crt"), storage.MaxCertificate)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("certificate: %w", err)
 	}
@@ -189,7 +185,7 @@ func (r *Repository) signer() (*rsa.PrivateKey, *trust.Certificate, []byte, erro
 
 // believed refuses to publish with a certificate that clients don't believe.
 func (r *Repository) believed(ctx context.Context, c *trust.Certificate) error {
-	raw, err := source{r.storage}.Whitelist(ctx)
+	raw, err := storage.ReadWhitelist(ctx, r.storage)
 	if err != nil {
 		return err
 	}
@@ -197,7 +193,7 @@ func (r *Repository) believed(ctx context.Context, c *trust.Certificate) error {
 	if err != nil {
 		return err
 	}
-	list, err := trust.VerifyWhitelist(r.FQRN(), raw, keys, r.now())
+	list, err := trust.VerifyWhitelist(r.FQRN(), raw, keys, r.Now())
 	switch {
 	case errors.Is(err, trust.ErrExpired):
 		return fmt.Errorf("%w: the whitelist expired (%w): sign it anew with publish resign", ErrExpired,
@@ -211,53 +207,18 @@ func (r *Repository) believed(ctx context.Context, c *trust.Certificate) error {
 	return nil
 }
 
-// putManifest signs a manifest and makes it the repository's newest. What it leads to must have been synced. With it a
-// new reflog counts. The caller holds the lock.
-func (r *Repository) putManifest(ctx context.Context, m *manifest.Manifest, key *rsa.PrivateKey) error {
-	text, err := m.Text()
-	if err != nil {
-		return err
-	}
-	letter, err := trust.SignManifest(text, m.Root.Algorithm, key)
-	if err != nil {
-		return err
-	}
-	if err := putBytes(ctx, r.storage, manifestFile, letter); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(r.dir, reflogBefore)); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // fetchCatalog brings a stored catalog's plain file to path.
 func (r *Repository) fetchCatalog(ctx context.Context, d hash.Digest, path string) error {
-	return r.fetchDatabase(ctx, d, hash.Catalog, catalog.MaxSize, path)
-}
-
-// fetchDatabase brings the plain file of a catalog or tag database to path.
-func (r *Repository) fetchDatabase(ctx context.Context, d hash.Digest, s hash.Suffix, limit int64,
-	path string,
-) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	err = copyObject(ctx, f, r.storage, d, s, hash.Zlib, limit)
-	if err = errors.Join(err, f.Close()); err != nil {
-		os.Remove(path) // best effort: the folder is emptied with the next transaction
-	}
-	return err
+	return storage.FetchDatabase(ctx, r.storage, d, hash.Catalog, catalog.MaxSize, path)
 }
 
 // clear removes what earlier processes left half done. The caller holds the lock.
 func (r *Repository) clear() error {
-	if err := emptyFolder(filepath.Join(r.dir, tmpFolder)); err != nil {
+	if err := errors.Join(storage.EmptyFolder(r.Temp()), durable.Sweep(r.dir)); err != nil {
 		return readOnly(err)
 	}
-	if l, ok := r.storage.(*Local); ok {
-		return readOnly(l.clear())
+	if l, ok := r.storage.(*storage.Local); ok {
+		return readOnly(l.Clear())
 	}
 	return nil
 }

@@ -10,6 +10,11 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"cvmfs-graphdriver/cvmfs/history"
+	"cvmfs-graphdriver/cvmfs/manifest"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
+	"cvmfs-graphdriver/cvmfs/trust"
 )
 
 // What caches may keep, in seconds, as reference servers say it: an object never changes, the few other files do.
@@ -21,9 +26,9 @@ const (
 var (
 	servedObject = regexp.MustCompile(`^data/[0-9a-f]{2}/[0-9a-f]{38}(-[a-z0-9]{1,16})?[A-Z]?$`)
 	servedOther  = map[string]string{ // with their types
-		manifestFile: "application/x-cvmfs", whitelistFile: "application/x-cvmfs",
-		reflogFile:  "application/octet-stream",
-		replicaFile: "text/plain; charset=utf-8", ".cvmfs_status.json": "application/json",
+		manifest.FileName: "application/x-cvmfs", trust.WhitelistFile: "application/x-cvmfs",
+		history.ReflogFile: "application/octet-stream",
+		replicaFile:        "text/plain; charset=utf-8", ".cvmfs_status.json": "application/json",
 	}
 )
 
@@ -36,11 +41,11 @@ type Server struct {
 
 // NewServer serves a repository whose storage is local.
 func NewServer(r *Repository) (*Server, error) {
-	local, ok := r.storage.(*Local)
+	local, ok := r.storage.(*storage.Local)
 	if !ok {
 		return nil, fmt.Errorf("serve %s: %v is served by whoever runs that storage", r.FQRN(), r.storage)
 	}
-	root, err := os.OpenRoot(local.dir)
+	root, err := os.OpenRoot(local.Dir())
 	if err != nil {
 		return nil, fmt.Errorf("serve %s: %w", r.FQRN(), err)
 	}
@@ -106,7 +111,7 @@ func (s *Server) open(name string) (*servedFile, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	tag := fmt.Sprintf(`"%x-%x"`, info.ModTime().UnixNano(), info.Size())
-	if strings.HasPrefix(name, dataFolder+"/") {
+	if strings.HasPrefix(name, storage.DataFolder+"/") {
 		tag = fmt.Sprintf("%q", filepath.Base(name))
 	}
 	return &servedFile{f, info.ModTime(), tag}, nil

@@ -1,4 +1,4 @@
-package publish
+package publish_test
 
 import (
 	"io"
@@ -9,7 +9,13 @@ import (
 	"strings"
 	"testing"
 
+	. "cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/trust"
+
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/history"
+	"cvmfs-graphdriver/cvmfs/manifest"
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 )
 
 func serve(t testing.TB, r *Repository) string {
@@ -46,26 +52,26 @@ func ask(t testing.TB, method, url string, headers ...string) (*http.Response, s
 }
 
 func TestServedRepositoryIsReadByClients(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
 	s := publishFile(t, r, "/file")
-	got := revisionAt(t, r, serve(t, r)+"/cvmfs/"+testFQRN, t.TempDir())
+	got := publishtest.NewestAt(t, r, serve(t, r)+"/cvmfs/"+publishtest.FQRN, t.TempDir())
 	if got.Root != s.Root {
 		t.Errorf("root %v, want %v", got.Root, s.Root)
 	}
 }
 
 func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
 	publishFile(t, r, "/file")
-	base := serve(t, r) + "/cvmfs/" + testFQRN + "/"
+	base := serve(t, r) + "/cvmfs/" + publishtest.FQRN + "/"
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	object := head.Manifest.Root.Path(hash.Catalog)
+	const short = "public, max-age=61"
 	for name, caching := range map[string]string{
-		object: objectCaching, manifestFile: mutableCaching, whitelistFile: mutableCaching, reflogFile: mutableCaching,
-		replicaFile: mutableCaching,
+		object: "public, max-age=259200, immutable", manifest.FileName: short, trust.WhitelistFile: short, history.ReflogFile: short, ".cvmfs_master_replica": short,
 	} {
 		want, err := os.ReadFile(filepath.Join(r.Storage().String(), name))
 		if err != nil {
@@ -91,31 +97,31 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 			t.Errorf("range of %s: %s, %q", name, part.Status, body)
 		}
 	}
-	before, _ := ask(t, "HEAD", base+manifestFile)
+	before, _ := ask(t, "HEAD", base+manifest.FileName)
 	publishFile(t, r, "/other")
-	if after, _ := ask(t, "GET", base+manifestFile, "If-None-Match",
+	if after, _ := ask(t, "GET", base+manifest.FileName, "If-None-Match",
 		before.Header.Get("ETag")); after.StatusCode != 200 {
 		t.Errorf("a new manifest: %s", after.Status)
 	}
 }
 
 func TestNothingElseIsServed(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
 	root := r.Storage().String()
 	object := "data/ab/" + strings.Repeat("c", 38)
-	if err := os.Symlink(r.key(".key"), filepath.Join(root, object)); err != nil {
+	if err := os.Symlink(r.Key(".key"), filepath.Join(root, object)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, txnFolder, "half"), []byte("half"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "data/txn/half"), []byte("half"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	base := serve(t, r)
-	here := base + "/cvmfs/" + testFQRN + "/"
+	here := base + "/cvmfs/" + publishtest.FQRN + "/"
 	for _, url := range []string{
 		base + "/", base + "/cvmfs/", here, here + "data", here + "data/", here + "data/ab/", here + "data/txn/half",
 		here + object,
 		here + "../../../publisher.json", here + "%2e%2e/%2e%2e/%2e%2e/publisher.json",
-		here + "..%2f..%2f..%2fkeys/" + testFQRN + ".key",
+		here + "..%2f..%2f..%2fkeys/" + publishtest.FQRN + ".key",
 		here + "data/ab/../../.cvmfspublished", here + ".cvmfspublished/", here + ".cvmfspublished%00",
 		here + "/.cvmfspublished",
 		here + "data/ab/" + strings.Repeat("d", 38), base + "/cvmfs/other.example.org/.cvmfspublished",
@@ -126,7 +132,7 @@ func TestNothingElseIsServed(t *testing.T) {
 		}
 	}
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
-		if answer, _ := ask(t, method, here+manifestFile); answer.StatusCode != 405 ||
+		if answer, _ := ask(t, method, here+manifest.FileName); answer.StatusCode != 405 ||
 			answer.Header.Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %s", method, answer.Status)
 		}

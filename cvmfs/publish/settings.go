@@ -11,6 +11,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/fqrn"
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
 // Settings are what a publisher's folder says of its repository, in DIR/publisher.json. The zero value of a field is
@@ -30,8 +31,8 @@ type Settings struct {
 	WhitelistDays      int    `json:"whitelist_days"`      // how long the list of certificates is good for; 30
 }
 
-// settingsFile is the settings' name in a publisher's folder.
-const settingsFile = "publisher.json"
+// SettingsFile is the settings' name in a publisher's folder.
+const SettingsFile = "publisher.json"
 
 // The bounds of settings. A chunk is in memory while it is made into an object, several at once.
 const (
@@ -109,7 +110,7 @@ func (s Settings) ttl() time.Duration { return time.Duration(s.TTL) * time.Secon
 
 // ReadSettings reads and checks the settings of a publisher's folder, with defaults in place.
 func ReadSettings(dir string) (Settings, error) {
-	path := filepath.Join(dir, settingsFile)
+	path := filepath.Join(dir, SettingsFile)
 	s, err := parseSettings(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return s, fmt.Errorf("%s is no publisher's folder: %w: make one with publish create", dir, err)
@@ -142,5 +143,5 @@ func readSmall(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return readBounded(f, limit)
+	return storage.ReadBounded(f, limit)
 }

@@ -7,13 +7,6 @@ const (
 	leastRows = 1000
 )
 
-const (
-	catalogMarker = ".cvmfscatalog"     // in each root of a nested catalog: the reference's check wants it
-	autoMarker    = ".cvmfsautocatalog" // besides it where a publisher split by weight
-)
-
-func isMarker(name string) bool { return name == catalogMarker || name == autoMarker }
-
 // split makes mounts of folders until no catalog below n has more than most rows, as far as folders allow, and calls
 // made for each. It gives the rows that remain in n's catalog, n's own not counted. Where it splits depends on the tree
 // alone.

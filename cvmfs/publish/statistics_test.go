@@ -1,4 +1,4 @@
-package publish
+package publish_test
 
 import (
 	"os"
@@ -9,6 +9,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
+	. "cvmfs-graphdriver/cvmfs/publish"
 )
 
 // checkStatistics recomputes the counters of every catalog of the newest revision and compares the rows mounts have on
@@ -26,7 +27,7 @@ func checkStatistics(t *testing.T, r *Repository) {
 func checkCatalog(t *testing.T, r *Repository, at catalog.Nested, above *catalog.Entry) catalog.Counters {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "catalog")
-	if err := r.fetchCatalog(t.Context(), at.Digest, path); err != nil {
+	if err := r.FetchCatalog(t.Context(), at.Digest, path); err != nil {
 		t.Fatal(err)
 	}
 	c, err := catalog.Open(path)

@@ -35,7 +35,7 @@ func (r *Repository) readTags(ctx context.Context, head *trust.Trusted) (tags []
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	h, err := r.historyBy(ctx, head.Manifest, filepath.Join(dir, "history"))
+	h, err := r.history(ctx, head.Manifest, filepath.Join(dir, "history"))
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +45,7 @@ func (r *Repository) readTags(ctx context.Context, head *trust.Trusted) (tags []
 // AddTag returns a name to the newest revision, or, unless of is "", to the one that tag names. The error is
 // fs.ErrExist if the name is taken, and fs.ErrNotExist if there is no tag of.
 func (r *Repository) AddTag(ctx context.Context, name, of, description string) error {
-	err := r.editTags(ctx, func(tags *history.History, v *revision) error {
+	err := r.editTags(ctx, func(tags *history.History, d *Draft) error {
 		if kept(name) {
 			return ErrKeptTag
 		}
@@ -62,7 +62,7 @@ func (r *Repository) AddTag(ctx context.Context, name, of, description string) e
 		if !ok {
 			return fmt.Errorf("tag %.80q: %w: publish tag DIR list tells which there are", of, fs.ErrNotExist)
 		}
-		tag.Name, tag.Description, tag.Time = name, description, v.now
+		tag.Name, tag.Description, tag.Time = name, description, d.Now
 		tags.Set(tag)
 		return nil
 	})
@@ -75,7 +75,7 @@ func (r *Repository) AddTag(ctx context.Context, name, of, description string) e
 // RemoveTag takes a name away; what only it led to goes with the next garbage collection. The error is fs.ErrNotExist
 // if there is no such tag.
 func (r *Repository) RemoveTag(ctx context.Context, name string) error {
-	err := r.editTags(ctx, func(tags *history.History, _ *revision) error {
+	err := r.editTags(ctx, func(tags *history.History, _ *Draft) error {
 		if kept(name) {
 			return ErrKeptTag
 		}
@@ -93,24 +93,24 @@ func (r *Repository) RemoveTag(ctx context.Context, name string) error {
 func kept(name string) bool { return name == history.Trunk || name == history.TrunkPrevious }
 
 // editTags publishes other tags. The revision stays: it is the root catalog's, which stays too.
-func (r *Repository) editTags(ctx context.Context, edit func(*history.History, *revision) error) (err error) {
+func (r *Repository) editTags(ctx context.Context, edit func(*history.History, *Draft) error) (err error) {
 	unlock, err := r.Lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	v, err := r.revise(ctx)
+	d, err := r.Draft(ctx)
 	if err != nil {
 		return err
 	}
-	tags, err := r.history(ctx, v.head)
+	tags, err := d.Tags(ctx)
 	if err != nil {
 		return err
 	}
-	if err := edit(tags, v); err != nil {
+	if err := edit(tags, d); err != nil {
 		return err
 	}
-	m := *v.head
-	m.Published = v.now
-	return r.publish(ctx, &m, tags, v.reflog, v.certificate, v.key)
+	m := *d.Head
+	m.Published = d.Now
+	return d.Publish(ctx, &m, tags)
 }

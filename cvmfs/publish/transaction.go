@@ -3,7 +3,6 @@ package publish
 import (
 	"bytes"
 	"context"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,12 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
-	"cvmfs-graphdriver/cvmfs/history"
-	"cvmfs-graphdriver/cvmfs/manifest"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
 var (
@@ -34,11 +31,7 @@ const MaxContent = 64 << 20
 type Transaction struct {
 	repo        *Repository
 	compression hash.Compression
-	head        *manifest.Manifest
-	reflog      *history.Reflog
-	key         *rsa.PrivateKey
-	certificate []byte // PEM
-	now         time.Time
+	draft       *Draft
 	known       *known
 	pipeline    *pipeline
 	unlock      func() error
@@ -81,16 +74,15 @@ func (r *Repository) Begin(ctx context.Context) (*Transaction, error) {
 }
 
 func (r *Repository) begin(ctx context.Context) (*Transaction, error) {
-	v, err := r.revise(ctx)
+	d, err := r.Draft(ctx)
 	if err != nil {
 		return nil, err
 	}
 	t := &Transaction{
-		repo: r, compression: r.compression, now: v.now, head: v.head, reflog: v.reflog, key: v.key,
-		certificate: v.certificate,
-		pending:     map[hash.Digest]*pending{}, reserved: map[string]bool{},
+		repo: r, compression: r.compression, draft: d,
+		pending: map[hash.Digest]*pending{}, reserved: map[string]bool{},
 	}
-	t.root = &node{mount: &mount{digest: t.head.Root, published: t.head.Root, size: t.head.RootSize}, file: &file{}}
+	t.root = &node{mount: &mount{digest: d.Head.Root, published: d.Head.Root, size: d.Head.RootSize}, file: &file{}}
 	if err := t.load(ctx, t.root, ""); err != nil {
 		return nil, err
 	}
@@ -120,13 +112,13 @@ func (t *Transaction) Abort() error {
 func (t *Transaction) end() error {
 	t.closed = true
 	t.pipeline.close()
-	return errors.Join(t.known.close(), emptyFolder(filepath.Join(t.repo.dir, tmpFolder)), t.unlock())
+	return errors.Join(t.known.close(), storage.EmptyFolder(t.repo.Temp()), t.unlock())
 }
 
 // temp returns the path of a new file in the publisher's folder.
 func (t *Transaction) temp(kind string) string {
 	t.files++
-	return filepath.Join(t.repo.dir, tmpFolder, kind+"."+strconv.Itoa(t.files))
+	return filepath.Join(t.repo.Temp(), kind+"."+strconv.Itoa(t.files))
 }
 
 // splitPath checks a path and gives its components.
@@ -139,7 +131,7 @@ func splitPath(path string) ([]string, error) {
 		if name == "" || name == "." || name == ".." || len(name) > maxName || strings.IndexByte(name, 0) >= 0 {
 			return nil, fmt.Errorf(`%.200q is not a path: want "/a/b"`, path)
 		}
-		if isMarker(name) {
+		if catalog.IsMarker(name) {
 			return nil, fmt.Errorf("%.200q: %w", path, errReserved)
 		}
 	}
@@ -221,11 +213,11 @@ func (t *Transaction) readFile(ctx context.Context, path string) ([]byte, error)
 	}
 	f := n.file
 	if len(f.Chunks) == 0 {
-		return readObject(ctx, t.repo.storage, f.Digest, hash.File, f.Compression, f.Size)
+		return storage.ReadObject(ctx, t.repo.storage, f.Digest, hash.File, f.Compression, f.Size)
 	}
 	var all bytes.Buffer
 	for _, c := range f.Chunks {
-		if err := copyObject(ctx, &all, t.repo.storage, c.Digest, hash.Chunk, f.Compression, c.Size); err != nil {
+		if _, err := storage.CopyObject(ctx, &all, t.repo.storage, c.Digest, hash.Chunk, f.Compression, c.Size); err != nil {
 			return nil, err
 		}
 	}
@@ -250,7 +242,7 @@ func (t *Transaction) folder(ctx context.Context, path string) (chain []*node, n
 
 // makeFolder makes a folder in the last of a chain.
 func (t *Transaction) makeFolder(chain []*node, name string) *node {
-	n := newFolder(name, t.now.Unix(), 0)
+	n := newFolder(name, t.draft.Now.Unix(), 0)
 	t.put(chain, n)
 	return n
 }
@@ -265,7 +257,7 @@ func (t *Transaction) put(chain []*node, n *node) {
 // touched takes note that the last folder of a chain was changed: its catalog and those above are written anew.
 func (t *Transaction) touched(chain []*node) {
 	at := chain[len(chain)-1]
-	at.file.Mtime, at.file.MtimeN = t.now.Unix(), 0
+	at.file.Mtime, at.file.MtimeN = t.draft.Now.Unix(), 0
 	for _, n := range chain {
 		if n.mount != nil {
 			t.obsolete(n.mount)
@@ -349,7 +341,7 @@ func (t *Transaction) replace(ctx context.Context, path string, f *file) error {
 	if err != nil {
 		return err
 	}
-	f.Nlink, f.Mtime = 1, t.now.Unix()
+	f.Nlink, f.Mtime = 1, t.draft.Now.Unix()
 	if old := chain[len(chain)-1].children[name]; old != nil {
 		if old.isDir() {
 			return errors.New("there is a folder")

@@ -1,4 +1,4 @@
-package publish
+package publish_test
 
 import (
 	"bytes"
@@ -19,14 +19,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
+	. "cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/gc"
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
 	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestFreshRepositoryIsRevisionZero(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: testFQRN})
+	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -35,17 +40,17 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 	if m.Revision != 0 || !m.GarbageCollectable || m.AltPaths || m.TTL != 240*time.Second || m.Metainfo.IsZero() {
 		t.Errorf("manifest %+v", m)
 	}
-	got := readAll(t, reader(t, r), "")
+	got := publishtest.ReadAll(t, publishtest.Newest(t, r), "")
 	root := got[""]
 	if len(got) != 1 || root.Mode != 0o040755 {
 		t.Errorf("the root folder: %+v", got)
 	}
-	tags, err := r.history(t.Context(), m)
+	tags, err := r.ReadHistory(t.Context(), m)
 	if err != nil || len(tags.Tags) != 1 || tags.Tags[0].Name != "trunk" ||
 		tags.Tags[0].Description != "empty repository" {
 		t.Errorf("tags %+v, %v", tags, err)
 	}
-	log, err := r.reflog(t.Context(), m.Reflog)
+	log, err := r.ReadReflog(t.Context(), m.Reflog)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,11 +62,11 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 			t.Errorf("the reflog has no %v %v", kind, d)
 		}
 	}
-	if _, err := r.Storage().Stat(t.Context(), replicaFile); err != nil {
+	if _, err := r.Storage().Stat(t.Context(), ".cvmfs_master_replica"); err != nil {
 		t.Error(err)
 	}
 	for i := range 256 {
-		if info, err := os.Stat(filepath.Join(r.Dir(), wwwFolder, testFQRN, fmt.Sprintf("data/%02x", i))); err != nil ||
+		if info, err := os.Stat(filepath.Join(r.Dir(), WWWFolder, publishtest.FQRN, fmt.Sprintf("data/%02x", i))); err != nil ||
 			info.Mode().Perm() != 0o755 {
 			t.Errorf("folder %02x: %v", i, err)
 		}
@@ -73,17 +78,17 @@ func TestEmptyFileIsTheKnownObject(t *testing.T) {
 		"sha1":     "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78",
 		"shake128": "28d94b83b7229b331fc601362b8e272e02665122-shake128",
 	} {
-		r := newRepo(t, Settings{FQRN: testFQRN, Algorithm: algorithm})
-		tx := begin(t, r)
+		r := publishtest.New(t, Settings{FQRN: publishtest.FQRN, Algorithm: algorithm})
+		tx := publishtest.Begin(t, r)
 		if err := tx.WriteFile(t.Context(), "/empty", nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		commit(t, tx)
+		publishtest.Commit(t, tx)
 		d, err := hash.Parse(want)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := readStored(t.Context(), r.Storage(), d.Path(hash.File), 100)
+		b, err := storage.ReadFile(t.Context(), r.Storage(), d.Path(hash.File), 100)
 		if err != nil || len(b) == 0 {
 			t.Errorf("%s: %x, %v", algorithm, b, err)
 		}
@@ -91,13 +96,13 @@ func TestEmptyFileIsTheKnownObject(t *testing.T) {
 }
 
 func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: testFQRN})
-	tx := begin(t, r)
+	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
+	tx := publishtest.Begin(t, r)
 	if err := tx.WriteFile(t.Context(), "/a/b", []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	first := commit(t, tx)
-	tx = begin(t, r)
+	first := publishtest.Commit(t, tx)
+	tx = publishtest.Begin(t, r)
 	for _, err := range []error{
 		tx.WriteFile(t.Context(), "/a/b", []byte("x"), 0o644), tx.Mkdir(t.Context(), "/a"),
 	} {
@@ -105,7 +110,7 @@ func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	second := commit(t, tx)
+	second := publishtest.Commit(t, tx)
 	if second.Changed || second.Root != first.Root || second.Revision != 1 {
 		t.Errorf("%+v after %+v", second, first)
 	}
@@ -113,9 +118,9 @@ func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
 
 func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 	ctx := t.Context()
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	large := string(sample(50_000))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
+	large := string(testutil.Sample(50_000))
 	for path, content := range map[string]string{"/a/small": "s", "/a/large": large, "/empty": ""} {
 		if err := tx.WriteFile(ctx, path, []byte(content), 0o640); err != nil {
 			t.Fatal(err)
@@ -124,8 +129,8 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 	if err := tx.Symlink(ctx, "a/small", "/link"); err != nil {
 		t.Fatal(err)
 	}
-	commit(t, tx)
-	tx = begin(t, r)
+	publishtest.Commit(t, tx)
+	tx = publishtest.Begin(t, r)
 	if b, err := tx.ReadFile(ctx, "/a/large"); err != nil || string(b) != large {
 		t.Errorf("read back %d bytes, %v", len(b), err)
 	}
@@ -145,8 +150,8 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 			t.Errorf("%s: %v, want fs.ErrNotExist", what, err)
 		}
 	}
-	commit(t, tx)
-	got := readAll(t, reader(t, r), "")
+	publishtest.Commit(t, tx)
+	got := publishtest.ReadAll(t, publishtest.Newest(t, r), "")
 	var names []string
 	for name := range got {
 		names = append(names, name)
@@ -161,8 +166,8 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 }
 
 func TestPathsThatMustNotBeWrittenAreRefused(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: testFQRN})
-	tx := begin(t, r)
+	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
+	tx := publishtest.Begin(t, r)
 	if err := tx.WriteFile(t.Context(), "/file", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -181,29 +186,29 @@ func TestPathsThatMustNotBeWrittenAreRefused(t *testing.T) {
 }
 
 // model is what 30 publishes should have left.
-type model map[string]map[string]seen
+type model map[string]map[string]publishtest.Seen
 
 func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 	ctx := t.Context()
-	r := newRepo(t, smallChunks(Settings{Algorithm: "shake128"}))
+	r := publishtest.New(t, publishtest.Small(Settings{Algorithm: "shake128"}))
 	random := rand.New(rand.NewPCG(3, 4))
 	layers := model{}
 	var digests []hash.Digest
 	for number := range 30 {
-		tx := begin(t, r)
+		tx := publishtest.Begin(t, r)
 		for n := range 1 + random.IntN(2) {
-			var items []item
+			var items []publishtest.Item
 			for i := range 5 + random.IntN(20) {
-				items = append(items, file644(fmt.Sprintf("d%d/f%d", i%3, i),
+				items = append(items, publishtest.File(fmt.Sprintf("d%d/f%d", i%3, i),
 					fmt.Sprint(random.IntN(20), strings.Repeat("y", random.IntN(9000)))))
 			}
-			items = append(items, folder755("d0"), folder755("d1"), folder755("d2"))
+			items = append(items, publishtest.Folder("d0"), publishtest.Folder("d1"), publishtest.Folder("d2"))
 			path := fmt.Sprintf("/layers/%d.%d", number, n)
-			if _, err := tx.Ingest(ctx, path, bytes.NewReader(pack(t, items...)),
-				LayerOptions{most: 12, least: 3}); err != nil {
+			if _, err := tx.Ingest(ctx, path, bytes.NewReader(publishtest.Pack(t, items...)),
+				LayerOptions{MostRows: 12, LeastRows: 3}); err != nil {
 				t.Fatal(err)
 			}
-			layers[path] = expect(items)
+			layers[path] = publishtest.Expect(items)
 		}
 		if paths := slices.Sorted(maps.Keys(layers)); number%3 == 2 {
 			path := paths[random.IntN(len(paths))]
@@ -218,12 +223,12 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 			if err := tx.Remove(ctx, path+"/d1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal(err)
 			}
-			maps.DeleteFunc(layers[path], func(name string, _ seen) bool {
+			maps.DeleteFunc(layers[path], func(name string, _ publishtest.Seen) bool {
 				return name == "d1" ||
 					strings.HasPrefix(name, "d1/")
 			})
 		}
-		s := commit(t, tx)
+		s := publishtest.Commit(t, tx)
 		digests = append(digests, s.Root)
 		checkModel(t, r, layers)
 		checkStatistics(t, r)
@@ -232,7 +237,7 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tags, err := r.history(ctx, head.Manifest)
+	tags, err := r.ReadHistory(ctx, head.Manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,18 +250,20 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 	if len(tags.Tags) != len(digests)+2 {
 		t.Errorf("%d tags after %d publishes", len(tags.Tags), len(digests))
 	}
-	if s := mustBeSound(t, r); s.Roots != len(digests) { // each has its automatic tag
+	if s := publishtest.MustBeSound(t, r); s.Roots != len(digests) { // each has its automatic tag
 		t.Errorf("%d of %d revisions were checked", s.Roots, len(digests))
 	}
-	collect(t, r, GCOptions{Grace: -1})
-	mustBeSound(t, r)
+	if _, err := gc.Run(t.Context(), r, gc.Options{Grace: -1}); err != nil {
+		t.Fatal(err)
+	}
+	publishtest.MustBeSound(t, r)
 	checkModel(t, r, layers)
 }
 
 // checkModel reads every layer back.
 func checkModel(t *testing.T, r *Repository, layers model) {
 	t.Helper()
-	got := readAll(t, reader(t, r), "/layers")
+	got := publishtest.ReadAll(t, publishtest.Newest(t, r), "/layers")
 	for path, want := range layers {
 		below := strings.TrimPrefix(path, "/layers/") + "/"
 		for name, s := range want {
@@ -268,53 +275,53 @@ func checkModel(t *testing.T, r *Repository, layers model) {
 	for name := range got {
 		layer, rest, _ := strings.Cut(name, "/")
 		_, there := layers["/layers/"+layer][rest]
-		if !there && rest != "" && !isMarker(filepath.Base(rest)) {
+		if !there && rest != "" && !catalog.IsMarker(filepath.Base(rest)) {
 			t.Fatalf("%s is there, and shouldn't be", name)
 		}
 	}
 }
 
 // untimed forgets a folder's time: it is that of the last change within.
-func untimed(s seen) seen {
-	if s.Mode&typeMask == typeDir {
+func untimed(s publishtest.Seen) publishtest.Seen {
+	if s.Mode&unix.S_IFMT == unix.S_IFDIR {
 		s.Mtime, s.MtimeN = 0, 0
 	}
 	return s
 }
 
 func TestUnchangedCatalogsKeepTheirDigests(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	ingest(t, tx, "/layers/one", pack(t, everything()...))
-	commit(t, tx)
-	one, err := reader(t, r).Holder(t.Context(), "/layers/one/bin")
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
+	publishtest.Ingest(t, tx, "/layers/one", publishtest.Pack(t, publishtest.Everything()...))
+	publishtest.Commit(t, tx)
+	one, err := publishtest.Newest(t, r).Holder(t.Context(), "/layers/one/bin")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tx = begin(t, r)
-	l := ingest(t, tx, "/layers/two", pack(t, everything()...))
+	tx = publishtest.Begin(t, r)
+	l := publishtest.Ingest(t, tx, "/layers/two", publishtest.Pack(t, publishtest.Everything()...))
 	if l.Stats.NewObjects != 0 || l.Stats.ReusedFiles != l.Stats.Files {
 		t.Errorf("the same content again: %+v", l.Stats)
 	}
-	if s := commit(t, tx); s.Catalogs != 2 {
+	if s := publishtest.Commit(t, tx); s.Catalogs != 2 {
 		t.Errorf("%d catalogs were written, want the layer's and the root's", s.Catalogs)
 	}
-	after, err := reader(t, r).Holder(t.Context(), "/layers/one/bin")
+	after, err := publishtest.Newest(t, r).Holder(t.Context(), "/layers/one/bin")
 	if err != nil || after != one {
 		t.Errorf("layer one's catalog is %v now, was %v (%v)", after, one, err)
 	}
 }
 
 func TestContentIsStoredAgainIfItsObjectIsGone(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	ingest(t, tx, "/one", pack(t, everything()...))
-	commit(t, tx)
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
+	publishtest.Ingest(t, tx, "/one", publishtest.Pack(t, publishtest.Everything()...))
+	publishtest.Commit(t, tx)
 	for _, damage := range []func(path string) error{
 		os.Remove,
 		func(path string) error { return os.Truncate(path, 0) },
 	} {
-		objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, testFQRN, "data/??/*"))
+		objects, err := filepath.Glob(filepath.Join(r.Dir(), WWWFolder, publishtest.FQRN, "data/??/*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,18 +332,18 @@ func TestContentIsStoredAgainIfItsObjectIsGone(t *testing.T) {
 				}
 			}
 		}
-		tx = begin(t, r)
+		tx = publishtest.Begin(t, r)
 		tx.Remove(t.Context(), "/two") // is there the second time
-		ingest(t, tx, "/two", pack(t, everything()...))
-		commit(t, tx)
-		readAll(t, reader(t, r), "/two")
+		publishtest.Ingest(t, tx, "/two", publishtest.Pack(t, publishtest.Everything()...))
+		publishtest.Commit(t, tx)
+		publishtest.ReadAll(t, publishtest.Newest(t, r), "/two")
 	}
 }
 
 func TestLayersAreIngestedAtOnce(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	archive := pack(t, everything()...)
+	r := publishtest.New(t, publishtest.Small(Settings{}))
+	tx := publishtest.Begin(t, r)
+	archive := publishtest.Pack(t, publishtest.Everything()...)
 	var running sync.WaitGroup
 	stored := make([]int, 8)
 	for i := range stored {
@@ -351,12 +358,12 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 		})
 	}
 	running.Wait()
-	commit(t, tx)
+	publishtest.Commit(t, tx)
 	var total int
 	for _, n := range stored {
 		total += n
 	}
-	objects, err := filepath.Glob(filepath.Join(r.Dir(), wwwFolder, testFQRN, "data/??/*"))
+	objects, err := filepath.Glob(filepath.Join(r.Dir(), WWWFolder, publishtest.FQRN, "data/??/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,17 +372,17 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 	if total != len(files) {
 		t.Errorf("%d objects were stored, there are %d", total, len(files))
 	}
-	v := reader(t, r)
+	v := publishtest.Newest(t, r)
 	for i := range stored {
-		if got := readAll(t, v, fmt.Sprintf("/layers/%d", i)); len(got) != len(everything())+2 {
+		if got := publishtest.ReadAll(t, v, fmt.Sprintf("/layers/%d", i)); len(got) != len(publishtest.Everything())+2 {
 			t.Errorf("layer %d has %d entries", i, len(got))
 		}
 	}
 }
 
 func TestSecondPublisherIsRefusedAndToldOfTheFirst(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: testFQRN})
-	tx := begin(t, r)
+	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
+	tx := publishtest.Begin(t, r)
 	_, err := r.Begin(t.Context())
 	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("got %v, want ErrLocked and the process", err)
@@ -383,13 +390,13 @@ func TestSecondPublisherIsRefusedAndToldOfTheFirst(t *testing.T) {
 	if err := tx.Abort(); err != nil {
 		t.Fatal(err)
 	}
-	if err := begin(t, r).Abort(); err != nil {
+	if err := publishtest.Begin(t, r).Abort(); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestExpiredWhitelistIsRefused(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: testFQRN, WhitelistDays: 1})
+	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN, WhitelistDays: 1})
 	later, err := Open(r.Dir(), Options{Now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
 	if err != nil {
 		t.Fatal(err)
@@ -402,13 +409,13 @@ func TestExpiredWhitelistIsRefused(t *testing.T) {
 	if !errors.Is(err, trust.ErrExpired) || head == nil || head.Manifest.Revision != 0 {
 		t.Errorf("head %+v, %v", head, err)
 	}
-	begin(t, r) // the lock is free
+	publishtest.Begin(t, r) // the lock is free
 }
 
 func TestTagsDoNotMove(t *testing.T) {
-	r := newRepo(t, Settings{FQRN: testFQRN})
+	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
 	for i, want := range []error{nil, fs.ErrExist} {
-		tx := begin(t, r)
+		tx := publishtest.Begin(t, r)
 		if err := tx.Mkdir(t.Context(), fmt.Sprintf("/%d", i)); err != nil {
 			t.Fatal(err)
 		}
@@ -416,7 +423,7 @@ func TestTagsDoNotMove(t *testing.T) {
 			t.Errorf("commit %d: %v, want %v", i, err, want)
 		}
 	}
-	if v := reader(t, r); v.Number != 1 {
+	if v := publishtest.Newest(t, r); v.Number != 1 {
 		t.Errorf("revision %d", v.Number)
 	}
 }
@@ -426,10 +433,10 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	dir := filepath.Join(parent, "repo")
 	for _, s := range []Settings{
 		{FQRN: "Not A Name"},
-		{FQRN: testFQRN, Algorithm: "md5"},
-		{FQRN: testFQRN, Compression: "zstd"},
-		{FQRN: testFQRN, MaxChunk: 1},
-		{FQRN: testFQRN, TTL: -1},
+		{FQRN: publishtest.FQRN, Algorithm: "md5"},
+		{FQRN: publishtest.FQRN, Compression: "zstd"},
+		{FQRN: publishtest.FQRN, MaxChunk: 1},
+		{FQRN: publishtest.FQRN, TTL: -1},
 	} {
 		if err := Create(t.Context(), dir, s, Options{}); err == nil {
 			t.Errorf("%+v: was created", s)
@@ -437,53 +444,60 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Create(ended, dir, Settings{FQRN: testFQRN, Keys: keys}, Options{}); err == nil {
+	if err := Create(ended, dir, Settings{FQRN: publishtest.FQRN, Keys: publishtest.Keys()}, Options{}); err == nil {
 		t.Error("created in spite of the context's end")
 	}
 	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
 		t.Errorf("%v is left behind, %v", left, err)
 	}
-	if err := Create(t.Context(), dir, Settings{FQRN: testFQRN, Keys: keys}, Options{}); err != nil {
+	if err := Create(t.Context(), dir, Settings{FQRN: publishtest.FQRN, Keys: publishtest.Keys()}, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(t.Context(), dir, Settings{FQRN: testFQRN, Keys: keys}, Options{}); !errors.Is(err, fs.ErrExist) {
+	if err := Create(t.Context(), dir, Settings{FQRN: publishtest.FQRN, Keys: publishtest.Keys()}, Options{}); !errors.Is(
+		err,
+		fs.ErrExist,
+	) {
 		t.Errorf("a second time: %v, want fs.ErrExist", err)
 	}
 }
 
 func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 	disk := testutil.SmallDisk(t, "8m")
-	r := newRepoIn(t, disk, Settings{FQRN: testFQRN})
-	tx := begin(t, r)
-	ingest(t, tx, "/small", pack(t, everything()...))
-	commit(t, tx)
-	tx = begin(t, r)
+	r := publishtest.NewIn(t, disk, Settings{FQRN: publishtest.FQRN})
+	tx := publishtest.Begin(t, r)
+	publishtest.Ingest(t, tx, "/small", publishtest.Pack(t, publishtest.Everything()...))
+	publishtest.Commit(t, tx)
+	tx = publishtest.Begin(t, r)
 	random := rand.NewChaCha8([32]byte{})
 	noise := make([]byte, 12<<20)
 	random.Read(noise)
-	_, err := tx.Ingest(t.Context(), "/large", bytes.NewReader(pack(t, file644("noise", string(noise)))),
-		LayerOptions{})
+	_, err := tx.Ingest(
+		t.Context(),
+		"/large",
+		bytes.NewReader(publishtest.Pack(t, publishtest.File("noise", string(noise)))),
+		LayerOptions{},
+	)
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("got %v, want ENOSPC", err)
 	}
 	if err := tx.Abort(); err != nil {
 		t.Error(err)
 	}
-	if v := reader(t, r); v.Number != 1 {
+	if v := publishtest.Newest(t, r); v.Number != 1 {
 		t.Errorf("revision %d", v.Number)
 	}
 	if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
 		t.Fatal(err)
 	}
-	tx = begin(t, r)
-	ingest(t, tx, "/large", pack(t, file644("noise", string(noise))))
-	commit(t, tx)
-	readAll(t, reader(t, r), "")
+	tx = publishtest.Begin(t, r)
+	publishtest.Ingest(t, tx, "/large", publishtest.Pack(t, publishtest.File("noise", string(noise))))
+	publishtest.Commit(t, tx)
+	publishtest.ReadAll(t, publishtest.Newest(t, r), "")
 }
 
 func TestReadOnlyFolderIsRefusedWithARemedy(t *testing.T) {
 	disk := testutil.SmallDisk(t, "8m")
-	r := newRepoIn(t, disk, Settings{FQRN: testFQRN})
+	r := publishtest.NewIn(t, disk, Settings{FQRN: publishtest.FQRN})
 	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}

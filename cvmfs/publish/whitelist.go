@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // ResignOptions say how the whitelist is renewed.
@@ -65,14 +67,14 @@ func (r *Repository) resign(ctx context.Context, o ResignOptions) (time.Time, er
 		return time.Time{}, err
 	}
 	w := &trust.WhitelistText{
-		FQRN: r.FQRN(), Created: r.now(), Expires: r.now().Add(time.Duration(o.Days) * 24 * time.Hour),
+		FQRN: r.FQRN(), Created: r.Now(), Expires: r.Now().Add(time.Duration(o.Days) * 24 * time.Hour),
 		Certificates: []*trust.Certificate{certificate}, Fingerprints: listed,
 	}
 	letter, err := trust.SignWhitelist(w, r.algorithm, master)
 	if err != nil {
 		return time.Time{}, err
 	}
-	if err := putBytes(ctx, r.storage, whitelistFile, letter); err != nil {
+	if err := putBytes(ctx, r.storage, trust.WhitelistFile, letter); err != nil {
 		return time.Time{}, err
 	}
 	return w.Expires.Truncate(time.Hour), r.storage.Sync(ctx) // readers look at the hour alone
@@ -81,7 +83,7 @@ func (r *Repository) resign(ctx context.Context, o ResignOptions) (time.Time, er
 // listed are the fingerprints on the whitelist of now, whether it expired or not; none if there is no list. One that
 // the master key didn't sign is refused: whoever wrote it would be signed for.
 func (r *Repository) listed(ctx context.Context, keys trust.Keys) ([]hash.Digest, error) {
-	raw, err := source{r.storage}.Whitelist(ctx)
+	raw, err := storage.ReadWhitelist(ctx, r.storage)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -91,7 +93,7 @@ func (r *Repository) listed(ctx context.Context, keys trust.Keys) ([]hash.Digest
 	list, err := trust.VerifyWhitelist(r.FQRN(), raw, keys, time.Time{})
 	if err != nil {
 		return nil, fmt.Errorf("%w: remove %s from %v, and the new list holds the publisher's certificate alone", err,
-			whitelistFile, r.storage)
+			trust.WhitelistFile, r.storage)
 	}
 	return list.Fingerprints(), nil
 }
@@ -110,11 +112,11 @@ func (r *Repository) settleCertificate(newKey bool) (*trust.Certificate, error) 
 	if err != nil {
 		return nil, err
 	}
-	pem, err := trust.NewCertificate(r.FQRN(), key, r.now())
+	pem, err := trust.NewCertificate(r.FQRN(), key, r.Now())
 	if err != nil {
 		return nil, err
 	}
-	if err := replaceFile(r.key(".crt"), pem); err != nil {
+	if err := durable.Replace(r.key(".crt"), 0o644, pem); err != nil {
 		return nil, err
 	}
 	return trust.ParseCertificate(pem)
@@ -136,5 +138,5 @@ func (r *Repository) replaceKey() error {
 	if err := os.Rename(next, r.key(".key")); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(next))
+	return durable.SyncDir(filepath.Dir(next))
 }

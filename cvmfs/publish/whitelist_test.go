@@ -1,4 +1,4 @@
-package publish
+package publish_test
 
 import (
 	"errors"
@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	. "cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/cvmfs/trust"
 )
 
@@ -15,7 +17,7 @@ import (
 func ownKeys(t testing.TB) *Repository {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "repo")
-	if err := Create(t.Context(), dir, smallChunks(Settings{}), Options{}); err != nil {
+	if err := Create(t.Context(), dir, publishtest.Small(Settings{}), Options{}); err != nil {
 		t.Fatal(err)
 	}
 	return open(t, dir, time.Now)
@@ -31,7 +33,7 @@ func open(t testing.TB, dir string, now func() time.Time) *Repository {
 }
 
 func TestExpiredWhitelistIsRenewed(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
 	late := open(t, r.Dir(), func() time.Time { return time.Now().Add(40 * 24 * time.Hour) })
 	if _, err := late.Begin(t.Context()); !errors.Is(err, ErrExpired) ||
 		!strings.Contains(err.Error(), "publish resign") {
@@ -49,7 +51,7 @@ func TestExpiredWhitelistIsRenewed(t *testing.T) {
 	if err != nil || info.Expired || !info.Expires.Equal(expires) {
 		t.Errorf("info after resign: %+v, %v; want %v", info, err, expires)
 	}
-	if left := expires.Sub(late.now()); left > 5*24*time.Hour || left < 5*24*time.Hour-time.Hour {
+	if left := expires.Sub(late.Now()); left > 5*24*time.Hour || left < 5*24*time.Hour-time.Hour {
 		t.Errorf("the list is good for %v", left)
 	}
 	publishFile(t, late, "/after")
@@ -74,7 +76,7 @@ func TestNewKeyPublishesAndTheFormerRevisionStaysBelieved(t *testing.T) {
 		t.Errorf("new revision is signed with %v: %v", after.Certificate, err)
 	}
 	for name, mode := range map[string]os.FileMode{".key": 0o600, ".masterkey": 0o600} {
-		if info, err := os.Stat(r.key(name)); err != nil || info.Mode().Perm() != mode {
+		if info, err := os.Stat(r.Key(name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 	}
@@ -82,14 +84,14 @@ func TestNewKeyPublishesAndTheFormerRevisionStaysBelieved(t *testing.T) {
 
 func TestChangeOfKeysThatWasCutOffIsFinishedByTheNextResign(t *testing.T) {
 	r := ownKeys(t)
-	if err := r.replaceKey(); err != nil { // and the process ends here
+	if err := r.ReplaceKey(); err != nil { // and the process ends here
 		t.Fatal(err)
 	}
-	if _, err := r.Begin(t.Context()); !errors.Is(err, errOtherKey) ||
+	if _, err := r.Begin(t.Context()); !errors.Is(err, ErrOtherKey) ||
 		!strings.Contains(err.Error(), "publish resign") {
 		t.Fatalf("begin: %v", err)
 	}
-	if _, err := r.settleCertificate(false); err != nil { // and here, before the whitelist
+	if err := r.SettleCertificate(); err != nil { // and here, before the whitelist
 		t.Fatal(err)
 	}
 	if _, err := r.Begin(t.Context()); !errors.Is(err, trust.ErrNotWhitelisted) ||
@@ -107,7 +109,7 @@ func TestChangeOfKeysThatWasCutOffIsFinishedByTheNextResign(t *testing.T) {
 
 func TestResignRefusesWhatItCannotVouchFor(t *testing.T) {
 	r := ownKeys(t)
-	list := filepath.Join(r.Storage().String(), whitelistFile)
+	list := filepath.Join(r.Storage().String(), trust.WhitelistFile)
 	good, err := os.ReadFile(list)
 	if err != nil {
 		t.Fatal(err)
@@ -132,13 +134,13 @@ func TestResignRefusesWhatItCannotVouchFor(t *testing.T) {
 	if _, err := r.Resign(t.Context(), ResignOptions{Days: -1}); err == nil {
 		t.Error("a list of the past was signed")
 	}
-	if err := os.Chmod(r.key(".masterkey"), 0o640); err != nil {
+	if err := os.Chmod(r.Key(".masterkey"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Resign(t.Context(), ResignOptions{}); err == nil || !strings.Contains(err.Error(), "0600") {
 		t.Errorf("a master key others can read: %v", err)
 	}
-	if err := os.Remove(r.key(".masterkey")); err != nil {
+	if err := os.Remove(r.Key(".masterkey")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Resign(t.Context(), ResignOptions{}); !errors.Is(err, os.ErrNotExist) ||
@@ -149,14 +151,15 @@ func TestResignRefusesWhatItCannotVouchFor(t *testing.T) {
 }
 
 func TestInfoTellsWhatIsPublished(t *testing.T) {
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(Settings{}))
 	s := publishFile(t, r, "/dir/file")
 	i, err := r.Info(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i.FQRN != testFQRN || i.Revision != s.Revision || i.Root != s.Root.String() || i.Expired || i.Tags != 3 ||
-		i.Counters.Regular != 1 || i.Counters.Dir != 2 || i.Counters.FileSize != int64(len("/dir/file")) {
+	if i.FQRN != publishtest.FQRN || i.Revision != s.Revision || i.Root != s.Root.String() || i.Expired || i.Tags != 3 ||
+		i.Counters.Regular != 1 || i.Counters.Dir != 2 ||
+		i.Counters.FileSize != int64(len("/dir/file")) {
 		t.Errorf("info: %+v", i)
 	}
 }

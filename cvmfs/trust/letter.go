@@ -7,6 +7,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
+// WhitelistFile is the whitelist's name in the repository's root folder.
+const WhitelistFile = ".cvmfswhitelist"
+
 // MaxLetter is the most bytes of a letter. Manifests are limited further, to manifest.MaxSize; a whitelist of this size
 // has about a thousand certificates.
 const MaxLetter = 64 << 10

@@ -98,7 +98,7 @@ func newRecord(r *thin.Record) (*record, error) {
 		}
 	}
 	for _, path := range r.Markers {
-		if !markers[path[strings.LastIndexByte(path, '/')+1:]] {
+		if !catalog.IsMarker(path[strings.LastIndexByte(path, '/')+1:]) {
 			return nil, fmt.Errorf("layer record: %.300q hasn't the name of a marker: %w", path, errContradiction)
 		}
 		k.markers[path], k.unseen[path] = true, true

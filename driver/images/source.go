@@ -24,9 +24,6 @@ import (
 // maxPath bounds a path inside a layer, in bytes: a catalog may nest folders without end.
 const maxPath = 1 << 16
 
-// markers are the files by which publishers make nested catalogs; containers don't see them.
-var markers = map[string]bool{".cvmfscatalog": true, ".cvmfsautocatalog": true}
-
 // folder is a layer in a repository, at a revision.
 type folder struct {
 	revision *client.Revision
@@ -100,7 +97,7 @@ func (w *folderWalk) add(n *client.Node) error {
 		w.nested[path] = true
 	}
 	own := strings.TrimPrefix(path, "/")
-	if w.expand == nil && markers[n.Name] && w.nested[strings.TrimSuffix(path, "/"+n.Name)] && !w.record.markers[own] {
+	if w.expand == nil && catalog.IsMarker(n.Name) && w.nested[strings.TrimSuffix(path, "/"+n.Name)] && !w.record.markers[own] {
 		return nil
 	}
 	i := w.links[n.Link]

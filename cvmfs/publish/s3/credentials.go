@@ -103,4 +103,6 @@ func (o Options) fromFile() (*credentials.Credentials, error) {
 }
 
 // errNone says that there are no credentials.
-var errNone = errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a file with AWS_SHARED_CREDENTIALS_FILE")
+var errNone = errors.New(
+	"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a file with AWS_SHARED_CREDENTIALS_FILE",
+)

@@ -24,7 +24,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
-	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
 // The bounds of waiting. A request that fails for a cause that may pass is tried again, so often.
@@ -47,7 +47,7 @@ type Storage struct {
 	address address
 }
 
-var _ publish.Storage = (*Storage)(nil)
+var _ storage.Storage = (*Storage)(nil)
 
 // address is a parsed address.
 type address struct {
@@ -269,7 +269,7 @@ func (s *Storage) remove(ctx context.Context, names []string) error {
 }
 
 // List calls fn for each file whose name begins with prefix.
-func (s *Storage) List(ctx context.Context, prefix string, fn func(publish.Stored) error) error {
+func (s *Storage) List(ctx context.Context, prefix string, fn func(storage.File) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for o := range s.core.Client.ListObjects(ctx, s.address.bucket,
@@ -280,7 +280,7 @@ func (s *Storage) List(ctx context.Context, prefix string, fn func(publish.Store
 			if !ok {
 				err = fmt.Errorf("%.200q is not what was asked for", o.Key)
 			} else {
-				err = fn(publish.Stored{Name: name, Size: o.Size, Modified: o.LastModified})
+				err = fn(storage.File{Name: name, Size: o.Size, Modified: o.LastModified})
 			}
 		}
 		if err != nil {

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"testing"
 
-	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
 func openStore(t testing.TB, store *s3test.Store) *Storage {
@@ -44,7 +44,7 @@ func read(ctx context.Context, s *Storage, name string) (string, error) {
 func names(t testing.TB, s *Storage, prefix string) []string {
 	t.Helper()
 	var found []string
-	if err := s.List(t.Context(), prefix, func(f publish.Stored) error {
+	if err := s.List(t.Context(), prefix, func(f storage.File) error {
 		found = append(found, fmt.Sprintf("%s %d", f.Name, f.Size))
 		return nil
 	}); err != nil {
@@ -109,7 +109,7 @@ func TestManyFilesAreListedAndRemovedPageByPage(t *testing.T) {
 		t.Errorf("%d requests", store.Lists)
 	}
 	stop := errors.New("enough")
-	if err := s.List(t.Context(), "", func(publish.Stored) error { return stop }); !errors.Is(err, stop) {
+	if err := s.List(t.Context(), "", func(storage.File) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("a list that was ended: %v", err)
 	}
 	if err := s.Remove(t.Context(), all...); err != nil {
@@ -158,7 +158,7 @@ func TestCancelledRequestsEnd(t *testing.T) {
 	if _, err := s.Stat(ctx, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("stat: %v", err)
 	}
-	if err := s.List(ctx, "", func(publish.Stored) error { return nil }); !errors.Is(err, context.Canceled) {
+	if err := s.List(ctx, "", func(storage.File) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("list: %v", err)
 	}
 	if err := s.Remove(ctx, "a"); !errors.Is(err, context.Canceled) {
@@ -181,54 +181,6 @@ func TestMissingBucketAndWrongCredentialsAreNoMissingFile(t *testing.T) {
 	}
 	if err := s.Put(t.Context(), "a", bytes.NewReader(nil), 0); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("wrong credentials: %v", err)
-	}
-}
-
-func TestRepositoryIsPublishedIntoABucket(t *testing.T) {
-	store := s3test.NewStore(t)
-	dir := filepath.Join(t.TempDir(), "publisher")
-	settings := publish.Settings{FQRN: "s3.example.org", Storage: store.Address()}
-	if err := publish.Create(t.Context(), dir, settings, publish.Options{Storage: openStore(t, store)}); err != nil {
-		t.Fatal(err)
-	}
-	r, err := publish.Open(dir, publish.Options{Storage: openStore(t, store)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 3 {
-		tx, err := r.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := tx.WriteFile(t.Context(), fmt.Sprintf("/file%d", i), []byte("content"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if s, err := tx.Commit(t.Context(), publish.CommitOptions{}); err != nil || s.Revision != uint64(i+1) {
-			t.Fatalf("%+v, %v", s, err)
-		}
-	}
-	if err := r.AddTag(t.Context(), "good", "", ""); err != nil {
-		t.Fatal(err)
-	}
-	if i, err := r.Info(t.Context()); err != nil || i.Revision != 3 || i.Counters.Regular != 3 {
-		t.Errorf("%+v, %v", i, err)
-	}
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		if bytes.Contains(b, []byte(s3test.SecretKey)) {
-			t.Errorf("%s holds the secret", path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	if err := publish.Create(t.Context(), dir+"2", settings,
-		publish.Options{Storage: openStore(t, store)}); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("a second repository in its place: %v", err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package publish
+package check
 
 import (
 	"bytes"
@@ -22,6 +22,9 @@ var checkColumns = []string{
 }
 
 const optionalCheckColumns = 2
+
+// maxName is the most bytes of a name (NAME_MAX).
+const maxName = 255
 
 // checkRow is a row of a catalog.
 type checkRow struct {
@@ -256,11 +259,11 @@ func (s *catalogScan) checkRow(r *checkRow, at string) {
 
 // checkMarker sees that a marker is only in the root of a catalog that is no root catalog.
 func (s *catalogScan) checkMarker(r *checkRow, at string) {
-	if r.name != catalogMarker {
+	if r.name != catalog.Marker {
 		return
 	}
 	if s.checked.path == "" || r.parent != hash.OfPath(s.checked.path) {
-		s.c.problem(RuleMarker, at, "%s elsewhere than in the root of a nested catalog", catalogMarker)
+		s.c.problem(RuleMarker, at, "%s elsewhere than in the root of a nested catalog", catalog.Marker)
 		return
 	}
 	s.marker = true

@@ -7,24 +7,23 @@ import (
 	"io"
 	"strings"
 
-	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/thin"
 )
 
-// ErrUnfit refuses a target that isn't set up as it should be.
+// ErrUnfit refuses a sink that isn't set up as it should be.
 var ErrUnfit = errors.New("the target doesn't qualify")
 
-// Target is a place for layers.
-type Target interface {
-	// Begin starts a transaction. Nobody else can change the target until it ends, as far as the target can tell.
+// Sink is a place for layers.
+type Sink interface {
+	// Begin starts a transaction. Nobody else can change the sink until it ends, as far as the sink can tell.
 	Begin(ctx context.Context) (Transaction, error)
-	// FQRN is the repository the target belongs to; "" where that isn't known.
+	// FQRN is the repository the sink belongs to; "" where that isn't known.
 	FQRN() string
 	// String says where it is, for people.
 	String() string
 }
 
-// Transaction is a change of a target. Paths are those of the repository, "/layers/…". Layer and Has may be called
+// Transaction is a change of a sink. Paths are those of the repository, "/layers/…". Layer and Has may be called
 // concurrently.
 type Transaction interface {
 	// Has reports whether there is something at a path.
@@ -55,7 +54,7 @@ type Entry struct {
 	Folder bool
 }
 
-// Stats say what putting a layer came to. Where a target doesn't know what it had already, all is new.
+// Stats say what putting a layer came to. Where a sink doesn't know what it had already, all is new.
 type Stats struct {
 	Entries     int64 `json:"entries"`
 	Files       int64 `json:"files"`        // regular files
@@ -85,27 +84,25 @@ func (s *Stats) Add(t Stats) {
 
 // Options say how a target is used.
 type Options struct {
-	FQRN   string // the repository, for a target that doesn't know it
+	FQRN   string // the repository, for a sink that doesn't know it
 	Prefix string // of a folder: layers whose path begins with it lie in the folder itself; "/layers"
 	Server string // of a release manager machine: its program; "": cvmfs_server
 	Root   string // of a release manager machine: where repositories are mounted; "": /cvmfs
 	Config string // of a release manager machine: where its settings are; "": /etc/cvmfs/repositories.d
 	// of a release manager machine: where repositories are worked on, unless settings say it; "": /var/spool/cvmfs
 	Spool string
-	// Publisher opens a publisher's folder; nil: publish.Open, which knows no storage but the folder's own.
-	Publisher func(dir string) (*publish.Repository, error)
 }
 
-// Open finds the target "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
-func Open(text string, o Options) (Target, error) {
+// Open finds the sink "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
+func Open(text string, o Options) (Sink, error) {
 	kind, rest, _ := strings.Cut(text, ":")
-	var t Target
+	var t Sink
 	var err error
 	switch {
 	case rest == "" || kind != "native" && kind != "cvmfs_server" && kind != "dir":
 		err = errors.New("want native:DIR, cvmfs_server:FQRN or dir:DIR")
 	case kind == "native":
-		t, err = openNative(rest, o)
+		t, err = openNative(rest)
 	case kind == "cvmfs_server":
 		t, err = openServer(rest, o)
 	default:
@@ -120,7 +117,7 @@ func Open(text string, o Options) (Target, error) {
 	return t, nil
 }
 
-// checkPath refuses paths a target must not touch.
+// checkPath refuses paths a sink must not touch.
 func checkPath(path string) error {
 	if !strings.HasPrefix(path, "/") {
 		return fmt.Errorf("path %.200q doesn't begin with a slash", path)

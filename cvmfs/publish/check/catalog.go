@@ -1,4 +1,4 @@
-package publish
+package check
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/sqlitefile"
 )
 
@@ -185,7 +186,7 @@ func (c *checker) scan(ctx context.Context, want catalogCheck, objects chan<- ob
 	if at == "" {
 		at = want.digest.Path(hash.Catalog)
 	}
-	if err := c.fetch(ctx, want.digest, hash.Catalog, catalog.MaxSize, path); err != nil {
+	if err := storage.FetchDatabase(ctx, c.from, want.digest, hash.Catalog, catalog.MaxSize, path); err != nil {
 		return nil, c.flaw(RuleCatalog, at, err)
 	}
 	s := &catalogScan{
@@ -450,7 +451,7 @@ func (s *catalogScan) finish() {
 		}
 	}
 	if s.checked.path != "" && !s.marker {
-		s.c.problem(RuleMarker, s.checked.path, "a nested catalog's root without %s", catalogMarker)
+		s.c.problem(RuleMarker, s.checked.path, "a nested catalog's root without %s", catalog.Marker)
 	}
 	for _, left := range s.chunks {
 		if !left.used {

@@ -1,4 +1,4 @@
-package publish
+package storage
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // Local is a storage in a folder of this host, for a web server to serve.
@@ -22,11 +24,8 @@ type Local struct {
 	named atomic.Bool // the file system has no files without names
 }
 
-// dataFolder holds the objects, txnFolder what is being written: it must be on the same file system.
-const (
-	dataFolder = "data"
-	txnFolder  = "data/txn"
-)
+// txnFolder holds objects that are being written: it must be on the same file system.
+const txnFolder = DataFolder + "/txn"
 
 // OpenLocal returns the storage in a repository's root folder, which must have been made by MakeLocal.
 func OpenLocal(dir string) (*Local, error) {
@@ -34,7 +33,7 @@ func OpenLocal(dir string) (*Local, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open storage: %w", err)
 	}
-	for _, folder := range []string{dataFolder, txnFolder} {
+	for _, folder := range []string{DataFolder, txnFolder} {
 		if info, err := os.Stat(filepath.Join(dir, folder)); err != nil {
 			return nil, fmt.Errorf("open storage: %w", err)
 		} else if !info.IsDir() {
@@ -46,9 +45,9 @@ func OpenLocal(dir string) (*Local, error) {
 
 // MakeLocal makes the folders of an empty repository: all 256 for objects, so that none is made and synced later.
 func MakeLocal(dir string) (*Local, error) {
-	folders := []string{"", dataFolder, txnFolder}
+	folders := []string{"", DataFolder, txnFolder}
 	for i := range 256 {
-		folders = append(folders, fmt.Sprintf("%s/%02x", dataFolder, i))
+		folders = append(folders, fmt.Sprintf("%s/%02x", DataFolder, i))
 	}
 	for _, folder := range folders {
 		path := filepath.Join(dir, folder)
@@ -62,6 +61,9 @@ func MakeLocal(dir string) (*Local, error) {
 	}
 	return OpenLocal(dir)
 }
+
+// Dir is the repository's root folder.
+func (l *Local) Dir() string { return l.dir }
 
 // String is the folder.
 func (l *Local) String() string { return l.dir }
@@ -90,27 +92,17 @@ func (l *Local) put(ctx context.Context, name string, content io.Reader, size in
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	object := strings.HasPrefix(name, dataFolder+"/")
-	if object && !l.named.Load() {
+	if !strings.HasPrefix(name, DataFolder+"/") {
+		return durable.ReplaceBy(path, fileMode, func(to io.Writer) error { return copyExactly(to, content, size) })
+	}
+	if !l.named.Load() {
 		err := l.putUnnamed(path, content, size)
 		if !errors.Is(err, errNamed) {
 			return err
 		}
 		l.named.Store(true)
 	}
-	temp := l.temp()
-	if err := writeFile(temp, content, size, !object); err != nil {
-		os.Remove(temp) // best effort: the next transaction empties the folder
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
-		return err
-	}
-	if object {
-		return nil
-	}
-	return syncFolder(filepath.Dir(path))
+	return l.putNamed(path, content, size)
 }
 
 // temp returns a new name below txnFolder.
@@ -124,7 +116,7 @@ var errNamed = errors.New("no files without names here")
 // putUnnamed writes an object to a file that has no name until it is whole (O_TMPFILE, since Linux 3.11). On ext4 this
 // takes half as long as a temporary name and a rename: all workers would create their files in one folder.
 func (l *Local) putUnnamed(path string, content io.Reader, size int64) (err error) {
-	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, fileMode)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
 		return errNamed
 	}
@@ -156,37 +148,40 @@ func linkOpen(f *os.File, path string) error {
 	return nil
 }
 
-// writeFile writes a new file of exactly size bytes that anybody may read.
-func writeFile(path string, content io.Reader, size int64, sync bool) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+// putNamed writes an object to a file with a temporary name. It isn't synced.
+func (l *Local) putNamed(path string, content io.Reader, size int64) error {
+	temp := l.temp()
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, fileMode)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := fill(f, content, size); err != nil || !sync {
-		return err
+	err = errors.Join(fill(f, content, size), f.Close())
+	if err == nil {
+		err = os.Rename(temp, path)
 	}
-	return f.Sync()
-}
-
-// fill writes a file's content, exactly size bytes.
-func fill(f *os.File, content io.Reader, size int64) error {
-	if err := f.Chmod(0o644); err != nil { // whatever the umask
-		return err
-	}
-	n, err := io.Copy(f, content)
-	if err == nil && n != size {
-		err = fmt.Errorf("%d bytes instead of %d", n, size)
+	if err != nil {
+		os.Remove(temp) // best effort: the next transaction empties the folder
 	}
 	return err
 }
 
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
+// fileMode is that of all files, whatever the umask: a web server must read them.
+const fileMode = 0o644
+
+// fill writes an object's file, which has exactly size bytes.
+func fill(f *os.File, content io.Reader, size int64) error {
+	if err := f.Chmod(fileMode); err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return copyExactly(f, content, size)
+}
+
+func copyExactly(to io.Writer, content io.Reader, size int64) error {
+	n, err := io.Copy(to, content)
+	if err == nil && n != size {
+		err = fmt.Errorf("%d bytes instead of %d", n, size)
+	}
+	return err
 }
 
 // Get opens a file.
@@ -232,7 +227,7 @@ func (l *Local) Remove(ctx context.Context, files ...string) error {
 }
 
 // List calls fn for each file whose name begins with prefix. What is being written is none of them.
-func (l *Local) List(ctx context.Context, prefix string, fn func(Stored) error) error {
+func (l *Local) List(ctx context.Context, prefix string, fn func(File) error) error {
 	top, _, _ := strings.Cut(prefix, "/")
 	if !strings.Contains(prefix, "/") {
 		top = ""
@@ -251,7 +246,7 @@ func (l *Local) List(ctx context.Context, prefix string, fn func(Stored) error) 
 		switch {
 		case d.IsDir() && name == txnFolder:
 			return fs.SkipDir
-		case d.IsDir() || !strings.HasPrefix(name, prefix):
+		case d.IsDir() || !strings.HasPrefix(name, prefix) || durable.IsTemporary(name):
 			return nil
 		}
 		info, err := d.Info()
@@ -261,7 +256,7 @@ func (l *Local) List(ctx context.Context, prefix string, fn func(Stored) error) 
 		if err != nil {
 			return err
 		}
-		return fn(Stored{Name: name, Size: info.Size(), Modified: info.ModTime()})
+		return fn(File{Name: name, Size: info.Size(), Modified: info.ModTime()})
 	})
 	if err != nil {
 		return fmt.Errorf("list %s in %s: %w", prefix, l.dir, err)
@@ -270,25 +265,20 @@ func (l *Local) List(ctx context.Context, prefix string, fn func(Stored) error) 
 }
 
 // Sync brings everything of the file system to the disk.
-func (l *Local) Sync(context.Context) error { return syncFileSystem(l.dir) }
-
-func syncFileSystem(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("sync the file system of %s: %w", dir, err)
+func (l *Local) Sync(context.Context) error {
+	if err := durable.SyncFS(l.dir); err != nil {
+		return fmt.Errorf("sync the file system of %s: %w", l.dir, err)
 	}
 	return nil
 }
 
-// clear removes what an earlier process was writing.
-func (l *Local) clear() error { return emptyFolder(filepath.Join(l.dir, txnFolder)) }
+// Clear removes what an earlier process was writing. Nobody may be writing anything.
+func (l *Local) Clear() error {
+	return errors.Join(EmptyFolder(filepath.Join(l.dir, txnFolder)), durable.Sweep(l.dir))
+}
 
-// emptyFolder removes everything in a folder; it makes the folder if there is none.
-func emptyFolder(dir string) error {
+// EmptyFolder removes everything in a folder for temporary files; it makes the folder if there is none.
+func EmptyFolder(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return os.MkdirAll(dir, 0o700)

@@ -1,4 +1,4 @@
-package publish
+package gc_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,11 +18,33 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/check"
+	"cvmfs-graphdriver/cvmfs/publish/gc"
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
-func collect(t testing.TB, r *Repository, o GCOptions) *GCSummary {
+func TestMain(m *testing.M) {
+	publishtest.Main(m, func(ctx context.Context, r *publish.Repository) error {
+		_, err := gc.Run(ctx, r, gc.Options{Grace: -1})
+		return err
+	})
+}
+
+// reopened is a repository some time later.
+func reopened(t testing.TB, r *publish.Repository, later time.Duration) *publish.Repository {
 	t.Helper()
-	s, err := r.GC(context.Background(), o)
+	r, err := publish.Open(r.Dir(), publish.Options{Now: func() time.Time { return time.Now().Add(later) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func collect(t testing.TB, r *publish.Repository, o gc.Options) *gc.Summary {
+	t.Helper()
+	s, err := gc.Run(context.Background(), r, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,11 +52,11 @@ func collect(t testing.TB, r *Repository, o GCOptions) *GCSummary {
 }
 
 // published makes a repository of so many revisions.
-func published(t testing.TB, revisions uint64) *Repository {
+func published(t testing.TB, revisions uint64) *publish.Repository {
 	t.Helper()
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(publish.Settings{}))
 	for number := uint64(1); number <= revisions; number++ {
-		if err := publishNumber(begin(t, r), number); err != nil {
+		if err := publishtest.PublishNumber(publishtest.Begin(t, r), number); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -41,11 +64,11 @@ func published(t testing.TB, revisions uint64) *Repository {
 }
 
 // contents lists all files of a repository with their content's digests.
-func contents(t testing.TB, r *Repository) map[string]string {
+func contents(t testing.TB, r *publish.Repository) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	err := r.storage.List(t.Context(), "", func(f Stored) error {
-		b, err := readStored(t.Context(), r.storage, f.Name, 1<<30)
+	err := r.Storage().List(t.Context(), "", func(f storage.File) error {
+		b, err := storage.ReadFile(t.Context(), r.Storage(), f.Name, 1<<30)
 		all[f.Name] = hash.SHA1.Digest(b).Hex()
 		return err
 	})
@@ -55,13 +78,17 @@ func contents(t testing.TB, r *Repository) map[string]string {
 	return all
 }
 
-func roots(t testing.TB, r *Repository) int {
+func roots(t testing.TB, r *publish.Repository) int {
 	t.Helper()
-	head, err := r.Head(t.Context())
+	path := filepath.Join(t.TempDir(), "reflog")
+	raw, err := storage.ReadFile(t.Context(), r.Storage(), history.ReflogFile, history.MaxSize)
+	if err == nil {
+		err = os.WriteFile(path, raw, 0o600)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, err := r.reflog(t.Context(), head.Manifest.Reflog)
+	log, err := history.ReadReflog(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +104,7 @@ func roots(t testing.TB, r *Repository) int {
 func TestCollectionKeepsTheNewestRevisionAndItsPredecessor(t *testing.T) {
 	r := published(t, 9)
 	before := len(contents(t, r))
-	s := collect(t, r, GCOptions{})
+	s := collect(t, r, gc.Options{})
 	// Revisions 9 and 8, which is trunk-previous, of 0 to 9.
 	if s.Kept != 2 || s.Removed != 8 || len(s.Tags) != 7 || s.Objects == 0 || s.Bytes == 0 || s.Orphans != 0 {
 		t.Errorf("%+v", s)
@@ -89,50 +116,50 @@ func TestCollectionKeepsTheNewestRevisionAndItsPredecessor(t *testing.T) {
 	if n := roots(t, r); n != 2 {
 		t.Errorf("%d revisions in the reflog", n)
 	}
-	checkNumber(t, r, 9)
-	mustBeSound(t, r)
-	if again := collect(t, r, GCOptions{Grace: -1}); again.Objects != 0 || again.Removed != 0 || again.Kept != 2 {
+	publishtest.CheckNumber(t, r, 9)
+	publishtest.MustBeSound(t, r)
+	if again := collect(t, r, gc.Options{Grace: -1}); again.Objects != 0 || again.Removed != 0 || again.Kept != 2 {
 		t.Errorf("a second collection found %+v", again)
 	}
-	status, err := readStored(t.Context(), r.storage, statusFile, 1000)
-	if err != nil || !strings.Contains(string(status), `"last_gc":"`+r.now().Format("Mon Jan")) {
+	status, err := storage.ReadFile(t.Context(), r.Storage(), ".cvmfs_status.json", 1000)
+	if err != nil || !strings.Contains(string(status), `"last_gc":"`+r.Now().Format("Mon Jan")) {
 		t.Errorf("status %q, %v", status, err)
 	}
-	if _, err := os.Stat(filepath.Join(r.Dir(), doomedFile)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(r.Dir(), "gc.doomed")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the list of what to remove is left: %v", err)
 	}
 	for number := uint64(10); number <= 12; number++ {
-		if err := publishNumber(begin(t, r), number); err != nil {
+		if err := publishtest.PublishNumber(publishtest.Begin(t, r), number); err != nil {
 			t.Fatal(err)
 		}
 	}
-	checkNumber(t, r, 12)
-	mustBeSound(t, r)
+	publishtest.CheckNumber(t, r, 12)
+	publishtest.MustBeSound(t, r)
 }
 
 func TestCollectionKeepsWhatItIsTold(t *testing.T) {
 	for name, c := range map[string]struct {
-		o       GCOptions
+		o       gc.Options
 		tagged  uint64
 		age     time.Duration // of all that was published
 		kept    int
 		removed int
 	}{
-		"three older ones":        {GCOptions{KeepRevisions: 3}, 0, 0, 4, 3},
-		"more than there are":     {GCOptions{KeepRevisions: 50}, 0, 0, 7, 0},
-		"those of an hour":        {GCOptions{KeepAge: time.Hour}, 0, 0, 7, 0},
-		"none of an hour":         {GCOptions{KeepAge: time.Hour}, 0, 2 * time.Hour, 2, 5},
-		"a tag":                   {GCOptions{}, 2, 0, 3, 4},
-		"a tag and one older one": {GCOptions{KeepRevisions: 1}, 2, 0, 3, 4},
+		"three older ones":        {gc.Options{KeepRevisions: 3}, 0, 0, 4, 3},
+		"more than there are":     {gc.Options{KeepRevisions: 50}, 0, 0, 7, 0},
+		"those of an hour":        {gc.Options{KeepAge: time.Hour}, 0, 0, 7, 0},
+		"none of an hour":         {gc.Options{KeepAge: time.Hour}, 0, 2 * time.Hour, 2, 5},
+		"a tag":                   {gc.Options{}, 2, 0, 3, 4},
+		"a tag and one older one": {gc.Options{KeepRevisions: 1}, 2, 0, 3, 4},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRepo(t, smallChunks(Settings{}))
+			r := publishtest.New(t, publishtest.Small(publish.Settings{}))
 			for number := uint64(1); number <= 6; number++ {
-				tx := begin(t, r)
+				tx := publishtest.Begin(t, r)
 				if err := tx.WriteFile(t.Context(), "/file", fmt.Append(nil, number), 0o644); err != nil {
 					t.Fatal(err)
 				}
-				o := CommitOptions{}
+				o := publish.CommitOptions{}
 				if number == c.tagged {
 					o.Tag = "release/1.0"
 				}
@@ -140,24 +167,20 @@ func TestCollectionKeepsWhatItIsTold(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			r.options.Now = func() time.Time { return time.Now().Add(c.age) }
+			r = reopened(t, r, c.age)
 			s := collect(t, r, c.o)
 			if s.Kept != c.kept || s.Removed != c.removed || roots(t, r) != c.kept {
 				t.Errorf("%+v with %d revisions left, want %d kept and %d removed", s, roots(t, r), c.kept, c.removed)
 			}
-			if got := mustBeSound(t, r); got.Revision != 6 {
+			if got := publishtest.MustBeSound(t, r); got.Revision != 6 {
 				t.Errorf("revision %d", got.Revision)
 			}
-			head, err := r.Head(t.Context())
+			tags, err := r.Tags(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			tags, err := r.history(t.Context(), head.Manifest)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, ok := tags.Find("release/1.0"); ok != (c.tagged != 0) {
-				t.Errorf("tags %+v", tags.Tags)
+			if ok := slices.ContainsFunc(tags, func(tag history.Tag) bool { return tag.Name == "release/1.0" }); ok != (c.tagged != 0) {
+				t.Errorf("tags %+v", tags)
 			}
 		})
 	}
@@ -166,11 +189,11 @@ func TestCollectionKeepsWhatItIsTold(t *testing.T) {
 func TestDryRunChangesNothing(t *testing.T) {
 	r := published(t, 7)
 	before := contents(t, r)
-	dry := collect(t, r, GCOptions{DryRun: true})
+	dry := collect(t, r, gc.Options{DryRun: true})
 	if diff := cmp.Diff(before, contents(t, r)); diff != "" {
 		t.Errorf("(-before +after)\n%s", diff)
 	}
-	if wet := collect(t, r, GCOptions{}); !cmp.Equal(dry, wet) {
+	if wet := collect(t, r, gc.Options{}); !cmp.Equal(dry, wet) {
 		t.Errorf("it told %+v and would do %+v", dry, wet)
 	}
 }
@@ -178,19 +201,16 @@ func TestDryRunChangesNothing(t *testing.T) {
 func TestOrphansGoWhenTheyAreOld(t *testing.T) {
 	r := published(t, 1)
 	orphan := func(content string, age time.Duration) string {
-		d, err := putObject(t.Context(), r.storage, r.algorithm, hash.Chunk, []byte(content))
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(r.Dir(), wwwFolder, r.FQRN(), d.Path(hash.Chunk))
+		d := publishtest.Object(t, r, hash.Chunk, []byte(content))
+		path := filepath.Join(r.Storage().String(), d.Path(hash.Chunk))
 		if err := os.Chtimes(path, time.Time{}, time.Now().Add(-age)); err != nil {
 			t.Fatal(err)
 		}
 		return d.Path(hash.Chunk)
 	}
 	old, young := orphan("old", 25*time.Hour), orphan("young", time.Hour)
-	put(t, r.storage, "data/ab/README", "not ours")
-	s := collect(t, r, GCOptions{KeepRevisions: 9})
+	publishtest.Put(t, r.Storage(), "data/ab/README", "not ours")
+	s := collect(t, r, gc.Options{KeepRevisions: 9})
 	if s.Orphans != 1 || s.Objects != 1 || s.Young != 1 || s.Foreign != 1 {
 		t.Errorf("%+v", s)
 	}
@@ -199,84 +219,89 @@ func TestOrphansGoWhenTheyAreOld(t *testing.T) {
 		t.Errorf("old left: %t, young left: %t, another's left: %t", left[old] != "", left[young] != "",
 			left["data/ab/README"] != "")
 	}
-	if s := collect(t, r, GCOptions{KeepRevisions: 9, Grace: -1}); s.Objects != 1 || contents(t, r)[young] != "" {
+	if s := collect(t, r, gc.Options{KeepRevisions: 9, Grace: -1}); s.Objects != 1 || contents(t, r)[young] != "" {
 		t.Errorf("without grace: %+v", s)
 	}
-	mustBeSound(t, r)
+	publishtest.MustBeSound(t, r)
 }
 
 // What a layer was made of is known by its content: after it was collected it must be stored again.
 func TestContentThatWasCollectedIsStoredAgain(t *testing.T) {
 	r := published(t, 9) // the layer of revision 1 went with 6
-	collect(t, r, GCOptions{})
-	tx := begin(t, r)
-	if err := publishNumber(tx, 1); err != nil {
+	collect(t, r, gc.Options{})
+	tx := publishtest.Begin(t, r)
+	if err := publishtest.PublishNumber(tx, 1); err != nil {
 		t.Fatal(err)
 	}
-	mustBeSound(t, r)
-	if got := readAll(t, reader(t, r), "/layers/1"); got["d3/f39"].Size == 0 {
+	publishtest.MustBeSound(t, r)
+	if got := publishtest.ReadAll(t, publishtest.Newest(t, r), "/layers/1"); got["d3/f39"].Size == 0 {
 		t.Errorf("%+v", got)
 	}
 }
 
 func TestReadersOfTheNewestRevisionNoticeNothing(t *testing.T) {
 	r := published(t, 7)
-	v := reader(t, r)
-	collect(t, r, GCOptions{Grace: -1})
-	before := readAll(t, v, "")
-	after := reader(t, r)
+	v := publishtest.Newest(t, r)
+	collect(t, r, gc.Options{Grace: -1})
+	before := publishtest.ReadAll(t, v, "")
+	after := publishtest.Newest(t, r)
 	if after.Number != v.Number {
 		t.Errorf("revision %d after %d", after.Number, v.Number)
 	}
-	if diff := cmp.Diff(before, readAll(t, after, "")); diff != "" {
+	if diff := cmp.Diff(before, publishtest.ReadAll(t, after, "")); diff != "" {
 		t.Errorf("(-before +after)\n%s", diff)
 	}
 }
 
 func TestCollectionIsRefused(t *testing.T) {
 	no := false
-	r := newRepo(t, smallChunks(Settings{GarbageCollectable: &no}))
-	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, ErrNotCollectable) {
+	r := publishtest.New(t, publishtest.Small(publish.Settings{GarbageCollectable: &no}))
+	if _, err := gc.Run(t.Context(), r, gc.Options{}); !errors.Is(err, gc.ErrNotCollectable) {
 		t.Errorf("a repository that isn't collectable: %v", err)
 	}
 	r = published(t, 7)
-	begun := begin(t, r)
-	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, ErrLocked) {
+	begun := publishtest.Begin(t, r)
+	if _, err := gc.Run(t.Context(), r, gc.Options{}); !errors.Is(err, publish.ErrLocked) {
 		t.Errorf("while a transaction runs: %v", err)
 	}
 	if err := begun.Abort(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.GC(t.Context(), GCOptions{KeepRevisions: -1}); err == nil {
+	if _, err := gc.Run(t.Context(), r, gc.Options{KeepRevisions: -1}); err == nil {
 		t.Error("it keeps -1 revisions")
 	}
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := newForger(t, r)
 	kept := contents(t, r)
-	stored, err := os.ReadFile(f.local(head.Manifest.Root.Path(hash.Catalog)))
+	root := filepath.Join(r.Storage().String(), head.Manifest.Root.Path(hash.Catalog))
+	stored, err := os.ReadFile(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.write(head.Manifest.Root.Path(hash.Catalog), "\x78\x9c\x03\x00\x00\x00\x00\x01")
-	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, errDamaged) {
+	overwrite := func(content []byte) {
+		if err := os.WriteFile(root, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overwrite([]byte("\x78\x9c\x03\x00\x00\x00\x00\x01"))
+	if _, err := gc.Run(t.Context(), r, gc.Options{}); !errors.Is(err, storage.ErrDamaged) {
 		t.Errorf("with a damaged catalog: %v", err)
 	}
-	f.write(head.Manifest.Root.Path(hash.Catalog), string(stored))
+	overwrite(stored)
 	if diff := cmp.Diff(kept, contents(t, r)); diff != "" {
 		t.Errorf("a collection that was refused changed something (-before +after)\n%s", diff)
 	}
-	r.options.Now = func() time.Time { return time.Now().AddDate(1, 0, 0) }
-	if _, err := r.GC(t.Context(), GCOptions{}); !errors.Is(err, ErrExpired) {
+	r = reopened(t, r, 366*24*time.Hour)
+	if _, err := gc.Run(t.Context(), r, gc.Options{}); !errors.Is(err, publish.ErrExpired) {
 		t.Errorf("with an expired whitelist: %v", err)
 	}
 }
 
 // mortal is a storage that can be changed so many times, and then no more.
 type mortal struct {
-	*Local
+	*storage.Local
 	mu   sync.Mutex
 	left int
 }
@@ -314,11 +339,11 @@ func (m *mortal) Remove(ctx context.Context, names ...string) error {
 
 // mustBeReadable checks a repository whose publisher died: its reflog may be ahead of its manifest, which the next to
 // take the lock mends. Readers have no business with it.
-func mustBeReadable(t testing.TB, r *Repository) {
+func mustBeReadable(t testing.TB, r *publish.Repository) {
 	t.Helper()
-	problems, _ := checkAll(t, r)
+	problems, _ := publishtest.Check(t, r)
 	for _, p := range problems {
-		if p.Rule != RuleReflog {
+		if p.Rule != check.RuleReflog {
 			t.Error(p)
 		}
 	}
@@ -333,34 +358,34 @@ func TestCollectionCutOffAnywhereIsFinishedByTheNext(t *testing.T) {
 			if err := os.CopyFS(dir, os.DirFS(whole.Dir())); err != nil {
 				t.Fatal(err)
 			}
-			local, err := OpenLocal(filepath.Join(dir, wwwFolder, whole.FQRN()))
+			local, err := storage.OpenLocal(filepath.Join(dir, "www/cvmfs", whole.FQRN()))
 			if err != nil {
 				t.Fatal(err)
 			}
-			dying, err := Open(dir, Options{Storage: &mortal{Local: local, left: left}})
+			dying, err := publish.Open(dir, publish.Options{Storage: &mortal{Local: local, left: left}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = dying.GC(t.Context(), GCOptions{})
+			_, err = gc.Run(t.Context(), dying, gc.Options{})
 			if done = err == nil; !done && !errors.Is(err, errDead) {
 				t.Fatal(err)
 			}
 			changes = left
-			r, err := Open(dir, Options{})
+			r, err := publish.Open(dir, publish.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			mustBeReadable(t, r)
-			checkNumber(t, r, 7)
+			publishtest.CheckNumber(t, r, 7)
 			if publishAgain {
-				if err := publishNumber(begin(t, r), 8); err != nil {
+				if err := publishtest.PublishNumber(publishtest.Begin(t, r), 8); err != nil {
 					t.Fatal(err)
 				}
 			}
-			collect(t, r, GCOptions{}) // within the grace: what was doomed goes nevertheless
-			mustBeSound(t, r)
+			collect(t, r, gc.Options{}) // within the grace: what was doomed goes nevertheless
+			publishtest.MustBeSound(t, r)
 			// The history that was to be published is an orphan, and young.
-			if s := collect(t, r, GCOptions{Grace: -1, DryRun: true}); s.Objects > 1 || s.Orphans != s.Objects {
+			if s := collect(t, r, gc.Options{Grace: -1, DryRun: true}); s.Objects > 1 || s.Orphans != s.Objects {
 				t.Errorf("cut off after %d changes, then finished, and %+v is left", left, s)
 			}
 		}
@@ -374,62 +399,41 @@ func TestCollectionCutOffAnywhereIsFinishedByTheNext(t *testing.T) {
 // first left as an orphan, and that it found to be removed.
 func TestHistoryThatACutOffCollectionStoredSurvivesTheNext(t *testing.T) {
 	r := published(t, 3)
-	local := r.storage.(*Local)
-	dying, err := Open(r.Dir(), Options{Storage: &mortal{Local: local, left: 1}}) // the history, and not the reflog
+	local := r.Storage().(*storage.Local)
+	dying, err := publish.Open(
+		r.Dir(),
+		publish.Options{Storage: &mortal{Local: local, left: 1}},
+	) // the history, and not the reflog
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := dying.GC(t.Context(), GCOptions{}); !errors.Is(err, errDead) {
+	if _, err := gc.Run(t.Context(), dying, gc.Options{}); !errors.Is(err, errDead) {
 		t.Fatalf("got %v, want a collection that was cut off", err)
 	}
-	collect(t, r, GCOptions{Grace: -1})
-	mustBeSound(t, r)
-	checkNumber(t, r, 3)
-	if s := collect(t, r, GCOptions{Grace: -1}); s.Objects != 0 {
+	collect(t, r, gc.Options{Grace: -1})
+	publishtest.MustBeSound(t, r)
+	publishtest.CheckNumber(t, r, 3)
+	if s := collect(t, r, gc.Options{Grace: -1}); s.Objects != 0 {
 		t.Errorf("a second collection found %+v", s)
 	}
 }
 
 func TestKilledWhileCollectingTheRepositoryIsSound(t *testing.T) {
 	const rounds = 15
-	r := newRepo(t, smallChunks(Settings{}))
+	r := publishtest.New(t, publishtest.Small(publish.Settings{}))
 	random := rand.New(rand.NewPCG(3, 4))
 	for range rounds {
-		killPublisher(t, r, time.Duration(random.IntN(200))*time.Millisecond, collectorEnv+"=yes")
+		publishtest.Kill(t, r, time.Duration(random.IntN(200))*time.Millisecond)
 		head, err := r.Head(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		checkNumber(t, r, head.Manifest.Revision)
+		publishtest.CheckNumber(t, r, head.Manifest.Revision)
 		mustBeReadable(t, r)
 	}
-	collect(t, r, GCOptions{Grace: -1})
-	mustBeSound(t, r)
-	if s := collect(t, r, GCOptions{Grace: -1}); s.Objects != 0 {
+	collect(t, r, gc.Options{Grace: -1})
+	publishtest.MustBeSound(t, r)
+	if s := collect(t, r, gc.Options{Grace: -1}); s.Objects != 0 {
 		t.Errorf("a second collection found %+v", s)
-	}
-}
-
-func TestNamesOfObjectsAreReadBack(t *testing.T) {
-	for a := hash.SHA1; a.Valid(); a++ {
-		for _, suffix := range []hash.Suffix{
-			hash.File, hash.Chunk, hash.Catalog, hash.History, hash.Certificate,
-			hash.Metainfo,
-		} {
-			d := a.Digest([]byte(suffix))
-			if got, ok := parseObject(d.Path(suffix)); !ok || got != objectNamed(d, suffix) {
-				t.Errorf("%s is %+v, %t", d.Path(suffix), got, ok)
-			}
-		}
-	}
-	d := hash.SHA1.Digest(nil)
-	for _, name := range []string{
-		"", "data/", "data/ab", "data/ab/", "data/txn/1.2", d.Path("L"), "x" + d.Path(""), d.Path("") + "/x",
-		strings.ToUpper(d.Path("")),
-		"data/" + d.Hex(), "data/" + d.Hex()[:1] + "/" + d.Hex()[1:], d.Path("CC"),
-	} {
-		if got, ok := parseObject(name); ok {
-			t.Errorf("%q is %+v", name, got)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package publish
+package storage
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 
 func put(t *testing.T, s Storage, name, content string) {
 	t.Helper()
-	if err := putBytes(context.Background(), s, name, []byte(content)); err != nil {
+	if err := s.Put(context.Background(), name, strings.NewReader(content), int64(len(content))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -40,7 +40,7 @@ func TestLocalStorageKeepsWhatIsPut(t *testing.T) {
 				put(t, l, name, content)
 			}
 			got := map[string]string{}
-			err = l.List(ctx, "", func(s Stored) error {
+			err = l.List(ctx, "", func(s File) error {
 				f, err := l.Get(ctx, s.Name)
 				if err != nil {
 					return err
@@ -92,7 +92,7 @@ func TestLocalStorageListsByPrefix(t *testing.T) {
 		"none":      nil,
 	} {
 		var got []string
-		err := l.List(t.Context(), prefix, func(s Stored) error {
+		err := l.List(t.Context(), prefix, func(s File) error {
 			got = append(got, s.Name)
 			return nil
 		})

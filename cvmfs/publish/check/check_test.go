@@ -1,4 +1,4 @@
-package publish
+package check_test
 
 import (
 	"archive/tar"
@@ -20,15 +20,21 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/cvmfs/publish/check"
+	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// checked returns what Check finds.
-func checked(t testing.TB, from Served, o CheckOptions) ([]Problem, *CheckSummary) {
+func TestMain(m *testing.M) { publishtest.Main(m, nil) }
+
+// checked returns what Run finds.
+func checked(t testing.TB, from storage.Reader, o check.Options) ([]check.Problem, *check.Summary) {
 	t.Helper()
-	var all []Problem
-	s, err := Check(context.Background(), from, o, func(p Problem) { all = append(all, p) })
+	var all []check.Problem
+	s, err := check.Run(context.Background(), from, o, func(p check.Problem) { all = append(all, p) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,88 +44,98 @@ func checked(t testing.TB, from Served, o CheckOptions) ([]Problem, *CheckSummar
 	return all, s
 }
 
-// checkAll checks a repository of ours to the last byte.
-func checkAll(t testing.TB, r *Repository) ([]Problem, *CheckSummary) {
-	t.Helper()
-	keys, err := r.MasterKeys()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return checked(t, r.Storage(), CheckOptions{FQRN: r.FQRN(), Keys: keys, Content: true, Dir: t.TempDir()})
-}
-
-// mustBeSound has a repository without a problem.
-func mustBeSound(t testing.TB, r *Repository) *CheckSummary {
-	t.Helper()
-	problems, s := checkAll(t, r)
-	for _, p := range problems {
-		t.Error(p)
-	}
-	return s
-}
-
 func TestReferenceRepositoriesAreSound(t *testing.T) {
-	for _, testFQRN := range []string{"features.example.org", "images.example.org", "shake.example.org"} {
-		dir := testutil.Repository(t, testFQRN)
-		keys, err := trust.LoadKeys(testutil.PublicKey(t, testFQRN))
+	for _, fqrn := range []string{"features.example.org", "images.example.org", "shake.example.org"} {
+		dir := testutil.Repository(t, fqrn)
+		keys, err := trust.LoadKeys(testutil.PublicKey(t, fqrn))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, content := range []bool{true, false} {
-			problems, s := checked(t, &Local{dir: dir}, CheckOptions{
-				FQRN: testFQRN, Keys: keys, Content: content,
+			problems, s := checked(t, open(t, dir), check.Options{
+				FQRN: fqrn, Keys: keys, Content: content,
 				Dir: t.TempDir(),
 			})
 			for _, p := range problems {
-				t.Errorf("%s: %v", testFQRN, p)
+				t.Errorf("%s: %v", fqrn, p)
 			}
 			if s.Catalogs < 3 || s.Entries < 80 || s.Objects < 10 || s.Roots < 2 {
-				t.Errorf("%s: looked at %+v", testFQRN, s)
+				t.Errorf("%s: looked at %+v", fqrn, s)
 			}
 		}
 	}
 }
 
-// soundRepo has one of each thing rules are about.
-func soundRepo(t testing.TB) *Repository {
+// open opens a reference repository.
+func open(t testing.TB, dir string) *storage.Local {
 	t.Helper()
-	r := newRepo(t, smallChunks(Settings{}))
-	tx := begin(t, r)
-	ingest(t, tx, "/layers/one", pack(t,
-		folder755("dir/"), folder755("dir/sub/"), file644("dir/a", "linked"), hardLink("dir/b", "dir/a"),
-		file644("dir/sub/single", "1"),
-		file644("big", string(sample(60_000))), file644("empty", ""),
-		item{tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "big", Mode: 0o777, ModTime: at}, ""},
-		item{tar.Header{Typeflag: tar.TypeFifo, Name: "pipe", Mode: 0o600, ModTime: at}, ""},
-		item{tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3, ModTime: at}, ""},
+	if err := os.MkdirAll(filepath.Join(dir, "data/txn"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := storage.OpenLocal(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// soundRepo has one of each thing rules are about.
+func soundRepo(t testing.TB) *publish.Repository {
+	t.Helper()
+	r := publishtest.New(t, publishtest.Small(publish.Settings{}))
+	tx := publishtest.Begin(t, r)
+	publishtest.Ingest(t, tx, "/layers/one", publishtest.Pack(
+		t,
+		publishtest.Folder(
+			"dir/",
+		),
+		publishtest.Folder("dir/sub/"),
+		publishtest.File("dir/a", "linked"),
+		publishtest.HardLink("dir/b", "dir/a"),
+		publishtest.File("dir/sub/single", "1"),
+		publishtest.File("big", string(testutil.Sample(60_000))),
+		publishtest.File("empty", ""),
+		publishtest.Entry(
+			tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "big", Mode: 0o777, ModTime: publishtest.At},
+			"",
+		),
+		publishtest.Entry(tar.Header{Typeflag: tar.TypeFifo, Name: "pipe", Mode: 0o600, ModTime: publishtest.At}, ""),
+		publishtest.Entry(
+			tar.Header{
+				Typeflag: tar.TypeChar,
+				Name:     "null",
+				Mode:     0o666,
+				Devmajor: 1,
+				Devminor: 3,
+				ModTime:  publishtest.At,
+			},
+			"",
+		),
 	))
 	if err := tx.WriteFile(t.Context(), "/layers/one.record.json", []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	commit(t, tx)
+	publishtest.Commit(t, tx)
 	return r
 }
 
 // forger changes a repository's databases and signs what comes of it.
 type forger struct {
 	t    testing.TB
-	r    *Repository
+	r    *publish.Repository
+	d    *publish.Draft
 	m    manifest.Manifest
 	tags *history.History
-	log  *history.Reflog
 }
 
-func newForger(t testing.TB, r *Repository) *forger {
+func newForger(t testing.TB, r *publish.Repository) *forger {
 	t.Helper()
-	head, err := r.Head(t.Context())
+	d, err := r.Draft(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &forger{t: t, r: r, m: *head.Manifest}
-	if f.tags, err = r.history(t.Context(), &f.m); err != nil {
-		t.Fatal(err)
-	}
-	if f.log, err = r.reflog(t.Context(), f.m.Reflog); err != nil {
+	f := &forger{t: t, r: r, d: d, m: *d.Head}
+	if f.tags, err = d.Tags(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -129,7 +145,7 @@ func newForger(t testing.TB, r *Repository) *forger {
 func (f *forger) edit(d hash.Digest, s hash.Suffix, statements ...string) (hash.Digest, int64) {
 	f.t.Helper()
 	path := filepath.Join(f.t.TempDir(), "database")
-	if err := f.r.fetchDatabase(f.t.Context(), d, s, 1<<30, path); err != nil {
+	if err := storage.FetchDatabase(f.t.Context(), f.r.Storage(), d, s, 1<<30, path); err != nil {
 		f.t.Fatal(err)
 	}
 	db, err := sql.Open("sqlite", path)
@@ -148,11 +164,7 @@ func (f *forger) edit(d hash.Digest, s hash.Suffix, statements ...string) (hash.
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	changed, err := putObject(f.t.Context(), f.r.storage, f.r.algorithm, s, plain)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	return changed, int64(len(plain))
+	return publishtest.Object(f.t, f.r, s, plain), int64(len(plain))
 }
 
 // root changes the root catalog.
@@ -168,7 +180,7 @@ func (f *forger) root(statements ...string) {
 func (f *forger) layer(statements ...string) {
 	f.t.Helper()
 	top := filepath.Join(f.t.TempDir(), "root")
-	if err := f.r.fetchCatalog(f.t.Context(), f.m.Root, top); err != nil {
+	if err := storage.FetchDatabase(f.t.Context(), f.r.Storage(), f.m.Root, hash.Catalog, 1<<30, top); err != nil {
 		f.t.Fatal(err)
 	}
 	c, err := catalog.Open(top)
@@ -186,11 +198,7 @@ func (f *forger) layer(statements ...string) {
 // publish signs it all.
 func (f *forger) publish() {
 	f.t.Helper()
-	key, _, pem, err := f.r.signer()
-	if err == nil {
-		err = f.r.publish(f.t.Context(), &f.m, f.tags, f.log, pem, key)
-	}
-	if err != nil {
+	if err := f.d.Publish(f.t.Context(), &f.m, f.tags); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -198,18 +206,24 @@ func (f *forger) publish() {
 // resign signs the manifest alone.
 func (f *forger) resign() {
 	f.t.Helper()
-	key, _, _, err := f.r.signer()
-	if err == nil {
-		err = f.r.putManifest(f.t.Context(), &f.m, key)
-	}
+	text, err := f.m.Text()
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	key, err := trust.LoadPrivateKey(strings.TrimSuffix(f.r.MasterKeyFile(), ".pub") + ".key")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	letter, err := trust.SignManifest(text, f.m.Root.Algorithm, key)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	publishtest.Put(f.t, f.r.Storage(), manifest.FileName, string(letter))
 }
 
 // local is the path of a file of the repository.
 func (f *forger) local(name string) string {
-	return filepath.Join(f.r.Dir(), wwwFolder, f.r.FQRN(), name)
+	return filepath.Join(f.r.Storage().String(), name)
 }
 
 func (f *forger) write(name, content string) {
@@ -237,15 +251,7 @@ func rootSQL(statements ...string) func(*forger) {
 
 // objectOf returns the name of a file's object.
 func objectOf(content string) string {
-	e, err := newEncoder(hash.SHA1, hash.Zlib)
-	if err != nil {
-		panic(err)
-	}
-	_, d, err := e.encode([]byte(content))
-	if err != nil {
-		panic(err)
-	}
-	return d.Path(hash.File)
+	return hash.SHA1.Digest(publishtest.Stored([]byte(content))).Path(hash.File)
 }
 
 // pathSQL sets a row's hashes.
@@ -264,259 +270,259 @@ func TestEachRuleBrokenOnPurposeIsFoundByName(t *testing.T) {
 		"nothing, but signed again": {func(f *forger) { f.layer(); f.publish() }, nil},
 
 		// The repository as a whole.
-		"no manifest":           {func(f *forger) { f.remove(manifestFile) }, []string{RuleSignature}},
-		"a manifest of garbage": {func(f *forger) { f.write(manifestFile, "garbage") }, []string{RuleSignature}},
+		"no manifest":           {func(f *forger) { f.remove(manifest.FileName) }, []string{check.RuleSignature}},
+		"a manifest of garbage": {func(f *forger) { f.write(manifest.FileName, "garbage") }, []string{check.RuleSignature}},
 		"a changed manifest": {
-			func(f *forger) { f.tamper(manifestFile, "\nD240", "\nD241") },
-			[]string{RuleSignature},
+			func(f *forger) { f.tamper(manifest.FileName, "\nD240", "\nD241") },
+			[]string{check.RuleSignature},
 		},
-		"no whitelist": {func(f *forger) { f.remove(whitelistFile) }, []string{RuleSignature}},
+		"no whitelist": {func(f *forger) { f.remove(trust.WhitelistFile) }, []string{check.RuleSignature}},
 		"no certificate": {
 			func(f *forger) { f.remove(f.m.Certificate.Path(hash.Certificate)) },
-			[]string{RuleSignature},
+			[]string{check.RuleSignature},
 		},
-		"another revision":  {func(f *forger) { f.m.Revision++; f.resign() }, []string{RuleManifest, RuleHistory}},
-		"another TTL":       {func(f *forger) { f.m.TTL *= 2; f.resign() }, []string{RuleManifest}},
-		"another root size": {func(f *forger) { f.m.RootSize++; f.resign() }, []string{RuleSize}},
+		"another revision":  {func(f *forger) { f.m.Revision++; f.resign() }, []string{check.RuleManifest, check.RuleHistory}},
+		"another TTL":       {func(f *forger) { f.m.TTL *= 2; f.resign() }, []string{check.RuleManifest}},
+		"another root size": {func(f *forger) { f.m.RootSize++; f.resign() }, []string{check.RuleSize}},
 		"no metainfo": {
 			func(f *forger) { f.remove(f.m.Metainfo.Path(hash.Metainfo)) },
-			[]string{RuleMetainfo},
+			[]string{check.RuleMetainfo},
 		},
 		"metainfo of words": {
 			func(f *forger) { f.m.Metainfo = f.object(hash.Metainfo, "words"); f.publish() },
-			[]string{RuleMetainfo},
+			[]string{check.RuleMetainfo},
 		},
-		"no reflog":              {func(f *forger) { f.remove(reflogFile) }, []string{RuleReflog}},
-		"a reflog of garbage":    {func(f *forger) { f.write(reflogFile, "garbage") }, []string{RuleReflog}},
-		"a reflog nobody summed": {func(f *forger) { f.m.Reflog = hash.Digest{}; f.resign() }, []string{RuleReflog}},
+		"no reflog":              {func(f *forger) { f.remove(history.ReflogFile) }, []string{check.RuleReflog}},
+		"a reflog of garbage":    {func(f *forger) { f.write(history.ReflogFile, "garbage") }, []string{check.RuleReflog}},
+		"a reflog nobody summed": {func(f *forger) { f.m.Reflog = hash.Digest{}; f.resign() }, []string{check.RuleReflog}},
 		"a reflog without the root": {func(f *forger) {
-			f.log.Refs = slices.DeleteFunc(f.log.Refs, func(r history.Ref) bool { return r.Digest == f.m.Root })
+			f.d.Reflog.Refs = slices.DeleteFunc(f.d.Reflog.Refs, func(r history.Ref) bool { return r.Digest == f.m.Root })
 			f.relog()
-		}, []string{RuleReflog}},
-		"another's reflog": {func(f *forger) { f.log.FQRN = "other.example.org"; f.relog() }, []string{RuleReflog}},
-		"no history":       {func(f *forger) { f.remove(f.m.History.Path(hash.History)) }, []string{RuleHistory}},
+		}, []string{check.RuleReflog}},
+		"another's reflog": {func(f *forger) { f.d.Reflog.FQRN = "other.example.org"; f.relog() }, []string{check.RuleReflog}},
+		"no history":       {func(f *forger) { f.remove(f.m.History.Path(hash.History)) }, []string{check.RuleHistory}},
 		"a trunk that stayed": {
 			func(f *forger) { f.tagSQL("UPDATE tags SET revision = 0 WHERE name = 'trunk'") },
-			[]string{RuleHistory},
+			[]string{check.RuleHistory},
 		},
 		"a branch without tag": {
 			func(f *forger) { f.tagSQL("INSERT INTO branches VALUES ('x', '', 0)") },
-			[]string{RuleHistory},
+			[]string{check.RuleHistory},
 		},
 		"a branch with a bad name": {func(f *forger) {
 			f.tagSQL("INSERT INTO branches VALUES ('x y', '', 0)",
 				"UPDATE tags SET branch = 'x y' WHERE name = 'trunk-previous'")
-		}, []string{RuleHistory}},
-		"no tags at all":     {func(f *forger) { f.tagSQL("DELETE FROM tags") }, []string{RuleHistory}},
-		"a tag of no branch": {func(f *forger) { f.tagSQL("UPDATE tags SET branch = 'y' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
+		}, []string{check.RuleHistory}},
+		"no tags at all":     {func(f *forger) { f.tagSQL("DELETE FROM tags") }, []string{check.RuleHistory}},
+		"a tag of no branch": {func(f *forger) { f.tagSQL("UPDATE tags SET branch = 'y' WHERE name = 'trunk-previous'") }, []string{check.RuleHistory}},
 		"a tag before its branch": {
 			func(f *forger) { f.tagSQL("UPDATE branches SET initial_revision = 1") },
-			[]string{RuleHistory},
+			[]string{check.RuleHistory},
 		},
-		"a tag from the future": {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
-		"a tag with a bad name": {func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") }, []string{RuleHistory}},
-		"another's history":     {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'testFQRN'") }, []string{RuleHistory}},
-		"a tag's wrong size":    {func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") }, []string{RuleSize}},
+		"a tag from the future": {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") }, []string{check.RuleHistory}},
+		"a tag with a bad name": {func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") }, []string{check.RuleHistory}},
+		"another's history":     {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'fqrn'") }, []string{check.RuleHistory}},
+		"a tag's wrong size":    {func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") }, []string{check.RuleSize}},
 		"a tag of nothing": {func(f *forger) {
 			f.tagSQL("UPDATE tags SET hash = '" + strings.Repeat("ab", 20) + "' WHERE name = 'trunk-previous'")
-		}, []string{RuleCatalog}},
-		"alternative names": {func(f *forger) { f.m.AltPaths = true; f.resign() }, []string{RuleAltPaths}},
+		}, []string{check.RuleCatalog}},
+		"alternative names": {func(f *forger) { f.m.AltPaths = true; f.resign() }, []string{check.RuleAltPaths}},
 
 		// Catalogs.
 		"no root catalog": {
 			func(f *forger) { f.remove(f.m.Root.Path(hash.Catalog)) },
-			[]string{RuleCatalog},
+			[]string{check.RuleCatalog},
 		},
 		"a damaged root catalog": {func(f *forger) {
 			f.write(f.m.Root.Path(hash.Catalog),
 				"\x78\x9c\x03\x00\x00\x00\x00\x01")
-		}, []string{RuleCatalog}},
+		}, []string{check.RuleCatalog}},
 		"another schema": {
 			layerSQL("UPDATE properties SET value = '2.6' WHERE key = 'schema'"),
-			[]string{RuleCatalog},
+			[]string{check.RuleCatalog},
 		},
-		"a write-ahead log": {layerSQL("PRAGMA journal_mode = WAL"), []string{RuleCatalog}},
+		"a write-ahead log": {layerSQL("PRAGMA journal_mode = WAL"), []string{check.RuleCatalog}},
 		"a view for a table": {
 			layerSQL("DROP TABLE chunks",
 				"CREATE VIEW chunks AS SELECT 0 md5path_1, 0 md5path_2, 0 offset, 0 size, x'00' hash"),
-			[]string{RuleCatalog},
+			[]string{check.RuleCatalog},
 		},
-		"a catalog elsewhere":             {layerSQL("UPDATE properties SET value = '/layers/two' WHERE key = 'root_prefix'"), []string{RulePrefix}},
-		"a nested catalog's wrong size":   {rootSQL("UPDATE nested_catalogs SET size = size + 1"), []string{RuleSize}},
-		"a nested catalog without digest": {rootSQL("UPDATE nested_catalogs SET sha1 = ''"), []string{RuleMounts}},
+		"a catalog elsewhere":             {layerSQL("UPDATE properties SET value = '/layers/two' WHERE key = 'root_prefix'"), []string{check.RulePrefix}},
+		"a nested catalog's wrong size":   {rootSQL("UPDATE nested_catalogs SET size = size + 1"), []string{check.RuleSize}},
+		"a nested catalog without digest": {rootSQL("UPDATE nested_catalogs SET sha1 = ''"), []string{check.RuleMounts}},
 		"no row for the root": {
 			layerSQL("DELETE FROM catalog WHERE flags & 32",
 				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_dir'"),
-			[]string{RuleRoot, RuleFolder, RuleStatistics},
+			[]string{check.RuleRoot, check.RuleFolder, check.RuleStatistics},
 		},
 		"another mode": {
 			layerSQL("UPDATE catalog SET mode = mode | 2 WHERE flags & 32"),
-			[]string{RuleRoot},
+			[]string{check.RuleRoot},
 		},
 		"another time": {
 			layerSQL("UPDATE catalog SET mtime = 1 WHERE flags & 32"),
-			[]string{RuleRoot},
+			[]string{check.RuleRoot},
 		},
 		"no nanoseconds": {
 			layerSQL("UPDATE catalog SET mtimens = NULL WHERE flags & 32"),
-			[]string{RuleRoot},
+			[]string{check.RuleRoot},
 		},
-		"attributes on one side": {layerSQL("UPDATE catalog SET xattr = x'01010603757365722e6178797a' WHERE flags & 32", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRoot, RuleStatistics}},
+		"attributes on one side": {layerSQL("UPDATE catalog SET xattr = x'01010603757365722e6178797a' WHERE flags & 32", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{check.RuleRoot, check.RuleStatistics}},
 		"no name for the root": {
 			layerSQL("UPDATE catalog SET name = '' WHERE flags & 32"),
-			[]string{RuleRoot, RuleRow},
+			[]string{check.RuleRoot, check.RuleRow},
 		},
 		"a root without its flag": {
 			layerSQL("UPDATE catalog SET flags = 1 WHERE flags & 32"),
-			[]string{RuleRoot},
+			[]string{check.RuleRoot},
 		},
 		"a root with a parent": {
 			rootSQL("UPDATE catalog SET parent_1 = 1 WHERE name = ''"),
-			[]string{RuleRoot},
+			[]string{check.RuleRoot},
 		},
 		"a mount without flag": {
 			rootSQL("UPDATE catalog SET flags = 1 WHERE name = 'one'"),
-			[]string{RuleMounts, RuleFolder},
+			[]string{check.RuleMounts, check.RuleFolder},
 		},
 		"a mount without catalog": {
 			rootSQL("UPDATE catalog SET flags = 3 WHERE name = 'layers'"),
-			[]string{RuleMounts},
+			[]string{check.RuleMounts},
 		},
 		"a row below a mount": {rootSQL("UPDATE catalog SET " + pathSQL("md5path", "/layers/one/x") + ", " +
-			pathSQL("parent", "/layers/one") + ", name = 'x' WHERE name = 'one.record.json'"), []string{RuleMounts}},
+			pathSQL("parent", "/layers/one") + ", name = 'x' WHERE name = 'one.record.json'"), []string{check.RuleMounts}},
 		"a mount listed twice": {
 			rootSQL("INSERT INTO bind_mountpoints SELECT * FROM nested_catalogs"),
-			[]string{RuleMounts},
+			[]string{check.RuleMounts},
 		},
 		"a nested flag inside": {
 			layerSQL("UPDATE catalog SET flags = 33 WHERE name = 'sub'"),
-			[]string{RuleMounts},
+			[]string{check.RuleMounts},
 		},
 		"an orphan": {
 			layerSQL("UPDATE catalog SET parent_1 = 1 WHERE name = 'single'"),
-			[]string{RuleTree},
+			[]string{check.RuleTree},
 		},
 		"folders in a circle": {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") +
-			" WHERE name = 'sub'"), []string{RuleTree, RuleFolder}},
+			" WHERE name = 'sub'"), []string{check.RuleTree, check.RuleFolder}},
 		"a row at another path": {
 			layerSQL("UPDATE catalog SET name = 'other' WHERE name = 'single'"),
-			[]string{RuleTree},
+			[]string{check.RuleTree},
 		},
-		"a wrong counter": {layerSQL("UPDATE statistics SET value = value + 1 WHERE counter = 'self_regular'"), []string{RuleStatistics}},
-		"a wrong sum":     {rootSQL("UPDATE statistics SET value = value - 1 WHERE counter = 'subtree_file_size'"), []string{RuleStatistics}},
+		"a wrong counter": {layerSQL("UPDATE statistics SET value = value + 1 WHERE counter = 'self_regular'"), []string{check.RuleStatistics}},
+		"a wrong sum":     {rootSQL("UPDATE statistics SET value = value - 1 WHERE counter = 'subtree_file_size'"), []string{check.RuleStatistics}},
 		"a missing counter": {
 			layerSQL("DELETE FROM statistics WHERE counter = 'self_external'"),
-			[]string{RuleStatistics},
+			[]string{check.RuleStatistics},
 		},
 
 		// Rows.
 		"a name of NULL": {
 			layerSQL("UPDATE catalog SET name = NULL WHERE name = 'single'"),
-			[]string{RuleRow, RuleTree},
+			[]string{check.RuleRow, check.RuleTree},
 		},
 		"a target of NULL": {
 			layerSQL("UPDATE catalog SET symlink = NULL WHERE name = 'single'"),
-			[]string{RuleRow},
+			[]string{check.RuleRow},
 		},
 		"no links": {
 			layerSQL("UPDATE catalog SET hardlinks = 0 WHERE name = 'single'"),
-			[]string{RuleRow},
+			[]string{check.RuleRow},
 		},
-		"no type":              {layerSQL("UPDATE catalog SET mode = 0 WHERE name = 'pipe'"), []string{RuleRow}},
-		"a link's wrong flags": {layerSQL("UPDATE catalog SET flags = 8 WHERE name = 'link'"), []string{RuleRow}},
+		"no type":              {layerSQL("UPDATE catalog SET mode = 0 WHERE name = 'pipe'"), []string{check.RuleRow}},
+		"a link's wrong flags": {layerSQL("UPDATE catalog SET flags = 8 WHERE name = 'link'"), []string{check.RuleRow}},
 		"an unknown digest": {
 			layerSQL("UPDATE catalog SET flags = flags | 0x300 WHERE name = 'single'"),
-			[]string{RuleRow},
+			[]string{check.RuleRow},
 		},
 		"broken attributes": {layerSQL("UPDATE catalog SET xattr = x'0201' WHERE name = 'single'",
-			"UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRow, RuleStatistics}},
+			"UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{check.RuleRow, check.RuleStatistics}},
 		"text for a number": {
 			layerSQL("UPDATE catalog SET size = 'large' WHERE name = 'single'"),
-			[]string{RuleCatalog},
+			[]string{check.RuleCatalog},
 		},
 		"a marker too few": {
 			layerSQL("DELETE FROM catalog WHERE name = '.cvmfscatalog'",
 				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_regular'"),
-			[]string{RuleMarker, RuleStatistics},
+			[]string{check.RuleMarker, check.RuleStatistics},
 		},
 		"a marker within": {layerSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("md5path",
-			"/layers/one/dir/sub/.cvmfscatalog") + " WHERE name = 'single'"), []string{RuleMarker}},
+			"/layers/one/dir/sub/.cvmfscatalog") + " WHERE name = 'single'"), []string{check.RuleMarker}},
 		"a marker in the top": {rootSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("parent", "") +
-			", " + pathSQL("md5path", "/.cvmfscatalog") + " WHERE name = 'one.record.json'"), []string{RuleMarker}},
+			", " + pathSQL("md5path", "/.cvmfscatalog") + " WHERE name = 'one.record.json'"), []string{check.RuleMarker}},
 		"a file without digest": {
 			layerSQL("UPDATE catalog SET hash = NULL WHERE name = 'single'"),
-			[]string{RuleContent},
+			[]string{check.RuleContent},
 		},
 		"a folder with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
-			"' WHERE name = 'sub'"), []string{RuleContent}},
+			"' WHERE name = 'sub'"), []string{check.RuleContent}},
 		"a link with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
-			"' WHERE name = 'link'"), []string{RuleContent}},
+			"' WHERE name = 'link'"), []string{check.RuleContent}},
 		"a pipe with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
-			"' WHERE name = 'pipe'"), []string{RuleContent}},
+			"' WHERE name = 'pipe'"), []string{check.RuleContent}},
 		"an external pipe": {
 			layerSQL("UPDATE catalog SET flags = flags | 0x80 WHERE name = 'pipe'"),
-			[]string{RuleContent},
+			[]string{check.RuleContent},
 		},
 		"a chunk too few": {
 			layerSQL("DELETE FROM chunks WHERE offset = 0",
 				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_chunks'"),
-			[]string{RuleChunks, RuleStatistics},
+			[]string{check.RuleChunks, check.RuleStatistics},
 		},
 		"no chunks": {layerSQL("DELETE FROM chunks",
-			"UPDATE statistics SET value = 0 WHERE counter = 'self_chunks'"), []string{RuleChunks, RuleStatistics}},
+			"UPDATE statistics SET value = 0 WHERE counter = 'self_chunks'"), []string{check.RuleChunks, check.RuleStatistics}},
 		"a chunk of nobody": {
 			layerSQL("UPDATE chunks SET md5path_1 = 1 WHERE offset > 40000"),
-			[]string{RuleChunks},
+			[]string{check.RuleChunks},
 		},
 		"links without group": {
 			layerSQL("UPDATE catalog SET hardlinks = 2 WHERE name IN ('a', 'b')"),
-			[]string{RuleLinks},
+			[]string{check.RuleLinks},
 		},
-		"a lost link": {layerSQL("UPDATE catalog SET hardlinks = 1 WHERE name = 'b'"), []string{RuleLinks}},
+		"a lost link": {layerSQL("UPDATE catalog SET hardlinks = 1 WHERE name = 'b'"), []string{check.RuleLinks}},
 		"links that differ": {
 			layerSQL("UPDATE catalog SET mode = mode | 1 WHERE name = 'b'"),
-			[]string{RuleLinks},
+			[]string{check.RuleLinks},
 		},
 		"links across folders": {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") + ", " +
-			pathSQL("md5path", "/layers/one/dir/sub/b") + " WHERE name = 'b'"), []string{RuleLinks}},
+			pathSQL("md5path", "/layers/one/dir/sub/b") + " WHERE name = 'b'"), []string{check.RuleLinks}},
 		"a folder in a group": {
 			layerSQL("UPDATE catalog SET hardlinks = (7 << 32) | 2 WHERE name = 'sub'"),
-			[]string{RuleFolder},
+			[]string{check.RuleFolder},
 		},
 		"a folder's wrong count": {
 			layerSQL("UPDATE catalog SET hardlinks = 5 WHERE name = 'dir'"),
-			[]string{RuleFolder},
+			[]string{check.RuleFolder},
 		},
 		"a folder read directly": {
 			layerSQL("UPDATE catalog SET flags = flags | 0x10000 WHERE name = 'dir'"),
-			[]string{RuleFolder},
+			[]string{check.RuleFolder},
 		},
-		"a pipe with a size": {layerSQL("UPDATE catalog SET size = 5 WHERE name = 'pipe'"), []string{RuleSpecial}},
+		"a pipe with a size": {layerSQL("UPDATE catalog SET size = 5 WHERE name = 'pipe'"), []string{check.RuleSpecial}},
 		"a device with target": {
 			layerSQL("UPDATE catalog SET symlink = 'x' WHERE name = 'null'"),
-			[]string{RuleSpecial},
+			[]string{check.RuleSpecial},
 		},
-		"a link to nowhere": {layerSQL("UPDATE catalog SET symlink = '' WHERE name = 'link'"), []string{RuleRow}},
+		"a link to nowhere": {layerSQL("UPDATE catalog SET symlink = '' WHERE name = 'link'"), []string{check.RuleRow}},
 
 		// Objects.
-		"a missing object": {func(f *forger) { f.remove(objectOf("1")) }, []string{RuleObject}},
+		"a missing object": {func(f *forger) { f.remove(objectOf("1")) }, []string{check.RuleObject}},
 		"a damaged object": {
 			func(f *forger) { f.write(objectOf("1"), "\x78\x9c\x03\x00\x00\x00\x00\x01") },
-			[]string{RuleObject},
+			[]string{check.RuleObject},
 		},
-		"a cut object":    {func(f *forger) { f.write(objectOf("linked"), "\x78\x9c") }, []string{RuleObject}},
-		"an empty object": {func(f *forger) { f.write(objectOf("linked"), "") }, []string{RuleObject}},
+		"a cut object":    {func(f *forger) { f.write(objectOf("linked"), "\x78\x9c") }, []string{check.RuleObject}},
+		"an empty object": {func(f *forger) { f.write(objectOf("linked"), "") }, []string{check.RuleObject}},
 		"another size": {
 			layerSQL("UPDATE catalog SET size = 2 WHERE name = 'single'",
 				"UPDATE statistics SET value = value + 1 WHERE counter = 'self_file_size'"),
-			[]string{RuleObject, RuleStatistics},
+			[]string{check.RuleObject, check.RuleStatistics},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // most of the time is spent on waiting for the disk
 			r := soundRepo(t)
 			c.spoil(newForger(t, r))
-			problems, _ := checkAll(t, r)
+			problems, _ := publishtest.Check(t, r)
 			var got []string
 			for _, p := range problems {
 				if !slices.Contains(got, p.Rule) {
@@ -535,11 +541,7 @@ func TestEachRuleBrokenOnPurposeIsFoundByName(t *testing.T) {
 // object stores an object of any content.
 func (f *forger) object(s hash.Suffix, plain string) hash.Digest {
 	f.t.Helper()
-	d, err := putObject(f.t.Context(), f.r.storage, f.r.algorithm, s, []byte(plain))
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	return d
+	return publishtest.Object(f.t, f.r, s, []byte(plain))
 }
 
 // tamper replaces text in a file.
@@ -559,10 +561,16 @@ func (f *forger) tamper(name, old, with string) {
 // relog publishes the reflog as it is.
 func (f *forger) relog() {
 	f.t.Helper()
-	var err error
-	if f.m.Reflog, err = f.r.putReflog(f.t.Context(), f.log); err != nil {
+	path := filepath.Join(f.t.TempDir(), "reflog")
+	if err := f.d.Reflog.Write(path); err != nil {
 		f.t.Fatal(err)
 	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	publishtest.Put(f.t, f.r.Storage(), history.ReflogFile, string(raw))
+	f.m.Reflog = f.r.Algorithm().Digest(raw)
 	f.resign()
 }
 
@@ -570,7 +578,7 @@ func (f *forger) relog() {
 func (f *forger) tagSQL(statements ...string) {
 	f.t.Helper()
 	f.m.History, _ = f.edit(f.m.History, hash.History, statements...)
-	f.log.Set(history.Ref{Digest: f.m.History, Kind: history.Tags, Time: f.m.Published})
+	f.d.Reflog.Set(history.Ref{Digest: f.m.History, Kind: history.Tags, Time: f.m.Published})
 	f.relog()
 }
 
@@ -583,8 +591,8 @@ func TestObjectsAreLookedForEvenIfNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	problems, _ := checked(t, r.Storage(), CheckOptions{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir()})
-	if len(problems) != 1 || problems[0].Rule != RuleObject || problems[0].At != "/layers/one/dir/sub/single" {
+	problems, _ := checked(t, r.Storage(), check.Options{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir()})
+	if len(problems) != 1 || problems[0].Rule != check.RuleObject || problems[0].At != "/layers/one/dir/sub/single" {
 		t.Errorf("got %v, want the one that is missing", problems)
 	}
 }
@@ -596,26 +604,26 @@ func TestExpiredWhitelistIsAProblemAndTheRestIsChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := CheckOptions{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir(), Now: r.now().AddDate(1, 0, 0)}
+	o := check.Options{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir(), Now: r.Now().AddDate(1, 0, 0)}
 	problems, _ := checked(t, r.Storage(), o)
-	if len(problems) != 2 || problems[0].Rule != RuleWhitelist || problems[1].Rule != RuleObject {
+	if len(problems) != 2 || problems[0].Rule != check.RuleWhitelist || problems[1].Rule != check.RuleObject {
 		t.Errorf("got %v", problems)
 	}
-	o.Keys, o.Now = nil, r.now()
+	o.Keys, o.Now = nil, r.Now()
 	problems, _ = checked(t, r.Storage(), o)
-	if len(problems) != 1 || problems[0].Rule != RuleSignature {
+	if len(problems) != 1 || problems[0].Rule != check.RuleSignature {
 		t.Errorf("without the master key: %v", problems)
 	}
 	o.Keys, o.ReflogSum = keys, hash.SHA1.Digest(nil)
 	problems, _ = checked(t, r.Storage(), o)
-	if len(problems) != 2 || problems[0].Rule != RuleReflog {
+	if len(problems) != 2 || problems[0].Rule != check.RuleReflog {
 		t.Errorf("with another note of the reflog: %v", problems)
 	}
 }
 
 // failing is a repository that can't be read for reasons that aren't its own.
 type failing struct {
-	Served
+	storage.Reader
 	name string
 }
 
@@ -625,7 +633,7 @@ func (f failing) Get(ctx context.Context, name string) (io.ReadCloser, error) {
 	if strings.Contains(name, f.name) {
 		return io.NopCloser(iotest.ErrReader(errBroken)), nil
 	}
-	return f.Served.Get(ctx, name)
+	return f.Reader.Get(ctx, name)
 }
 
 func TestWhatCannotBeReadIsAnErrorNotAProblem(t *testing.T) {
@@ -640,10 +648,15 @@ func TestWhatCannotBeReadIsAnErrorNotAProblem(t *testing.T) {
 	}
 	m := head.Manifest
 	for _, name := range []string{
-		manifestFile, whitelistFile, reflogFile, m.Root.Path(hash.Catalog), m.History.Path(hash.History), objectOf("1"),
+		manifest.FileName, trust.WhitelistFile, history.ReflogFile, m.Root.Path(hash.Catalog), m.History.Path(hash.History), objectOf("1"),
 	} {
-		o := CheckOptions{FQRN: r.FQRN(), Keys: keys, Content: true, Dir: t.TempDir()}
-		_, err := Check(t.Context(), failing{r.Storage(), name}, o, func(p Problem) { t.Errorf("%s: %v", name, p) })
+		o := check.Options{FQRN: r.FQRN(), Keys: keys, Content: true, Dir: t.TempDir()}
+		_, err := check.Run(
+			t.Context(),
+			failing{r.Storage(), name},
+			o,
+			func(p check.Problem) { t.Errorf("%s: %v", name, p) },
+		)
 		if !errors.Is(err, errBroken) {
 			t.Errorf("%s: got %v", name, err)
 		}
@@ -653,15 +666,17 @@ func TestWhatCannotBeReadIsAnErrorNotAProblem(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Check(ctx, r.Storage(), CheckOptions{FQRN: r.FQRN(), Keys: keys}, func(Problem) {}); !errors.Is(err,
-		context.Canceled) {
+	if _, err := check.Run(ctx, r.Storage(), check.Options{FQRN: r.FQRN(), Keys: keys}, func(check.Problem) {}); !errors.Is(
+		err,
+		context.Canceled,
+	) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
 
 func TestManyPublishesStaySound(t *testing.T) {
 	soundRepo(t) // makes the keys all others share
-	for _, s := range []Settings{
+	for _, s := range []publish.Settings{
 		{Algorithm: "sha1", Compression: "zlib"},
 		{Algorithm: "shake128", Compression: "zlib"},
 		{Algorithm: "sha1", Compression: "none"},
@@ -669,19 +684,27 @@ func TestManyPublishesStaySound(t *testing.T) {
 	} {
 		t.Run(s.Algorithm+" "+s.Compression, func(t *testing.T) {
 			t.Parallel() // most of the time is spent on waiting for the disk
-			r := newRepo(t, smallChunks(s))
-			tx := begin(t, r)
-			ingest(t, tx, "/layers/everything", pack(t, everything()...))
-			ingest(t, tx, "/layers/links", pack(t,
-				folder755("a/"), file644("a/1", "x"), hardLink("a/2", "a/1"), hardLink("a/3", "a/1"),
-				file644("b/1", "y"), hardLink("c/1", "b/1")))
-			commit(t, tx)
+			r := publishtest.New(t, publishtest.Small(s))
+			tx := publishtest.Begin(t, r)
+			publishtest.Ingest(t, tx, "/layers/everything", publishtest.Pack(t, publishtest.Everything()...))
+			publishtest.Ingest(t, tx, "/layers/links", publishtest.Pack(
+				t,
+				publishtest.Folder(
+					"a/",
+				),
+				publishtest.File("a/1", "x"),
+				publishtest.HardLink("a/2", "a/1"),
+				publishtest.HardLink("a/3", "a/1"),
+				publishtest.File("b/1", "y"),
+				publishtest.HardLink("c/1", "b/1"),
+			))
+			publishtest.Commit(t, tx)
 			for number := uint64(1); number <= 8; number++ {
-				if err := publishNumber(begin(t, r), number); err != nil {
+				if err := publishtest.PublishNumber(publishtest.Begin(t, r), number); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if got := mustBeSound(t, r); got.Revision != 9 || got.Roots != 9 {
+			if got := publishtest.MustBeSound(t, r); got.Revision != 9 || got.Roots != 9 {
 				t.Errorf("looked at %+v", got)
 			}
 		})

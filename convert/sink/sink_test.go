@@ -159,7 +159,7 @@ func checkRecord(t *testing.T, b []byte, err error) {
 }
 
 // publishes puts the nasty layer into a target.
-func publishes(t *testing.T, target Target, path string) {
+func publishes(t *testing.T, target Sink, path string) {
 	t.Helper()
 	tx, err := target.Begin(t.Context())
 	if err != nil {
@@ -184,7 +184,7 @@ func publishes(t *testing.T, target Target, path string) {
 }
 
 // readBack looks at what a fresh transaction sees.
-func readBack(t *testing.T, target Target, path string) {
+func readBack(t *testing.T, target Sink, path string) {
 	t.Helper()
 	tx, err := target.Begin(t.Context())
 	if err != nil {
@@ -216,7 +216,7 @@ func readBack(t *testing.T, target Target, path string) {
 }
 
 // removes removes the layer again.
-func removes(t *testing.T, target Target, path string) {
+func removes(t *testing.T, target Sink, path string) {
 	t.Helper()
 	tx, err := target.Begin(t.Context())
 	if err != nil {
