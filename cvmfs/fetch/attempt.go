@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -23,16 +24,31 @@ const (
 	delivered   outcome = iota
 	stopped             // by the caller: its context ended, or its sink failed of itself
 	missing             // the server answered 404
-	corrupt             // the body is short, or the sink refused it
+	corrupt             // the sink refused the body
 	hostFault           // the server answered that it can't
 	proxyFault          // the proxy answered that it can't
+	short               // the body ended early
 	broken              // the transfer ended with an error
 	dead                // nothing moved for the route's timeout, or too little
 	unreachable         // no connection
 )
 
-// transfer tells the outcomes for which there was no usable answer.
-func (o outcome) transfer() bool { return o >= broken }
+// String is the outcome in the log.
+func (o outcome) String() string {
+	return [...]string{
+		"delivered", "stopped", "missing", "corrupt", "server fault", "proxy fault", "short", "broken", "dead",
+		"unreachable",
+	}[o]
+}
+
+// answer tells the outcomes by which the server, as it seems, said something of the file.
+func (o outcome) answer() bool { return o == missing || o == corrupt || o == hostFault }
+
+// transfer tells the outcomes for which there was no whole answer.
+func (o outcome) transfer() bool { return o >= short }
+
+// presumedProxy tells the outcomes that are laid at a proxy's door where there is one.
+func (o outcome) presumedProxy() bool { return o >= proxyFault }
 
 // hard tells the outcomes that cost time: they start a cool-down.
 func (o outcome) hard() bool { return o >= dead }
@@ -49,7 +65,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Re
 	if r.server.file {
 		out, e.Err = f.readFile(ctx, u.Path, sink)
 	} else {
-		out, e.Status, e.Err = f.exchange(ctx, r, u, w.noCache, sink)
+		out, e.Status, e.Err = f.exchange(ctx, r, u, w, sink)
 	}
 	switch out {
 	case delivered:
@@ -61,15 +77,18 @@ func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Re
 		return out, e.Err
 	case missing:
 		f.missing.Add(1)
-	case corrupt:
+	case corrupt, short:
 		f.bad.Add(1)
 	}
 	f.failures.Add(1)
+	f.log.Debug("attempt failed", slog.String("path", w.path), slog.String("server", r.server.name),
+		slog.String("proxy", r.proxy.name), slog.String("outcome", out.String()),
+		slog.Duration("after", time.Since(w.began)), slog.Any("err", e.Err))
 	return out, e
 }
 
 // exchange sends a request and deals with the answer.
-func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache bool,
+func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, w *walk,
 	sink func(io.Reader) error,
 ) (outcome, int, error) {
 	limited, cancel := context.WithCancelCause(ctx)
@@ -82,7 +101,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache boo
 	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{}}).
 		WithContext(httptrace.WithClientTrace(limited, trace))
 	req.Header.Set("User-Agent", f.cfg.UserAgent)
-	if noCache {
+	if w.noCache {
 		req.Header.Set("Pragma", "no-cache")
 		req.Header.Set("Cache-Control", "no-cache")
 	}
@@ -103,7 +122,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, noCache boo
 		out, err := refusal(resp, r.proxy)
 		return out, resp.StatusCode, err
 	}
-	m.whole = func() { f.arrived(r) }
+	m.whole = func() { f.arrived(r, w) }
 	out, err := m.deliver(ctx, limited, sink)
 	return out, 0, err
 }
@@ -117,7 +136,7 @@ func (m *meter) deliver(ctx, limited context.Context, sink func(io.Reader) error
 	case ctx.Err() != nil:
 		return stopped, ctx.Err()
 	case errors.Is(m.err, io.ErrUnexpectedEOF):
-		return corrupt, errShort
+		return short, errShort
 	case m.err != nil:
 		return transferOutcome(limited, m.err)
 	case errors.Is(err, ErrBadData):
@@ -212,7 +231,9 @@ type meter struct {
 
 func newMeter(window time.Duration, bytesPerSecond int64, cancel context.CancelCauseFunc) *meter {
 	m := &meter{window: window, cancel: cancel}
-	m.limit = int64(max(1, window.Seconds()*float64(bytesPerSecond)))
+	if bytesPerSecond > 0 {
+		m.limit = int64(max(1, window.Seconds()*float64(bytesPerSecond)))
+	}
 	m.timer = time.AfterFunc(window,
 		func() { cancel(fmt.Errorf("%w: no answer, or none that went on, within %v", errSlow, window)) })
 	return m

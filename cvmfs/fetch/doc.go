@@ -12,16 +12,25 @@
 //
 // # Who is at fault
 //
-// A failed attempt is laid at somebody's door, and that decides what is tried next (the rules are those of the
-// CernVM-FS client, network/download.cc):
+// A failed attempt is laid at somebody's door, and that decides what is tried next (as in the CernVM-FS client,
+// network/download.cc, whose costs in failover_test.go are the most that is allowed here):
 //
-//	no connection, a stall, a broken transfer   the proxy, or the server where there is none; retried with back-off first
-//	X-Squid-Error, Proxy-Status: … error=…      the proxy
-//	5xx, 400, 404, 429                          the server
-//	other answers that aren't 200               the proxy, or the server where there is none
-//	a short body, or one the caller refuses     the data: once more past all caches, then the next server
+//	no connection, a stall            the proxy, or the server where there is none
+//	a broken transfer                 the same, after a retry
+//	a short body                      the same, after a retry past all caches
+//	X-Squid-Error, Proxy-Status: … error=…, and codes not named below
+//	                                  the proxy, or the server where there is none
+//	5xx, 400, 429                     the server
+//	404, a body the caller refuses    nobody yet; a refused body that came through a proxy is asked for past all caches first
 //
-// An object is missing (fs.ErrNotExist) only after every server said so.
+// These are presumptions. A file that arrives is evidence: a server is at fault if the proxy that brought the file had
+// failed with that server, a proxy is if the file came from the same server by another way, and what was presumed of
+// the others is taken back. So a server that lacks files, or sends rubbish, loses its place to one that has them, and
+// a proxy that says 404 or shows a login page is passed by, DIRECT if that is what comes next; but nobody is blamed for
+// a file that nobody has.
+//
+// An object is missing (fs.ErrNotExist) only after every server said so. What fails on all routes because transfers
+// failed is tried again after a back-off, Config.MaxRetries times in one request.
 //
 // # What is dead is paid for once
 //
@@ -29,8 +38,8 @@
 // is moreover in a cool-down, which starts at Config.BackoffInit and doubles with every further failure up to
 // Config.BackoffMax: before its end nobody tries it, and at its end one request does while the others go on as if it
 // had not ended. Where no route is left, requests fail at once with ErrUnavailable. So, however many files are asked
-// for, a dead server or proxy costs one bounded wait, and afterwards one a cool-down, in a single request. Any success
-// ends all this.
+// for, a dead server or proxy costs one bounded wait, and afterwards one a cool-down, in a single request. Any answer
+// ends the cool-down; its place whoever failed gets back with the first file that was asked for after the failure.
 //
 // Every wait is bounded and ends with the caller's context: connecting by the route's timeout, and so is a transfer
 // during which nothing arrives; a transfer that brings fewer than Config.LowSpeedLimit bytes a second over that time is

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -17,15 +18,15 @@ import (
 )
 
 // Config says where a repository's files come from. Zero durations and limits take the defaults named, those of the
-// CernVM-FS client's packaged configuration.
+// CernVM-FS client's packaged configuration; negative ones are none: no limit, no pause.
 type Config struct {
 	Servers []string // base URLs in order of preference: http, https or file; at least one
 	// groups of URLs or "DIRECT"; none at all means DIRECT. http:// is added where no scheme is given
 	Proxies         [][]string
-	Timeout         time.Duration // for connecting, and without progress, through a proxy; 5 s
-	TimeoutDirect   time.Duration // the same without a proxy; 10 s
+	Timeout         time.Duration // for connecting, and without progress, through a proxy; 5 s; none is 5 min
+	TimeoutDirect   time.Duration // the same without a proxy; 10 s; none is 5 min
 	LowSpeedLimit   int64         // bytes/s; 1024
-	MaxRetries      int           // further attempts on a route after a transfer failed; 0 is none
+	MaxRetries      int           // further attempts of one request after transfers failed; 0 is none
 	BackoffInit     time.Duration // longest wait before the first retry, and the first cool-down; 2 s
 	BackoffMax      time.Duration // no back-off and no cool-down is longer; 10 s
 	ProxyResetAfter time.Duration // a failed proxy regains its place after this; 0: only when others fail
@@ -33,6 +34,8 @@ type Config struct {
 	FollowRedirects bool          // up to four; otherwise a redirect is an error
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
 	Log             *slog.Logger
+
+	coolDown, coolDownMax time.Duration // of whoever didn't answer within its time
 }
 
 // Fetcher gets files of one repository. It is safe for concurrent use.
@@ -96,13 +99,19 @@ func New(cfg Config) (*Fetcher, error) {
 	return f, nil
 }
 
+// longest is what no limit means for a wait for the network: curl's own limit for connecting.
+const longest = 5 * time.Minute
+
 func (c *Config) defaults() {
-	setDefault(&c.Timeout, 5*time.Second)
-	setDefault(&c.TimeoutDirect, 10*time.Second)
-	setDefault(&c.BackoffInit, 2*time.Second)
-	setDefault(&c.BackoffMax, 10*time.Second)
-	setDefault(&c.LowSpeedLimit, 1024)
+	setDefault(&c.Timeout, 5*time.Second, longest)
+	setDefault(&c.TimeoutDirect, 10*time.Second, longest)
+	setDefault(&c.LowSpeedLimit, 1024, 0)
+	setDefault(&c.BackoffMax, 10*time.Second, 0)
+	setDefault(&c.BackoffInit, min(2*time.Second, c.BackoffMax), 0)
 	c.BackoffInit = min(c.BackoffInit, c.BackoffMax)
+	// Who doesn't answer isn't asked for each file, even where retries are to have no pause.
+	c.coolDown = cmp.Or(c.BackoffInit, time.Second)
+	c.coolDownMax = max(c.BackoffMax, c.coolDown)
 	if c.UserAgent == "" {
 		c.UserAgent = "cvmfs-graphdriver"
 	}
@@ -111,9 +120,13 @@ func (c *Config) defaults() {
 	}
 }
 
-func setDefault[T time.Duration | int64](v *T, d T) {
-	if *v <= 0 {
+// setDefault replaces what isn't set, and what is negative by none.
+func setDefault[T time.Duration | int64](v *T, d, none T) {
+	switch {
+	case *v == 0:
 		*v = d
+	case *v < 0:
+		*v = none
 	}
 }
 
@@ -230,49 +243,22 @@ func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) err
 	}
 	w := walk{path: path}
 	for {
-		r, ok := f.next(&w)
+		t, ok := f.next(&w)
 		if !ok {
-			return f.giveUp(&w)
+			more, err := f.again(ctx, &w)
+			if err != nil {
+				return err
+			}
+			if !more {
+				return f.giveUp(&w)
+			}
+			continue
 		}
-		out, err := f.try(ctx, r, &w, sink)
-		f.settle(r, &w, out, err)
+		out, err := f.try(ctx, t, &w, sink)
+		f.settle(t, &w, out, err)
 		if out == delivered || out == stopped {
 			return err
 		}
-	}
-}
-
-// try makes attempts on one route, as many as its failures deserve.
-func (f *Fetcher) try(ctx context.Context, r route, w *walk, sink func(io.Reader) error) (outcome, error) {
-	wait := rand.N(f.cfg.BackoffInit) + 1
-	for n := 0; ; {
-		w.began = time.Now()
-		out, err := f.attempt(ctx, r, w, sink)
-		switch {
-		case out == corrupt && !w.noCache:
-			w.noCache = true
-		case out.transfer() && n < f.cfg.MaxRetries && f.worthRetrying(r):
-			n++
-			if !sleep(ctx, wait) {
-				return stopped, fmt.Errorf("fetch %s: %w", w.path, context.Cause(ctx))
-			}
-			wait = min(2*wait, f.cfg.BackoffMax)
-		default:
-			return out, err
-		}
-		f.retries.Add(1)
-	}
-}
-
-// sleep waits and reports whether it could do so to the end.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }
 

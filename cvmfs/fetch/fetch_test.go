@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -98,7 +99,9 @@ func closedPort(t testing.TB) string {
 // proxyServer is a plain forward proxy.
 func proxyServer(t testing.TB) *testutil.Faulty {
 	forward := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {},
+		Rewrite:       func(r *httputil.ProxyRequest) {},
+		FlushInterval: -1, // what came of a body that breaks off goes on
+		ErrorLog:      log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			w.Header().Set("X-Squid-Error", "ERR_CONNECT_FAIL 111")
 			w.WriteHeader(503)
@@ -111,7 +114,7 @@ func get(ctx context.Context, f *Fetcher, path string) (string, error) {
 	var b bytes.Buffer
 	err := f.Get(ctx, path, func(r io.Reader) error {
 		b.Reset()
-		_, err := io.Copy(&b, r)
+		_, err := io.Copy(&b, io.LimitReader(r, 10_000))
 		if err == nil && b.String() != text(path) {
 			err = fmt.Errorf("%w: wrong text", ErrBadData)
 		}
@@ -224,15 +227,29 @@ func TestMissingOnlyWhenAllServersSaySo(t *testing.T) {
 	mustGet(t, f, "present")
 }
 
-func TestSecondServerHasWhatTheFirstLacks(t *testing.T) {
+// Who lacks what another has loses its place till its time; who lacks what nobody has, doesn't.
+func TestServerThatLacksWhatAnotherHasIsLeft(t *testing.T) {
 	t.Parallel()
 	a, b := files(t), files(t)
 	a.Set(testutil.Fault{Path: "late", Status: 404})
-	f := fetcher(t, quick(a.URL, b.URL))
+	cfg := quick(a.URL, b.URL)
+	cfg.HostResetAfter = 300 * time.Millisecond
+	f := fetcher(t, cfg)
+	if _, err := get(t.Context(), f, "absent"); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
 	mustGet(t, f, "late")
+	if a.Requests("late") != 1 {
+		t.Error("a file that nobody has cost the first server its place")
+	}
 	mustGet(t, f, "other")
-	if a.Requests("other") != 1 {
-		t.Error("a missing file cost the first server its place")
+	if a.Requests("other") != 0 {
+		t.Error("the server was asked first again")
+	}
+	time.Sleep(350 * time.Millisecond)
+	mustGet(t, f, "another")
+	if a.Requests("another") != 1 {
+		t.Error("the server did not regain its place")
 	}
 }
 
@@ -379,29 +396,43 @@ func TestTransferErrorsAreRetriedStatusCodesNot(t *testing.T) {
 	mustGet(t, f, "afterwards")
 }
 
-func TestBadDataIsAskedForPastAllCachesThenElsewhere(t *testing.T) {
+// A proxy may hold a bad copy: it is passed by first. Without one it is most likely the server's, and another is asked.
+func TestBadDataIsAskedForPastAllCachesAndElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name  string
-		fault testutil.Fault
-		a, b  int // requests the servers see
+		name    string
+		proxied bool
+		second  bool // there is another server
+		fault   testutil.Fault
+		a, b    int // requests the servers see
 	}{
-		{"a cache's fault", testutil.Fault{Flip: true, Cached: true}, 2, 0},
-		{"a server's fault", testutil.Fault{Flip: true}, 2, 1},
-		{"a short body", testutil.Fault{Cut: 20}, 2, 1},
-		{"a short body in a cache", testutil.Fault{Cut: -1, Cached: true}, 2, 0},
-		{"a long body", testutil.Fault{Extra: "more"}, 2, 1},
+		{"a proxy's fault", true, true, testutil.Fault{Flip: true, Cached: true}, 2, 0},
+		{"a server's fault behind a proxy", true, true, testutil.Fault{Flip: true}, 2, 1},
+		{"a server's fault", false, true, testutil.Fault{Flip: true}, 1, 1},
+		{"a long body", false, true, testutil.Fault{Extra: "more"}, 1, 1},
+		{"a cache's before the only server", false, false, testutil.Fault{Flip: true, Cached: true}, 2, 0},
+		{"a short body", false, true, testutil.Fault{Cut: 20}, 2, 1},
+		{"a short body in a cache", false, true, testutil.Fault{Cut: -1, Cached: true}, 2, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, b := files(t), files(t)
 			a.Set(c.fault)
-			f := fetcher(t, quick(a.URL, b.URL))
-			mustGet(t, f, "x")
+			cfg := quick(a.URL, b.URL)
+			if !c.second {
+				cfg.Servers = cfg.Servers[:1]
+			}
+			if c.proxied {
+				cfg.Proxies = [][]string{{proxyServer(t).URL}}
+			}
+			mustGet(t, fetcher(t, cfg), "x")
 			if got := [2]int{a.Requests(""), b.Requests("")}; got != [2]int{c.a, c.b} {
-				t.Errorf("requests %v, want %v", got, [2]int{c.a, c.b})
+				t.Fatalf("requests %v, want %v", got, [2]int{c.a, c.b})
 			}
 			if h := a.Log()[0].Header; h.Get("Pragma") != "" || h.Get("Cache-Control") != "" {
 				t.Errorf("the first request was %v", h)
+			}
+			if c.a < 2 {
+				return
 			}
 			if h := a.Log()[1].Header; h.Get("Pragma") != "no-cache" || h.Get("Cache-Control") != "no-cache" {
 				t.Errorf("the second request was %v", h)

@@ -23,13 +23,15 @@ type Fault struct {
 	Header  http.Header   // added to the answer
 	Silent  bool          // no answer at all, till the client goes away
 	// the body stops after so many bytes, till the client goes away; < 0: at once, after the header
-	Stall  int64
-	Cut    int64         // the connection is closed after so many bytes of the body; < 0: at once, after the header
-	Flip   bool          // the lowest bit of the body's last byte is wrong
-	Extra  string        // follows the body
-	Bytes  int           // the body comes in pieces of so many bytes …
-	Every  time.Duration // … with such a pause after each
-	Cached bool          // a broken cache: a request that says Cache-Control: no-cache is answered properly
+	Stall int64
+	Cut   int64  // the connection is closed after so many bytes of the body; < 0: at once, after the header
+	Flip  bool   // the lowest bit of the body's last byte is wrong
+	Extra string // follows the body
+	// the body never ends, of no announced length
+	Endless bool
+	Bytes   int           // the body comes in pieces of so many bytes …
+	Every   time.Duration // … with such a pause after each
+	Cached  bool          // a broken cache: a request that says Cache-Control: no-cache is answered properly
 }
 
 // Faulty is an HTTP server that does what a Fault says, and counts. It is safe for concurrent use.
@@ -108,6 +110,11 @@ func (s *Faulty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	case f.Silent:
 		s.hang(r)
+		return
+	case f.Endless:
+		for r.Context().Err() == nil {
+			w.Write(make([]byte, 32<<10)) // a client that has gone is no matter
+		}
 		return
 	case f.Status != 0:
 		http.Error(w, cmp.Or(f.Body, http.StatusText(f.Status)), f.Status)

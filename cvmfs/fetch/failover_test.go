@@ -1,0 +1,363 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// The table of fail-over: what a whole repository's reading costs when one member misbehaves, beside what it costs with
+// the reference client (2.12.0, its packaged settings).
+
+const (
+	proxyTimeout  = 400 * time.Millisecond
+	directTimeout = 600 * time.Millisecond
+)
+
+// cost is what misbehaving members took.
+type cost struct {
+	asked          int // requests they got, all together
+	proxied, alone int // timeouts that were paid through proxies and without, each at most once at a time
+}
+
+// member is a server or proxy of a row.
+type member struct {
+	kind  string // "ok", "closed", "lost" (packets are dropped), "unknown" (no such name), "faulty"
+	fault testutil.Fault
+}
+
+var (
+	ok      = member{kind: "ok"}
+	closed  = member{kind: "closed"}
+	lost    = member{kind: "lost"}
+	unknown = member{kind: "unknown"}
+	data    = "data/"
+	never   = time.Hour
+	drip    = testutil.Fault{Bytes: 1, Every: 100 * time.Millisecond}
+	html    = testutil.Fault{Status: 200, Body: "<html><body>Log in to the hotel's network</body></html>"}
+	garbage = testutil.Fault{Flip: true}
+)
+
+func bad(f testutil.Fault) member { return member{"faulty", f} }
+
+func only(path string, f testutil.Fault) testutil.Fault {
+	f.Path = path
+	return f
+}
+
+func squidError(status int) testutil.Fault {
+	return testutil.Fault{Status: status, Header: http.Header{"X-Squid-Error": {"ERR_CONNECT_FAIL 111"}}}
+}
+
+// reading is a row of the table.
+type reading struct {
+	name    string
+	servers []member
+	proxies string // groups as in CVMFS_HTTP_PROXY, of "direct" and names of via
+	via     map[string]member
+	ours    cost
+	ref     cost // what it costs the reference client; asked < 0: it fails
+	fails   bool // nobody could do it
+}
+
+// rows are CLIENT's cases: a server alone that misbehaves before a good one, proxies, and nobody who is good.
+var rows = []reading{
+	{name: "all well", servers: []member{ok, ok}},
+	{name: "server closed", servers: []member{closed, ok}},
+	{name: "server loses packets", servers: []member{lost, ok}, ours: cost{alone: 1}, ref: cost{alone: 2}},
+	{name: "server unresolvable", servers: []member{unknown, ok}},
+	{
+		name: "server stalls", servers: []member{bad(testutil.Fault{Silent: true}), ok},
+		ours: cost{asked: 1, alone: 1}, ref: cost{asked: 2, alone: 2},
+	},
+	{
+		name: "server stalls in bodies", servers: []member{bad(testutil.Fault{Stall: 9}), ok},
+		ours: cost{asked: 1, alone: 1}, ref: cost{asked: 2, alone: 2},
+	},
+	{
+		name: "server drips", servers: []member{bad(drip), ok},
+		ours: cost{asked: 1, alone: 1}, ref: cost{asked: 2, alone: 2},
+	},
+	{
+		name: "server 404", servers: []member{bad(testutil.Fault{Status: 404}), ok},
+		ours: cost{asked: 1}, ref: cost{asked: 1},
+	},
+	{
+		name: "server 404 for data", servers: []member{bad(only(data, testutil.Fault{Status: 404})), ok},
+		ours: cost{asked: 2}, ref: cost{asked: 2},
+	},
+	{name: "server garbage", servers: []member{bad(garbage), ok}, ours: cost{asked: 1}, ref: cost{asked: 1}},
+	{
+		name: "server garbage for data", servers: []member{bad(only(data, garbage)), ok},
+		ours: cost{asked: 2}, ref: cost{asked: 2},
+	},
+	{name: "server HTML", servers: []member{bad(html), ok}, ours: cost{asked: 1}, ref: cost{asked: 1}},
+	{
+		name: "server truncates", servers: []member{bad(testutil.Fault{Cut: 9}), ok},
+		ours: cost{asked: 2}, ref: cost{asked: 2},
+	},
+	{
+		name: "server endless", servers: []member{bad(testutil.Fault{Endless: true}), ok},
+		ours: cost{asked: 1}, ref: cost{asked: 1},
+	},
+	{
+		name: "server's manifest well, data stalls", servers: []member{bad(only(data, testutil.Fault{Silent: true})), ok},
+		ours: cost{asked: 2, alone: 1}, ref: cost{asked: 3, alone: 2},
+	},
+	{
+		name: "server resets", servers: []member{bad(testutil.Fault{Refuse: true}), ok},
+		ours: cost{asked: 2}, ref: cost{asked: 2},
+	},
+	{
+		name: "only server stalls", servers: []member{bad(testutil.Fault{Silent: true})},
+		fails: true, ours: cost{2, 0, 2}, ref: cost{2, 0, 2},
+	},
+	{name: "only server drips", servers: []member{bad(drip)}, fails: true, ours: cost{2, 0, 2}, ref: cost{2, 0, 2}},
+	{
+		name: "only server loses packets", servers: []member{lost},
+		fails: true, ours: cost{0, 0, 2}, ref: cost{0, 0, 2},
+	},
+	{name: "only server closed", servers: []member{closed}, fails: true},
+	{
+		name: "latency", servers: []member{bad(testutil.Fault{Latency: 20 * time.Millisecond})},
+		ours: cost{asked: 43}, ref: cost{asked: 43},
+	},
+
+	{name: "proxy closed;DIRECT", servers: []member{ok}, proxies: "p;DIRECT", via: map[string]member{"p": closed}},
+	{name: "proxy closed|ok", servers: []member{ok}, proxies: "p|q", via: map[string]member{"p": closed, "q": ok}},
+	{
+		name: "four closed proxies in three groups;DIRECT", servers: []member{ok}, proxies: "p|q;r;s;DIRECT",
+		via: map[string]member{"p": closed, "q": closed, "r": closed, "s": closed},
+	},
+	{
+		name: "proxy loses packets;ok", servers: []member{ok}, proxies: "p;q",
+		via: map[string]member{"p": lost, "q": ok}, ours: cost{proxied: 1}, ref: cost{proxied: 2},
+	},
+	{
+		name: "proxy stalls;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via:  map[string]member{"p": bad(testutil.Fault{Silent: true})},
+		ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
+	},
+	{
+		name: "proxy drips;DIRECT", servers: []member{ok}, proxies: "p;DIRECT", via: map[string]member{"p": bad(drip)},
+		ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
+	},
+	{
+		name: "proxy's data stalls;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via:  map[string]member{"p": bad(only(data, testutil.Fault{Silent: true}))},
+		ours: cost{asked: 2, proxied: 1}, ref: cost{asked: 3, proxied: 2},
+	},
+	{
+		name: "proxy 403;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(testutil.Fault{Status: 403})}, ours: cost{asked: 1}, ref: cost{asked: 1},
+	},
+	{
+		name: "proxy truncates;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(testutil.Fault{Cut: 9})}, ours: cost{asked: 2}, ref: cost{asked: 2},
+	},
+	{
+		name: "proxy X-Squid-Error;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(squidError(503))}, ours: cost{asked: 1}, ref: cost{asked: -1},
+	},
+	{
+		name: "proxy 404;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(testutil.Fault{Status: 404})}, ours: cost{asked: 1}, ref: cost{asked: -1},
+	},
+	{
+		name: "proxy 404 for data;DIRECT", servers: []member{ok, ok}, proxies: "p;DIRECT",
+		via:  map[string]member{"p": bad(only(data, testutil.Fault{Status: 404}))},
+		ours: cost{asked: 3}, ref: cost{asked: -1},
+	},
+	{
+		name: "proxy 503;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(testutil.Fault{Status: 503})}, ours: cost{asked: 1}, ref: cost{asked: -1},
+	},
+	{
+		name: "proxy garbage;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(garbage)}, ours: cost{asked: 2}, ref: cost{asked: -1},
+	},
+	{
+		name: "proxy HTML;DIRECT, two servers", servers: []member{ok, ok}, proxies: "p;DIRECT",
+		via: map[string]member{"p": bad(html)}, ours: cost{asked: 3}, ref: cost{asked: -1},
+	},
+	{
+		name: "proxy HTML;a closed one;ok", servers: []member{ok}, proxies: "p;q;r",
+		via: map[string]member{"p": bad(html), "q": closed, "r": ok}, ours: cost{asked: 2}, ref: cost{asked: -1},
+	},
+	{
+		name: "closed proxy, fallback", servers: []member{ok}, proxies: "p;q",
+		via: map[string]member{"p": closed, "q": ok},
+	},
+	{
+		name: "proxy, server closed", servers: []member{closed, ok}, proxies: "p", via: map[string]member{"p": ok},
+		ours: cost{}, ref: cost{},
+	},
+	{
+		name: "proxy, server stalls", servers: []member{bad(testutil.Fault{Silent: true}), ok}, proxies: "p",
+		via: map[string]member{"p": ok}, ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
+	},
+	{
+		name: "proxy;DIRECT, server stalls", servers: []member{bad(testutil.Fault{Silent: true}), ok}, proxies: "p;DIRECT",
+		via:  map[string]member{"p": ok},
+		ours: cost{asked: 2, proxied: 1, alone: 1}, ref: cost{asked: 3, proxied: 2, alone: 1},
+	},
+	{
+		name: "proxy, server truncates data", servers: []member{bad(only(data, testutil.Fault{Cut: 9})), ok}, proxies: "p",
+		via: map[string]member{"p": ok}, ours: cost{asked: 3}, ref: cost{asked: 3},
+	},
+	{
+		name: "proxy, server 404 for data", servers: []member{bad(only(data, testutil.Fault{Status: 404})), ok},
+		proxies: "p", via: map[string]member{"p": ok}, ours: cost{asked: 2}, ref: cost{asked: 2},
+	},
+}
+
+// statusRows are codes by which a server says that it can't.
+func statusRows() (all []reading) {
+	for _, code := range []int{503, 500, 403, 400, 429, 301, 204, 206} {
+		all = append(all, reading{
+			name:    fmt.Sprint("server ", code),
+			servers: []member{bad(testutil.Fault{Status: code}), ok},
+			ours:    cost{asked: 1}, ref: cost{asked: 1},
+		})
+	}
+	return all
+}
+
+func TestFailOverCostsNoMoreThanTheReference(t *testing.T) {
+	t.Parallel()
+	for _, row := range append(rows, statusRows()...) {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			began := time.Now()
+			got := row.read(t)
+			t.Logf("%.1f s: %+v", time.Since(began).Seconds(), got)
+			if got != row.ours {
+				t.Errorf("cost %+v, want %+v", got, row.ours)
+			}
+			ref := row.ref
+			if ref.asked >= 0 && (got.asked > ref.asked || got.proxied > ref.proxied || got.alone > ref.alone) {
+				t.Errorf("cost %+v, the reference's is %+v", got, ref)
+			}
+		})
+	}
+}
+
+// read reads a repository as the row has it.
+func (row *reading) read(t *testing.T) cost {
+	var misbehaving []*testutil.Faulty
+	place := func(m member, honest func(testing.TB) *testutil.Faulty) string {
+		switch m.kind {
+		case "closed":
+			return "http://" + testutil.ClosedAddress(t, "127.0.0.1")
+		case "lost":
+			return "http://" + testutil.LostAddress(t)
+		case "unknown":
+			return "http://nobody.invalid"
+		}
+		s := honest(t)
+		if m.kind == "faulty" {
+			s.Set(m.fault)
+			misbehaving = append(misbehaving, s)
+		}
+		return s.URL
+	}
+	waits := &waits{}
+	cfg := Config{
+		Timeout: proxyTimeout, TimeoutDirect: directTimeout, MaxRetries: 1,
+		BackoffInit: 20 * time.Millisecond, BackoffMax: 100 * time.Millisecond,
+		HostResetAfter: never, ProxyResetAfter: never, Log: slog.New(waits),
+	}
+	for _, m := range row.servers {
+		cfg.Servers = append(cfg.Servers, place(m, files))
+	}
+	urls := map[string]string{"DIRECT": "DIRECT"}
+	for name, m := range row.via {
+		urls[name] = place(m, proxyServer)
+	}
+	for group := range strings.SplitSeq(row.proxies, ";") {
+		var g []string
+		for name := range strings.SplitSeq(group, "|") {
+			if name != "" {
+				g = append(g, urls[name])
+			}
+		}
+		if g != nil {
+			cfg.Proxies = append(cfg.Proxies, g)
+		}
+	}
+	err := readAll(t.Context(), fetcher(t, cfg))
+	if (err != nil) != row.fails {
+		t.Fatalf("reading: %v", err)
+	}
+	c := waits.cost()
+	for _, s := range misbehaving {
+		c.asked += s.Requests("")
+	}
+	return c
+}
+
+// readAll gets what a client gets: the manifest, which is judged by two other files, and forty of data.
+func readAll(ctx context.Context, f *Fetcher) error {
+	err := f.Get(ctx, ".cvmfspublished", func(body io.Reader) error {
+		b, err := io.ReadAll(io.LimitReader(body, 10_000))
+		if err == nil && string(b) != text(".cvmfspublished") {
+			err = fmt.Errorf("%w: wrong text", ErrBadData)
+		}
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{"data/certificate", ".cvmfswhitelist"} {
+			if _, err := get(ctx, f, name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for i := 0; i < 40 && err == nil; i++ {
+		_, err = get(ctx, f, fmt.Sprintf("data/%02x/file", i))
+	}
+	return err
+}
+
+// waits is a log's handler that counts the attempts that ended by a timeout.
+type waits struct {
+	mu   sync.Mutex
+	paid cost
+}
+
+func (w *waits) cost() cost {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.paid
+}
+
+func (w *waits) Enabled(context.Context, slog.Level) bool { return true }
+func (w *waits) WithAttrs([]slog.Attr) slog.Handler       { return w }
+func (w *waits) WithGroup(string) slog.Handler            { return w }
+
+func (w *waits) Handle(_ context.Context, r slog.Record) error {
+	if r.Message != "attempt failed" {
+		return nil
+	}
+	attrs := map[string]slog.Value{}
+	r.Attrs(func(a slog.Attr) bool { attrs[a.Key] = a.Value; return true })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	outcome, after := attrs["outcome"].String(), attrs["after"].Duration()
+	switch proxied := attrs["proxy"].String() != ""; {
+	case outcome != dead.String() && outcome != unreachable.String():
+	case proxied && after >= proxyTimeout*9/10:
+		w.paid.proxied++
+	case !proxied && after >= directTimeout*9/10:
+		w.paid.alone++
+	}
+	return nil
+}
