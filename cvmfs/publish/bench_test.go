@@ -18,7 +18,7 @@ import (
 	. "cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/durable"
 
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/test/publishtest"
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/errgroup"

@@ -12,8 +12,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 func TestKilledAnywhereTheLastRevisionIsWholeAndTheNextFollows(t *testing.T) {

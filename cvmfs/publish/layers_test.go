@@ -16,8 +16,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/internal/layertar/layertartest"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 // publishLayer publishes one archive at /layer.

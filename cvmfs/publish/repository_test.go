@@ -7,7 +7,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 func TestMain(m *testing.M) { publishtest.Main(m, nil) }

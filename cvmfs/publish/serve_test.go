@@ -15,7 +15,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 func serve(t testing.TB, r *Repository) string {

@@ -7,7 +7,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/history"
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 func tagNames(t testing.TB, r *Repository) map[string]history.Tag {

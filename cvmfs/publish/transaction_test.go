@@ -24,9 +24,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/history"
 	. "cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/gc"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 )
 

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 // ownKeys makes a repository whose keys no other test sees, for one that changes them.

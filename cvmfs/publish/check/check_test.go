@@ -22,9 +22,9 @@ import (
 	"cvmfs-graphdriver/cvmfs/manifest"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/check"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 )
 

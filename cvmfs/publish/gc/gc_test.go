@@ -21,8 +21,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/check"
 	"cvmfs-graphdriver/cvmfs/publish/gc"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 func TestMain(m *testing.M) {
