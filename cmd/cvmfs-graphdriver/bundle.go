@@ -10,7 +10,7 @@ import (
 func bundleCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "bundle",
-		Usage: "build, look into, verify, push and pull plugin bundles",
+		Usage: "build, inspect, verify, push and pull plugin bundles",
 		Subcommands: []*cli.Command{
 			bundleBuildCommand(), bundleInspectCommand(), bundleVerifyCommand(),
 			bundlePushCommand(), bundlePullCommand(),

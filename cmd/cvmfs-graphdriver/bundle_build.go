@@ -25,26 +25,27 @@ const passwordVariable = "MINISIGN_PASSWORD"
 func bundleBuildCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "build",
-		Usage: "make plugin bundles: folders for `docker plugin create`, archives, what they consist of, and sums of them all",
-		Description: "The plugin's program for an architecture is cvmfs-graphdriver-plugin-ARCH, ARCH/cvmfs-graphdriver-plugin or cvmfs-graphdriver-plugin\n" +
-			"beside this program, or ../lib/cvmfs-graphdriver/ARCH/cvmfs-graphdriver-plugin from there, or that of this version's bundle in\n" +
-			"../share/cvmfs-graphdriver, where packages put it. $SOURCE_DATE_EPOCH is the time of all files. A signing key is one that\n" +
-			"minisign made; its password is asked for, or $" + passwordVariable + ".",
+		Usage: "build plugin bundles: folders for `docker plugin create`, archives, parts lists (SPDX) and SHA256SUMS",
+		Description: "Without --plugin, the program for an architecture is searched beside this program: cvmfs-graphdriver-plugin-ARCH,\n" +
+			"ARCH/cvmfs-graphdriver-plugin, cvmfs-graphdriver-plugin; then, where packages install it:\n" +
+			"../lib/cvmfs-graphdriver/ARCH/cvmfs-graphdriver-plugin, and the bundle of this version in ../share/cvmfs-graphdriver.\n" +
+			"All files get the time of $SOURCE_DATE_EPOCH. --sign takes a key made by minisign, and its password from the terminal or\n" +
+			"from $" + passwordVariable + ".",
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{
 				Name:  "arch",
-				Usage: "`ARCHITECTURES`, of amd64 and arm64 (default: those of --plugin, else this machine's)",
+				Usage: "`ARCHITECTURES`: amd64, arm64 or both (default: those of --plugin, else this machine's)",
 			},
-			&cli.StringFlag{Name: "output", Usage: "`FOLDER` that receives everything", Value: "."},
+			&cli.StringFlag{Name: "output", Usage: "output `FOLDER`", Value: "."},
 			&cli.StringSliceFlag{
-				Name: "format", Usage: "`FORMS`, of dir, tar.gz and tar.zst",
+				Name: "format", Usage: "`FORMATS`: dir, tar.gz, tar.zst",
 				Value: cli.NewStringSlice("dir", "tar.gz"),
 			},
 			&cli.StringSliceFlag{
 				Name:  "plugin",
-				Usage: "the plugin's `PROGRAM`, or a bundle's archive that holds it, one for each architecture (default: where this program finds it)",
+				Usage: "the plugin's `PROGRAM`, or a bundle's archive that contains it, one for each architecture (default: see above)",
 			},
-			&cli.StringFlag{Name: "sign", Usage: "sign SHA256SUMS by the secret `KEY`"},
+			&cli.StringFlag{Name: "sign", Usage: "sign SHA256SUMS with the secret `KEY`"},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {

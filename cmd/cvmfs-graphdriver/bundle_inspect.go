@@ -19,9 +19,9 @@ import (
 func bundleInspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
-		Usage:     "tell which build a plugin bundle is, what it asks for and what can be set",
+		Usage:     "show a plugin bundle's version, the rights it asks for and its settings",
 		ArgsUsage: "FILE|DIR|REF",
-		Flags:     append(registryFlags(), &cli.BoolFlag{Name: "json", Usage: "as JSON"}),
+		Flags:     append(registryFlags(), &cli.BoolFlag{Name: "json", Usage: "print JSON"}),
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return program.Usagef(c, "want FILE, DIR or REF, a bundle")

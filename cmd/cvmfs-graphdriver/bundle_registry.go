@@ -24,10 +24,11 @@ import (
 func bundlePushCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "push",
-		Usage:     "put plugin bundles into a registry, as `docker plugin install` takes them",
+		Usage:     "push plugin bundles to a registry, for `docker plugin install`",
 		ArgsUsage: "FILE|DIR… REF",
-		Description: "One bundle becomes the plugin REF, [http://]HOST[:PORT]/NAME[:TAG]. Of bundles for several architectures each becomes REF-ARCH, which\n" +
-			"is what engines can install, and REF a list of them, which `bundle pull` chooses from. Credentials are those of `docker login`.",
+		Description: "REF is [http://]HOST[:PORT]/NAME[:TAG]. One bundle becomes the plugin REF. Bundles for several architectures become REF-ARCH,\n" +
+			"which engines can install, and REF is the list of them, from which `bundle pull` selects. Credentials are those of\n" +
+			"`docker login`.",
 		Flags: registryFlags(),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 2 {
@@ -63,14 +64,14 @@ func bundlePushCommand() *cli.Command {
 func bundlePullCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "pull",
-		Usage:       "get a plugin bundle out of a registry, the very archive that was built",
+		Usage:       "pull a plugin bundle from a registry, as an archive with the same bytes that were built",
 		ArgsUsage:   "REF",
-		Description: "SHA256SUMS and its signature are not in registries: put them beside the archive, and `bundle verify` compares.",
+		Description: "SHA256SUMS and its signature are not in registries: copy them to the archive's folder before `bundle verify`.",
 		Flags: append(registryFlags(),
-			&cli.StringFlag{Name: "arch", Usage: "`ARCHITECTURE`, amd64 or arm64 (default: of a list this machine's)"},
-			&cli.StringFlag{Name: "output", Usage: "`FOLDER` that receives the archive", Value: "."},
+			&cli.StringFlag{Name: "arch", Usage: "`ARCHITECTURE` to select from a list: amd64 or arm64 (default: this machine's)"},
+			&cli.StringFlag{Name: "output", Usage: "output `FOLDER`", Value: "."},
 			&cli.StringFlag{
-				Name: "format", Usage: "`FORM` of the archive, tar.gz or tar.zst",
+				Name: "format", Usage: "`FORMAT` of the archive: tar.gz or tar.zst",
 				Value: string(bundle.TarGz),
 			},
 		),
@@ -105,8 +106,8 @@ func bundlePullCommand() *cli.Command {
 // registryFlags say how registries are reached.
 func registryFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "plain-http", Usage: "speak to registries of other machines without TLS, too"},
-		&cli.BoolFlag{Name: "insecure", Usage: "don't check the registry's certificate"},
+		&cli.BoolFlag{Name: "plain-http", Usage: "allow plain HTTP for registries on other machines"},
+		&cli.BoolFlag{Name: "insecure", Usage: "do not verify the registry's TLS certificate"},
 	}
 }
 

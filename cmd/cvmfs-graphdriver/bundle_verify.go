@@ -15,12 +15,12 @@ import (
 func bundleVerifyCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "verify",
-		Usage:     "check a plugin bundle: its sums, its signature, what is in it and what it asks for",
+		Usage:     "verify a plugin bundle: sums, signature, content and the rights it asks for",
 		ArgsUsage: "FILE|DIR",
 		Flags: []cli.Flag{
 			&cli.StringFlag{
 				Name:  "key",
-				Usage: "want SHA256SUMS beside the bundle, with a signature by this public `KEY`",
+				Usage: "require SHA256SUMS beside the bundle, signed with this public `KEY`",
 			},
 		},
 		Action: func(c *cli.Context) error {

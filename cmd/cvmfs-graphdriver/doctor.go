@@ -23,7 +23,7 @@ func hostFlags() []cli.Flag {
 			Name:  "minio-config",
 			Usage: "`FOLDER` with config.json of an object store (default: the plugin's setting)",
 		},
-		&cli.StringFlag{Name: "log", Usage: "`FILE` that the engine's log goes to (default: where it is found)"},
+		&cli.StringFlag{Name: "log", Usage: "`FILE` with the engine's log (default: searched)"},
 		jsonFlag, recordFlag,
 	}
 }
@@ -45,12 +45,12 @@ func look(c *cli.Context) (facts preflight.Facts, plan preflight.Plan, err error
 func doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
-		Usage: "say what is wrong with this host, its engine and its repositories, and what to do about it",
-		Description: "Errors come first. The exit code is 3 if there is one. --bundle-report packs what a supporter wants to see:\n" +
-			"facts, findings, configuration, the engine's log. Passwords, keys and tokens are removed from it.",
+		Usage: "find what is wrong with this host, its engine and its repositories, and how to fix it",
+		Description: "Lists errors first. The exit code is 3 if there is one. --bundle-report writes an archive for support with facts,\n" +
+			"findings, configuration and the engine's log. Passwords, keys and tokens are removed from it.",
 		Flags: append(hostFlags(), &cli.StringFlag{
 			Name:  "bundle-report",
-			Usage: "`FILE` that receives a .tar.gz for support",
+			Usage: "`FILE` (.tar.gz) for the archive for support",
 		}),
 		Action: func(c *cli.Context) error {
 			facts, plan, err := look(c)

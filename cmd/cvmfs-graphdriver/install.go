@@ -12,38 +12,38 @@ func installCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "install",
 		Usage: "make the plugin the storage driver of this host's Docker engine",
-		Description: "Looks whether the host qualifies, shows what will be done, asks, and does it step by step. If a step fails, all is undone\n" +
-			"(exit code 4). Called again it changes what differs, or nothing. See docs/install.md.",
+		Description: "Checks the host, shows the plan, asks for confirmation, and installs step by step. If a step fails, everything is undone\n" +
+			"(exit code 4). Run again, it changes only what differs. See docs/install.md.",
 		Flags: []cli.Flag{
 			bundleFlag, keyFlag,
 			&cli.StringFlag{
 				Name:  "from",
-				Usage: "install the plugin from a registry's `REFERENCE` in place of a bundle",
+				Usage: "install the plugin from a registry's `REFERENCE` instead of a bundle",
 			},
 			nameFlag,
-			&cli.StringFlag{Name: "data-root", Usage: "`FOLDER` for the engine's data (default: where they are)"},
+			&cli.StringFlag{Name: "data-root", Usage: "`FOLDER` for the engine's data-root (default: the present one)"},
 			&cli.StringSliceFlag{
 				Name:  "storage-opt",
-				Usage: "`NAME=VALUE` option of the storage driver; NAME= takes it away",
+				Usage: "storage option `NAME=VALUE`; NAME= removes it; can be repeated",
 			},
 			&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: " +
 				policy.ConfigDir + ")"},
-			&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json of an object store"},
+			&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json for an object store"},
 			&cli.StringSliceFlag{
 				Name:  "set",
-				Usage: "`NAME=VALUE` setting of the plugin; NAME= puts back what the plugin came with",
+				Usage: "plugin setting `NAME=VALUE`; NAME= resets it to the plugin's default; can be repeated",
 			},
 			&cli.BoolFlag{
 				Name:  "debug",
-				Usage: "engine and plugin log what a maintainer wants to know; --debug=false: not any more",
+				Usage: "turn on debug logs of engine and plugin; --debug=false turns them off",
 			},
 			fileFlag,
 			&cli.BoolFlag{
 				Name:  "fix",
-				Usage: "take comments and trailing commas out of the configuration file, with which the engine does not start",
+				Usage: "remove comments and trailing commas from the configuration file: the engine does not start with them",
 			},
 			hostFlag, restartFlag, testFlag, thinFlag,
-			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be done"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only show the plan"},
 			yesFlag, jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {

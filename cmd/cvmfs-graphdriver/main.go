@@ -26,7 +26,7 @@ func main() { program.Main(run) }
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	return program.Run(ctx, &cli.App{
 		Name:  "cvmfs-graphdriver",
-		Usage: "run Docker images whose layers lie unpacked in CernVM-FS",
+		Usage: "run Docker images with unpacked layers in CernVM-FS",
 		Commands: []*cli.Command{
 			installCommand(), upgradeCommand(), uninstallCommand(), testCommand(), statusCommand(), doctorCommand(),
 			bundleCommand(),

@@ -20,7 +20,7 @@ import (
 func repoCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "repo",
-		Usage:       "look into repositories",
+		Usage:       "inspect CernVM-FS repositories",
 		Subcommands: []*cli.Command{repoLsCommand(), repoMountCommand()},
 		Action:      program.OnlyCommands,
 	}
@@ -41,14 +41,14 @@ func repoFlags() []cli.Flag {
 		&cli.StringFlag{Name: "config-dir", Usage: "`FOLDER` with the CernVM-FS configuration", Value: config.HostDir},
 		&cli.StringFlag{
 			Name:  "server-url",
-			Usage: "`URL` of the repository on a server (several: separated by ;), instead of CVMFS_SERVER_URL",
+			Usage: "`URL` of the repository on a server (separate several with ;), instead of CVMFS_SERVER_URL",
 		},
 		&cli.StringFlag{
 			Name:  "public-key",
-			Usage: "`FILE` with a master public key (several: separated by :), instead of the configured ones",
+			Usage: "`FILE` with a master public key (separate several with :), instead of the configured keys",
 		},
-		&cli.StringFlag{Name: "proxy", Usage: "DIRECT or `PROXIES` as in CVMFS_HTTP_PROXY, instead of it"},
-		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "log what is being done to stderr"},
+		&cli.StringFlag{Name: "proxy", Usage: "DIRECT, or `PROXIES` in the format of CVMFS_HTTP_PROXY, instead of CVMFS_HTTP_PROXY"},
+		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "write debug messages to stderr"},
 	}
 }
 

@@ -14,18 +14,18 @@ import (
 func repoLsCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "ls",
-		Usage:     "list what is in a repository's newest revision",
+		Usage:     "list the content of a repository's newest revision",
 		ArgsUsage: "FQRN[/PATH]",
-		Description: `Lists a folder, or all below it with -R, sorted by the bytes of the paths. Everything is verified: signatures, catalogs,
-and with --content each file. Nothing is kept, so that each call shows what the servers have at the time.
+		Description: `Lists a folder, or everything below it with -R, sorted by the bytes of the paths. Verifies signatures and catalogs, and with
+--content each file. Keeps nothing: each call shows what the servers have at that time.
 
 With --json, each line is an object with sorted keys: device ("MAJOR:MINOR"), gid, mode (octal), mtime, nlink, path, same_inode_as
 (the first path of a hard-link group), sha256 (with --content), size (files), target (symbolic links, variables replaced), type,
 uid, xattrs_hex. Bytes that aren't UTF-8 are written as \udc80 to \udcff, which is what Python's os.fsencode takes.`,
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"R"}, Usage: "list everything below"},
-			&cli.BoolFlag{Name: "json", Usage: "one JSON object a line"},
-			&cli.BoolFlag{Name: "content", Usage: "read every file and give its SHA-256"},
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per line"},
+			&cli.BoolFlag{Name: "content", Usage: "read every file and print its SHA-256"},
 		}, repoFlags()...),
 		Action: repoLs,
 	}

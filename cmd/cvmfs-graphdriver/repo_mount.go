@@ -28,17 +28,17 @@ func repoMountCommand() *cli.Command {
 		Name:      "mount",
 		Usage:     "mount a repository's newest revision, or a folder of it, read-only",
 		ArgsUsage: "FQRN[/PATH] DIR",
-		Description: `Stays in the foreground and unmounts on Ctrl-C or SIGTERM. The revision is the newest at the time of the call and stays it.
-All names are read before the mount appears; content is fetched, and verified, when it is read.
+		Description: `Stays in the foreground and unmounts on Ctrl-C or SIGTERM. Shows the revision that is the newest at the time of the call.
+Reads all names before the mount appears. Fetches and verifies content when it is read.
 
-The folder is shown as it is published, not as a layer of an image: whiteouts (.wh.…) and .cvmfscatalog are files, owners are the
-repository's. Left out are extended attributes that are instructions to overlayfs; devices 0:0 are not shown by the view erofs.`,
+The folder is shown as published, not as a layer of an image: whiteouts (.wh.…) and .cvmfscatalog are files, and owners are those in
+the repository. Extended attributes for overlayfs are left out. The view erofs does not show devices 0:0.`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{
 				Name:  "view",
-				Usage: "erofs (mounted by the kernel), fuse (served by this program) or auto: `VIEW`", Value: "auto",
+				Usage: "`VIEW`: erofs (mounted by the kernel), fuse (served by this program) or auto", Value: "auto",
 			},
-			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` that keeps what was fetched; without it, nothing is kept"},
+			&cli.StringFlag{Name: "cache", Usage: "`FOLDER` that keeps fetched files (default: none, nothing is kept)"},
 		}, repoFlags()...),
 		Action: repoMount,
 	}

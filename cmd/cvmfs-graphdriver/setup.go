@@ -25,29 +25,29 @@ var (
 	}
 	nameFlag = &cli.StringFlag{
 		Name: "name",
-		Usage: "`NAME` of the plugin and of the storage driver (default: the one there is, or " +
+		Usage: "`NAME` of the plugin and of the storage driver (default: the existing plugin's, or " +
 			installer.DefaultName + ")",
 	}
 	fileFlag = &cli.StringFlag{
 		Name:  "daemon-json",
-		Usage: "the engine's configuration `FILE` (default: the one it runs with, or " + daemonjson.DefaultPath + ")",
+		Usage: "the engine's configuration `FILE` (default: the one the engine uses, or " + daemonjson.DefaultPath + ")",
 	}
 	restartFlag = &cli.StringFlag{
 		Name:  "restart",
-		Usage: "how the engine is restarted: auto, systemd, systemd:UNIT, openrc, sysv, command:`COMMAND` or none",
+		Usage: "how to restart the engine: auto, systemd, systemd:UNIT, openrc, sysv, command:`COMMAND` or none",
 		Value: "auto",
 	}
-	yesFlag    = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "don't ask before the host is changed"}
-	jsonFlag   = &cli.BoolFlag{Name: "json", Usage: "answer for programs; of steps, a line of JSON for each"}
+	yesFlag    = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation"}
+	jsonFlag   = &cli.BoolFlag{Name: "json", Usage: "print JSON, for steps one object per line"}
 	recordFlag = &cli.StringFlag{
-		Name: "record", Usage: "`FILE` that keeps what was changed",
+		Name: "record", Usage: "`FILE` with the record of changes",
 		Value: installer.DefaultRecord,
 	}
-	bundleFlag = &cli.StringFlag{Name: "bundle", Usage: "plugin bundle, a `FILE` or folder (default: the one in " +
+	bundleFlag = &cli.StringFlag{Name: "bundle", Usage: "plugin bundle: a `FILE` or a folder (default: the one in " +
 		policy.PackagedDir + " or beside this program)"}
 	keyFlag  = &cli.StringFlag{Name: "key", Usage: "public `KEY` (minisign) that must have signed the bundle"}
-	testFlag = &cli.StringFlag{Name: "test-image", Usage: "run this ordinary `IMAGE` in place of one made here"}
-	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "run this thin `IMAGE`"}
+	testFlag = &cli.StringFlag{Name: "test-image", Usage: "test with this ordinary `IMAGE` instead of one made on the spot"}
+	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "test with this thin `IMAGE`, too"}
 )
 
 // onHost has a command work on this host's engine.

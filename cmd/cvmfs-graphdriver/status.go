@@ -12,7 +12,7 @@ import (
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",
-		Usage: "tell what runs: engine, plugin, driver, view, repositories, store",
+		Usage: "show what is running: engine, plugin, driver, view, repositories, object store",
 		Flags: hostFlags(),
 		Action: func(c *cli.Context) error {
 			facts, _, err := look(c)

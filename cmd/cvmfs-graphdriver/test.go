@@ -12,7 +12,7 @@ import (
 func testCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "test",
-		Usage: "look whether the engine runs images on the plugin",
+		Usage: "test whether the engine runs images with the plugin",
 		Flags: []cli.Flag{nameFlag, hostFlag, testFlag, thinFlag, jsonFlag, recordFlag},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {

@@ -11,9 +11,9 @@ import (
 func uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
-		Usage: "go back to the engine's former storage driver",
-		Description: "Puts the engine's configuration file back, restarts the engine and disables the plugin. The plugin's images are kept, and\n" +
-			"shown again by another install, unless they are purged.",
+		Usage: "restore the engine's former storage driver",
+		Description: "Restores the engine's configuration file, restarts the engine and disables the plugin. The plugin's images are kept, unless\n" +
+			"--purge is given: another install shows them again.",
 		Flags: []cli.Flag{
 			nameFlag,
 			&cli.BoolFlag{Name: "purge", Usage: "remove the plugin with all its images, containers and layers"},

@@ -11,9 +11,9 @@ import (
 func upgradeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "upgrade",
-		Usage: "replace the plugin by that of another bundle, settings and images kept",
-		Description: "Disables the plugin, replaces it, enables it and restarts the engine: containers stop. If that fails, the plugin of before is\n" +
-			"put back (exit code 4).",
+		Usage: "replace the plugin with that of another bundle; settings and images stay",
+		Description: "Disables the plugin, replaces it, enables it and restarts the engine: containers stop and are started again. If that fails, the\n" +
+			"former plugin is restored (exit code 4).",
 		Flags: []cli.Flag{
 			bundleFlag, keyFlag, nameFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag,
 			jsonFlag, recordFlag,
