@@ -51,30 +51,9 @@ func bundleBuildCommand() *cli.Command {
 			if c.NArg() > 0 {
 				return program.Usagef(c, "unknown argument %q", c.Args().First())
 			}
-			o := bundle.Options{Output: c.String("output"), Build: rootfs.Build{Version: version, Commit: commit}}
-			for _, name := range c.StringSlice("format") {
-				if !slices.Contains(bundle.Formats(), bundle.Format(name)) {
-					return program.Usagef(c, "--format %q: want dir, tar.gz or tar.zst", name)
-				}
-				o.Formats = append(o.Formats, bundle.Format(name))
-			}
-			for _, arch := range c.StringSlice("arch") {
-				if !slices.Contains(bundle.Architectures(), arch) {
-					return program.Usagef(c, "--arch %q: want %s", arch, strings.Join(bundle.Architectures(), " or "))
-				}
-			}
-			var err error
-			if o.Programs, err = pluginPrograms(c.StringSlice("plugin"), c.StringSlice("arch")); err != nil {
-				return fmt.Errorf("bundle: %w", err)
-			}
-			if o.Build.Time, err = bundle.SourceDate(); err != nil {
-				return fmt.Errorf("bundle: %w", err)
-			}
-			if name := c.String("sign"); name != "" {
-				ask := func() (string, error) { return askPassword(c, name) }
-				if o.Key, err = bundle.ReadPrivateKey(name, ask); err != nil {
-					return fmt.Errorf("bundle: %w", err)
-				}
+			o, err := buildOptions(c)
+			if err != nil {
+				return err
 			}
 			made, err := bundle.Build(c.Context, o)
 			for _, name := range made {
@@ -85,6 +64,36 @@ func bundleBuildCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+// buildOptions are what the flags say.
+func buildOptions(c *cli.Context) (bundle.Options, error) {
+	o := bundle.Options{Output: c.String("output"), Build: rootfs.Build{Version: version, Commit: commit}}
+	for _, name := range c.StringSlice("format") {
+		if !slices.Contains(bundle.Formats(), bundle.Format(name)) {
+			return o, program.Usagef(c, "--format %q: want dir, tar.gz or tar.zst", name)
+		}
+		o.Formats = append(o.Formats, bundle.Format(name))
+	}
+	for _, arch := range c.StringSlice("arch") {
+		if !slices.Contains(bundle.Architectures(), arch) {
+			return o, program.Usagef(c, "--arch %q: want %s", arch, strings.Join(bundle.Architectures(), " or "))
+		}
+	}
+	var err error
+	if o.Programs, err = pluginPrograms(c.StringSlice("plugin"), c.StringSlice("arch")); err != nil {
+		return o, fmt.Errorf("bundle: %w", err)
+	}
+	if o.Build.Time, err = bundle.SourceDate(); err != nil {
+		return o, fmt.Errorf("bundle: %w", err)
+	}
+	if name := c.String("sign"); name != "" {
+		ask := func() (string, error) { return askPassword(c, name) }
+		if o.Key, err = bundle.ReadPrivateKey(name, ask); err != nil {
+			return o, fmt.Errorf("bundle: %w", err)
+		}
+	}
+	return o, nil
 }
 
 // pluginPrograms are those given for the architectures wanted, or else those beside this program.
