@@ -58,7 +58,7 @@ func Push(ctx context.Context, ref string, bundles []*Bundle, r Remote) ([]Pushe
 func push(ctx context.Context, ref string, bundles []*Bundle, r Remote) ([]Pushed, error) {
 	address, options := r.naming(ref)
 	if strings.Contains(address, "@") {
-		return nil, errors.New("it names a digest, which is what a push tells: give a tag")
+		return nil, errors.New("it is a digest, which a push returns: give a tag")
 	}
 	to, err := name.NewTag(address, options...)
 	if err != nil {

@@ -107,7 +107,7 @@ func (i *Installer) Plan(ctx context.Context, w Wishes) error {
 	}
 	will := n.intentions()
 	if len(will) == 0 {
-		will = []string{"nothing: all is as wished"}
+		will = []string{"nothing to do: everything is as requested"}
 	}
 	i.Tell(Event{stepPlan, Told, strings.Join(will, "\n")})
 	return nil
@@ -173,7 +173,7 @@ func (n *install) do(ctx context.Context) error {
 			"restart the engine, then look whether it runs images: cvmfs-graphdriver test --name " + n.Name,
 		})
 	case len(will) == 0:
-		n.Tell(Event{stepReport, Unchanged, "all was as wished: nothing was changed"})
+		n.Tell(Event{stepReport, Unchanged, "everything is as requested: nothing was changed"})
 	default:
 		n.Tell(Event{stepReport, Done, "the engine runs on " + n.Name + "; cvmfs-graphdriver uninstall goes back to " +
 			n.rec.Installed.Former})
@@ -187,7 +187,7 @@ func (n *install) look(ctx context.Context) (err error) {
 		return err
 	}
 	if was := n.rec.Installed; was != nil && !sameDriver(was.Plugin, n.Name) {
-		return fmt.Errorf("the plugin %[1]s is installed here: give --name %[1]s, or first say cvmfs-graphdriver uninstall --purge --name %[1]s, which removes its images",
+		return fmt.Errorf("the plugin %[1]s is installed here: give --name %[1]s, or first run cvmfs-graphdriver uninstall --purge --name %[1]s, which removes its images",
 			was.Plugin)
 	}
 	if n.state, err = n.Engine.state(ctx); err != nil {
@@ -198,12 +198,12 @@ func (n *install) look(ctx context.Context) (err error) {
 	}
 	if n.moves() && (n.plugin != nil || n.active()) {
 		return fmt.Errorf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one: leave --data-root out, "+
-			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name,
+			"or first run cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name,
 			n.state.root)
 	}
 	if was := n.rec.Installed; was != nil && was.Root != "" && !was.Gone && !absent(was.Root) && !n.comesTo(was.Root) {
 		return fmt.Errorf("the plugin %s lies in the engine's data folder %s, with its images: give that as --data-root, "+
-			"or first say cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name,
+			"or first run cvmfs-graphdriver uninstall --purge, which removes the plugin and its images", n.Name,
 			was.Root)
 	}
 	if n.plugin != nil {

@@ -120,7 +120,7 @@ func (i *Installer) start(ctx context.Context) (*run, error) {
 	r := &run{Installer: i, rec: rec}
 	if t := rec.Open; t != nil {
 		cause := errors.New(t.cutOff())
-		r.Tell(Event{stepRecover, Told, cause.Error() + ": what it changed is undone first"})
+		r.Tell(Event{stepRecover, Told, cause.Error() + ": its changes are undone first"})
 		if err := r.undoOpen(ctx, cause); err != nil {
 			return nil, errors.Join(err, rec.close())
 		}
@@ -221,7 +221,7 @@ func (r *run) transact(ctx context.Context, t transaction, steps func(context.Co
 			r.rec.Open = nil
 			return err
 		}
-		r.Tell(Event{stepUndo, Told, "what was changed is undone"})
+		r.Tell(Event{stepUndo, Told, "undoing the changes"})
 		// Also when the user has interrupted the run.
 		if stuck := r.undoOpen(context.WithoutCancel(ctx), err); stuck != nil {
 			return stuck

@@ -70,7 +70,7 @@ func (n *install) rescueDead(ctx context.Context, dry bool) error {
 			}
 		})
 	if err == nil && n.byHand {
-		err = fmt.Errorf("the engine is to be started: %s (and call this again)", n.Service.ByHand())
+		err = fmt.Errorf("the engine must be started: %s, and then run this command again", n.Service.ByHand())
 	}
 	n.rescued = err == nil
 	return err
@@ -122,7 +122,7 @@ func (n *install) mend(ctx context.Context, cause error) error {
 	if n.Bundle == nil {
 		return cause
 	}
-	n.Tell(Event{stepEnable, Told, cause.Error() + ": it is put anew from version " + n.Bundle.Build.Version +
+	n.Tell(Event{stepEnable, Told, cause.Error() + ": it is replaced with version " + n.Bundle.Build.Version +
 		"; its images stay"})
 	c := change{Kind: pluginMended, Plugin: n.Name}
 	err := n.change(ctx, c, func(ctx context.Context) error { return n.replace(ctx, n.Name, n.Bundle, allowed) })

@@ -98,7 +98,7 @@ func (n *install) move(ctx context.Context) (Outcome, string, error) {
 	}
 	outcome, said, err := n.restartStep(ctx)
 	if err == nil && n.byHand {
-		err = fmt.Errorf("the plugin is made in the engine's new data folder: %s (and call this again), or let the engine be restarted (--restart)", said)
+		err = fmt.Errorf("the plugin is created in the engine's new data-root: %s, and then run this command again, or let it restart the engine (--restart)", said)
 	}
 	if err == nil {
 		err = n.look(ctx)

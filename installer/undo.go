@@ -124,8 +124,8 @@ func (r *run) restartUndoing(ctx context.Context) error {
 func (r *run) rescue(ctx context.Context, t *transaction, cause error) error {
 	r.Tell(Event{
 		stepUndo, Told,
-		fmt.Sprintf("the engine doesn't start on %s (%v): it is started on another storage driver meanwhile", t.Former,
-			cause),
+		fmt.Sprintf("the engine doesn't start on %s (%v): it is started on another storage driver for the time being",
+			t.Former, cause),
 	})
 	file, err := daemonjson.Read(t.File)
 	if err == nil {

@@ -213,7 +213,7 @@ func (u *uninstall) purgeAway(ctx context.Context) (err error) {
 	})
 	u.was.Former = former
 	if err == nil && u.byHand {
-		err = errors.New("the plugin is removed where it lies once the engine is restarted: call this again then")
+		err = errors.New("the plugin can only be removed in its data-root after the engine is restarted there: restart the engine, then run this command again")
 	}
 	if err == nil {
 		err = u.purgePlugin(ctx)
@@ -260,7 +260,7 @@ func (u *uninstall) back(ctx context.Context) error {
 		return err
 	}
 	if u.byHand {
-		u.Tell(Event{stepReport, Done, "restart the engine, then call this again: the plugin is still in use"})
+		u.Tell(Event{stepReport, Done, "restart the engine, then run this command again: the plugin is still in use"})
 		return nil
 	}
 	return u.step(ctx, stepDriver, func(ctx context.Context) (Outcome, string, error) {
@@ -315,7 +315,7 @@ func (u *uninstall) leave(ctx context.Context) error {
 }
 
 func again(err error) error {
-	return fmt.Errorf("%w (the engine runs on its former driver; call this again)", err)
+	return fmt.Errorf("%w (the engine runs on its former driver; run this command again)", err)
 }
 
 // keep leaves the plugin, disabled.

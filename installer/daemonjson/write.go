@@ -131,7 +131,7 @@ func (f *File) unchanged() error {
 		return err
 	}
 	if now.Target != f.Target || !same(now.disk, f.disk) {
-		return errors.New("somebody changed it meanwhile (start again)")
+		return errors.New("somebody changed it in the meantime (start again)")
 	}
 	return nil
 }

@@ -318,7 +318,7 @@ func TestAFileThatChangedMeanwhileIsLeftAlone(t *testing.T) {
 	write(t, path, "{}", 0o644)
 	next := edited(t, path)
 	write(t, path, "{ }", 0o644)
-	if err := next.Write(); err == nil || !strings.Contains(err.Error(), "somebody changed it meanwhile") {
+	if err := next.Write(); err == nil || !strings.Contains(err.Error(), "somebody changed it in the meantime") {
 		t.Error(err)
 	}
 	if content, err := os.ReadFile(path); err != nil || string(content) != "{ }" {

@@ -65,7 +65,7 @@ func askEngine(ctx context.Context, p Plan) (e Engine, g Plugin) {
 	v, err := c.ServerVersion(asking)
 	cancel()
 	if err == nil && v.Version == "" && v.APIVersion == "" {
-		err = errors.New("it answers, but tells no version, as an engine does")
+		err = errors.New("it answers, but reports no version: it may not be a Docker engine")
 	}
 	if err != nil {
 		e.Err, e.Denied = err.Error(), errors.Is(err, fs.ErrPermission)

@@ -41,7 +41,7 @@ func reachable(f *Facts, p *Plan) []Finding {
 		remedy = fmt.Sprintf("%s names %s as storage driver: \"cvmfs-graphdriver uninstall\" starts the engine on the former one, \"install\" does that and "+
 			"mends the plugin", f.File.Path, p.Name)
 		if f.Service.Cause == "" {
-			remedy += "; the reason stands in the engine's log, in the line before the last (--log FILE names the log)"
+			remedy += "; the reason is in the engine's log, in the line before the last (--log FILE names the log)"
 		}
 	}
 	return with(one(Error, "engine.unreachable", "no engine answers at "+f.Engine.Host, remedy), detail)
@@ -77,13 +77,13 @@ func version(f *Facts, p *Plan) []Finding {
 			"run engine 17.06 to 26.1")
 	case none:
 		return one(Error, id, what+
-			" has no storage-driver plugins: they were removed in 28.0, and an engine that is told to use one does not start",
+			" has no storage-driver plugins: they were removed in 28.0, and an engine that is configured to use one does not start",
 			"run engine 17.06 to 26.1, or 27; for 28 and later the way is a snapshotter of containerd "+
 				"(\"features\": {\"containerd-snapshotter\": true} in daemon.json), not this plugin")
 	case withVariable:
 		return variable(f, p)
 	case unknown:
-		return one(Error, id, fmt.Sprintf("the engine tells neither its version (%q) nor its API's (%q)", e.Version,
+		return one(Error, id, fmt.Sprintf("the engine reports neither its version (%q) nor that of its API (%q)", e.Version,
 			e.API), "run engine 17.06 to 26.1")
 	default:
 		return append(one(OK, id, what+" takes storage-driver plugins", ""), experimental(f, p)...)
@@ -283,7 +283,7 @@ func storageOptions(f *Facts, p *Plan) []Finding {
 	for _, option := range daemonjson.DriverOptions(f.File.Options, p.StorageOpts) {
 		if err := options.Check(option); err != nil && !slices.Contains(p.StorageOpts, option) {
 			found = append(found,
-				one(Error, id, fmt.Sprintf("%v; it stands in %s, and the engine would not start with it", err,
+				one(Error, id, fmt.Sprintf("%v; it is in %s, and the engine would not start with it", err,
 					f.File.Path),
 					"take it out with --storage-opt "+options.Name(option)+"=")...)
 		}
@@ -347,7 +347,7 @@ func moves(f *Facts, p *Plan) []Finding {
 	if f.Plugin.Present {
 		return one(Error, "engine.data-root",
 			fmt.Sprintf("the plugin %s lies in the engine's data folder %s, with its images, and can't go to another one", p.Name, root),
-			"leave --data-root out; or first say \"cvmfs-graphdriver uninstall --purge\", which removes the plugin and its images")
+			"leave --data-root out; or first run \"cvmfs-graphdriver uninstall --purge\", which removes the plugin and its images")
 	}
 	return one(Warning, "engine.data-root",
 		fmt.Sprintf("the engine's data folder becomes %s: images, containers, volumes, networks and plugins in %s are left behind", p.DataRoot, root),

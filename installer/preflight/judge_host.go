@@ -20,7 +20,7 @@ func user(f *Facts, p *Plan) []Finding {
 		return one(Error, "user", "this program doesn't run as root, who alone can change the engine",
 			"run it as root (sudo)")
 	}
-	return one(Warning, "user", "this program doesn't run as root: much can't be seen", "run it as root (sudo)")
+	return one(Warning, "user", "this program does not run as root: many checks are not possible", "run it as root (sudo)")
 }
 
 // plugin judges the plugin the engine has under the name.
@@ -34,10 +34,10 @@ func plugin(f *Facts, p *Plan) []Finding {
 	case g.Err != "":
 		return with(one(Warning, id, "the engine doesn't tell of its plugin "+p.Name, ""), g.Err)
 	case !g.Present && inUse && p.Install:
-		return one(Note, id, "the plugin "+p.Name+" is the storage driver, and there is none: it will be created", "")
+		return one(Note, id, "the plugin "+p.Name+" is the storage driver, but does not exist: it will be created", "")
 	case !g.Present && inUse:
 		return one(Error, id, "the engine's configuration names the plugin "+p.Name+
-			" as storage driver, and there is none: the engine will not start again",
+			" as storage driver, but it does not exist: the engine will not start again",
 			"run \"cvmfs-graphdriver install\", or \"cvmfs-graphdriver uninstall\" to go back to the former driver")
 	case !g.Present && p.Install:
 		return one(Note, id, "the plugin "+p.Name+" will be created", "")
@@ -156,7 +156,7 @@ func dataRoot(f *Facts, p *Plan) []Finding {
 	if d.ReadOnly {
 		found = append(found, one(Error, "data-root.read-only",
 			"the engine's data folder "+d.Dir+" can't be written to",
-			"mount its file system for writing; a disk with errors is mounted read-only by the kernel (dmesg tells)")...)
+			"mount its file system for writing; a disk with errors is mounted read-only by the kernel (see dmesg)")...)
 	}
 	return found
 }

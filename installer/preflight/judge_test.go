@@ -220,7 +220,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		},
 		{
 			"no plugin, yet named", fit(), inUse, func(f *Facts, _ *Plan) { f.File.Driver = name }, "plugin", Error,
-			"there is none", "uninstall",
+			"does not exist", "uninstall",
 		},
 		{
 			"other plugin", fit(), install, func(f *Facts, _ *Plan) { f.Plugin.Present = true }, "plugin", Error,
@@ -501,7 +501,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 
 func TestVersionsAreJudgedByTheirRule(t *testing.T) {
 	const drop = " takes storage-driver plugins only with " + marked + "=1 in its environment"
-	const refused = " has no storage-driver plugins: they were removed in 28.0, and an engine that is told to use one does not start"
+	const refused = " has no storage-driver plugins: they were removed in 28.0, and an engine that is configured to use one does not start"
 	for _, c := range []struct {
 		version, api string
 		id           string
