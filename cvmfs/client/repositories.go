@@ -20,8 +20,9 @@ type Repositories struct {
 	allowed []string
 	options Options
 
-	mu   sync.Mutex // guards open
+	mu   sync.Mutex // guards what follows
 	open map[string]*opened
+	told map[config.Finding]bool // since the last Reload
 }
 
 // opened is a repository with its configuration.
@@ -36,7 +37,7 @@ func NewRepositories(folder config.Folder, allowed []string, o Options) *Reposit
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Repositories{folder: folder, allowed: allowed, options: o, open: map[string]*opened{}}
+	return &Repositories{folder: folder, allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{}}
 }
 
 // Repository returns a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
@@ -86,6 +87,7 @@ func (s *Repositories) Reload() {
 		o.Fetcher().Close()
 	}
 	clear(s.open)
+	clear(s.told)
 }
 
 func (s *Repositories) get(name string) (*opened, error) {
@@ -104,8 +106,8 @@ func (s *Repositories) get(name string) (*opened, error) {
 	if c.FQRN != name {
 		return nil, fmt.Errorf("repository %q: give its full name, %s", name, c.FQRN)
 	}
-	for _, w := range c.Warnings {
-		s.options.Log.Warn("configuration", "repo", name, "note", w)
+	for _, f := range c.Findings {
+		s.tell(name, f)
 	}
 	options := s.options
 	options.Dir = filepath.Join(options.Dir, name)
@@ -116,6 +118,14 @@ func (s *Repositories) get(name string) (*opened, error) {
 	o := &opened{Repository: r, config: c}
 	s.open[name] = o
 	return o, nil
+}
+
+// tell logs a finding, once for all repositories whose files it is in.
+func (s *Repositories) tell(name string, f config.Finding) {
+	if !s.told[f] {
+		s.told[f] = true
+		s.options.Log.Warn("configuration", "repo", name, "kind", string(f.Kind), "note", f.String())
+	}
 }
 
 // permit applies the list of allowed repositories.

@@ -3,321 +3,669 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path"
-	"path/filepath"
+	"maps"
+	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 
 	"mvdan.cc/sh/v3/syntax"
 )
 
-// Limits of the files: real ones have a few lines.
+// Limits of a configuration: real ones have a few files of a few lines. They bound time and memory, for nothing else
+// does: each command, word and pass of a loop is a step, and what it expands to, reads or writes is counted in bytes.
 const (
-	maxFile    = 64 << 10 // bytes of a file
-	maxValue   = 16 << 10 // bytes of a value
-	maxParams  = 4096
-	maxSourced = 64 // files sourced by others, over the whole configuration
+	maxFile   = 64 << 10 // bytes of a file
+	maxValue  = 16 << 10 // bytes of a value, and of what a command writes
+	maxParams = 4096
+	maxFiles  = 128 // files read, however often the same one
+	maxSteps  = 20_000
+	maxBytes  = 8 << 20
+	maxDepth  = 40   // commands within commands: ". file", eval, substitutions, subshells, blocks
+	maxOpen   = 2000 // parentheses, braces and backquotes of a file: the parser's stack grows with them
+	maxFaults = 50   // syntax errors of a file
 )
 
-// configRepository is protected once the files of default.d were read: later ones can't change it.
-const configRepository = "CVMFS_CONFIG_REPOSITORY"
+var (
+	// errReturn and errExit end the file that is evaluated; no errors for its reader. exit also ends those that source
+	// the file.
+	errReturn = errors.New("return")
+	errExit   = errors.New("exit")
+	// errBreak and errContinue concern the innermost loop.
+	errBreak    = errors.New("break")
+	errContinue = errors.New("continue")
 
-// errReturn ends the file that is evaluated; no error for its caller.
-var errReturn = errors.New("return")
+	errLimit = errors.New("too much for a configuration file")
+)
 
-// shell evaluates configuration files. It runs nothing and changes nothing but params.
+// shell evaluates configuration files as /bin/sh would. It starts no process, writes nothing, and reads only files that
+// [shell.read] allows.
+//
+// A command that isn't understood has no effect and the status 127, as one that isn't installed. What the shell can't
+// know from then on is kept track of: a parameter is in doubt when a failed line would set it or decides about it,
+// whatever is computed of it too, and so on. A parameter in doubt still has the value that the rest of the files gives it.
 type shell struct {
-	folder  Folder
-	fqrn    string
-	params  map[string]string
-	origin  map[string]string // "file:line" of a parameter's last assignment
-	cwd     string            // folder of the file read last that isn't sourced: what relative names are relative to
-	shown   string            // the file being evaluated, as the host calls it
-	sourced int
+	folder Folder
+	fqrn   string
+	params map[string]variable
+	random *rand.Rand // for $RANDOM
 
-	warnings []string
+	cwd   string // folder that relative names are relative to, as settings call it
+	shown string // the file being evaluated, as the host calls it
+	text  string // its text
+	line  uint   // of the eval whose text is evaluated; 0: none
+	net   bool   // the file comes from the configuration repository
+
+	steps, bytes, files, depth int
+
+	status    int             // of the last command
+	functions map[string]bool // names of functions that were defined, and not understood
+
+	// Doubt. Each is the text of the failed line it comes from, "" for none.
+	taint  string // about the command being evaluated
+	under  string // whether what is evaluated is evaluated at all
+	rest   string // about the rest of the file
+	doubts int    // how often there was any
+	last   string // the last one
+	fails  int    // how often a line failed
+
+	used     map[string]bool // names of parameters that files read
+	findings []Finding
 }
+
+// variable is a parameter, or a variable that helps to compute one.
+type variable struct {
+	value string
+	set   bool
+	at    Place  // of the last assignment
+	doubt string // the failed line that makes the value uncertain; "" if it is certain
+}
+
+// seed makes $$ and $RANDOM differ between hosts, and agree within a process: reading files twice gives the same.
+var seed = sync.OnceValue(rand.Uint64)
 
 func newShell(f Folder, fqrn string) *shell {
-	return &shell{folder: f, fqrn: fqrn, params: make(map[string]string), origin: make(map[string]string)}
+	s := &shell{
+		folder: f, fqrn: fqrn, params: map[string]variable{}, functions: map[string]bool{}, used: map[string]bool{},
+		random: rand.New(rand.NewPCG(seed(), 0)),
+	}
+	return s
 }
 
-// defaults reads what all repositories have in common.
-func (s *shell) defaults() error {
-	if err := s.evaluate("the built-in default.conf", s.folder.Defaults); err != nil {
-		return err
-	}
-	s.finish()
-	if err := s.load("default.conf"); err != nil {
-		return err
-	}
-	files, err := filesIn(filepath.Join(s.folder.Dir, "default.d"), ".conf")
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		if err := s.load("default.d/" + filepath.Base(file)); err != nil {
-			return err
+// values are the parameters that are set.
+func (s *shell) values() map[string]string {
+	values := make(map[string]string, len(s.params))
+	for name, v := range s.params {
+		if v.set {
+			values[name] = v.value
 		}
 	}
-	return s.loadProtecting("default.local")
+	return values
 }
 
-// repository reads what the domain and the repository have of their own.
-func (s *shell) repository() error {
-	_, domain, _ := strings.Cut(s.fqrn, ".")
-	return s.loadProtecting("domain.d/"+domain+".conf", "domain.d/"+domain+".local", "config.d/"+s.fqrn+".conf",
-		"config.d/"+s.fqrn+".local")
-}
-
-// loadProtecting keeps the files from changing the configuration repository, if one is set.
-func (s *shell) loadProtecting(names ...string) error {
-	repo, origin := s.params[configRepository], s.origin[configRepository]
-	for _, name := range names {
-		if err := s.load(name); err != nil {
-			return err
-		}
-		if repo != "" {
-			s.params[configRepository], s.origin[configRepository] = repo, origin
+// origins are where the parameters were set.
+func (s *shell) origins() map[string]Place {
+	origins := make(map[string]Place, len(s.params))
+	for name, v := range s.params {
+		if v.set {
+			origins[name] = v.at
 		}
 	}
-	return nil
-}
-
-// load evaluates a file of the folder, if it exists.
-func (s *shell) load(name string) error {
-	file := filepath.Join(s.folder.Dir, name)
-	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-		if to, err := os.Readlink(file); err == nil {
-			s.warnings = append(s.warnings,
-				fmt.Sprintf("%s is not read: it is a link to %s, which doesn't exist, or not for this process",
-					s.folder.show(file), to))
-		}
-		return nil
-	}
-	s.cwd = filepath.Dir(file)
-	if err := s.evaluateFile(file); err != nil {
-		return err
-	}
-	s.finish()
-	return nil
+	return origins
 }
 
 // finish brings values into their final form, as at the end of each file.
 func (s *shell) finish() {
 	org, _, _ := strings.Cut(s.fqrn, ".")
 	templates := strings.NewReplacer("@fqrn@", s.fqrn, "@org@", org)
-	for name, value := range s.params {
-		s.params[name] = templates.Replace(strings.Join(strings.Fields(value), " "))
+	for name, v := range s.params {
+		v.value = templates.Replace(strings.Join(strings.Fields(v.value), " "))
+		s.params[name] = v
 	}
-}
-
-func (s *shell) evaluateFile(file string) error {
-	text, err := s.folder.read(file)
-	if err != nil {
-		return err
-	}
-	return s.evaluate(s.folder.show(file), text)
-}
-
-// evaluate evaluates a file's text; shown is what the host calls the file.
-func (s *shell) evaluate(shown string, text []byte) error {
-	outer := s.shown
-	defer func() { s.shown = outer }()
-	s.shown = shown
-	script, err := syntax.NewParser(syntax.Variant(syntax.LangPOSIX)).Parse(strings.NewReader(string(text)), s.shown)
-	if err != nil {
-		return fmt.Errorf("%w: write it as /bin/sh would understand it", err)
-	}
-	if _, err := s.list(script.Stmts); err != nil && !errors.Is(err, errReturn) {
-		return err
-	}
-	return nil
 }
 
 // at names a place in the file being evaluated.
-func (s *shell) at(n syntax.Node) string { return fmt.Sprintf("%s:%d", s.shown, n.Pos().Line()) }
+func (s *shell) at(n syntax.Node) Place {
+	if s.line > 0 {
+		return Place{File: s.shown, Line: s.line, Network: s.net}
+	}
+	return Place{File: s.shown, Line: n.Pos().Line(), Network: s.net}
+}
 
-func (s *shell) refuse(n syntax.Node, what string) error {
-	return fmt.Errorf("%s: %s is not supported, as configuration files are read and not executed: write the value itself", s.at(n), what)
+// fail records a line that isn't understood. The command being evaluated is in doubt.
+func (s *shell) fail(n syntax.Node, format string, args ...any) {
+	s.failAt(s.at(n), fmt.Sprintf(format, args...))
+}
+
+func (s *shell) failAt(at Place, text string) {
+	s.fails++
+	f := Finding{Kind: Failed, Place: at, Text: text}
+	if !slices.Contains(s.findings, f) && len(s.findings) < maxParams {
+		s.findings = append(s.findings, f)
+	}
+	s.doubt(f.String())
+}
+
+// doubt puts the command being evaluated in doubt.
+func (s *shell) doubt(why string) {
+	s.doubts, s.last = s.doubts+1, why
+	if s.taint == "" {
+		s.taint = why
+	}
+}
+
+// doubtful puts a parameter in doubt. It need not be set.
+func (s *shell) doubtful(name, why string) {
+	v, known := s.params[name]
+	if v.doubt == "" && (known || len(s.params) < maxParams) {
+		v.doubt = why
+		s.params[name] = v
+	}
+}
+
+// doubtGuards puts all that protects in doubt: nobody knows what a failed line would have set.
+func (s *shell) doubtGuards(why string) {
+	for name := range guards {
+		s.doubtful(name, why)
+	}
+}
+
+var (
+	assigned = regexp.MustCompile(`(?:^|[^\w$])(\w+)[ \t]*:?\+?=`)
+	spoken   = regexp.MustCompile(`(?:^|[^\w${])(CVMFS_\w+)`)
+	comment  = regexp.MustCompile(`(?m)^[ \t]*#.*$`)
+	branches = regexp.MustCompile(`\b(if|then|else|elif|fi|for|while|until|do|done|case|esac)\b|[{}]|;;`)
+	leaving  = regexp.MustCompile(`(?m)(^|[\s;&|{(])(return|exit|break|continue)\b`)
+	unclear  = regexp.MustCompile(`(?m)(^|[\s;&|{(` + "`" + `])(\.|source|eval|command|builtin|exec|trap|alias)\s`)
+)
+
+// doubtText puts what a piece of a file would set, were it evaluated, in doubt.
+func (s *shell) doubtText(text, why string) {
+	s.bytes += len(text)
+	text = comment.ReplaceAllString(text, "")
+	for _, form := range []*regexp.Regexp{assigned, spoken} {
+		for _, m := range form.FindAllStringSubmatch(text, -1) {
+			s.doubtful(m[1], why)
+		}
+	}
+	if unclear.MatchString(text) {
+		s.doubtGuards(why)
+	}
+}
+
+// source is the text of a node.
+func (s *shell) source(n syntax.Node) string {
+	return between(s.text, int(n.Pos().Offset()), int(n.End().Offset()))
+}
+
+// between is text[from:to] as far as there is any.
+func between(text string, from, to int) string {
+	to = max(0, min(to, len(text)))
+	return text[min(max(0, from), to):to]
+}
+
+// step counts a step and the bytes it is about.
+func (s *shell) step(n syntax.Node, bytes int) error {
+	s.steps, s.bytes = s.steps+1, s.bytes+bytes
+	switch {
+	case s.steps > maxSteps:
+		return fmt.Errorf("%v: %w: more than %d steps", s.at(n), errLimit, maxSteps)
+	case s.bytes > maxBytes:
+		return fmt.Errorf("%v: %w: more than %d bytes are read and written", s.at(n), errLimit, maxBytes)
+	}
+	return nil
+}
+
+// enter begins something within something; the caller defers what it returns.
+func (s *shell) enter(n syntax.Node) (leave func(), err error) {
+	if s.depth++; s.depth > maxDepth {
+		err = fmt.Errorf("%v: %w: more than %d levels: does it call itself?", s.at(n), errLimit, maxDepth)
+	}
+	return func() { s.depth-- }, err
+}
+
+// evaluate evaluates a file's text. What is wrong with a line is that line's failure; errors are of the whole.
+func (s *shell) evaluate(text string) error {
+	if n := strings.Count(text, "(") + strings.Count(text, "{") + strings.Count(text, "`"); n > maxOpen {
+		return fmt.Errorf("%s: %w: %d parentheses and braces", s.shown, errLimit, n)
+	}
+	outer := s.text
+	defer func() { s.text = outer }()
+	s.text = text
+	done := 0 // bytes evaluated
+	for faults, twins := 0, 0; ; {
+		err := s.statements(&done)
+		fault, ok := errors.AsType[syntax.ParseError](err)
+		if !ok {
+			if _, foreign := errors.AsType[syntax.LangError](err); !foreign {
+				return err
+			}
+			fault = syntax.ParseError{Pos: langPos(err), Text: err.Error()}
+		}
+		if twins < maxFaults && s.separate(done, fault) {
+			twins++
+			continue
+		}
+		if faults++; faults > maxFaults {
+			return fmt.Errorf("%s: %w: more than %d syntax errors", s.shown, errLimit, maxFaults)
+		}
+		done = s.skip(done, fault)
+	}
+}
+
+func langPos(err error) syntax.Pos {
+	e, _ := errors.AsType[syntax.LangError](err)
+	return e.Pos
+}
+
+// statements parses and evaluates the text from done on, which it moves on.
+func (s *shell) statements(done *int) error {
+	// What is done is blank, so that lines and offsets are the file's.
+	padded := blank(s.text[:*done]) + s.text[*done:]
+	parser := syntax.NewParser(syntax.Variant(syntax.LangPOSIX))
+	for stmt, err := range parser.StmtsSeq(strings.NewReader(padded)) {
+		if err != nil {
+			return err
+		}
+		if _, err := s.stmt(stmt, streams{}); err != nil {
+			return err
+		}
+		*done = max(*done, int(stmt.End().Offset()))
+	}
+	return nil
+}
+
+// blank replaces all bytes but newlines.
+func blank(text string) string {
+	b := []byte(text)
+	for i := range b {
+		if b[i] != '\n' {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// separate makes "$((" that begins no arithmetic "$( (", as a shell takes it, and reports whether there was one.
+func (s *shell) separate(done int, fault syntax.ParseError) bool {
+	end := strings.IndexByte(s.text[min(int(fault.Pos.Offset()), len(s.text)):], '\n')
+	if end += int(fault.Pos.Offset()); end < int(fault.Pos.Offset()) || end > len(s.text) {
+		end = len(s.text)
+	}
+	i := strings.LastIndex(between(s.text, done, end), "$((")
+	if i < 0 || !strings.Contains(fault.Text, "arithm") && !strings.Contains(fault.Text, "((") {
+		return false
+	}
+	i += done
+	s.text = s.text[:i] + "$( (" + s.text[i+len("$(("):]
+	return true
+}
+
+// skip records a syntax error and returns where to read on: behind its line. Where the error may be about more than
+// its line, all that follows is in doubt.
+func (s *shell) skip(done int, fault syntax.ParseError) int {
+	at := Place{File: s.shown, Line: fault.Pos.Line(), Network: s.net}
+	if s.line > 0 {
+		at.Line = s.line
+	}
+	s.failAt(at, fault.Text+": write it as /bin/sh would understand it")
+	why := s.taint
+	s.taint = ""
+	next := lineEnd(s.text, max(done, int(fault.Pos.Offset())))
+	faulty := s.text[done:next]
+	s.doubtText(faulty, why)
+	if fault.Incomplete || strings.Contains(fault.Text, "EOF") || strings.Contains(fault.Text, "without closing") ||
+		branches.MatchString(faulty) {
+		s.doubtRest(next, why)
+	}
+	return next
+}
+
+// lineEnd is the offset behind the line that offset lies in.
+func lineEnd(text string, offset int) int {
+	offset = min(offset, len(text))
+	if i := strings.IndexByte(text[offset:], '\n'); i >= 0 {
+		return offset + i + 1
+	}
+	return len(text)
+}
+
+// doubtRest puts all that follows an offset in the file in doubt.
+func (s *shell) doubtRest(offset int, why string) {
+	if s.rest == "" {
+		s.rest = why
+	}
+	s.doubtText(between(s.text, offset, len(s.text)), why)
+}
+
+// result is a command's exit status.
+type result struct {
+	code  int
+	doubt string // the failed line that the status depends on
+}
+
+func (r result) ok() bool { return r.code == 0 }
+
+func statusIf(holds bool) result {
+	if holds {
+		return result{}
+	}
+	return result{code: 1}
+}
+
+// streams are a command's input and output.
+type streams struct {
+	in  string
+	out *strings.Builder // nil: discarded
 }
 
 // list evaluates statements; its status is that of the last one.
-func (s *shell) list(stmts []*syntax.Stmt) (status bool, err error) {
-	status = true
+func (s *shell) list(stmts []*syntax.Stmt, io streams) (r result, err error) {
 	for _, stmt := range stmts {
-		if status, err = s.stmt(stmt); err != nil {
-			return false, err
+		if r, err = s.stmt(stmt, io); err != nil {
+			return result{}, err
 		}
 	}
-	return status, nil
+	return r, nil
 }
 
-func (s *shell) stmt(stmt *syntax.Stmt) (status bool, err error) {
-	switch {
-	case len(stmt.Redirs) > 0:
-		return false, s.refuse(stmt, "a redirection")
-	case stmt.Background || stmt.Coprocess || stmt.Disown:
-		return false, s.refuse(stmt, "a background command")
+func (s *shell) stmt(stmt *syntax.Stmt, io streams) (r result, err error) {
+	if err := s.step(stmt, 0); err != nil {
+		return r, err
+	}
+	leave, err := s.enter(stmt)
+	defer leave()
+	if err != nil {
+		return r, err
+	}
+	outer := s.taint
+	s.taint = ""
+	defer func() { s.taint = outer }()
+	io, ok, err := s.redirected(stmt, io)
+	if err != nil {
+		return r, err
+	}
+	if !ok {
+		return s.failed(stmt), nil
+	}
+	r, err = s.command(stmt, io)
+	if stmt.Negated {
+		r = result{code: statusIf(!r.ok()).code, doubt: r.doubt}
+	}
+	s.status = r.code
+	return r, err
+}
+
+func (s *shell) command(stmt *syntax.Stmt, io streams) (result, error) {
+	if stmt.Background || stmt.Coprocess || stmt.Disown {
+		s.fail(stmt, "a command in the background is not supported")
+		return s.failed(stmt), nil
 	}
 	switch c := stmt.Cmd.(type) {
+	case nil:
+		return result{}, nil
 	case *syntax.CallExpr:
-		status, err = s.call(c)
-	case *syntax.IfClause:
-		status, err = s.ifClause(c)
+		return s.call(stmt, c, io)
 	case *syntax.Block:
-		status, err = s.list(c.Stmts)
+		return s.list(c.Stmts, io)
+	case *syntax.Subshell:
+		return s.isolated(stmt, func() (result, error) { return s.list(c.Stmts, io) })
 	case *syntax.BinaryCmd:
-		status, err = s.binary(c)
+		return s.binary(stmt, c, io)
+	case *syntax.IfClause:
+		return s.ifClause(c, io)
+	case *syntax.CaseClause:
+		return s.caseClause(c, io)
+	case *syntax.WhileClause:
+		return s.whileClause(c, io)
+	case *syntax.ForClause:
+		return s.forClause(stmt, c, io)
+	case *syntax.FuncDecl:
+		s.functions[c.Name.Value] = true
+		s.fail(stmt, "a function is not supported: write its commands where it is called")
 	default:
-		return false, s.refuse(stmt, construct(stmt.Cmd))
+		s.fail(stmt, "this command is not supported")
 	}
-	return status != stmt.Negated, err
+	return s.failed(stmt), nil
 }
 
-// construct is what people call a command that isn't supported.
-func construct(c syntax.Command) string {
-	switch c.(type) {
-	case *syntax.WhileClause, *syntax.ForClause:
-		return "a loop"
-	case *syntax.CaseClause:
-		return "case"
-	case *syntax.FuncDecl:
-		return "a function"
-	case *syntax.Subshell:
-		return "a subshell"
+// failed is the status of a statement that was not understood. What it would set is in doubt.
+func (s *shell) failed(stmt *syntax.Stmt) result {
+	s.doubtText(s.source(stmt), s.taint)
+	return result{code: 127, doubt: s.taint}
+}
+
+// isolated evaluates what can't change this shell's parameters. Where a line of it failed, what it would set is in
+// doubt all the same, for its author took it to be set: CVMFS_HTTP_PROXY=a|b.
+func (s *shell) isolated(n syntax.Node, do func() (result, error)) (result, error) {
+	if err := s.step(n, 64*len(s.params)); err != nil {
+		return result{}, err
 	}
-	return "this command"
+	params, cwd, before := s.params, s.cwd, s.doubts
+	s.params = maps.Clone(params)
+	r, err := do()
+	s.params, s.cwd = params, cwd
+	if errors.Is(err, errReturn) || errors.Is(err, errExit) || errors.Is(err, errBreak) ||
+		errors.Is(err, errContinue) {
+		r, err = result{code: s.status}, nil
+	}
+	if s.doubts > before {
+		r.doubt = s.last
+		s.doubtText(s.source(n), s.last)
+	}
+	return r, err
+}
+
+func (s *shell) binary(stmt *syntax.Stmt, c *syntax.BinaryCmd, io streams) (result, error) {
+	switch c.Op {
+	case syntax.Pipe:
+		return s.isolated(c, func() (result, error) {
+			var between strings.Builder
+			if _, err := s.stmt(c.X, streams{in: io.in, out: &between}); err != nil {
+				return result{}, err
+			}
+			return s.stmt(c.Y, streams{in: between.String(), out: io.out})
+		})
+	case syntax.AndStmt, syntax.OrStmt:
+	default:
+		s.fail(stmt, "this command is not supported")
+		return s.failed(stmt), nil
+	}
+	x, err := s.stmt(c.X, io)
+	if err != nil {
+		return x, err
+	}
+	y := x
+	err = s.decided(x.doubt, c.Y, func() (err error) {
+		if x.ok() == (c.Op == syntax.AndStmt) {
+			y, err = s.stmt(c.Y, io)
+		}
+		return err
+	})
+	if y.doubt == "" {
+		y.doubt = x.doubt
+	}
+	return y, err
+}
+
+// decided evaluates what a condition has chosen of the node n. If the condition is in doubt, so is all that n would
+// set, and, where n may leave the file or loop, what follows.
+func (s *shell) decided(doubt string, n syntax.Node, do func() error) error {
+	if doubt == "" {
+		return do()
+	}
+	outer := s.under
+	s.under = doubt
+	err := do()
+	s.under = outer
+	text := s.source(n)
+	s.doubtText(text, doubt)
+	if leaving.MatchString(comment.ReplaceAllString(text, "")) {
+		s.doubtRest(int(n.End().Offset()), doubt)
+	}
+	return err
 }
 
 // ifClause also evaluates elif and else, which the parser hangs below as clauses of their own, else without condition.
-func (s *shell) ifClause(c *syntax.IfClause) (bool, error) {
-	for ; c != nil; c = c.Else {
-		holds, err := s.list(c.Cond)
-		if err != nil {
-			return false, err
-		}
-		if holds {
-			return s.list(c.Then)
+func (s *shell) ifClause(c *syntax.IfClause, io streams) (r result, err error) {
+	var cond result
+	if len(c.Cond) > 0 {
+		if cond, err = s.list(c.Cond, io); err != nil {
+			return cond, err
 		}
 	}
-	return true, nil
+	err = s.decided(cond.doubt, c, func() (err error) {
+		switch {
+		case cond.ok():
+			r, err = s.list(c.Then, io)
+		case c.Else != nil:
+			r, err = s.ifClause(c.Else, io)
+		}
+		return err
+	})
+	if r.doubt == "" {
+		r.doubt = cond.doubt
+	}
+	return r, err
 }
 
-func (s *shell) binary(c *syntax.BinaryCmd) (bool, error) {
-	if c.Op != syntax.AndStmt && c.Op != syntax.OrStmt {
-		return false, s.refuse(c, "a pipe")
-	}
-	status, err := s.stmt(c.X)
-	if err != nil || status == (c.Op == syntax.OrStmt) {
-		return status, err
-	}
-	return s.stmt(c.Y)
-}
-
-func (s *shell) call(c *syntax.CallExpr) (bool, error) {
-	if len(c.Args) == 0 {
-		for _, a := range c.Assigns {
-			if a.Append || a.Index != nil || a.Array != nil {
-				return false, s.refuse(a, "this kind of assignment")
-			}
-			if err := s.assign(a, a.Name.Value, a.Value); err != nil {
-				return false, err
-			}
-		}
-		return true, nil
-	}
-	if len(c.Assigns) > 0 {
-		return false, s.refuse(c, "a command")
-	}
-	switch name := c.Args[0].Lit(); name {
-	case "export", "readonly":
-		return true, s.declare(c.Args[1:])
-	case "[", "test":
-		return s.test(c, name)
-	case ".", "source":
-		return true, s.source(c)
-	case "return":
-		return true, errReturn
-	case "":
-		return false, s.refuse(c, "a command")
-	default:
-		return false, s.refuse(c, fmt.Sprintf("the command %.40q", name))
-	}
-}
-
-// declare evaluates the words after export or readonly: NAME=value, or NAME alone, which changes nothing here.
-func (s *shell) declare(words []*syntax.Word) error {
-	for _, w := range words {
-		first, ok := w.Parts[0].(*syntax.Lit)
-		if !ok {
-			return s.refuse(w, "a name that isn't written out")
-		}
-		name, value, assigned := strings.Cut(first.Value, "=")
-		if !syntax.ValidName(name) || !assigned && len(w.Parts) > 1 {
-			return s.refuse(w, "a name that isn't written out")
-		}
-		if !assigned {
-			continue
-		}
-		rest := *first
-		rest.Value = value
-		parts := append([]syntax.WordPart{&rest}, w.Parts[1:]...)
-		if err := s.assign(w, name, &syntax.Word{Parts: parts}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// assign sets a parameter; a nil word is an empty value.
-func (s *shell) assign(at syntax.Node, name string, w *syntax.Word) error {
-	value := ""
-	if w != nil {
-		var err error
-		if value, err = s.word(w); err != nil {
-			return err
-		}
-	}
-	return s.set(at, name, value)
-}
-
-func (s *shell) set(at syntax.Node, name, value string) error {
-	if len(s.params) >= maxParams {
-		return fmt.Errorf("%s: more than %d parameters", s.at(at), maxParams)
-	}
-	s.params[name], s.origin[name] = value, s.at(at)
-	return nil
-}
-
-// source evaluates another file of the folder in the place of the command.
-func (s *shell) source(c *syntax.CallExpr) error {
-	if len(c.Args) != 2 {
-		return s.refuse(c, "sourcing with arguments")
-	}
-	name, err := s.word(c.Args[1])
+func (s *shell) caseClause(c *syntax.CaseClause, io streams) (r result, err error) {
+	word, err := s.word(c.Word)
 	if err != nil {
+		return r, err
+	}
+	for _, item := range c.Items {
+		for _, w := range item.Patterns {
+			matches, err := s.matches(w, word)
+			if err != nil {
+				return r, err
+			}
+			if matches {
+				return s.chosen(c, item.Stmts, io)
+			}
+		}
+	}
+	return s.chosen(c, nil, io)
+}
+
+// chosen evaluates the statements of a clause whose words were expanded just now.
+func (s *shell) chosen(n syntax.Node, stmts []*syntax.Stmt, io streams) (r result, err error) {
+	doubt := s.taint
+	err = s.decided(doubt, n, func() (err error) {
+		r, err = s.list(stmts, io)
+		return err
+	})
+	if r.doubt == "" {
+		r.doubt = doubt
+	}
+	return r, err
+}
+
+func (s *shell) whileClause(c *syntax.WhileClause, io streams) (r result, err error) {
+	for {
+		if err := s.step(c, 0); err != nil {
+			return r, err
+		}
+		cond, err := s.list(c.Cond, io)
+		if err != nil {
+			return r, err
+		}
+		err = s.decided(cond.doubt, c, func() (err error) {
+			if cond.ok() != c.Until {
+				r, err = s.list(c.Do, io)
+			}
+			return err
+		})
+		if cond.doubt != "" {
+			r.doubt = cond.doubt
+		}
+		if cond.ok() == c.Until || errors.Is(err, errBreak) {
+			return r, nil
+		}
+		if err != nil && !errors.Is(err, errContinue) {
+			return r, err
+		}
+	}
+}
+
+func (s *shell) forClause(stmt *syntax.Stmt, c *syntax.ForClause, io streams) (r result, err error) {
+	loop, ok := c.Loop.(*syntax.WordIter)
+	if !ok || c.Select {
+		s.fail(stmt, "this loop is not supported")
+		return s.failed(stmt), nil
+	}
+	items, err := s.fields(loop.Items)
+	if err != nil {
+		return r, err
+	}
+	doubt := s.taint
+	for _, item := range items {
+		if err := s.set(c, loop.Name.Value, item); err != nil {
+			return r, err
+		}
+		err := s.decided(doubt, c, func() (err error) {
+			r, err = s.list(c.Do, io)
+			return err
+		})
+		if errors.Is(err, errBreak) {
+			break
+		}
+		if err != nil && !errors.Is(err, errContinue) {
+			return r, err
+		}
+	}
+	if doubt != "" {
+		r.doubt = doubt
+		s.doubtText(s.source(c), doubt)
+	}
+	return r, nil
+}
+
+// set sets a parameter.
+func (s *shell) set(n syntax.Node, name, value string) error {
+	if err := s.step(n, len(value)); err != nil {
 		return err
 	}
-	file := s.path(name)
-	if _, ok := below(file, filepath.Clean(s.folder.Dir)); !ok {
-		return fmt.Errorf("%s: %.200q is not below %s, the only place files are sourced from", s.at(c), name,
-			s.folder.Shown)
+	if _, known := s.params[name]; !known && len(s.params) >= maxParams {
+		return fmt.Errorf("%v: %w: more than %d parameters", s.at(n), errLimit, maxParams)
 	}
-	if s.sourced++; s.sourced > maxSourced {
-		return fmt.Errorf("%s: more than %d files are sourced: does one of them source itself?", s.at(c), maxSourced)
+	v := variable{value: value, set: true, at: s.at(n)}
+	for _, why := range []string{s.taint, s.under, s.rest} {
+		if v.doubt == "" {
+			v.doubt = why
+		}
 	}
-	if err := s.evaluateFile(file); err != nil {
-		return fmt.Errorf("%s: %w", s.at(c), err)
-	}
+	s.params[name] = v
 	return nil
 }
 
-// path is where a file lies that a command names.
-func (s *shell) path(name string) string {
-	if !path.IsAbs(name) {
-		return filepath.Join(s.cwd, name)
+func (s *shell) unset(name string) {
+	v := variable{}
+	for _, why := range []string{s.taint, s.under, s.rest} {
+		if v.doubt == "" {
+			v.doubt = why
+		}
 	}
-	return s.folder.locate(name)
+	if v.doubt == "" {
+		delete(s.params, name)
+		return
+	}
+	s.params[name] = v
+}
+
+// lookup returns a variable. CVMFS_FQRN is set for every file, as in the reference client.
+func (s *shell) lookup(name string) (value string, set bool) {
+	if name == "CVMFS_FQRN" {
+		return s.fqrn, true
+	}
+	v := s.params[name]
+	s.used[name] = true
+	if v.doubt != "" {
+		s.doubt(v.doubt)
+	}
+	if name == "RANDOM" && !v.set {
+		return fmt.Sprint(s.random.IntN(1 << 15)), true
+	}
+	return v.value, v.set
 }

@@ -1,249 +1,384 @@
 package config
 
 import (
-	"fmt"
-	"os"
-	"slices"
+	"regexp"
+	regexpsyntax "regexp/syntax"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
+	"mvdan.cc/sh/v3/expand"
+	"mvdan.cc/sh/v3/pattern"
 	"mvdan.cc/sh/v3/syntax"
 )
+
+// piece is a part of a word after its expansion.
+type piece struct {
+	text     string
+	quoted   bool // means itself, also in a pattern
+	expanded bool // is split into fields at blanks, unless it is quoted
+}
 
 // word expands a word as the shell does for the value of an assignment: quotes are removed, parameters replaced, and
 // the result isn't split. Names of files aren't matched either.
 func (s *shell) word(w *syntax.Word) (string, error) {
-	var b strings.Builder
-	if err := s.parts(&b, w.Parts, false); err != nil {
-		return "", err
+	if w == nil {
+		return "", nil
 	}
-	return b.String(), nil
+	pieces, err := s.pieces(w.Parts, false)
+	return joined(pieces), err
 }
 
-func (s *shell) parts(b *strings.Builder, parts []syntax.WordPart, quoted bool) error {
-	for i, part := range parts {
-		var err error
-		switch p := part.(type) {
-		case *syntax.Lit:
-			if !quoted && (i == 0 && strings.HasPrefix(p.Value, "~") || strings.Contains(p.Value, ":~")) {
-				return s.refuse(p, "a home folder (~)")
-			}
-			b.WriteString(unescape(p.Value, quoted))
-		case *syntax.SglQuoted:
-			b.WriteString(p.Value)
-		case *syntax.DblQuoted:
-			err = s.parts(b, p.Parts, true)
-		case *syntax.ParamExp:
-			err = s.param(b, p, quoted)
-		case *syntax.CmdSubst:
-			err = s.refuse(p, "a command substitution")
-		case *syntax.ArithmExp:
-			err = s.refuse(p, "arithmetic")
-		default:
-			err = s.refuse(p, "this expansion")
-		}
-		if err != nil {
-			return err
-		}
-		if b.Len() > maxValue {
-			return fmt.Errorf("%s: a value of more than %d bytes", s.at(part), maxValue)
-		}
-	}
-	return nil
-}
-
-// unescape removes backslashes: all of them outside of quotes, those before $ ` " \ within double quotes. Escaped
-// newlines are gone already.
-func unescape(text string, quoted bool) string {
-	if !strings.Contains(text, `\`) {
-		return text
-	}
+func joined(pieces []piece) string {
 	var b strings.Builder
-	for i := 0; i < len(text); i++ {
-		if text[i] == '\\' && i+1 < len(text) && (!quoted || strings.IndexByte("$`\"\\", text[i+1]) >= 0) {
-			i++
-		}
-		b.WriteByte(text[i])
+	for _, p := range pieces {
+		b.WriteString(p.text)
 	}
 	return b.String()
 }
 
-// param replaces $NAME, ${NAME} and ${NAME op word}, op being one of :- - := = :+ + :? ?. The name CVMFS_FQRN is set for every
-// file, as in the reference client.
-func (s *shell) param(b *strings.Builder, p *syntax.ParamExp, quoted bool) error {
-	if p.Param == nil || !syntax.ValidName(p.Param.Value) || p.Excl || p.Length || p.Width || p.Index != nil ||
-		p.Slice != nil || p.Repl != nil || p.Names != 0 {
-		return s.refuse(p, "this expansion of a parameter")
+// fields expands words as the shell does for a command's arguments: what comes of expansions is split at blanks, and is
+// gone if nothing is left.
+func (s *shell) fields(words []*syntax.Word) ([]string, error) {
+	var fields []string
+	for _, w := range words {
+		pieces, err := s.pieces(w.Parts, false)
+		if err != nil {
+			return nil, err
+		}
+		fields = append(fields, split(pieces)...)
+	}
+	return fields, nil
+}
+
+func split(pieces []piece) []string {
+	var fields []string
+	var field strings.Builder
+	begun := false
+	end := func() {
+		if begun {
+			fields = append(fields, field.String())
+		}
+		field.Reset()
+		begun = false
+	}
+	for _, p := range pieces {
+		if p.quoted || !p.expanded {
+			field.WriteString(p.text)
+			begun = true
+			continue
+		}
+		for i := range len(p.text) {
+			if strings.IndexByte(" \t\n", p.text[i]) >= 0 {
+				end()
+				continue
+			}
+			field.WriteByte(p.text[i])
+			begun = true
+		}
+	}
+	end()
+	return fields
+}
+
+// matches reports whether a case's pattern matches a word.
+func (s *shell) matches(w *syntax.Word, word string) (bool, error) {
+	expr, size, err := s.pattern(w, pattern.EntireString)
+	if err != nil || expr == nil {
+		return false, err
+	}
+	return expr.MatchString(word), s.step(w, work(len(word), size))
+}
+
+// compile compiles a regular expression and returns the number of its instructions, too.
+func compile(expr string) (compiled *regexp.Regexp, size int, err error) {
+	if compiled, err = regexp.Compile(expr); err != nil {
+		return nil, 0, err
+	}
+	tree, err := regexpsyntax.Parse(expr, regexpsyntax.Perl)
+	if err != nil {
+		return nil, 0, err
+	}
+	prog, err := regexpsyntax.Compile(tree.Simplify())
+	if err != nil {
+		return nil, 0, err
+	}
+	return compiled, len(prog.Inst), nil
+}
+
+// work is what matching a text of so many bytes with an expression of that size counts for, in bytes.
+func work(bytes, size int) int { return bytes * (1 + size/16) }
+
+// pattern expands a word and compiles it; nil for a pattern that isn't understood, whose line failed.
+func (s *shell) pattern(w *syntax.Word, mode pattern.Mode) (compiled *regexp.Regexp, size int, err error) {
+	pieces, err := s.pieces(w.Parts, false)
+	if err != nil {
+		return nil, 0, err
+	}
+	var b strings.Builder
+	for _, p := range pieces {
+		if p.quoted {
+			p.text = pattern.QuoteMeta(p.text, 0)
+		}
+		b.WriteString(p.text)
+	}
+	expr, err := pattern.Regexp(b.String(), mode)
+	if err == nil {
+		if compiled, size, err = compile(expr); err == nil {
+			return compiled, size, nil
+		}
+	}
+	s.fail(w, "the pattern %.80q is not supported", b.String())
+	return nil, 0, nil
+}
+
+// pieces expands the parts of a word. What can't be expanded fails the line and expands to nothing.
+func (s *shell) pieces(parts []syntax.WordPart, quoted bool) (pieces []piece, err error) {
+	size := 0
+	for i, part := range parts {
+		var more []piece
+		switch p := part.(type) {
+		case *syntax.Lit:
+			if !quoted && (i == 0 && strings.HasPrefix(p.Value, "~") || strings.Contains(p.Value, ":~")) {
+				s.fail(p, "a home folder (~) is not supported: write its path")
+			}
+			more = literal(p.Value, quoted)
+		case *syntax.SglQuoted:
+			more = []piece{{text: p.Value, quoted: true}}
+		case *syntax.DblQuoted:
+			more, err = s.pieces(p.Parts, true)
+			more = append(more, piece{quoted: true})
+		case *syntax.ParamExp:
+			more, err = s.param(p, quoted)
+		case *syntax.CmdSubst:
+			more, err = s.substituted(p, quoted)
+		case *syntax.ArithmExp:
+			more, err = s.arithmetic(p, quoted)
+		default:
+			s.fail(part, "this expansion is not supported")
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range more {
+			size += len(p.text)
+		}
+		if err := s.step(part, size); err != nil {
+			return nil, err
+		}
+		if size > maxValue {
+			s.fail(part, "a value of more than %d bytes", maxValue)
+			return nil, nil
+		}
+		pieces = append(pieces, more...)
+	}
+	return pieces, nil
+}
+
+// literal removes backslashes: all of them outside of quotes, those before $ ` " \ within double quotes. Escaped
+// newlines are gone already.
+func literal(text string, quoted bool) []piece {
+	if !strings.Contains(text, `\`) {
+		return []piece{{text: text, quoted: quoted}}
+	}
+	var pieces []piece
+	begin := 0
+	for i := 0; i+1 < len(text); i++ {
+		if text[i] == '\\' && (!quoted || strings.IndexByte("$`\"\\", text[i+1]) >= 0) {
+			_, size := utf8.DecodeRuneInString(text[i+1:])
+			pieces = append(pieces, piece{text: text[begin:i], quoted: quoted},
+				piece{text: text[i+1 : i+1+size], quoted: true})
+			i += size
+			begin = i + 1
+		}
+	}
+	return append(pieces, piece{text: text[begin:], quoted: quoted})
+}
+
+// arithmetic expands $((…)). A fault in it, such as a division by zero, fails the line.
+func (s *shell) arithmetic(p *syntax.ArithmExp, quoted bool) ([]piece, error) {
+	env := &environ{shell: s, at: p}
+	n, err := expand.Arithm(&expand.Config{Env: env}, p.X)
+	if env.err != nil {
+		return nil, env.err
+	}
+	if err != nil {
+		s.fail(p, "arithmetic: %v", err)
+		return nil, nil
+	}
+	return []piece{{text: strconv.Itoa(n), quoted: quoted, expanded: true}}, nil
+}
+
+// environ gives arithmetic the parameters.
+type environ struct {
+	shell *shell
+	at    syntax.Node
+	err   error
+}
+
+// Get implements expand.Environ.
+func (e *environ) Get(name string) expand.Variable {
+	if name == "IFS" {
+		return expand.Variable{}
+	}
+	value, set := e.shell.special(name)
+	if e.err == nil {
+		e.err = e.shell.step(e.at, len(value))
+	}
+	if e.err != nil {
+		return expand.Variable{}
+	}
+	return expand.Variable{Set: set, Kind: expand.String, Str: value}
+}
+
+// Set implements expand.WriteEnviron.
+func (e *environ) Set(name string, v expand.Variable) error {
+	if e.err == nil {
+		e.err = e.shell.set(e.at, name, v.Str)
+	}
+	return e.err
+}
+
+// Each implements expand.Environ.
+func (e *environ) Each(func(string, expand.Variable) bool) {}
+
+// substituted is what the commands of $(…) write. If a line of them failed nobody knows what that would be.
+func (s *shell) substituted(p *syntax.CmdSubst, quoted bool) ([]piece, error) {
+	if p.TempFile || p.ReplyVar {
+		s.fail(p, "this expansion is not supported")
+		return nil, nil
+	}
+	var out strings.Builder
+	before := s.doubts
+	taint := s.taint
+	r, err := s.isolated(p, func() (result, error) { return s.list(p.Stmts, streams{out: &out}) })
+	s.taint = taint
+	if err != nil {
+		return nil, err
+	}
+	s.status = r.code
+	if s.doubts > before {
+		s.doubt(s.last)
+	}
+	return []piece{{text: strings.TrimRight(out.String(), "\n"), quoted: quoted, expanded: true}}, nil
+}
+
+// special is lookup for names that may be one of the shell's own. There are no arguments.
+func (s *shell) special(name string) (value string, set bool) {
+	switch name {
+	case "$":
+		return strconv.FormatUint(seed()%(1<<22)+2, 10), true
+	case "?":
+		return strconv.Itoa(s.status), true
+	case "#":
+		return "0", true
+	case "0":
+		return "sh", true
+	case "@", "*", "-", "!", "1", "2", "3", "4", "5", "6", "7", "8", "9":
+		return "", false
+	}
+	return s.lookup(name)
+}
+
+// param replaces $NAME and ${NAME…} with the operators of POSIX.
+func (s *shell) param(p *syntax.ParamExp, quoted bool) ([]piece, error) {
+	if p.Param == nil || p.Excl || p.Width || p.IsSet || p.Index != nil || p.Slice != nil || p.Repl != nil ||
+		p.Names != 0 {
+		s.fail(p, "this expansion of a parameter is not supported")
+		return nil, nil
 	}
 	name := p.Param.Value
-	value, set := s.params[name]
-	if name == "CVMFS_FQRN" {
-		value, set = s.fqrn, true
+	value, set := s.special(name)
+	plain := func(text string) []piece { return []piece{{text: text, quoted: quoted, expanded: true}} }
+	if p.Length {
+		return plain(strconv.Itoa(utf8.RuneCountInString(value))), nil
 	}
 	if p.Exp == nil {
-		b.WriteString(value)
-		return nil
+		return plain(value), nil
 	}
-	given := set && value != "" // what the operators with a colon ask
-	otherwise := func() (string, error) {
-		if p.Exp.Word == nil {
-			return "", nil
-		}
-		var word strings.Builder
-		err := s.parts(&word, p.Exp.Word.Parts, quoted)
-		return word.String(), err
-	}
-	var err error
 	switch op := p.Exp.Op; op {
-	case syntax.DefaultUnset, syntax.DefaultUnsetOrNull:
-		if op == syntax.DefaultUnset && !set || op == syntax.DefaultUnsetOrNull && !given {
-			value, err = otherwise()
-		}
-	case syntax.AssignUnset, syntax.AssignUnsetOrNull:
-		if op == syntax.AssignUnset && !set || op == syntax.AssignUnsetOrNull && !given {
-			if value, err = otherwise(); err == nil {
-				err = s.set(p, name, value)
-			}
-		}
 	case syntax.AlternateUnset, syntax.AlternateUnsetOrNull:
-		if op == syntax.AlternateUnset && set || given {
-			value, err = otherwise()
-		} else {
-			value = ""
+		if set && (op == syntax.AlternateUnset || value != "") {
+			return s.operand(p, quoted)
 		}
-	case syntax.ErrorUnset, syntax.ErrorUnsetOrNull:
-		if op == syntax.ErrorUnset && !set || op == syntax.ErrorUnsetOrNull && !given {
-			if value, err = otherwise(); err == nil {
-				err = fmt.Errorf("%s: %s is not set: %.200s", s.at(p), name, value)
-			}
+		return nil, nil
+	case syntax.DefaultUnset, syntax.AssignUnset, syntax.ErrorUnset:
+		if set {
+			return plain(value), nil
 		}
+	case syntax.DefaultUnsetOrNull, syntax.AssignUnsetOrNull, syntax.ErrorUnsetOrNull:
+		if value != "" {
+			return plain(value), nil
+		}
+	case syntax.RemSmallPrefix, syntax.RemLargePrefix, syntax.RemSmallSuffix, syntax.RemLargeSuffix:
+		value, err := s.trim(p, value)
+		return plain(value), err
 	default:
-		return s.refuse(p, "this expansion of a parameter")
+		s.fail(p, "this expansion of a parameter is not supported")
+		return nil, nil
 	}
-	b.WriteString(value)
-	return err
-}
-
-// test evaluates [ … ] or test ….
-func (s *shell) test(c *syntax.CallExpr, name string) (bool, error) {
-	words := c.Args[1:]
-	if name == "[" {
-		if len(words) == 0 || words[len(words)-1].Lit() != "]" {
-			return false, fmt.Errorf(`%s: "[" without "]" at its end`, s.at(c))
-		}
-		words = words[:len(words)-1]
-	}
-	t, gone := &test{shell: s}, false
-	for _, w := range words {
-		value, err := s.word(w)
-		if err != nil {
-			return false, err
-		}
-		// A parameter without quotes is split, and gone if it is empty: [ -n $X ] holds for any X.
-		if _, bare := w.Parts[0].(*syntax.ParamExp); bare && len(w.Parts) == 1 {
-			fields := strings.Fields(value)
-			t.args, gone = append(t.args, fields...), gone || len(fields) == 0
-		} else {
-			t.args = append(t.args, value)
-		}
-	}
-	if len(t.args) == 0 {
-		return false, nil
-	}
-	holds, ok := t.or()
-	ok = ok && len(t.args) == 0
-	if !ok && gone {
-		return false, nil // [ $X = yes ] is [ = yes ] without X: the shell complains, and goes on as if it didn't hold
-	}
-	if !ok {
-		return false, fmt.Errorf("%s: a test that is not understood: known are = == != -z -n -e -f -d -r -s ! -a -o",
-			s.at(c))
-	}
-	return holds, nil
-}
-
-// test is what is left of a test's arguments. Its methods take an expression off their front and tell whether it holds; ok is
-// false where there is none.
-type test struct {
-	shell *shell
-	args  []string
-}
-
-func (t *test) accept(arg string) bool {
-	if len(t.args) == 0 || t.args[0] != arg {
-		return false
-	}
-	t.args = t.args[1:]
-	return true
-}
-
-func (t *test) or() (holds, ok bool) {
-	holds, ok = t.and()
-	for ok && t.accept("-o") {
-		var more bool
-		more, ok = t.and()
-		holds = holds || more
-	}
-	return holds, ok
-}
-
-func (t *test) and() (holds, ok bool) {
-	holds, ok = t.primary()
-	for ok && t.accept("-a") {
-		var more bool
-		more, ok = t.primary()
-		holds = holds && more
-	}
-	return holds, ok
-}
-
-// primary looks for an operator in the middle first, as POSIX wants it: [ ! = x ] compares.
-func (t *test) primary() (holds, ok bool) {
-	if len(t.args) >= 3 && slices.Contains([]string{"=", "==", "!="}, t.args[1]) {
-		same := t.args[0] == t.args[2]
-		differ := t.args[1] == "!="
-		t.args = t.args[3:]
-		return same != differ, true
-	}
-	if len(t.args) >= 2 && t.accept("!") {
-		holds, ok = t.primary()
-		return !holds, ok
-	}
-	if len(t.args) >= 2 && len(t.args[0]) == 2 && strings.IndexByte("znefdrs", t.args[0][1]) >= 0 &&
-		t.args[0][0] == '-' {
-		op, arg := t.args[0], t.args[1]
-		t.args = t.args[2:]
-		return t.unary(op, arg), true
-	}
-	if len(t.args) == 0 {
-		return false, false
-	}
-	holds = t.args[0] != ""
-	t.args = t.args[1:]
-	return holds, true
-}
-
-// unary applies -z and -n to text, the others to a file.
-func (t *test) unary(op, arg string) bool {
-	switch op {
-	case "-z":
-		return arg == ""
-	case "-n":
-		return arg != ""
-	}
-	if arg == "" {
-		return false
-	}
-	info, err := os.Stat(t.shell.path(arg))
+	pieces, err := s.operand(p, quoted)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	switch op {
-	case "-f":
-		return info.Mode().IsRegular()
-	case "-d":
-		return info.IsDir()
-	case "-s":
-		return info.Size() > 0
+	switch p.Exp.Op {
+	case syntax.AssignUnset, syntax.AssignUnsetOrNull:
+		return pieces, s.set(p, name, joined(pieces))
+	case syntax.ErrorUnset, syntax.ErrorUnsetOrNull:
+		s.fail(p, "%s is not set: %.200s", name, joined(pieces))
+		return nil, nil
 	}
-	return true
+	return pieces, nil
+}
+
+// operand expands the word behind an operator.
+func (s *shell) operand(p *syntax.ParamExp, quoted bool) ([]piece, error) {
+	if p.Exp.Word == nil {
+		return nil, nil
+	}
+	leave, err := s.enter(p)
+	defer leave()
+	if err != nil {
+		return nil, err
+	}
+	pieces, err := s.pieces(p.Exp.Word.Parts, quoted)
+	for i := range pieces {
+		pieces[i].expanded = true
+	}
+	return pieces, err
+}
+
+// trim applies # ## % %%.
+func (s *shell) trim(p *syntax.ParamExp, value string) (string, error) {
+	if p.Exp.Word == nil {
+		return value, nil
+	}
+	expr, size, err := s.pattern(p.Exp.Word, pattern.EntireString)
+	if err != nil || expr == nil {
+		return value, err
+	}
+	// Each cut is tried, the one that removes least first or last: a regular expression can't say "shortest suffix".
+	if err := s.step(p, work(len(value)*len(value)/2, size)); err != nil {
+		return "", err
+	}
+	cuts := make([]int, 0, len(value)+1)
+	for i := range value + "." {
+		cuts = append(cuts, i)
+	}
+	op := p.Exp.Op
+	prefix := op == syntax.RemSmallPrefix || op == syntax.RemLargePrefix
+	if fromEnd := op == syntax.RemLargePrefix || op == syntax.RemSmallSuffix; fromEnd {
+		for i, j := 0, len(cuts)-1; i < j; i, j = i+1, j-1 {
+			cuts[i], cuts[j] = cuts[j], cuts[i]
+		}
+	}
+	for _, cut := range cuts {
+		switch {
+		case prefix && expr.MatchString(value[:cut]):
+			return value[cut:], nil
+		case !prefix && expr.MatchString(value[cut:]):
+			return value[:cut], nil
+		}
+	}
+	return value, nil
 }

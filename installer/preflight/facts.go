@@ -147,6 +147,7 @@ type Configuration struct {
 	Missing      bool         `json:"missing"`
 	Repositories []Repository `json:"repositories,omitempty"`
 	Err          string       `json:"error,omitempty"`
+	Notes        []string     `json:"notes,omitempty"` // what files that all repositories have in common lead to
 }
 
 // Repository is a configured repository.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -26,7 +27,7 @@ const atOnce = 32
 func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configuration {
 	c := Configuration{Dir: firstOf(p.CVMFSConfig, setting, config.HostDir)}
 	folder := config.Folder{Dir: c.Dir, Shown: c.Dir}
-	names, err := folder.Repositories()
+	names, found, err := folder.Repositories()
 	if errors.Is(err, fs.ErrNotExist) {
 		c.Missing = true
 		return c
@@ -34,6 +35,11 @@ func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configurat
 	if err != nil {
 		c.Err = err.Error()
 		return c
+	}
+	common := map[string]bool{}
+	for _, f := range found {
+		c.Notes = append(c.Notes, f.String())
+		common[f.String()] = true
 	}
 	// Nothing that was seen before may tell a revision old, and nothing is left behind.
 	state, err := os.MkdirTemp("", "cvmfs-graphdriver-")
@@ -49,7 +55,9 @@ func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configurat
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, repositoryWait)
 			defer cancel()
-			c.Repositories[i] = ask(ctx, folder, fqrn, filepath.Join(state, fqrn), p.Agent)
+			r := ask(ctx, folder, fqrn, filepath.Join(state, fqrn), p.Agent)
+			r.Notes = slices.DeleteFunc(r.Notes, func(note string) bool { return common[note] })
+			c.Repositories[i] = r
 			return nil
 		})
 	}
@@ -74,7 +82,9 @@ func ask(ctx context.Context, folder config.Folder, fqrn, state, agent string) R
 		r.Trouble, r.Err = Unreadable, err.Error()
 		return r
 	}
-	r.Notes = cfg.Warnings
+	for _, f := range cfg.Findings {
+		r.Notes = append(r.Notes, f.String())
+	}
 	if _, err := trust.LoadKeys(cfg.PublicKeys...); err != nil {
 		r.Trouble, r.Err = Key, err.Error()
 		return r

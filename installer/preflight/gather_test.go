@@ -341,8 +341,9 @@ func TestRepositoriesAreAskedAndTheirTroubleIsNamed(t *testing.T) {
 	})
 	t.Run("a command", func(t *testing.T) {
 		if got := lookAtConfiguration(t.Context(), Plan{CVMFSConfig: configure(good, "rm -rf /nowhere\n")},
-			""); !strings.Contains(got.Err, "default.local:4") {
-			t.Errorf("%+v", got)
+			""); got.Err != "" || len(got.Notes) != 1 || !strings.Contains(got.Notes[0], "default.local:4") ||
+			got.Repositories[0].Revision == 0 || len(got.Repositories[0].Notes) > 0 {
+			t.Errorf("%+v: want the line told once, and the repository", got)
 		}
 	})
 	t.Run("no folder", func(t *testing.T) {

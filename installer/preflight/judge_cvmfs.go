@@ -13,8 +13,16 @@ const (
 )
 
 // configuration judges the configuration folder as a whole.
-func configuration(f *Facts, p *Plan) []Finding {
+func configuration(f *Facts, p *Plan) (found []Finding) {
 	const id = "cvmfs.configuration"
+	if notes := f.Configuration.Notes; len(notes) > 0 {
+		found = with(one(Warning, id+".notes", "not all that the files in "+f.Configuration.Dir+" say has an effect",
+			"correct them, or see docs/configuration.md for what holds instead"), strings.Join(notes, "; "))
+	}
+	return append(found, folderFound(f, p, id)...)
+}
+
+func folderFound(f *Facts, p *Plan, id string) []Finding {
 	switch c := f.Configuration; {
 	case c.Missing && p.Install && p.CVMFSConfig == "":
 		return one(Warning, id,
