@@ -527,6 +527,10 @@ func FuzzLoad(f *testing.F) {
 	for _, script := range []string{
 		complete, "if [ \"x$A\" = x ]; then readonly B='c'; fi", "A=${B:-\"$C\"}; [ -z \"$A\" ] && . ./x || return",
 		"export A=a\\ b\nV=@fqrn@ # c\n", "A=$(x)", "[ ! -f a -o b != c ]", "{ A=1; }; ! [ ]",
+		"V=$(( (1+A++) ? $$ % 2 : B=3, 1<<2 ))", "case $A in a*|[b-c]) V=`echo x|cut -d. -f1`;; esac",
+		"for i in a b; do V=${V%%[0-9]*}; done; while [ 1 -lt 2 ]; do break; done",
+		"V=$((echo a; echo b)|sort -u|tr ' ' ,)", "eval 'V=1'; unset V; cd ..; . ./x; grep -qiE '^a(b|c)*' x <y 2>&1",
+		"V='\nCVMFS_KEYS_DIR=(", "printf '%s,' $A | head -1",
 	} {
 		f.Add(script)
 	}
