@@ -236,7 +236,7 @@ var Parameters = slices.Concat(
 		},
 		Parameter{
 			Name: "CVMFS_IPFAMILY_PREFER", Type: Number, Default: "0", max: 6,
-			Meaning: "4 or 6: which addresses of a proxy's name are preferred.",
+			Meaning: "Which addresses of a proxy's name are preferred, 4 or 6; 0 for no preference.",
 		},
 		Parameter{
 			Name: "CVMFS_IPV4_ONLY", Type: Text,

@@ -387,7 +387,7 @@ func (s *settings) findings() []Finding {
 		p, known := Lookup(name)
 		switch {
 		case known && p.Status == Unsupported && p.changed(v.value):
-			f.Kind, f.Text = NotHonored, "is set and not supported: "+p.Meaning
+			f.Kind, f.Text = NotHonored, "is set and has no effect here: "+p.Meaning
 		case !known && !recognized(name) && !s.shell.used[name]:
 			meant := misspelt(name)
 			if meant == "" && !strings.HasPrefix(name, "CVMFS_") {

@@ -259,21 +259,33 @@ func langPos(err error) syntax.Pos {
 	return e.Pos
 }
 
-// statements parses and evaluates the text from done on, which it moves on.
-func (s *shell) statements(done *int) error {
+// errParser is a fault of the parser's.
+var errParser = errors.New("the parser of configuration files failed")
+
+// statements parses and evaluates the text from done on, which it moves on. The parser is another's, and the text may
+// come from a network: if the parser fails, the file can't be read, and nothing else stops.
+func (s *shell) statements(done *int) (err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("%s: %w: %v", s.shown, errParser, fault)
+		}
+	}()
 	// What is done is blank, so that lines and offsets are the file's.
 	padded := blank(s.text[:*done]) + s.text[*done:]
 	parser := syntax.NewParser(syntax.Variant(syntax.LangPOSIX))
-	for stmt, err := range parser.StmtsSeq(strings.NewReader(padded)) {
+	for stmt, fault := range parser.StmtsSeq(strings.NewReader(padded)) {
+		// The loop isn't left early: the parser takes that amiss where the text goes on with an error.
 		if err != nil {
-			return err
+			continue
 		}
-		if _, err := s.stmt(stmt, streams{}); err != nil {
-			return err
+		if err = fault; err != nil {
+			continue
 		}
-		*done = max(*done, int(stmt.End().Offset()))
+		if _, err = s.stmt(stmt, streams{}); err == nil {
+			*done = max(*done, int(stmt.End().Offset()))
+		}
 	}
-	return nil
+	return err
 }
 
 // blank replaces all bytes but newlines.
