@@ -21,7 +21,7 @@ func repoCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "repo",
 		Usage:       "inspect CernVM-FS repositories",
-		Subcommands: []*cli.Command{repoLsCommand(), repoMountCommand()},
+		Subcommands: []*cli.Command{repoLsCommand(), repoMountCommand(), repoShowconfigCommand()},
 		Action:      program.OnlyCommands,
 	}
 }

@@ -144,6 +144,15 @@ func Load(dir, fqrn string) (*Config, error) { return Folder{Dir: dir}.Load(fqrn
 // Load reads the folder for a repository. A name without a dot gets CVMFS_DEFAULT_DOMAIN.
 func (f Folder) Load(fqrn string) (*Config, error) {
 	f = f.placed()
+	s, err := f.evaluated(fqrn)
+	if err != nil {
+		return nil, err
+	}
+	return (&settings{folder: f, fqrn: s.fqrn, shell: s}).config()
+}
+
+// evaluated evaluates the files for a repository.
+func (f Folder) evaluated(fqrn string) (*shell, error) {
 	if err := names.Check(fqrn); err != nil {
 		return nil, err
 	}
@@ -158,7 +167,7 @@ func (f Folder) Load(fqrn string) (*Config, error) {
 	if err := s.repository(); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}
-	return (&settings{folder: f, fqrn: fqrn, shell: s}).config()
+	return s, nil
 }
 
 // Repositories returns the full names of the repositories that the folder names, sorted: those with a file in config.d,

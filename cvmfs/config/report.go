@@ -1,0 +1,91 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+)
+
+// Report is what a folder says of a repository, whether that is enough to use it or not.
+type Report struct {
+	FQRN       string    `json:"fqrn"`
+	Parameters []Setting `json:"parameters"` // sorted by name
+	Findings   []Finding `json:"findings"`
+	Err        string    `json:"error,omitempty"` // why the repository can't be used
+}
+
+// Setting is a parameter as it holds for a repository.
+type Setting struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`            // without user names and passwords of URLs
+	Place  *Place `json:"place,omitempty"`  // where it was set; nil: its default holds
+	Status Status `json:"status,omitempty"` // "" for a parameter that the client doesn't know
+	Doubt  string `json:"doubt,omitempty"`  // the failed line that makes the value uncertain
+}
+
+// Report reads the folder for a repository as Load does. An error is of the name, or of a folder that can't be read at
+// all.
+func (f Folder) Report(fqrn string) (*Report, error) {
+	f = f.placed()
+	s, err := f.evaluated(fqrn)
+	if err != nil {
+		return nil, err
+	}
+	r := &Report{FQRN: s.fqrn}
+	if c, err := (&settings{folder: f, fqrn: s.fqrn, shell: s}).config(); err != nil {
+		r.Err = err.Error()
+		r.Findings = (&settings{folder: f, fqrn: s.fqrn, shell: s}).findings()
+	} else {
+		r.Findings = c.Findings
+	}
+	names := map[string]bool{}
+	for _, p := range Parameters {
+		if p.Status == Honored && p.Default != "" {
+			names[p.Name] = true
+		}
+	}
+	for name, v := range s.params {
+		if v.set || v.doubt != "" && guards[name] {
+			names[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		r.Parameters = append(r.Parameters, s.setting(name))
+	}
+	return r, nil
+}
+
+func (s *shell) setting(name string) Setting {
+	v, p := s.params[name], byName[name]
+	shown := Setting{Name: name, Value: p.Default, Status: p.Status, Doubt: v.doubt}
+	if v.set {
+		shown.Value, shown.Place = userinfo.ReplaceAllString(v.value, "://…@"), &v.at
+	}
+	return shown
+}
+
+var userinfo = regexp.MustCompile(`://[^/@\s|;]*@`)
+
+// String is the report for people: a line NAME=VALUE # FILE:LINE for each parameter, then what their author should be
+// told.
+func (r *Report) String() string {
+	text := ""
+	for _, p := range r.Parameters {
+		from := "default"
+		if p.Place != nil {
+			from = p.Place.String()
+		}
+		if p.Doubt != "" {
+			from += ", not certain"
+		}
+		text += fmt.Sprintf("%s=%s    # %s\n", p.Name, p.Value, from)
+	}
+	for i, f := range r.Findings {
+		if i == 0 {
+			text += "\n"
+		}
+		text += fmt.Sprintf("# %s: %s\n", f.Kind, f)
+	}
+	return text
+}
