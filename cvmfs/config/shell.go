@@ -434,7 +434,9 @@ func (s *shell) command(stmt *syntax.Stmt, io streams) (result, error) {
 	case *syntax.ForClause:
 		return s.forClause(stmt, c, io)
 	case *syntax.FuncDecl:
-		s.functions[c.Name.Value] = true
+		if c.Name != nil {
+			s.functions[c.Name.Value] = true
+		}
 		s.fail(stmt, "a function is not supported: write its commands where it is called")
 	default:
 		s.fail(stmt, "this command is not supported")
