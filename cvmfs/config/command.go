@@ -208,6 +208,9 @@ func (s *shell) sourced(stmt *syntax.Stmt, args []string, io streams) (result, e
 	}
 	outer := *s
 	s.shown, s.line = s.shownAs(args[0]), 0
+	if _, remote := s.inRepository(args[0]); remote {
+		s.net = true
+	}
 	leave, err := s.enter(stmt)
 	defer leave()
 	if err == nil {

@@ -11,8 +11,13 @@
 // Files are read in the order of the CernVM-FS client (options.cc), later ones overriding earlier ones; those that
 // don't exist are passed over:
 //
-//	default.conf, default.d/*.conf (alphabetically), default.local,
-//	domain.d/<domain>.conf, domain.d/<domain>.local, config.d/<fqrn>.conf, config.d/<fqrn>.local
+//	default.conf, default.d/*.conf (alphabetically), R/default.conf, default.local,
+//	R/domain.d/<domain>.conf, domain.d/<domain>.conf, domain.d/<domain>.local,
+//	R/config.d/<fqrn>.conf, config.d/<fqrn>.conf, config.d/<fqrn>.local
+//
+// where R is /etc/cvmfs in the configuration repository, if default.conf or default.d name one. Its files come over the
+// network: they open nothing but what is in that repository, and name as keys and blacklists nothing but that and what
+// is below the host's folder.
 //
 // The client runs them by /bin/sh. Here they are interpreted: the language is the shell's, but a command is one of a
 // short list that reads and writes text and nothing else (see programs), and no process is started. A line that isn't
@@ -134,7 +139,10 @@ type Folder struct {
 	// it.
 	Defaults []byte
 
-	repository string // folder with the configuration repository's files, as if it were its root; "": not read
+	// ConfigRepository gets the files of the repository that CVMFS_CONFIG_REPOSITORY names, which is configured as given,
+	// and returns the folder they lie in as below the repository's root: etc/cvmfs/default.conf and so on. There must be
+	// only folders and regular files in it. nil: its files are not read.
+	ConfigRepository func(*Config) (dir string, err error)
 }
 
 // Load reads the folder dir, which the host calls HostDir, for the repository fqrn. Settings that name a file below

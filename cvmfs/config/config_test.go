@@ -356,7 +356,7 @@ func TestUnconfiguredRepositoryNamesTheFileToWrite(t *testing.T) {
 		},
 		"a configuration repository would know": {
 			map[string]string{"default.d/50-site.conf": "CVMFS_CONFIG_REPOSITORY=config.example.org\n"},
-			[]string{"note: /etc/cvmfs/default.d/50-site.conf:1: CVMFS_CONFIG_REPOSITORY: is set and has no effect here"},
+			[]string{"note: /etc/cvmfs/default.d/50-site.conf:1: CVMFS_CONFIG_REPOSITORY: its files are not read here"},
 			nil,
 		},
 	} {

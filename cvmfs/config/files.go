@@ -36,11 +36,10 @@ func (s *shell) mountDir() string {
 
 // inRepository returns a name's rest behind the configuration repository's root, if it lies in there.
 func (s *shell) inRepository(name string) (rest string, ok bool) {
-	repo := s.params[configRepository].value
-	if s.folder.repository == "" || repo == "" {
+	if s.repo == nil {
 		return "", false
 	}
-	return below(s.absolute(name), path.Join(s.mountDir(), repo))
+	return below(s.absolute(name), s.repo.root)
 }
 
 // inside reports whether a name lies in the folder or in the configuration repository, of which all is known here.
@@ -62,7 +61,7 @@ func (s *shell) place(name string) (root, rest string, err error) {
 		if rest == "" {
 			rest = "."
 		}
-		return s.folder.repository, rest, nil
+		return s.repo.dir, rest, nil
 	}
 	if s.net {
 		return "", "", fmt.Errorf("%.200q: %w", name, errForbidden)
@@ -271,24 +270,68 @@ func (s *shell) defaults() error {
 			return err
 		}
 	}
-	return s.loadProtecting("default.local")
+	if err := s.openRepository(); err != nil {
+		return err
+	}
+	return s.loadProtecting("R/default.conf", "default.local")
 }
 
 // repository reads what the domain and the repository have of their own.
 func (s *shell) repository() error {
 	_, domain, _ := strings.Cut(s.fqrn, ".")
-	return s.loadProtecting("domain.d/"+domain+".conf", "domain.d/"+domain+".local", "config.d/"+s.fqrn+".conf",
-		"config.d/"+s.fqrn+".local")
+	domain, repository := "domain.d/"+domain, "config.d/"+s.fqrn
+	return s.loadProtecting("R/"+domain+".conf", domain+".conf", domain+".local",
+		"R/"+repository+".conf", repository+".conf", repository+".local")
 }
 
 // configRepository is protected once the files of default.d were read: later ones can't change it.
 const configRepository = "CVMFS_CONFIG_REPOSITORY"
 
-// loadProtecting keeps the files from changing the configuration repository, if one is set.
+// configRepo is a configuration repository whose files are there.
+type configRepo struct {
+	root string // where settings expect it: below CVMFS_MOUNT_DIR
+	dir  string // where its files lie
+}
+
+// openRepository gets the configuration repository's files, if one is set. Without them the host's files alone count,
+// unless CVMFS_CONFIG_REPO_REQUIRED says otherwise.
+func (s *shell) openRepository() error {
+	v := s.params[configRepository]
+	if v.value == "" || v.value == s.fqrn || s.fqrn == "" || s.folder.ConfigRepository == nil {
+		return nil
+	}
+	repo, err := s.gotten(v.value)
+	if err == nil {
+		s.repo = repo
+		return nil
+	}
+	err = fmt.Errorf("%v: the configuration repository %.80s: %w", v.at, v.value, err)
+	if required := s.params["CVMFS_CONFIG_REPO_REQUIRED"]; isOn(required.value) || required.doubt != "" {
+		return fmt.Errorf("%w; nothing is used without it (CVMFS_CONFIG_REPO_REQUIRED)", err)
+	}
+	s.findings = append(s.findings, Finding{Kind: Unread, Place: v.at, Parameter: configRepository, Text: err.Error()})
+	return nil
+}
+
+func (s *shell) gotten(name string) (*configRepo, error) {
+	c, err := s.folder.Load(name)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := s.folder.ConfigRepository(c)
+	return &configRepo{root: path.Join(s.mountDir(), name), dir: dir}, err
+}
+
+// loadProtecting reads files, of the configuration repository where they begin with R/, and keeps them from changing
+// the configuration repository once one is set.
 func (s *shell) loadProtecting(names ...string) error {
 	repo := s.params[configRepository]
 	for _, name := range names {
-		if err := s.load(name); err != nil {
+		load := s.load
+		if rest, ok := strings.CutPrefix(name, "R/"); ok {
+			name, load = "etc/cvmfs/"+rest, s.loadRemote
+		}
+		if err := load(name); err != nil {
 			return err
 		}
 		if repo.value != "" {
@@ -296,4 +339,21 @@ func (s *shell) loadProtecting(names ...string) error {
 		}
 	}
 	return nil
+}
+
+// loadRemote evaluates a file of the configuration repository, if it exists.
+func (s *shell) loadRemote(name string) error {
+	if s.repo == nil {
+		return nil
+	}
+	shown := path.Join(s.repo.root, name)
+	text, err := readText(s.repo.dir, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", shown, err)
+	}
+	s.net = true
+	return s.whole(path.Dir(shown), shown, string(text))
 }

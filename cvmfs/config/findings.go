@@ -11,6 +11,7 @@ const (
 	NotHonored Kind = "not-honored" // a parameter that is set and should have an effect, and has none
 	Unknown    Kind = "unknown"     // a parameter that nobody reads: misspelt, perhaps
 	Odd        Kind = "odd"         // a value that is taken otherwise than it looks
+	Unread     Kind = "unread"      // files that should have been read and could not
 	Note       Kind = "note"        // anything else
 )
 

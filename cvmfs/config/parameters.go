@@ -161,6 +161,14 @@ var Parameters = slices.Concat(
 			Meaning: "Completes repository names without a dot, in CVMFS_REPOSITORIES and on the command line; in images names are complete.",
 		},
 		Parameter{
+			Name: configRepository, Type: Text, guard: true,
+			Meaning: "Repository whose files below /etc/cvmfs are configuration, too, keys and blacklist included; it must be set in default.conf or default.d.",
+		},
+		Parameter{
+			Name: "CVMFS_CONFIG_REPO_REQUIRED", Type: Switch, Default: "no", guard: true,
+			Meaning: "Whether nothing may be used where the configuration repository can't be read, and was not before.",
+		},
+		Parameter{
 			Name: "CVMFS_UID_MAP", Type: File,
 			Meaning: "Lines `FROM TO` that change owners of files in images; `*` as FROM is everybody else.",
 		},
@@ -202,14 +210,6 @@ var Parameters = slices.Concat(
 		},
 	),
 	section(Unsupported,
-		Parameter{
-			Name: configRepository, Type: Text, guard: true,
-			Meaning: "Repository whose files are configuration, too; they are not read, so that what a repository needs must be in the folder.",
-		},
-		Parameter{
-			Name: "CVMFS_CONFIG_REPO_REQUIRED", Type: Switch, Default: "no", guard: true,
-			Meaning: "Whether nothing may be used without the configuration repository; it is never read.",
-		},
 		Parameter{
 			Name: "CVMFS_PAC_URLS", Type: Servers, Default: "http://wpad/wpad.dat",
 			Meaning: "Where the script for the proxy `auto` is found; `auto` is refused.",

@@ -59,7 +59,7 @@ func (s *settings) config() (*Config, error) {
 	if n := c.Network; n.MaxServers > 0 && !n.GeoAPI && len(c.Servers) > n.MaxServers {
 		c.Servers = c.Servers[:n.MaxServers]
 	}
-	s.guarded(configRepository)
+	s.repository()
 	c.Findings = s.findings()
 	if len(s.errs) > 0 {
 		return nil, fmt.Errorf("configuration of %s: %w", s.fqrn, errors.Join(s.errs...))
@@ -141,7 +141,7 @@ func (s *settings) complete(c *Config) error {
 		path.Join(s.folder.Shown, "config.d", name), strings.Join(lacking, " and "))
 	var notes []string
 	for _, f := range c.Findings {
-		if f.Kind == Failed || f.Parameter == configRepository || f.Kind == Note {
+		if f.Kind == Failed || f.Kind == Unread || f.Kind == Note {
 			notes = append(notes, f.String())
 		}
 	}
@@ -244,7 +244,27 @@ func (s *settings) publicKeys() []string {
 
 func (s *settings) blacklists() []string {
 	s.guarded("CVMFS_BLACKLIST")
-	return []string{s.file("CVMFS_BLACKLIST")}
+	files := []string{s.file("CVMFS_BLACKLIST")}
+	if r := s.shell.repo; r != nil {
+		files = append(files, filepath.Join(r.dir, "etc/cvmfs/blacklist"))
+	}
+	return files
+}
+
+// repository judges whether the configuration repository was read as its parameters want it.
+func (s *settings) repository() {
+	repo := s.guarded(configRepository)
+	required := isOn(s.guarded("CVMFS_CONFIG_REPO_REQUIRED"))
+	if repo == "" || repo == s.fqrn || s.folder.ConfigRepository != nil {
+		return
+	}
+	s.found = append(s.found, Finding{
+		Kind: Unread, Place: s.shell.params[configRepository].at, Parameter: configRepository,
+		Text: "its files are not read here",
+	})
+	if required {
+		s.bad("CVMFS_CONFIG_REPO_REQUIRED", "the configuration repository's files are not read here")
+	}
 }
 
 // filesIn are the files of a folder with that ending, sorted; none where there is no such folder.
@@ -321,7 +341,22 @@ func (s *settings) file(name string) string {
 	return ""
 }
 
-func (s *settings) located(_, file string) string { return s.folder.locate(file) }
+// located is where a file lies that a parameter names. What came over the network may name public files alone: those of
+// the configuration repository, and of the host only keys and blacklists.
+func (s *settings) located(name, file string) string {
+	v := s.shell.params[name]
+	if r := s.shell.repo; r != nil && path.IsAbs(file) {
+		if rest, ok := below(path.Clean(file), r.root); ok {
+			return filepath.Join(r.dir, rest)
+		}
+	}
+	_, inFolder := below(path.Clean(file), HostDir)
+	public := slices.Contains([]string{"CVMFS_PUBLIC_KEY", "CVMFS_KEYS_DIR", "CVMFS_BLACKLIST"}, name)
+	if v.at.Network && !(inFolder && public) {
+		s.bad(name, fmt.Sprintf("%.200q: %v", file, errForbidden))
+	}
+	return s.folder.locate(file)
+}
 
 // isOn reads a switch the way the reference does: whatever isn't one of these words is off.
 func (s *settings) isOn(name string) bool { return isOn(s.value(name)) }

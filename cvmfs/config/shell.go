@@ -51,11 +51,12 @@ type shell struct {
 	params map[string]variable
 	random *rand.Rand // for $RANDOM
 
-	cwd   string // folder that relative names are relative to, as settings call it
-	shown string // the file being evaluated, as the host calls it
-	text  string // its text
-	line  uint   // of the eval whose text is evaluated; 0: none
-	net   bool   // the file comes from the configuration repository
+	cwd   string      // folder that relative names are relative to, as settings call it
+	shown string      // the file being evaluated, as the host calls it
+	text  string      // its text
+	repo  *configRepo // nil: there is none, or it isn't read
+	line  uint        // of the eval whose text is evaluated; 0: none
+	net   bool        // the file comes from the configuration repository
 
 	steps, bytes, files, depth int
 
