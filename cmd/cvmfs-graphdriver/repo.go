@@ -56,7 +56,7 @@ func repoFlags() []cli.Flag {
 func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error) {
 	urls, files, spec := c.String("server-url"), c.String("public-key"), c.String("proxy")
 	folder := c.String("config-dir")
-	cfg, err := config.Folder{Dir: folder, Shown: folder, Defaults: rootfs.Defaults}.Load(fqrn)
+	cfg, err := configFolder(c, dir).Load(fqrn)
 	if errors.Is(err, config.ErrNotConfigured) {
 		if urls == "" || files == "" || spec == "" {
 			return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)
@@ -78,6 +78,17 @@ func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error
 		}
 	}
 	return client.Open(cfg, client.Options{Dir: dir, UserAgent: c.App.Name + "/" + version, Log: logger(c)})
+}
+
+// configFolder is the configuration folder that the flags name. The configuration repository's files are kept in dir.
+func configFolder(c *cli.Context, dir string) config.Folder {
+	folder := c.String("config-dir")
+	return config.Folder{
+		Dir: folder, Shown: folder, Defaults: rootfs.Defaults,
+		ConfigRepository: client.ConfigRepository(c.Context, client.Options{
+			Dir: dir, UserAgent: c.App.Name + "/" + version, Log: logger(c),
+		}),
+	}
 }
 
 func logger(c *cli.Context) *slog.Logger {

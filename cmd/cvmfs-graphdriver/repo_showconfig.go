@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/internal/program"
-	"cvmfs-graphdriver/rootfs"
 )
 
 // repoShowconfigCommand shows what the configuration says of a repository.
@@ -31,12 +31,16 @@ With --json, prints one object: fqrn, parameters (name, value, place, status, do
 	}
 }
 
-func repoShowconfig(c *cli.Context) error {
+func repoShowconfig(c *cli.Context) (err error) {
 	if c.NArg() != 1 {
 		return program.Usagef(c, "want one argument, FQRN")
 	}
-	dir := c.String("config-dir")
-	r, err := config.Folder{Dir: dir, Shown: dir, Defaults: rootfs.Defaults}.Report(c.Args().First())
+	dir, err := os.MkdirTemp("", "cvmfs-graphdriver-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r, err := configFolder(c, dir).Report(c.Args().First())
 	if err != nil {
 		return err
 	}

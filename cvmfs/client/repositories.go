@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -20,9 +21,12 @@ type Repositories struct {
 	allowed []string
 	options Options
 
-	mu   sync.Mutex // guards what follows
-	open map[string]*opened
-	told map[config.Finding]bool // since the last Reload
+	opening sync.Mutex // held while a repository is opened, which may ask servers for the configuration repository
+
+	mu      sync.Mutex // guards what follows
+	open    map[string]*opened
+	told    map[config.Finding]bool // since the last Reload
+	reloads int
 }
 
 // opened is a repository with its configuration.
@@ -37,7 +41,17 @@ func NewRepositories(folder config.Folder, allowed []string, o Options) *Reposit
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Repositories{folder: folder, allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{}}
+	s := &Repositories{allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{}}
+	s.folder = s.remote(folder)
+	return s
+}
+
+// remote has a folder read the configuration repository, if it names one, unless it does already.
+func (s *Repositories) remote(folder config.Folder) config.Folder {
+	if folder.ConfigRepository == nil {
+		folder.ConfigRepository = ConfigRepository(context.Background(), s.options)
+	}
+	return folder
 }
 
 // Repository returns a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
@@ -88,17 +102,56 @@ func (s *Repositories) Reload() {
 	}
 	clear(s.open)
 	clear(s.told)
+	s.reloads++
 }
 
 func (s *Repositories) get(name string) (*opened, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if o := s.open[name]; o != nil {
+	if o, _ := s.kept(name); o != nil {
 		return o, nil
 	}
 	if err := s.permit(name); err != nil {
 		return nil, err
 	}
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	for {
+		o, reloads := s.kept(name)
+		if o != nil {
+			return o, nil
+		}
+		o, err := s.load(name)
+		if err != nil {
+			return nil, err
+		}
+		if s.keep(name, o, reloads) {
+			return o, nil
+		}
+		o.Fetcher().Close() // what it was opened with was changed in between
+	}
+}
+
+// kept returns a repository if it is open, and how many times there was a Reload.
+func (s *Repositories) kept(name string) (*opened, int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open[name], s.reloads
+}
+
+// keep keeps a repository, unless there was a Reload since it was being opened.
+func (s *Repositories) keep(name string, o *opened, reloads int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reloads != reloads {
+		return false
+	}
+	s.open[name] = o
+	for _, f := range o.config.Findings {
+		s.tell(name, f)
+	}
+	return true
+}
+
+func (s *Repositories) load(name string) (*opened, error) {
 	c, err := s.folder.Load(name)
 	if err != nil {
 		return nil, err
@@ -106,18 +159,13 @@ func (s *Repositories) get(name string) (*opened, error) {
 	if c.FQRN != name {
 		return nil, fmt.Errorf("repository %q: give its full name, %s", name, c.FQRN)
 	}
-	for _, f := range c.Findings {
-		s.tell(name, f)
-	}
 	options := s.options
 	options.Dir = filepath.Join(options.Dir, name)
 	r, err := Open(c, options)
 	if err != nil {
 		return nil, err
 	}
-	o := &opened{Repository: r, config: c}
-	s.open[name] = o
-	return o, nil
+	return &opened{Repository: r, config: c}, nil
 }
 
 // tell logs a finding, once for all repositories whose files it is in.

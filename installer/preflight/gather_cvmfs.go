@@ -48,6 +48,7 @@ func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configurat
 		return c
 	}
 	defer os.RemoveAll(state)
+	folder.ConfigRepository = client.ConfigRepository(ctx, client.Options{Dir: state, UserAgent: p.Agent})
 	c.Repositories = make([]Repository, len(names))
 	var g errgroup.Group
 	g.SetLimit(atOnce)
