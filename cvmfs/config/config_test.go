@@ -483,6 +483,23 @@ func TestProxySpecifications(t *testing.T) {
 	}
 }
 
+func TestAutomaticDiscoveryIsLeftOutWhereThereAreOthers(t *testing.T) {
+	for spec, want := range map[string][][]string{
+		"auto;DIRECT": {{Direct}}, "auto|p:1;DIRECT": {{"http://p:1"}, {Direct}}, "p:1; auto ;": {{"http://p:1"}},
+	} {
+		c, found := load(t, minimal(t, "CVMFS_HTTP_PROXY='"+spec+"'\n"))
+		if !cmp.Equal(c.ProxyGroups, want) || !strings.Contains(found, ":4: CVMFS_HTTP_PROXY: automatic discovery") {
+			t.Errorf("%s: %q, %s", spec, c.ProxyGroups, found)
+		}
+	}
+	for _, spec := range []string{"auto", "auto;auto|auto; ;"} {
+		if _, err := Load(minimal(t, "CVMFS_HTTP_PROXY='"+spec+"'\n"), fqrn); err == nil ||
+			!strings.Contains(err.Error(), "automatic discovery") {
+			t.Errorf("%s: %v", spec, err)
+		}
+	}
+}
+
 func TestFallbackProxiesReplaceDirect(t *testing.T) {
 	for _, c := range []struct {
 		regular, fallback string

@@ -38,6 +38,22 @@ func ParseProxies(spec string) ([][]string, error) {
 	return groups, nil
 }
 
+// withoutAuto takes the proxy "auto" out of a specification that names others, too.
+func withoutAuto(spec string) (rest string, found bool) {
+	isAuto := func(proxy string) bool { return strings.TrimSpace(proxy) == "auto" }
+	groups := strings.Split(spec, ";")
+	for i, group := range groups {
+		proxies := strings.Split(group, "|")
+		others := slices.DeleteFunc(slices.Clone(proxies), isAuto)
+		found = found || len(others) < len(proxies)
+		groups[i] = strings.Join(others, "|")
+	}
+	if rest = strings.Join(groups, ";"); !found || strings.Trim(rest, "; |\t") == "" {
+		return spec, false
+	}
+	return rest, true
+}
+
 func parseProxy(proxy string) (string, error) {
 	switch proxy {
 	case Direct:

@@ -210,7 +210,14 @@ func (s *settings) proxies(name, fallbackName string) [][]string {
 	if s.value(name) == "" {
 		return nil // even where there are fallbacks, as in the reference client
 	}
-	groups, err := ParseProxies(s.value(name))
+	spec, auto := withoutAuto(s.value(name))
+	if auto {
+		s.found = append(s.found, Finding{
+			Kind: NotHonored, Place: s.shell.params[name].at, Parameter: name,
+			Text: "automatic discovery (auto) is not supported: the other proxies are used",
+		})
+	}
+	groups, err := ParseProxies(spec)
 	if err != nil {
 		s.bad(name, err.Error())
 		return nil
