@@ -16,7 +16,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/publishtest"
+	"cvmfs-graphdriver/test/publishtest"
 )
 
 // configSite is a configuration repository with a server, and a host that uses it.
