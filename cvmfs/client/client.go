@@ -63,6 +63,8 @@ type Options struct {
 	Dir       string
 	UserAgent string       // tells servers who asks: product and version, such as "cvmfs-graphdriver/1.0"
 	Log       *slog.Logger // nil: none
+
+	connections *fetch.Connections // shared with other repositories; nil: not shared
 }
 
 // sources is what a Repository is made of.
@@ -128,6 +130,7 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 		ProxyResetAfter: c.ProxyResetAfter,
 		HostResetAfter:  c.HostResetAfter,
 		FollowRedirects: c.FollowRedirects,
+		Connections:     o.connections,
 		UserAgent:       o.UserAgent,
 		Log:             o.Log,
 	})

@@ -41,6 +41,7 @@ func NewRepositories(folder config.Folder, allowed []string, o Options) *Reposit
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.connections = &fetch.Connections{} // repositories have servers and proxies in common
 	s := &Repositories{allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{}}
 	s.folder = s.remote(folder)
 	return s

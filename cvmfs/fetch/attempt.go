@@ -54,7 +54,10 @@ func (o outcome) presumedProxy() bool { return o >= proxyFault }
 func (o outcome) hard() bool { return o >= dead }
 
 // attempt makes one exchange on the route.
-func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Reader) error) (outcome, error) {
+func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
+	sink func(io.Reader) error,
+) (outcome, error) {
+	defer s.leave()
 	if err := context.Cause(ctx); err != nil {
 		return stopped, fmt.Errorf("fetch %s: %w", w.path, err)
 	}
@@ -65,7 +68,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Re
 	if r.server.file {
 		out, e.Err = f.readFile(ctx, u.Path, sink)
 	} else {
-		out, e.Status, e.Err = f.exchange(ctx, r, u, w, sink)
+		out, e.Status, e.Err = f.exchange(ctx, r, u, s, w, sink)
 	}
 	switch out {
 	case delivered:
@@ -88,7 +91,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, w *walk, sink func(io.Re
 }
 
 // exchange sends a request and deals with the answer.
-func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, w *walk,
+func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w *walk,
 	sink func(io.Reader) error,
 ) (outcome, int, error) {
 	limited, cancel := context.WithCancelCause(ctx)
@@ -97,7 +100,15 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, w *walk,
 	// Connecting has limits of its own, one for each of its steps; this is for what falls between them.
 	m.timer.Reset(3 * r.proxy.timeout)
 	defer m.timer.Stop()
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { m.timer.Reset(r.proxy.timeout) }}
+	trace := &httptrace.ClientTrace{
+		GotConn: func(c httptrace.GotConnInfo) {
+			m.timer.Reset(r.proxy.timeout)
+			if c.Reused {
+				s.proved(false)
+			}
+		},
+		GotFirstResponseByte: func() { s.proved(true) },
+	}
 	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{}}).
 		WithContext(httptrace.WithClientTrace(limited, trace))
 	req.Header.Set("User-Agent", f.cfg.UserAgent)
@@ -122,7 +133,10 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, w *walk,
 		out, err := refusal(resp, r.proxy)
 		return out, resp.StatusCode, err
 	}
-	m.whole = func() { f.arrived(r, w) }
+	m.whole = func() {
+		s.leave() // the sink may have to fetch something else
+		f.arrived(r, w)
+	}
 	out, err := m.deliver(ctx, limited, sink)
 	return out, 0, err
 }

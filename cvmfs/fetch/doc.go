@@ -45,6 +45,11 @@
 // during which nothing arrives; a transfer that brings fewer than Config.LowSpeedLimit bytes a second over that time is
 // cut, too.
 //
+// # Connections
+//
+// Those to a server or proxy are bounded, and become more only by being answered (connections.go, docs/adr/0014). What
+// exceeds the bounds queues.
+//
 // A proxy's or server's name with several addresses is left to net.Dialer, which tries them in turn within the one
 // timeout.
 package fetch

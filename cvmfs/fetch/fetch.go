@@ -32,6 +32,7 @@ type Config struct {
 	ProxyResetAfter time.Duration // a failed proxy regains its place after this; 0: only when others fail
 	HostResetAfter  time.Duration // a failed server regains its place after this; 0: only when others fail
 	FollowRedirects bool          // up to four; otherwise a redirect is an error
+	Connections     *Connections  // shared with other Fetchers; nil: not shared
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
 	Log             *slog.Logger
 
@@ -115,6 +116,9 @@ func (c *Config) defaults() {
 	if c.UserAgent == "" {
 		c.UserAgent = "cvmfs-graphdriver"
 	}
+	if c.Connections == nil {
+		c.Connections = &Connections{}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -128,6 +132,26 @@ func setDefault[T time.Duration | int64](v *T, d, none T) {
 	case *v < 0:
 		*v = none
 	}
+}
+
+// address is the host and port of a URL.
+func address(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"https": "443", "socks5": "1080"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), cmp.Or(port, "80"))
+}
+
+// lane is the connections that a route uses; nil: none.
+func (f *Fetcher) lane(r route) *lane {
+	switch {
+	case r.server.file:
+		return nil
+	case r.proxy.direct():
+		return f.cfg.Connections.lane(address(r.server.base))
+	}
+	return f.cfg.Connections.lane(r.proxy.addr)
 }
 
 // server is one base URL.
@@ -167,23 +191,25 @@ func (s *server) url(path string) *url.URL {
 type proxy struct {
 	health
 	name    string // as it may be printed; "" is DIRECT
+	addr    string // host and port
 	client  *http.Client
 	timeout time.Duration
 }
 
 func (p *proxy) direct() bool { return p.name == "" }
 
-// idleConnections kept per server suffice for all the fetches that run at once, so that none begins with a handshake.
-const idleConnections = 256
-
 func newProxy(cfg *Config, spec string) (*proxy, error) {
 	p := &proxy{timeout: cfg.TimeoutDirect}
 	dialer := &net.Dialer{KeepAlive: 30 * time.Second}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return cfg.Connections.lane(addr).connect(ctx, func(ctx context.Context) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, addr)
+		})
+	}
 	t := &http.Transport{
-		DialContext:            dialer.DialContext,
+		DialContext:            dial,
 		DisableCompression:     true, // digests are over the bytes as stored
-		MaxIdleConns:           idleConnections,
-		MaxIdleConnsPerHost:    idleConnections,
+		MaxIdleConnsPerHost:    mostConnections,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 		ReadBufferSize:         16 << 10,
@@ -196,6 +222,7 @@ func newProxy(cfg *Config, spec string) (*proxy, error) {
 			return nil, err
 		}
 		t.Proxy = http.ProxyURL(u)
+		p.addr = address(u)
 		p.name, p.timeout = redact(u), cfg.Timeout
 	}
 	dialer.Timeout, t.TLSHandshakeTimeout = p.timeout, p.timeout
@@ -254,7 +281,16 @@ func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) err
 			}
 			continue
 		}
-		out, err := f.try(ctx, t, &w, sink)
+		s, waited, err := f.lane(t.route).enter(ctx)
+		if err != nil || waited && !f.still(t, &w) {
+			s.leave()
+			f.settle(t, &w, stopped, nil)
+			if err != nil {
+				return fmt.Errorf("fetch %s: %w", path, err)
+			}
+			continue
+		}
+		out, err := f.try(ctx, t, s, &w, sink)
 		f.settle(t, &w, out, err)
 		if out == delivered || out == stopped {
 			return err

@@ -183,11 +183,20 @@ func (f *Fetcher) pause(ctx context.Context, w *walk) error {
 	}
 }
 
-// try makes attempts on one route: once more where a cache may be at fault, and where the connection broke.
-func (f *Fetcher) try(ctx context.Context, t trial, w *walk, sink func(io.Reader) error) (outcome, error) {
-	for {
+// still reports whether a route is the one to try after waiting for a connection.
+func (f *Fetcher) still(t trial, w *walk) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r, ok := f.choose(w, time.Now())
+	return ok && r == t.route || len(t.probes) > 0
+}
+
+// try makes attempts on one route: once more where a cache may be at fault, where the connection broke, and where a
+// server that answers others took no more connections. The first uses the slot.
+func (f *Fetcher) try(ctx context.Context, t trial, s *slot, w *walk, sink func(io.Reader) error) (outcome, error) {
+	for full := 0; ; {
 		w.began = time.Now()
-		out, err := f.attempt(ctx, t.route, w, sink)
+		out, err := f.attempt(ctx, t.route, s, w, sink)
 		switch {
 		case !w.noCache && (out == short && w.retries == 0 || out == corrupt && !t.proxy.direct()):
 			w.noCache = true
@@ -196,8 +205,14 @@ func (f *Fetcher) try(ctx context.Context, t trial, w *walk, sink func(io.Reader
 			if err := f.pause(ctx, w); err != nil {
 				return stopped, err
 			}
+		case out == unreachable && full < 3 && f.lane(t.route).answeredSince(w.began):
+			full++ // the queue for its next connection is shorter now
+			f.retries.Add(1)
 		default:
 			return out, err
+		}
+		if s, _, err = f.lane(t.route).enter(ctx); err != nil {
+			return stopped, fmt.Errorf("fetch %s: %w", w.path, err)
 		}
 	}
 }

@@ -3,7 +3,7 @@ package testutil
 import (
 	"io"
 	"net"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,8 +62,11 @@ type Relay struct {
 
 	to   string
 	trip time.Duration
-	wg   sync.WaitGroup
+	n    atomic.Int64
 }
+
+// Accepted is how many connections there were.
+func (r *Relay) Accepted() int { return int(r.n.Load()) }
 
 // NewRelay relays to an address (host and port). It ends with the test.
 func NewRelay(t testing.TB, to string, trip time.Duration) *Relay {
@@ -79,7 +82,8 @@ func NewRelay(t testing.TB, to string, trip time.Duration) *Relay {
 			if err != nil {
 				return
 			}
-			r.wg.Go(func() { r.serve(c) })
+			r.n.Add(1)
+			go r.serve(c)
 		}
 	}()
 	t.Cleanup(func() { l.Close() })
