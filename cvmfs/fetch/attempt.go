@@ -65,9 +65,12 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 	u := r.server.url(w.path)
 	e := &Error{URL: redact(u), Proxy: r.proxy.name}
 	var out outcome
-	if r.server.file {
+	switch {
+	case r.proxy.err != nil:
+		out, e.Err = unreachable, r.proxy.err
+	case r.server.file:
 		out, e.Err = f.readFile(ctx, u.Path, sink)
-	} else {
+	default:
 		out, e.Status, e.Err = f.exchange(ctx, r, u, s, w, sink)
 	}
 	switch out {
@@ -100,9 +103,11 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 	// Connecting has limits of its own, one for each of its steps; this is for what falls between them.
 	m.timer.Reset(3 * r.proxy.timeout)
 	defer m.timer.Stop()
+	var remote net.Addr
 	trace := &httptrace.ClientTrace{
 		GotConn: func(c httptrace.GotConnInfo) {
 			m.timer.Reset(r.proxy.timeout)
+			remote = c.Conn.RemoteAddr()
 			if c.Reused {
 				s.proved(false)
 			}
@@ -123,6 +128,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 			return stopped, 0, ctx.Err()
 		}
 		out, err := transferOutcome(limited, err)
+		f.avoid(r, remote)
 		return out, 0, err
 	}
 	defer resp.Body.Close()
@@ -138,7 +144,18 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 		f.arrived(r, w)
 	}
 	out, err := m.deliver(ctx, limited, sink)
+	if out.transfer() {
+		f.avoid(r, remote)
+	}
 	return out, 0, err
+}
+
+// avoid has the next connection to a server go to another of its addresses, if it has one.
+func (f *Fetcher) avoid(r route, addr net.Addr) {
+	tcp, ok := addr.(*net.TCPAddr)
+	if ok && r.proxy.direct() && f.names.failed(r.server.base.Hostname(), tcp.AddrPort().Addr().Unmap()) {
+		r.proxy.client.CloseIdleConnections()
+	}
 }
 
 // deliver runs the sink and tells whose fault its failure is.

@@ -50,6 +50,10 @@
 // Those to a server or proxy are bounded, and become more only by being answered (connections.go, docs/adr/0014). What
 // exceeds the bounds queues.
 //
-// A proxy's or server's name with several addresses is left to net.Dialer, which tries them in turn within the one
-// timeout.
+// # Names
+//
+// A proxy's name is resolved before the first request, and again when Names.MinTTL is over, beside requests that go on
+// with the addresses at hand. Each of its addresses is a proxy of its own, with a health of its own; so a name of which
+// one address stalls costs that address's timeout once. A server's name is one server: connecting tries its addresses in
+// turn within the one timeout, those that failed last.
 package fetch

@@ -28,25 +28,25 @@ type cost struct {
 	proxied, alone int // timeouts that were paid through proxies and without, each at most once at a time
 }
 
-// member is a server or proxy of a row.
-type member struct {
+// party is a server or proxy of a row.
+type party struct {
 	kind  string // "ok", "closed", "lost" (packets are dropped), "unknown" (no such name), "faulty"
 	fault testutil.Fault
 }
 
 var (
-	ok      = member{kind: "ok"}
-	closed  = member{kind: "closed"}
-	lost    = member{kind: "lost"}
-	unknown = member{kind: "unknown"}
+	ok      = party{kind: "ok"}
+	closed  = party{kind: "closed"}
+	lost    = party{kind: "lost"}
+	unknown = party{kind: "unknown"}
 	data    = "data/"
-	never   = time.Hour
+	long    = time.Hour
 	drip    = testutil.Fault{Bytes: 1, Every: 100 * time.Millisecond}
 	html    = testutil.Fault{Status: 200, Body: "<html><body>Log in to the hotel's network</body></html>"}
 	garbage = testutil.Fault{Flip: true}
 )
 
-func bad(f testutil.Fault) member { return member{"faulty", f} }
+func bad(f testutil.Fault) party { return party{"faulty", f} }
 
 func only(path string, f testutil.Fault) testutil.Fault {
 	f.Path = path
@@ -60,9 +60,9 @@ func squidError(status int) testutil.Fault {
 // reading is a row of the table.
 type reading struct {
 	name    string
-	servers []member
+	servers []party
 	proxies string // groups as in CVMFS_HTTP_PROXY, of "direct" and names of via
-	via     map[string]member
+	via     map[string]party
 	ours    cost
 	ref     cost // what it costs the reference client; asked < 0: it fails
 	fails   bool // nobody could do it
@@ -70,152 +70,152 @@ type reading struct {
 
 // rows are CLIENT's cases: a server alone that misbehaves before a good one, proxies, and nobody who is good.
 var rows = []reading{
-	{name: "all well", servers: []member{ok, ok}},
-	{name: "server closed", servers: []member{closed, ok}},
-	{name: "server loses packets", servers: []member{lost, ok}, ours: cost{alone: 1}, ref: cost{alone: 2}},
-	{name: "server unresolvable", servers: []member{unknown, ok}},
+	{name: "all well", servers: []party{ok, ok}},
+	{name: "server closed", servers: []party{closed, ok}},
+	{name: "server loses packets", servers: []party{lost, ok}, ours: cost{alone: 1}, ref: cost{alone: 2}},
+	{name: "server unresolvable", servers: []party{unknown, ok}},
 	{
-		name: "server stalls", servers: []member{bad(testutil.Fault{Silent: true}), ok},
+		name: "server stalls", servers: []party{bad(testutil.Fault{Silent: true}), ok},
 		ours: cost{asked: 1, alone: 1}, ref: cost{asked: 2, alone: 2},
 	},
 	{
-		name: "server stalls in bodies", servers: []member{bad(testutil.Fault{Stall: 9}), ok},
+		name: "server stalls in bodies", servers: []party{bad(testutil.Fault{Stall: 9}), ok},
 		ours: cost{asked: 1, alone: 1}, ref: cost{asked: 2, alone: 2},
 	},
 	{
-		name: "server drips", servers: []member{bad(drip), ok},
+		name: "server drips", servers: []party{bad(drip), ok},
 		ours: cost{asked: 1, alone: 1}, ref: cost{asked: 2, alone: 2},
 	},
 	{
-		name: "server 404", servers: []member{bad(testutil.Fault{Status: 404}), ok},
+		name: "server 404", servers: []party{bad(testutil.Fault{Status: 404}), ok},
 		ours: cost{asked: 1}, ref: cost{asked: 1},
 	},
 	{
-		name: "server 404 for data", servers: []member{bad(only(data, testutil.Fault{Status: 404})), ok},
+		name: "server 404 for data", servers: []party{bad(only(data, testutil.Fault{Status: 404})), ok},
 		ours: cost{asked: 2}, ref: cost{asked: 2},
 	},
-	{name: "server garbage", servers: []member{bad(garbage), ok}, ours: cost{asked: 1}, ref: cost{asked: 1}},
+	{name: "server garbage", servers: []party{bad(garbage), ok}, ours: cost{asked: 1}, ref: cost{asked: 1}},
 	{
-		name: "server garbage for data", servers: []member{bad(only(data, garbage)), ok},
+		name: "server garbage for data", servers: []party{bad(only(data, garbage)), ok},
 		ours: cost{asked: 2}, ref: cost{asked: 2},
 	},
-	{name: "server HTML", servers: []member{bad(html), ok}, ours: cost{asked: 1}, ref: cost{asked: 1}},
+	{name: "server HTML", servers: []party{bad(html), ok}, ours: cost{asked: 1}, ref: cost{asked: 1}},
 	{
-		name: "server truncates", servers: []member{bad(testutil.Fault{Cut: 9}), ok},
+		name: "server truncates", servers: []party{bad(testutil.Fault{Cut: 9}), ok},
 		ours: cost{asked: 2}, ref: cost{asked: 2},
 	},
 	{
-		name: "server endless", servers: []member{bad(testutil.Fault{Endless: true}), ok},
+		name: "server endless", servers: []party{bad(testutil.Fault{Endless: true}), ok},
 		ours: cost{asked: 1}, ref: cost{asked: 1},
 	},
 	{
-		name: "server's manifest well, data stalls", servers: []member{bad(only(data, testutil.Fault{Silent: true})), ok},
+		name: "server's manifest well, data stalls", servers: []party{bad(only(data, testutil.Fault{Silent: true})), ok},
 		ours: cost{asked: 2, alone: 1}, ref: cost{asked: 3, alone: 2},
 	},
 	{
-		name: "server resets", servers: []member{bad(testutil.Fault{Refuse: true}), ok},
+		name: "server resets", servers: []party{bad(testutil.Fault{Refuse: true}), ok},
 		ours: cost{asked: 2}, ref: cost{asked: 2},
 	},
 	{
-		name: "only server stalls", servers: []member{bad(testutil.Fault{Silent: true})},
+		name: "only server stalls", servers: []party{bad(testutil.Fault{Silent: true})},
 		fails: true, ours: cost{2, 0, 2}, ref: cost{2, 0, 2},
 	},
-	{name: "only server drips", servers: []member{bad(drip)}, fails: true, ours: cost{2, 0, 2}, ref: cost{2, 0, 2}},
+	{name: "only server drips", servers: []party{bad(drip)}, fails: true, ours: cost{2, 0, 2}, ref: cost{2, 0, 2}},
 	{
-		name: "only server loses packets", servers: []member{lost},
+		name: "only server loses packets", servers: []party{lost},
 		fails: true, ours: cost{0, 0, 2}, ref: cost{0, 0, 2},
 	},
-	{name: "only server closed", servers: []member{closed}, fails: true},
+	{name: "only server closed", servers: []party{closed}, fails: true},
 	{
-		name: "latency", servers: []member{bad(testutil.Fault{Latency: 20 * time.Millisecond})},
+		name: "latency", servers: []party{bad(testutil.Fault{Latency: 20 * time.Millisecond})},
 		ours: cost{asked: 43}, ref: cost{asked: 43},
 	},
 
-	{name: "proxy closed;DIRECT", servers: []member{ok}, proxies: "p;DIRECT", via: map[string]member{"p": closed}},
-	{name: "proxy closed|ok", servers: []member{ok}, proxies: "p|q", via: map[string]member{"p": closed, "q": ok}},
+	{name: "proxy closed;DIRECT", servers: []party{ok}, proxies: "p;DIRECT", via: map[string]party{"p": closed}},
+	{name: "proxy closed|ok", servers: []party{ok}, proxies: "p|q", via: map[string]party{"p": closed, "q": ok}},
 	{
-		name: "four closed proxies in three groups;DIRECT", servers: []member{ok}, proxies: "p|q;r;s;DIRECT",
-		via: map[string]member{"p": closed, "q": closed, "r": closed, "s": closed},
+		name: "four closed proxies in three groups;DIRECT", servers: []party{ok}, proxies: "p|q;r;s;DIRECT",
+		via: map[string]party{"p": closed, "q": closed, "r": closed, "s": closed},
 	},
 	{
-		name: "proxy loses packets;ok", servers: []member{ok}, proxies: "p;q",
-		via: map[string]member{"p": lost, "q": ok}, ours: cost{proxied: 1}, ref: cost{proxied: 2},
+		name: "proxy loses packets;ok", servers: []party{ok}, proxies: "p;q",
+		via: map[string]party{"p": lost, "q": ok}, ours: cost{proxied: 1}, ref: cost{proxied: 2},
 	},
 	{
-		name: "proxy stalls;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via:  map[string]member{"p": bad(testutil.Fault{Silent: true})},
+		name: "proxy stalls;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via:  map[string]party{"p": bad(testutil.Fault{Silent: true})},
 		ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
 	},
 	{
-		name: "proxy drips;DIRECT", servers: []member{ok}, proxies: "p;DIRECT", via: map[string]member{"p": bad(drip)},
+		name: "proxy drips;DIRECT", servers: []party{ok}, proxies: "p;DIRECT", via: map[string]party{"p": bad(drip)},
 		ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
 	},
 	{
-		name: "proxy's data stalls;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via:  map[string]member{"p": bad(only(data, testutil.Fault{Silent: true}))},
+		name: "proxy's data stalls;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via:  map[string]party{"p": bad(only(data, testutil.Fault{Silent: true}))},
 		ours: cost{asked: 2, proxied: 1}, ref: cost{asked: 3, proxied: 2},
 	},
 	{
-		name: "proxy 403;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(testutil.Fault{Status: 403})}, ours: cost{asked: 1}, ref: cost{asked: 1},
+		name: "proxy 403;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(testutil.Fault{Status: 403})}, ours: cost{asked: 1}, ref: cost{asked: 1},
 	},
 	{
-		name: "proxy truncates;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(testutil.Fault{Cut: 9})}, ours: cost{asked: 2}, ref: cost{asked: 2},
+		name: "proxy truncates;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(testutil.Fault{Cut: 9})}, ours: cost{asked: 2}, ref: cost{asked: 2},
 	},
 	{
-		name: "proxy X-Squid-Error;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(squidError(503))}, ours: cost{asked: 1}, ref: cost{asked: -1},
+		name: "proxy X-Squid-Error;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(squidError(503))}, ours: cost{asked: 1}, ref: cost{asked: -1},
 	},
 	{
-		name: "proxy 404;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(testutil.Fault{Status: 404})}, ours: cost{asked: 1}, ref: cost{asked: -1},
+		name: "proxy 404;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(testutil.Fault{Status: 404})}, ours: cost{asked: 1}, ref: cost{asked: -1},
 	},
 	{
-		name: "proxy 404 for data;DIRECT", servers: []member{ok, ok}, proxies: "p;DIRECT",
-		via:  map[string]member{"p": bad(only(data, testutil.Fault{Status: 404}))},
+		name: "proxy 404 for data;DIRECT", servers: []party{ok, ok}, proxies: "p;DIRECT",
+		via:  map[string]party{"p": bad(only(data, testutil.Fault{Status: 404}))},
 		ours: cost{asked: 3}, ref: cost{asked: -1},
 	},
 	{
-		name: "proxy 503;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(testutil.Fault{Status: 503})}, ours: cost{asked: 1}, ref: cost{asked: -1},
+		name: "proxy 503;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(testutil.Fault{Status: 503})}, ours: cost{asked: 1}, ref: cost{asked: -1},
 	},
 	{
-		name: "proxy garbage;DIRECT", servers: []member{ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(garbage)}, ours: cost{asked: 2}, ref: cost{asked: -1},
+		name: "proxy garbage;DIRECT", servers: []party{ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(garbage)}, ours: cost{asked: 2}, ref: cost{asked: -1},
 	},
 	{
-		name: "proxy HTML;DIRECT, two servers", servers: []member{ok, ok}, proxies: "p;DIRECT",
-		via: map[string]member{"p": bad(html)}, ours: cost{asked: 3}, ref: cost{asked: -1},
+		name: "proxy HTML;DIRECT, two servers", servers: []party{ok, ok}, proxies: "p;DIRECT",
+		via: map[string]party{"p": bad(html)}, ours: cost{asked: 3}, ref: cost{asked: -1},
 	},
 	{
-		name: "proxy HTML;a closed one;ok", servers: []member{ok}, proxies: "p;q;r",
-		via: map[string]member{"p": bad(html), "q": closed, "r": ok}, ours: cost{asked: 2}, ref: cost{asked: -1},
+		name: "proxy HTML;a closed one;ok", servers: []party{ok}, proxies: "p;q;r",
+		via: map[string]party{"p": bad(html), "q": closed, "r": ok}, ours: cost{asked: 2}, ref: cost{asked: -1},
 	},
 	{
-		name: "closed proxy, fallback", servers: []member{ok}, proxies: "p;q",
-		via: map[string]member{"p": closed, "q": ok},
+		name: "closed proxy, fallback", servers: []party{ok}, proxies: "p;q",
+		via: map[string]party{"p": closed, "q": ok},
 	},
 	{
-		name: "proxy, server closed", servers: []member{closed, ok}, proxies: "p", via: map[string]member{"p": ok},
+		name: "proxy, server closed", servers: []party{closed, ok}, proxies: "p", via: map[string]party{"p": ok},
 		ours: cost{}, ref: cost{},
 	},
 	{
-		name: "proxy, server stalls", servers: []member{bad(testutil.Fault{Silent: true}), ok}, proxies: "p",
-		via: map[string]member{"p": ok}, ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
+		name: "proxy, server stalls", servers: []party{bad(testutil.Fault{Silent: true}), ok}, proxies: "p",
+		via: map[string]party{"p": ok}, ours: cost{asked: 1, proxied: 1}, ref: cost{asked: 2, proxied: 2},
 	},
 	{
-		name: "proxy;DIRECT, server stalls", servers: []member{bad(testutil.Fault{Silent: true}), ok}, proxies: "p;DIRECT",
-		via:  map[string]member{"p": ok},
+		name: "proxy;DIRECT, server stalls", servers: []party{bad(testutil.Fault{Silent: true}), ok}, proxies: "p;DIRECT",
+		via:  map[string]party{"p": ok},
 		ours: cost{asked: 2, proxied: 1, alone: 1}, ref: cost{asked: 3, proxied: 2, alone: 1},
 	},
 	{
-		name: "proxy, server truncates data", servers: []member{bad(only(data, testutil.Fault{Cut: 9})), ok}, proxies: "p",
-		via: map[string]member{"p": ok}, ours: cost{asked: 3}, ref: cost{asked: 3},
+		name: "proxy, server truncates data", servers: []party{bad(only(data, testutil.Fault{Cut: 9})), ok}, proxies: "p",
+		via: map[string]party{"p": ok}, ours: cost{asked: 3}, ref: cost{asked: 3},
 	},
 	{
-		name: "proxy, server 404 for data", servers: []member{bad(only(data, testutil.Fault{Status: 404})), ok},
-		proxies: "p", via: map[string]member{"p": ok}, ours: cost{asked: 2}, ref: cost{asked: 2},
+		name: "proxy, server 404 for data", servers: []party{bad(only(data, testutil.Fault{Status: 404})), ok},
+		proxies: "p", via: map[string]party{"p": ok}, ours: cost{asked: 2}, ref: cost{asked: 2},
 	},
 }
 
@@ -224,7 +224,7 @@ func statusRows() (all []reading) {
 	for _, code := range []int{503, 500, 403, 400, 429, 301, 204, 206} {
 		all = append(all, reading{
 			name:    fmt.Sprint("server ", code),
-			servers: []member{bad(testutil.Fault{Status: code}), ok},
+			servers: []party{bad(testutil.Fault{Status: code}), ok},
 			ours:    cost{asked: 1}, ref: cost{asked: 1},
 		})
 	}
@@ -253,7 +253,7 @@ func TestFailOverCostsNoMoreThanTheReference(t *testing.T) {
 // read reads a repository as the row has it.
 func (row *reading) read(t *testing.T) cost {
 	var misbehaving []*testutil.Faulty
-	place := func(m member, honest func(testing.TB) *testutil.Faulty) string {
+	place := func(m party, honest func(testing.TB) *testutil.Faulty) string {
 		switch m.kind {
 		case "closed":
 			return "http://" + testutil.ClosedAddress(t, "127.0.0.1")
@@ -273,7 +273,7 @@ func (row *reading) read(t *testing.T) cost {
 	cfg := Config{
 		Timeout: proxyTimeout, TimeoutDirect: directTimeout, MaxRetries: 1,
 		BackoffInit: 20 * time.Millisecond, BackoffMax: 100 * time.Millisecond,
-		HostResetAfter: never, ProxyResetAfter: never, Log: slog.New(waits),
+		HostResetAfter: long, ProxyResetAfter: long, Log: slog.New(waits),
 	}
 	for _, m := range row.servers {
 		cfg.Servers = append(cfg.Servers, place(m, files))

@@ -7,9 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net"
-	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -32,6 +31,7 @@ type Config struct {
 	ProxyResetAfter time.Duration // a failed proxy regains its place after this; 0: only when others fail
 	HostResetAfter  time.Duration // a failed server regains its place after this; 0: only when others fail
 	FollowRedirects bool          // up to four; otherwise a redirect is an error
+	Names           Names         // how names become addresses
 	Connections     *Connections  // shared with other Fetchers; nil: not shared
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
 	Log             *slog.Logger
@@ -44,10 +44,14 @@ type Fetcher struct {
 	cfg     Config
 	log     *slog.Logger
 	servers []*server
-	proxies []*proxy // in order of preference
-	local   []*proxy // the one "proxy" of file servers
+	local   []*proxy    // the one "proxy" of file servers
+	groups  [][]*member // in order of preference
+	names   *names
 
-	mu sync.Mutex // guards the health of servers and proxies
+	mu        sync.Mutex    // guards what follows, and the health of servers and proxies
+	proxies   []*proxy      // in order of preference; nil: not resolved yet
+	due       time.Time     // when names of proxies are to be resolved again; zero: never
+	resolving chan struct{} // closed when that is done; nil: nobody does it
 
 	requests, bytes, failures, retries, missing, bad, refused atomic.Int64
 }
@@ -66,7 +70,7 @@ type Stats struct {
 // New makes a Fetcher. It makes no connection.
 func New(cfg Config) (*Fetcher, error) {
 	cfg.defaults()
-	f := &Fetcher{cfg: cfg, log: cfg.Log}
+	f := &Fetcher{cfg: cfg, log: cfg.Log, names: newNames(cfg.Names)}
 	for _, s := range cfg.Servers {
 		srv, err := newServer(s)
 		if err != nil {
@@ -77,26 +81,10 @@ func New(cfg Config) (*Fetcher, error) {
 	if len(f.servers) == 0 {
 		return nil, fmt.Errorf("fetch: no server: set CVMFS_SERVER_URL")
 	}
-	for _, group := range cfg.Proxies {
-		var members []*proxy
-		for _, spec := range group {
-			p, err := newProxy(&cfg, spec)
-			if err != nil {
-				return nil, err
-			}
-			members = append(members, p)
-		}
-		rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
-		f.proxies = append(f.proxies, members...)
-	}
-	direct, err := newProxy(&cfg, "DIRECT")
-	if err != nil {
+	if err := f.setProxies(cfg.Proxies); err != nil {
 		return nil, err
 	}
-	f.local = []*proxy{direct}
-	if len(f.proxies) == 0 {
-		f.proxies = f.local
-	}
+	f.local = []*proxy{f.newProxy(&member{}, netip.Addr{})}
 	return f, nil
 }
 
@@ -134,22 +122,13 @@ func setDefault[T time.Duration | int64](v *T, d, none T) {
 	}
 }
 
-// address is the host and port of a URL.
-func address(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"https": "443", "socks5": "1080"}[u.Scheme]
-	}
-	return net.JoinHostPort(u.Hostname(), cmp.Or(port, "80"))
-}
-
 // lane is the connections that a route uses; nil: none.
 func (f *Fetcher) lane(r route) *lane {
 	switch {
-	case r.server.file:
+	case r.server.file, r.proxy.err != nil:
 		return nil
 	case r.proxy.direct():
-		return f.cfg.Connections.lane(address(r.server.base))
+		return f.cfg.Connections.lane(net.JoinHostPort(r.server.base.Hostname(), port(r.server.base)))
 	}
 	return f.cfg.Connections.lane(r.proxy.addr)
 }
@@ -187,76 +166,6 @@ func (s *server) url(path string) *url.URL {
 	return &u
 }
 
-// proxy is a way to the servers, with the connections kept open on it.
-type proxy struct {
-	health
-	name    string // as it may be printed; "" is DIRECT
-	addr    string // host and port
-	client  *http.Client
-	timeout time.Duration
-}
-
-func (p *proxy) direct() bool { return p.name == "" }
-
-func newProxy(cfg *Config, spec string) (*proxy, error) {
-	p := &proxy{timeout: cfg.TimeoutDirect}
-	dialer := &net.Dialer{KeepAlive: 30 * time.Second}
-	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
-		return cfg.Connections.lane(addr).connect(ctx, func(ctx context.Context) (net.Conn, error) {
-			return dialer.DialContext(ctx, network, addr)
-		})
-	}
-	t := &http.Transport{
-		DialContext:            dial,
-		DisableCompression:     true, // digests are over the bytes as stored
-		MaxIdleConnsPerHost:    mostConnections,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: 64 << 10,
-		ReadBufferSize:         16 << 10,
-		Protocols:              new(http.Protocols),
-	}
-	t.Protocols.SetHTTP1(true)
-	if spec != "DIRECT" {
-		u, err := parseProxy(spec)
-		if err != nil {
-			return nil, err
-		}
-		t.Proxy = http.ProxyURL(u)
-		p.addr = address(u)
-		p.name, p.timeout = redact(u), cfg.Timeout
-	}
-	dialer.Timeout, t.TLSHandshakeTimeout = p.timeout, p.timeout
-	p.client = &http.Client{Transport: t, CheckRedirect: redirects(cfg.FollowRedirects)}
-	return p, nil
-}
-
-func parseProxy(spec string) (*url.URL, error) {
-	full := spec
-	if !strings.Contains(full, "://") {
-		full = "http://" + full
-	}
-	u, err := url.Parse(full)
-	if err != nil {
-		return nil, fmt.Errorf("fetch: proxy %s: %w", hideCredentials(spec), cause(err))
-	}
-	if u.Host == "" || u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5" {
-		return nil, fmt.Errorf("fetch: proxy %s: want DIRECT or http://HOST:PORT", redact(u))
-	}
-	return u, nil
-}
-
-func redirects(follow bool) func(*http.Request, []*http.Request) error {
-	return func(_ *http.Request, via []*http.Request) error {
-		if !follow {
-			return http.ErrUseLastResponse
-		}
-		if len(via) > 4 {
-			return fmt.Errorf("more than four redirects")
-		}
-		return nil
-	}
-}
-
 // Get gets the file path (relative to the servers' base URLs) and hands its body to sink. When an attempt fails
 // half-way, sink is called afresh with the body of the next. It must read to the end of the body. An error of sink's
 // that wraps ErrBadData makes Get ask again, first once past all caches and then other servers; any other error of
@@ -267,6 +176,9 @@ func redirects(follow bool) func(*http.Request, []*http.Request) error {
 func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) error) error {
 	if !fs.ValidPath(path) || path == "." {
 		return fmt.Errorf("fetch %.200q: not a path inside a repository", path)
+	}
+	if err := f.resolve(ctx); err != nil {
+		return fmt.Errorf("fetch %s: %w", path, err)
 	}
 	w := walk{path: path}
 	for {
@@ -313,8 +225,12 @@ func (f *Fetcher) Stats() Stats {
 
 // Close closes idle connections. Calls of Get that are under way, and later ones, go on to work.
 func (f *Fetcher) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, p := range append(f.local, f.proxies...) {
-		p.client.CloseIdleConnections()
+		if p.client != nil {
+			p.client.CloseIdleConnections()
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package testutil
 import (
 	"cmp"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -49,9 +50,18 @@ type Faulty struct {
 }
 
 // NewFaulty serves what h does. It closes with the test.
-func NewFaulty(t testing.TB, h http.Handler) *Faulty {
+func NewFaulty(t testing.TB, h http.Handler) *Faulty { return NewFaultyAt(t, "127.0.0.1:0", h) }
+
+// NewFaultyAt does it at an address, host and port.
+func NewFaultyAt(t testing.TB, addr string, h http.Handler) *Faulty {
+	t.Helper()
 	s := &Faulty{handler: h, gone: make(chan struct{})}
-	s.server = httptest.NewServer(s)
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}}
+	s.server.Start()
 	s.URL = s.server.URL
 	t.Cleanup(s.Close)
 	return s
