@@ -62,7 +62,11 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 		return stopped, fmt.Errorf("fetch %s: %w", w.path, err)
 	}
 	f.requests.Add(1)
-	u := r.server.url(w.path)
+	path := w.path
+	if w.only != nil {
+		path = strings.Replace(path, geoProxy, f.asks(r.proxy), 1)
+	}
+	u := r.server.url(path)
 	e := &Error{URL: redact(u), Proxy: r.proxy.name}
 	var out outcome
 	switch {

@@ -50,6 +50,12 @@
 // Those to a server or proxy are bounded, and become more only by being answered (connections.go, docs/adr/0014). What
 // exceeds the bounds queues.
 //
+// # Geography
+//
+// With Geo.Use the first request waits for the order that one of the servers gives, of at most three that are asked. Where
+// none tells it the configured order is used, and the
+// question is repeated ten minutes later. Config.MaxServers counts in the order that is found.
+//
 // # Names
 //
 // A proxy's name is resolved before the first request, and again when Names.MinTTL is over, beside requests that go on

@@ -7,9 +7,11 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +34,8 @@ type Config struct {
 	HostResetAfter  time.Duration // a failed server regains its place after this; 0: only when others fail
 	FollowRedirects bool          // up to four; otherwise a redirect is an error
 	Names           Names         // how names become addresses
+	Geo             Geo           // whether servers are sorted by geography
+	MaxServers      int           // so many servers are used, after they are sorted; 0: all
 	Connections     *Connections  // shared with other Fetchers; nil: not shared
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
 	Log             *slog.Logger
@@ -41,14 +45,20 @@ type Config struct {
 
 // Fetcher gets files of one repository. It is safe for concurrent use.
 type Fetcher struct {
-	cfg     Config
-	log     *slog.Logger
-	servers []*server
-	local   []*proxy    // the one "proxy" of file servers
-	groups  [][]*member // in order of preference
-	names   *names
+	cfg    Config
+	log    *slog.Logger
+	all    []*server   // in the order of the configuration
+	local  []*proxy    // the one "proxy" of file servers
+	groups [][]*member // in order of preference
+	names  *names
+
+	whoami  string        // the name of this host for the geographic order
+	sorting chan struct{} // holds a token while somebody asks for that
+	sorted  atomic.Bool   // there is an order, be it the configured one
+	sortDue atomic.Int64  // when it is to be asked for, in Unix nanoseconds
 
 	mu        sync.Mutex    // guards what follows, and the health of servers and proxies
+	servers   []*server     // in order of preference
 	proxies   []*proxy      // in order of preference; nil: not resolved yet
 	due       time.Time     // when names of proxies are to be resolved again; zero: never
 	resolving chan struct{} // closed when that is done; nil: nobody does it
@@ -70,16 +80,20 @@ type Stats struct {
 // New makes a Fetcher. It makes no connection.
 func New(cfg Config) (*Fetcher, error) {
 	cfg.defaults()
-	f := &Fetcher{cfg: cfg, log: cfg.Log, names: newNames(cfg.Names)}
+	f := &Fetcher{cfg: cfg, log: cfg.Log, names: newNames(cfg.Names), sorting: make(chan struct{}, 1), whoami: randomName()}
 	for _, s := range cfg.Servers {
 		srv, err := newServer(s)
 		if err != nil {
 			return nil, err
 		}
-		f.servers = append(f.servers, srv)
+		f.all = append(f.all, srv)
 	}
-	if len(f.servers) == 0 {
+	if len(f.all) == 0 {
 		return nil, fmt.Errorf("fetch: no server: set CVMFS_SERVER_URL")
+	}
+	f.arrange(nil)
+	if !cfg.Geo.Use || len(f.all) < 2 || slices.ContainsFunc(f.all, func(s *server) bool { return s.file }) {
+		f.sortDue.Store(math.MaxInt64)
 	}
 	if err := f.setProxies(cfg.Proxies); err != nil {
 		return nil, err
@@ -180,30 +194,39 @@ func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) err
 	if err := f.resolve(ctx); err != nil {
 		return fmt.Errorf("fetch %s: %w", path, err)
 	}
-	w := walk{path: path}
+	if time.Now().UnixNano() >= f.sortDue.Load() {
+		if err := f.sort(ctx); err != nil {
+			return fmt.Errorf("fetch %s: %w", path, err)
+		}
+	}
+	return f.walk(ctx, &walk{path: path}, sink)
+}
+
+// walk tries routes until one delivers or none is left.
+func (f *Fetcher) walk(ctx context.Context, w *walk, sink func(io.Reader) error) error {
 	for {
-		t, ok := f.next(&w)
+		t, ok := f.next(w)
 		if !ok {
-			more, err := f.again(ctx, &w)
+			more, err := f.again(ctx, w)
 			if err != nil {
 				return err
 			}
 			if !more {
-				return f.giveUp(&w)
+				return f.giveUp(w)
 			}
 			continue
 		}
 		s, waited, err := f.lane(t.route).enter(ctx)
-		if err != nil || waited && !f.still(t, &w) {
+		if err != nil || waited && !f.still(t, w) {
 			s.leave()
-			f.settle(t, &w, stopped, nil)
+			f.settle(t, w, stopped, nil)
 			if err != nil {
-				return fmt.Errorf("fetch %s: %w", path, err)
+				return fmt.Errorf("fetch %s: %w", w.path, err)
 			}
 			continue
 		}
-		out, err := f.try(ctx, t, s, &w, sink)
-		f.settle(t, &w, out, err)
+		out, err := f.try(ctx, t, s, w, sink)
+		f.settle(t, w, out, err)
 		if out == delivered || out == stopped {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 type proxy struct {
 	health
 	name    string // as it may be printed; "" is DIRECT
+	host    string // its name as it's configured
 	addr    string // host and port that is connected to
 	ip      netip.Addr
 	client  *http.Client
@@ -79,7 +80,7 @@ func (f *Fetcher) newProxy(m *member, ip netip.Addr) *proxy {
 	t.Protocols.SetHTTP1(true)
 	if m.url != nil {
 		t.Proxy = http.ProxyURL(m.url)
-		p.name, p.timeout = redact(m.url), f.cfg.Timeout
+		p.name, p.timeout, p.host = redact(m.url), f.cfg.Timeout, m.url.Hostname()
 		p.addr = net.JoinHostPort(ip.String(), port(m.url))
 		if m.named() {
 			p.name += " (" + ip.String() + ")"

@@ -26,6 +26,7 @@ type failure struct {
 // walk is one call's way over the routes.
 type walk struct {
 	path    string
+	only    *server   // it alone is asked, for the order of all; nil: all are
 	began   time.Time // the latest attempt
 	noCache bool      // caches on the way are passed by
 	retries int       // attempts made again after a failed transfer
@@ -73,7 +74,7 @@ func (w *walk) spent(p *proxy) bool {
 func (f *Fetcher) choose(w *walk, now time.Time) (route, bool) {
 	for _, doubted := range []bool{false, true} {
 		for _, last := range []bool{false, true} {
-			for _, s := range f.servers {
+			for _, s := range f.candidates(w) {
 				if s.preferred(now) == last || !w.may(&s.health, now) || w.doubted(s) != doubted {
 					continue
 				}
@@ -96,6 +97,14 @@ func (f *Fetcher) pick(w *walk, s *server, now time.Time) *proxy {
 		}
 	}
 	return nil
+}
+
+// candidates are the servers that may be asked. It is called with mu held.
+func (f *Fetcher) candidates(w *walk) []*server {
+	if w.only != nil {
+		return []*server{w.only}
+	}
+	return f.servers
 }
 
 // ways are what may lead to a server.
@@ -149,7 +158,7 @@ func (f *Fetcher) retake(w *walk, which func(failure) bool, all bool) (found boo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	for _, s := range f.servers {
+	for _, s := range f.candidates(w) {
 		for _, p := range f.ways(s) {
 			r := route{s, p}
 			fail, tried := w.tried[r]
@@ -349,22 +358,25 @@ func (w *walk) answers(s *server) (any, absent bool) {
 
 // giveUp says why no route is left.
 func (f *Fetcher) giveUp(w *walk) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	servers := f.candidates(w)
 	answered, absent := 0, 0
-	for _, s := range f.servers {
+	for _, s := range servers {
 		if a, m := w.answers(s); m {
 			answered, absent = answered+1, absent+1
 		} else if a {
 			answered++
 		}
 	}
-	if absent == len(f.servers) {
+	if absent == len(servers) {
 		return w.missing(absent)
 	}
 	if len(w.errs) == 0 {
 		f.refused.Add(1)
 	}
 	errs := w.errs
-	if answered < len(f.servers) {
+	if answered < len(servers) {
 		errs = append(errs, f.unavailable(w))
 	}
 	return fmt.Errorf("fetch %s: %w", w.path, errs)
@@ -388,12 +400,11 @@ func (w *walk) missing(n int) error {
 }
 
 // unavailable names who could not be asked, since when, and why where the walk's own errors don't say that.
+// It is called with mu held.
 func (f *Fetcher) unavailable(w *walk) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	now := time.Now()
 	text := ""
-	for _, s := range f.servers {
+	for _, s := range f.candidates(w) {
 		if answered, _ := w.answers(s); !answered || s.wait > 0 {
 			text += ", " + s.name + s.state(now, w.errs)
 		}

@@ -1,0 +1,122 @@
+package fetch
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// located serves files, and an order of the servers where it's asked for one.
+func located(t testing.TB, order string) *testutil.Faulty {
+	return testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case !strings.Contains(r.URL.Path, "/api/v1.0/geo/"):
+			io.WriteString(w, text(r.URL.Path))
+		case order == "":
+			http.NotFound(w, r)
+		default:
+			io.WriteString(w, order+"\n")
+		}
+	}))
+}
+
+func TestServersAreSortedByGeography(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, order string
+		most        int
+		want        []int // servers, from 0, that are used one after another as each fails
+	}{
+		{"as they say", "3,1,2", 0, []int{2, 0, 1}},
+		{"at most so many, after sorting", "3,1,2", 2, []int{2, 0}},
+		{"nobody knows", "", 0, []int{0, 1, 2}},
+		{"nobody knows, at most so many", "", 1, []int{0}},
+		{"rubbish", "<html>", 0, []int{0, 1, 2}},
+		{"one twice", "1,1,2", 0, []int{0, 1, 2}},
+		{"too few", "2,1", 0, []int{0, 1, 2}},
+		{"one that there isn't", "4,1,2", 0, []int{0, 1, 2}},
+		{"much", strings.Repeat("1,", 10_000), 0, []int{0, 1, 2}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			var all []*testutil.Faulty
+			var urls []string
+			for range 3 {
+				s := located(t, c.order)
+				all, urls = append(all, s), append(urls, s.URL+"/cvmfs/r")
+			}
+			cfg := quick(urls...)
+			cfg.Geo.Use, cfg.MaxServers = true, c.most
+			f := fetcher(t, cfg)
+			for i, at := range c.want {
+				name := fmt.Sprint("file", i)
+				mustGet(t, f, name)
+				if all[at].Requests(name) != 1 {
+					t.Errorf("file %d did not come from server %d", i, at)
+				}
+				all[at].Set(testutil.Fault{Status: 500})
+			}
+			if _, err := get(t.Context(), f, "more"); err == nil {
+				t.Error("a server too many was used")
+			}
+			asked := 0
+			for _, s := range all {
+				asked += s.Requests("/api/")
+			}
+			if most := 1; c.order == "3,1,2" && asked != most {
+				t.Errorf("asked %d times, want once", asked)
+			}
+			if asked > 6 { // a bad answer is asked for again past caches
+				t.Errorf("asked %d times", asked)
+			}
+		})
+	}
+}
+
+func TestGeographyIsAskedForWhoAsks(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, template, proxy, want string }{
+		{"proxy", "", "p", "127.0.0.1"},
+		{"template", "site.example.org", "p", "site.example.org"},
+		{"template without a proxy", "site.example.org", "", "site.example.org"},
+		{"nobody known", "", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := located(t, "2,1")
+			cfg := quick(s.URL+"/cvmfs/r", strings.Replace(s.URL, "127.0.0.1", "localhost", 1)+"/cvmfs/r")
+			cfg.Geo = Geo{Use: true, Template: c.template}
+			if c.proxy != "" {
+				cfg.Proxies = [][]string{{proxyServer(t).URL}}
+			}
+			mustGet(t, fetcher(t, cfg), "x")
+			path, ok := strings.CutPrefix(s.Log()[0].URL.Path, "/cvmfs/r/api/v1.0/geo/")
+			who, hosts, _ := strings.Cut(path, "/")
+			if !ok || hosts != "127.0.0.1,localhost" || c.want != "" && who != c.want || len(who) < 5 {
+				t.Errorf("asked for %s", s.Log()[0].URL.Path)
+			}
+		})
+	}
+}
+
+// A dead server is found out by the question, and not paid for again.
+func TestGeographyPaysForADeadServerOnce(t *testing.T) {
+	t.Parallel()
+	hole, accepted := blackhole(t)
+	s := located(t, "1,2")
+	cfg := quick(hole, s.URL)
+	cfg.Geo.Use, cfg.MaxRetries = true, 1
+	f := fetcher(t, cfg)
+	start := time.Now()
+	for i := range 20 {
+		mustGet(t, f, fmt.Sprint(i))
+	}
+	if n := accepted(); n > 1 {
+		t.Errorf("the dead server was tried %d times in %v", n, time.Since(start))
+	}
+}
