@@ -74,6 +74,14 @@ func (l Layout) whole(layer string) string {
 	return layer
 }
 
+// FolderPrefix is what the sink "dir:DIR" leaves out of layers' paths: with DUCC's layout DIR is the repository's root.
+func (l Layout) FolderPrefix() string {
+	if l.DUCC {
+		return "/"
+	}
+	return l.Folder()
+}
+
 // metadataOf is the folder of an image's metadata. An image that is in no registry is known by its digest alone.
 func metadataOf(image *source.Image) string {
 	parsed, err := image.Reference.Parsed()

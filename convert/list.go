@@ -5,10 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/convert/wish"
 )
+
+// Repeat calls round again and again, with a pause between two rounds, until round fails or ctx ends. The end of ctx is
+// how that should end, and no error; whatever round then returns isn't looked at.
+func Repeat(ctx context.Context, pause time.Duration, round func() error) error {
+	for {
+		if err := round(); err != nil && ctx.Err() == nil {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
 
 // ListSummary is what converting a wish list came to.
 type ListSummary struct {

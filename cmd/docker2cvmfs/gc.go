@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/convert/wish"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -40,7 +41,7 @@ func collect(c *cli.Context) error {
 	o := convert.CollectOptions{Grace: time.Duration(c.Int("grace-period")) * 24 * time.Hour, DryRun: c.Bool("dry-run")}
 	repository := ""
 	for _, file := range c.Args().Slice() {
-		list, err := readList(file)
+		list, err := wish.ReadFile(file)
 		if err != nil {
 			return err
 		}

@@ -1,15 +1,14 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/convert/ducc"
 	"cvmfs-graphdriver/convert/wish"
 	"cvmfs-graphdriver/internal/program"
 )
@@ -67,42 +66,18 @@ func loop(c *cli.Context) error {
 	if c.Duration("interval") <= 0 {
 		return program.Usagef(c, "interval %v: want more than nothing", c.Duration("interval"))
 	}
-	for {
+	return convert.Repeat(c.Context, c.Duration("interval"), func() error {
 		err := convertOnce(c)
-		if program.IsUsage(err) {
-			return err
-		}
-		if c.Context.Err() != nil {
-			return nil // the interrupt is how a loop ends; what was under way was dropped
-		}
-		if err != nil {
+		if err != nil && !program.IsUsage(err) && c.Context.Err() == nil {
 			fmt.Fprintf(c.App.ErrWriter, "docker2cvmfs: %v\n", err)
-		}
-		pause := time.NewTimer(c.Duration("interval"))
-		select {
-		case <-pause.C:
-		case <-c.Context.Done():
-			pause.Stop()
 			return nil
 		}
-	}
-}
-
-// readList reads a wish list's file.
-func readList(file string) (*wish.List, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	list, err := wish.Read(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	return list, nil
+		return err
+	})
 }
 
 func convertOnce(c *cli.Context) error {
-	list, err := readList(c.Args().First())
+	list, err := wish.ReadFile(c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -110,39 +85,32 @@ func convertOnce(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := duccCredentials(conv, list); err != nil {
+	if err := ducc.SetCredentials(conv, list); err != nil {
 		return program.Usagef(c, "%v", err)
 	}
-	n, err := openNotifier(c.String("notification-file"))
+	n, err := ducc.OpenNotifier(c.String("notification-file"))
 	if err != nil {
 		return err
 	}
 	p := newProgress(c)
 	conv.Progress = func(e convert.Event) {
 		p.event(e)
-		n.event(e)
+		n.Event(e)
 	}
-	s, err := convertAll(c.Context, conv, list, n)
+	n.Begin()
+	s, err := conv.ConvertList(c.Context, list)
+	n.End(err)
 	p.close()
 	if s != nil {
 		err = errors.Join(err, p.listSummary(s))
 	}
-	if err = errors.Join(err, n.close()); err != nil {
+	if err = errors.Join(err, n.Close()); err != nil {
 		return err
 	}
 	if len(s.Failures) > 0 {
 		return fmt.Errorf("%d of %d images failed", len(s.Failures), len(s.Failures)+len(s.Images))
 	}
 	return nil
-}
-
-func convertAll(ctx context.Context, conv *convert.Converter, list *wish.List,
-	n *notifier,
-) (*convert.ListSummary, error) {
-	n.begin()
-	s, err := conv.ConvertList(ctx, list)
-	n.end(err)
-	return s, err
 }
 
 // listSummary says what converting a list came to, and what failed.

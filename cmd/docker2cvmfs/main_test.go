@@ -156,7 +156,10 @@ func TestProgressIsForProgramsToo(t *testing.T) {
 	}
 	seen := map[convert.Action]int{}
 	for in := json.NewDecoder(strings.NewReader(out)); ; {
-		var e eventJSON
+		var e struct {
+			Action  convert.Action
+			Summary *convert.Summary
+		}
 		if err := in.Decode(&e); err == io.EOF {
 			break
 		} else if err != nil {
@@ -212,7 +215,7 @@ func TestWishListsAreConvertedAndCollected(t *testing.T) {
 			t.Fatalf("%s: %v", line, err)
 		}
 		actions[n["action"]]++
-		if _, err := time.Parse(notificationTime, n["time"]); err != nil || n["id"] == "" {
+		if _, err := time.Parse("_2 Jan 2006 - 15:04:05.000", n["time"]); err != nil || n["id"] == "" {
 			t.Errorf("%s: %v", line, err)
 		}
 	}

@@ -62,7 +62,7 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	case text == "":
 		text = "cvmfs_server:" + repository
 	}
-	t, err := sink.Open(text, sink.Options{FQRN: repository, Prefix: folderPrefix(layout)})
+	t, err := sink.Open(text, sink.Options{FQRN: repository, Prefix: layout.FolderPrefix()})
 	if err != nil {
 		return nil, err
 	}
@@ -71,14 +71,6 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 		Sink: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"),
 		Force: c.Bool("force"),
 	}, nil
-}
-
-// folderPrefix is what a folder target leaves out of layers' paths: with DUCC's layout it is the repository's root.
-func folderPrefix(l convert.Layout) string {
-	if l.DUCC {
-		return "/"
-	}
-	return l.Folder()
 }
 
 func makeThin(c *cli.Context) error {

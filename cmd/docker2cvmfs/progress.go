@@ -17,9 +17,6 @@ import (
 	"cvmfs-graphdriver/convert"
 )
 
-// progressEvery is how often a program is told of a layer's progress.
-const progressEvery = time.Second
-
 // progressFlags say how long work is shown.
 func progressFlags() []cli.Flag {
 	return []cli.Flag{
@@ -44,7 +41,7 @@ func newProgress(c *cli.Context) *progress {
 	case c.Bool("json"):
 		p.json = json.NewEncoder(c.App.Writer)
 		p.results = io.Discard
-		p.show = (&jsonLines{out: p.json, read: map[string]int64{}, told: map[string]time.Time{}}).show
+		p.show = convert.JSONLines(p.json)
 	case isFile && term.IsTerminal(int(file.Fd())):
 		b := newBars(c.App.ErrWriter)
 		p.show, p.finish = b.show, b.finish
@@ -162,52 +159,6 @@ func (b *bars) finish() {
 	}
 	b.all.Wait()
 	b.all, b.total, b.layers = nil, nil, map[string]*mpb.Bar{}
-}
-
-// jsonLines writes events for programs. Of a layer's progress it tells once a second.
-type jsonLines struct {
-	out  *json.Encoder
-	read map[string]int64
-	told map[string]time.Time
-}
-
-// eventJSON is an event's form.
-type eventJSON struct {
-	Time    time.Time        `json:"time"`
-	Action  convert.Action   `json:"action"`
-	Image   string           `json:"image,omitempty"`
-	Digest  string           `json:"digest,omitempty"`
-	Path    string           `json:"path,omitempty"`
-	Layers  int              `json:"layers,omitempty"`
-	Bytes   int64            `json:"bytes,omitempty"` // of the layer, so far
-	Total   int64            `json:"total,omitempty"`
-	Stats   any              `json:"stats,omitempty"`
-	Summary *convert.Summary `json:"summary,omitempty"`
-	Seconds float64          `json:"seconds,omitempty"`
-	Error   string           `json:"error,omitempty"`
-}
-
-func (j *jsonLines) show(e convert.Event) {
-	out := eventJSON{
-		Time: e.Time.UTC(), Action: e.Action, Image: e.Image, Digest: e.Digest, Path: e.Path, Layers: e.Layers,
-		Total:   e.Total,
-		Summary: e.Summary, Seconds: e.Elapsed.Seconds(),
-	}
-	switch e.Action {
-	case convert.LayerProgress:
-		j.read[e.Digest] += e.Bytes
-		if time.Since(j.told[e.Digest]) < progressEvery {
-			return
-		}
-		j.told[e.Digest] = time.Now()
-		out.Bytes = j.read[e.Digest]
-	case convert.LayerDone:
-		out.Stats = e.Stats
-	}
-	if e.Err != nil {
-		out.Error = e.Err.Error()
-	}
-	_ = j.out.Encode(out) // a reader that has gone is no reason to stop
 }
 
 // summary says what a conversion came to.

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"regexp"
 	"strings"
 
@@ -55,6 +56,19 @@ type Wish struct {
 	Repository string
 	Tag        string // may be a pattern; "" if there is a digest only
 	Digest     string // "sha256:…"; ""
+}
+
+// ReadFile reads a wish list's file.
+func ReadFile(file string) (*List, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	list, err := Read(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return list, nil
 }
 
 // Read reads a wish list.

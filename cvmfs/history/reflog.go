@@ -50,7 +50,9 @@ type Ref struct {
 // Named returns references to the objects that a manifest names.
 func Named(m *manifest.Manifest) (refs []Ref) {
 	for _, ref := range []Ref{
-		{m.Root, Catalog, m.Published}, {m.Certificate, Certificate, m.Published}, {m.History, Tags, m.Published},
+		{m.Root, Catalog, m.Published},
+		{m.Certificate, Certificate, m.Published},
+		{m.History, Tags, m.Published},
 		{m.Metainfo, Metainfo, m.Published},
 	} {
 		if !ref.Digest.IsZero() {

@@ -1,9 +1,11 @@
 package publish
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,6 +23,13 @@ import (
 const (
 	objectCaching  = "public, max-age=259200, immutable"
 	mutableCaching = "public, max-age=61"
+)
+
+// The bounds of the small server: a client that says nothing is sent away.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	lastRequests  = 10 * time.Second // that are on their way when it is ended
 )
 
 var (
@@ -52,8 +61,26 @@ func NewServer(r *Repository) (*Server, error) {
 	return &Server{prefix: "/cvmfs/" + r.FQRN() + "/", root: root}, nil
 }
 
-// Close returns the folder back.
+// Close gives the folder back.
 func (s *Server) Close() error { return s.root.Close() }
+
+// Serve answers requests until ctx ends, and then lets those that are on their way end. It closes the listener.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	server := &http.Server{Handler: s, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastRequests)
+	defer cancel()
+	if server.Shutdown(last) != nil {
+		return server.Close()
+	}
+	return nil
+}
 
 // ServeHTTP answers GET and HEAD, conditional ones and ranges of objects too.
 func (s *Server) ServeHTTP(w http.ResponseWriter, q *http.Request) {

@@ -1,4 +1,4 @@
-package main
+package ducc
 
 import (
 	"fmt"
@@ -24,10 +24,18 @@ func (r registries) Resolve(resource authn.Resource) (authn.Authenticator, error
 	return authn.Anonymous, nil
 }
 
-// duccCredentials adds the credentials of the environment, as the DUCC tool reads them, before those of the user's
-// docker login.
-func duccCredentials(conv *convert.Converter, list *wish.List) error {
-	input := registries{}
+// SetCredentials has a converter use the credentials of the environment before those of the user's docker login: for
+// the originals, and for the thin images of a wish list.
+func SetCredentials(conv *convert.Converter, list *wish.List) error {
+	if err := setInput(&conv.Input); err != nil {
+		return err
+	}
+	return setOutput(&conv.Output, list)
+}
+
+// setInput takes the registries that DUCC_AUTH_REGISTRIES names.
+func setInput(o *source.Options) error {
+	credentials := registries{}
 	for id := range strings.SplitSeq(os.Getenv("DUCC_AUTH_REGISTRIES"), ",") {
 		if id = strings.TrimSpace(id); id == "" {
 			continue
@@ -42,25 +50,30 @@ func duccCredentials(conv *convert.Converter, list *wish.List) error {
 			return fmt.Errorf("DUCC_%s_IDENT: %w", id, err)
 		}
 		if user != "" && password != "" {
-			input[host] = authn.AuthConfig{Username: user, Password: password}
+			credentials[host] = authn.AuthConfig{Username: user, Password: password}
 		}
 		if proxy != "" {
-			conv.Input.Mirrors = append(conv.Input.Mirrors, host+"="+proxy)
+			o.Mirrors = append(o.Mirrors, host+"="+proxy)
 		}
 	}
-	conv.Input.Keychain = authn.NewMultiKeychain(input, authn.DefaultKeychain)
+	o.Keychain = authn.NewMultiKeychain(credentials, authn.DefaultKeychain)
+	return nil
+}
+
+// setOutput takes the password of the list's user.
+func setOutput(o *source.Options, list *wish.List) error {
 	password := os.Getenv("DUCC_OUTPUT_REGISTRY_PASS")
 	if password == "" || list.User == "" {
 		return nil
 	}
-	output, err := outputRegistries(list)
+	credentials, err := outputRegistries(list)
 	if err != nil {
 		return err
 	}
-	for host := range output {
-		output[host] = authn.AuthConfig{Username: list.User, Password: password}
+	for host := range credentials {
+		credentials[host] = authn.AuthConfig{Username: list.User, Password: password}
 	}
-	conv.Output.Keychain = authn.NewMultiKeychain(output, authn.DefaultKeychain)
+	o.Keychain = authn.NewMultiKeychain(credentials, authn.DefaultKeychain)
 	return nil
 }
 

@@ -1,4 +1,4 @@
-package main
+package ducc
 
 import (
 	"encoding/json"
@@ -12,9 +12,9 @@ import (
 	"cvmfs-graphdriver/convert"
 )
 
-// notifier appends what happens to a file for other programs: one JSON object a line, with the keys and actions of the
+// Notifier appends what happens to a file for other programs: one JSON object a line, with the keys and actions of the
 // DUCC tool, all values strings.
-type notifier struct {
+type Notifier struct {
 	file   *os.File // nil: nobody wants to know
 	err    error    // the first that writing gave
 	run    string   // id of the whole run
@@ -22,8 +22,9 @@ type notifier struct {
 	layers map[string]string // ids of conversions under way, by digest
 }
 
-func openNotifier(file string) (*notifier, error) {
-	n := &notifier{run: uuid.NewString(), began: time.Now(), layers: map[string]string{}}
+// OpenNotifier opens a file of notifications; with the name "", nobody wants to know.
+func OpenNotifier(file string) (*Notifier, error) {
+	n := &Notifier{run: uuid.NewString(), began: time.Now(), layers: map[string]string{}}
 	if file == "" {
 		return n, nil
 	}
@@ -38,7 +39,7 @@ func openNotifier(file string) (*notifier, error) {
 // notificationTime is how times are written.
 const notificationTime = "_2 Jan 2006 - 15:04:05.000"
 
-func (n *notifier) write(action, id string, more map[string]string) {
+func (n *Notifier) write(action, id string, more map[string]string) {
 	if n.file == nil {
 		return
 	}
@@ -68,14 +69,16 @@ func outcome(err error, more map[string]string) map[string]string {
 	return more
 }
 
-func (n *notifier) begin() { n.write("start_ducc", n.run, nil) }
+// Begin notes that a wish list is begun.
+func (n *Notifier) Begin() { n.write("start_ducc", n.run, nil) }
 
-func (n *notifier) end(err error) {
+// End notes how that ended.
+func (n *Notifier) End(err error) {
 	n.write("end_ducc", n.run, outcome(err, map[string]string{"time_elapsed_s": seconds(time.Since(n.began))}))
 }
 
-// event notes the layers' conversions.
-func (n *notifier) event(e convert.Event) {
+// Event notes conversions of images and layers.
+func (n *Notifier) Event(e convert.Event) {
 	if n.file == nil {
 		return
 	}
@@ -100,7 +103,8 @@ func (n *notifier) event(e convert.Event) {
 	}
 }
 
-func (n *notifier) close() error {
+// Close closes the file. Its error is the first one that writing gave, too.
+func (n *Notifier) Close() error {
 	if n.file == nil {
 		return nil
 	}
