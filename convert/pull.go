@@ -1,13 +1,13 @@
 package convert
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // Pull downloads an image into a folder: "manifest.json", "config.json", and each layer's blob as the source has it,
@@ -67,7 +68,7 @@ func (p *pulling) run(ctx context.Context, parallel int) error {
 		name    string
 		content []byte
 	}{{"config.json", p.image.RawConfig}, {manifestName, p.image.Raw}} {
-		if err := replaceFile(filepath.Join(p.dir, f.name), f.content); err != nil {
+		if err := durable.Replace(filepath.Join(p.dir, f.name), 0o644, f.content); err != nil {
 			return err
 		}
 	}
@@ -124,20 +125,18 @@ func complete(file string, l *source.Layer) bool {
 func (p *pulling) download(ctx context.Context, l *source.Layer) (name string, err error) {
 	blob := l.Blob(ctx)
 	defer func() { err = errors.Join(err, blob.Close()) }()
-	f, err := os.CreateTemp(p.dir, ".pull-")
-	if err != nil {
+	counted := bufio.NewReaderSize(io.TeeReader(blob, writerFunc(func(b []byte) {
+		p.emit(Event{Action: LayerProgress, Digest: l.Digest.String(), Bytes: int64(len(b))})
+	})), 1<<16)
+	head, err := counted.Peek(source.HeadSize)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
-	counted := io.TeeReader(blob, writerFunc(func(b []byte) {
-		p.emit(Event{Action: LayerProgress, Digest: l.Digest.String(), Bytes: int64(len(b))})
-	}))
-	_, err = io.Copy(f, counted)
-	var compression source.Compression
-	if err == nil {
-		compression, err = compressionOf(f)
-	}
-	name = l.Digest.Hex + suffixes[compression]
-	return name, settle(f, filepath.Join(p.dir, name), err)
+	name = l.Digest.Hex + suffixes[source.Detect(head)]
+	return name, durable.ReplaceBy(filepath.Join(p.dir, name), 0o644, func(to io.Writer) error {
+		_, err := counted.WriteTo(to)
+		return err
+	})
 }
 
 type writerFunc func([]byte)
@@ -145,44 +144,4 @@ type writerFunc func([]byte)
 func (w writerFunc) Write(b []byte) (int, error) {
 	w(b)
 	return len(b), nil
-}
-
-func compressionOf(f *os.File) (source.Compression, error) {
-	head := make([]byte, source.HeadSize)
-	n, err := f.ReadAt(head, 0)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return source.Detect(head[:n]), err
-}
-
-// replaceFile writes a file that is complete or the former one.
-func replaceFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".pull-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return settle(f, path, err)
-}
-
-// settle brings a complete file to its place, or removes it if writing it failed.
-func settle(f *os.File, path string, err error) error {
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err == nil {
-		return nil
-	}
-	if removeErr := os.Remove(f.Name()); !errors.Is(removeErr, fs.ErrNotExist) {
-		err = errors.Join(err, removeErr)
-	}
-	return err
 }

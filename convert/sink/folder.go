@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -276,7 +277,7 @@ func (t *folderTransaction) Commit(context.Context, string) error {
 }
 
 func (t *folderTransaction) commit() error {
-	if err := syncAll(t.folder.dir); err != nil {
+	if err := durable.SyncFS(t.folder.dir); err != nil {
 		return err
 	}
 	for i, place := range t.removed {
@@ -293,20 +294,7 @@ func (t *folderTransaction) commit() error {
 			return err
 		}
 	}
-	return syncAll(t.folder.dir)
-}
-
-// syncAll brings everything of a folder's file system to the disk.
-func syncAll(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = unix.Syncfs(int(f.Fd()))
-	if err != nil {
-		err = &os.PathError{Op: "syncfs", Path: dir, Err: err}
-	}
-	return errors.Join(err, f.Close())
+	return durable.SyncFS(t.folder.dir)
 }
 
 // Abort removes what is in the stage and gives the lock back.

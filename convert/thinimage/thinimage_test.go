@@ -136,7 +136,7 @@ func TestLayoutsKeepTheirOtherImages(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || len(m.Manifests) != 3 {
 		t.Errorf("%d images:\n%s", len(m.Manifests), diff)
 	}
-	if entries, err := filepath.Glob(filepath.Join(dir, ".thin-*")); err != nil || len(entries) > 0 {
+	if entries, err := filepath.Glob(filepath.Join(dir, ".new-*")); err != nil || len(entries) > 0 {
 		t.Errorf("left over: %v, %v", entries, err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/registry"
 )
 
@@ -83,11 +84,11 @@ func checkWrite(ctx context.Context, to source.Reference, o source.Options) erro
 
 // checkFolder makes sure that a file can be written in a folder.
 func checkFolder(dir string) error {
-	f, err := os.CreateTemp(dir, ".thin-*")
+	f, err := durable.Create(filepath.Join(dir, "image"))
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
+	return f.Close()
 }
 
 // unanswered says what to do where no daemon is.
@@ -161,30 +162,7 @@ func loadError(r io.Reader) error {
 
 // save writes an archive as docker save does.
 func (t *Image) save(path, name string) error {
-	return replaceFile(path, func(w io.Writer) error { return t.archiveTo(w, name) })
-}
-
-// replaceFile writes a file that is complete or what it was.
-func replaceFile(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".thin-*")
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return durable.ReplaceBy(path, 0o644, func(w io.Writer) error { return t.archiveTo(w, name) })
 }
 
 // archiveTo writes the image in the form all engines load.
@@ -263,6 +241,6 @@ func (t *Image) layOut(dir, tag string) error {
 	m.Manifests = append(slices.DeleteFunc(m.Manifests, func(other v1.Descriptor) bool {
 		return other.Annotations[refName] == tag && (tag != "" || other.Digest == t.Digest)
 	}), *d)
-	return replaceFile(filepath.Join(dir, "index.json"),
+	return durable.ReplaceBy(filepath.Join(dir, "index.json"), 0o644,
 		func(w io.Writer) error { return json.NewEncoder(w).Encode(m) })
 }

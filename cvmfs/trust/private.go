@@ -9,7 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // newKeyBits is the size of new keys, the customary one.
@@ -96,7 +97,7 @@ func parsePrivateKey(b []byte) (*rsa.PrivateKey, error) {
 // the file is on the disk, whole.
 func SavePrivateKey(path string, key *rsa.PrivateKey) error {
 	block := &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}
-	if err := saveNew(path, pem.EncodeToMemory(block), 0o600); err != nil {
+	if err := durable.New(path, 0o600, pem.EncodeToMemory(block)); err != nil {
 		return fmt.Errorf("save private key: %w", err)
 	}
 	return nil
@@ -106,39 +107,10 @@ func SavePrivateKey(path string, key *rsa.PrivateKey) error {
 func SavePublicKey(path string, key *rsa.PublicKey) error {
 	der, err := x509.MarshalPKIXPublicKey(key)
 	if err == nil {
-		err = saveNew(path, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
+		err = durable.New(path, 0o644, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 	}
 	if err != nil {
 		return fmt.Errorf("save public key: %w", err)
 	}
 	return nil
-}
-
-// saveNew writes a file that is complete or absent, and never in another's place: a hard link gives it its name, as
-// only that fails where something is already.
-func saveNew(path string, content []byte, mode os.FileMode) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // of mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // the other name stays
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Chmod(mode)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

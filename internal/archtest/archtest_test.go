@@ -65,7 +65,7 @@ var rules = map[string][]string{
 	"cvmfs/fqrn":            nil,
 	"cvmfs/hash":            nil,
 	"cvmfs/manifest":        formats,
-	"cvmfs/trust":           formats,
+	"cvmfs/trust":           append([]string{"internal/durable"}, formats...),
 	"cvmfs/catalog":         formats,
 	"cvmfs/history":         formats,
 	"cvmfs/config":          formats,
@@ -77,6 +77,7 @@ var rules = map[string][]string{
 // testRules say what tests below a folder may import besides: what the package under test is held against.
 var testRules = map[string][]string{
 	"driver/layers":       {"driver/graphdriver"},           // layers mount nothing: their tests mount as the driver does
+	"cvmfs/publish":       {"cvmfs/client"},                 // what reads the repositories
 	"cvmfs/publish/check": {"cvmfs/publish"},                // what makes the repositories that are checked
 	"packaging":           {"convert/wish", "cvmfs/config"}, // what reads the examples
 }
