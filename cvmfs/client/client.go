@@ -18,7 +18,7 @@
 // else is passed over for the next one. The newest revision and time seen are remembered on disk, and what is older is
 // refused (ErrRollback), for an old state with a good signature is how one would bring back a mended flaw.
 //
-// Catalogs are trusted because of where they lie: a file below Config.Dir is named by a digest, got that name only
+// Catalogs are trusted because of where they lie: a file below Options.Dir is named by a digest, got that name only
 // after its stored form was found to have it, and was synced before. The folder must be writable by nobody else.
 package client
 

@@ -44,7 +44,7 @@ type answer struct {
 	at       time.Time // when it was complete
 }
 
-// Newest gets and verifies the newest revision the servers have. Within Config.Fresh of an answer it gives that one
+// Newest gets and verifies the newest revision the servers have. Within ten seconds of an answer it gives that one
 // again, and callers that ask while another does share its answer, be it an error.
 //
 // Errors: ErrRollback; those of package trust; fetch.ErrUnavailable and the like where no server could be reached.
