@@ -43,7 +43,8 @@ func setInput(o *source.Options) error {
 		of := func(what string) string { return os.Getenv("DUCC_" + id + "_" + what) }
 		ident, user, password, proxy := of("IDENT"), of("USER"), of("PASS"), of("PROXY")
 		if ident == "" || (user == "" || password == "") && proxy == "" {
-			return fmt.Errorf("DUCC_AUTH_REGISTRIES names %.100q: set DUCC_%s_IDENT, and DUCC_%s_USER with DUCC_%s_PASS, or DUCC_%s_PROXY", id, id, id, id, id)
+			return fmt.Errorf("DUCC_AUTH_REGISTRIES names %.100q: "+
+				"set DUCC_%[1]s_IDENT, and DUCC_%[1]s_USER with DUCC_%[1]s_PASS, or DUCC_%[1]s_PROXY", id)
 		}
 		host, err := canonical(ident)
 		if err != nil {

@@ -2,7 +2,7 @@
 //
 // The words used here:
 //
-//   - Credentials are read from the environment: DUCC_AUTH_REGISTRIES names registries by ids, and DUCC_<id>_IDENT, _USER,
-//     _PASS and _PROXY describe each; DUCC_OUTPUT_REGISTRY_PASS is the password of a wish list's user.
+//   - Credentials are read from the environment: DUCC_AUTH_REGISTRIES names registries by ids, and DUCC_<id>_IDENT,
+//     _USER, _PASS and _PROXY describe each; DUCC_OUTPUT_REGISTRY_PASS is the password of a wish list's user.
 //   - Notifications are lines of JSON in a file that other programs follow.
 package ducc

@@ -253,6 +253,15 @@ func (t *serverTransaction) place(name string) (string, error) {
 	return filepath.Join(t.server.root, filepath.FromSlash(name)), checkPath(name)
 }
 
+// change returns where a path lies that is about to be changed, and opens the repository's transaction for it.
+func (t *serverTransaction) change(name string) (string, error) {
+	place, err := t.place(name)
+	if err == nil {
+		err = t.begin()
+	}
+	return place, err
+}
+
 func (t *serverTransaction) Has(_ context.Context, name string) (bool, error) {
 	err := t.published(name, func(place string) error {
 		_, err := os.Lstat(place)
@@ -265,10 +274,7 @@ func (t *serverTransaction) Has(_ context.Context, name string) (bool, error) {
 }
 
 func (t *serverTransaction) Layer(ctx context.Context, name string, archive io.Reader) (Stats, error) {
-	place, err := t.place(name)
-	if err == nil {
-		err = t.begin()
-	}
+	place, err := t.change(name)
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(place), 0o755)
 	}
@@ -305,10 +311,7 @@ func (t *serverTransaction) WriteFile(ctx context.Context, name string, content 
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	place, err := t.place(name)
-	if err == nil {
-		err = t.begin()
-	}
+	place, err := t.change(name)
 	if err != nil {
 		return err
 	}
@@ -331,10 +334,7 @@ func (t *serverTransaction) Remove(ctx context.Context, name string) error {
 	if err != nil || !found {
 		return err
 	}
-	place, err := t.place(name)
-	if err == nil {
-		err = t.begin()
-	}
+	place, err := t.change(name)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 	. "cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/durable"
 
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sync/errgroup"
@@ -117,7 +117,7 @@ func BenchmarkImage(b *testing.B) {
 	second, _, _ := benchImage(b, dir, true)
 	for b.Loop() {
 		plain, synced := unpackAll(b, filepath.Join(dir, "plain"), first)
-		repo := publishtest.NewIn(b, dir, Settings{FQRN: publishtest.FQRN})
+		repo := NewIn(b, dir, Settings{FQRN: FQRN})
 		one := publishAll(b, repo, "/one", first)
 		peak := peakMemory(b)
 		two := publishAll(b, repo, "/two", second)
@@ -160,7 +160,7 @@ func unpackAll(b *testing.B, dir string, layers []string) (unpacked, synced time
 func publishAll(b *testing.B, r *Repository, below string, layers []string) time.Duration {
 	b.Helper()
 	start := time.Now()
-	tx := publishtest.Begin(b, r)
+	tx := Begin(b, r)
 	var group errgroup.Group
 	group.SetLimit(2)
 	for i, layer := range layers {
@@ -181,7 +181,7 @@ func publishAll(b *testing.B, r *Repository, below string, layers []string) time
 	if err := group.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	publishtest.Commit(b, tx)
+	Commit(b, tx)
 	return time.Since(start)
 }
 
@@ -205,23 +205,23 @@ func peakMemory(b *testing.B) float64 {
 // BenchmarkOneMoreLayer measures a publish to a repository that has 10,000 layers.
 func BenchmarkOneMoreLayer(b *testing.B) {
 	const layers = 10_000
-	r := publishtest.New(b, Settings{FQRN: publishtest.FQRN})
-	tx := publishtest.Begin(b, r)
+	r := New(b, Settings{FQRN: FQRN})
+	tx := Begin(b, r)
 	for i := range layers {
 		path := fmt.Sprintf("/layers/%d", i)
-		publishtest.Ingest(b, tx, path, publishtest.Pack(b, publishtest.File("usr/file", fmt.Sprint(i%100))))
+		Ingest(b, tx, path, Pack(b, File("usr/file", fmt.Sprint(i%100))))
 		if err := tx.WriteFile(b.Context(), path+".record.json", []byte("{}"), 0o644); err != nil {
 			b.Fatal(err)
 		}
 	}
-	publishtest.Commit(b, tx)
-	archive := publishtest.Pack(b, publishtest.Everything()...)
+	Commit(b, tx)
+	archive := Pack(b, Everything()...)
 	n := 0
 	for b.Loop() {
 		n++
-		tx := publishtest.Begin(b, r)
-		publishtest.Ingest(b, tx, fmt.Sprintf("/layers/more%d", n), archive)
-		publishtest.Commit(b, tx)
+		tx := Begin(b, r)
+		Ingest(b, tx, fmt.Sprintf("/layers/more%d", n), archive)
+		Commit(b, tx)
 	}
 }
 
@@ -251,7 +251,7 @@ func BenchmarkManyEntries(b *testing.B) {
 	if err := errors.Join(w.Close(), out.Close()); err != nil {
 		b.Fatal(err)
 	}
-	r := publishtest.New(b, Settings{FQRN: publishtest.FQRN})
+	r := New(b, Settings{FQRN: FQRN})
 	debug.SetMemoryLimit(150 << 20) // as the command does
 	n := 0
 	for b.Loop() {
@@ -260,11 +260,11 @@ func BenchmarkManyEntries(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		tx := publishtest.Begin(b, r)
+		tx := Begin(b, r)
 		if _, err := tx.Ingest(b.Context(), fmt.Sprintf("/layers/%d", n), f, LayerOptions{}); err != nil {
 			b.Fatal(err)
 		}
-		publishtest.Commit(b, tx)
+		Commit(b, tx)
 		f.Close()
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*files), "µs/file")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/hash"
@@ -127,12 +126,7 @@ func (t *Transaction) putCatalogs(ctx context.Context) (n int, err error) {
 			continue
 		}
 		n++
-		f, err := os.Open(p.stored)
-		if err != nil {
-			return 0, err
-		}
-		_, err = putOnce(ctx, t.repo.storage, p.digest.Path(hash.Catalog), f, p.size)
-		if err = errors.Join(err, f.Close()); err != nil {
+		if err := putFile(ctx, t.repo.storage, p.digest.Path(hash.Catalog), p.stored, p.size); err != nil {
 			return 0, err
 		}
 	}

@@ -13,16 +13,16 @@ import (
 	"cvmfs-graphdriver/cvmfs/manifest"
 	. "cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 )
 
 func TestKilledAnywhereTheLastRevisionIsWholeAndTheNextFollows(t *testing.T) {
 	const rounds = 40
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	random := rand.New(rand.NewPCG(1, 2))
 	var killed uint64
 	for round := range rounds {
-		publishtest.Kill(t, r, time.Duration(random.IntN(120))*time.Millisecond)
+		Kill(t, r, time.Duration(random.IntN(120))*time.Millisecond)
 		head, err := r.Head(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -31,19 +31,19 @@ func TestKilledAnywhereTheLastRevisionIsWholeAndTheNextFollows(t *testing.T) {
 			t.Errorf("round %d: revision %d after %d", round, head.Manifest.Revision, killed)
 		}
 		killed = head.Manifest.Revision
-		publishtest.CheckNumber(t, r, killed)
+		CheckNumber(t, r, killed)
 	}
-	tx := publishtest.Begin(t, r)
-	if err := publishtest.PublishNumber(tx, killed+1); err != nil {
+	tx := Begin(t, r)
+	if err := PublishNumber(tx, killed+1); err != nil {
 		t.Fatal(err)
 	}
-	publishtest.CheckNumber(t, r, killed+1)
-	publishtest.MustBeSound(t, r)
+	CheckNumber(t, r, killed+1)
+	MustBeSound(t, r)
 }
 
 // TestReflogOfAPublishThatWasCutOffIsPutBack stops between reflog and manifest, where a kill is unlikely to hit.
 func TestReflogOfAPublishThatWasCutOffIsPutBack(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	before, err := storage.ReadFile(t.Context(), r.Storage(), history.ReflogFile, 1<<20)
 	if err != nil {
 		t.Fatal(err)
@@ -53,26 +53,26 @@ func TestReflogOfAPublishThatWasCutOffIsPutBack(t *testing.T) {
 		history.Ref{
 			Digest: r.Algorithm().Digest([]byte("never published")),
 			Kind:   history.Catalog,
-			Time:   publishtest.At,
+			Time:   At,
 		},
 	)
 	if err := r.PutReflog(t.Context(), log); err != nil {
 		t.Fatal(err)
 	}
-	tx := publishtest.Begin(t, r)
+	tx := Begin(t, r)
 	after, err := storage.ReadFile(t.Context(), r.Storage(), history.ReflogFile, 1<<20)
 	if err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the reflog was not put back: %v", err)
 	}
-	if err := publishtest.PublishNumber(tx, 1); err != nil {
+	if err := PublishNumber(tx, 1); err != nil {
 		t.Fatal(err)
 	}
-	publishtest.CheckNumber(t, r, 1)
+	CheckNumber(t, r, 1)
 }
 
 // TestStorageThatWentBackIsRefused has a server that lies: an older revision, in itself consistent.
 func TestStorageThatWentBackIsRefused(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	old := map[string][]byte{}
 	for _, name := range []string{manifest.FileName, history.ReflogFile} {
 		b, err := storage.ReadFile(t.Context(), r.Storage(), name, 1<<20)
@@ -81,11 +81,11 @@ func TestStorageThatWentBackIsRefused(t *testing.T) {
 		}
 		old[name] = b
 	}
-	if err := publishtest.PublishNumber(publishtest.Begin(t, r), 1); err != nil {
+	if err := PublishNumber(Begin(t, r), 1); err != nil {
 		t.Fatal(err)
 	}
 	for name, b := range old {
-		publishtest.Put(t, r.Storage(), name, string(b))
+		Put(t, r.Storage(), name, string(b))
 	}
 	if _, err := r.Begin(t.Context()); !errors.Is(err, ErrReflog) {
 		t.Errorf("got %v, want ErrReflog", err)
@@ -94,7 +94,7 @@ func TestStorageThatWentBackIsRefused(t *testing.T) {
 
 // TestPublishCutOffBeforeItsReflogIsForgotten stops after the note of the reflog and before the reflog.
 func TestPublishCutOffBeforeItsReflogIsForgotten(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	before, err := storage.ReadFile(t.Context(), r.Storage(), history.ReflogFile, 1<<20)
 	if err != nil {
 		t.Fatal(err)
@@ -103,15 +103,15 @@ func TestPublishCutOffBeforeItsReflogIsForgotten(t *testing.T) {
 	if err := r.PutReflog(t.Context(), log); err != nil {
 		t.Fatal(err)
 	}
-	publishtest.Put(t, r.Storage(), history.ReflogFile, string(before))
-	if err := publishtest.PublishNumber(publishtest.Begin(t, r), 1); err != nil {
+	Put(t, r.Storage(), history.ReflogFile, string(before))
+	if err := PublishNumber(Begin(t, r), 1); err != nil {
 		t.Fatal(err)
 	}
-	publishtest.CheckNumber(t, r, 1)
+	CheckNumber(t, r, 1)
 }
 
 func TestReflogOfSomebodyElseIsRefused(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	if err := os.WriteFile(filepath.Join(r.Dir(), WWWFolder, r.FQRN(), history.ReflogFile), []byte("not ours"),
 		0o644); err != nil {
 		t.Fatal(err)

@@ -164,39 +164,11 @@ func (r *Repository) createRevision(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := r.Now().Truncate(time.Second)
-	plain, stored := filepath.Join(r.Temp(), "catalog"), filepath.Join(r.Temp(), "stored")
-	w, err := catalog.Create(plain, catalog.Properties{LastModified: now, TTL: r.settings.ttl()})
-	if err != nil {
-		return err
-	}
-	if err := w.Add("", &catalog.Entry{
-		Mode: typeDir | 0o755, Size: folderSize, Nlink: 2,
-		Mtime: now.Unix(),
-	}); err != nil {
-		return errors.Join(err, w.Abort())
-	}
-	if _, err := w.Finish(catalog.Counters{}); err != nil {
-		return err
-	}
-	info, err := os.Stat(plain)
-	if err != nil {
-		return err
-	}
 	m := &manifest.Manifest{
-		RootSize: info.Size(), TTL: r.settings.ttl(), FQRN: r.FQRN(), Published: now,
+		TTL: r.settings.ttl(), FQRN: r.FQRN(), Published: r.Now().Truncate(time.Second),
 		GarbageCollectable: *r.settings.GarbageCollectable,
 	}
-	var size int64
-	if m.Root, size, err = compressFile(plain, stored, r.algorithm); err != nil {
-		return err
-	}
-	f, err := os.Open(stored)
-	if err != nil {
-		return err
-	}
-	_, err = putOnce(ctx, r.storage, m.Root.Path(hash.Catalog), f, size)
-	if err = errors.Join(err, f.Close(), storage.EmptyFolder(r.Temp())); err != nil {
+	if m.Root, m.RootSize, err = r.createRoot(ctx, m.Published); err != nil {
 		return err
 	}
 	if m.Metainfo, err = putObject(ctx, r.storage, r.algorithm, hash.Metainfo, []byte("{}")); err != nil {
@@ -208,9 +180,31 @@ func (r *Repository) createRevision(ctx context.Context) error {
 	}
 	tags := &history.History{FQRN: r.FQRN()}
 	tags.Set(history.Tag{
-		Name: history.Trunk, Root: m.Root, Revision: 0, Time: now, Description: history.EmptyRepository,
+		Name: history.Trunk, Root: m.Root, Revision: 0, Time: m.Published, Description: history.EmptyRepository,
 		Size: m.RootSize,
 	})
 	d := &Draft{Reflog: &history.Reflog{FQRN: r.FQRN()}, repo: r, key: key, certificate: pem}
 	return d.Publish(ctx, m, tags)
+}
+
+// createRoot stores the root catalog of an empty repository, and returns its digest and its plain size.
+func (r *Repository) createRoot(ctx context.Context, now time.Time) (d hash.Digest, size int64, err error) {
+	path := filepath.Join(r.Temp(), "catalog")
+	w, err := catalog.Create(path, catalog.Properties{LastModified: now, TTL: r.settings.ttl()})
+	if err != nil {
+		return d, 0, err
+	}
+	root := &catalog.Entry{Mode: typeDir | 0o755, Size: folderSize, Nlink: 2, Mtime: now.Unix()}
+	if err := w.Add("", root); err != nil {
+		return d, 0, errors.Join(err, w.Abort())
+	}
+	if _, err := w.Finish(catalog.Counters{}); err != nil {
+		return d, 0, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return d, 0, err
+	}
+	d, err = putDatabase(ctx, r.storage, r.algorithm, hash.Catalog, path)
+	return d, info.Size(), err
 }

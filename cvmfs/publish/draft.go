@@ -101,21 +101,12 @@ func (d *Draft) Publish(ctx context.Context, m *manifest.Manifest, tags *history
 }
 
 // putHistory stores a tag database.
-func (r *Repository) putHistory(ctx context.Context, tags *history.History) (d hash.Digest, err error) {
-	plain, stored := filepath.Join(r.Temp(), "history.new"), filepath.Join(r.Temp(), "history.stored")
-	if err := tags.Write(plain); err != nil {
-		return d, err
+func (r *Repository) putHistory(ctx context.Context, tags *history.History) (hash.Digest, error) {
+	path := filepath.Join(r.Temp(), "history.new")
+	if err := tags.Write(path); err != nil {
+		return hash.Digest{}, err
 	}
-	d, size, err := compressFile(plain, stored, r.algorithm)
-	if err != nil {
-		return d, err
-	}
-	f, err := os.Open(stored)
-	if err != nil {
-		return d, err
-	}
-	_, err = putOnce(ctx, r.storage, d.Path(hash.History), f, size)
-	return d, errors.Join(err, f.Close(), os.Remove(plain), os.Remove(stored))
+	return putDatabase(ctx, r.storage, r.algorithm, hash.History, path)
 }
 
 // putManifest signs a manifest and makes it the repository's newest. What it leads to must have been synced. With it a

@@ -17,23 +17,23 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	. "cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/layertar/layertartest"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 )
 
 // publishLayer publishes one archive at /layer.
-func publishLayer(t testing.TB, o LayerOptions, archive []byte) (*Layer, map[string]publishtest.Seen) {
+func publishLayer(t testing.TB, o LayerOptions, archive []byte) (*Layer, map[string]Seen) {
 	t.Helper()
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
 	l, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	publishtest.Commit(t, tx)
-	return l, publishtest.ReadAll(t, publishtest.Newest(t, r), "/layer")
+	Commit(t, tx)
+	return l, ReadAll(t, Newest(t, r), "/layer")
 }
 
-func xattr(i publishtest.Item, name, value string) publishtest.Item {
+func xattr(i Item, name, value string) Item {
 	if i.PAXRecords == nil {
 		i.PAXRecords = map[string]string{}
 	}
@@ -41,41 +41,41 @@ func xattr(i publishtest.Item, name, value string) publishtest.Item {
 	return i
 }
 
-func symlink(name, to string) publishtest.Item {
-	return publishtest.Entry(
-		tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777, ModTime: publishtest.At},
+func symlink(name, to string) Item {
+	return Entry(
+		tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777, ModTime: At},
 		"",
 	)
 }
 
 func TestHardLinksOfOneFolderAreAGroupAndOthersAreLeftOver(t *testing.T) {
-	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+	l, got := publishLayer(t, LayerOptions{}, Pack(
 		t,
-		publishtest.File(
+		File(
 			"a/one",
 			"same",
 		),
-		publishtest.HardLink("a/two", "a/one"),
-		publishtest.HardLink("a/three", "./a/two"),
-		publishtest.File(
+		HardLink("a/two", "a/one"),
+		HardLink("a/three", "./a/two"),
+		File(
 			"b/here",
 			"spread",
 		),
-		publishtest.HardLink("b/beside", "b/here"),
-		publishtest.HardLink("c/there", "/b/here"),
+		HardLink("b/beside", "b/here"),
+		HardLink("c/there", "/b/here"),
 		symlink("d/link", "nowhere"),
-		publishtest.HardLink("d/again", "d/link"),
-		publishtest.Entry(
-			tar.Header{Typeflag: tar.TypeChar, Name: "e/null", Devmajor: 1, Devminor: 3, ModTime: publishtest.At},
+		HardLink("d/again", "d/link"),
+		Entry(
+			tar.Header{Typeflag: tar.TypeChar, Name: "e/null", Devmajor: 1, Devminor: 3, ModTime: At},
 			"",
 		),
-		publishtest.HardLink("e/zero", "e/null"),
-		publishtest.File(
+		HardLink("e/zero", "e/null"),
+		File(
 			"f/kept",
 			"first",
 		),
-		publishtest.HardLink("f/link", "f/kept"),
-		publishtest.File("f/kept", "second"),
+		HardLink("f/link", "f/kept"),
+		File("f/kept", "second"),
 	))
 	if diff := cmp.Diff([][]string{{"b/beside", "b/here", "c/there"}}, l.Leftover.Links); diff != "" {
 		t.Errorf("leftover (-want +got):\n%s", diff)
@@ -100,23 +100,23 @@ func TestHardLinksOfOneFolderAreAGroupAndOthersAreLeftOver(t *testing.T) {
 }
 
 func TestLaterEntriesReplaceEarlierOnes(t *testing.T) {
-	second := publishtest.Folder("merged/")
+	second := Folder("merged/")
 	second.Mode, second.Uid = 0o700, 5
-	_, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+	_, got := publishLayer(t, LayerOptions{}, Pack(
 		t,
-		publishtest.File("file", "one"),
-		publishtest.File("file", "two"),
-		publishtest.Folder("merged"),
-		publishtest.File("merged/kept", "kept"),
+		File("file", "one"),
+		File("file", "two"),
+		Folder("merged"),
+		File("merged/kept", "kept"),
 		second,
-		publishtest.File("was a folder/inside", ""),
-		publishtest.File("was a folder", "now a file"),
-		publishtest.File(
+		File("was a folder/inside", ""),
+		File("was a folder", "now a file"),
+		File(
 			"was a file",
 			"",
 		),
-		publishtest.Folder("was a file/"),
-		publishtest.File("was a file/inside", "in"),
+		Folder("was a file/"),
+		File("was a file/inside", "in"),
 	))
 	if got["file"].Content != hash.SHA1.Digest([]byte("two")).Hex() {
 		t.Errorf("file: %+v", got["file"])
@@ -131,22 +131,22 @@ func TestLaterEntriesReplaceEarlierOnes(t *testing.T) {
 }
 
 func TestPathsLeadThroughLinksOfTheArchive(t *testing.T) {
-	_, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+	_, got := publishLayer(t, LayerOptions{}, Pack(
 		t,
-		publishtest.Folder(
+		Folder(
 			"usr/lib/",
 		),
 		symlink("lib", "usr/lib"),
-		publishtest.File("lib/libc.so", "c"),
-		publishtest.File("lib/deep/er", "d"),
+		File("lib/libc.so", "c"),
+		File("lib/deep/er", "d"),
 		symlink("up", "../../../usr"),
-		publishtest.File("up/out", "o"),
+		File("up/out", "o"),
 		symlink(
 			"usr/abs",
 			"/lib/deep",
 		),
-		publishtest.File("usr/abs/also", "a"),
-		publishtest.HardLink("usr/linked", "lib/libc.so"),
+		File("usr/abs/also", "a"),
+		HardLink("usr/linked", "lib/libc.so"),
 	))
 	for _, path := range []string{"usr/lib/libc.so", "usr/lib/deep/er", "usr/out", "usr/lib/deep/also", "usr/linked"} {
 		if _, ok := got[path]; !ok {
@@ -156,21 +156,21 @@ func TestPathsLeadThroughLinksOfTheArchive(t *testing.T) {
 }
 
 func TestFoldersTheArchiveDoesNotMentionAreRootsAndAsOldAsWhatNeedsThem(t *testing.T) {
-	i := publishtest.File("./a//b/c", "x")
+	i := File("./a//b/c", "x")
 	i.Uid = 7
-	_, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t, i))
-	want := publishtest.Seen{Mode: 0o040755, Mtime: publishtest.At.Unix(), MtimeN: int32(publishtest.At.Nanosecond())}
+	_, got := publishLayer(t, LayerOptions{}, Pack(t, i))
+	want := Seen{Mode: 0o040755, Mtime: At.Unix(), MtimeN: int32(At.Nanosecond())}
 	if got["a"] != want || got["a/b"] != want {
 		t.Errorf("got %+v and %+v, want %+v", got["a"], got["a/b"], want)
 	}
 }
 
 func TestRootsOwnAttributesAreLeftOver(t *testing.T) {
-	root := xattr(publishtest.Entry(tar.Header{
+	root := xattr(Entry(tar.Header{
 		Typeflag: tar.TypeDir, Name: "./", Mode: 0o1750, Uid: 3, Gid: 4,
 		ModTime: time.Unix(99, 7),
 	}, ""), "user.r", "oot")
-	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t, root, publishtest.File("a", "")))
+	l, got := publishLayer(t, LayerOptions{}, Pack(t, root, File("a", "")))
 	want := Leftover{
 		Root:   &Attributes{Mode: 0o1750, UID: 3, GID: 4, Mtime: 99, MtimeN: 7},
 		Xattrs: map[string][]catalog.Xattr{"": {{Name: "user.r", Value: []byte("oot")}}},
@@ -178,21 +178,21 @@ func TestRootsOwnAttributesAreLeftOver(t *testing.T) {
 	if diff := cmp.Diff(want, l.Leftover); diff != "" {
 		t.Errorf("leftover (-want +got):\n%s", diff)
 	}
-	if row := (publishtest.Seen{Mode: 0o040755, Mtime: 99, MtimeN: 7}); got[""] != row {
+	if row := (Seen{Mode: 0o040755, Mtime: 99, MtimeN: 7}); got[""] != row {
 		t.Errorf("the root's row is %+v, want %+v", got[""], row)
 	}
 }
 
 func TestAttributesThatDoNotFitAreLeftOverWhole(t *testing.T) {
 	big := strings.Repeat("v", 256)
-	many := publishtest.File("many", "")
+	many := File("many", "")
 	for i := range 300 {
 		many = xattr(many, fmt.Sprintf("user.%03d", i), "v")
 	}
-	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t,
-		xattr(xattr(publishtest.File("big", ""), "user.big", big), "user.small", "s"), many,
-		xattr(xattr(publishtest.File("overlay", ""), "trusted.overlay.opaque", "y"), "user.overlay.origin", "x"),
-		xattr(publishtest.File("a/linked", ""), "user.big", big), publishtest.HardLink("b/linked", "a/linked"),
+	l, got := publishLayer(t, LayerOptions{}, Pack(t,
+		xattr(xattr(File("big", ""), "user.big", big), "user.small", "s"), many,
+		xattr(xattr(File("overlay", ""), "trusted.overlay.opaque", "y"), "user.overlay.origin", "x"),
+		xattr(File("a/linked", ""), "user.big", big), HardLink("b/linked", "a/linked"),
 	))
 	if got["big"].Xattrs != `"user.small"="s" ` || strings.Count(got["many"].Xattrs, "=") != 255 ||
 		got["overlay"].Xattrs != "" {
@@ -210,16 +210,16 @@ func TestAttributesThatDoNotFitAreLeftOverWhole(t *testing.T) {
 }
 
 func TestMarkersOfTheArchiveMakeMountsAndAreLeftOver(t *testing.T) {
-	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(
+	l, got := publishLayer(t, LayerOptions{}, Pack(
 		t,
-		publishtest.File(
+		File(
 			"a/.cvmfscatalog",
 			"mine",
 		),
-		publishtest.File("a/b/.cvmfscatalog", ""),
-		publishtest.File("c/.cvmfsautocatalog", ""),
-		publishtest.File("d/x", ""),
-		publishtest.File("a/b/file", "f"),
+		File("a/b/.cvmfscatalog", ""),
+		File("c/.cvmfsautocatalog", ""),
+		File("d/x", ""),
+		File("a/b/file", "f"),
 	))
 	if diff := cmp.Diff([]string{"a/.cvmfscatalog", "a/b/.cvmfscatalog", "c/.cvmfsautocatalog"},
 		l.Leftover.Markers); diff != "" {
@@ -231,17 +231,17 @@ func TestMarkersOfTheArchiveMakeMountsAndAreLeftOver(t *testing.T) {
 }
 
 func TestLargeLayersAreSplitAtFolders(t *testing.T) {
-	var items []publishtest.Item
+	var items []Item
 	for i := range 30 {
 		for j := range 40 {
-			items = append(items, publishtest.File(fmt.Sprintf("usr/d%02d/f%02d", i, j), fmt.Sprint(i, j)))
+			items = append(items, File(fmt.Sprintf("usr/d%02d/f%02d", i, j), fmt.Sprint(i, j)))
 		}
 	}
 	for i := range 100 {
-		items = append(items, publishtest.File(fmt.Sprintf("flat/f%03d", i), ""))
+		items = append(items, File(fmt.Sprintf("flat/f%03d", i), ""))
 	}
 	o := LayerOptions{MostRows: 200, LeastRows: 20}
-	l, got := publishLayer(t, o, publishtest.Pack(t, items...))
+	l, got := publishLayer(t, o, Pack(t, items...))
 	if l.Stats.Catalogs < 1300/200 || l.Stats.Catalogs > 35 {
 		t.Errorf("%d catalogs", l.Stats.Catalogs)
 	}
@@ -253,15 +253,15 @@ func TestLargeLayersAreSplitAtFolders(t *testing.T) {
 			t.Fatalf("%s is missing", i.Name)
 		}
 	}
-	again, _ := publishLayer(t, o, publishtest.Pack(t, items...))
+	again, _ := publishLayer(t, o, Pack(t, items...))
 	if diff := cmp.Diff(l, again); diff != "" {
 		t.Errorf("the same archive once more (-first +second):\n%s", diff)
 	}
 }
 
 // wide is a file with some extended attributes of the greatest size.
-func wide(name string, attrs ...int) publishtest.Item {
-	i := publishtest.File(name, "")
+func wide(name string, attrs ...int) Item {
+	i := File(name, "")
 	for _, n := range attrs {
 		i = xattr(i, fmt.Sprint("user.", n), strings.Repeat("v", 65_535))
 	}
@@ -269,14 +269,14 @@ func wide(name string, attrs ...int) publishtest.Item {
 }
 
 // hardLinkOf makes a hard link's entry of one that is a file's.
-func hardLinkOf(i publishtest.Item, to string) publishtest.Item {
+func hardLinkOf(i Item, to string) Item {
 	i.Typeflag, i.Linkname = tar.TypeLink, to
 	return i
 }
 
 func TestArchivesAtFaultAreRefused(t *testing.T) {
-	whole := publishtest.Pack(t, publishtest.File("a", strings.Repeat("x", 3000)), publishtest.File("b", ""))
-	raw := func(h tar.Header) []byte { return publishtest.Pack(t, publishtest.Item{Header: h}) }
+	whole := Pack(t, File("a", strings.Repeat("x", 3000)), File("b", ""))
+	raw := func(h tar.Header) []byte { return Pack(t, Item{Header: h}) }
 	for what, archive := range map[string][]byte{
 		"cut off in content":      whole[:2048],
 		"cut off in a header":     whole[:1536+3072+100],
@@ -289,31 +289,31 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 		}),
 		"a link to nothing":            raw(tar.Header{Typeflag: tar.TypeSymlink, Name: "a"}),
 		"a hard link to nothing":       raw(tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "b"}),
-		"a hard link to a folder":      publishtest.Pack(t, publishtest.Folder("a"), publishtest.HardLink("b", "a")),
-		"a hard link to the root":      publishtest.Pack(t, publishtest.HardLink("b", ".")),
-		"a hard link to itself":        publishtest.Pack(t, publishtest.File("a", ""), publishtest.HardLink("a", "./a")),
-		"a hard link to later":         publishtest.Pack(t, publishtest.HardLink("b", "a"), publishtest.File("a", "")),
-		"below a file":                 publishtest.Pack(t, publishtest.File("a", ""), publishtest.File("a/b", "")),
-		"below a loop":                 publishtest.Pack(t, symlink("a", "b"), symlink("b", "a"), publishtest.File("a/c", "")),
-		"an attribute that is too big": publishtest.Pack(t, xattr(publishtest.File("a", ""), "user.a", strings.Repeat("v", 65_536))),
-		"attributes that are too big":  publishtest.Pack(t, wide("a", 1, 2, 3, 4)),
-		"too big when merged":          publishtest.Pack(t, wide("a", 1, 2), hardLinkOf(wide("b", 3, 4), "a")),
+		"a hard link to a folder":      Pack(t, Folder("a"), HardLink("b", "a")),
+		"a hard link to the root":      Pack(t, HardLink("b", ".")),
+		"a hard link to itself":        Pack(t, File("a", ""), HardLink("a", "./a")),
+		"a hard link to later":         Pack(t, HardLink("b", "a"), File("a", "")),
+		"below a file":                 Pack(t, File("a", ""), File("a/b", "")),
+		"below a loop":                 Pack(t, symlink("a", "b"), symlink("b", "a"), File("a/c", "")),
+		"an attribute that is too big": Pack(t, xattr(File("a", ""), "user.a", strings.Repeat("v", 65_536))),
+		"attributes that are too big":  Pack(t, wide("a", 1, 2, 3, 4)),
+		"too big when merged":          Pack(t, wide("a", 1, 2), hardLinkOf(wide("b", 3, 4), "a")),
 		"a device that is too big":     raw(tar.Header{Typeflag: tar.TypeChar, Name: "a", Devmajor: 4096}),
-		"an attribute's long name":     publishtest.Pack(t, xattr(publishtest.File("a", ""), strings.Repeat("n", 256), "v")),
+		"an attribute's long name":     Pack(t, xattr(File("a", ""), strings.Repeat("n", 256), "v")),
 		"an unknown type":              raw(tar.Header{Typeflag: 'V', Name: "a"}),
-		"too many entries":             publishtest.Pack(t, publishtest.File("1", ""), publishtest.File("2", ""), publishtest.File("3", ""), publishtest.File("4", "")),
-		"too many bytes": publishtest.Pack(t, publishtest.File("1", strings.Repeat("x", 6000)),
-			publishtest.File("2", strings.Repeat("x", 6000))),
+		"too many entries":             Pack(t, File("1", ""), File("2", ""), File("3", ""), File("4", "")),
+		"too many bytes": Pack(t, File("1", strings.Repeat("x", 6000)),
+			File("2", strings.Repeat("x", 6000))),
 	} {
 		t.Run(what, func(t *testing.T) {
-			r := publishtest.New(t, publishtest.Small(Settings{}))
-			tx := publishtest.Begin(t, r)
+			r := New(t, Small(Settings{}))
+			tx := Begin(t, r)
 			_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive),
 				LayerOptions{MaxEntries: 3, MaxBytes: 10_000})
 			if !errors.Is(err, ErrArchive) {
 				t.Fatalf("got %v, want ErrArchive", err)
 			}
-			if s := publishtest.Commit(t, tx); s.Changed {
+			if s := Commit(t, tx); s.Changed {
 				t.Error("something of it was published")
 			}
 		})
@@ -322,17 +322,17 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 
 func TestIngestTakesWhatEnginesTake(t *testing.T) {
 	layertartest.Run(t, true, func(t *testing.T, archive []byte) ([]string, error) {
-		r := publishtest.New(t, publishtest.Small(Settings{}))
-		tx := publishtest.Begin(t, r)
+		r := New(t, Small(Settings{}))
+		tx := Begin(t, r)
 		if _, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive), LayerOptions{}); err != nil {
-			if s := publishtest.Commit(t, tx); s.Changed {
+			if s := Commit(t, tx); s.Changed {
 				t.Error("something of it was published")
 			}
 			return nil, err
 		}
-		publishtest.Commit(t, tx)
+		Commit(t, tx)
 		tree := []string{}
-		for path, s := range publishtest.ReadAll(t, publishtest.Newest(t, r), "/layer") {
+		for path, s := range ReadAll(t, Newest(t, r), "/layer") {
 			f := layertartest.File{
 				Path: path, Mode: s.Mode, UID: s.UID, GID: s.GID, Mtime: s.Mtime, Size: s.Size, Rdev: s.Rdev,
 				Target: s.Target,
@@ -349,9 +349,9 @@ func TestIngestTakesWhatEnginesTake(t *testing.T) {
 }
 
 func TestWhatNoFileCanHaveIsLeftOutWithANote(t *testing.T) {
-	owner := publishtest.File("a", "")
+	owner := File("a", "")
 	owner.Uid = 1 << 33
-	l, got := publishLayer(t, LayerOptions{}, publishtest.Pack(t, owner, xattr(symlink("l", "a"), "user.x", "1"),
+	l, got := publishLayer(t, LayerOptions{}, Pack(t, owner, xattr(symlink("l", "a"), "user.x", "1"),
 		symlink(".", "a")))
 	if l.Stats.LeftOut != 3 || len(l.Notes) != 3 || got["a"].UID != 0 || got["l"].Xattrs != "" {
 		t.Errorf("%+v, %v", l, got)
@@ -360,26 +360,26 @@ func TestWhatNoFileCanHaveIsLeftOutWithANote(t *testing.T) {
 
 func TestPathThatEscapesByLinksGrowsNoLongerThanAPath(t *testing.T) {
 	// Each entry leads through a link to the end of the tree so far, and goes on from there.
-	items := []publishtest.Item{publishtest.Folder("0")}
+	items := []Item{Folder("0")}
 	path, name := "0", strings.Repeat("n", 200)
 	for i := range 40 {
-		items = append(items, symlink(fmt.Sprintf("l%d", i), path), publishtest.Folder(fmt.Sprintf("l%d/%s/", i, name)))
+		items = append(items, symlink(fmt.Sprintf("l%d", i), path), Folder(fmt.Sprintf("l%d/%s/", i, name)))
 		if path += "/" + name; len(path) > 4000 {
 			path = fmt.Sprintf("l%d/%s", i, name)
 		}
 	}
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
-	_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(publishtest.Pack(t, items...)), LayerOptions{})
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
+	_, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(Pack(t, items...)), LayerOptions{})
 	if !errors.Is(err, ErrArchive) || !strings.Contains(err.Error(), "4095") {
 		t.Errorf("got %v, want ErrArchive that names the limit", err)
 	}
 }
 
 func TestBytesBehindTheEndMarkerAreReadAndIgnored(t *testing.T) {
-	archive := append(publishtest.Pack(t, publishtest.File("a", "x")), bytes.Repeat([]byte("garbage"), 10_000)...)
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
+	archive := append(Pack(t, File("a", "x")), bytes.Repeat([]byte("garbage"), 10_000)...)
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
 	rest := bytes.NewReader(archive)
 	if _, err := tx.Ingest(context.Background(), "/layer", rest, LayerOptions{}); err != nil {
 		t.Fatal(err)
@@ -390,11 +390,11 @@ func TestBytesBehindTheEndMarkerAreReadAndIgnored(t *testing.T) {
 }
 
 func TestLayerIsNotPutOverWhatIsThere(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
-	publishtest.Ingest(t, tx, "/layers/one", publishtest.Pack(t, publishtest.File("a", "x")))
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
+	Ingest(t, tx, "/layers/one", Pack(t, File("a", "x")))
 	for _, path := range []string{"/layers/one", "/layers", "/layers/one/a"} {
-		if _, err := tx.Ingest(context.Background(), path, bytes.NewReader(publishtest.Pack(t)), LayerOptions{}); !errors.Is(
+		if _, err := tx.Ingest(context.Background(), path, bytes.NewReader(Pack(t)), LayerOptions{}); !errors.Is(
 			err,
 			fs.ErrExist,
 		) {
@@ -404,26 +404,26 @@ func TestLayerIsNotPutOverWhatIsThere(t *testing.T) {
 }
 
 func FuzzIngest(f *testing.F) {
-	var small []publishtest.Item // large inputs take the engine a minute each to make smaller
-	for _, i := range publishtest.Everything() {
+	var small []Item // large inputs take the engine a minute each to make smaller
+	for _, i := range Everything() {
 		if len(i.Content) < 5000 {
 			small = append(small, i)
 		}
 	}
-	f.Add(publishtest.Pack(f, small...))
+	f.Add(Pack(f, small...))
 	f.Add(
-		publishtest.Pack(
+		Pack(
 			f,
-			publishtest.File("a/one", "same"),
-			publishtest.HardLink("a/two", "a/one"),
+			File("a/one", "same"),
+			HardLink("a/two", "a/one"),
 			symlink("l", "a"),
-			publishtest.File("l/x", "y"),
+			File("l/x", "y"),
 		),
 	)
-	f.Add(publishtest.Pack(f, publishtest.File("a/.cvmfscatalog", ""), publishtest.Folder("./"),
-		xattr(publishtest.File("x", ""), "user.a", strings.Repeat("v", 300))))
-	f.Add(publishtest.Pack(f)[:600])
-	tx := publishtest.Begin(f, publishtest.New(f, publishtest.Small(Settings{Compression: "none"})))
+	f.Add(Pack(f, File("a/.cvmfscatalog", ""), Folder("./"),
+		xattr(File("x", ""), "user.a", strings.Repeat("v", 300))))
+	f.Add(Pack(f)[:600])
+	tx := Begin(f, New(f, Small(Settings{Compression: "none"})))
 	n := 0
 	f.Fuzz(func(t *testing.T, archive []byte) {
 		n++

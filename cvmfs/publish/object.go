@@ -89,7 +89,9 @@ func compressFile(from, to string, algorithm hash.Algorithm) (d hash.Digest, siz
 }
 
 // putObject stores a small object, compressed as catalogs and certificates always are, unless it is there.
-func putObject(ctx context.Context, to storage.Storage, a hash.Algorithm, s hash.Suffix, plain []byte) (hash.Digest, error) {
+func putObject(
+	ctx context.Context, to storage.Storage, a hash.Algorithm, s hash.Suffix, plain []byte,
+) (hash.Digest, error) {
 	e, err := newEncoder(a, hash.Zlib)
 	if err != nil {
 		return hash.Digest{}, err
@@ -103,7 +105,13 @@ func putObject(ctx context.Context, to storage.Storage, a hash.Algorithm, s hash
 }
 
 // putOnce stores an object unless it is there already, whole. One of another size is what a loss of power left of it.
-func putOnce(ctx context.Context, to storage.Storage, name string, content io.Reader, size int64) (put bool, err error) {
+func putOnce(
+	ctx context.Context,
+	to storage.Storage,
+	name string,
+	content io.Reader,
+	size int64,
+) (put bool, err error) {
 	has, err := stored(ctx, to, name, size)
 	if err != nil || has {
 		return false, err
@@ -118,4 +126,27 @@ func stored(ctx context.Context, in storage.Storage, name string, size int64) (b
 		return false, nil
 	}
 	return err == nil && n == size, err
+}
+
+// putFile stores a file of size bytes as an object, unless it is there.
+func putFile(ctx context.Context, to storage.Storage, name, path string, size int64) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	_, err = putOnce(ctx, to, name, f, size)
+	return errors.Join(err, f.Close())
+}
+
+// putDatabase stores the plain file of a catalog or tag database and removes it. It uses the file path + ".stored".
+func putDatabase(ctx context.Context, to storage.Storage, a hash.Algorithm, s hash.Suffix,
+	path string,
+) (d hash.Digest, err error) {
+	stored := path + ".stored"
+	d, size, err := compressFile(path, stored, a)
+	if err != nil {
+		return d, err
+	}
+	err = putFile(ctx, to, d.Path(s), stored, size)
+	return d, errors.Join(err, os.Remove(path), os.Remove(stored))
 }

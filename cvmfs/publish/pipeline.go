@@ -19,7 +19,7 @@ import (
 type pipeline struct {
 	storage   storage.Storage
 	algorithm hash.Algorithm
-	known     *known
+	index     *contentIndex
 
 	kind byte // of content, but for chunks
 
@@ -31,7 +31,7 @@ type pipeline struct {
 	workers sync.WaitGroup
 
 	mu      sync.Mutex
-	done    map[content]made // stored, or found in the storage, by this pipeline
+	done    map[content]storedObject // stored, or found in the storage, by this pipeline
 	flights map[content]*flight
 }
 
@@ -53,7 +53,7 @@ type object struct {
 // flight is an object in the making. Others with the same content wait for it.
 type flight struct {
 	done chan struct{}
-	made made
+	made storedObject
 	err  error
 }
 
@@ -72,10 +72,12 @@ type buffer struct {
 }
 
 // newPipeline starts the workers. Buffers hold up to largest bytes.
-func newPipeline(s storage.Storage, a hash.Algorithm, c hash.Compression, k *known, largest, workers int) (*pipeline, error) {
+func newPipeline(
+	s storage.Storage, a hash.Algorithm, c hash.Compression, x *contentIndex, largest, workers int,
+) (*pipeline, error) {
 	p := &pipeline{
-		storage: s, algorithm: a, known: k, kind: kindOf(a, c),
-		jobs: make(chan job), done: map[content]made{}, flights: map[content]*flight{},
+		storage: s, algorithm: a, index: x, kind: kindOf(a, c),
+		jobs: make(chan job), done: map[content]storedObject{}, flights: map[content]*flight{},
 	}
 	p.room = semaphore.NewWeighted(max(pipelineBudget, 2*int64(largest)))
 	for _, size := range []int{smallBuffer, middleBuffer} {
@@ -181,7 +183,7 @@ func (p *pipeline) make(ctx context.Context, e *encoder, c content, plain []byte
 	}
 }
 
-func (p *pipeline) object(m made, put int64) object {
+func (p *pipeline) object(m storedObject, put int64) object {
 	return object{digest: hash.Digest{Algorithm: p.algorithm, Sum: m.sum}, put: put, reused: put == 0}
 }
 
@@ -202,30 +204,32 @@ func (p *pipeline) fly(ctx context.Context, e *encoder, c content, plain []byte,
 }
 
 // store makes and stores an object, unless one made of the same content is there.
-func (p *pipeline) store(ctx context.Context, e *encoder, c content, plain []byte) (m made, put int64, err error) {
+func (p *pipeline) store(
+	ctx context.Context, e *encoder, c content, plain []byte,
+) (m storedObject, put int64, err error) {
 	if ctx.Err() != nil {
-		return made{}, 0, context.Cause(ctx)
+		return storedObject{}, 0, context.Cause(ctx)
 	}
-	if m, ok := p.known.find(c); ok {
+	if m, ok := p.index.find(c); ok {
 		d := hash.Digest{Algorithm: p.algorithm, Sum: m.sum}
 		switch has, err := stored(ctx, p.storage, d.Path(c.suffix()), int64(m.size)); {
 		case err != nil:
-			return made{}, 0, err
+			return storedObject{}, 0, err
 		case has:
 			return m, 0, nil
 		}
 	}
 	b, d, err := e.encode(plain)
 	if err != nil {
-		return made{}, 0, fmt.Errorf("compress: %w", err)
+		return storedObject{}, 0, fmt.Errorf("compress: %w", err)
 	}
-	m = made{d.Sum, uint32(len(b))}
+	m = storedObject{d.Sum, uint32(len(b))}
 	fresh, err := putOnce(ctx, p.storage, d.Path(c.suffix()), bytes.NewReader(b), int64(len(b)))
 	if err != nil {
-		return made{}, 0, err
+		return storedObject{}, 0, err
 	}
 	if fresh {
 		put = int64(len(b))
 	}
-	return m, put, p.known.add(c, m)
+	return m, put, p.index.add(c, m)
 }

@@ -7,33 +7,33 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 )
 
-func TestMain(m *testing.M) { publishtest.Main(m, nil) }
+func TestMain(m *testing.M) { Main(m, nil) }
 
 func TestLayerReadsBackEntryByEntry(t *testing.T) {
 	for _, algorithm := range []string{"sha1", "shake128"} {
 		for _, compression := range []string{"zlib", "none"} {
 			t.Run(algorithm+" "+compression, func(t *testing.T) {
-				r := publishtest.New(t, publishtest.Small(Settings{Algorithm: algorithm, Compression: compression}))
-				tx := publishtest.Begin(t, r)
-				layer := publishtest.Ingest(t, tx, "/layers/one", publishtest.Pack(t, publishtest.Everything()...))
+				r := New(t, Small(Settings{Algorithm: algorithm, Compression: compression}))
+				tx := Begin(t, r)
+				layer := Ingest(t, tx, "/layers/one", Pack(t, Everything()...))
 				if diff := cmp.Diff(Leftover{}, layer.Leftover); diff != "" {
 					t.Errorf("leftover (-want +got):\n%s", diff)
 				}
-				if s := publishtest.Commit(t, tx); !s.Changed || s.Revision != 1 {
+				if s := Commit(t, tx); !s.Changed || s.Revision != 1 {
 					t.Errorf("summary %+v", s)
 				}
-				got := publishtest.ReadAll(t, publishtest.Newest(t, r), "/layers/one")
-				want := publishtest.Expect(publishtest.Everything())
-				newest := publishtest.Seen{
+				got := ReadAll(t, Newest(t, r), "/layers/one")
+				want := Expect(Everything())
+				newest := Seen{
 					Mode:   0o040755,
-					Mtime:  publishtest.At.Unix(),
-					MtimeN: int32(publishtest.At.Nanosecond()),
+					Mtime:  At.Unix(),
+					MtimeN: int32(At.Nanosecond()),
 				}
 				want[""] = newest
-				want[".cvmfscatalog"] = publishtest.Seen{
+				want[".cvmfscatalog"] = Seen{
 					Mode: 0o100644, Mtime: newest.Mtime, MtimeN: newest.MtimeN, Nlink: 1,
 					Content: hash.SHA1.Digest(nil).Hex(),
 				}

@@ -15,7 +15,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 )
 
 func serve(t testing.TB, r *Repository) string {
@@ -52,18 +52,18 @@ func ask(t testing.TB, method, url string, headers ...string) (*http.Response, s
 }
 
 func TestServedRepositoryIsReadByClients(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	s := publishFile(t, r, "/file")
-	got := publishtest.NewestAt(t, r, serve(t, r)+"/cvmfs/"+publishtest.FQRN, t.TempDir())
+	got := NewestAt(t, r, serve(t, r)+"/cvmfs/"+FQRN, t.TempDir())
 	if got.Root != s.Root {
 		t.Errorf("root %v, want %v", got.Root, s.Root)
 	}
 }
 
 func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	publishFile(t, r, "/file")
-	base := serve(t, r) + "/cvmfs/" + publishtest.FQRN + "/"
+	base := serve(t, r) + "/cvmfs/" + FQRN + "/"
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,8 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 	object := head.Manifest.Root.Path(hash.Catalog)
 	const short = "public, max-age=61"
 	for name, caching := range map[string]string{
-		object: "public, max-age=259200, immutable", manifest.FileName: short, trust.WhitelistFile: short, history.ReflogFile: short, ".cvmfs_master_replica": short,
+		object: "public, max-age=259200, immutable", manifest.FileName: short, trust.WhitelistFile: short,
+		history.ReflogFile: short, ".cvmfs_master_replica": short,
 	} {
 		want, err := os.ReadFile(filepath.Join(r.Storage().String(), name))
 		if err != nil {
@@ -106,7 +107,7 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 }
 
 func TestNothingElseIsServed(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	root := r.Storage().String()
 	object := "data/ab/" + strings.Repeat("c", 38)
 	if err := os.Symlink(r.Key(".key"), filepath.Join(root, object)); err != nil {
@@ -116,12 +117,12 @@ func TestNothingElseIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := serve(t, r)
-	here := base + "/cvmfs/" + publishtest.FQRN + "/"
+	here := base + "/cvmfs/" + FQRN + "/"
 	for _, url := range []string{
 		base + "/", base + "/cvmfs/", here, here + "data", here + "data/", here + "data/ab/", here + "data/txn/half",
 		here + object,
 		here + "../../../publisher.json", here + "%2e%2e/%2e%2e/%2e%2e/publisher.json",
-		here + "..%2f..%2f..%2fkeys/" + publishtest.FQRN + ".key",
+		here + "..%2f..%2f..%2fkeys/" + FQRN + ".key",
 		here + "data/ab/../../.cvmfspublished", here + ".cvmfspublished/", here + ".cvmfspublished%00",
 		here + "/.cvmfspublished",
 		here + "data/ab/" + strings.Repeat("d", 38), base + "/cvmfs/other.example.org/.cvmfspublished",

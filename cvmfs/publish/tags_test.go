@@ -7,7 +7,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/history"
 	. "cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 )
 
 func tagNames(t testing.TB, r *Repository) map[string]history.Tag {
@@ -26,15 +26,15 @@ func tagNames(t testing.TB, r *Repository) map[string]history.Tag {
 // publishFile publishes a revision with one more file.
 func publishFile(t testing.TB, r *Repository, path string) *Summary {
 	t.Helper()
-	tx := publishtest.Begin(t, r)
+	tx := Begin(t, r)
 	if err := tx.WriteFile(t.Context(), path, []byte(path), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return publishtest.Commit(t, tx)
+	return Commit(t, tx)
 }
 
 func TestTagsAreAddedAndRemovedAndPublishingGoesOn(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	first := publishFile(t, r, "/first")
 	if err := r.AddTag(t.Context(), "one", "", "the first"); err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestTagsAreAddedAndRemovedAndPublishingGoesOn(t *testing.T) {
 		t.Errorf("after removal: %v", tags)
 	}
 	// A client reads what is published now, and a transaction finds the reflog it expects.
-	if got := publishtest.Newest(t, r).Root; got != second.Root {
+	if got := Newest(t, r).Root; got != second.Root {
 		t.Errorf("clients read %v, want %v", got, second.Root)
 	}
 	if third := publishFile(t, r, "/third"); third.Revision != second.Revision+1 {
@@ -74,7 +74,7 @@ func TestTagsAreAddedAndRemovedAndPublishingGoesOn(t *testing.T) {
 }
 
 func TestTagsThatCannotBeChangedAreRefused(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	if err := r.AddTag(t.Context(), "taken", "", ""); err != nil {
 		t.Fatal(err)
 	}

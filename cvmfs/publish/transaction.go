@@ -32,7 +32,7 @@ type Transaction struct {
 	repo        *Repository
 	compression hash.Compression
 	draft       *Draft
-	known       *known
+	index       *contentIndex
 	pipeline    *pipeline
 	unlock      func() error
 
@@ -86,13 +86,13 @@ func (r *Repository) begin(ctx context.Context) (*Transaction, error) {
 	if err := t.load(ctx, t.root, ""); err != nil {
 		return nil, err
 	}
-	if t.known, err = openKnown(r.dir); err != nil {
+	if t.index, err = openContentIndex(r.dir); err != nil {
 		return nil, err
 	}
-	t.pipeline, err = newPipeline(r.storage, r.algorithm, r.compression, t.known, r.settings.MaxChunk,
+	t.pipeline, err = newPipeline(r.storage, r.algorithm, r.compression, t.index, r.settings.MaxChunk,
 		r.options.Workers)
 	if err != nil {
-		return nil, errors.Join(err, t.known.close())
+		return nil, errors.Join(err, t.index.close())
 	}
 	return t, nil
 }
@@ -112,7 +112,7 @@ func (t *Transaction) Abort() error {
 func (t *Transaction) end() error {
 	t.closed = true
 	t.pipeline.close()
-	return errors.Join(t.known.close(), storage.EmptyFolder(t.repo.Temp()), t.unlock())
+	return errors.Join(t.index.close(), storage.EmptyFolder(t.repo.Temp()), t.unlock())
 }
 
 // temp returns the path of a new file in the publisher's folder.
@@ -217,7 +217,8 @@ func (t *Transaction) readFile(ctx context.Context, path string) ([]byte, error)
 	}
 	var all bytes.Buffer
 	for _, c := range f.Chunks {
-		if _, err := storage.CopyObject(ctx, &all, t.repo.storage, c.Digest, hash.Chunk, f.Compression, c.Size); err != nil {
+		_, err := storage.CopyObject(ctx, &all, t.repo.storage, c.Digest, hash.Chunk, f.Compression, c.Size)
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -26,12 +26,12 @@ import (
 	"cvmfs-graphdriver/cvmfs/publish/gc"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestFreshRepositoryIsRevisionZero(t *testing.T) {
-	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
+	r := New(t, Settings{FQRN: FQRN})
 	head, err := r.Head(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 	if m.Revision != 0 || !m.GarbageCollectable || m.AltPaths || m.TTL != 240*time.Second || m.Metainfo.IsZero() {
 		t.Errorf("manifest %+v", m)
 	}
-	got := publishtest.ReadAll(t, publishtest.Newest(t, r), "")
+	got := ReadAll(t, Newest(t, r), "")
 	root := got[""]
 	if len(got) != 1 || root.Mode != 0o040755 {
 		t.Errorf("the root folder: %+v", got)
@@ -66,7 +66,7 @@ func TestFreshRepositoryIsRevisionZero(t *testing.T) {
 		t.Error(err)
 	}
 	for i := range 256 {
-		if info, err := os.Stat(filepath.Join(r.Dir(), WWWFolder, publishtest.FQRN, fmt.Sprintf("data/%02x", i))); err != nil ||
+		if info, err := os.Stat(filepath.Join(r.Dir(), WWWFolder, FQRN, fmt.Sprintf("data/%02x", i))); err != nil ||
 			info.Mode().Perm() != 0o755 {
 			t.Errorf("folder %02x: %v", i, err)
 		}
@@ -78,12 +78,12 @@ func TestEmptyFileIsTheKnownObject(t *testing.T) {
 		"sha1":     "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78",
 		"shake128": "28d94b83b7229b331fc601362b8e272e02665122-shake128",
 	} {
-		r := publishtest.New(t, Settings{FQRN: publishtest.FQRN, Algorithm: algorithm})
-		tx := publishtest.Begin(t, r)
+		r := New(t, Settings{FQRN: FQRN, Algorithm: algorithm})
+		tx := Begin(t, r)
 		if err := tx.WriteFile(t.Context(), "/empty", nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		publishtest.Commit(t, tx)
+		Commit(t, tx)
 		d, err := hash.Parse(want)
 		if err != nil {
 			t.Fatal(err)
@@ -96,13 +96,13 @@ func TestEmptyFileIsTheKnownObject(t *testing.T) {
 }
 
 func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
-	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
-	tx := publishtest.Begin(t, r)
+	r := New(t, Settings{FQRN: FQRN})
+	tx := Begin(t, r)
 	if err := tx.WriteFile(t.Context(), "/a/b", []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	first := publishtest.Commit(t, tx)
-	tx = publishtest.Begin(t, r)
+	first := Commit(t, tx)
+	tx = Begin(t, r)
 	for _, err := range []error{
 		tx.WriteFile(t.Context(), "/a/b", []byte("x"), 0o644), tx.Mkdir(t.Context(), "/a"),
 	} {
@@ -110,7 +110,7 @@ func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	second := publishtest.Commit(t, tx)
+	second := Commit(t, tx)
 	if second.Changed || second.Root != first.Root || second.Revision != 1 {
 		t.Errorf("%+v after %+v", second, first)
 	}
@@ -118,8 +118,8 @@ func TestTransactionWithoutChangesPublishesNothing(t *testing.T) {
 
 func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 	ctx := t.Context()
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
 	large := string(testutil.Sample(50_000))
 	for path, content := range map[string]string{"/a/small": "s", "/a/large": large, "/empty": ""} {
 		if err := tx.WriteFile(ctx, path, []byte(content), 0o640); err != nil {
@@ -129,8 +129,8 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 	if err := tx.Symlink(ctx, "a/small", "/link"); err != nil {
 		t.Fatal(err)
 	}
-	publishtest.Commit(t, tx)
-	tx = publishtest.Begin(t, r)
+	Commit(t, tx)
+	tx = Begin(t, r)
 	if b, err := tx.ReadFile(ctx, "/a/large"); err != nil || string(b) != large {
 		t.Errorf("read back %d bytes, %v", len(b), err)
 	}
@@ -150,8 +150,8 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 			t.Errorf("%s: %v, want fs.ErrNotExist", what, err)
 		}
 	}
-	publishtest.Commit(t, tx)
-	got := publishtest.ReadAll(t, publishtest.Newest(t, r), "")
+	Commit(t, tx)
+	got := ReadAll(t, Newest(t, r), "")
 	var names []string
 	for name := range got {
 		names = append(names, name)
@@ -166,8 +166,8 @@ func TestFilesAreWrittenReadReplacedAndRemoved(t *testing.T) {
 }
 
 func TestPathsThatMustNotBeWrittenAreRefused(t *testing.T) {
-	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
-	tx := publishtest.Begin(t, r)
+	r := New(t, Settings{FQRN: FQRN})
+	tx := Begin(t, r)
 	if err := tx.WriteFile(t.Context(), "/file", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -186,29 +186,29 @@ func TestPathsThatMustNotBeWrittenAreRefused(t *testing.T) {
 }
 
 // model is what 30 publishes should have left.
-type model map[string]map[string]publishtest.Seen
+type model map[string]map[string]Seen
 
 func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 	ctx := t.Context()
-	r := publishtest.New(t, publishtest.Small(Settings{Algorithm: "shake128"}))
+	r := New(t, Small(Settings{Algorithm: "shake128"}))
 	random := rand.New(rand.NewPCG(3, 4))
 	layers := model{}
 	var digests []hash.Digest
 	for number := range 30 {
-		tx := publishtest.Begin(t, r)
+		tx := Begin(t, r)
 		for n := range 1 + random.IntN(2) {
-			var items []publishtest.Item
+			var items []Item
 			for i := range 5 + random.IntN(20) {
-				items = append(items, publishtest.File(fmt.Sprintf("d%d/f%d", i%3, i),
+				items = append(items, File(fmt.Sprintf("d%d/f%d", i%3, i),
 					fmt.Sprint(random.IntN(20), strings.Repeat("y", random.IntN(9000)))))
 			}
-			items = append(items, publishtest.Folder("d0"), publishtest.Folder("d1"), publishtest.Folder("d2"))
+			items = append(items, Folder("d0"), Folder("d1"), Folder("d2"))
 			path := fmt.Sprintf("/layers/%d.%d", number, n)
-			if _, err := tx.Ingest(ctx, path, bytes.NewReader(publishtest.Pack(t, items...)),
+			if _, err := tx.Ingest(ctx, path, bytes.NewReader(Pack(t, items...)),
 				LayerOptions{MostRows: 12, LeastRows: 3}); err != nil {
 				t.Fatal(err)
 			}
-			layers[path] = publishtest.Expect(items)
+			layers[path] = Expect(items)
 		}
 		if paths := slices.Sorted(maps.Keys(layers)); number%3 == 2 {
 			path := paths[random.IntN(len(paths))]
@@ -223,12 +223,12 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 			if err := tx.Remove(ctx, path+"/d1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal(err)
 			}
-			maps.DeleteFunc(layers[path], func(name string, _ publishtest.Seen) bool {
+			maps.DeleteFunc(layers[path], func(name string, _ Seen) bool {
 				return name == "d1" ||
 					strings.HasPrefix(name, "d1/")
 			})
 		}
-		s := publishtest.Commit(t, tx)
+		s := Commit(t, tx)
 		digests = append(digests, s.Root)
 		checkModel(t, r, layers)
 		checkStatistics(t, r)
@@ -250,20 +250,20 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 	if len(tags.Tags) != len(digests)+2 {
 		t.Errorf("%d tags after %d publishes", len(tags.Tags), len(digests))
 	}
-	if s := publishtest.MustBeSound(t, r); s.Roots != len(digests) { // each has its automatic tag
+	if s := MustBeSound(t, r); s.Roots != len(digests) { // each has its automatic tag
 		t.Errorf("%d of %d revisions were checked", s.Roots, len(digests))
 	}
 	if _, err := gc.Run(t.Context(), r, gc.Options{Grace: -1}); err != nil {
 		t.Fatal(err)
 	}
-	publishtest.MustBeSound(t, r)
+	MustBeSound(t, r)
 	checkModel(t, r, layers)
 }
 
 // checkModel reads every layer back.
 func checkModel(t *testing.T, r *Repository, layers model) {
 	t.Helper()
-	got := publishtest.ReadAll(t, publishtest.Newest(t, r), "/layers")
+	got := ReadAll(t, Newest(t, r), "/layers")
 	for path, want := range layers {
 		below := strings.TrimPrefix(path, "/layers/") + "/"
 		for name, s := range want {
@@ -282,7 +282,7 @@ func checkModel(t *testing.T, r *Repository, layers model) {
 }
 
 // untimed forgets a folder's time: it is that of the last change within.
-func untimed(s publishtest.Seen) publishtest.Seen {
+func untimed(s Seen) Seen {
 	if s.Mode&unix.S_IFMT == unix.S_IFDIR {
 		s.Mtime, s.MtimeN = 0, 0
 	}
@@ -290,38 +290,38 @@ func untimed(s publishtest.Seen) publishtest.Seen {
 }
 
 func TestUnchangedCatalogsKeepTheirDigests(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
-	publishtest.Ingest(t, tx, "/layers/one", publishtest.Pack(t, publishtest.Everything()...))
-	publishtest.Commit(t, tx)
-	one, err := publishtest.Newest(t, r).Holder(t.Context(), "/layers/one/bin")
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
+	Ingest(t, tx, "/layers/one", Pack(t, Everything()...))
+	Commit(t, tx)
+	one, err := Newest(t, r).Holder(t.Context(), "/layers/one/bin")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tx = publishtest.Begin(t, r)
-	l := publishtest.Ingest(t, tx, "/layers/two", publishtest.Pack(t, publishtest.Everything()...))
+	tx = Begin(t, r)
+	l := Ingest(t, tx, "/layers/two", Pack(t, Everything()...))
 	if l.Stats.NewObjects != 0 || l.Stats.ReusedFiles != l.Stats.Files {
 		t.Errorf("the same content again: %+v", l.Stats)
 	}
-	if s := publishtest.Commit(t, tx); s.Catalogs != 2 {
+	if s := Commit(t, tx); s.Catalogs != 2 {
 		t.Errorf("%d catalogs were written, want the layer's and the root's", s.Catalogs)
 	}
-	after, err := publishtest.Newest(t, r).Holder(t.Context(), "/layers/one/bin")
+	after, err := Newest(t, r).Holder(t.Context(), "/layers/one/bin")
 	if err != nil || after != one {
 		t.Errorf("layer one's catalog is %v now, was %v (%v)", after, one, err)
 	}
 }
 
 func TestContentIsStoredAgainIfItsObjectIsGone(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
-	publishtest.Ingest(t, tx, "/one", publishtest.Pack(t, publishtest.Everything()...))
-	publishtest.Commit(t, tx)
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
+	Ingest(t, tx, "/one", Pack(t, Everything()...))
+	Commit(t, tx)
 	for _, damage := range []func(path string) error{
 		os.Remove,
 		func(path string) error { return os.Truncate(path, 0) },
 	} {
-		objects, err := filepath.Glob(filepath.Join(r.Dir(), WWWFolder, publishtest.FQRN, "data/??/*"))
+		objects, err := filepath.Glob(filepath.Join(r.Dir(), WWWFolder, FQRN, "data/??/*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -332,18 +332,18 @@ func TestContentIsStoredAgainIfItsObjectIsGone(t *testing.T) {
 				}
 			}
 		}
-		tx = publishtest.Begin(t, r)
+		tx = Begin(t, r)
 		tx.Remove(t.Context(), "/two") // is there the second time
-		publishtest.Ingest(t, tx, "/two", publishtest.Pack(t, publishtest.Everything()...))
-		publishtest.Commit(t, tx)
-		publishtest.ReadAll(t, publishtest.Newest(t, r), "/two")
+		Ingest(t, tx, "/two", Pack(t, Everything()...))
+		Commit(t, tx)
+		ReadAll(t, Newest(t, r), "/two")
 	}
 }
 
 func TestLayersAreIngestedAtOnce(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
-	tx := publishtest.Begin(t, r)
-	archive := publishtest.Pack(t, publishtest.Everything()...)
+	r := New(t, Small(Settings{}))
+	tx := Begin(t, r)
+	archive := Pack(t, Everything()...)
 	var running sync.WaitGroup
 	stored := make([]int, 8)
 	for i := range stored {
@@ -358,12 +358,12 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 		})
 	}
 	running.Wait()
-	publishtest.Commit(t, tx)
+	Commit(t, tx)
 	var total int
 	for _, n := range stored {
 		total += n
 	}
-	objects, err := filepath.Glob(filepath.Join(r.Dir(), WWWFolder, publishtest.FQRN, "data/??/*"))
+	objects, err := filepath.Glob(filepath.Join(r.Dir(), WWWFolder, FQRN, "data/??/*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,17 +372,17 @@ func TestLayersAreIngestedAtOnce(t *testing.T) {
 	if total != len(files) {
 		t.Errorf("%d objects were stored, there are %d", total, len(files))
 	}
-	v := publishtest.Newest(t, r)
+	v := Newest(t, r)
 	for i := range stored {
-		if got := publishtest.ReadAll(t, v, fmt.Sprintf("/layers/%d", i)); len(got) != len(publishtest.Everything())+2 {
+		if got := ReadAll(t, v, fmt.Sprintf("/layers/%d", i)); len(got) != len(Everything())+2 {
 			t.Errorf("layer %d has %d entries", i, len(got))
 		}
 	}
 }
 
 func TestSecondPublisherIsRefusedAndToldOfTheFirst(t *testing.T) {
-	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
-	tx := publishtest.Begin(t, r)
+	r := New(t, Settings{FQRN: FQRN})
+	tx := Begin(t, r)
 	_, err := r.Begin(t.Context())
 	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("got %v, want ErrLocked and the process", err)
@@ -390,13 +390,13 @@ func TestSecondPublisherIsRefusedAndToldOfTheFirst(t *testing.T) {
 	if err := tx.Abort(); err != nil {
 		t.Fatal(err)
 	}
-	if err := publishtest.Begin(t, r).Abort(); err != nil {
+	if err := Begin(t, r).Abort(); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestExpiredWhitelistIsRefused(t *testing.T) {
-	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN, WhitelistDays: 1})
+	r := New(t, Settings{FQRN: FQRN, WhitelistDays: 1})
 	later, err := Open(r.Dir(), Options{Now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
 	if err != nil {
 		t.Fatal(err)
@@ -409,13 +409,13 @@ func TestExpiredWhitelistIsRefused(t *testing.T) {
 	if !errors.Is(err, trust.ErrExpired) || head == nil || head.Manifest.Revision != 0 {
 		t.Errorf("head %+v, %v", head, err)
 	}
-	publishtest.Begin(t, r) // the lock is free
+	Begin(t, r) // the lock is free
 }
 
 func TestTagsDoNotMove(t *testing.T) {
-	r := publishtest.New(t, Settings{FQRN: publishtest.FQRN})
+	r := New(t, Settings{FQRN: FQRN})
 	for i, want := range []error{nil, fs.ErrExist} {
-		tx := publishtest.Begin(t, r)
+		tx := Begin(t, r)
 		if err := tx.Mkdir(t.Context(), fmt.Sprintf("/%d", i)); err != nil {
 			t.Fatal(err)
 		}
@@ -423,7 +423,7 @@ func TestTagsDoNotMove(t *testing.T) {
 			t.Errorf("commit %d: %v, want %v", i, err, want)
 		}
 	}
-	if v := publishtest.Newest(t, r); v.Number != 1 {
+	if v := Newest(t, r); v.Number != 1 {
 		t.Errorf("revision %d", v.Number)
 	}
 }
@@ -433,10 +433,10 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	dir := filepath.Join(parent, "repo")
 	for _, s := range []Settings{
 		{FQRN: "Not A Name"},
-		{FQRN: publishtest.FQRN, Algorithm: "md5"},
-		{FQRN: publishtest.FQRN, Compression: "zstd"},
-		{FQRN: publishtest.FQRN, MaxChunk: 1},
-		{FQRN: publishtest.FQRN, TTL: -1},
+		{FQRN: FQRN, Algorithm: "md5"},
+		{FQRN: FQRN, Compression: "zstd"},
+		{FQRN: FQRN, MaxChunk: 1},
+		{FQRN: FQRN, TTL: -1},
 	} {
 		if err := Create(t.Context(), dir, s, Options{}); err == nil {
 			t.Errorf("%+v: was created", s)
@@ -444,16 +444,16 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := Create(ended, dir, Settings{FQRN: publishtest.FQRN, Keys: publishtest.Keys()}, Options{}); err == nil {
+	if err := Create(ended, dir, Settings{FQRN: FQRN, Keys: Keys()}, Options{}); err == nil {
 		t.Error("created in spite of the context's end")
 	}
 	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
 		t.Errorf("%v is left behind, %v", left, err)
 	}
-	if err := Create(t.Context(), dir, Settings{FQRN: publishtest.FQRN, Keys: publishtest.Keys()}, Options{}); err != nil {
+	if err := Create(t.Context(), dir, Settings{FQRN: FQRN, Keys: Keys()}, Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := Create(t.Context(), dir, Settings{FQRN: publishtest.FQRN, Keys: publishtest.Keys()}, Options{}); !errors.Is(
+	if err := Create(t.Context(), dir, Settings{FQRN: FQRN, Keys: Keys()}, Options{}); !errors.Is(
 		err,
 		fs.ErrExist,
 	) {
@@ -463,18 +463,18 @@ func TestRepositoryIsCreatedWholeOrNotAtAll(t *testing.T) {
 
 func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 	disk := testutil.SmallDisk(t, "8m")
-	r := publishtest.NewIn(t, disk, Settings{FQRN: publishtest.FQRN})
-	tx := publishtest.Begin(t, r)
-	publishtest.Ingest(t, tx, "/small", publishtest.Pack(t, publishtest.Everything()...))
-	publishtest.Commit(t, tx)
-	tx = publishtest.Begin(t, r)
+	r := NewIn(t, disk, Settings{FQRN: FQRN})
+	tx := Begin(t, r)
+	Ingest(t, tx, "/small", Pack(t, Everything()...))
+	Commit(t, tx)
+	tx = Begin(t, r)
 	random := rand.NewChaCha8([32]byte{})
 	noise := make([]byte, 12<<20)
 	random.Read(noise)
 	_, err := tx.Ingest(
 		t.Context(),
 		"/large",
-		bytes.NewReader(publishtest.Pack(t, publishtest.File("noise", string(noise)))),
+		bytes.NewReader(Pack(t, File("noise", string(noise)))),
 		LayerOptions{},
 	)
 	if !errors.Is(err, unix.ENOSPC) {
@@ -483,21 +483,21 @@ func TestFullDiskIsReportedAndTheNextPublishWorks(t *testing.T) {
 	if err := tx.Abort(); err != nil {
 		t.Error(err)
 	}
-	if v := publishtest.Newest(t, r); v.Number != 1 {
+	if v := Newest(t, r); v.Number != 1 {
 		t.Errorf("revision %d", v.Number)
 	}
 	if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
 		t.Fatal(err)
 	}
-	tx = publishtest.Begin(t, r)
-	publishtest.Ingest(t, tx, "/large", publishtest.Pack(t, publishtest.File("noise", string(noise))))
-	publishtest.Commit(t, tx)
-	publishtest.ReadAll(t, publishtest.Newest(t, r), "")
+	tx = Begin(t, r)
+	Ingest(t, tx, "/large", Pack(t, File("noise", string(noise))))
+	Commit(t, tx)
+	ReadAll(t, Newest(t, r), "")
 }
 
 func TestReadOnlyFolderIsRefusedWithARemedy(t *testing.T) {
 	disk := testutil.SmallDisk(t, "8m")
-	r := publishtest.NewIn(t, disk, Settings{FQRN: publishtest.FQRN})
+	r := NewIn(t, disk, Settings{FQRN: FQRN})
 	if err := unix.Mount("", disk, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}

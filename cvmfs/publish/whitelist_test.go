@@ -10,14 +10,14 @@ import (
 
 	. "cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/trust"
-	"cvmfs-graphdriver/test/publishtest"
+	. "cvmfs-graphdriver/test/publishtest"
 )
 
 // ownKeys makes a repository whose keys no other test sees, for one that changes them.
 func ownKeys(t testing.TB) *Repository {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "repo")
-	if err := Create(t.Context(), dir, publishtest.Small(Settings{}), Options{}); err != nil {
+	if err := Create(t.Context(), dir, Small(Settings{}), Options{}); err != nil {
 		t.Fatal(err)
 	}
 	return open(t, dir, time.Now)
@@ -33,7 +33,7 @@ func open(t testing.TB, dir string, now func() time.Time) *Repository {
 }
 
 func TestExpiredWhitelistIsRenewed(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	late := open(t, r.Dir(), func() time.Time { return time.Now().Add(40 * 24 * time.Hour) })
 	if _, err := late.Begin(t.Context()); !errors.Is(err, ErrExpired) ||
 		!strings.Contains(err.Error(), "publish resign") {
@@ -151,13 +151,13 @@ func TestResignRefusesWhatItCannotVouchFor(t *testing.T) {
 }
 
 func TestInfoTellsWhatIsPublished(t *testing.T) {
-	r := publishtest.New(t, publishtest.Small(Settings{}))
+	r := New(t, Small(Settings{}))
 	s := publishFile(t, r, "/dir/file")
 	i, err := r.Info(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i.FQRN != publishtest.FQRN || i.Revision != s.Revision || i.Root != s.Root.String() || i.Expired || i.Tags != 3 ||
+	if i.FQRN != FQRN || i.Revision != s.Revision || i.Root != s.Root.String() || i.Expired || i.Tags != 3 ||
 		i.Counters.Regular != 1 || i.Counters.Dir != 2 ||
 		i.Counters.FileSize != int64(len("/dir/file")) {
 		t.Errorf("info: %+v", i)

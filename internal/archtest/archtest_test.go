@@ -77,7 +77,6 @@ var rules = map[string][]string{
 // testRules say what tests below a folder may import besides: what the package under test is held against.
 var testRules = map[string][]string{
 	"driver/layers":       {"driver/graphdriver"},           // layers mount nothing: their tests mount as the driver does
-	"cvmfs/publish":       {"cvmfs/client"},                 // what reads the repositories
 	"cvmfs/publish/check": {"cvmfs/publish"},                // what makes the repositories that are checked
 	"packaging":           {"convert/wish", "cvmfs/config"}, // what reads the examples
 }

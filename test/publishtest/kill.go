@@ -61,7 +61,8 @@ func PublishNumber(tx *publish.Transaction, number uint64) error {
 	if err := PackTo(&archive, items); err != nil {
 		return err
 	}
-	if _, err := tx.Ingest(ctx, LayerPath(number), &archive, publish.LayerOptions{MostRows: 20, LeastRows: 5}); err != nil {
+	o := publish.LayerOptions{MostRows: 20, LeastRows: 5}
+	if _, err := tx.Ingest(ctx, LayerPath(number), &archive, o); err != nil {
 		return err
 	}
 	if err := tx.WriteFile(ctx, LayerPath(number)+".record.json", []byte(strconv.FormatUint(number, 10)),

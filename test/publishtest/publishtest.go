@@ -108,7 +108,8 @@ func Newest(t testing.TB, r *publish.Repository) *client.Revision {
 func NewestAt(t testing.TB, r *publish.Repository, url, dir string) *client.Revision {
 	t.Helper()
 	c, err := client.Open(&config.Config{
-		FQRN: r.FQRN(), Servers: []string{url}, ProxyGroups: [][]string{{config.Direct}}, PublicKeys: []string{r.MasterKeyFile()},
+		FQRN: r.FQRN(), Servers: []string{url}, ProxyGroups: [][]string{{config.Direct}},
+		PublicKeys: []string{r.MasterKeyFile()},
 	}, client.Options{Dir: dir})
 	if err != nil {
 		t.Fatal(err)

@@ -98,7 +98,9 @@ func (c *checker) problem(rule, at, format string, args ...any) {
 
 // flaw reports an error that lies in what is checked; others are given back.
 func (c *checker) flaw(rule, at string, err error) error {
-	for _, flaw := range []error{fs.ErrNotExist, storage.ErrDamaged, catalog.ErrInvalid, history.ErrInvalid, trust.ErrInvalid} {
+	for _, flaw := range []error{
+		fs.ErrNotExist, storage.ErrDamaged, catalog.ErrInvalid, history.ErrInvalid, trust.ErrInvalid,
+	} {
 		if errors.Is(err, flaw) {
 			c.problem(rule, at, "%v", err)
 			return nil

@@ -21,7 +21,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/manifest"
 	"cvmfs-graphdriver/cvmfs/publish"
-	"cvmfs-graphdriver/cvmfs/publish/check"
+	. "cvmfs-graphdriver/cvmfs/publish/check"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
 	"cvmfs-graphdriver/cvmfs/trust"
 	"cvmfs-graphdriver/test/publishtest"
@@ -31,10 +31,10 @@ import (
 func TestMain(m *testing.M) { publishtest.Main(m, nil) }
 
 // checked returns what Run finds.
-func checked(t testing.TB, from storage.Reader, o check.Options) ([]check.Problem, *check.Summary) {
+func checked(t testing.TB, from storage.Reader, o Options) ([]Problem, *Summary) {
 	t.Helper()
-	var all []check.Problem
-	s, err := check.Run(context.Background(), from, o, func(p check.Problem) { all = append(all, p) })
+	var all []Problem
+	s, err := Run(context.Background(), from, o, func(p Problem) { all = append(all, p) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestReferenceRepositoriesAreSound(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, content := range []bool{true, false} {
-			problems, s := checked(t, open(t, dir), check.Options{
+			problems, s := checked(t, open(t, dir), Options{
 				FQRN: fqrn, Keys: keys, Content: content,
 				Dir: t.TempDir(),
 			})
@@ -270,252 +270,280 @@ func TestEachRuleBrokenOnPurposeIsFoundByName(t *testing.T) {
 		"nothing, but signed again": {func(f *forger) { f.layer(); f.publish() }, nil},
 
 		// The repository as a whole.
-		"no manifest":           {func(f *forger) { f.remove(manifest.FileName) }, []string{check.RuleSignature}},
-		"a manifest of garbage": {func(f *forger) { f.write(manifest.FileName, "garbage") }, []string{check.RuleSignature}},
+		"no manifest":           {func(f *forger) { f.remove(manifest.FileName) }, []string{RuleSignature}},
+		"a manifest of garbage": {func(f *forger) { f.write(manifest.FileName, "garbage") }, []string{RuleSignature}},
 		"a changed manifest": {
 			func(f *forger) { f.tamper(manifest.FileName, "\nD240", "\nD241") },
-			[]string{check.RuleSignature},
+			[]string{RuleSignature},
 		},
-		"no whitelist": {func(f *forger) { f.remove(trust.WhitelistFile) }, []string{check.RuleSignature}},
+		"no whitelist": {func(f *forger) { f.remove(trust.WhitelistFile) }, []string{RuleSignature}},
 		"no certificate": {
 			func(f *forger) { f.remove(f.m.Certificate.Path(hash.Certificate)) },
-			[]string{check.RuleSignature},
+			[]string{RuleSignature},
 		},
-		"another revision":  {func(f *forger) { f.m.Revision++; f.resign() }, []string{check.RuleManifest, check.RuleHistory}},
-		"another TTL":       {func(f *forger) { f.m.TTL *= 2; f.resign() }, []string{check.RuleManifest}},
-		"another root size": {func(f *forger) { f.m.RootSize++; f.resign() }, []string{check.RuleSize}},
+		"another revision":  {func(f *forger) { f.m.Revision++; f.resign() }, []string{RuleManifest, RuleHistory}},
+		"another TTL":       {func(f *forger) { f.m.TTL *= 2; f.resign() }, []string{RuleManifest}},
+		"another root size": {func(f *forger) { f.m.RootSize++; f.resign() }, []string{RuleSize}},
 		"no metainfo": {
 			func(f *forger) { f.remove(f.m.Metainfo.Path(hash.Metainfo)) },
-			[]string{check.RuleMetainfo},
+			[]string{RuleMetainfo},
 		},
 		"metainfo of words": {
 			func(f *forger) { f.m.Metainfo = f.object(hash.Metainfo, "words"); f.publish() },
-			[]string{check.RuleMetainfo},
+			[]string{RuleMetainfo},
 		},
-		"no reflog":              {func(f *forger) { f.remove(history.ReflogFile) }, []string{check.RuleReflog}},
-		"a reflog of garbage":    {func(f *forger) { f.write(history.ReflogFile, "garbage") }, []string{check.RuleReflog}},
-		"a reflog nobody summed": {func(f *forger) { f.m.Reflog = hash.Digest{}; f.resign() }, []string{check.RuleReflog}},
+		"no reflog":              {func(f *forger) { f.remove(history.ReflogFile) }, []string{RuleReflog}},
+		"a reflog of garbage":    {func(f *forger) { f.write(history.ReflogFile, "garbage") }, []string{RuleReflog}},
+		"a reflog nobody summed": {func(f *forger) { f.m.Reflog = hash.Digest{}; f.resign() }, []string{RuleReflog}},
 		"a reflog without the root": {func(f *forger) {
-			f.d.Reflog.Refs = slices.DeleteFunc(f.d.Reflog.Refs, func(r history.Ref) bool { return r.Digest == f.m.Root })
+			log := f.d.Reflog
+			log.Refs = slices.DeleteFunc(log.Refs, func(r history.Ref) bool { return r.Digest == f.m.Root })
 			f.relog()
-		}, []string{check.RuleReflog}},
-		"another's reflog": {func(f *forger) { f.d.Reflog.FQRN = "other.example.org"; f.relog() }, []string{check.RuleReflog}},
-		"no history":       {func(f *forger) { f.remove(f.m.History.Path(hash.History)) }, []string{check.RuleHistory}},
+		}, []string{RuleReflog}},
+		"another's reflog": {
+			func(f *forger) { f.d.Reflog.FQRN = "other.example.org"; f.relog() },
+			[]string{RuleReflog},
+		},
+		"no history": {func(f *forger) { f.remove(f.m.History.Path(hash.History)) }, []string{RuleHistory}},
 		"a trunk that stayed": {
 			func(f *forger) { f.tagSQL("UPDATE tags SET revision = 0 WHERE name = 'trunk'") },
-			[]string{check.RuleHistory},
+			[]string{RuleHistory},
 		},
 		"a branch without tag": {
 			func(f *forger) { f.tagSQL("INSERT INTO branches VALUES ('x', '', 0)") },
-			[]string{check.RuleHistory},
+			[]string{RuleHistory},
 		},
 		"a branch with a bad name": {func(f *forger) {
 			f.tagSQL("INSERT INTO branches VALUES ('x y', '', 0)",
 				"UPDATE tags SET branch = 'x y' WHERE name = 'trunk-previous'")
-		}, []string{check.RuleHistory}},
-		"no tags at all":     {func(f *forger) { f.tagSQL("DELETE FROM tags") }, []string{check.RuleHistory}},
-		"a tag of no branch": {func(f *forger) { f.tagSQL("UPDATE tags SET branch = 'y' WHERE name = 'trunk-previous'") }, []string{check.RuleHistory}},
+		}, []string{RuleHistory}},
+		"no tags at all": {func(f *forger) { f.tagSQL("DELETE FROM tags") }, []string{RuleHistory}},
+		"a tag of no branch": {
+			func(f *forger) { f.tagSQL("UPDATE tags SET branch = 'y' WHERE name = 'trunk-previous'") },
+			[]string{RuleHistory},
+		},
 		"a tag before its branch": {
 			func(f *forger) { f.tagSQL("UPDATE branches SET initial_revision = 1") },
-			[]string{check.RuleHistory},
+			[]string{RuleHistory},
 		},
-		"a tag from the future": {func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") }, []string{check.RuleHistory}},
-		"a tag with a bad name": {func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") }, []string{check.RuleHistory}},
-		"another's history":     {func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'fqrn'") }, []string{check.RuleHistory}},
-		"a tag's wrong size":    {func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") }, []string{check.RuleSize}},
+		"a tag from the future": {
+			func(f *forger) { f.tagSQL("UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'") },
+			[]string{RuleHistory},
+		},
+		"a tag with a bad name": {
+			func(f *forger) { f.tagSQL("UPDATE tags SET name = 'a b' WHERE name = 'trunk-previous'") },
+			[]string{RuleHistory},
+		},
+		"another's history": {
+			func(f *forger) { f.tagSQL("UPDATE properties SET value = 'other' WHERE key = 'fqrn'") },
+			[]string{RuleHistory},
+		},
+		"a tag's wrong size": {
+			func(f *forger) { f.tagSQL("UPDATE tags SET size = 77 WHERE name = 'trunk-previous'") },
+			[]string{RuleSize},
+		},
 		"a tag of nothing": {func(f *forger) {
 			f.tagSQL("UPDATE tags SET hash = '" + strings.Repeat("ab", 20) + "' WHERE name = 'trunk-previous'")
-		}, []string{check.RuleCatalog}},
-		"alternative names": {func(f *forger) { f.m.AltPaths = true; f.resign() }, []string{check.RuleAltPaths}},
+		}, []string{RuleCatalog}},
+		"alternative names": {func(f *forger) { f.m.AltPaths = true; f.resign() }, []string{RuleAltPaths}},
 
 		// Catalogs.
 		"no root catalog": {
 			func(f *forger) { f.remove(f.m.Root.Path(hash.Catalog)) },
-			[]string{check.RuleCatalog},
+			[]string{RuleCatalog},
 		},
 		"a damaged root catalog": {func(f *forger) {
 			f.write(f.m.Root.Path(hash.Catalog),
 				"\x78\x9c\x03\x00\x00\x00\x00\x01")
-		}, []string{check.RuleCatalog}},
+		}, []string{RuleCatalog}},
 		"another schema": {
 			layerSQL("UPDATE properties SET value = '2.6' WHERE key = 'schema'"),
-			[]string{check.RuleCatalog},
+			[]string{RuleCatalog},
 		},
-		"a write-ahead log": {layerSQL("PRAGMA journal_mode = WAL"), []string{check.RuleCatalog}},
+		"a write-ahead log": {layerSQL("PRAGMA journal_mode = WAL"), []string{RuleCatalog}},
 		"a view for a table": {
 			layerSQL("DROP TABLE chunks",
 				"CREATE VIEW chunks AS SELECT 0 md5path_1, 0 md5path_2, 0 offset, 0 size, x'00' hash"),
-			[]string{check.RuleCatalog},
+			[]string{RuleCatalog},
 		},
-		"a catalog elsewhere":             {layerSQL("UPDATE properties SET value = '/layers/two' WHERE key = 'root_prefix'"), []string{check.RulePrefix}},
-		"a nested catalog's wrong size":   {rootSQL("UPDATE nested_catalogs SET size = size + 1"), []string{check.RuleSize}},
-		"a nested catalog without digest": {rootSQL("UPDATE nested_catalogs SET sha1 = ''"), []string{check.RuleMounts}},
+		"a catalog elsewhere": {
+			layerSQL("UPDATE properties SET value = '/layers/two' WHERE key = 'root_prefix'"),
+			[]string{RulePrefix},
+		},
+		"a nested catalog's wrong size":   {rootSQL("UPDATE nested_catalogs SET size = size + 1"), []string{RuleSize}},
+		"a nested catalog without digest": {rootSQL("UPDATE nested_catalogs SET sha1 = ''"), []string{RuleMounts}},
 		"no row for the root": {
 			layerSQL("DELETE FROM catalog WHERE flags & 32",
 				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_dir'"),
-			[]string{check.RuleRoot, check.RuleFolder, check.RuleStatistics},
+			[]string{RuleRoot, RuleFolder, RuleStatistics},
 		},
 		"another mode": {
 			layerSQL("UPDATE catalog SET mode = mode | 2 WHERE flags & 32"),
-			[]string{check.RuleRoot},
+			[]string{RuleRoot},
 		},
 		"another time": {
 			layerSQL("UPDATE catalog SET mtime = 1 WHERE flags & 32"),
-			[]string{check.RuleRoot},
+			[]string{RuleRoot},
 		},
 		"no nanoseconds": {
 			layerSQL("UPDATE catalog SET mtimens = NULL WHERE flags & 32"),
-			[]string{check.RuleRoot},
+			[]string{RuleRoot},
 		},
-		"attributes on one side": {layerSQL("UPDATE catalog SET xattr = x'01010603757365722e6178797a' WHERE flags & 32", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{check.RuleRoot, check.RuleStatistics}},
+		"attributes on one side": {layerSQL("UPDATE catalog SET xattr = x'01010603757365722e6178797a' WHERE flags & 32", "UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRoot, RuleStatistics}},
 		"no name for the root": {
 			layerSQL("UPDATE catalog SET name = '' WHERE flags & 32"),
-			[]string{check.RuleRoot, check.RuleRow},
+			[]string{RuleRoot, RuleRow},
 		},
 		"a root without its flag": {
 			layerSQL("UPDATE catalog SET flags = 1 WHERE flags & 32"),
-			[]string{check.RuleRoot},
+			[]string{RuleRoot},
 		},
 		"a root with a parent": {
 			rootSQL("UPDATE catalog SET parent_1 = 1 WHERE name = ''"),
-			[]string{check.RuleRoot},
+			[]string{RuleRoot},
 		},
 		"a mount without flag": {
 			rootSQL("UPDATE catalog SET flags = 1 WHERE name = 'one'"),
-			[]string{check.RuleMounts, check.RuleFolder},
+			[]string{RuleMounts, RuleFolder},
 		},
 		"a mount without catalog": {
 			rootSQL("UPDATE catalog SET flags = 3 WHERE name = 'layers'"),
-			[]string{check.RuleMounts},
+			[]string{RuleMounts},
 		},
 		"a row below a mount": {rootSQL("UPDATE catalog SET " + pathSQL("md5path", "/layers/one/x") + ", " +
-			pathSQL("parent", "/layers/one") + ", name = 'x' WHERE name = 'one.record.json'"), []string{check.RuleMounts}},
+			pathSQL("parent", "/layers/one") + ", name = 'x' WHERE name = 'one.record.json'"), []string{RuleMounts}},
 		"a mount listed twice": {
 			rootSQL("INSERT INTO bind_mountpoints SELECT * FROM nested_catalogs"),
-			[]string{check.RuleMounts},
+			[]string{RuleMounts},
 		},
 		"a nested flag inside": {
 			layerSQL("UPDATE catalog SET flags = 33 WHERE name = 'sub'"),
-			[]string{check.RuleMounts},
+			[]string{RuleMounts},
 		},
 		"an orphan": {
 			layerSQL("UPDATE catalog SET parent_1 = 1 WHERE name = 'single'"),
-			[]string{check.RuleTree},
+			[]string{RuleTree},
 		},
 		"folders in a circle": {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") +
-			" WHERE name = 'sub'"), []string{check.RuleTree, check.RuleFolder}},
+			" WHERE name = 'sub'"), []string{RuleTree, RuleFolder}},
 		"a row at another path": {
 			layerSQL("UPDATE catalog SET name = 'other' WHERE name = 'single'"),
-			[]string{check.RuleTree},
+			[]string{RuleTree},
 		},
-		"a wrong counter": {layerSQL("UPDATE statistics SET value = value + 1 WHERE counter = 'self_regular'"), []string{check.RuleStatistics}},
-		"a wrong sum":     {rootSQL("UPDATE statistics SET value = value - 1 WHERE counter = 'subtree_file_size'"), []string{check.RuleStatistics}},
+		"a wrong counter": {
+			layerSQL("UPDATE statistics SET value = value + 1 WHERE counter = 'self_regular'"),
+			[]string{RuleStatistics},
+		},
+		"a wrong sum": {
+			rootSQL("UPDATE statistics SET value = value - 1 WHERE counter = 'subtree_file_size'"),
+			[]string{RuleStatistics},
+		},
 		"a missing counter": {
 			layerSQL("DELETE FROM statistics WHERE counter = 'self_external'"),
-			[]string{check.RuleStatistics},
+			[]string{RuleStatistics},
 		},
 
 		// Rows.
 		"a name of NULL": {
 			layerSQL("UPDATE catalog SET name = NULL WHERE name = 'single'"),
-			[]string{check.RuleRow, check.RuleTree},
+			[]string{RuleRow, RuleTree},
 		},
 		"a target of NULL": {
 			layerSQL("UPDATE catalog SET symlink = NULL WHERE name = 'single'"),
-			[]string{check.RuleRow},
+			[]string{RuleRow},
 		},
 		"no links": {
 			layerSQL("UPDATE catalog SET hardlinks = 0 WHERE name = 'single'"),
-			[]string{check.RuleRow},
+			[]string{RuleRow},
 		},
-		"no type":              {layerSQL("UPDATE catalog SET mode = 0 WHERE name = 'pipe'"), []string{check.RuleRow}},
-		"a link's wrong flags": {layerSQL("UPDATE catalog SET flags = 8 WHERE name = 'link'"), []string{check.RuleRow}},
+		"no type":              {layerSQL("UPDATE catalog SET mode = 0 WHERE name = 'pipe'"), []string{RuleRow}},
+		"a link's wrong flags": {layerSQL("UPDATE catalog SET flags = 8 WHERE name = 'link'"), []string{RuleRow}},
 		"an unknown digest": {
 			layerSQL("UPDATE catalog SET flags = flags | 0x300 WHERE name = 'single'"),
-			[]string{check.RuleRow},
+			[]string{RuleRow},
 		},
 		"broken attributes": {layerSQL("UPDATE catalog SET xattr = x'0201' WHERE name = 'single'",
-			"UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{check.RuleRow, check.RuleStatistics}},
+			"UPDATE statistics SET value = 1 WHERE counter = 'self_xattr'"), []string{RuleRow, RuleStatistics}},
 		"text for a number": {
 			layerSQL("UPDATE catalog SET size = 'large' WHERE name = 'single'"),
-			[]string{check.RuleCatalog},
+			[]string{RuleCatalog},
 		},
 		"a marker too few": {
 			layerSQL("DELETE FROM catalog WHERE name = '.cvmfscatalog'",
 				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_regular'"),
-			[]string{check.RuleMarker, check.RuleStatistics},
+			[]string{RuleMarker, RuleStatistics},
 		},
 		"a marker within": {layerSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("md5path",
-			"/layers/one/dir/sub/.cvmfscatalog") + " WHERE name = 'single'"), []string{check.RuleMarker}},
+			"/layers/one/dir/sub/.cvmfscatalog") + " WHERE name = 'single'"), []string{RuleMarker}},
 		"a marker in the top": {rootSQL("UPDATE catalog SET name = '.cvmfscatalog', " + pathSQL("parent", "") +
-			", " + pathSQL("md5path", "/.cvmfscatalog") + " WHERE name = 'one.record.json'"), []string{check.RuleMarker}},
+			", " + pathSQL("md5path", "/.cvmfscatalog") + " WHERE name = 'one.record.json'"), []string{RuleMarker}},
 		"a file without digest": {
 			layerSQL("UPDATE catalog SET hash = NULL WHERE name = 'single'"),
-			[]string{check.RuleContent},
+			[]string{RuleContent},
 		},
 		"a folder with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
-			"' WHERE name = 'sub'"), []string{check.RuleContent}},
+			"' WHERE name = 'sub'"), []string{RuleContent}},
 		"a link with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
-			"' WHERE name = 'link'"), []string{check.RuleContent}},
+			"' WHERE name = 'link'"), []string{RuleContent}},
 		"a pipe with digest": {layerSQL("UPDATE catalog SET hash = x'" + strings.Repeat("ab", 20) +
-			"' WHERE name = 'pipe'"), []string{check.RuleContent}},
+			"' WHERE name = 'pipe'"), []string{RuleContent}},
 		"an external pipe": {
 			layerSQL("UPDATE catalog SET flags = flags | 0x80 WHERE name = 'pipe'"),
-			[]string{check.RuleContent},
+			[]string{RuleContent},
 		},
 		"a chunk too few": {
 			layerSQL("DELETE FROM chunks WHERE offset = 0",
 				"UPDATE statistics SET value = value - 1 WHERE counter = 'self_chunks'"),
-			[]string{check.RuleChunks, check.RuleStatistics},
+			[]string{RuleChunks, RuleStatistics},
 		},
 		"no chunks": {layerSQL("DELETE FROM chunks",
-			"UPDATE statistics SET value = 0 WHERE counter = 'self_chunks'"), []string{check.RuleChunks, check.RuleStatistics}},
+			"UPDATE statistics SET value = 0 WHERE counter = 'self_chunks'"), []string{RuleChunks, RuleStatistics}},
 		"a chunk of nobody": {
 			layerSQL("UPDATE chunks SET md5path_1 = 1 WHERE offset > 40000"),
-			[]string{check.RuleChunks},
+			[]string{RuleChunks},
 		},
 		"links without group": {
 			layerSQL("UPDATE catalog SET hardlinks = 2 WHERE name IN ('a', 'b')"),
-			[]string{check.RuleLinks},
+			[]string{RuleLinks},
 		},
-		"a lost link": {layerSQL("UPDATE catalog SET hardlinks = 1 WHERE name = 'b'"), []string{check.RuleLinks}},
+		"a lost link": {layerSQL("UPDATE catalog SET hardlinks = 1 WHERE name = 'b'"), []string{RuleLinks}},
 		"links that differ": {
 			layerSQL("UPDATE catalog SET mode = mode | 1 WHERE name = 'b'"),
-			[]string{check.RuleLinks},
+			[]string{RuleLinks},
 		},
 		"links across folders": {layerSQL("UPDATE catalog SET " + pathSQL("parent", "/layers/one/dir/sub") + ", " +
-			pathSQL("md5path", "/layers/one/dir/sub/b") + " WHERE name = 'b'"), []string{check.RuleLinks}},
+			pathSQL("md5path", "/layers/one/dir/sub/b") + " WHERE name = 'b'"), []string{RuleLinks}},
 		"a folder in a group": {
 			layerSQL("UPDATE catalog SET hardlinks = (7 << 32) | 2 WHERE name = 'sub'"),
-			[]string{check.RuleFolder},
+			[]string{RuleFolder},
 		},
 		"a folder's wrong count": {
 			layerSQL("UPDATE catalog SET hardlinks = 5 WHERE name = 'dir'"),
-			[]string{check.RuleFolder},
+			[]string{RuleFolder},
 		},
 		"a folder read directly": {
 			layerSQL("UPDATE catalog SET flags = flags | 0x10000 WHERE name = 'dir'"),
-			[]string{check.RuleFolder},
+			[]string{RuleFolder},
 		},
-		"a pipe with a size": {layerSQL("UPDATE catalog SET size = 5 WHERE name = 'pipe'"), []string{check.RuleSpecial}},
+		"a pipe with a size": {layerSQL("UPDATE catalog SET size = 5 WHERE name = 'pipe'"), []string{RuleSpecial}},
 		"a device with target": {
 			layerSQL("UPDATE catalog SET symlink = 'x' WHERE name = 'null'"),
-			[]string{check.RuleSpecial},
+			[]string{RuleSpecial},
 		},
-		"a link to nowhere": {layerSQL("UPDATE catalog SET symlink = '' WHERE name = 'link'"), []string{check.RuleRow}},
+		"a link to nowhere": {layerSQL("UPDATE catalog SET symlink = '' WHERE name = 'link'"), []string{RuleRow}},
 
 		// Objects.
-		"a missing object": {func(f *forger) { f.remove(objectOf("1")) }, []string{check.RuleObject}},
+		"a missing object": {func(f *forger) { f.remove(objectOf("1")) }, []string{RuleObject}},
 		"a damaged object": {
 			func(f *forger) { f.write(objectOf("1"), "\x78\x9c\x03\x00\x00\x00\x00\x01") },
-			[]string{check.RuleObject},
+			[]string{RuleObject},
 		},
-		"a cut object":    {func(f *forger) { f.write(objectOf("linked"), "\x78\x9c") }, []string{check.RuleObject}},
-		"an empty object": {func(f *forger) { f.write(objectOf("linked"), "") }, []string{check.RuleObject}},
+		"a cut object":    {func(f *forger) { f.write(objectOf("linked"), "\x78\x9c") }, []string{RuleObject}},
+		"an empty object": {func(f *forger) { f.write(objectOf("linked"), "") }, []string{RuleObject}},
 		"another size": {
 			layerSQL("UPDATE catalog SET size = 2 WHERE name = 'single'",
 				"UPDATE statistics SET value = value + 1 WHERE counter = 'self_file_size'"),
-			[]string{check.RuleObject, check.RuleStatistics},
+			[]string{RuleObject, RuleStatistics},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -591,8 +619,8 @@ func TestObjectsAreLookedForEvenIfNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	problems, _ := checked(t, r.Storage(), check.Options{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir()})
-	if len(problems) != 1 || problems[0].Rule != check.RuleObject || problems[0].At != "/layers/one/dir/sub/single" {
+	problems, _ := checked(t, r.Storage(), Options{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir()})
+	if len(problems) != 1 || problems[0].Rule != RuleObject || problems[0].At != "/layers/one/dir/sub/single" {
 		t.Errorf("got %v, want the one that is missing", problems)
 	}
 }
@@ -604,19 +632,19 @@ func TestExpiredWhitelistIsAProblemAndTheRestIsChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := check.Options{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir(), Now: r.Now().AddDate(1, 0, 0)}
+	o := Options{FQRN: r.FQRN(), Keys: keys, Dir: t.TempDir(), Now: r.Now().AddDate(1, 0, 0)}
 	problems, _ := checked(t, r.Storage(), o)
-	if len(problems) != 2 || problems[0].Rule != check.RuleWhitelist || problems[1].Rule != check.RuleObject {
+	if len(problems) != 2 || problems[0].Rule != RuleWhitelist || problems[1].Rule != RuleObject {
 		t.Errorf("got %v", problems)
 	}
 	o.Keys, o.Now = nil, r.Now()
 	problems, _ = checked(t, r.Storage(), o)
-	if len(problems) != 1 || problems[0].Rule != check.RuleSignature {
+	if len(problems) != 1 || problems[0].Rule != RuleSignature {
 		t.Errorf("without the master key: %v", problems)
 	}
 	o.Keys, o.ReflogSum = keys, hash.SHA1.Digest(nil)
 	problems, _ = checked(t, r.Storage(), o)
-	if len(problems) != 2 || problems[0].Rule != check.RuleReflog {
+	if len(problems) != 2 || problems[0].Rule != RuleReflog {
 		t.Errorf("with another note of the reflog: %v", problems)
 	}
 }
@@ -648,14 +676,15 @@ func TestWhatCannotBeReadIsAnErrorNotAProblem(t *testing.T) {
 	}
 	m := head.Manifest
 	for _, name := range []string{
-		manifest.FileName, trust.WhitelistFile, history.ReflogFile, m.Root.Path(hash.Catalog), m.History.Path(hash.History), objectOf("1"),
+		manifest.FileName, trust.WhitelistFile, history.ReflogFile, m.Root.Path(hash.Catalog),
+		m.History.Path(hash.History), objectOf("1"),
 	} {
-		o := check.Options{FQRN: r.FQRN(), Keys: keys, Content: true, Dir: t.TempDir()}
-		_, err := check.Run(
+		o := Options{FQRN: r.FQRN(), Keys: keys, Content: true, Dir: t.TempDir()}
+		_, err := Run(
 			t.Context(),
 			failing{r.Storage(), name},
 			o,
-			func(p check.Problem) { t.Errorf("%s: %v", name, p) },
+			func(p Problem) { t.Errorf("%s: %v", name, p) },
 		)
 		if !errors.Is(err, errBroken) {
 			t.Errorf("%s: got %v", name, err)
@@ -666,7 +695,7 @@ func TestWhatCannotBeReadIsAnErrorNotAProblem(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := check.Run(ctx, r.Storage(), check.Options{FQRN: r.FQRN(), Keys: keys}, func(check.Problem) {}); !errors.Is(
+	if _, err := Run(ctx, r.Storage(), Options{FQRN: r.FQRN(), Keys: keys}, func(Problem) {}); !errors.Is(
 		err,
 		context.Canceled,
 	) {

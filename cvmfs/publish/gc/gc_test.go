@@ -179,7 +179,8 @@ func TestCollectionKeepsWhatItIsTold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if ok := slices.ContainsFunc(tags, func(tag history.Tag) bool { return tag.Name == "release/1.0" }); ok != (c.tagged != 0) {
+			released := slices.ContainsFunc(tags, func(tag history.Tag) bool { return tag.Name == "release/1.0" })
+			if released != (c.tagged != 0) {
 				t.Errorf("tags %+v", tags)
 			}
 		})

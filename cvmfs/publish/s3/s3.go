@@ -2,10 +2,12 @@
 //
 // The words used here:
 //
-//   - An address names bucket and folder: s3://BUCKET/PREFIX, where the repository's .cvmfspublished is BUCKET/PREFIX/.cvmfspublished. It
-//     may say more: ?endpoint=URL (another store than Amazon's), region=NAME, acl=NAME (public-read; "none" sends none, as for buckets
-//     that a policy makes readable). It never holds credentials.
-//   - Credentials are an access key and its secret. They come from the environment or from a file that its owner alone may read.
+//   - An address names bucket and folder: s3://BUCKET/PREFIX, where the repository's .cvmfspublished is
+//     BUCKET/PREFIX/.cvmfspublished. It may say more: ?endpoint=URL (another store than Amazon's), region=NAME,
+//     acl=NAME (public-read; "none" sends none, as for buckets that a policy makes readable). It never holds
+//     credentials.
+//   - Credentials are an access key and its secret. They come from the environment or from a file that its owner alone
+//     may read.
 //
 // Put is atomic as the store makes it so: a file is sent in one request, with its MD5, which the store compares.
 package s3

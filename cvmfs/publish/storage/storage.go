@@ -3,8 +3,8 @@
 // The words used here:
 //
 //   - A name is a file's, relative to the repository's root: "data/3f/ab…C", ".cvmfspublished".
-//   - Objects lie below data/. They are named by the digest of their stored bytes, and never change. The few other files are
-//     replaced whole.
+//   - Objects lie below data/. They are named by the digest of their stored bytes, and never change. The few other
+//     files are replaced whole.
 //   - An object's plain bytes are what it is made of; its stored bytes are those, or those compressed.
 //
 // What is read here is checked: an object against its name, the manifest as clients check it.

@@ -41,40 +41,40 @@ func (c content) suffix() hash.Suffix {
 	return hash.File
 }
 
-// made is the object made of a content.
-type made struct {
+// storedObject is the object made of a content.
+type storedObject struct {
 	sum  [hash.Size]byte
 	size uint32 // stored bytes; no object has more than maxChunkSize and what compression may add
 }
 
-// known remembers which object was made of which content, so that content seen before is neither compressed nor stored
-// again. What it says is a hint: whether the object is there is looked up in the storage.
+// contentIndex remembers which object was made of which content, so that content seen before is neither compressed nor
+// stored again. What it says is a hint: whether the object is there is looked up in the storage.
 //
 // It is two files: a sorted one, searched in place, and the entries that came since, which are in memory too. The
 // second is merged into the first as soon as it holds a good part of it. An entry that isn't whole, for it was being
 // written when the power failed, is passed over.
-type known struct {
+type contentIndex struct {
 	dir string
 
 	mu     sync.RWMutex
 	sorted *os.File // nil: none
 	count  int64    // entries of it
-	recent map[content]made
+	recent map[content]storedObject
 	log    *os.File
 	out    *bufio.Writer // to log
 }
 
 const (
-	knownSorted = "known"
-	knownLog    = "known.log"
+	indexSorted = "known"
+	indexLog    = "known.log"
 
-	knownEntry  = sha256.Size + 1 + hash.Size + 4 + 4 // content, object, size, check sum
+	indexEntry  = sha256.Size + 1 + hash.Size + 4 + 4 // content, object, size, check sum
 	recentLimit = 1 << 16                             // entries in memory at least before they are merged
 )
 
-// openKnown opens the two files in a publisher's folder. The caller holds the lock.
-func openKnown(dir string) (k *known, err error) {
-	k = &known{dir: dir, recent: map[content]made{}}
+// openContentIndex opens the two files in a publisher's folder. The caller holds the lock.
+func openContentIndex(dir string) (k *contentIndex, err error) {
+	k = &contentIndex{dir: dir, recent: map[content]storedObject{}}
 	defer func() {
 		if err != nil {
 			k.release()
@@ -84,7 +84,7 @@ func openKnown(dir string) (k *known, err error) {
 	if err := k.openSorted(); err != nil {
 		return nil, err
 	}
-	if k.log, err = os.OpenFile(filepath.Join(dir, knownLog), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+	if k.log, err = os.OpenFile(filepath.Join(dir, indexLog), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
 		return nil, err
 	}
 	if err := k.readLog(); err != nil {
@@ -94,8 +94,8 @@ func openKnown(dir string) (k *known, err error) {
 	return k, nil
 }
 
-func (k *known) openSorted() error {
-	f, err := os.Open(filepath.Join(k.dir, knownSorted))
+func (k *contentIndex) openSorted() error {
+	f, err := os.Open(filepath.Join(k.dir, indexSorted))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -106,13 +106,13 @@ func (k *known) openSorted() error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	k.sorted, k.count = f, info.Size()/knownEntry
+	k.sorted, k.count = f, info.Size()/indexEntry
 	return nil
 }
 
 // readLog takes the entries of the log into memory and cuts off what is no whole entry at its end.
-func (k *known) readLog() error {
-	var entry [knownEntry]byte
+func (k *contentIndex) readLog() error {
+	var entry [indexEntry]byte
 	in := bufio.NewReaderSize(k.log, 1<<16)
 	var whole int64
 	for {
@@ -123,8 +123,8 @@ func (k *known) readLog() error {
 		if err != nil {
 			return err
 		}
-		whole += knownEntry
-		if c, m, ok := decodeKnown(entry[:]); ok {
+		whole += indexEntry
+		if c, m, ok := decodeIndexEntry(entry[:]); ok {
 			k.recent[c] = m
 		}
 	}
@@ -135,7 +135,7 @@ func (k *known) readLog() error {
 	return err
 }
 
-func encodeKnown(b []byte, c content, m made) []byte {
+func encodeIndexEntry(b []byte, c content, m storedObject) []byte {
 	start := len(b)
 	b = append(b, c.sum[:]...)
 	b = append(b, c.kind)
@@ -144,18 +144,18 @@ func encodeKnown(b []byte, c content, m made) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b[start:]))
 }
 
-func decodeKnown(b []byte) (c content, m made, ok bool) {
+func decodeIndexEntry(b []byte) (c content, m storedObject, ok bool) {
 	rest := b[copy(c.sum[:], b):]
 	c.kind = rest[0]
 	rest = rest[1:]
 	rest = rest[copy(m.sum[:], rest):]
 	m.size = binary.LittleEndian.Uint32(rest)
-	ok = binary.LittleEndian.Uint32(rest[4:]) == crc32.ChecksumIEEE(b[:knownEntry-4])
+	ok = binary.LittleEndian.Uint32(rest[4:]) == crc32.ChecksumIEEE(b[:indexEntry-4])
 	return c, m, ok
 }
 
 // find returns the object made of a content, if that is known.
-func (k *known) find(c content) (made, bool) {
+func (k *contentIndex) find(c content) (storedObject, bool) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	if m, ok := k.recent[c]; ok {
@@ -166,52 +166,52 @@ func (k *known) find(c content) (made, bool) {
 
 // search looks into the sorted file. Its keys are spread evenly, so a guess from the key's first bytes is close, and
 // what is around the guess is read at once.
-func (k *known) search(c content) (made, bool) {
+func (k *contentIndex) search(c content) (storedObject, bool) {
 	const around = 64
-	key := encodeKnown(nil, c, made{})[:sha256.Size+1]
+	key := encodeIndexEntry(nil, c, storedObject{})[:sha256.Size+1]
 	lo, hi := int64(0), k.count
 	guess := int64(float64(binary.BigEndian.Uint32(key)) / (1 << 32) * float64(k.count))
-	var block [around * knownEntry]byte
+	var block [around * indexEntry]byte
 	for lo < hi {
 		from := max(lo, min(guess-around/2, hi-around))
 		n := min(around, hi-from)
-		b := block[:n*knownEntry]
-		if _, err := k.sorted.ReadAt(b, from*knownEntry); err != nil {
-			return made{}, false // a hint that can't be read is none
+		b := block[:n*indexEntry]
+		if _, err := k.sorted.ReadAt(b, from*indexEntry); err != nil {
+			return storedObject{}, false // a hint that can't be read is none
 		}
-		at := func(i int) []byte { return b[i*knownEntry : (i+1)*knownEntry] }
+		at := func(i int) []byte { return b[i*indexEntry : (i+1)*indexEntry] }
 		i := sort.Search(int(n), func(i int) bool { return bytes.Compare(at(i)[:len(key)], key) >= 0 })
 		switch {
 		case i < int(n) && bytes.Equal(at(i)[:len(key)], key):
-			_, m, ok := decodeKnown(at(i))
+			_, m, ok := decodeIndexEntry(at(i))
 			return m, ok
 		case i == 0:
 			hi = from
 		case i == int(n):
 			lo = from + n
 		default:
-			return made{}, false
+			return storedObject{}, false
 		}
 		guess = (lo + hi) / 2
 	}
-	return made{}, false
+	return storedObject{}, false
 }
 
 // add remembers an object.
-func (k *known) add(c content, m made) error {
+func (k *contentIndex) add(c content, m storedObject) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.recent[c] == m {
 		return nil
 	}
 	k.recent[c] = m
-	var entry [knownEntry]byte
-	_, err := k.out.Write(encodeKnown(entry[:0], c, m))
+	var entry [indexEntry]byte
+	_, err := k.out.Write(encodeIndexEntry(entry[:0], c, m))
 	return err
 }
 
 // close writes what was added, and merges if there is enough of it.
-func (k *known) close() error {
+func (k *contentIndex) close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	err := k.out.Flush()
@@ -225,13 +225,13 @@ func (k *known) close() error {
 }
 
 // merge writes both as one sorted file. Killed in between, the log is merged again.
-func (k *known) merge() error {
+func (k *contentIndex) merge() error {
 	recent := make([][]byte, 0, len(k.recent))
 	for c, m := range k.recent {
-		recent = append(recent, encodeKnown(nil, c, m))
+		recent = append(recent, encodeIndexEntry(nil, c, m))
 	}
-	slices.SortFunc(recent, compareKnown)
-	err := durable.ReplaceBy(filepath.Join(k.dir, knownSorted), 0o644, func(to io.Writer) error {
+	slices.SortFunc(recent, compareIndexEntries)
+	err := durable.ReplaceBy(filepath.Join(k.dir, indexSorted), 0o644, func(to io.Writer) error {
 		return k.writeMerged(to, recent)
 	})
 	if err != nil {
@@ -240,22 +240,22 @@ func (k *known) merge() error {
 	return k.log.Truncate(0)
 }
 
-func compareKnown(a, b []byte) int { return bytes.Compare(a[:sha256.Size+1], b[:sha256.Size+1]) }
+func compareIndexEntries(a, b []byte) int { return bytes.Compare(a[:sha256.Size+1], b[:sha256.Size+1]) }
 
-func (k *known) writeMerged(to io.Writer, recent [][]byte) error {
+func (k *contentIndex) writeMerged(to io.Writer, recent [][]byte) error {
 	out := bufio.NewWriterSize(to, 1<<18)
 	if k.sorted != nil {
-		in := bufio.NewReaderSize(io.NewSectionReader(k.sorted, 0, k.count*knownEntry), 1<<18)
-		var entry [knownEntry]byte
+		in := bufio.NewReaderSize(io.NewSectionReader(k.sorted, 0, k.count*indexEntry), 1<<18)
+		var entry [indexEntry]byte
 		for range k.count {
 			if _, err := io.ReadFull(in, entry[:]); err != nil {
 				return err
 			}
-			for len(recent) > 0 && compareKnown(recent[0], entry[:]) < 0 {
+			for len(recent) > 0 && compareIndexEntries(recent[0], entry[:]) < 0 {
 				out.Write(recent[0]) // its error is kept until Flush
 				recent = recent[1:]
 			}
-			if len(recent) == 0 || compareKnown(recent[0], entry[:]) != 0 {
+			if len(recent) == 0 || compareIndexEntries(recent[0], entry[:]) != 0 {
 				out.Write(entry[:])
 			}
 		}
@@ -267,7 +267,7 @@ func (k *known) writeMerged(to io.Writer, recent [][]byte) error {
 }
 
 // release closes the files.
-func (k *known) release() error {
+func (k *contentIndex) release() error {
 	var err error
 	for _, f := range []*os.File{k.sorted, k.log} {
 		if f != nil {

@@ -8,16 +8,16 @@ import (
 	"testing"
 )
 
-func nth(i int) (content, made) {
+func nth(i int) (content, storedObject) {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(i))
 	c := content{sum: sha256.Sum256(b[:]), kind: byte(i % 2)}
-	return c, made{sum: [20]byte(c.sum[:20]), size: uint32(i)}
+	return c, storedObject{sum: [20]byte(c.sum[:20]), size: uint32(i)}
 }
 
-func fillKnown(t *testing.T, dir string, from, to int, merge bool) {
+func fillIndex(t *testing.T, dir string, from, to int, merge bool) {
 	t.Helper()
-	k, err := openKnown(dir)
+	k, err := openContentIndex(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,9 +40,9 @@ func fillKnown(t *testing.T, dir string, from, to int, merge bool) {
 	}
 }
 
-func checkKnown(t *testing.T, dir string, want int) {
+func checkIndex(t *testing.T, dir string, want int) {
 	t.Helper()
-	k, err := openKnown(dir)
+	k, err := openContentIndex(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,36 +63,36 @@ func checkKnown(t *testing.T, dir string, want int) {
 
 func TestKnownContentIsFoundAgain(t *testing.T) {
 	dir := t.TempDir()
-	fillKnown(t, dir, 0, 1, true)
-	checkKnown(t, dir, 1)
-	fillKnown(t, dir, 1, 50, false)
-	checkKnown(t, dir, 50)
-	fillKnown(t, dir, 40, 5000, true)
-	checkKnown(t, dir, 5000)
-	fillKnown(t, dir, 5000, 5500, false)
-	checkKnown(t, dir, 5500)
-	fillKnown(t, dir, 0, 20_000, true)
-	checkKnown(t, dir, 20_000)
-	info, err := os.Stat(filepath.Join(dir, knownSorted))
-	if err != nil || info.Size() != 20_000*knownEntry {
+	fillIndex(t, dir, 0, 1, true)
+	checkIndex(t, dir, 1)
+	fillIndex(t, dir, 1, 50, false)
+	checkIndex(t, dir, 50)
+	fillIndex(t, dir, 40, 5000, true)
+	checkIndex(t, dir, 5000)
+	fillIndex(t, dir, 5000, 5500, false)
+	checkIndex(t, dir, 5500)
+	fillIndex(t, dir, 0, 20_000, true)
+	checkIndex(t, dir, 20_000)
+	info, err := os.Stat(filepath.Join(dir, indexSorted))
+	if err != nil || info.Size() != 20_000*indexEntry {
 		t.Errorf("%d bytes of 20,000 entries, %v", info.Size(), err)
 	}
 }
 
 func TestWhatALossOfPowerLeftOfKnownContentIsPassedOver(t *testing.T) {
 	dir := t.TempDir()
-	fillKnown(t, dir, 0, 100, false)
-	path := filepath.Join(dir, knownLog)
+	fillIndex(t, dir, 0, 100, false)
+	path := filepath.Join(dir, indexLog)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy(b[50*knownEntry:51*knownEntry], make([]byte, knownEntry)) // a hole
-	b = b[:len(b)-knownEntry/2]                                    // the last is cut
+	copy(b[50*indexEntry:51*indexEntry], make([]byte, indexEntry)) // a hole
+	b = b[:len(b)-indexEntry/2]                                    // the last is cut
 	if err := os.WriteFile(path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	k, err := openKnown(dir)
+	k, err := openContentIndex(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,23 +106,23 @@ func TestWhatALossOfPowerLeftOfKnownContentIsPassedOver(t *testing.T) {
 	if err := k.close(); err != nil {
 		t.Fatal(err)
 	}
-	fillKnown(t, dir, 50, 51, false)
-	fillKnown(t, dir, 99, 100, false)
-	checkKnown(t, dir, 100)
+	fillIndex(t, dir, 50, 51, false)
+	fillIndex(t, dir, 99, 100, false)
+	checkIndex(t, dir, 100)
 }
 
 func FuzzKnownFilesOfAnyContentAreSearched(f *testing.F) {
 	c, m := nth(1)
-	f.Add(encodeKnown(nil, c, m), encodeKnown(nil, c, m))
-	f.Add([]byte("sorted?"), make([]byte, 3*knownEntry))
+	f.Add(encodeIndexEntry(nil, c, m), encodeIndexEntry(nil, c, m))
+	f.Add([]byte("sorted?"), make([]byte, 3*indexEntry))
 	f.Fuzz(func(t *testing.T, sorted, log []byte) {
 		dir := t.TempDir()
-		for name, content := range map[string][]byte{knownSorted: sorted, knownLog: log} {
+		for name, content := range map[string][]byte{indexSorted: sorted, indexLog: log} {
 			if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
-		k, err := openKnown(dir)
+		k, err := openContentIndex(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
