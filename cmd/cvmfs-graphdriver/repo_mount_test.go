@@ -142,6 +142,7 @@ func compareMounted(t *testing.T, dir, line string) {
 }
 
 func TestMountOfAFolderKeepsWhatItFetched(t *testing.T) {
+	fusetest.Require(t)
 	url := testutil.Serve(t, testutil.Repository(t, features))
 	cache := t.TempDir()
 	t.Run("first", func(t *testing.T) {
