@@ -109,7 +109,7 @@ func openOutput(dir string) (*output, error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
+		lock.Close() // the error that is told is the first one
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, errors.New("another build is at work there: wait for its end, or give another folder")
 		}
@@ -125,7 +125,7 @@ func openOutput(dir string) (*output, error) {
 		work, err = os.MkdirTemp(dir, workPrefix)
 	}
 	if err != nil {
-		lock.Close()
+		lock.Close() // the error that is told is the first one
 		return nil, err
 	}
 	return &output{dir: dir, lock: lock, work: work, sums: map[string]string{}}, nil
@@ -134,7 +134,7 @@ func openOutput(dir string) (*output, error) {
 // close leaves nothing but what was placed.
 func (o *output) close() {
 	_ = os.RemoveAll(o.work) // the next build tries again
-	o.lock.Close()
+	o.lock.Close()           // nothing was written to it
 }
 
 // add makes a bundle's forms and its SBOM.

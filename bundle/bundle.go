@@ -2,12 +2,13 @@
 //
 // The words used here:
 //
-//   - A bundle is config.json and rootfs/, the plugin's root file system, of one build for one architecture. It is small enough to
-//     be held in memory, where nobody changes it between a check and its use.
-//   - Its forms are the folder that `docker plugin create` takes, named after the version; the archive, named after version and
-//     architecture, which unpacks to that folder; and in a registry config.json as the configuration, and a layer of rootfs/.
-//   - An output is a folder that bundles were built into: their forms, an SBOM of each (SPDX), the file SHA256SUMS over all of
-//     them, and a signature of that file (minisign).
+//   - A bundle is config.json and rootfs/, the plugin's root file system, of one build for one architecture. It is
+//     small enough to be held in memory, where nobody changes it between a check and its use.
+//   - Its forms are the folder that `docker plugin create` takes, named after the version; the archive, named after
+//     version and architecture, which unpacks to that folder; and in a registry config.json as the configuration, and a
+//     layer of rootfs/.
+//   - An output is a folder that bundles were built into: their forms, an SBOM of each (SPDX), the file SHA256SUMS over
+//     all of them, and a signature of that file (minisign).
 //   - The stamp is the version and commit that the linker wrote into the program ([Stamp]).
 //
 // The same program, version, commit and time give the same bytes: entries are sorted, belong to 0:0 and carry the one

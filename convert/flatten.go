@@ -41,7 +41,7 @@ func descriptorIn(archive io.Reader) (*thin.Descriptor, error) {
 			break
 		}
 		if err != nil {
-			return nil, nil
+			return nil, nil // at fault
 		}
 		switch name := path.Clean("/" + h.Name); {
 		case name == "/" && h.Typeflag == tar.TypeDir:

@@ -183,7 +183,7 @@ func quote(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, word := range words {
 		var err error
-		if quoted[i], err = syntax.Quote(word, syntax.LangBash); err != nil { // it holds a NUL, as no path and no name does
+		if quoted[i], err = syntax.Quote(word, syntax.LangBash); err != nil { // a NUL: no name has one
 			quoted[i] = strconv.Quote(word)
 		}
 	}

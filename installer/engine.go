@@ -189,7 +189,7 @@ func (e *Engine) createPlugin(ctx context.Context, name string, archive io.Reade
 
 // installPlugin brings a plugin from a registry; rights tells an error if it wants more than it may. It is not enabled.
 func (e *Engine) installPlugin(ctx context.Context, name, from string, rights rightsFunc) error {
-	return e.fetchPlugin(ctx, "install the plugin "+name+" from "+from, from, rights,
+	return e.fetchPlugin("install the plugin "+name+" from "+from, from, rights,
 		func(o types.PluginInstallOptions) (io.ReadCloser, error) {
 			return e.api.PluginInstall(ctx, name, o)
 		})
@@ -204,7 +204,7 @@ func (e *Engine) upgradePlugin(ctx context.Context, name, from string, rights ri
 	if err != nil {
 		return err
 	}
-	err = e.fetchPlugin(ctx, "upgrade the plugin "+name+" from "+from, from, rights,
+	err = e.fetchPlugin("upgrade the plugin "+name+" from "+from, from, rights,
 		func(o types.PluginInstallOptions) (io.ReadCloser, error) {
 			return e.api.PluginUpgrade(ctx, name, o)
 		})
@@ -241,7 +241,7 @@ func without(p, other *types.Plugin) (lost []string) {
 // rightsFunc judges what a plugin wants of the host.
 type rightsFunc func(types.PluginPrivileges) error
 
-func (e *Engine) fetchPlugin(ctx context.Context, what, from string, rights rightsFunc,
+func (e *Engine) fetchPlugin(what, from string, rights rightsFunc,
 	fetch func(types.PluginInstallOptions) (io.ReadCloser, error),
 ) error {
 	auth, err := credentials(from)

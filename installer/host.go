@@ -37,10 +37,16 @@ func HostService(ctx context.Context, socket, how, logFile string, tell func(Eve
 	if err != nil {
 		return nil, err
 	}
-	h := &host{by: restarter, engine: engine, logFile: logFile, startWait: startWait, progress: func(waited time.Duration) {
-		tell(Event{stepRestart, Waits, fmt.Sprintf("for the engine to answer, %.0f s of %.0f", waited.Seconds(),
-			startWait.Seconds())})
-	}}
+	h := &host{
+		by:        restarter,
+		engine:    engine,
+		logFile:   logFile,
+		startWait: startWait,
+		progress: func(waited time.Duration) {
+			tell(Event{stepRestart, Waits, fmt.Sprintf("for the engine to answer, %.0f s of %.0f", waited.Seconds(),
+				startWait.Seconds())})
+		},
+	}
 	if unit, ok := strings.CutPrefix(restarter.String(), "systemd:"); ok {
 		h.dropIn = &service.DropIn{Unit: unit}
 	}

@@ -192,8 +192,8 @@ func child(spec string) error {
 	return p.act(i, what)
 }
 
-// killedAt does it in a process of its own that is killed at the n-th point, if there are as many. The error is that of a
-// process that wasn't killed, with what it said.
+// killedAt does it in a process of its own that is killed at the n-th point, if there are as many. The error is that of
+// a process that wasn't killed, with what it said.
 func (p place) killedAt(what string, n int) (killed bool, out []byte, err error) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childVariable+"="+what+":"+p.String(), killVariable+"="+strconv.Itoa(n))

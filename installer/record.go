@@ -72,7 +72,7 @@ func openRecord(path string) (*record, error) {
 		return nil, fmt.Errorf("open the installer's record: %w", err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
+		lock.Close() // the error that is told is the first one
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("another install, upgrade or uninstall is at work here: it holds %s; wait until it has ended", path+".lock")
 		}
@@ -80,7 +80,7 @@ func openRecord(path string) (*record, error) {
 	}
 	r, err := readRecord(path)
 	if err != nil {
-		lock.Close()
+		lock.Close() // the error that is told is the first one
 		return nil, err
 	}
 	r.lock = lock

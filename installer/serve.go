@@ -7,6 +7,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 
@@ -20,7 +21,10 @@ func serve(ctx context.Context, b *bundle.Bundle) (ref string, stop func() error
 	if err != nil {
 		return "", nil, err
 	}
-	server := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
+	server := &http.Server{
+		ReadHeaderTimeout: time.Minute,
+		Handler:           registry.New(registry.Logger(log.New(io.Discard, "", 0))),
+	}
 	go server.Serve(listener) // ends with Close
 	ref = listener.Addr().String() + "/cvmfs-graphdriver:latest"
 	if _, err := bundle.Push(ctx, ref, []*bundle.Bundle{b}, bundle.Remote{}); err != nil {

@@ -33,7 +33,7 @@ func newPrinter(c *cli.Context) *printer {
 func (p *printer) tell(e installer.Event) {
 	if p.json {
 		if e.Outcome != installer.Begins {
-			json.NewEncoder(p.out).Encode(e)
+			json.NewEncoder(p.out).Encode(e) // lost if it fails, as is said above
 		}
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/urfave/cli/v2"
@@ -35,10 +36,8 @@ func imageFlags() []cli.Flag {
 // given finds the nearest context in which a flag was set: that of the command, or the program's.
 func given(c *cli.Context, name string) *cli.Context {
 	for _, at := range c.Lineage() {
-		for _, set := range at.LocalFlagNames() {
-			if set == name {
-				return at
-			}
+		if slices.Contains(at.LocalFlagNames(), name) {
+			return at
 		}
 	}
 	return c

@@ -3,6 +3,7 @@ package ducc
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"strconv"
 	"time"
@@ -46,9 +47,7 @@ func (n *Notifier) write(action, id string, more map[string]string) {
 	line := map[string]string{
 		"time": time.Now().Format(notificationTime), "action": action, "id": id, "pid": strconv.Itoa(os.Getpid()),
 	}
-	for k, v := range more {
-		line[k] = v
-	}
+	maps.Copy(line, more)
 	b, err := json.Marshal(line)
 	if err == nil {
 		_, err = n.file.Write(append(b, '\n')) // in one piece, so that several writers don't mix

@@ -71,7 +71,7 @@ func recordOf(l *publish.Leftover) *thin.Record {
 			r.Xattrs = map[string][]thin.Xattr{}
 		}
 		for _, x := range attrs {
-			r.Xattrs[path] = append(r.Xattrs[path], thin.Xattr{Name: x.Name, Value: []byte(x.Value)})
+			r.Xattrs[path] = append(r.Xattrs[path], thin.Xattr{Name: x.Name, Value: x.Value})
 		}
 	}
 	return r

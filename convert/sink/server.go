@@ -188,7 +188,7 @@ func (s *server) revision() (string, error) {
 // It gets a process group of its own, so that a terminal's Ctrl-C reaches this program alone. Its output is in the
 // error.
 func (s *server) call(args ...string) error {
-	c := exec.Command(s.program, args...)
+	c := exec.Command(s.program, args...) //nolint:noctx // see above
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := c.CombinedOutput()
 	if err != nil {

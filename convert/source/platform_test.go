@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,9 +40,7 @@ func (s *shelf) blob(content string, media types.MediaType, more fields) fields 
 		s.t.Fatal(err)
 	}
 	d := fields{"mediaType": media, "digest": "sha256:" + hex, "size": len(content)}
-	for k, v := range more {
-		d[k] = v
-	}
+	maps.Copy(d, more)
 	return d
 }
 

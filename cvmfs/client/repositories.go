@@ -35,8 +35,8 @@ type opened struct {
 	config *config.Config
 }
 
-// NewRepositories reads the host's configuration folder when a repository is first asked for. Where allowed isn't empty,
-// only these may be used. Each repository is kept in a folder of its own below Options.Dir.
+// NewRepositories reads the host's configuration folder when a repository is first asked for. Where allowed isn't
+// empty, only these may be used. Each repository is kept in a folder of its own below Options.Dir.
 func NewRepositories(folder config.Folder, allowed []string, o Options) *Repositories {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

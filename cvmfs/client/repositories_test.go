@@ -68,7 +68,8 @@ func TestRepositoriesNotAllowedOrNotConfiguredAreRefusedByName(t *testing.T) {
 		t.Errorf("got %v, want config.ErrNotConfigured", err)
 	}
 	for _, name := range []string{"", "..", "a/b", "../" + features} {
-		if _, err := NewRepositories(config.Folder{Dir: dir}, nil, Options{Dir: t.TempDir()}).Repository(name); err == nil {
+		r := NewRepositories(config.Folder{Dir: dir}, nil, Options{Dir: t.TempDir()})
+		if _, err := r.Repository(name); err == nil {
 			t.Errorf("%q was accepted", name)
 		}
 	}

@@ -2,11 +2,13 @@
 //
 // The words used here:
 //
-//   - The configuration folder is the host's /etc/cvmfs. It may lie elsewhere for this process, as in a container into which it
-//     is mounted; names in it, and in what is told to users, remain those the host knows.
+//   - The configuration folder is the host's /etc/cvmfs. It may lie elsewhere for this process, as in a container into
+//     which it is mounted; names in it, and in what is told to users, remain those the host knows.
 //   - A parameter is a shell variable that one of its files sets, such as CVMFS_SERVER_URL.
-//   - The fqrn is a repository's fully qualified name; its domain is what follows the first dot, its organisation what precedes it.
-//   - A proxy group is a set of proxies of equal rank; the groups are in the order of preference. "DIRECT" stands for no proxy.
+//   - The fqrn is a repository's fully qualified name; its domain is what follows the first dot, its organisation what
+//     precedes it.
+//   - A proxy group is a set of proxies of equal rank; the groups are in the order of preference. "DIRECT" stands for
+//     no proxy.
 //
 // Files are read in the order of the CernVM-FS client (options.cc), later ones overriding earlier ones; those that
 // don't exist are passed over:

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -93,9 +94,7 @@ fi
 `,
 		"keys/example.org/b.pub": "", "keys/example.org/a.pub": "", "keys/example.org/a.key": "", "keys/other.pub": "",
 	}
-	for name, content := range more {
-		files[name] = content
-	}
+	maps.Copy(files, more)
 	return folder(t, files)
 }
 

@@ -299,7 +299,7 @@ func (m *meter) record(n int, err error) (int, error) {
 	m.total += int64(n)
 	switch {
 	case err == nil:
-	case err != io.EOF:
+	case !errors.Is(err, io.EOF):
 		m.err = err
 	case m.whole != nil:
 		m.whole()

@@ -3,11 +3,12 @@
 //
 // The words used here:
 //
-//   - A server is a base URL that holds the whole repository, usually http://HOST/cvmfs/FQRN. A repository has a chain of
-//     servers with the same content; the first that works is used. A server may be a folder: file:///srv/FQRN.
-//   - A proxy is an HTTP cache on the way, or "DIRECT", which means none. Proxies stand in groups: within a group one member is
-//     chosen at random and kept while it works, groups are used in the order given.
-//   - A route is a server together with a proxy. A request walks over routes: all proxies for one server, then the next server.
+//   - A server is a base URL that holds the whole repository, usually http://HOST/cvmfs/FQRN. A repository has a chain
+//     of servers with the same content; the first that works is used. A server may be a folder: file:///srv/FQRN.
+//   - A proxy is an HTTP cache on the way, or "DIRECT", which means none. Proxies stand in groups: within a group one
+//     member is chosen at random and kept while it works, groups are used in the order given.
+//   - A route is a server together with a proxy. A request walks over routes: all proxies for one server, then the next
+//     server.
 //   - An attempt is one HTTP exchange on one route.
 //
 // # Who is at fault

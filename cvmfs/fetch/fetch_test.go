@@ -104,7 +104,7 @@ func proxyServer(t testing.TB) *testutil.Faulty {
 		ErrorLog:      log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			w.Header().Set("X-Squid-Error", "ERR_CONNECT_FAIL 111")
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 		},
 	}
 	return testutil.NewFaulty(t, forward)
@@ -460,7 +460,7 @@ func TestSinksOwnErrorEndsTheFetch(t *testing.T) {
 	f := fetcher(t, quick(a.URL, b.URL))
 	full := errors.New("disk full")
 	err := f.Get(t.Context(), "x", func(io.Reader) error { return full })
-	if err != full || b.Requests("") != 0 || f.Stats().Failures != 0 {
+	if !errors.Is(err, full) || b.Requests("") != 0 || f.Stats().Failures != 0 {
 		t.Errorf("got %v, stats %+v", err, f.Stats())
 	}
 }
@@ -867,7 +867,8 @@ func FuzzEscape(f *testing.F) {
 	})
 }
 
-// What failed is told once, also where the servers are unavailable from then on; who is not asked any more is told with the reason.
+// What failed is told once, also where the servers are unavailable from then on; who is not asked any more is told with
+// the reason.
 func TestEachCauseIsToldOnce(t *testing.T) {
 	const server = "http://127.0.0.1:9/x" // nobody listens there
 	f := fetcher(t, quick(server))

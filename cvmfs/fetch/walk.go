@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -346,14 +347,14 @@ func (w *walk) note(err error) {
 }
 
 // answers reports whether the server said anything of the file, and whether it was only ever that it's missing.
-func (w *walk) answers(s *server) (any, absent bool) {
+func (w *walk) answers(s *server) (anything, absent bool) {
 	absent = true
 	for r, fail := range w.tried {
 		if r.server == s && (fail.out.answer() || fail.out == short) {
-			any, absent = true, absent && fail.out == missing
+			anything, absent = true, absent && fail.out == missing
 		}
 	}
-	return any, any && absent
+	return anything, anything && absent
 }
 
 // giveUp says why no route is left.
@@ -385,8 +386,8 @@ func (f *Fetcher) giveUp(w *walk) error {
 // missing is the error for a file that none of n servers has.
 func (w *walk) missing(n int) error {
 	for _, err := range w.errs {
-		e, ok := err.(*Error)
-		if !ok || e.Err != errMissing {
+		e, ok := errors.AsType[*Error](err)
+		if !ok || !errors.Is(e.Err, errMissing) {
 			continue
 		}
 		c := *e

@@ -38,7 +38,9 @@ func List(ctx context.Context, v *client.Revision, path string, o Options, show 
 	if !o.Recursive {
 		return l.run(ctx, l.folder(path))
 	}
-	return l.run(ctx, func(ctx context.Context, fn func(*client.Node) error) error { return v.WalkSorted(ctx, path, fn) })
+	return l.run(ctx, func(ctx context.Context, fn func(*client.Node) error) error {
+		return v.WalkSorted(ctx, path, fn)
+	})
 }
 
 // listing shows nodes in their order while their contents are read at the same time.

@@ -36,8 +36,8 @@ var kinds = map[uint32]struct {
 
 func (i *Item) isDevice() bool { return i.Type() == unix.S_IFCHR || i.Type() == unix.S_IFBLK }
 
-// WriteJSON writes an item as json.dumps(…, sort_keys=True, ensure_ascii=False) of Python would. expand puts variables into
-// the targets of symbolic links.
+// WriteJSON writes an item as json.dumps(…, sort_keys=True, ensure_ascii=False) of Python would. expand puts variables
+// into the targets of symbolic links.
 func WriteJSON(w io.Writer, i *Item, expand func(string) string) error {
 	b := []byte{'{'}
 	key := func(name string) {
@@ -132,8 +132,8 @@ func WritePlain(w io.Writer, i *Item, expand func(string) string) error {
 	return err
 }
 
-// Quote keeps a text that comes from elsewhere, such as a file's name, from controlling the terminal: it is quoted if it
-// needs to be.
+// Quote keeps a text that comes from elsewhere, such as a file's name, from controlling the terminal: it is quoted if
+// it needs to be.
 func Quote(s string) string {
 	if q := strconv.Quote(s); q != `"`+s+`"` {
 		return q

@@ -104,7 +104,7 @@ func Open(cfg Config) (*Store, error) {
 	s.life, s.end = context.WithCancel(context.Background())
 	s.probe()
 	if err := s.recover(); err != nil {
-		dir.Close()
+		dir.Close() // the error that is told is the first one
 		return nil, fmt.Errorf("open object store %s: %w", cfg.Dir, err)
 	}
 	return s, nil
@@ -287,7 +287,7 @@ func (p *part) Write(b []byte) (int, error) {
 		return n, err
 	}
 	if p.sum != nil {
-		p.sum.Write(b)
+		p.sum.Write(b) // a hash takes everything
 	}
 	return n, nil
 }

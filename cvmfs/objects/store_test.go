@@ -504,14 +504,15 @@ func TestReadAtFetchesOnlyTheChunksAskedFor(t *testing.T) {
 		b := make([]byte, c.n)
 		n, err := s.ReadAt(t.Context(), r, b, int64(c.off))
 		want := plain[c.off:min(len(plain), c.off+c.n)]
-		if !bytes.Equal(b[:n], want) || err != nil && (err != io.EOF || n == c.n) || n < c.n && err != io.EOF {
+		if !bytes.Equal(b[:n], want) || err != nil && (!errors.Is(err, io.EOF) || n == c.n) ||
+			n < c.n && !errors.Is(err, io.EOF) {
 			t.Errorf("ReadAt(%d bytes, %d) = %d, %v", c.n, c.off, n, err)
 		}
 		if total += c.requests; repo.Requests("") != total {
 			t.Errorf("ReadAt(%d bytes, %d): %d requests so far, want %d", c.n, c.off, repo.Requests(""), total)
 		}
 	}
-	if n, err := s.ReadAt(t.Context(), r, make([]byte, 1), 10_500); n != 0 || err != io.EOF {
+	if n, err := s.ReadAt(t.Context(), r, make([]byte, 1), 10_500); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %d, %v", n, err)
 	}
 	if _, err := s.ReadAt(t.Context(), r, make([]byte, 1), -1); err == nil {
@@ -540,7 +541,7 @@ func TestReadAtOfWholeObject(t *testing.T) {
 	b := make([]byte, 100)
 	for _, off := range []int64{5000, 0, 9950} {
 		n, err := s.ReadAt(t.Context(), r, b, off)
-		if !bytes.Equal(b[:n], plain[off:min(10_000, off+100)]) || (err == io.EOF) != (off == 9950) {
+		if !bytes.Equal(b[:n], plain[off:min(10_000, off+100)]) || errors.Is(err, io.EOF) != (off == 9950) {
 			t.Errorf("ReadAt(%d) = %d, %v", off, n, err)
 		}
 	}
@@ -571,7 +572,7 @@ func TestReadersOfOneBigObjectShareChunks(t *testing.T) {
 				off := rnd.IntN(50_000)
 				b := make([]byte, rnd.IntN(5000))
 				n, err := s.ReadAt(t.Context(), r, b, int64(off))
-				if !bytes.Equal(b[:n], plain[off:min(50_000, off+len(b))]) || err != nil && err != io.EOF {
+				if !bytes.Equal(b[:n], plain[off:min(50_000, off+len(b))]) || err != nil && !errors.Is(err, io.EOF) {
 					t.Errorf("ReadAt(%d, %d) = %d, %v", len(b), off, n, err)
 				}
 			}

@@ -35,11 +35,11 @@ const (
 func benchImage(b *testing.B, dir string, second bool) (layers []string, files int, total int64) {
 	b.Helper()
 	var (
-		at    int
-		out   *os.File
-		z     *gzip.Writer
-		w     *tar.Writer
-		close = func() {
+		at     int
+		out    *os.File
+		z      *gzip.Writer
+		w      *tar.Writer
+		finish = func() {
 			for _, c := range []io.Closer{w, z, out} {
 				if err := c.Close(); err != nil {
 					b.Fatal(err)
@@ -92,7 +92,7 @@ func benchImage(b *testing.B, dir string, second bool) (layers []string, files i
 				return errFull
 			}
 			if total > int64(at)*imageBytes/imageLayers {
-				close()
+				finish()
 				open()
 			}
 			return nil
@@ -104,7 +104,7 @@ func benchImage(b *testing.B, dir string, second bool) (layers []string, files i
 			b.Fatal(err)
 		}
 	}
-	close()
+	finish()
 	return layers, files, total
 }
 

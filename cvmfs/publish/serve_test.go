@@ -79,21 +79,21 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 			t.Fatal(err)
 		}
 		answer, body := ask(t, "GET", base+name)
-		if answer.StatusCode != 200 || body != string(want) || answer.Header.Get("Cache-Control") != caching {
+		if answer.StatusCode != http.StatusOK || body != string(want) || answer.Header.Get("Cache-Control") != caching {
 			t.Errorf("%s: %s, %d bytes, %v", name, answer.Status, len(body), answer.Header)
 		}
-		if answer, body := ask(t, "HEAD", base+name); answer.StatusCode != 200 || body != "" ||
+		if answer, body := ask(t, "HEAD", base+name); answer.StatusCode != http.StatusOK || body != "" ||
 			answer.ContentLength != int64(len(want)) {
 			t.Errorf("HEAD %s: %s, %d", name, answer.Status, answer.ContentLength)
 		}
-		if again, _ := ask(t, "GET", base+name, "If-None-Match", answer.Header.Get("ETag")); again.StatusCode != 304 {
+		if again, _ := ask(t, "GET", base+name, "If-None-Match", answer.Header.Get("ETag")); again.StatusCode != http.StatusNotModified {
 			t.Errorf("%s, if it changed: %s", name, again.Status)
 		}
 		if again, _ := ask(t, "GET", base+name, "If-Modified-Since",
-			answer.Header.Get("Last-Modified")); again.StatusCode != 304 {
+			answer.Header.Get("Last-Modified")); again.StatusCode != http.StatusNotModified {
 			t.Errorf("%s, if modified: %s", name, again.Status)
 		}
-		if part, body := ask(t, "GET", base+name, "Range", "bytes=3-9"); part.StatusCode != 206 ||
+		if part, body := ask(t, "GET", base+name, "Range", "bytes=3-9"); part.StatusCode != http.StatusPartialContent ||
 			body != string(want[3:10]) {
 			t.Errorf("range of %s: %s, %q", name, part.Status, body)
 		}
@@ -101,7 +101,7 @@ func TestServedFilesHaveTheHeadersCachesNeed(t *testing.T) {
 	before, _ := ask(t, "HEAD", base+manifest.FileName)
 	publishFile(t, r, "/other")
 	if after, _ := ask(t, "GET", base+manifest.FileName, "If-None-Match",
-		before.Header.Get("ETag")); after.StatusCode != 200 {
+		before.Header.Get("ETag")); after.StatusCode != http.StatusOK {
 		t.Errorf("a new manifest: %s", after.Status)
 	}
 }
@@ -128,12 +128,12 @@ func TestNothingElseIsServed(t *testing.T) {
 		here + "data/ab/" + strings.Repeat("d", 38), base + "/cvmfs/other.example.org/.cvmfspublished",
 		base + "/.cvmfspublished",
 	} {
-		if answer, body := ask(t, "GET", url); answer.StatusCode != 404 || strings.Contains(body, "PRIVATE") {
+		if answer, body := ask(t, "GET", url); answer.StatusCode != http.StatusNotFound || strings.Contains(body, "PRIVATE") {
 			t.Errorf("%s: %s", url, answer.Status)
 		}
 	}
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
-		if answer, _ := ask(t, method, here+manifest.FileName); answer.StatusCode != 405 ||
+		if answer, _ := ask(t, method, here+manifest.FileName); answer.StatusCode != http.StatusMethodNotAllowed ||
 			answer.Header.Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %s", method, answer.Status)
 		}

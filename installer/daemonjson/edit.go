@@ -311,7 +311,7 @@ func uncommented(extra hujson.Extra) hujson.Extra {
 		at = c.end
 		rest := bytes.TrimLeft(extra[at:], " \t")
 		switch ends := bytes.HasPrefix(bytes.TrimLeft(rest, "\r"), []byte("\n")); {
-		case !ends && (len(kept) == 0 || bytes.ContainsRune([]byte(" \t\n"), rune(kept[len(kept)-1]))):
+		case !ends && (len(kept) == 0 || strings.ContainsRune(" \t\n", rune(kept[len(kept)-1]))):
 			at = len(extra) - len(rest) // there is white space before it
 		case ends:
 			kept = bytes.TrimRight(kept, " \t")
@@ -338,11 +338,11 @@ func (f *File) Undo(before, after []byte) (undone *File, kept []string, err erro
 	var changes []Change
 	for _, key := range names {
 		old, had := was.Get(key)
-		new, has := is.Get(key)
+		set, has := is.Get(key)
 		now, there := f.Get(key)
 		switch {
-		case had == has && (!had || equal(old, new)): // we didn't change it
-		case has == there && (!has || equal(new, now)): // and they neither
+		case had == has && (!had || equal(old, set)): // we didn't change it
+		case has == there && (!has || equal(set, now)): // and they neither
 			changes = append(changes, Change{key, old})
 		case had != there || had && !equal(old, now):
 			kept = append(kept, key)

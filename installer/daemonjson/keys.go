@@ -53,7 +53,7 @@ type key struct {
 var keys = func() map[string]key {
 	m := map[string]key{}
 	add := func(s shape, since, until int, names string) {
-		for _, name := range strings.Fields(names) {
+		for name := range strings.FieldsSeq(names) {
 			m[name] = key{s, since, until}
 		}
 	}
@@ -64,7 +64,8 @@ var keys = func() map[string]key {
 		network-control-plane-mtu network-diagnostic-port shutdown-timeout`)
 	add(integer, 0, 26, `oom-score-adjust`)
 	add(str, 0, 0, `api-cors-header bip bridge cgroup-parent containerd containerd-namespace data-root default-cgroupns-mode
-		default-gateway default-gateway-v6 default-ipc-mode default-runtime deprecated-key-path exec-root fixed-cidr fixed-cidr-v6
+		default-gateway default-gateway-v6 default-ipc-mode default-runtime deprecated-key-path exec-root
+		fixed-cidr fixed-cidr-v6
 		group host-gateway-ip init-path ip log-driver log-level metrics-addr pidfile seccomp-profile storage-driver
 		swarm-default-advertise-addr tlscacert tlscert tlskey userland-proxy-path userns-remap`)
 	add(str, 0, 24, `cluster-advertise cluster-store graph`)
@@ -83,7 +84,8 @@ var keys = func() map[string]key {
 	add(anything, 23, 0, `http-proxy https-proxy no-proxy`)
 	// Names of flags that the engine lets pass for keys, and then takes no notice of.
 	add(anything, 0, 0, `add-runtime authorization-plugin config-file containerd-plugins-namespace
-		default-address-pool default-ulimit dns-opt exec-opt help host insecure-registry label log-opt node-generic-resource
+		default-address-pool default-ulimit dns-opt exec-opt help host insecure-registry label
+		log-opt node-generic-resource
 		registry-mirror restart storage-opt version`)
 	add(anything, 0, 24, `cluster-store-opt`)
 	add(anything, 23, 0, `validate`)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,7 +46,7 @@ func (f *File) validate(ctx context.Context, program string, args, environ []str
 	ctx, cancel := context.WithTimeout(ctx, validateWait)
 	defer cancel()
 	// Of two flags of a name the last counts.
-	cmd := exec.CommandContext(ctx, program, append(args[:len(args):len(args)], "--config-file", temporary.Name(),
+	cmd := exec.CommandContext(ctx, program, append(slices.Clip(args), "--config-file", temporary.Name(),
 		"--validate")...)
 	cmd.Env = environ
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}

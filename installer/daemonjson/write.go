@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -195,12 +196,12 @@ func lock(dir string) (unlock func(), err error) {
 		return nil, err
 	}
 	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		d.Close()
+		d.Close() // the error that is told is the first one
 		return nil, fmt.Errorf("lock %s: %w (is another installer running?)", dir, err)
 	}
 	return func() {
 		unix.Flock(int(d.Fd()), unix.LOCK_UN) // also for programs just being started, which may still have the folder
-		d.Close()
+		d.Close()                             // only locked
 	}, nil
 }
 
@@ -292,11 +293,11 @@ func (b *Backup) putBack() error {
 
 // removeFolders removes those that Write made and nobody uses.
 func removeFolders(folders []string) error {
-	for i := len(folders) - 1; i >= 0; i-- {
-		err := unix.Rmdir(folders[i])
+	for _, folder := range slices.Backward(folders) {
+		err := unix.Rmdir(folder)
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTEMPTY) &&
 			!errors.Is(err, unix.EEXIST) {
-			return &fs.PathError{Op: "rmdir", Path: folders[i], Err: err}
+			return &fs.PathError{Op: "rmdir", Path: folder, Err: err}
 		}
 	}
 	return nil

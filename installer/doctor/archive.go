@@ -155,7 +155,7 @@ func configurationFiles(dir string) map[string]string {
 	// What can't be read is missing.
 	_ = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			return nil
+			return nil // missing
 		}
 		if len(found) >= maxEntries {
 			return fs.SkipAll

@@ -1,6 +1,6 @@
-// Package policy says what an install, an upgrade, an uninstall or a look at a host asks and refuses. Where a user leaves
-// something open it finds the engine, its configuration file, the plugin and the bundle that are meant; it refuses what
-// contradicts itself, and what the host doesn't qualify for. It changes nothing: package installer does.
+// Package policy says what an install, an upgrade, an uninstall or a look at a host asks and refuses. Where a user
+// leaves something open it finds the engine, its configuration file, the plugin and the bundle that are meant; it
+// refuses what contradicts itself, and what the host doesn't qualify for. It changes nothing: package installer does.
 package policy
 
 import (

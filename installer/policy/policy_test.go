@@ -61,7 +61,8 @@ func TestAnEngineOfAnotherHostIsNotChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	if _, err := h.Installer(nil, nil); !errors.As(err, new(UsageError)) || !strings.Contains(err.Error(), "192.0.2.1") {
+	if _, err := h.Installer(nil, nil); !errors.As(err, new(UsageError)) ||
+		!strings.Contains(err.Error(), "192.0.2.1") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -232,7 +232,7 @@ func count(dir string) Disk {
 			return fs.SkipAll
 		}
 		if err != nil || !entry.Type().IsRegular() {
-			return nil
+			return nil // nothing
 		}
 		if info, err := entry.Info(); err == nil {
 			d.Objects++

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -73,9 +74,7 @@ func (s *Service) take(args, environ []string) {
 			given[f.Name] = strings.TrimSpace(given[f.Name] + " " + f.Value)
 		}
 	}
-	for name, value := range given {
-		s.Flags[name] = value
-	}
+	maps.Copy(s.Flags, given)
 	for _, v := range environ {
 		if value, ok := strings.CutPrefix(v, service.PluginVariable+"="); ok {
 			s.Variable = value != "" // any value counts

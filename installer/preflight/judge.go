@@ -2,8 +2,8 @@ package preflight
 
 // rules give findings, each for one matter.
 var rules = []func(f *Facts, p *Plan) []Finding{
-	user, reachable, here, version, rootless, imageStore, flags, file, storageOptions, driver, containers, images, moves,
-	swarm, liveRestore,
+	user, reachable, here, version, rootless, imageStore, flags, file, storageOptions, driver, containers, images,
+	moves, swarm, liveRestore,
 	plugin, pluginState, needed, folders,
 	dataRoot, space,
 	kernel, mounts, view, security, clock,

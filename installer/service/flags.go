@@ -29,7 +29,7 @@ func ParseFlags(args []string) []Flag {
 		}
 		return ""
 	}
-	for i := 0; i < len(args); i++ {
+	for i := 0; i < len(args); i++ { //nolint:intrange // value may take the next one
 		arg := args[i]
 		switch {
 		case arg == "--":

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -323,8 +324,7 @@ func (s *catalogScan) place(self hash.PathHash) {
 		path = f.path
 		good = !f.mount
 	}
-	for i := len(chain) - 1; i >= 0; i-- {
-		f := chain[i]
+	for _, f := range slices.Backward(chain) {
 		path += "/" + f.name
 		f.state = lost
 		if good {

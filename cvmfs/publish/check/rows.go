@@ -226,30 +226,30 @@ func (s *catalogScan) count(r *checkRow) {
 // checkRow holds a row to the rules that concern it alone, and its group.
 func (s *catalogScan) checkRow(r *checkRow, at string) {
 	root := r.path == hash.OfPath(s.checked.path)
-	problem := func(rule, format string, args ...any) { s.c.problem(rule, at, format, args...) }
+	problem := func(format string, args ...any) { s.c.problem(RuleRow, at, format, args...) }
 	switch {
 	case r.null:
-		problem(RuleRow, "its name or its target is NULL")
+		problem("its name or its target is NULL")
 	case r.name == "" && root && s.checked.path == "": // the repository's root
 	case r.name == "", r.name == ".", r.name == "..", len(r.name) > maxName, strings.ContainsAny(r.name, "/\x00"):
-		problem(RuleRow, "%.80q is no name", r.name)
+		problem("%.80q is no name", r.name)
 	}
 	if r.links() < 1 {
-		problem(RuleRow, "a link count of 0")
+		problem("a link count of 0")
 	}
 	if !r.algorithm().Valid() || !r.compression().Valid() {
-		problem(RuleRow, "flags %#x name an unknown digest or compression", r.flags)
+		problem("flags %#x name an unknown digest or compression", r.flags)
 	}
 	want, known := map[int64]int64{0o040000: 0x1, 0o100000: 0x4, 0o120000: 0xc}[r.typ()]
 	if !known {
 		want = 0x14
 	}
 	if r.flags&typeFlags != want {
-		problem(RuleRow, "flags %#x don't fit the mode %o", r.flags, r.mode)
+		problem("flags %#x don't fit the mode %o", r.flags, r.mode)
 	}
 	if len(r.xattr) > 0 {
 		if _, err := catalog.ParseXattrs(r.xattr); err != nil {
-			problem(RuleRow, "%v", err)
+			problem("%v", err)
 		}
 	}
 	s.checkMarker(r, at)

@@ -68,16 +68,10 @@ func (s *reachable) has(o objectKey) bool {
 	return ok
 }
 
-// add reports whether the object is new.
-func (s *reachable) add(d hash.Digest, suffix hash.Suffix) bool {
+func (s *reachable) add(d hash.Digest, suffix hash.Suffix) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o := objectNamed(d, suffix)
-	if s.has(o) {
-		return false
-	}
-	s.objects[o] = struct{}{}
-	return true
+	s.objects[objectNamed(d, suffix)] = struct{}{}
 }
 
 // walk adds the catalogs and everything they lead to. Where another set is given, those that are in it are passed over,

@@ -211,7 +211,7 @@ func (c *content) Read(p []byte) (int, error) {
 	c.timer.Reset(stall)
 	n, err := c.body.Read(p)
 	c.timer.Stop()
-	if err != nil && err != io.EOF && c.cause() != nil {
+	if err != nil && !errors.Is(err, io.EOF) && c.cause() != nil {
 		err = c.cause()
 	}
 	return n, err
