@@ -422,8 +422,8 @@ func misspelt(name string) string {
 	return best
 }
 
-// distance is the number of letters to insert, remove, replace or exchange with their neighbour to make b of a; limit if
-// it is at least that.
+// distance is the number of letters to insert, remove, replace or exchange with their neighbour to make b of a; limit
+// if it is at least that.
 func distance(a, b string, limit int) int {
 	if diff := len(a) - len(b); diff >= limit || -diff >= limit {
 		return limit

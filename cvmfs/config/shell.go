@@ -44,7 +44,8 @@ var (
 //
 // A command that isn't understood has no effect and the status 127, as one that isn't installed. What the shell can't
 // know from then on is kept track of: a parameter is in doubt when a failed line would set it or decides about it,
-// whatever is computed of it too, and so on. A parameter in doubt still has the value that the rest of the files gives it.
+// whatever is computed of it too, and so on. A parameter in doubt still has the value that the rest of the files gives
+// it.
 type shell struct {
 	folder Folder
 	fqrn   string
