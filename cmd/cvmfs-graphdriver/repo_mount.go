@@ -123,7 +123,7 @@ func openCache(name string) (dir string, leave func() error, err error) {
 		return "", nil, fmt.Errorf("open cache: %w", err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
+		lock.Close() // the error that is told is the first one
 		return "", nil, fmt.Errorf("open cache %s: another mount uses it: give another folder: %w", name, err)
 	}
 	return dir, lock.Close, nil
