@@ -32,8 +32,8 @@ const (
 	configFiles = "files-"         // what a folder with a revision's files begins with, before its root catalog
 )
 
-// ConfigRepository returns what gets a configuration repository's files for [config.Folder]. They are kept in a folder of
-// Options.Dir, so that they are there when no server answers. What is returned is safe for concurrent use.
+// ConfigRepository returns what gets a configuration repository's files for [config.Folder]. They are kept in a folder
+// of Options.Dir, so that they are there when no server answers. What is returned is safe for concurrent use.
 func ConfigRepository(ctx context.Context, o Options) func(*config.Config) (string, error) {
 	g := &configGetter{ctx: ctx, options: o, got: map[string]configAnswer{}}
 	return g.get
@@ -64,8 +64,8 @@ func (g *configGetter) get(c *config.Config) (string, error) {
 	return dir, err
 }
 
-// ask gets the newest revision's files, or those that were gotten last where it can't be had. It is an error all the same
-// if the servers have something that must no longer be trusted.
+// ask gets the newest revision's files, or those that were gotten last where it can't be had. It is an error all the
+// same if the servers have something that must no longer be trusted.
 func (g *configGetter) ask(c *config.Config) (string, error) {
 	o := g.options
 	o.Dir = filepath.Join(o.Dir, "config-repository", c.FQRN)
@@ -150,8 +150,8 @@ func (r *Repository) sweepConfig(but string) {
 	}
 }
 
-// copyConfig copies the configuration into a folder, as folders and regular files. A link is what it leads to, if that is
-// a regular file of the configuration, too; else it is left out.
+// copyConfig copies the configuration into a folder, as folders and regular files. A link is what it leads to, if that
+// is a regular file of the configuration, too; else it is left out.
 func (v *Revision) copyConfig(ctx context.Context, dir string) error {
 	nodes := map[string]*catalog.Entry{}
 	var sorted []string

@@ -145,7 +145,7 @@ func (s *shell) run(stmt *syntax.Stmt, c *syntax.CallExpr, args []string, io str
 	case "[", "test":
 		return s.test(stmt, args, c.Args), nil
 	case ".", "source":
-		return s.sourced(stmt, args[1:], io)
+		return s.sourced(stmt, args[1:])
 	case "eval":
 		return s.eval(stmt, args[1:])
 	case "unset":
@@ -190,7 +190,7 @@ func (s *shell) unknown(stmt *syntax.Stmt, c *syntax.CallExpr, args []string) re
 }
 
 // sourced evaluates another file in the place of the command.
-func (s *shell) sourced(stmt *syntax.Stmt, args []string, io streams) (result, error) {
+func (s *shell) sourced(stmt *syntax.Stmt, args []string) (result, error) {
 	if len(args) != 1 || s.taint != "" {
 		s.fail(stmt, "the file to be read is not known")
 		return s.failed(stmt), nil

@@ -142,9 +142,9 @@ type Folder struct {
 	// it.
 	Defaults []byte
 
-	// ConfigRepository gets the files of the repository that CVMFS_CONFIG_REPOSITORY names, which is configured as given,
-	// and returns the folder they lie in as below the repository's root: etc/cvmfs/default.conf and so on. There must be
-	// only folders and regular files in it. nil: its files are not read.
+	// ConfigRepository gets the files of the repository that CVMFS_CONFIG_REPOSITORY names, which is configured as
+	// given, and returns the folder they lie in as below the repository's root: etc/cvmfs/default.conf and so on. There
+	// must be only folders and regular files in it. nil: its files are not read.
 	ConfigRepository func(*Config) (dir string, err error)
 }
 

@@ -14,9 +14,9 @@ import (
 const (
 	// mostConnections are in use at once. What is more queues.
 	mostConnections = 32
-	// startFresh connections may be new at once, that is without an answer yet. A server takes new connections one after
-	// another, from a queue that may be as short as five; what doesn't fit is dropped, and repeated by the kernel only after
-	// a second.
+	// startFresh connections may be new at once, that is without an answer yet. A server takes new connections one
+	// after another, from a queue that may be as short as five; what doesn't fit is dropped, and repeated by the kernel
+	// only after a second.
 	startFresh = 4
 	// mostFresh is how far that grows where the way is long.
 	mostFresh = 16

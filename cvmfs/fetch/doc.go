@@ -53,14 +53,14 @@
 //
 // # Geography
 //
-// With Geo.Use the first request waits for the order that one of the servers gives, of at most three that are asked. Where
-// none tells it the configured order is used, and the
-// question is repeated ten minutes later. Config.MaxServers counts in the order that is found.
+// With Geo.Use the first request waits for the order that one of the servers gives, of at most three that are asked.
+// Where none tells it the configured order is used, and the question is repeated ten minutes later. Config.MaxServers
+// counts in the order that is found.
 //
 // # Names
 //
 // A proxy's name is resolved before the first request, and again when Names.MinTTL is over, beside requests that go on
 // with the addresses at hand. Each of its addresses is a proxy of its own, with a health of its own; so a name of which
-// one address stalls costs that address's timeout once. A server's name is one server: connecting tries its addresses in
-// turn within the one timeout, those that failed last.
+// one address stalls costs that address's timeout once. A server's name is one server: connecting tries its addresses
+// in turn within the one timeout, those that failed last.
 package fetch
