@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +40,33 @@ func TestKilledAnywhereTheLastRevisionIsWholeAndTheNextFollows(t *testing.T) {
 	}
 	CheckNumber(t, r, killed+1)
 	MustBeSound(t, r)
+}
+
+func TestFilesThatAProcessLeftHalfWrittenGoWithTheNextTransaction(t *testing.T) {
+	r := New(t, Small(Settings{}))
+	left := []string{
+		filepath.Join(r.Dir(), ".new-1"), filepath.Join(r.Temp(), "catalog.1"),
+		filepath.Join(r.Storage().String(), ".new-2"), filepath.Join(r.Storage().String(), "data/txn/1.1"),
+	}
+	for _, path := range left {
+		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Storage().List(t.Context(), "", func(f storage.File) error {
+		if strings.Contains(f.Name, "new-") || strings.Contains(f.Name, "txn") {
+			t.Errorf("%s is listed", f.Name)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	Begin(t, r)
+	for _, path := range left {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 }
 
 // TestReflogOfAPublishThatWasCutOffIsPutBack stops between reflog and manifest, where a kill is unlikely to hit.
