@@ -144,7 +144,8 @@ func (r *Repository) sweepConfig(but string) {
 		return
 	}
 	for _, e := range entries {
-		if name := e.Name(); strings.HasPrefix(name, configFiles) && name != but || durable.IsTemporary(name) && e.IsDir() {
+		name := e.Name()
+		if former := strings.HasPrefix(name, configFiles) && name != but; former || durable.IsTemporary(name) && e.IsDir() {
 			os.RemoveAll(filepath.Join(r.cfg.Dir, name))
 		}
 	}

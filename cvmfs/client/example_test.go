@@ -47,7 +47,8 @@ func Example() {
 	// revision 4: 4 bytes, "new\n"
 }
 
-// Walk meets a folder before what is in it, in the order of names, across all catalogs. What has the same Link is one file.
+// Walk meets a folder before what is in it, in the order of names, across all catalogs. What has the same Link is one
+// file.
 func ExampleRevision_Walk() {
 	etc, cache, stop := exampleHost()
 	defer stop()

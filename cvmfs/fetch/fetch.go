@@ -80,7 +80,9 @@ type Stats struct {
 // New makes a Fetcher. It makes no connection.
 func New(cfg Config) (*Fetcher, error) {
 	cfg.defaults()
-	f := &Fetcher{cfg: cfg, log: cfg.Log, names: newNames(cfg.Names), sorting: make(chan struct{}, 1), whoami: randomName()}
+	f := &Fetcher{
+		cfg: cfg, log: cfg.Log, names: newNames(cfg.Names), sorting: make(chan struct{}, 1), whoami: randomName(),
+	}
 	for _, s := range cfg.Servers {
 		srv, err := newServer(s)
 		if err != nil {

@@ -65,9 +65,10 @@ func newNames(cfg Names) *names {
 		if _, _, err := net.SplitHostPort(server); err != nil {
 			server = net.JoinHostPort(server, "53")
 		}
-		n.resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, server)
-		}}
+		}
+		n.resolver = &net.Resolver{PreferGo: true, Dial: dial}
 	}
 	return n
 }

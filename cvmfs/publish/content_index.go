@@ -77,8 +77,7 @@ func openContentIndex(dir string) (k *contentIndex, err error) {
 	k = &contentIndex{dir: dir, recent: map[content]storedObject{}}
 	defer func() {
 		if err != nil {
-			k.release()
-			err = fmt.Errorf("open list of known content in %s: %w", dir, err)
+			err = fmt.Errorf("open list of known content in %s: %w", dir, errors.Join(err, k.release()))
 		}
 	}()
 	if err := k.openSorted(); err != nil {
@@ -252,16 +251,16 @@ func (k *contentIndex) writeMerged(to io.Writer, recent [][]byte) error {
 				return err
 			}
 			for len(recent) > 0 && compareIndexEntries(recent[0], entry[:]) < 0 {
-				out.Write(recent[0]) // its error is kept until Flush
+				_, _ = out.Write(recent[0]) // its error is kept until Flush
 				recent = recent[1:]
 			}
 			if len(recent) == 0 || compareIndexEntries(recent[0], entry[:]) != 0 {
-				out.Write(entry[:])
+				_, _ = out.Write(entry[:])
 			}
 		}
 	}
 	for _, entry := range recent {
-		out.Write(entry)
+		_, _ = out.Write(entry)
 	}
 	return out.Flush()
 }
