@@ -18,12 +18,12 @@ func repoShowconfigCommand() *cli.Command {
 		Name:      "showconfig",
 		Usage:     "show a repository's parameters, and where each was set",
 		ArgsUsage: "FQRN",
-		Description: `Prints a line NAME=VALUE # FILE:LINE for each parameter, then lines of the files that have no effect,
-parameters that are not supported, and names that are no parameters. User names and passwords in URLs are left out.
-The exit code is 1 if the repository cannot be used.
+		Description: `Prints a line NAME=VALUE # FILE:LINE for each parameter, then lines of the files that have
+no effect, parameters that are not supported, and names that are no parameters. User names and passwords in URLs
+are left out. The exit code is 1 if the repository cannot be used.
 
-With --json, prints one object: fqrn, parameters (name, value, place, status, doubt), findings (kind, place, parameter,
-text), error.`,
+With --json, prints one object: fqrn, parameters (name, value, place, status, doubt), findings (kind, place,
+parameter, text), error.`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config-dir", Usage: "`FOLDER` with the CernVM-FS configuration", Value: config.HostDir},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
