@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -315,7 +316,7 @@ func (p *instance) container(id, parent string) string {
 	return p.root + dir
 }
 
-func (p *instance) status() (s status) {
+func (p *instance) status() (s status.Node) {
 	p.t.Helper()
 	resp, err := p.post("CvmfsGraphDriver.Status", nil)
 	must(p.t, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/sys/user"
 
 	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/status"
 )
 
 const (
@@ -70,7 +71,7 @@ func New(cfg Config) *Server {
 	}
 	s.mux.HandleFunc("POST /GraphDriver.Diff", s.diff)
 	s.mux.HandleFunc("POST /GraphDriver.ApplyDiff", s.applyDiff)
-	s.mux.HandleFunc("/CvmfsGraphDriver.Status", func(w http.ResponseWriter, _ *http.Request) {
+	s.mux.HandleFunc(status.Path, func(w http.ResponseWriter, _ *http.Request) {
 		s.answer(w, http.StatusOK, cfg.Status())
 	})
 	s.mux.HandleFunc("POST /Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {

@@ -10,7 +10,7 @@ import (
 	"github.com/moby/sys/user"
 
 	"cvmfs-graphdriver/cvmfs/objects"
-	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/internal/hostfs"
 )
 
@@ -105,7 +105,7 @@ func (s *Store) Status() [][2]string {
 	if s.quota.projects.enforced() == nil {
 		quotas = "on"
 	}
-	status := [][2]string{
+	rows := [][2]string{
 		{"Backing Filesystem", fileSystem(s.cfg.Root)},
 		{"Project quotas", quotas},
 		{"View", s.current().String()},
@@ -113,9 +113,9 @@ func (s *Store) Status() [][2]string {
 		{"Mounted layers", strconv.Itoa(len(s.openLayers()))},
 	}
 	if !settings.IDs.Empty() {
-		status = append(status, [2]string{"User namespace", remapped(settings.IDs)})
+		rows = append(rows, [2]string{"User namespace", remapped(settings.IDs)})
 	}
-	return status
+	return rows
 }
 
 // remapped says what userns-remap takes besides us: the engine makes the folders above ours for root alone, and
@@ -146,42 +146,17 @@ func (s *Store) Users(key string) (ids []string) {
 	return ids
 }
 
-// Report is the state of the store for programs.
-type Report struct {
-	Layers int         `json:"layers"`
-	Thin   int         `json:"thin_layers"`
-	Images []ImageInfo `json:"images"`
-	Mounts []MountInfo `json:"mounts"`
-}
-
-// ImageInfo is a composed image that layers name.
-type ImageInfo struct {
-	Key     string       `json:"key"`
-	Objects int          `json:"objects"`
-	Size    int64        `json:"size"` // plain bytes of all files
-	Layers  []images.Pin `json:"layers"`
-	Err     string       `json:"error,omitempty"`
-}
-
-// MountInfo is an open layer.
-type MountInfo struct {
-	Layer string `json:"layer"`
-	Refs  int    `json:"refs"`
-	Image string `json:"image,omitempty"`
-	Stale bool   `json:"stale,omitempty"` // hangs on a FUSE mount that has gone
-}
-
 // Report collects the state, and changes nothing.
-func (s *Store) Report() (Report, error) {
+func (s *Store) Report() (status.Store, error) {
 	composer, _, err := s.ready()
 	if err != nil {
-		return Report{}, err
+		return status.Store{}, err
 	}
 	ids, err := s.ids()
 	if err != nil {
-		return Report{}, err
+		return status.Store{}, err
 	}
-	r := Report{Layers: len(ids), Images: []ImageInfo{}, Mounts: []MountInfo{}}
+	r := status.Store{Layers: len(ids), Images: []status.Image{}, Mounts: []status.Mount{}}
 	keys := map[string]bool{}
 	for _, id := range ids {
 		if l, err := s.load(id); err == nil && l.Thin {
@@ -192,18 +167,21 @@ func (s *Store) Report() (Report, error) {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		info := ImageInfo{Key: key}
+		info := status.Image{Key: key}
 		if image, err := composer.Describe(key); err != nil {
 			info.Err = err.Error()
 		} else {
-			info.Objects, info.Size, info.Layers = image.Objects, image.Size, image.Layers
+			info.Objects, info.Size = image.Objects, image.Size
+			for _, pin := range image.Layers {
+				info.Layers = append(info.Layers, status.Pin(pin))
+			}
 		}
 		r.Images = append(r.Images, info)
 	}
 	layers := s.openLayers()
 	for _, id := range slices.Sorted(maps.Keys(layers)) {
 		o := layers[id]
-		r.Mounts = append(r.Mounts, MountInfo{
+		r.Mounts = append(r.Mounts, status.Mount{
 			Layer: id, Refs: o.Refs, Image: o.Image, Stale: o.Image != "" && o.Generation != s.cfg.Generation,
 		})
 	}

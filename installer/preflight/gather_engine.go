@@ -22,6 +22,7 @@ import (
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -269,7 +270,7 @@ func asked(ctx context.Context, folder string) (*State, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: dial}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/CvmfsGraphDriver.Status", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin"+status.Path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -284,34 +285,14 @@ func asked(ctx context.Context, folder string) (*State, error) {
 	return readState(io.LimitReader(response.Body, maxState))
 }
 
-// readState reads the plugin's answer, whose form is that of the plugin's program.
+// readState reads the plugin's answer.
 func readState(r io.Reader) (*State, error) {
-	var answer struct {
-		Version string
-		Commit  string
-		Error   string
-		Memory  struct{ Resident uint64 }
-		Store   struct {
-			Layers int
-			Thin   int `json:"thin_layers"`
-			Images []struct {
-				Key     string
-				Objects int
-				Size    int64
-				Error   string
-				Layers  []struct {
-					FQRN     string `json:"repository"`
-					Revision uint64
-				}
-			}
-			Mounts []struct{ Stale bool }
-		}
-	}
+	var answer status.Node
 	if err := json.NewDecoder(r).Decode(&answer); err != nil {
 		return nil, fmt.Errorf("read the plugin's state: %w", err)
 	}
 	s := &State{
-		Version: answer.Version, Commit: answer.Commit, Err: answer.Error, Memory: answer.Memory.Resident,
+		Version: answer.Version, Commit: answer.Commit, Err: answer.Err, Memory: answer.Memory.Resident,
 		Layers: answer.Store.Layers, Thin: answer.Store.Thin, Mounts: len(answer.Store.Mounts), Images: []Image{},
 	}
 	for _, m := range answer.Store.Mounts {
@@ -320,7 +301,7 @@ func readState(r io.Reader) (*State, error) {
 		}
 	}
 	for _, i := range answer.Store.Images {
-		image := Image{Key: i.Key, Objects: i.Objects, Size: i.Size, Err: i.Error, Repositories: map[string]uint64{}}
+		image := Image{Key: i.Key, Objects: i.Objects, Size: i.Size, Err: i.Err, Repositories: map[string]uint64{}}
 		for _, pin := range i.Layers {
 			image.Repositories[pin.FQRN] = max(image.Repositories[pin.FQRN], pin.Revision)
 		}
