@@ -39,6 +39,8 @@ require (
 	mvdan.cc/sh/v3 v3.14.1
 )
 
+require github.com/moby/locker v1.0.1
+
 require (
 	github.com/Azure/go-ansiterm v0.0.0-20250102033503-faa5f7b0171c // indirect
 	github.com/BurntSushi/toml v1.6.0 // indirect

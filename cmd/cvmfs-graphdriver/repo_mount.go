@@ -14,11 +14,11 @@ import (
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/cvmfs/objects"
-	"cvmfs-graphdriver/driver/graphdriver"
 	"cvmfs-graphdriver/driver/images"
-	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/fusewire"
+	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -50,7 +50,7 @@ func repoMount(c *cli.Context) (err error) {
 	}
 	fqrn, path := folderArg(c.Args().Get(0))
 	want := c.String("view")
-	if want != "auto" && want != string(layers.ViewEROFS) && want != string(layers.ViewFUSE) {
+	if want != options.Auto && want != options.EROFS && want != options.FUSE {
 		return program.Usagef(c, "--view: there is auto, erofs and fuse")
 	}
 	dir, err := mountPoint(c.Args().Get(1))
@@ -97,7 +97,7 @@ func mountPoint(name string) (string, error) {
 	if _, err := os.ReadDir(dir); err != nil {
 		return "", fmt.Errorf("mount on %s: %w", name, err)
 	}
-	switch mounted, err := new(graphdriver.Mounter).Mounted(dir); {
+	switch mounted, err := new(overlayfs.Kernel).Mounted(dir); {
 	case err != nil:
 		return "", fmt.Errorf("mount on %s: %w", name, err)
 	case mounted:
@@ -141,7 +141,7 @@ type repoFolder struct {
 	stop    context.CancelFunc
 	device  *os.File
 	ended   chan error // gives the end of the FUSE server
-	mounter graphdriver.Mounter
+	kernel  overlayfs.Kernel
 }
 
 // Fetcher makes the repository the source of all objects.
@@ -180,7 +180,7 @@ func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 	if err := tree.Add(m.image.Key, m.image.Meta); err != nil {
 		return err
 	}
-	if err := errors.Join(fusewire.Unmount(m.path("fuse")), m.mounter.Unmount(m.path("image")),
+	if err := errors.Join(fusewire.Unmount(m.path("fuse")), m.kernel.Unmount(m.path("image")),
 		os.MkdirAll(m.path("fuse"), 0o700)); err != nil {
 		return err
 	}
@@ -201,36 +201,42 @@ func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 
 // mount mounts the image by the view that is wanted.
 func (m *repoFolder) mount(want string) error {
-	if want != string(layers.ViewFUSE) {
-		err := m.mounter.Mount(layers.Mount{
-			Image: &layers.ImageMount{Source: m.image.Meta, Target: m.path("image")},
-			Shared: &layers.Shared{
-				Target: m.dir, Lower: []string{m.path("image")},
-				Data: []string{
-					m.path("store"), m.path("fuse", objectfs.Gate), m.path("fresh"),
-					m.path("fuse", objectfs.Data),
-				},
-			},
-		})
-		if err == nil || want == string(layers.ViewEROFS) {
-			m.by = string(layers.ViewEROFS)
+	if want != options.FUSE {
+		err := m.mountImage()
+		if err == nil || want == options.EROFS {
+			m.by = options.EROFS
 			return err
 		}
 	}
-	m.by = string(layers.ViewFUSE)
+	m.by = options.FUSE
 	if err := unix.Mount(m.path("fuse", view.Folder, m.image.Key), m.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount on %s: %w", m.dir, err)
 	}
 	return nil
 }
 
+// mountImage has the kernel mount the image, and an overlay of it that finds content in data-only layers.
+func (m *repoFolder) mountImage() error {
+	image := m.path("image")
+	if err := os.MkdirAll(image, 0o700); err != nil {
+		return err
+	}
+	if err := m.kernel.MountImage(m.image.Meta, image); err != nil {
+		return err
+	}
+	return m.kernel.Mount(m.dir, &overlayfs.Spec{
+		Lower: []string{image}, Metacopy: true,
+		Data: []string{m.path("store"), m.path("fuse", objectfs.Gate), m.path("fresh"), m.path("fuse", objectfs.Data)},
+	})
+}
+
 // close unmounts whatever is mounted.
 func (m *repoFolder) close() error {
 	var errs []error
 	if m.by != "" {
-		errs = append(errs, m.mounter.Unmount(m.dir))
+		errs = append(errs, m.kernel.Unmount(m.dir))
 	}
-	errs = append(errs, m.mounter.Unmount(m.path("image")))
+	errs = append(errs, m.kernel.Unmount(m.path("image")))
 	if m.stop != nil {
 		m.stop()
 	}

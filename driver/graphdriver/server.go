@@ -13,7 +13,6 @@ import (
 
 	"github.com/moby/sys/user"
 
-	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/status"
 )
 
@@ -25,21 +24,20 @@ const (
 	drainTime = 7 * time.Second
 )
 
-// Config is what a Server works with.
-type Config struct {
-	Store  *layers.Store
-	Status func() any // what /CvmfsGraphDriver.Status answers, as JSON
+// ServerConfig is what a Server works with.
+type ServerConfig struct {
+	Driver *Driver
 	Log    *slog.Logger
 }
 
 // Server answers the engine's calls.
 type Server struct {
-	cfg Config
+	cfg ServerConfig
 	mux *http.ServeMux
 }
 
-// New makes a server.
-func New(cfg Config) *Server {
+// NewServer makes a server.
+func NewServer(cfg ServerConfig) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -52,18 +50,18 @@ func New(cfg Config) *Server {
 		"Create":          s.create,
 		"CreateReadWrite": s.createReadWrite,
 		"Remove": func(_ context.Context, r *request) (answer, error) {
-			return answer{}, cfg.Store.Remove(r.ID)
+			return answer{}, cfg.Driver.Remove(r.ID)
 		},
 		"Get": s.get,
-		"Put": func(_ context.Context, r *request) (answer, error) { return answer{}, cfg.Store.Put(r.ID) },
+		"Put": func(_ context.Context, r *request) (answer, error) { return answer{}, cfg.Driver.Put(r.ID) },
 		"Exists": func(_ context.Context, r *request) (answer, error) {
-			return answer{Exists: cfg.Store.Exists(r.ID)}, nil
+			return answer{Exists: cfg.Driver.Exists(r.ID)}, nil
 		},
 		"Status": func(context.Context, *request) (answer, error) {
-			return answer{Status: cfg.Store.Status()}, nil
+			return answer{Status: cfg.Driver.Status()}, nil
 		},
 		"GetMetadata": s.metadata,
-		"Cleanup":     func(context.Context, *request) (answer, error) { return answer{}, cfg.Store.Cleanup() },
+		"Cleanup":     func(context.Context, *request) (answer, error) { return answer{}, cfg.Driver.Cleanup() },
 		"Changes":     s.changes,
 		"DiffSize":    s.diffSize,
 	} {
@@ -72,7 +70,7 @@ func New(cfg Config) *Server {
 	s.mux.HandleFunc("POST /GraphDriver.Diff", s.diff)
 	s.mux.HandleFunc("POST /GraphDriver.ApplyDiff", s.applyDiff)
 	s.mux.HandleFunc(status.Path, func(w http.ResponseWriter, _ *http.Request) {
-		s.answer(w, http.StatusOK, cfg.Status())
+		s.answer(w, http.StatusOK, cfg.Driver.node.Status())
 	})
 	s.mux.HandleFunc("POST /Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {
 		s.answer(w, http.StatusOK, map[string][]string{"Implements": {"GraphDriver"}})
@@ -199,35 +197,35 @@ func (s *Server) log(method, id string, began time.Time, err error) {
 }
 
 func (s *Server) init(_ context.Context, r *request) (answer, error) {
-	return answer{}, s.cfg.Store.Init(layers.InitArgs{
+	return answer{}, s.cfg.Driver.Init(InitArgs{
 		Home: r.Home, Opts: r.Opts, UIDMaps: idMaps(r.UIDMaps),
 		GIDMaps: idMaps(r.GIDMaps),
 	})
 }
 
 func (s *Server) create(_ context.Context, r *request) (answer, error) {
-	return answer{}, s.cfg.Store.Create(layers.CreateArgs{ID: r.ID, Parent: r.Parent, StorageOpt: r.StorageOpt})
+	return answer{}, s.cfg.Driver.Create(CreateArgs{ID: r.ID, Parent: r.Parent, StorageOpt: r.StorageOpt})
 }
 
 func (s *Server) createReadWrite(_ context.Context, r *request) (answer, error) {
-	return answer{}, s.cfg.Store.Create(layers.CreateArgs{
+	return answer{}, s.cfg.Driver.Create(CreateArgs{
 		ID: r.ID, Parent: r.Parent, StorageOpt: r.StorageOpt,
 		Writable: true,
 	})
 }
 
 func (s *Server) get(ctx context.Context, r *request) (answer, error) {
-	dir, err := s.cfg.Store.Get(ctx, r.ID, r.MountLabel)
+	dir, err := s.cfg.Driver.Get(ctx, r.ID, r.MountLabel)
 	return answer{Dir: dir}, err
 }
 
 func (s *Server) metadata(_ context.Context, r *request) (answer, error) {
-	m, err := s.cfg.Store.Metadata(r.ID)
+	m, err := s.cfg.Driver.Metadata(r.ID)
 	return answer{Metadata: m}, err
 }
 
 func (s *Server) changes(ctx context.Context, r *request) (answer, error) {
-	list, err := s.cfg.Store.Changes(ctx, r.ID, r.Parent)
+	list, err := s.cfg.Driver.Changes(ctx, r.ID, r.Parent)
 	var a answer
 	for _, c := range list {
 		a.Changes = append(a.Changes, change{c.Path, int(c.Kind)})
@@ -236,7 +234,7 @@ func (s *Server) changes(ctx context.Context, r *request) (answer, error) {
 }
 
 func (s *Server) diffSize(ctx context.Context, r *request) (answer, error) {
-	size, err := s.cfg.Store.DiffSize(ctx, r.ID, r.Parent)
+	size, err := s.cfg.Driver.DiffSize(ctx, r.ID, r.Parent)
 	return answer{Size: size}, err
 }
 
@@ -245,7 +243,7 @@ func (s *Server) diffSize(ctx context.Context, r *request) (answer, error) {
 func (s *Server) applyDiff(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	id, parent := r.URL.Query().Get("id"), r.URL.Query().Get("parent")
-	size, err := s.cfg.Store.ApplyDiff(r.Context(), id, parent, r.Body)
+	size, err := s.cfg.Driver.ApplyDiff(r.Context(), id, parent, r.Body)
 	s.log("ApplyDiff", id, began, err)
 	a := answer{Size: size}
 	if err != nil {
@@ -266,7 +264,7 @@ func (s *Server) diff(w http.ResponseWriter, hr *http.Request) {
 	case err == nil && r.ID == "":
 		err = errors.New("the engine repeats a Diff that broke off, without naming the layer: the plugin's log, some lines before this one, has the reason")
 	case err == nil:
-		archive, err = s.cfg.Store.Diff(hr.Context(), r.ID, r.Parent)
+		archive, err = s.cfg.Driver.Diff(hr.Context(), r.ID, r.Parent)
 	}
 	if err != nil {
 		s.log("Diff", r.ID, began, err)

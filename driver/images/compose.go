@@ -37,8 +37,15 @@ type Config struct {
 	Dir          string               // folder of the images, created if missing
 	Repositories *client.Repositories // where thin layers are read
 	Index        *objects.Index       // told about the objects of every image in use
+	View         View                 // shows every image in use; nil for none
 	IDs          user.IdentityMapping // the engine's userns-remap; empty for none
 	Log          *slog.Logger
+}
+
+// View shows images in some other way than by mounting them; *view.FS is one.
+type View interface {
+	Add(key, path string) error
+	Remove(key string)
 }
 
 // Composer composes chains and keeps the images. It is safe for concurrent use.
@@ -243,6 +250,11 @@ func (c *Composer) load(key string) (*loaded, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.cfg.View != nil {
+		if err := c.cfg.View.Add(key, image.Meta); err != nil {
+			return nil, err
+		}
+	}
 	c.cfg.Index.Add(table)
 	c.loaded[key] = &loaded{image, table}
 	return c.loaded[key], nil
@@ -283,6 +295,9 @@ func (c *Composer) Remove(key string) error {
 	defer c.mu.Unlock()
 	if c.closed {
 		return ErrClosed
+	}
+	if c.cfg.View != nil {
+		c.cfg.View.Remove(key)
 	}
 	if l := c.loaded[key]; l != nil {
 		c.cfg.Index.Remove(l.table)

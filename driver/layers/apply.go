@@ -11,11 +11,10 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/cvmfs/fetch"
-	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/driver/lockorder"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
 )
@@ -29,46 +28,55 @@ var ErrTruncated = layertar.ErrTruncated
 // applyingFile is in a layer's folder from when an archive begins to come in until it has come in to its end.
 const applyingFile = "applying"
 
-// ApplyDiff returns an empty layer its content, an uncompressed tar archive in the format of image layers, and returns
-// its size: the bytes of its files, each hard link counted once. After an error the layer is as empty as before; if the
-// archive didn't come to its end but broke off, or this process hasn't made the layer, it takes no other: an engine
-// whose connection broke repeats the call with what it has not sent yet, and where that is nothing, or begins with a
-// new file, it looks like a whole archive.
-//
-// A thin layer is composed right away. Where its repository can't be reached for now it is accepted, and composed when
-// it is needed first; one that may not be used, or whose descriptor or folders are wrong, is refused.
-func (s *Store) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) (int64, error) {
-	_, settings, err := s.ready()
-	if err != nil {
-		return 0, err
-	}
-	a, err := s.beginApply(id, parent)
-	if err != nil {
-		return 0, fmt.Errorf("apply layer %s: %w", id, err)
-	}
-	defer a.mark.Close()
-	body := &wholeReader{r: r}
-	size, err := s.apply(ctx, a, settings, body)
-	if err == nil {
-		return size, nil
-	}
-	if _, broken := io.Copy(io.Discard, body); broken == nil {
-		err = errors.Join(err, s.endApply(a))
-	}
-	return 0, fmt.Errorf("apply layer %s: %w", id, err)
+// Arrival is a layer's content that has come in, and isn't the layer's yet. It must be closed.
+type Arrival struct {
+	ID, Parent string
+	Size       int64            // bytes of its files, each hard link counted once
+	Thin       *thin.Descriptor // nil for an ordinary layer
+
+	store     *Store
+	body      *wholeReader
+	mark      *os.File // applyingFile, kept open: so no later file is taken for it
+	temp      string   // the layer's folder to be; of an arrival that was committed the empty one it has replaced
+	committed bool
 }
 
-// arrival is the coming in of a layer's archive.
-type arrival struct {
-	id, parent string
-	mark       *os.File // applyingFile, kept open: so no later file is taken for it
+// Receive takes the content of an empty layer, an uncompressed tar archive in the format of image layers, and brings it
+// to disk. Until it is committed the layer is as empty as before; if the archive didn't come to its end but broke off,
+// or this process hasn't made the layer, it takes no other: an engine whose connection broke repeats the call with what
+// it has not sent yet, and where that is nothing, or begins with a new file, it looks like a whole archive.
+func (s *Store) Receive(ctx context.Context, id, parent string, r io.Reader) (*Arrival, error) {
+	a, err := s.beginArrival(id, parent)
+	if err != nil {
+		return nil, err
+	}
+	a.body = &wholeReader{r: r}
+	if err := a.receive(ctx); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// Close ends an arrival. One that wasn't committed is forgotten if the archive came to its end, and the layer may get
+// content again.
+func (a *Arrival) Close() (err error) {
+	if !a.committed {
+		if _, broken := io.Copy(io.Discard, a.body); broken == nil {
+			err = a.forget()
+		}
+	}
+	if a.temp != "" {
+		os.RemoveAll(a.temp) //nolint:errcheck // the next Open removes what stays
+	}
+	a.mark.Close() //nolint:errcheck // nothing was written
+	return err
 }
 
 // made are the empty layers whose Create this process has answered. What was sent to a former process for one may have
 // been lost in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if
 // with nothing.
 type made struct {
-	mu  mutex
+	mu  lockorder.Mutex
 	ids map[string]bool
 }
 
@@ -93,42 +101,39 @@ func (m *made) remove(id string) {
 	delete(m.ids, id)
 }
 
-// beginApply marks a layer that may get content as getting it, before the first byte of it is read.
-func (s *Store) beginApply(id, parent string) (*arrival, error) {
-	if err := checkID(id); err != nil {
+// beginArrival marks a layer that may get content as getting it, before the first byte of it is read.
+func (s *Store) beginArrival(id, parent string) (*Arrival, error) {
+	if err := CheckID(id); err != nil {
 		return nil, err
 	}
-	defer s.locks.lock(id)()
+	defer s.locks.Lock(id)()
 	if _, err := s.checkEmpty(id, parent); err != nil {
 		return nil, err
-	}
-	if !s.made.has(id) {
-		return nil, ErrBroken
 	}
 	// Not synced: no engine repeats a call after power loss.
 	f, err := os.OpenFile(s.dir(id, applyingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return nil, ErrBroken
 	}
-	return &arrival{id, parent, f}, err
+	return &Arrival{ID: id, Parent: parent, store: s, mark: f}, err
 }
 
-// endApply makes a layer one that may get content again.
-func (s *Store) endApply(a *arrival) error {
-	defer s.locks.lock(a.id)()
-	if s.checkArrival(a) != nil {
+// forget makes the layer one that may get content again.
+func (a *Arrival) forget() error {
+	defer a.store.locks.Lock(a.ID)()
+	if a.check() != nil {
 		return nil // the mark has gone with the layer
 	}
-	return os.Remove(s.dir(a.id, applyingFile))
+	return os.Remove(a.store.dir(a.ID, applyingFile))
 }
 
-// checkArrival refuses an archive whose layer was removed while it came in, also if one of that id was made since.
-func (s *Store) checkArrival(a *arrival) error {
+// check refuses an archive whose layer was removed while it came in, also if one of that id was made since.
+func (a *Arrival) check() error {
 	mine, err := a.mark.Stat()
 	if err != nil {
 		return err
 	}
-	now, err := os.Lstat(s.dir(a.id, applyingFile))
+	now, err := os.Lstat(a.store.dir(a.ID, applyingFile))
 	if err == nil && !os.SameFile(mine, now) {
 		err = fs.ErrNotExist
 	}
@@ -154,32 +159,24 @@ func (w *wholeReader) Read(p []byte) (n int, err error) {
 	return n, w.err
 }
 
-func (s *Store) apply(ctx context.Context, a *arrival, settings Settings, r io.Reader) (int64, error) {
-	temp, err := s.newFolder(a.id, settings)
+// receive unpacks the archive and brings it to disk.
+func (a *Arrival) receive(ctx context.Context) (err error) {
+	if a.temp, err = a.store.newFolder(a.ID); err != nil {
+		return err
+	}
+	diff := filepath.Join(a.temp, diffDir(a.ID))
+	c, err := a.store.unpack(ctx, a.body, a.ID, diff)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	defer os.RemoveAll(temp) // after all went well it holds the empty layer this one replaced
-	diff := filepath.Join(temp, diffDir(a.id))
-	c, err := s.unpack(ctx, r, a.id, diff, settings.IDs)
-	if err != nil {
-		return 0, err
+	if a.Size, err = treeSize(diff); err != nil {
+		return err
 	}
-	size, err := treeSize(diff)
-	if err != nil {
-		return 0, err
+	if err := durable.SyncFS(diff); err != nil {
+		return err
 	}
-	if err := syncFS(diff); err != nil {
-		return 0, err
-	}
-	d, err := descriptor(c, diff)
-	if err != nil {
-		return 0, err
-	}
-	if d == nil {
-		return size, s.commit(a, temp, nil)
-	}
-	return size, s.applyThin(ctx, a, temp, d)
+	a.Thin, err = descriptor(c, diff)
+	return err
 }
 
 // checkEmpty returns the record of a layer that may get content now.
@@ -194,15 +191,15 @@ func (s *Store) checkEmpty(id, parent string) (*layer, error) {
 	if l.Committed {
 		return nil, errors.New("it has its content already")
 	}
-	if s.opened(id).Refs > 0 {
-		return nil, errors.New("it is mounted")
-	}
 	names, err := os.ReadDir(s.diff(id))
 	if err != nil {
 		return nil, err
 	}
 	if len(names) > 0 {
 		return nil, errors.New("it has been written to")
+	}
+	if !s.made.has(id) { // that is also a layer that was settled
+		return nil, ErrBroken
 	}
 	return l, nil
 }
@@ -215,12 +212,12 @@ type contents struct {
 
 // unpack brings an archive into a folder, in overlayfs' form. What an archive means, and what of it is
 // refused, is package layertar's to say.
-func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string, ids user.IdentityMapping) (contents, error) {
+func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string) (contents, error) {
 	var c contents
 	archive := layertar.NewReader(r)
 	err := layertar.Unpack(ctx, dir, archive, layertar.Options{
 		Overlay: true,
-		Owner:   ids.ToHost,
+		Owner:   s.owners().ToHost,
 		Seen: func(e *layertar.Entry) error {
 			if e.Name != "" {
 				c.entries++
@@ -263,55 +260,29 @@ func readDescriptor(diff string) (*thin.Descriptor, error) {
 	return thin.Parse(b)
 }
 
-// applyThin composes the chain that ends with a new thin layer and commits the layer.
-func (s *Store) applyThin(ctx context.Context, a *arrival, temp string, d *thin.Descriptor) error {
-	chain, err := s.chain(a.parent)
+// Commit puts the content in the place of the empty layer. A thin layer names its composed image; "" is for one that is
+// to be composed when it is needed.
+func (a *Arrival) Commit(image string) error {
+	s := a.store
+	defer s.locks.Lock(a.ID)()
+	if err := a.check(); err != nil {
+		return err
+	}
+	l, err := s.checkEmpty(a.ID, a.Parent)
 	if err != nil {
 		return err
 	}
-	_, err = s.compose(ctx, append(chain, images.Layer{Thin: d}), func(key string) error {
-		defer s.locks.lock(a.id)()
-		return s.claimImage(key, func() error { return s.replace(a, temp, &layer{Thin: true, Image: key}) })
-	})
-	if unreachable(err) {
-		s.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer",
-			a.id, "err", err)
-		return s.commit(a, temp, &layer{Thin: true})
-	}
-	return err
-}
-
-// unreachable tells an error that says nothing about the layer, only about the network at this moment.
-func unreachable(err error) bool { return errors.Is(err, fetch.ErrUnavailable) }
-
-// commit puts a folder that holds a layer's content in the place of the empty layer. thinRecord is nil for an ordinary
-// layer.
-func (s *Store) commit(a *arrival, temp string, thinRecord *layer) error {
-	defer s.locks.lock(a.id)()
-	return s.replace(a, temp, thinRecord)
-}
-
-// replace is commit for a caller that holds the layer's lock.
-func (s *Store) replace(a *arrival, temp string, thinRecord *layer) error {
-	if err := s.checkArrival(a); err != nil {
+	l.Thin, l.Image = a.Thin != nil, image
+	l.Committed = true
+	if err := writeRecord(a.temp, recordXattr, l); err != nil {
 		return err
 	}
-	l, err := s.checkEmpty(a.id, a.parent)
-	if err != nil {
-		return err
-	}
-	if thinRecord != nil {
-		l.Writable, l.Thin, l.Image = false, thinRecord.Thin, thinRecord.Image
-	}
-	l.Committed = !l.Writable
-	if err := writeRecord(temp, recordXattr, l); err != nil {
-		return err
-	}
-	if err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, s.dir(a.id), unix.RENAME_EXCHANGE); err != nil {
+	if err := unix.Renameat2(unix.AT_FDCWD, a.temp, unix.AT_FDCWD, s.dir(a.ID), unix.RENAME_EXCHANGE); err != nil {
 		return fmt.Errorf("put the layer in place: %w", err)
 	}
-	s.made.remove(a.id)
-	return syncDir(filepath.Dir(temp))
+	a.committed = true
+	s.made.remove(a.ID)
+	return durable.SyncDir(s.cfg.Dir)
 }
 
 // treeSize adds up the sizes of what isn't a folder, each inode once: the size of a layer as overlay2 reports it.
@@ -337,17 +308,4 @@ func treeSize(dir string) (int64, error) {
 		return err
 	})
 	return size, err
-}
-
-// syncFS brings to disk what the file system of a path holds in memory: one call for any number of files.
-func syncFS(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("syncfs %s: %w", path, err)
-	}
-	return nil
 }

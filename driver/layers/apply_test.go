@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/layers/layerstest"
 )
 
 // Digests tell whether an archive is whole. What reads as one is taken, as by the engine's own driver; what ends within
@@ -26,15 +27,15 @@ import (
 func TestApplyDiffJudgesAFirstArchiveByItsContent(t *testing.T) {
 	r := newRig(t)
 	whole := tarOf(t,
-		file{name: "zeros", body: strings.Repeat("\x00", 2048)},
-		file{name: "long", body: "x", xattrs: map[string]string{"user.long": strings.Repeat("\x00", 1500)}},
-		file{name: "d/", kind: tar.TypeDir})
+		file{Name: "zeros", Body: strings.Repeat("\x00", 2048)},
+		file{Name: "long", Body: "x", Xattrs: map[string]string{"user.long": strings.Repeat("\x00", 1500)}},
+		file{Name: "d/", Kind: tar.TypeDir})
 	taken := 0
 	for n := 0; n <= len(whole); n += 512 {
 		for _, cut := range []int{n, n + 1, n + 511} {
 			archive := whole[:min(cut, len(whole))]
 			must(t, r.Create(layers.CreateArgs{ID: "base"}))
-			size, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(archive))
+			size, err := r.receive("base", "", bytes.NewReader(archive))
 			if readable(archive) {
 				taken++
 				if err != nil {
@@ -44,7 +45,7 @@ func TestApplyDiffJudgesAFirstArchiveByItsContent(t *testing.T) {
 				t.Errorf("the first %d of %d bytes: size %d, error %v, left %v", cut, len(whole), size, err,
 					list(t, r.diff("base")))
 			}
-			must(t, r.Remove("base"))
+			must(t, r.remove("base"))
 		}
 	}
 	if taken < 5 {
@@ -52,13 +53,13 @@ func TestApplyDiffJudgesAFirstArchiveByItsContent(t *testing.T) {
 	}
 	must(t, r.Create(layers.CreateArgs{ID: "base"}))
 	padded := append(slices.Clone(whole), make([]byte, 10240)...)
-	if _, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(padded)); err != nil {
+	if _, err := r.receive("base", "", bytes.NewReader(padded)); err != nil {
 		t.Errorf("whole: %v", err)
 	}
-	if _, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(whole)); err == nil {
+	if _, err := r.receive("base", "", bytes.NewReader(whole)); err == nil {
 		t.Error("content came twice")
 	}
-	entries, err := os.ReadDir(filepath.Join(r.root, "layers"))
+	entries, err := os.ReadDir(r.dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
@@ -83,56 +84,56 @@ func readable(archive []byte) bool {
 // A server that dies between a layer's making and its archive may have taken some of that, or all, and noted nothing.
 func TestApplyDiffTakesNothingForALayerOfAFormerProcess(t *testing.T) {
 	r := newRig(t)
-	whole := tarOf(t, file{name: "a", body: "a"})
+	whole := tarOf(t, file{Name: "a", Body: "a"})
 	must(t, r.Create(layers.CreateArgs{ID: "base"}))
 	r.reopen()
 	for what, rest := range map[string][]byte{"nothing": nil, "the end marker": whole[1024:], "all of it": whole} {
-		if _, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(rest)); !errors.Is(err, layers.ErrBroken) {
+		if _, err := r.receive("base", "", bytes.NewReader(rest)); !errors.Is(err, layers.ErrBroken) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	// the engine repeats calls: it has sent no archive before the answer
 	must(t, r.Create(layers.CreateArgs{ID: "base"}))
-	if _, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(nil)); err != nil {
+	if _, err := r.receive("base", "", bytes.NewReader(nil)); err != nil {
 		t.Errorf("a layer of no bytes: %v", err)
 	}
 }
 
 func TestApplyDiffTakesNoRestOfABrokenArchive(t *testing.T) {
 	r := newRig(t)
-	whole := tarOf(t, file{name: "a", body: "a"}, file{name: "b", body: "b"})
+	whole := tarOf(t, file{Name: "a", Body: "a"}, file{Name: "b", Body: "b"})
 	for name, at := range map[string]int{"between": 1024, "marker": 2048, "nothing": len(whole)} {
 		must(t, r.Create(layers.CreateArgs{ID: name}))
 		broken := io.MultiReader(bytes.NewReader(whole[:at]), iotest.ErrReader(io.ErrUnexpectedEOF))
-		if _, err := r.ApplyDiff(t.Context(), name, "", broken); err == nil {
+		if _, err := r.receive(name, "", broken); err == nil {
 			t.Errorf("%s: a broken archive was taken", name)
 		}
 		r.reopen() // the server may have been killed meanwhile
-		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole[at:])); !errors.Is(err,
+		if _, err := r.receive(name, "", bytes.NewReader(whole[at:])); !errors.Is(err,
 			layers.ErrBroken) {
 			t.Errorf("%s: the rest gave %v", name, err)
 		}
-		if _, err := r.ApplyDiff(t.Context(), name, "", bytes.NewReader(whole)); !errors.Is(err, layers.ErrBroken) {
+		if _, err := r.receive(name, "", bytes.NewReader(whole)); !errors.Is(err, layers.ErrBroken) {
 			t.Errorf("%s: the whole after it gave %v", name, err)
 		}
-		must(t, r.Remove(name))
+		must(t, r.remove(name))
 		r.apply(name, "", whole)
 	}
 	// What came in to its end and was refused is forgotten.
 	must(t, r.Create(layers.CreateArgs{ID: "refused"}))
-	if _, err := r.ApplyDiff(t.Context(), "refused", "",
-		bytes.NewReader(tarOf(t, file{name: "x", kind: tar.TypeLink, link: "none"}, file{name: "y"}))); err == nil {
+	if _, err := r.receive("refused", "",
+		bytes.NewReader(tarOf(t, file{Name: "x", Kind: tar.TypeLink, Link: "none"}, file{Name: "y"}))); err == nil {
 		t.Error("a link to nothing was taken")
 	}
-	_, err := r.ApplyDiff(t.Context(), "refused", "", bytes.NewReader(whole))
+	_, err := r.receive("refused", "", bytes.NewReader(whole))
 	must(t, err)
 }
 
 func TestApplyDiffStaysInsideTheLayer(t *testing.T) {
 	canary := t.TempDir()
-	reg := func(name string) file { return file{name: name, body: "owned"} }
-	link := func(name, target string) file { return file{name: name, kind: tar.TypeSymlink, link: target} }
-	hard := func(name, target string) file { return file{name: name, kind: tar.TypeLink, link: target} }
+	reg := func(name string) file { return file{Name: name, Body: "owned"} }
+	link := func(name, target string) file { return file{Name: name, Kind: tar.TypeSymlink, Link: target} }
+	hard := func(name, target string) file { return file{Name: name, Kind: tar.TypeLink, Link: target} }
 	for _, c := range []struct {
 		name  string
 		files []file
@@ -143,36 +144,36 @@ func TestApplyDiffStaysInsideTheLayer(t *testing.T) {
 		{"absolute link, file through it", []file{link("l", canary), reg("l/f")}},
 		{"relative link, file through it", []file{link("l", strings.Repeat("../", 20)+canary[1:]), reg("l/f")}},
 		{"two links, file through them", []file{link("a", canary), link("b", "a"), reg("b/f")}},
-		{"link, folder through it", []file{link("l", canary), {name: "l/d/", kind: tar.TypeDir}, reg("l/d/f")}},
+		{"link, folder through it", []file{link("l", canary), {Name: "l/d/", Kind: tar.TypeDir}, reg("l/d/f")}},
 		{"link, file in its place", []file{link("l", canary+"/f"), reg("l")}},
 		{"link, folder in its place, file below", []file{
 			link("l", canary),
-			{name: "l", kind: tar.TypeDir, mode: 0o700},
+			{Name: "l", Kind: tar.TypeDir, Mode: 0o700},
 			reg("l/f"),
 		}},
 		{"hard link to outside", []file{hard("h", canary+"/keep"), reg("h")}},
 		{"hard link to outside by dots", []file{hard("h", strings.Repeat("../", 20)+canary[1:]+"/keep"), reg("h")}},
 		{"hard link through a link", []file{link("l", canary), hard("h", "l/keep"), reg("h")}},
-		{"whiteout through a link", []file{link("l", canary), {name: "l/.wh.keep"}}},
-		{"opaque through a link", []file{link("l", canary), {name: "l/.wh..wh..opq"}}},
-		{"whiteout of dots", []file{{name: ".wh..."}, {name: ".wh.."}}},
-		{"device through a link", []file{link("l", canary), {name: "l/dev", kind: tar.TypeChar, dev: 3}}},
+		{"whiteout through a link", []file{link("l", canary), {Name: "l/.wh.keep"}}},
+		{"opaque through a link", []file{link("l", canary), {Name: "l/.wh..wh..opq"}}},
+		{"whiteout of dots", []file{{Name: ".wh..."}, {Name: ".wh.."}}},
+		{"device through a link", []file{link("l", canary), {Name: "l/dev", Kind: tar.TypeChar, Dev: 3}}},
 		{"attribute through a link", []file{
 			link("l", canary),
-			{name: "l/.", kind: tar.TypeDir, xattrs: map[string]string{"user.x": "y"}},
+			{Name: "l/.", Kind: tar.TypeDir, Xattrs: map[string]string{"user.x": "y"}},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(canary, "keep"), []byte("kept"), 0o600))
-			before, attrs := list(t, canary), xattrs(t, canary)
+			before, attrs := list(t, canary), layerstest.Xattrs(t, canary)
 			r := newRig(t)
 			must(t, r.Create(layers.CreateArgs{ID: "base"}))
-			_, err := r.ApplyDiff(t.Context(), "base", "", bytes.NewReader(tarOf(t, c.files...)))
+			_, err := r.receive("base", "", bytes.NewReader(tarOf(t, c.files...)))
 			t.Logf("answer: %v", err)
 			if d := cmp.Diff(before, list(t, canary)); d != "" {
 				t.Errorf("outside: -before +after\n%s", d)
 			}
-			if d := cmp.Diff(attrs, xattrs(t, canary)); d != "" {
+			if d := cmp.Diff(attrs, layerstest.Xattrs(t, canary)); d != "" {
 				t.Errorf("attributes outside: -before +after\n%s", d)
 			}
 		})
@@ -187,13 +188,13 @@ func TestApplyDiffRemovesWhatInstructsOverlayfs(t *testing.T) {
 		"security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 	}
 	r.apply("base", "", tarOf(t,
-		file{name: "f", body: "f", xattrs: evil}, file{
-			name: "d/", kind: tar.TypeDir,
-			xattrs: map[string]string{"trusted.overlay.opaque": "y"},
+		file{Name: "f", Body: "f", Xattrs: evil}, file{
+			Name: "d/", Kind: tar.TypeDir,
+			Xattrs: map[string]string{"trusted.overlay.opaque": "y"},
 		},
-		file{name: "o/", kind: tar.TypeDir}, file{name: "o/.wh..wh..opq"}))
+		file{Name: "o/", Kind: tar.TypeDir}, file{Name: "o/.wh..wh..opq"}))
 	want := []string{"f security.capability", "f user.harmless", "o trusted.overlay.opaque"}
-	got := xattrs(t, r.diff("base"))
+	got := layerstest.Xattrs(t, r.diff("base"))
 	slices.Sort(got)
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got\n%s", d)
@@ -203,13 +204,13 @@ func TestApplyDiffRemovesWhatInstructsOverlayfs(t *testing.T) {
 func TestApplyDiffKeepsEveryKindOfFile(t *testing.T) {
 	r := newRig(t)
 	r.apply("base", "", tarOf(t,
-		file{name: "suid", body: "x", mode: 0o4755, uid: 1, gid: 2},
-		file{name: "sticky/", kind: tar.TypeDir, mode: 0o1777},
-		file{name: "hard", kind: tar.TypeLink, link: "suid", mode: 0o4755, uid: 1, gid: 2},
-		file{name: "soft", kind: tar.TypeSymlink, link: "/nowhere"},
-		file{name: "fifo", kind: tar.TypeFifo},
-		file{name: "null", kind: tar.TypeChar, dev: 3},
-		file{name: "implied/by/file", body: "y"}))
+		file{Name: "suid", Body: "x", Mode: 0o4755, UID: 1, GID: 2},
+		file{Name: "sticky/", Kind: tar.TypeDir, Mode: 0o1777},
+		file{Name: "hard", Kind: tar.TypeLink, Link: "suid", Mode: 0o4755, UID: 1, GID: 2},
+		file{Name: "soft", Kind: tar.TypeSymlink, Link: "/nowhere"},
+		file{Name: "fifo", Kind: tar.TypeFifo},
+		file{Name: "null", Kind: tar.TypeChar, Dev: 3},
+		file{Name: "implied/by/file", Body: "y"}))
 	want := []string{
 		"fifo prw-r--r-- 0:0", "hard urwxr-xr-x 1:2 x", "implied drwxr-xr-x 0:0", "implied/by drwxr-xr-x 0:0",
 		"implied/by/file -rw-r--r-- 0:0 y",
@@ -233,15 +234,15 @@ func TestFullDiskFailsTheLayerAndLeavesNothing(t *testing.T) {
 	t.Cleanup(func() { must(t, unix.Unmount(small, unix.MNT_DETACH)) })
 	r := newRigIn(t, small)
 	must(t, r.Create(layers.CreateArgs{ID: "big"}))
-	_, err := r.ApplyDiff(t.Context(), "big", "",
-		bytes.NewReader(tarOf(t, file{name: "f", body: strings.Repeat("x", 4<<20)})))
+	_, err := r.receive("big", "",
+		bytes.NewReader(tarOf(t, file{Name: "f", Body: strings.Repeat("x", 4<<20)})))
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("error %v, want ENOSPC", err)
 	}
 	if left := list(t, r.diff("big")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	r.apply("fits", "", tarOf(t, file{name: "f", body: "x"}))
+	r.apply("fits", "", tarOf(t, file{Name: "f", Body: "x"}))
 }
 
 // TestKilledServerLeavesWholeLayersOrNone kills a process at work again and again and looks at what it left.
@@ -250,14 +251,14 @@ func TestKilledServerLeavesWholeLayersOrNone(t *testing.T) {
 	const files = 200
 	var content []file
 	for n := range files {
-		content = append(content, file{name: fmt.Sprintf("f%d", n), body: strings.Repeat("x", 2000)})
+		content = append(content, file{Name: fmt.Sprintf("f%d", n), Body: strings.Repeat("x", 2000)})
 	}
 	archive := tarOf(t, content...)
 	path := filepath.Join(t.TempDir(), "layer.tar")
 	must(t, os.WriteFile(path, archive, 0o600))
 	for round := range 6 {
 		child := exec.Command(os.Args[0], "-test.run=^TestHelperAppliesLayers$")
-		child.Env = append(os.Environ(), "STORE_ROOT="+filepath.Dir(r.root), "STORE_TAR="+path,
+		child.Env = append(os.Environ(), "STORE_ROOT="+filepath.Dir(r.dir), "STORE_TAR="+path,
 			fmt.Sprint("STORE_ROUND=", round))
 		out, err := child.StdoutPipe()
 		must(t, err)
@@ -269,15 +270,19 @@ func TestKilledServerLeavesWholeLayersOrNone(t *testing.T) {
 		must(t, child.Process.Kill())
 		_ = child.Wait() // killed
 		r.reopen()
-		must(t, r.Init(layers.InitArgs{Home: "/mnt/x"}))
-		entries, err := os.ReadDir(filepath.Join(r.root, "layers"))
+		cut, err := r.Uncommitted()
+		must(t, err)
+		for _, id := range cut {
+			must(t, r.remove(id))
+		}
+		entries, err := os.ReadDir(r.dir)
 		must(t, err)
 		for _, e := range entries {
 			if strings.HasPrefix(e.Name(), ".") {
 				t.Errorf("round %d: %s was left", round, e.Name())
 				continue
 			}
-			if got := len(list(t, r.get(e.Name()))); got != files {
+			if got := len(list(t, r.diff(e.Name()))); got != files {
 				t.Errorf("round %d: layer %s has %d of %d files", round, e.Name(), got, files)
 			}
 		}

@@ -2,15 +2,12 @@ package layers
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/moby/go-archive"
@@ -19,103 +16,10 @@ import (
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-// Changes lists what a layer changes, sorted by path: against its parent or, as engines' own drivers allow, against any
-// other layer or against nothing (""). The answers are those of comparing the two views name by name.
-func (s *Store) Changes(ctx context.Context, id, other string) ([]archive.Change, error) {
-	changes, err := s.changes(ctx, id, other)
-	if err != nil {
-		return nil, fmt.Errorf("changes of layer %s: %w", id, err)
-	}
-	slices.SortFunc(changes, func(a, b archive.Change) int { return strings.Compare(a.Path, b.Path) })
-	return changes, nil
-}
-
-func (s *Store) changes(ctx context.Context, id, other string) ([]archive.Change, error) {
-	before, release, err := s.view(ctx, other)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	if s.checkParent(id, other) == nil {
-		return compare(s.diff(id), before)
-	}
-	after, release, err := s.view(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return archive.ChangesDirs(after, before)
-}
-
-// DiffSize returns the bytes of the files a layer changes against another; against its parent that is what ApplyDiff
-// reported.
-func (s *Store) DiffSize(ctx context.Context, id, other string) (int64, error) {
-	size, err := s.diffSize(ctx, id, other)
-	if err != nil {
-		return 0, fmt.Errorf("size of layer %s: %w", id, err)
-	}
-	return size, nil
-}
-
-func (s *Store) diffSize(ctx context.Context, id, other string) (int64, error) {
-	if s.checkParent(id, other) == nil {
-		return treeSize(s.diff(id))
-	}
-	changes, err := s.changes(ctx, id, other)
-	if err != nil {
-		return 0, err
-	}
-	after, release, err := s.view(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	defer release()
-	return archive.ChangesSize(after, changes), nil
-}
-
-// view has a layer and its chain mounted for us alone, read-only, until release is called. "" is the empty view.
-func (s *Store) view(ctx context.Context, id string) (dir string, release func(), err error) {
-	if _, _, err := s.ready(); err != nil {
-		return "", nil, err
-	}
-	if id == "" {
-		return s.run("empty"), func() {}, nil
-	}
-	if err := s.settle(id); err != nil {
-		return "", nil, err
-	}
-	m, err := s.stack(ctx, id)
-	if err != nil {
-		return "", nil, err
-	}
-	// A read-only overlay wants two layers at least.
-	m.Overlay.Lower = slices.Insert(m.Overlay.Lower, 0, s.run("empty"))
-	if m.Target, err = os.MkdirTemp(s.run("views"), ""); err != nil {
-		return "", nil, err
-	}
-	release = func() {
-		if err := s.unmount(m.Target); err != nil {
-			s.cfg.Log.Warn("unmount a view", "layer", id, "err", err)
-		}
-	}
-	if err := s.cfg.Mounter.Mount(m); err != nil {
-		release()
-		return "", nil, err
-	}
-	return m.Target, release, nil
-}
-
-// comparison is a diff folder and the view it was made on. The container may be changing the diff folder, so that is
-// reached through os.Root only; the view is ours.
-type comparison struct {
-	diff    *os.Root
-	view    string
-	changes []archive.Change
-}
-
-// compare finds the changes a diff folder makes to a view.
-func compare(diff, view string) ([]archive.Change, error) {
-	root, err := os.OpenRoot(diff)
+// Compare lists what a layer changes against its parent, whose view is mounted at a folder. The answer is that of
+// comparing the two views name by name.
+func (s *Store) Compare(id, view string) ([]archive.Change, error) {
+	root, err := os.OpenRoot(s.diff(id))
 	if err != nil {
 		return nil, err
 	}
@@ -125,6 +29,17 @@ func compare(diff, view string) ([]archive.Change, error) {
 		return nil, err
 	}
 	return c.changes, nil
+}
+
+// Size returns the bytes of the files in a layer, each hard link counted once.
+func (s *Store) Size(id string) (int64, error) { return treeSize(s.diff(id)) }
+
+// comparison is a diff folder and the view it was made on. The container may be changing the diff folder, so that is
+// reached through os.Root only; the view is ours.
+type comparison struct {
+	diff    *os.Root
+	view    string
+	changes []archive.Change
 }
 
 // dir compares a folder of the diff and reports whether anything in it changes. below reports whether the view has a

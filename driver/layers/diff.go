@@ -28,11 +28,7 @@ const (
 // mapped back, whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The
 // reader must be closed; an error while the archive is made comes out of Read, never an archive that just ends.
 func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
-	_, settings, err := s.ready()
-	if err != nil {
-		return nil, err
-	}
-	if err := s.checkParent(id, parent); err != nil {
+	if err := s.CheckParent(id, parent); err != nil {
 		return nil, fmt.Errorf("diff layer %s: %w", id, err)
 	}
 	root, err := os.OpenRoot(s.diff(id))
@@ -43,7 +39,7 @@ func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, err
 	go func() {
 		defer root.Close()
 		p := &packer{
-			root: root, ids: settings.IDs, w: tar.NewWriter(pw), seen: map[uint64]string{},
+			root: root, ids: s.owners(), w: tar.NewWriter(pw), seen: map[uint64]string{},
 			buf: make([]byte, copySize),
 		}
 		err := p.pack(ctx)
@@ -55,12 +51,8 @@ func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, err
 	return pr, nil
 }
 
-// checkParent settles a layer and refuses a parent that isn't its own.
-func (s *Store) checkParent(id, parent string) error {
-	if err := checkID(id); err != nil {
-		return err
-	}
-	defer s.locks.lock(id)()
+// CheckParent settles a layer and refuses a parent that isn't its own.
+func (s *Store) CheckParent(id, parent string) error {
 	l, err := s.settled(id)
 	if err != nil {
 		return err

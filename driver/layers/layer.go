@@ -10,13 +10,18 @@ import (
 	"regexp"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/driver/lockorder"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 const (
 	// recordXattr, an extended attribute of a layer's folder, holds its record. The kernel changes it at once and,
 	// unlike a file's content, keeps its order with the making and renaming of folders also when power is lost: a layer
 	// is made complete without a sync, as a container's start would have to wait for it.
-	recordXattr = "trusted.cvmfs-graphdriver.layer"
+	recordXattr = recordPrefix + "layer"
+	// recordPrefix is what the names of records begin with.
+	recordPrefix = "trusted.cvmfs-graphdriver."
 	// maxRecord bounds a record, in bytes; three ids take some 300.
 	maxRecord = 4 << 10
 	// maxDepth bounds a chain of layers; engines stop at 125 or so, and a damaged record must not send us round in
@@ -31,7 +36,8 @@ var ErrNoLayer = errors.New("no such layer")
 // may have 255 bytes (fsconfig(2)). Engines use 64 hex digits, with "-init" for the layer below a container's.
 var validID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,99}$`)
 
-func checkID(id string) error {
+// CheckID refuses what can't be the id of a layer.
+func CheckID(id string) error {
 	if !validID.MatchString(id) {
 		return fmt.Errorf("layer id %.110q: want 1 to 100 letters, digits, '_', '.', '-', the first a letter or digit",
 			id)
@@ -50,7 +56,7 @@ type layer struct {
 }
 
 func (s *Store) dir(id string, elem ...string) string {
-	return s.path("layers", id, filepath.Join(elem...))
+	return filepath.Join(s.cfg.Dir, id, filepath.Join(elem...))
 }
 
 // diffDir is where a layer has its content, in its folder. The id comes twice, for the layer's folder is a data-only
@@ -61,7 +67,7 @@ func (s *Store) diff(id string) string { return s.dir(id, diffDir(id)) }
 
 // load reads a layer's record.
 func (s *Store) load(id string) (*layer, error) {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return nil, err
 	}
 	s.records.Lock()
@@ -90,7 +96,7 @@ func (s *Store) save(id string, l *layer) error {
 	err := writeRecord(s.dir(id), recordXattr, l)
 	s.records.Unlock()
 	if err == nil {
-		err = syncDir(s.dir(id))
+		err = durable.SyncDir(s.dir(id))
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", id, err)
@@ -101,7 +107,7 @@ func (s *Store) save(id string, l *layer) error {
 // records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is
 // locked while a record is read or changes.
 type records struct {
-	mutex
+	lockorder.Mutex
 	committed map[string]layer
 }
 
@@ -110,6 +116,21 @@ func (r *records) keep(id string, l layer) {
 		r.committed = map[string]layer{}
 	}
 	r.committed[id] = l
+}
+
+// ReadRecord reads a record that another package keeps on a layer's folder, as the extended attribute
+// trusted.cvmfs-graphdriver.<name>; v is as it was where there is no such layer, or no such record of it.
+func (s *Store) ReadRecord(id, name string, v any) error {
+	err := readRecord(s.dir(id), recordPrefix+name, v)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODATA) {
+		return nil
+	}
+	return err
+}
+
+// WriteRecord puts such a record in place. The kernel changes it at once; it isn't synced.
+func (s *Store) WriteRecord(id, name string, v any) error {
+	return writeRecord(s.dir(id), recordPrefix+name, v)
 }
 
 // readRecord reads a record, which is JSON, from an extended attribute of a layer's folder.
@@ -137,41 +158,18 @@ func writeRecord(dir, xattr string, v any) error {
 	return nil
 }
 
-// ids lists the layers.
-func (s *Store) ids() ([]string, error) {
-	entries, err := os.ReadDir(s.path("layers"))
-	if err != nil {
-		return nil, err
-	}
-	var ids []string
-	for _, e := range entries {
-		if validID.MatchString(e.Name()) {
-			ids = append(ids, e.Name())
-		}
-	}
-	return ids, nil
-}
-
 // CreateArgs describe a layer to be made.
 type CreateArgs struct {
 	ID, Parent string
 	Writable   bool
-	StorageOpt map[string]string // options of one container: size, where project quotas are on
+	Size       uint64 // bytes that its content may take, where project quotas are on; 0 for any number
 }
 
 // Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat
 // requests.
 func (s *Store) Create(args CreateArgs) error {
-	_, settings, err := s.ready()
-	if err != nil {
-		return err
-	}
-	if err := checkID(args.ID); err != nil {
+	if err := CheckID(args.ID); err != nil {
 		return fmt.Errorf("create layer: %w", err)
-	}
-	size, err := sizeOf(args)
-	if err != nil {
-		return fmt.Errorf("create layer %s: %w", args.ID, err)
 	}
 	if args.ID == args.Parent {
 		return fmt.Errorf("create layer %s: it can't be its own parent", args.ID)
@@ -181,7 +179,7 @@ func (s *Store) Create(args CreateArgs) error {
 			return fmt.Errorf("create layer %s: parent: %w", args.ID, err)
 		}
 	}
-	defer s.locks.lock(args.ID)()
+	defer s.locks.Lock(args.ID)()
 	l, err := s.load(args.ID)
 	if err == nil {
 		if l.Parent != args.Parent {
@@ -195,7 +193,7 @@ func (s *Store) Create(args CreateArgs) error {
 	if !errors.Is(err, ErrNoLayer) {
 		return fmt.Errorf("create layer: %w", err)
 	}
-	if err := s.create(args, size, settings); err != nil {
+	if err := s.create(args); err != nil {
 		return fmt.Errorf("create layer %s: %w", args.ID, err)
 	}
 	if !args.Writable {
@@ -217,25 +215,22 @@ func (s *Store) adopt(parent, child string) error {
 	if circle {
 		return fmt.Errorf("layer %s is below it", child)
 	}
-	if err != nil && !errors.Is(err, ErrNoLayer) {
-		return err
+	if errors.Is(err, ErrNoLayer) {
+		return nil
 	}
-	if s.idle.has(parent) {
-		go s.retire(parent) // it is a lower layer from now on
-	}
-	return nil
+	return err
 }
 
-// create makes the layer's folder under another name and renames it. Its content may take size bytes, 0 for any number.
-// After a loss of power it is whole or, if it was made in the last seconds, not there.
-func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
-	temp, err := s.newFolder(args.ID, settings)
+// create makes the layer's folder under another name and renames it. After a loss of power it is whole or, if it was
+// made in the last seconds, not there.
+func (s *Store) create(args CreateArgs) error {
+	temp, err := s.newFolder(args.ID)
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp) // gone already where all went well
-	if size > 0 {
-		if err := s.restrict(temp, args.ID, size); err != nil {
+	if args.Size > 0 {
+		if err := s.restrict(temp, args.ID, args.Size); err != nil {
 			return err
 		}
 	}
@@ -246,12 +241,12 @@ func (s *Store) create(args CreateArgs, size uint64, settings Settings) error {
 }
 
 // newFolder makes an empty layer without a record, under a temporary name beside the layers.
-func (s *Store) newFolder(id string, settings Settings) (string, error) {
-	temp, err := os.MkdirTemp(s.path("layers"), tempPrefix)
+func (s *Store) newFolder(id string) (string, error) {
+	temp, err := os.MkdirTemp(s.cfg.Dir, ".new-")
 	if err != nil {
 		return "", err
 	}
-	uid, gid := settings.IDs.RootPair()
+	uid, gid := s.owners().RootPair()
 	err = errors.Join(
 		mkdir(filepath.Join(temp, "graph"), 0o710, 0, gid),
 		mkdir(filepath.Join(temp, "graph", id), 0o710, 0, gid),
@@ -272,19 +267,22 @@ func mkdir(path string, mode fs.FileMode, uid, gid int) error {
 	return errors.Join(os.Chown(path, uid, gid), os.Chmod(path, mode))
 }
 
-// settle decides what a layer is that has been made for an ApplyDiff but is used without one: a step of a build,
+// settle decides what a layer is that has been made for an archive but is used without one: a step of a build,
 // read-write.
 func (s *Store) settle(id string) error {
-	if l, err := s.load(id); err == nil && (l.Writable || l.Committed) {
-		return nil // for good: no need to wait until it is unmounted
-	}
-	defer s.locks.lock(id)()
 	_, err := s.settled(id)
 	return err
 }
 
-// settled is settle for a caller that holds the layer's lock; it gives the record.
+// settled is settle that returns the record.
 func (s *Store) settled(id string) (*layer, error) {
+	if l, err := s.load(id); err == nil && (l.Writable || l.Committed) {
+		return l, nil // for good: no need to wait for the lock
+	}
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	defer s.locks.Lock(id)()
 	l, err := s.load(id)
 	if err != nil || l.Writable || l.Committed {
 		return l, err
@@ -300,33 +298,41 @@ func (s *Store) Exists(id string) bool {
 	return err == nil
 }
 
-// Remove deletes a layer, mounted or not, and the composed image that no other layer names. A layer that isn't there is
-// no error.
-func (s *Store) Remove(id string) error {
-	if err := checkID(id); err != nil {
-		return fmt.Errorf("remove layer: %w", err)
+// NameImage records the composed image of a thin layer, also for after a loss of power.
+func (s *Store) NameImage(id, key string) error {
+	defer s.locks.Lock(id)()
+	l, err := s.load(id)
+	if err != nil {
+		return err
 	}
-	defer s.locks.lock(id)()
-	if err := s.close(id); err != nil {
-		return fmt.Errorf("remove layer %s: %w", id, err)
+	l.Image = key
+	return s.save(id, l)
+}
+
+// Remove deletes a layer and returns the key of the composed image it named, or "". A layer that isn't there is no
+// error.
+func (s *Store) Remove(id string) (image string, err error) {
+	if err := CheckID(id); err != nil {
+		return "", fmt.Errorf("remove layer: %w", err)
 	}
+	defer s.locks.Lock(id)()
 	l, err := s.load(id)
 	if err != nil && !errors.Is(err, ErrNoLayer) {
 		// The record is damaged: the folder goes all the same.
 		s.cfg.Log.Warn("remove a layer without a readable record", "layer", id, "err", err)
 	}
 	if err := s.discard(id); err != nil {
-		return fmt.Errorf("remove layer %s: %w", id, err)
+		return "", fmt.Errorf("remove layer %s: %w", id, err)
 	}
-	if l != nil && l.Image != "" {
-		s.releaseImage(l.Image)
+	if l == nil {
+		return "", nil
 	}
-	return nil
+	return l.Image, nil
 }
 
 // discard deletes a layer's folder. Renamed first, so that a removal cut short leaves no half layer.
 func (s *Store) discard(id string) error {
-	temp, err := os.MkdirTemp(s.path("layers"), ".dead-")
+	temp, err := os.MkdirTemp(s.cfg.Dir, ".dead-")
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/driver/options"
+	"cvmfs-graphdriver/driver/lockorder"
 )
 
 // A container's size is limited by a project quota: its folders belong to a project of their own, and what is made in
@@ -36,24 +36,18 @@ type projects interface {
 type quota struct {
 	projects projects
 
-	mu   mutex
+	mu   lockorder.Mutex
 	last uint32 // highest number in use; 0 until it was looked up
 }
 
-// sizeOf returns the limit that options of a container ask for, in bytes; 0 is none.
-func sizeOf(args CreateArgs) (uint64, error) {
-	size, err := options.ContainerSize(args.StorageOpt)
-	if err == nil && len(args.StorageOpt) > 0 && !args.Writable {
-		err = errors.New("storage option size is for containers, and this is a layer of an image: leave it out")
-	}
-	return size, err
-}
+// Quotas reports whether the file system limits what projects may use.
+func (s *Store) Quotas() bool { return s.quota.projects.enforced() == nil }
 
 // restrict limits what the folders of a new, empty layer may hold together.
 func (s *Store) restrict(dir, id string, size uint64) error {
 	if err := s.quota.projects.enforced(); err != nil {
 		return fmt.Errorf("storage option size: the file system of the engine's data-root, %s: %w",
-			fileSystem(s.cfg.Root), err)
+			s.FileSystem(), err)
 	}
 	project, err := s.newProject()
 	if err == nil {
@@ -79,12 +73,12 @@ func (s *Store) newProject() (uint32, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.last == 0 {
-		ids, err := s.ids()
+		ids, err := s.list()
 		if err != nil {
 			return 0, err
 		}
 		// The folder's own number is the administrator's, if it has one.
-		if q.last, err = q.projects.project(s.path("layers")); err != nil {
+		if q.last, err = q.projects.project(s.cfg.Dir); err != nil {
 			return 0, err
 		}
 		for _, id := range ids {

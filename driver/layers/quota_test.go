@@ -11,8 +11,6 @@ import (
 	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
-
-	"cvmfs-graphdriver/driver/images"
 )
 
 // fakeProjects is a file system with project quotas; the kernel may have none.
@@ -43,20 +41,14 @@ func (p *fakeProjects) limit(id uint32, bytes uint64) error {
 	return nil
 }
 
-type noComposer struct{ Composer }
-
-func (noComposer) Image(string) (*images.Image, error) { return nil, images.ErrNoImage }
-func (noComposer) Close()                              {}
-
 func newStore(t *testing.T) (*Store, *fakeProjects) {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := Open(Config{Root: dir + "/m", Run: dir + "/r", Mounter: fakeMounter{}})
+	s, err := Open(Config{Dir: dir + "/layers", Device: dir + "/device"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.composer = noComposer{}
-	p := &fakeProjects{ids: map[string]uint32{}, limits: map[uint32]uint64{}, root: dir + "/m/layers"}
+	p := &fakeProjects{ids: map[string]uint32{}, limits: map[uint32]uint64{}, root: dir + "/layers"}
 	s.quota.projects = p
 	return s, p
 }
@@ -67,11 +59,8 @@ func TestContainerOfASizeGetsAProjectOfItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ids["."], p.ids["old/work"] = 3, 17
-	for n, size := range []string{"10G", "1.5m", "0"} {
-		if err := s.Create(CreateArgs{
-			ID: fmt.Sprint("c", n), Writable: true,
-			StorageOpt: map[string]string{"Size": size},
-		}); err != nil {
+	for n, size := range []uint64{10 << 30, 3 << 19, 0} {
+		if err := s.Create(CreateArgs{ID: fmt.Sprint("c", n), Writable: true, Size: size}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -96,37 +85,17 @@ func TestSizeThatCannotBeKeptIsRefused(t *testing.T) {
 		name string
 		off  error
 		last uint32
-		args CreateArgs
 		want string
 	}{
-		{
-			"no quotas", errNoQuotas, 0,
-			CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "1G"}},
-			"project quotas are not on",
-		},
-		{
-			"other option", nil, 0,
-			CreateArgs{Writable: true, StorageOpt: map[string]string{"inodes": "7"}},
-			`unknown storage option "inodes"`,
-		},
-		{"layer of an image", nil, 0, CreateArgs{StorageOpt: map[string]string{"size": "1G"}}, "layer of an image"},
-		{
-			"no number", nil, 0,
-			CreateArgs{Writable: true, StorageOpt: map[string]string{"size": "big"}},
-			`size=big: want a number of bytes`,
-		},
-		{"numbers used up", nil, math.MaxUint32, CreateArgs{
-			Writable:   true,
-			StorageOpt: map[string]string{"size": "1G"},
-		}, "no project numbers are left"},
+		{"no quotas", errNoQuotas, 0, "project quotas are not on"},
+		{"numbers used up", nil, math.MaxUint32, "no project numbers are left"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p.off, s.quota.last = c.off, c.last
-			c.args.ID = "c"
-			if err := s.Create(c.args); err == nil || !strings.Contains(err.Error(), c.want) {
+			if err := s.Create(CreateArgs{ID: "c", Writable: true, Size: 1 << 30}); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
-			if ids, err := s.ids(); err != nil || len(ids) != 1 {
+			if ids, err := s.list(); err != nil || len(ids) != 1 {
 				t.Errorf("layers left: %v, %v", ids, err)
 			}
 		})
@@ -136,16 +105,16 @@ func TestSizeThatCannotBeKeptIsRefused(t *testing.T) {
 // What this machine says: limits of projects on the file system of the tests, which Linux distributions mount without.
 func TestFileSystemWithoutQuotasRefusesSizesByName(t *testing.T) {
 	s, _ := newStore(t)
-	k := kernelProjects{root: s.path("layers"), node: s.path("state", "backing-device")}
+	k := kernelProjects{root: s.cfg.Dir, node: s.cfg.Device}
 	s.quota.projects = k
 	if err := k.enforced(); err == nil {
 		t.Skip("needs a file system without project quotas: that of the temporary folder has them")
 	} else if !errors.Is(err, errNoQuotas) {
 		t.Errorf("%v, want errNoQuotas", err)
 	}
-	err := s.Create(CreateArgs{ID: "c", Writable: true, StorageOpt: map[string]string{"size": "1G"}})
+	err := s.Create(CreateArgs{ID: "c", Writable: true, Size: 1 << 30})
 	t.Log(err)
-	for _, w := range []string{"create layer c", "storage option size", "pquota", "prjquota", fileSystem(s.cfg.Root)} {
+	for _, w := range []string{"create layer c", "storage option size", "pquota", "prjquota", s.FileSystem()} {
 		if err == nil || !strings.Contains(err.Error(), w) {
 			t.Errorf("%v: want %q", err, w)
 		}
@@ -156,7 +125,7 @@ func TestFileSystemWithoutQuotasRefusesSizesByName(t *testing.T) {
 	if err := k.limit(7, 1<<20); err == nil {
 		t.Error("a limit was set")
 	}
-	if _, err := k.project(s.path("nowhere")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := k.project(s.dir("nowhere")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("project of a missing folder: %v", err)
 	}
 }

@@ -57,6 +57,15 @@ func Kind(dir string) (string, error) {
 	return fmt.Sprintf("0x%x", uint32(st.Type)), nil
 }
 
+// Name is Kind for people: where the kind can't be told it says why.
+func Name(dir string) string {
+	kind, err := Kind(dir)
+	if err != nil {
+		return "unknown: " + err.Error()
+	}
+	return kind
+}
+
 // Typed reports whether the first names of a folder are listed with their types, which overlayfs needs (d_type).
 func Typed(dir string) (bool, error) {
 	f, err := os.Open(dir)

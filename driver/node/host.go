@@ -1,4 +1,4 @@
-package layers
+package node
 
 import (
 	"errors"
@@ -13,18 +13,18 @@ import (
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-// host is what tells about the machine.
-type host struct {
+// machine is what tells about the machine.
+type machine struct {
 	fileSystems string                         // file that lists what the kernel can mount
 	typed       func(dir string) (bool, error) // whether a folder lists what is in it with types
 }
 
-// thisHost is the machine we run on.
-func thisHost() host { return host{fileSystems: "/proc/filesystems", typed: hostfs.Typed} }
+// thisMachine is the one we run on.
+func thisMachine() machine { return machine{fileSystems: "/proc/filesystems", typed: hostfs.Typed} }
 
-// checkHost tries whether layers can be kept and mounted here. An error says what to do about it.
-func (s *Store) checkHost() error {
-	dir, err := os.MkdirTemp(s.path("state"), ".probe-")
+// CheckHost tries whether layers can be kept and mounted here. An error says what to do about it.
+func (n *Node) CheckHost() error {
+	dir, err := os.MkdirTemp(n.Path("state"), ".probe-")
 	if err != nil {
 		return err
 	}
@@ -34,37 +34,37 @@ func (s *Store) checkHost() error {
 			return err
 		}
 	}
-	switch ok, err := s.host.typed(dir); {
+	switch ok, err := n.machine.typed(dir); {
 	case err != nil:
 		return err
 	case !ok:
-		return untyped(fileSystem(s.cfg.Root))
+		return untyped(hostfs.Name(n.cfg.Root))
 	}
-	if err := s.tryOverlay(dir); err != nil {
-		return s.explain(err)
+	if err := n.tryOverlay(dir); err != nil {
+		return n.explain(err)
 	}
 	return nil
 }
 
 // tryOverlay mounts an overlay and deletes a file of its lower layer, which takes most of what overlayfs wants of a
 // file system.
-func (s *Store) tryOverlay(dir string) error {
+func (n *Node) tryOverlay(dir string) error {
 	const name = "file"
 	if err := os.WriteFile(filepath.Join(dir, "lower", name), nil, 0o600); err != nil {
 		return err
 	}
-	target, err := os.MkdirTemp(s.run("views"), "probe-")
+	target, err := os.MkdirTemp(n.run("views"), "probe-")
 	if err != nil {
 		return err
 	}
-	err = s.cfg.Mounter.Mount(Mount{Target: target, Overlay: &overlayfs.Spec{
+	err = n.cfg.Kernel.Mount(target, &overlayfs.Spec{
 		Lower: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"),
 		Work: filepath.Join(dir, "work"),
-	}})
+	})
 	if err == nil {
 		err = os.Remove(filepath.Join(target, name))
 	}
-	if err = errors.Join(err, s.unmount(target)); err != nil {
+	if err = errors.Join(err, n.unmount(target)); err != nil {
 		return err
 	}
 	var st unix.Stat_t
@@ -87,10 +87,10 @@ func untyped(kind string) error {
 }
 
 // explain says what to do about an overlay that can't be mounted or used.
-func (s *Store) explain(err error) error {
-	kind := fileSystem(s.cfg.Root)
+func (n *Node) explain(err error) error {
+	kind := hostfs.Name(n.cfg.Root)
 	has := map[string]bool{}
-	if b, err := os.ReadFile(s.host.fileSystems); err == nil { // without the list there is less to say
+	if b, err := os.ReadFile(n.machine.fileSystems); err == nil { // without the list there is less to say
 		for line := range strings.Lines(string(b)) {
 			has[strings.TrimSpace(strings.TrimPrefix(line, "nodev"))] = true
 		}
@@ -102,7 +102,7 @@ func (s *Store) explain(err error) error {
 	case len(has) > 0 && !has["overlay"]:
 		return fmt.Errorf("this kernel has no overlayfs: run \"modprobe overlay\", or a kernel with CONFIG_OVERLAY_FS, 4.18 or later: %w", err)
 	}
-	if support, probe := s.cfg.Mounter.Probe(s.path("state")); probe == nil && !support.Overlay.Works() {
+	if support, probe := n.cfg.Kernel.Probe(n.Path("state")); probe == nil && !support.Overlay.Works() {
 		return fmt.Errorf("this kernel mounts no overlays, on whatever file system: run one with CONFIG_OVERLAY_FS, 4.18 or later: %w", err)
 	}
 	if kind == "overlayfs" {

@@ -1,4 +1,4 @@
-package layers_test
+package graphdriver_test
 
 import (
 	"bytes"
@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/driver/graphdriver"
 	"cvmfs-graphdriver/driver/images"
-	"cvmfs-graphdriver/driver/layers"
 )
 
 // soon fails the test if a call hangs.
@@ -32,29 +32,19 @@ func soon(t *testing.T, what string, call func() error) error {
 	}
 }
 
-// paused has every image that is made wait for proceed before anybody is told of it.
-func (c *composer) paused() (made chan struct{}, proceed func()) {
-	made, gate := make(chan struct{}, 100), make(chan struct{})
-	c.made = func() {
-		made <- struct{}{}
-		<-gate
-	}
-	return made, sync.OnceFunc(func() { close(gate) })
-}
-
 // applyThin returns a layer that is there a thin image.
 func (r *rig) applyThin(id, parent string) error {
 	_, err := r.ApplyDiff(r.t.Context(), id, parent,
-		bytes.NewReader(tarOf(r.t, file{name: "thin.json", body: descriptor})))
+		bytes.NewReader(tarOf(r.t, file{Name: "thin.json", Body: descriptor})))
 	return err
 }
 
 func TestStaleApplyDiffHangsNobodyAndIsRefused(t *testing.T) {
 	r := newRig(t)
-	made, proceed := r.composer.paused()
+	made, proceed := r.composer.Pause()
 	ended := make(chan error, 2)
 	for n := range 2 { // the second is for another layer, of the same id
-		must(t, r.Create(layers.CreateArgs{ID: "thin"}))
+		must(t, r.Create(graphdriver.CreateArgs{ID: "thin"}))
 		go func() { ended <- r.applyThin("thin", "") }()
 		<-made
 		if n == 0 {
@@ -72,14 +62,14 @@ func TestStaleApplyDiffHangsNobodyAndIsRefused(t *testing.T) {
 		t.Errorf("one of two is refused, and these are: %q", failed)
 	}
 	must(t, soon(t, "the removal", func() error { return r.Remove("thin") }))
-	if left := r.composer.keys(); left != "" {
+	if left := r.composer.Keys(); left != "" {
 		t.Errorf("images left: %s", left)
 	}
 }
 
 func TestStaleArchiveIsNotTakenForAnotherLayerOfItsID(t *testing.T) {
 	r := newRig(t)
-	must(t, r.Create(layers.CreateArgs{ID: "l"}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "l"}))
 	pr, pw, err := os.Pipe()
 	must(t, err)
 	defer pr.Close()
@@ -88,7 +78,7 @@ func TestStaleArchiveIsNotTakenForAnotherLayerOfItsID(t *testing.T) {
 		_, err := r.ApplyDiff(t.Context(), "l", "", pr)
 		ended <- err
 	}()
-	_, err = pw.Write(tarOf(t, file{name: "stale", body: "x"})[:512])
+	_, err = pw.Write(tarOf(t, file{Name: "stale", Body: "x"})[:512])
 	must(t, err)
 	for {
 		if _, err := os.Lstat(filepath.Join(r.root, "layers/l/applying")); err == nil {
@@ -97,13 +87,13 @@ func TestStaleArchiveIsNotTakenForAnotherLayerOfItsID(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	must(t, r.Remove("l"))
-	must(t, r.Create(layers.CreateArgs{ID: "l"}))
-	_, err = pw.Write(tarOf(t, file{name: "stale", body: "x"})[512:])
+	must(t, r.Create(graphdriver.CreateArgs{ID: "l"}))
+	_, err = pw.Write(tarOf(t, file{Name: "stale", Body: "x"})[512:])
 	must(t, errors.Join(err, pw.Close()))
 	if err := <-ended; err == nil {
 		t.Error("the layer took an archive that began before it was made")
 	}
-	_, err = r.ApplyDiff(t.Context(), "l", "", bytes.NewReader(tarOf(t, file{name: "mine"})))
+	_, err = r.ApplyDiff(t.Context(), "l", "", bytes.NewReader(tarOf(t, file{Name: "mine"})))
 	must(t, err)
 }
 
@@ -114,7 +104,7 @@ func TestThinLayersComeAndGoAtOnce(t *testing.T) {
 		all.Go(func() {
 			id := fmt.Sprint("thin", n%4) // two callers for each
 			for range 25 {
-				for _, err := range []error{r.Create(layers.CreateArgs{ID: id}), r.applyThin(id, ""), r.Remove(id)} {
+				for _, err := range []error{r.Create(graphdriver.CreateArgs{ID: id}), r.applyThin(id, ""), r.Remove(id)} {
 					if errors.Is(err, images.ErrNoImage) || err != nil && strings.HasPrefix(err.Error(), "remove") {
 						t.Error(err)
 					}
@@ -123,7 +113,7 @@ func TestThinLayersComeAndGoAtOnce(t *testing.T) {
 		})
 	}
 	must(t, soon(t, "one of these", func() error { all.Wait(); return nil }))
-	if left := r.composer.keys(); left != "" {
+	if left := r.composer.Keys(); left != "" {
 		t.Errorf("images left: %s", left)
 	}
 }
@@ -133,11 +123,11 @@ func TestLayersInACircleAreRefusedOrFailAndHangNobody(t *testing.T) {
 	r.apply("a", "", tarOf(t))
 	r.apply("b", "a", tarOf(t))
 	must(t, r.Remove("a"))
-	if err := r.Create(layers.CreateArgs{ID: "a", Parent: "b", Writable: true}); err == nil ||
+	if err := r.Create(graphdriver.CreateArgs{ID: "a", Parent: "b", Writable: true}); err == nil ||
 		!strings.Contains(err.Error(), "below it") {
 		t.Errorf("a circle was made: %v", err)
 	}
-	must(t, r.Create(layers.CreateArgs{ID: "a", Writable: true}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "a", Writable: true}))
 	must(t, unix.Setxattr(filepath.Join(r.root, "layers/a"), "trusted.cvmfs-graphdriver.layer",
 		[]byte(`{"parent":"b","writable":true}`), 0))
 	err := soon(t, "Get", func() error { _, err := r.Get(t.Context(), "a", ""); return err })
@@ -148,8 +138,8 @@ func TestLayersInACircleAreRefusedOrFailAndHangNobody(t *testing.T) {
 
 func TestImageOfALayerThatIsRemovedWhileItIsComposedGoes(t *testing.T) {
 	r := newRig(t)
-	made, proceed := r.composer.paused()
-	must(t, r.Create(layers.CreateArgs{ID: "thin"}))
+	made, proceed := r.composer.Pause()
+	must(t, r.Create(graphdriver.CreateArgs{ID: "thin"}))
 	ended := make(chan error, 1)
 	go func() { ended <- r.applyThin("thin", "") }()
 	<-made
@@ -158,15 +148,15 @@ func TestImageOfALayerThatIsRemovedWhileItIsComposedGoes(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("a removed layer took content")
 	}
-	if left := r.composer.keys(); left != "" || r.Exists("thin") {
+	if left := r.composer.Keys(); left != "" || r.Exists("thin") {
 		t.Errorf("images left: %s; the layer exists: %v", left, r.Exists("thin"))
 	}
 }
 
 func TestStartRemovesImagesThatNobodyNames(t *testing.T) {
 	r := newRig(t)
-	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: descriptor}))
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("thin", "", tarOf(t, file{Name: "thin.json", Body: descriptor}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	for _, c := range []string{"c1", "c2"} {
 		r.container(c, "base")
 	}
@@ -174,7 +164,7 @@ func TestStartRemovesImagesThatNobodyNames(t *testing.T) {
 	r.record("c2", "stranded", "before", 1)
 	// the last by a kill between a layer's removal and that of its image
 	for _, key := range []string{"used", "stranded", "left"} {
-		r.composer.images[key] = &images.Image{Key: key}
+		r.composer.Images[key] = &images.Image{Key: key}
 	}
 	for _, dir := range []string{"images/gone", "shared/gone.fuse", "images/key1", "shared/key1.erofs"} {
 		must(t, os.Mkdir(filepath.Join(r.run, dir), 0o700))
@@ -182,12 +172,12 @@ func TestStartRemovesImagesThatNobodyNames(t *testing.T) {
 	// A record that can't be read may name any image.
 	must(t, os.MkdirAll(r.diff("damaged"), 0o755))
 	r.reopen()
-	if got := r.composer.keys(); got != "key1 left stranded used" {
+	if got := r.composer.Keys(); got != "key1 left stranded used" {
 		t.Errorf("with a damaged record there are %s", got)
 	}
 	must(t, r.Remove("damaged"))
 	r.reopen()
-	if got := r.composer.keys(); got != "key1 stranded used" {
+	if got := r.composer.Keys(); got != "key1 stranded used" {
 		t.Errorf("there are %s", got)
 	}
 	for dir, want := range map[string]int{"images": 1, "shared": 1} {
@@ -199,26 +189,26 @@ func TestStartRemovesImagesThatNobodyNames(t *testing.T) {
 
 func TestSweepLeavesWhatIsBeingComposed(t *testing.T) {
 	r := newRig(t)
-	r.composer.fail(fetch.ErrUnavailable)
-	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: descriptor}))
-	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "thin", Writable: true}))
-	r.composer.fail(nil)
-	made, proceed := r.composer.paused()
+	r.composer.Fail(fetch.ErrUnavailable)
+	r.apply("thin", "", tarOf(t, file{Name: "thin.json", Body: descriptor}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "thin", Writable: true}))
+	r.composer.Fail(nil)
+	made, proceed := r.composer.Pause()
 	ended := make(chan error, 1)
 	go func() {
 		_, err := r.Get(t.Context(), "c1", "")
 		ended <- err
 	}()
 	<-made
-	r.composer.images["left"] = &images.Image{Key: "left"}
+	r.composer.Images["left"] = &images.Image{Key: "left"}
 	// a composer takes over, and sweeps
-	must(t, r.Init(layers.InitArgs{Opts: []string{"cvmfs.repositories=x.example.org"}}))
-	if got := r.composer.keys(); got != "key1 left" {
+	must(t, r.Init(graphdriver.InitArgs{Opts: []string{"cvmfs.repositories=x.example.org"}}))
+	if got := r.composer.Keys(); got != "key1 left" {
 		t.Errorf("swept while an image was composed: there are %s", got)
 	}
 	proceed()
 	<-ended // there is nothing to mount
-	if got := r.composer.keys(); got != "key1" || len(r.composer.chains) != 2 {
-		t.Errorf("there are %s, composed %d times after the first failed", got, len(r.composer.chains)-1)
+	if got := r.composer.Keys(); got != "key1" || len(r.composer.Chains) != 2 {
+		t.Errorf("there are %s, composed %d times after the first failed", got, len(r.composer.Chains)-1)
 	}
 }

@@ -1,4 +1,4 @@
-package layers_test
+package graphdriver_test
 
 import (
 	"bytes"
@@ -18,8 +18,10 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/graphdriver"
 	"cvmfs-graphdriver/driver/images"
-	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/node/nodetest"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -61,14 +63,14 @@ func (r *rig) record(id, image, generation string, refs int) {
 func abandon(t *testing.T, f *files) *rig {
 	t.Helper()
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	r.composer.images = map[string]*images.Image{"k": {Key: "k"}}
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	r.composer.Images = map[string]*images.Image{"k": {Key: "k"}}
 	for _, id := range []string{"c1", "c2", "other"} {
 		r.container(id, "base")
 	}
 	r.record("c1", "k", "before", 1)
 	r.record("c2", "k", "before", 1)
-	r.cfg.Objects = f
+	r.objects = f
 	r.reopen()
 	return r
 }
@@ -115,7 +117,7 @@ func TestStrandedLayersThatAreClosedEndTheFetching(t *testing.T) {
 	for name, end := range map[string]func(*rig) error{
 		"put":    func(r *rig) error { return errors.Join(r.Put("c1"), r.Put("c2")) },
 		"remove": func(r *rig) error { return errors.Join(r.Remove("c1"), r.Remove("c2")) },
-		"init":   func(r *rig) error { return r.Init(layers.InitArgs{Home: "/mnt/x"}) },
+		"init":   func(r *rig) error { return r.Init(graphdriver.InitArgs{Home: "/mnt/x"}) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := abandon(t, &files{hang: true})
@@ -138,7 +140,7 @@ func TestNothingIsFetchedForLayersItIsNoUseTo(t *testing.T) {
 	r := abandon(t, f)
 	r.record("c1", "k", "first", 1) // of this life
 	r.opened("other", `{"refs":1,"generation":"before","image":"k","view":"fuse"}`)
-	must(t, r.cfg.Mounter.Unmount(filepath.Join(r.root, "mnt", "c2")))
+	must(t, r.cfg.Kernel.Unmount(filepath.Join(r.root, "mnt", "c2")))
 	r.reopen()
 	wait(t, run(t, r))
 	if len(f.asked) > 0 {
@@ -149,15 +151,15 @@ func TestNothingIsFetchedForLayersItIsNoUseTo(t *testing.T) {
 // An engine that is killed calls no Put, and one that meets a plugin's crash calls Get twice.
 func TestMountThatOutlivesTheEngineCountsForOneGet(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("c1", "base")
 	r.container("c2", "base")
 	for range 3 {
 		r.get("c1")
 	}
-	must(t, r.cfg.Mounter.Unmount(filepath.Join(r.root, "mnt", "c2"))) // by somebody else
+	must(t, r.cfg.Kernel.Unmount(filepath.Join(r.root, "mnt", "c2"))) // by somebody else
 	for range 2 {
-		must(t, r.Init(layers.InitArgs{Home: "/mnt/x"})) // a new engine, which repeats itself
+		must(t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"})) // a new engine, which repeats itself
 	}
 	if !r.mounted("c1") {
 		t.Fatal("a container that outlived the engine lost its root")
@@ -172,14 +174,14 @@ func TestMountThatOutlivesTheEngineCountsForOneGet(t *testing.T) {
 	if r.mounted("c1") {
 		t.Error("the mount is left over")
 	}
-	if report, err := r.Report(); err != nil || len(report.Mounts) > 0 {
-		t.Errorf("%+v, %v", report.Mounts, err)
+	if mounts := r.report().Store.Mounts; len(mounts) > 0 {
+		t.Errorf("%+v", mounts)
 	}
 }
 
 // successive composers log their lives.
 type successor struct {
-	composer
+	nodetest.Composer
 	name string
 	log  *[]string
 }
@@ -196,12 +198,12 @@ func (s *successor) Close() { *s.log = append(*s.log, s.name+" ends") }
 
 func TestOtherOptionsReplaceTheComposer(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("c1", "base")
 	r.record("c1", "k", "first", 1)
 	var log []string
 	n := 0
-	r.cfg.NewComposer = func(layers.Settings) (layers.Composer, error) {
+	r.cfg.NewComposer = func(node.Settings) (node.Composer, error) {
 		n++
 		return &successor{name: fmt.Sprint(n), log: &log}, nil
 	}
@@ -212,9 +214,9 @@ func TestOtherOptionsReplaceTheComposer(t *testing.T) {
 		{"cvmfs.repositories=a.example.org"},
 		{"cvmfs.repositories=a.example.org"},
 	} {
-		must(t, r.Init(layers.InitArgs{Opts: opts}))
+		must(t, r.Init(graphdriver.InitArgs{Opts: opts}))
 	}
-	if err := r.Init(layers.InitArgs{Opts: []string{"cvmfs.repositories=*"}}); err == nil {
+	if err := r.Init(graphdriver.InitArgs{Opts: []string{"cvmfs.repositories=*"}}); err == nil {
 		t.Error("nonsense was taken")
 	}
 	want := []string{"1 loads k", "2 loads k", "1 ends"}
@@ -225,17 +227,17 @@ func TestOtherOptionsReplaceTheComposer(t *testing.T) {
 
 func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 	r := newRig(t)
-	r.cfg.Objects = &files{share: objects.Share{Objects: 12, Of: 340, Bytes: 3_140_000, OfBytes: 820_500_000}}
+	r.objects = &files{share: objects.Share{Objects: 12, Of: 340, Bytes: 3_140_000, OfBytes: 820_500_000}}
 	r.reopen()
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	r.apply("thin", "base", tarOf(t, file{name: "thin.json", body: descriptor}))
-	r.apply("above", "thin", tarOf(t, file{name: "b", body: "b"}))
-	r.composer.images["key2"].Layers = []images.Pin{
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	r.apply("thin", "base", tarOf(t, file{Name: "thin.json", Body: descriptor}))
+	r.apply("above", "thin", tarOf(t, file{Name: "b", Body: "b"}))
+	r.composer.Images["key2"].Layers = []images.Pin{
 		{FQRN: "b.example.org", Path: "/layers/1", Revision: 7},
 		{FQRN: "a.example.org", Path: "/layers/2", Revision: 9},
 		{FQRN: "b.example.org", Path: "/layers/3", Revision: 7},
 	}
-	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "above", Writable: true}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "above", Writable: true}))
 	image := map[string]string{
 		"erofs": "images/key2", "erofs by two overlays": "shared/key2.erofs",
 		"fuse": "shared/key2.fuse",
@@ -253,7 +255,7 @@ func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
-	r.cfg.Objects = &files{share: objects.Share{
+	r.objects = &files{share: objects.Share{
 		Objects: 4_000, Of: 250_000, Bytes: 1 << 20, OfBytes: 1 << 30,
 		Estimated: true,
 	}}
@@ -266,15 +268,15 @@ func TestMetadataSaysWhatAThinChainIsMadeOf(t *testing.T) {
 
 func TestQuestionsHaveNoEffects(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	r.apply("thin", "", tarOf(t, file{name: "thin.json", body: descriptor}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	r.apply("thin", "", tarOf(t, file{Name: "thin.json", Body: descriptor}))
 	var log []string
-	r.cfg.NewComposer = func(layers.Settings) (layers.Composer, error) {
+	r.cfg.NewComposer = func(node.Settings) (node.Composer, error) {
 		return &successor{log: &log, name: "composer"}, nil
 	}
 	r.reopen()
-	must(t, r.Create(layers.CreateArgs{ID: "step", Parent: "base", Writable: true}))
-	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "step", Writable: true}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "step", Parent: "base", Writable: true}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "step", Writable: true}))
 	r.get("step")
 	must(t, r.Put("step")) // idle
 	log = nil
@@ -283,13 +285,14 @@ func TestQuestionsHaveNoEffects(t *testing.T) {
 		must(t, err)
 		r.Exists(id)
 	}
-	_, err := r.Report()
-	must(t, err)
+	if st := r.report(); st.Err != "" || st.Store.Thin != 1 {
+		t.Errorf("%+v", st)
+	}
 	r.Status()
 	if len(log) > 0 {
 		t.Errorf("the composer was asked for more than a description: %v", log)
 	}
-	if mounted, err := r.cfg.Mounter.Mounted(filepath.Join(r.root, "mnt/step")); err != nil || !mounted {
+	if mounted, err := r.cfg.Kernel.Mounted(filepath.Join(r.root, "mnt/step")); err != nil || !mounted {
 		t.Errorf("a layer was unmounted by a question: %v", err)
 	}
 }
@@ -297,7 +300,7 @@ func TestQuestionsHaveNoEffects(t *testing.T) {
 func TestStatusNamesWhatRemappingTakes(t *testing.T) {
 	r := newRig(t)
 	ids := []user.IDMap{{ID: 0, ParentID: 100000, Count: 65536}}
-	must(t, r.Init(layers.InitArgs{UIDMaps: ids, GIDMaps: ids}))
+	must(t, r.Init(graphdriver.InitArgs{UIDMaps: ids, GIDMaps: ids}))
 	if text := fmt.Sprint(r.Status()); !strings.Contains(text, "chmod 0711 <data-root>/100000.100000/plugins") {
 		t.Error(text)
 	}
@@ -314,7 +317,7 @@ func TestInitWithAThousandLayersIsQuick(t *testing.T) {
 	}
 	began := time.Now()
 	r.reopen()
-	must(t, r.Init(layers.InitArgs{Home: "/mnt/x"}))
+	must(t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"}))
 	took := time.Since(began)
 	t.Logf("1000 layers: Open and Init took %v", took)
 	if took > 10*time.Second {
@@ -326,14 +329,14 @@ func TestTwentyLayersComeAtOnce(t *testing.T) {
 	r := newRig(t)
 	var archives [20][]byte
 	for n := range archives {
-		archives[n] = tarOf(t, file{name: fmt.Sprint("f", n), body: strings.Repeat(fmt.Sprint(n%10), 100_000)},
-			file{name: "same", body: fmt.Sprint(n)})
+		archives[n] = tarOf(t, file{Name: fmt.Sprint("f", n), Body: strings.Repeat(fmt.Sprint(n%10), 100_000)},
+			file{Name: "same", Body: fmt.Sprint(n)})
 	}
 	var wg sync.WaitGroup
 	for n, a := range archives {
 		wg.Go(func() {
 			id := fmt.Sprint("l", n)
-			err := r.Create(layers.CreateArgs{ID: id})
+			err := r.Create(graphdriver.CreateArgs{ID: id})
 			if err == nil {
 				_, err = r.ApplyDiff(t.Context(), id, "", bytes.NewReader(a))
 			}

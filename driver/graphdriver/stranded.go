@@ -1,4 +1,4 @@
-package layers
+package graphdriver
 
 import (
 	"context"
@@ -6,22 +6,15 @@ import (
 	"slices"
 	"time"
 
-	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/lockorder"
+	"cvmfs-graphdriver/driver/node"
 )
 
-// Objects is the files of composed images, as far as they are on disk.
-type Objects interface {
-	// Local reports how much of an image is on disk, whether it is in use or not.
-	Local(image string) (objects.Share, error)
-	// Complete fetches what isn't, as objects.Store.Complete does.
-	Complete(ctx context.Context, image string) (objects.Completion, error)
-}
-
-// stranded are the open layers of a former generation, by the image they read from. Their mounts have lost the file
+// strandedImages are the images of the open layers of a former generation, with these layers. Their mounts have lost the file
 // system that fetches, and the containers in them live on: in the erofs view they find what arrives on disk. The zero
 // value is none.
-type stranded struct {
-	mu     mutex
+type strandedImages struct {
+	mu     lockorder.Mutex
 	images map[string]*strandedImage
 }
 
@@ -31,7 +24,7 @@ type strandedImage struct {
 	drop   context.CancelFunc
 }
 
-func (s *stranded) add(layer, image string) {
+func (s *strandedImages) add(layer, image string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := s.images[image]
@@ -47,7 +40,7 @@ func (s *stranded) add(layer, image string) {
 }
 
 // closed reports whether a layer isn't open any more.
-func (s *stranded) closed(layer string) {
+func (s *strandedImages) closed(layer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, i := range s.images {
@@ -59,7 +52,7 @@ func (s *stranded) closed(layer string) {
 }
 
 // helped reports whether an image needs nothing more.
-func (s *stranded) helped(image string) {
+func (s *strandedImages) helped(image string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := s.images[image]; i != nil {
@@ -69,7 +62,7 @@ func (s *stranded) helped(image string) {
 }
 
 // list returns the keys of images, with what ends when nobody needs them any more.
-func (s *stranded) list() map[string]context.Context {
+func (s *strandedImages) list() map[string]context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := map[string]context.Context{}
@@ -80,19 +73,19 @@ func (s *stranded) list() map[string]context.Context {
 }
 
 // strand finds the layers a former life has left open.
-func (s *Store) strand() {
-	for id, o := range s.openLayers() {
-		if o.Image == "" || o.Generation == s.cfg.Generation {
+func (d *Driver) strand() {
+	for id, o := range d.openLayers() {
+		if o.Image == "" || o.Generation == d.node.Generation() {
 			continue
 		}
-		mounted, err := s.cfg.Mounter.Mounted(s.target(id))
+		mounted, err := d.node.Mounted(d.mountPoint(id))
 		switch {
 		case err != nil:
-			s.cfg.Log.Warn("an open layer can't be looked at", "layer", id, "err", err)
-		case mounted && o.View == ViewFUSE:
-			s.cfg.Log.Error("a container has lost its files, which FUSE served, as the whole plugin was restarted: restart it", "layer", id)
+			d.cfg.Log.Warn("an open layer can't be looked at", "layer", id, "err", err)
+		case mounted && o.View == node.ViewFUSE:
+			d.cfg.Log.Error("a container has lost its files, which FUSE served, as the whole plugin was restarted: restart it", "layer", id)
 		case mounted:
-			s.stranded.add(id, o.Image)
+			d.stranded.add(id, o.Image)
 		}
 	}
 }
@@ -106,16 +99,13 @@ const (
 // Run fetches what layers miss that were open when the plugin as a whole, and with it its FUSE mount, was restarted
 // without the engine's knowing. It tries until all of it is here or the layers are closed, which the engine's next Init
 // does; then, or when ctx ends, it returns.
-func (s *Store) Run(ctx context.Context) {
-	if s.cfg.Objects == nil {
-		return
-	}
+func (d *Driver) Run(ctx context.Context) {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		images := s.stranded.list()
+		images := d.stranded.list()
 		for _, key := range slices.Sorted(maps.Keys(images)) {
-			s.help(ctx, key, images[key], pause)
+			d.help(ctx, key, images[key], pause)
 		}
-		if len(s.stranded.list()) == 0 {
+		if len(d.stranded.list()) == 0 {
 			return
 		}
 		select {
@@ -127,14 +117,14 @@ func (s *Store) Run(ctx context.Context) {
 }
 
 // help fetches what an image lacks, as long as a stranded layer is open.
-func (s *Store) help(ctx context.Context, key string, open context.Context, pause time.Duration) {
+func (d *Driver) help(ctx context.Context, key string, open context.Context, pause time.Duration) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	defer context.AfterFunc(open, end)()
-	log := s.cfg.Log.With("image", key)
+	log := d.cfg.Log.With("image", key)
 	log.Info("fetch what containers miss whose plugin was restarted")
 	began := time.Now()
-	done, err := s.cfg.Objects.Complete(ctx, key)
+	done, err := d.cfg.Objects.Complete(ctx, key)
 	log = log.With("objects", done.Fetched, "bytes", done.Bytes, "failed", done.Failed, "took",
 		time.Since(began).Round(time.Millisecond))
 	switch {
@@ -145,35 +135,35 @@ func (s *Store) help(ctx context.Context, key string, open context.Context, paus
 			err)
 	default:
 		log.Info("fetched all that containers missed")
-		s.stranded.helped(key)
+		d.stranded.helped(key)
 	}
 }
 
 // recount makes every mount that was found count for one Get. It is for the beginning of an engine's life: that engine
 // has called Get for nothing yet, and a container that outlived the former one will be put once. What the former engine
 // got and didn't put, or got twice as the answer was lost in a crash and it asked again, is so made good.
-func (s *Store) recount() error {
-	for id := range s.openLayers() {
-		if err := s.recountOne(id); err != nil {
+func (d *Driver) recount() error {
+	for id := range d.openLayers() {
+		if err := d.recountOne(id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Store) recountOne(id string) error {
-	defer s.locks.lock(id)()
-	o := s.opened(id)
-	mounted, err := s.cfg.Mounter.Mounted(s.target(id))
+func (d *Driver) recountOne(id string) error {
+	defer d.locks.Lock(id)()
+	o := d.opened(id)
+	mounted, err := d.node.Mounted(d.mountPoint(id))
 	switch {
 	case err != nil:
 		return err
 	case !mounted:
-		return s.close(id)
+		return d.close(id)
 	case o.Refs > 1:
-		s.cfg.Log.Info("a mount the former engine left counts for one use", "layer", id, "counted", o.Refs)
+		d.cfg.Log.Info("a mount the former engine left counts for one use", "layer", id, "counted", o.Refs)
 		o.Refs = 1
-		return s.saveOpen(id, o)
+		return d.saveOpen(id, o)
 	}
 	return nil
 }

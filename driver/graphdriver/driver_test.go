@@ -1,4 +1,4 @@
-package layers_test
+package graphdriver_test
 
 import (
 	"archive/tar"
@@ -19,15 +19,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
-	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/graphdriver"
+	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/node/nodetest"
+	"cvmfs-graphdriver/internal/overlayfs"
 )
 
 func TestContainerSeesItsChainAndKeepsItsChanges(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "base a"}, file{name: "b", body: "base b"},
-		file{name: "d/", kind: tar.TypeDir}, file{name: "d/x", body: "x"}))
-	size := r.apply("top", "base", tarOf(t, file{name: "a", body: "top a"}, file{name: ".wh.b"},
-		file{name: "d/", kind: tar.TypeDir}, file{name: "d/.wh..wh..opq"}, file{name: "d/y", body: "y"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "base a"}, file{Name: "b", Body: "base b"},
+		file{Name: "d/", Kind: tar.TypeDir}, file{Name: "d/x", Body: "x"}))
+	size := r.apply("top", "base", tarOf(t, file{Name: "a", Body: "top a"}, file{Name: ".wh.b"},
+		file{Name: "d/", Kind: tar.TypeDir}, file{Name: "d/.wh..wh..opq"}, file{Name: "d/y", Body: "y"}))
 	if size != 6 {
 		t.Errorf("size is %d, want the 6 bytes of the files", size)
 	}
@@ -49,8 +52,8 @@ func TestContainerSeesItsChainAndKeepsItsChanges(t *testing.T) {
 
 func TestReadOnlyLayerIsItsOwnContent(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	r.apply("top", "base", tarOf(t, file{name: "b", body: "b"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	r.apply("top", "base", tarOf(t, file{Name: "b", Body: "b"}))
 	if d := cmp.Diff([]string{"b -rw-r--r-- 0:0 b"}, list(t, r.get("top"))); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
@@ -60,15 +63,15 @@ func TestReadOnlyLayerIsItsOwnContent(t *testing.T) {
 
 func TestBuildStepIsWrittenToWithoutApplyDiff(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	must(t, r.Create(layers.CreateArgs{ID: "step", Parent: "base"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "step", Parent: "base"}))
 	must(t, os.WriteFile(filepath.Join(r.get("step"), "b"), []byte("b"), 0o644))
 	must(t, r.Put("step"))
-	must(t, r.Create(layers.CreateArgs{ID: "idle", Parent: "step"})) // a step that changes nothing
-	must(t, r.Create(layers.CreateArgs{ID: "next", Parent: "idle"}))
-	must(t, r.Init(layers.InitArgs{}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "idle", Parent: "step"})) // a step that changes nothing
+	must(t, r.Create(graphdriver.CreateArgs{ID: "next", Parent: "idle"}))
+	must(t, r.Init(graphdriver.InitArgs{}))
 	want := []string{"a -rw-r--r-- 0:0 a", "b -rw-r--r-- 0:0 b"}
-	must(t, r.Create(layers.CreateArgs{ID: "again", Parent: "idle"}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "again", Parent: "idle"}))
 	if d := cmp.Diff(want, list(t, r.get("again"))); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
@@ -79,7 +82,7 @@ func TestBuildStepIsWrittenToWithoutApplyDiff(t *testing.T) {
 
 func TestMountStaysUntilPutAsOftenAsGot(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("c1", "base")
 	r.get("c1")
 	r.reopen() // kill -9: the counts are on disk
@@ -100,7 +103,7 @@ func TestMountStaysUntilPutAsOftenAsGot(t *testing.T) {
 
 func TestMountNobodyAnswersForIsMadeAgain(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	dir := r.container("c1", "base")
 	// killed between mounting and recording
 	must(t, unix.Removexattr(filepath.Join(r.root, "layers", "c1"), "trusted.cvmfs-graphdriver.open"))
@@ -115,7 +118,7 @@ func TestMountNobodyAnswersForIsMadeAgain(t *testing.T) {
 
 func TestMountNobodyAnswersForGoesWhenTheStoreOpens(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("c1", "base")
 	r.container("c2", "base")
 	// killed while Put unmounted
@@ -126,17 +129,17 @@ func TestMountNobodyAnswersForGoesWhenTheStoreOpens(t *testing.T) {
 	}
 }
 
-// watched is a mounter that counts its mounts, and unmounts a folder only when told.
+// watched is a kernel that counts its mounts, and unmounts a folder only when told.
 type watched struct {
-	layers.Mounter
+	node.Kernel
 	mounts     atomic.Int32
 	dir        string
 	asked, may chan struct{}
 }
 
-func (m *watched) Mount(s layers.Mount) error {
+func (m *watched) Mount(target string, s *overlayfs.Spec) error {
 	m.mounts.Add(1)
-	return m.Mounter.Mount(s)
+	return m.Kernel.Mount(target, s)
 }
 
 func (m *watched) Unmount(dir string) error {
@@ -144,14 +147,14 @@ func (m *watched) Unmount(dir string) error {
 		m.asked <- struct{}{}
 		<-m.may
 	}
-	return m.Mounter.Unmount(dir)
+	return m.Kernel.Unmount(dir)
 }
 
 // watch has the rig's mounts watched.
 func (r *rig) watch(m *watched) *watched {
-	m.Mounter, r.cfg.Mounter = r.cfg.Mounter, m
+	m.Kernel, r.cfg.Kernel = r.cfg.Kernel, m
 	r.reopen()
-	must(r.t, r.Init(layers.InitArgs{Home: "/mnt/x"}))
+	must(r.t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"}))
 	m.mounts.Store(0)
 	return m
 }
@@ -159,13 +162,13 @@ func (r *rig) watch(m *watched) *watched {
 func TestLayerThatIsGotAgainSoonIsNotMountedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
-		r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+		r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 		m := r.watch(&watched{})
 		dir := r.container("c1", "base")
 		must(t, r.Put("c1"))
-		time.Sleep(layers.Linger / 2)
+		time.Sleep(graphdriver.Linger / 2)
 		r.get("c1")
-		time.Sleep(2 * layers.Linger)
+		time.Sleep(2 * graphdriver.Linger)
 		if b, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(b) != "a" || m.mounts.Load() != 1 {
 			t.Errorf("an open layer shows %q, %v, mounted %d times", b, err, m.mounts.Load())
 		}
@@ -174,7 +177,7 @@ func TestLayerThatIsGotAgainSoonIsNotMountedAgain(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(b) != "a" {
 			t.Errorf("a layer just put shows %q, %v", b, err)
 		}
-		time.Sleep(2 * layers.Linger)
+		time.Sleep(2 * graphdriver.Linger)
 		synctest.Wait()
 		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("long after the last Put: %v", err)
@@ -196,10 +199,10 @@ func TestPutDoesNotWaitForTheUnmountAndOthersDo(t *testing.T) {
 	m := r.watch(&watched{dir: "init", asked: make(chan struct{}, 10), may: make(chan struct{})})
 	allow := sync.OnceFunc(func() { close(m.may) })
 	t.Cleanup(allow) // before the rig's own
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("init", "base")
 	must(t, r.Put("init"))
-	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "init", Writable: true}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "init", Writable: true}))
 	<-m.asked
 
 	others := map[string]func() error{
@@ -226,14 +229,14 @@ func TestPutDoesNotWaitForTheUnmountAndOthersDo(t *testing.T) {
 
 func TestInitDetachesMountsOfAnotherGeneration(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("c1", "base")
 	r.cfg.Generation = "second"
 	r.reopen()
 	if !r.mounted("c1") {
 		t.Error("a restart without Init took a container's mount away")
 	}
-	must(t, r.Init(layers.InitArgs{Home: "/mnt/x"}))
+	must(t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"}))
 	if r.mounted("c1") {
 		t.Error("Init left a mount of another generation")
 	}
@@ -247,21 +250,21 @@ func TestInitDetachesMountsOfAnotherGeneration(t *testing.T) {
 func TestRestartedServerWorksWithoutInit(t *testing.T) {
 	r := newRig(t)
 	ids := []user.IDMap{{ID: 0, ParentID: 100000, Count: 65536}}
-	must(t, r.Init(layers.InitArgs{
+	must(t, r.Init(graphdriver.InitArgs{
 		Opts: []string{"cvmfs.repositories=a.example.org, b.example.org"}, UIDMaps: ids,
 		GIDMaps: ids,
 	}))
-	var got layers.Settings
-	r.cfg.NewComposer = func(s layers.Settings) (layers.Composer, error) { got = s; return r.composer, nil }
+	var got node.Settings
+	r.cfg.NewComposer = func(s node.Settings) (node.Composer, error) { got = s; return r.composer, nil }
 	r.reopen()
-	want := layers.Settings{
+	want := node.Settings{
 		Repositories: []string{"a.example.org", "b.example.org"},
 		IDs:          user.IdentityMapping{UIDMaps: ids, GIDMaps: ids},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("settings of the second life: -want +got\n%s", d)
 	}
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a", uid: 7, gid: 8}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a", UID: 7, GID: 8}))
 	dir := r.container("c1", "base")
 	if d := cmp.Diff([]string{"a -rw-r--r-- 100007:100008 a"}, list(t, dir)); d != "" {
 		t.Errorf("owners under userns-remap: -want +got\n%s", d)
@@ -272,13 +275,15 @@ func TestRestartedServerWorksWithoutInit(t *testing.T) {
 }
 
 func TestNothingWorksBeforeInit(t *testing.T) {
-	dir := t.TempDir()
-	s, err := layers.Open(layers.Config{Root: dir + "/m", Run: dir + "/r", Mounter: newRig(t).cfg.Mounter})
+	n, err := node.Open(nodetest.Config(t, t.TempDir(), &nodetest.Composer{}))
 	must(t, err)
-	if err := s.Create(layers.CreateArgs{ID: "a"}); !errors.Is(err, layers.ErrNotReady) {
+	defer n.Close()
+	s, err := graphdriver.Open(graphdriver.Config{Node: n})
+	must(t, err)
+	if err := s.Create(graphdriver.CreateArgs{ID: "a"}); !errors.Is(err, node.ErrNotReady) {
 		t.Errorf("Create before Init: %v", err)
 	}
-	if _, err := s.Get(t.Context(), "a", ""); !errors.Is(err, layers.ErrNotReady) {
+	if _, err := s.Get(t.Context(), "a", ""); !errors.Is(err, node.ErrNotReady) {
 		t.Errorf("Get before Init: %v", err)
 	}
 }
@@ -294,31 +299,31 @@ func TestInitRefusesUnknownOptions(t *testing.T) {
 		{"cvmfs.repositories=a/b", "cvmfs.repositories=a/b"},
 		{"cvmfs.repositories=", "cvmfs.repositories="},
 	} {
-		if err := r.Init(layers.InitArgs{Opts: []string{c.opt}}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := r.Init(graphdriver.InitArgs{Opts: []string{c.opt}}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("Init with %s: %v, want %q", c.opt, err, c.want)
 		}
 	}
-	must(t, r.Init(layers.InitArgs{Opts: []string{"overlay2.override_kernel_check=true"}}))
+	must(t, r.Init(graphdriver.InitArgs{Opts: []string{"overlay2.override_kernel_check=true"}}))
 }
 
 func TestCreateRefusesWhatIsNoLayer(t *testing.T) {
 	r := newRig(t)
 	r.apply("base", "", tarOf(t))
 	for _, c := range []struct {
-		args layers.CreateArgs
+		args graphdriver.CreateArgs
 		want string
 	}{
-		{layers.CreateArgs{ID: ""}, "layer id"},
-		{layers.CreateArgs{ID: ".."}, "layer id"},
-		{layers.CreateArgs{ID: ".new-1"}, "layer id"},
-		{layers.CreateArgs{ID: "a/b"}, "layer id"},
-		{layers.CreateArgs{ID: strings.Repeat("a", 101)}, "layer id"},
-		{layers.CreateArgs{ID: "a\x00b"}, "layer id"},
-		{layers.CreateArgs{ID: "a", Parent: "../base"}, "layer id"},
-		{layers.CreateArgs{ID: "a", Parent: "missing"}, "no such layer"},
-		{layers.CreateArgs{ID: "a", Parent: "a"}, "its own parent"},
+		{graphdriver.CreateArgs{ID: ""}, "layer id"},
+		{graphdriver.CreateArgs{ID: ".."}, "layer id"},
+		{graphdriver.CreateArgs{ID: ".new-1"}, "layer id"},
+		{graphdriver.CreateArgs{ID: "a/b"}, "layer id"},
+		{graphdriver.CreateArgs{ID: strings.Repeat("a", 101)}, "layer id"},
+		{graphdriver.CreateArgs{ID: "a\x00b"}, "layer id"},
+		{graphdriver.CreateArgs{ID: "a", Parent: "../base"}, "layer id"},
+		{graphdriver.CreateArgs{ID: "a", Parent: "missing"}, "no such layer"},
+		{graphdriver.CreateArgs{ID: "a", Parent: "a"}, "its own parent"},
 		{
-			layers.CreateArgs{ID: "a", Parent: "base", StorageOpt: map[string]string{"size": "1G"}},
+			graphdriver.CreateArgs{ID: "a", Parent: "base", StorageOpt: map[string]string{"size": "1G"}},
 			"storage option size",
 		},
 	} {
@@ -341,15 +346,15 @@ func TestCreateRefusesWhatIsNoLayer(t *testing.T) {
 
 func TestRepeatedCallsChangeNothing(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	must(t, r.Create(layers.CreateArgs{ID: "base"}))
-	if err := r.Create(layers.CreateArgs{ID: "base", Parent: "other"}); err == nil {
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "base"}))
+	if err := r.Create(graphdriver.CreateArgs{ID: "base", Parent: "other"}); err == nil {
 		t.Error("a layer was made again with another parent")
 	}
 	dir := r.container("c1", "base")
 	must(t, os.WriteFile(filepath.Join(dir, "b"), nil, 0o644))
-	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "base", Writable: true}))
-	must(t, r.Init(layers.InitArgs{Home: "/mnt/x"}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "base", Writable: true}))
+	must(t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"}))
 	if d := cmp.Diff([]string{"a -rw-r--r-- 0:0 a", "b -rw-r--r-- 0:0"}, list(t, dir)); d != "" {
 		t.Errorf("-want +got\n%s", d)
 	}
@@ -362,8 +367,8 @@ func TestRepeatedCallsChangeNothing(t *testing.T) {
 
 func TestUnfinishedLayersAreRemoved(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	must(t, r.Create(layers.CreateArgs{ID: "half", Parent: "base"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "half", Parent: "base"}))
 	folder := filepath.Join(r.root, "layers")
 	for _, dir := range []string{".new-12/diff/x", ".dead-7/gone/diff"} {
 		must(t, os.MkdirAll(filepath.Join(folder, dir), 0o700))
@@ -377,7 +382,7 @@ func TestUnfinishedLayersAreRemoved(t *testing.T) {
 	if !r.Exists("half") {
 		t.Error("a restart of the server removed a layer whose content may be about to come")
 	}
-	must(t, r.Init(layers.InitArgs{Home: "/mnt/x"}))
+	must(t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"}))
 	entries, err := os.ReadDir(folder)
 	must(t, err)
 	if len(entries) != 1 || entries[0].Name() != "base" {
@@ -388,11 +393,11 @@ func TestUnfinishedLayersAreRemoved(t *testing.T) {
 func TestOpenRefusesAForeignLayout(t *testing.T) {
 	r := newRig(t)
 	must(t, os.WriteFile(filepath.Join(r.root, "layout"), []byte("3\n"), 0o600))
-	if _, err := layers.Open(r.cfg); err == nil || !strings.Contains(err.Error(), `layout "3"`) {
+	if _, err := node.Open(r.cfg); err == nil || !strings.Contains(err.Error(), `layout "3"`) {
 		t.Errorf("layout 3: %v", err)
 	}
 	must(t, os.Remove(filepath.Join(r.root, "layout")))
-	if _, err := layers.Open(r.cfg); err == nil || !strings.Contains(err.Error(), "not of this driver's making") {
+	if _, err := node.Open(r.cfg); err == nil || !strings.Contains(err.Error(), "not of this driver's making") {
 		t.Errorf("layers without a layout: %v", err)
 	}
 	must(t, os.WriteFile(filepath.Join(r.root, "layout"), []byte("1\n"), 0o600))
@@ -404,8 +409,8 @@ func TestLongChainIsMounted(t *testing.T) {
 	parent := ""
 	for n := range layers {
 		id := fmt.Sprintf("%064d", n)
-		r.apply(id, parent, tarOf(t, file{name: fmt.Sprintf("f%d", n), body: "x"},
-			file{name: "last", body: fmt.Sprint(n)}))
+		r.apply(id, parent, tarOf(t, file{Name: fmt.Sprintf("f%d", n), Body: "x"},
+			file{Name: "last", Body: fmt.Sprint(n)}))
 		parent = id
 	}
 	dir := r.container("c1", parent)
@@ -419,12 +424,12 @@ func TestLongChainIsMounted(t *testing.T) {
 
 func TestCallsForOneLayerMayComeAtOnce(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for range 5 {
-				if err := r.Create(layers.CreateArgs{ID: "c1", Parent: "base", Writable: true}); err != nil {
+				if err := r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "base", Writable: true}); err != nil {
 					t.Error(err)
 				}
 				if _, err := r.Get(t.Context(), "c1", ""); err != nil {
@@ -447,8 +452,8 @@ func TestCallsForOneLayerMayComeAtOnce(t *testing.T) {
 
 func TestDiffMayBePipedIntoApplyDiff(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: strings.Repeat("a", 1<<20)}))
-	must(t, r.Create(layers.CreateArgs{ID: "copy"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: strings.Repeat("a", 1<<20)}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "copy"}))
 	rc, err := r.Diff(t.Context(), "base", "")
 	must(t, err)
 	defer rc.Close()
@@ -463,12 +468,12 @@ const descriptor = `{"version":"1.0","layers":[{"digest":"aaaaaaaaaaaaaaaaaaaaaa
 
 func TestThinLayerIsComposedWithWhatLiesBelow(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
-	r.apply("thin1", "base", tarOf(t, file{name: "./", kind: tar.TypeDir}, file{name: "./thin.json", body: descriptor}))
-	if len(r.composer.chains) != 1 {
-		t.Fatalf("composed %d times, want once", len(r.composer.chains))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
+	r.apply("thin1", "base", tarOf(t, file{Name: "./", Kind: tar.TypeDir}, file{Name: "./thin.json", Body: descriptor}))
+	if len(r.composer.Chains) != 1 {
+		t.Fatalf("composed %d times, want once", len(r.composer.Chains))
 	}
-	chain := r.composer.chains[0]
+	chain := r.composer.Chains[0]
 	if len(chain) != 2 || chain[0].ID != "base" || chain[0].Diff != r.diff("base") || chain[1].Thin == nil ||
 		chain[1].Thin.Layers[0].Path != "/layers/a" {
 		t.Errorf("composed %+v", chain)
@@ -482,22 +487,22 @@ func TestThinLayerIsComposedWithWhatLiesBelow(t *testing.T) {
 		t.Errorf("metadata: %v", m)
 	}
 	// The image goes with the last layer that names it.
-	r.apply("thin2", "base", tarOf(t, file{name: "thin.json", body: descriptor}))
+	r.apply("thin2", "base", tarOf(t, file{Name: "thin.json", Body: descriptor}))
 	must(t, r.Remove("thin1"))
-	if len(r.composer.images) != 1 {
+	if len(r.composer.Images) != 1 {
 		t.Error("an image was removed that a layer names")
 	}
 	must(t, r.Remove("thin2"))
-	if len(r.composer.images) != 0 {
+	if len(r.composer.Images) != 0 {
 		t.Error("an image was kept that no layer names")
 	}
 }
 
 func TestThinLayerWaitsForTheNetwork(t *testing.T) {
 	r := newRig(t)
-	r.composer.fail(fmt.Errorf("get catalog: %w", fetch.ErrUnavailable))
-	r.apply("thin1", "", tarOf(t, file{name: "thin.json", body: descriptor}))
-	must(t, r.Create(layers.CreateArgs{ID: "c1", Parent: "thin1", Writable: true}))
+	r.composer.Fail(fmt.Errorf("get catalog: %w", fetch.ErrUnavailable))
+	r.apply("thin1", "", tarOf(t, file{Name: "thin.json", Body: descriptor}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "thin1", Writable: true}))
 	if _, err := r.Get(t.Context(), "c1", ""); !errors.Is(err, fetch.ErrUnavailable) {
 		t.Errorf("Get without a network: %v", err)
 	}
@@ -522,10 +527,10 @@ func TestThinLayerThatMayNotBeUsedIsRefused(t *testing.T) {
 		{"for its size", descriptor + strings.Repeat(" ", 1<<20), nil, "limit"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r.composer.fail(c.err)
-			must(t, r.Create(layers.CreateArgs{ID: "thin1"}))
+			r.composer.Fail(c.err)
+			must(t, r.Create(graphdriver.CreateArgs{ID: "thin1"}))
 			_, err := r.ApplyDiff(t.Context(), "thin1", "",
-				bytes.NewReader(tarOf(t, file{name: "thin.json", body: c.body})))
+				bytes.NewReader(tarOf(t, file{Name: "thin.json", Body: c.body})))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
@@ -539,15 +544,15 @@ func TestThinLayerThatMayNotBeUsedIsRefused(t *testing.T) {
 func TestLayerWithMoreThanADescriptorIsOrdinary(t *testing.T) {
 	r := newRig(t)
 	for id, files := range map[string][]file{
-		"two":     {{name: "thin.json", body: descriptor}, {name: "b"}},
-		"deeper":  {{name: "d/thin.json", body: descriptor}},
-		"link":    {{name: "thin.json", kind: tar.TypeSymlink, link: "x"}},
-		"other":   {{name: "thin.json", body: `{"some":"thing"}`}},
+		"two":     {{Name: "thin.json", Body: descriptor}, {Name: "b"}},
+		"deeper":  {{Name: "d/thin.json", Body: descriptor}},
+		"link":    {{Name: "thin.json", Kind: tar.TypeSymlink, Link: "x"}},
+		"other":   {{Name: "thin.json", Body: `{"some":"thing"}`}},
 		"nothing": {},
 	} {
 		r.apply(id, "", tarOf(t, files...))
 	}
-	if len(r.composer.chains) != 0 {
-		t.Errorf("composed %v", r.composer.chains)
+	if len(r.composer.Chains) != 0 {
+		t.Errorf("composed %v", r.composer.Chains)
 	}
 }

@@ -1,4 +1,4 @@
-package layers
+package node
 
 import (
 	"errors"
@@ -11,18 +11,19 @@ import (
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
-// fakeMounter stands for kernels that aren't at hand.
-type fakeMounter struct {
+// fakeKernel stands for kernels that aren't at hand.
+type fakeKernel struct {
 	err       error
 	noOverlay bool // on any file system
 }
 
-func (m fakeMounter) Mount(Mount) error          { return m.err }
-func (fakeMounter) Mounted(string) (bool, error) { return false, nil }
-func (fakeMounter) Unmount(string) error         { return nil }
-func (m fakeMounter) Probe(string) (overlayfs.Support, error) {
-	if m.noOverlay {
-		return overlayfs.Support{Overlay: overlayfs.Tried(m.err)}, nil
+func (k fakeKernel) Mount(string, *overlayfs.Spec) error { return k.err }
+func (k fakeKernel) MountImage(string, string) error     { return k.err }
+func (fakeKernel) Mounted(string) (bool, error)          { return false, nil }
+func (fakeKernel) Unmount(string) error                  { return nil }
+func (k fakeKernel) Probe(string) (overlayfs.Support, error) {
+	if k.noOverlay {
+		return overlayfs.Support{Overlay: overlayfs.Tried(k.err)}, nil
 	}
 	return overlayfs.Support{Overlay: overlayfs.Tried(nil)}, nil
 }
@@ -63,15 +64,16 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			s, err := Open(Config{Root: dir + "/m", Run: dir + "/r", Mounter: fakeMounter{c.mount, c.noOverlay}})
+			n, err := Open(Config{Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{c.mount, c.noOverlay}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.host = host{fileSystems: filepath.Join(dir, "filesystems"), typed: c.typed}
-			if err := os.WriteFile(s.host.fileSystems, []byte(c.fileSystems), 0o600); err != nil {
+			defer n.Close()
+			n.machine = machine{fileSystems: filepath.Join(dir, "filesystems"), typed: c.typed}
+			if err := os.WriteFile(n.machine.fileSystems, []byte(c.fileSystems), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			err = s.Init(InitArgs{})
+			err = n.CheckHost()
 			if err == nil {
 				t.Fatal("taken")
 			}
@@ -83,8 +85,8 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 			if c.mount != nil && !errors.Is(err, c.mount) {
 				t.Errorf("%v: the kernel's reason is lost", err)
 			}
-			// the device of the file system
-			for left, want := range map[string]int{s.path("state"): 1, s.run("views"): 0} {
+			// the device of the file system, and what the object store keeps
+			for left, want := range map[string]int{n.Path("state"): 2, n.run("views"): 0} {
 				names, err := os.ReadDir(left)
 				if len(names) != want || err != nil {
 					t.Errorf("left in %s: %s, %v", left, names, err)

@@ -1,4 +1,4 @@
-package layers_test
+package graphdriver_test
 
 import (
 	"os"
@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/graphdriver"
-	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/node/nodetest"
 	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/test/testutil"
 )
@@ -18,14 +19,16 @@ import (
 // initOn initialises a driver whose layers are below dir, and gives what it says and shows.
 func initOn(t *testing.T, dir string) (status map[string]string, err error) {
 	t.Helper()
-	s, err := layers.Open(layers.Config{
-		Root: filepath.Join(dir, "m"), Run: t.TempDir(), Mounter: &graphdriver.Mounter{},
-		NewComposer: func(layers.Settings) (layers.Composer, error) { return &composer{}, nil },
-	})
+	cfg := nodetest.Config(t, dir, &nodetest.Composer{})
+	cfg.Run = t.TempDir()
+	n, err := node.Open(cfg)
 	must(t, err)
-	err = s.Init(layers.InitArgs{})
+	t.Cleanup(func() { must(t, n.Close()) })
+	d, err := graphdriver.Open(graphdriver.Config{Node: n})
+	must(t, err)
+	err = d.Init(graphdriver.InitArgs{})
 	status = map[string]string{}
-	for _, row := range s.Status() {
+	for _, row := range d.Status() {
 		status[row[0]] = row[1]
 	}
 	return status, err
@@ -83,13 +86,13 @@ func TestLayersOnAnOverlayAreRefused(t *testing.T) {
 	for _, name := range []string{"l", "u", "w", "m"} {
 		must(t, os.Mkdir(filepath.Join(dir, name), 0o755))
 	}
-	var m graphdriver.Mounter
+	var k overlayfs.Kernel
 	outer := filepath.Join(dir, "m")
-	must(t, m.Mount(layers.Mount{Target: outer, Overlay: &overlayfs.Spec{
+	must(t, k.Mount(outer, &overlayfs.Spec{
 		Lower: []string{dir + "/l"}, Upper: dir + "/u",
 		Work: dir + "/w",
-	}}))
-	t.Cleanup(func() { must(t, m.Unmount(outer)) })
+	}))
+	t.Cleanup(func() { must(t, k.Unmount(outer)) })
 	status, err := initOn(t, outer)
 	t.Log(err)
 	if err == nil || !strings.Contains(err.Error(), "lies on an overlay itself") ||

@@ -1,4 +1,4 @@
-package layers_test
+package graphdriver_test
 
 import (
 	"archive/tar"
@@ -18,7 +18,8 @@ import (
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/graphdriver"
+	"cvmfs-graphdriver/driver/layers/layerstest"
 )
 
 // pack returns a layer's archive.
@@ -79,14 +80,14 @@ func work(t testing.TB, dir string) {
 func worked(t testing.TB) (r *rig, dir string) {
 	t.Helper()
 	r = newRig(t)
-	d := func(name string) file { return file{name: name + "/", kind: tar.TypeDir} }
-	f := func(name string) file { return file{name: name, body: name} }
+	d := func(name string) file { return file{Name: name + "/", Kind: tar.TypeDir} }
+	f := func(name string) file { return file{Name: name, Body: name} }
 	r.apply("below", "", tarOf(t, f("deleted below"), f("modified"), d("gone"), f("gone/deep"), d("whited"),
 		f("whited/x")))
 	r.apply("base", "below", tarOf(t,
-		f("modified"), f("deleted"), file{name: ".wh.deleted below"}, file{name: ".wh.whited"}, d("replaced"),
+		f("modified"), f("deleted"), file{Name: ".wh.deleted below"}, file{Name: ".wh.whited"}, d("replaced"),
 		f("replaced/was"), d("replaced/sub"), f("replaced/sub/was"),
-		file{name: "replaced/same", body: "same"}, f("mode"), d("dir"), d("dir/below"), f("dir/below/kept"),
+		file{Name: "replaced/same", Body: "same"}, f("mode"), d("dir"), d("dir/below"), f("dir/below/kept"),
 		f("file2dir"), d("dir2file"), f("dir2file/x"), f("old name"),
 		f("touched"), f("opened"), f("capable"), f("untouched")))
 	dir = r.container("c1", "base")
@@ -109,7 +110,7 @@ func TestChangesAreThoseOfTheViews(t *testing.T) {
 		t.Errorf("-want +got\n%s", d)
 	}
 	// The engine's own drivers compare the two views name by name.
-	must(t, r.Create(layers.CreateArgs{ID: "plain", Parent: "base", Writable: true}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "plain", Parent: "base", Writable: true}))
 	oracle, err := archive.ChangesDirs(dir, r.get("plain"))
 	must(t, err)
 	sort.Slice(oracle, func(i, j int) bool { return oracle[i].Path < oracle[j].Path })
@@ -155,7 +156,7 @@ func TestDiffMakesTheSameLayerElsewhere(t *testing.T) {
 	if d := cmp.Diff(want, list(t, r.container("c2", "committed"))); d != "" {
 		t.Errorf("-container +committed\n%s", d)
 	}
-	for _, x := range xattrs(t, r.diff("committed")) {
+	for _, x := range layerstest.Xattrs(t, r.diff("committed")) {
 		if strings.Contains(x, "overlay") && !strings.HasSuffix(x, "overlay.opaque") {
 			t.Errorf("exported: %s", x)
 		}
@@ -169,7 +170,7 @@ func TestDiffMakesTheSameLayerElsewhere(t *testing.T) {
 func TestDiffKeepsTheCapabilityOfAFileWithSeveralNames(t *testing.T) {
 	r := newRig(t)
 	const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	r.apply("base", "", tarOf(t, file{name: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a"}))
 	dir := r.container("c1", "base")
 	must(t, os.WriteFile(filepath.Join(dir, "program"), []byte("x"), 0o755))
 	must(t, unix.Setxattr(filepath.Join(dir, "program"), "security.capability", []byte(capability), 0))
@@ -186,11 +187,11 @@ func TestDiffKeepsTheCapabilityOfAFileWithSeveralNames(t *testing.T) {
 
 func TestDiffOfAnOpaqueRootAndOddNames(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	long := strings.Repeat("long/", 60) + "name"
 	odd := "new\nline \xff\xfe"
-	r.apply("top", "base", tarOf(t, file{name: ".wh..wh..opq"}, file{name: odd, body: "odd"},
-		file{name: long, body: "long"}))
+	r.apply("top", "base", tarOf(t, file{Name: ".wh..wh..opq"}, file{Name: odd, Body: "odd"},
+		file{Name: long, Body: "long"}))
 	r.apply("copy", "base", pack(t, r, "top", "base"))
 	if d := cmp.Diff(list(t, r.container("c1", "top")), list(t, r.container("c2", "copy"))); d != "" {
 		t.Errorf("-layer +copy\n%s", d)
@@ -199,7 +200,7 @@ func TestDiffOfAnOpaqueRootAndOddNames(t *testing.T) {
 
 func TestDiffThatFailsNeverEndsLikeAWholeArchive(t *testing.T) {
 	r := newRig(t)
-	r.apply("base", "", tarOf(t, file{name: "big", body: strings.Repeat("x", 4<<20)}))
+	r.apply("base", "", tarOf(t, file{Name: "big", Body: strings.Repeat("x", 4<<20)}))
 	rc, err := r.Diff(t.Context(), "base", "")
 	must(t, err)
 	defer rc.Close()
@@ -215,7 +216,7 @@ func TestDiffDoesNotFollowLinksOutOfTheLayer(t *testing.T) {
 	r := newRig(t)
 	outside := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(outside, "secret"), []byte("from outside"), 0o600))
-	r.apply("base", "", tarOf(t, file{name: "a", body: "a"}))
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "a"}))
 	r.container("c1", "base")
 	// A container swaps a folder for a link while its diff is read: as fast as it can.
 	upper := r.diff("c1")
@@ -251,8 +252,8 @@ func TestDiffDoesNotFollowLinksOutOfTheLayer(t *testing.T) {
 func TestDiffGivesFilesOfNobodysToRoot(t *testing.T) {
 	r := newRig(t)
 	ids := []user.IDMap{{ID: 0, ParentID: 100000, Count: 65536}}
-	must(t, r.Init(layers.InitArgs{UIDMaps: ids, GIDMaps: ids}))
-	must(t, r.Create(layers.CreateArgs{ID: "c", Writable: true}))
+	must(t, r.Init(graphdriver.InitArgs{UIDMaps: ids, GIDMaps: ids}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c", Writable: true}))
 	for name, owner := range map[string]int{"mine": 100007, "nobody's": 0} {
 		file := filepath.Join(r.diff("c"), name)
 		must(t, os.WriteFile(file, nil, 0o755))

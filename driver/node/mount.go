@@ -1,0 +1,190 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"cvmfs-graphdriver/cvmfs/objectfs"
+	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/view"
+	"cvmfs-graphdriver/internal/overlayfs"
+)
+
+// Overlay is an overlay that shows a stack of layers: all that it stands on is mounted, and it isn't.
+type Overlay struct {
+	overlayfs.Spec
+	Image string // key of the composed image in it; "" where no layer is thin
+	View  View   // that shows the image; "" where there is none
+}
+
+// Mount shows a stack on a folder, which is made if it is missing, in the place of what is mounted there. Of a read-only
+// stack the overlay is read-only. label is the SELinux context of all files, or "".
+func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label string) (Overlay, error) {
+	o, err := n.Overlay(ctx, stack)
+	if err != nil {
+		return Overlay{}, err
+	}
+	o.Label = label
+	stale, err := n.cfg.Kernel.Mounted(target)
+	if stale {
+		err = n.cfg.Kernel.Unmount(target)
+	}
+	if err != nil {
+		return Overlay{}, err
+	}
+	c, err := n.configured()
+	if err != nil {
+		return Overlay{}, err
+	}
+	uid, gid := c.settings.IDs.RootPair()
+	if err := mkdir(target, 0o700, uid, gid); err != nil && !errors.Is(err, fs.ErrExist) {
+		return Overlay{}, err
+	}
+	return o, n.cfg.Kernel.Mount(target, &o.Spec)
+}
+
+// Overlay returns the overlay that shows a stack, for whoever mounts it. The composed image is made if it isn't there,
+// and taken into use; it and the overlays that share it are mounted when an overlay first needs them, and stay mounted.
+func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error) {
+	o := Overlay{Spec: overlayfs.Spec{Upper: stack.Upper, Work: stack.Work}}
+	if stack.Upper == "" {
+		o.Lower = []string{n.run("empty")} // a read-only overlay wants two layers at least
+	}
+	for _, l := range stack.Lower {
+		o.Lower = append(o.Lower, l.Content)
+	}
+	if stack.Thin == "" {
+		return o, nil
+	}
+	image, err := n.image(ctx, &stack)
+	if err != nil {
+		return Overlay{}, err
+	}
+	c, err := n.configured()
+	if err != nil {
+		return Overlay{}, err
+	}
+	o.Image, o.View = image.Key, c.view.view
+	shown := n.shownAt(c.view, image.Key)
+	o.Lower = append(o.Lower, shown)
+	if c.view.view == ViewFUSE {
+		// What FUSE shows is asked for once, by a shared overlay, and not by that of each container: overlayfs looks for
+		// an extended attribute of every file, which FUSE doesn't keep.
+		return o, n.mountShared(shown, &overlayfs.Spec{
+			Lower: []string{n.run("empty"), n.run("fuse", view.Folder, image.Key)},
+		})
+	}
+	at := n.run("images", image.Key)
+	if err := n.mountOnce(at, func() error { return n.cfg.Kernel.MountImage(image.Meta, at) }); err != nil {
+		return Overlay{}, err
+	}
+	data := n.data(stack)
+	if !c.view.stacked {
+		o.Data = data
+		return o, nil
+	}
+	// For kernels that take data-only layers in overlays with metacopy alone. In an overlay with an upper folder that
+	// would leave files without content.
+	return o, n.mountShared(shown, &overlayfs.Spec{Lower: []string{at}, Data: data, Metacopy: true})
+}
+
+// data returns the data-only layers of an overlay of a composed image. Their order matters: what is on disk first; then
+// the gate, which brings an object to disk and finds nothing itself; then the folder where it brought it; and last, as
+// the last one decides the error a reader gets, the fetching file system.
+func (n *Node) data(stack layers.Stack) []string {
+	return slices.Concat([]string{n.Path("store")}, stack.Data,
+		[]string{n.run("fuse", objectfs.Gate), n.Path("fresh"), n.run("fuse", objectfs.Data)})
+}
+
+// mountShared mounts a shared overlay unless it is.
+func (n *Node) mountShared(target string, s *overlayfs.Spec) error {
+	return n.mountOnce(target, func() error { return n.cfg.Kernel.Mount(target, s) })
+}
+
+// mountOnce makes a folder and mounts on it, unless something is mounted there.
+func (n *Node) mountOnce(target string, mount func() error) error {
+	n.mounting.Lock()
+	defer n.mounting.Unlock()
+	mounted, err := n.cfg.Kernel.Mounted(target)
+	if mounted || err != nil {
+		return err
+	}
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return err
+	}
+	return mount()
+}
+
+// Mounted reports whether something is mounted at a folder; at a missing one nothing is.
+func (n *Node) Mounted(dir string) (bool, error) { return n.cfg.Kernel.Mounted(dir) }
+
+// Unmount detaches what is mounted on a folder and removes the folder. One that isn't there is no error.
+func (n *Node) Unmount(dir string) error { return n.unmount(dir) }
+
+func (n *Node) unmount(dir string) error {
+	if err := n.cfg.Kernel.Unmount(dir); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// unmountAll does so for the folders in a folder.
+func (n *Node) unmountAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := n.unmount(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// UnmountImages takes off what is mounted for overlays to use, of which none may be mounted any more.
+func (n *Node) UnmountImages() error {
+	return errors.Join(n.unmountAll(n.run("shared")), n.unmountAll(n.run("images")))
+}
+
+// View has a layer and its chain mounted for us alone, read-only, until release is called. "" is the empty view.
+func (n *Node) View(ctx context.Context, id string) (dir string, release func(), err error) {
+	if _, err := n.configured(); err != nil {
+		return "", nil, err
+	}
+	if id == "" {
+		return n.run("empty"), func() {}, nil
+	}
+	stack, err := n.layers.UseReadOnly(id)
+	if err != nil {
+		return "", nil, err
+	}
+	if dir, err = os.MkdirTemp(n.run("views"), ""); err != nil {
+		return "", nil, err
+	}
+	release = func() {
+		if err := n.unmount(dir); err != nil {
+			n.cfg.Log.Warn("unmount a view", "layer", id, "err", err)
+		}
+	}
+	if _, err := n.Mount(ctx, stack, dir, ""); err != nil {
+		release()
+		return "", nil, err
+	}
+	return dir, release, nil
+}
+
+// mkdir makes a folder with exactly this mode and owner.
+func mkdir(path string, mode fs.FileMode, uid, gid int) error {
+	if err := os.Mkdir(path, mode); err != nil {
+		return err
+	}
+	return errors.Join(os.Chown(path, uid, gid), os.Chmod(path, mode))
+}

@@ -1,0 +1,69 @@
+package node
+
+import (
+	"fmt"
+
+	"cvmfs-graphdriver/internal/overlayfs"
+)
+
+// View is a way of showing composed images.
+type View string
+
+// The views. Both show the same; an overlay that is mounted keeps the one it was mounted with.
+const (
+	ViewEROFS View = "erofs" // the kernel mounts the image, and the overlay finds content in data-only layers
+	ViewFUSE  View = "fuse"  // package view serves the image, content included, below Run/fuse/view
+)
+
+// chosenView is the view in use, and why it was chosen.
+type chosenView struct {
+	view    View
+	stacked bool   // of erofs: overlays use the image by way of a shared overlay
+	why     string // "" where it is the best there is
+}
+
+// choose finds the view for what the settings say: the one they want, or else the best that works here.
+func (n *Node) choose(want View) (chosenView, error) {
+	if want == ViewFUSE {
+		return chosenView{view: ViewFUSE, why: "set by cvmfs.view"}, nil
+	}
+	support, err := n.cfg.Kernel.Probe(n.Path("state"))
+	if err != nil { // nothing was tried; FUSE is mounted already
+		support.EROFS = overlayfs.Tried(fmt.Errorf("it wasn't tried what the kernel mounts: %w", err))
+	}
+	switch way, why := support.Way(); {
+	case way == overlayfs.ByOne:
+		return chosenView{view: ViewEROFS}, nil
+	case way == overlayfs.ByTwo:
+		return chosenView{ViewEROFS, true, "by two overlays: " + why}, nil
+	case want == ViewEROFS:
+		return chosenView{}, fmt.Errorf("storage option cvmfs.view=erofs: %s; leave the option out, or set cvmfs.view=fuse",
+			why)
+	default:
+		n.cfg.Log.Info("composed images are served by FUSE", "because", why)
+		return chosenView{view: ViewFUSE, why: "erofs can't be used: " + why}, nil
+	}
+}
+
+// ViewInUse spells the view for people, and why it was chosen; before Configure it is "".
+func (n *Node) ViewInUse() string {
+	c, err := n.configured()
+	if err != nil {
+		return ""
+	}
+	if c.view.why == "" {
+		return string(c.view.view)
+	}
+	return fmt.Sprintf("%s (%s)", c.view.view, c.view.why)
+}
+
+// shownAt is the folder that shows a composed image.
+func (n *Node) shownAt(by chosenView, key string) string {
+	switch {
+	case by.view == ViewFUSE:
+		return n.run("shared", key+".fuse")
+	case by.stacked:
+		return n.run("shared", key+".erofs")
+	}
+	return n.run("images", key)
+}
