@@ -53,12 +53,12 @@ type Composer struct {
 	cfg Config
 
 	mu     sync.Mutex
-	loaded map[string]*loaded       // images in use in this life, by key
+	loaded map[string]*loadedImage  // images in use in this life, by key
 	turns  map[string]chan struct{} // by key of an image that is being composed; closed when that has ended
 	closed bool
 }
 
-type loaded struct {
+type loadedImage struct {
 	image *Image
 	table *objects.Table
 }
@@ -109,7 +109,7 @@ func New(cfg Config) (*Composer, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open composed images: %w", err)
 	}
-	return &Composer{cfg: cfg, loaded: map[string]*loaded{}, turns: map[string]chan struct{}{}}, nil
+	return &Composer{cfg: cfg, loaded: map[string]*loadedImage{}, turns: map[string]chan struct{}{}}, nil
 }
 
 // Sweep removes what is half-written and gives the keys of the images there are, in order. No image may be in the
@@ -207,7 +207,7 @@ func (c *Composer) Peek(key string) (*objects.Table, error) {
 	return c.openTable(key)
 }
 
-func (c *Composer) inUse(key string) *loaded {
+func (c *Composer) inUse(key string) *loadedImage {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.loaded[key]
@@ -233,7 +233,7 @@ func (c *Composer) Close() {
 	c.loaded, c.closed = nil, true
 }
 
-func (c *Composer) load(key string) (*loaded, error) {
+func (c *Composer) load(key string) (*loadedImage, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -256,7 +256,7 @@ func (c *Composer) load(key string) (*loaded, error) {
 		}
 	}
 	c.cfg.Index.Add(table)
-	c.loaded[key] = &loaded{image, table}
+	c.loaded[key] = &loadedImage{image, table}
 	return c.loaded[key], nil
 }
 

@@ -72,15 +72,15 @@ func (a *Arrival) Close() (err error) {
 	return err
 }
 
-// made are the empty layers whose Create this process has answered. What was sent to a former process for one may have
+// madeLayers are the empty layers whose Create this process has answered. What was sent to a former process for one may have
 // been lost in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if
 // with nothing.
-type made struct {
+type madeLayers struct {
 	mu  lockorder.Mutex
 	ids map[string]bool
 }
 
-func (m *made) add(id string) {
+func (m *madeLayers) add(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ids == nil {
@@ -89,13 +89,13 @@ func (m *made) add(id string) {
 	m.ids[id] = true
 }
 
-func (m *made) has(id string) bool {
+func (m *madeLayers) has(id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.ids[id]
 }
 
-func (m *made) remove(id string) {
+func (m *madeLayers) remove(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.ids, id)

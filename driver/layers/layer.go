@@ -104,14 +104,14 @@ func (s *Store) save(id string, l *layer) error {
 	return nil
 }
 
-// records keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is
+// layerRecords keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is
 // locked while a record is read or changes.
-type records struct {
+type layerRecords struct {
 	lockorder.Mutex
 	committed map[string]layer
 }
 
-func (r *records) keep(id string, l layer) {
+func (r *layerRecords) keep(id string, l layer) {
 	if r.committed == nil {
 		r.committed = map[string]layer{}
 	}

@@ -27,8 +27,8 @@ type Store struct {
 	cfg Config
 
 	locks   lockorder.IDs // of layers
-	records records
-	made    made
+	records layerRecords
+	made    madeLayers
 	quota   quota
 
 	mu  lockorder.Mutex // guards the following

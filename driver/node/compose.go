@@ -185,7 +185,7 @@ func (n *Node) Remove(id string) error {
 
 // useMounted takes the images into use that mounts read from, as their containers may ask for objects before any layer
 // is mounted again.
-func (n *Node) useMounted(c *current) {
+func (n *Node) useMounted(c *configuration) {
 	for _, m := range c.face.Mounts() {
 		if m.Image == "" {
 			continue
@@ -215,7 +215,7 @@ func (n *Node) sweepImages() {
 
 // removeUnnamed removes those of some images that nobody names. What fails is left to the next sweep: no caller has any
 // use for an error. The caller holds naming.
-func (n *Node) removeUnnamed(c *current, keys []string) {
+func (n *Node) removeUnnamed(c *configuration, keys []string) {
 	named, err := n.layers.Images()
 	var mounted map[string]bool
 	if err == nil {
@@ -248,7 +248,7 @@ func (n *Node) addMounted(keys []string) ([]string, error) {
 }
 
 // removeImage removes an image, and first what is mounted of it.
-func (n *Node) removeImage(c *current, key string) error {
+func (n *Node) removeImage(c *configuration, key string) error {
 	for _, by := range []chosenView{{view: ViewFUSE}, {view: ViewEROFS, stacked: true}, {view: ViewEROFS}} {
 		if err := n.unmount(n.shownAt(by, key)); err != nil {
 			return err

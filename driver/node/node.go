@@ -96,7 +96,7 @@ type Node struct {
 	machine machine
 
 	mu      lockorder.Mutex // guards the following
-	current *current        // nil before Configure
+	current *configuration  // nil before Configure
 
 	composingThin lockorder.IDs // thin layers that are being composed
 
@@ -109,8 +109,8 @@ type Node struct {
 	nextFinding time.Time  // when one may be; finding guards it
 }
 
-// current is what Configure has set.
-type current struct {
+// configuration is what Configure has set.
+type configuration struct {
 	settings     Settings
 	face         Face
 	view         chosenView
@@ -206,7 +206,7 @@ func (n *Node) Configure(settings Settings, face Face) error {
 	if err := n.setOwners(settings.IDs); err != nil {
 		return err
 	}
-	next := &current{settings: settings, face: face}
+	next := &configuration{settings: settings, face: face}
 	var err error
 	if next.view, err = n.choose(settings.View); err != nil {
 		return err
@@ -236,7 +236,7 @@ func (n *Node) setOwners(ids user.IdentityMapping) error {
 }
 
 // newComposer makes the composer for some settings.
-func (n *Node) newComposer(c *current) (err error) {
+func (n *Node) newComposer(c *configuration) (err error) {
 	if n.cfg.NewComposer != nil {
 		c.composer, err = n.cfg.NewComposer(c.settings)
 		return err
@@ -256,7 +256,7 @@ func (n *Node) newComposer(c *current) (err error) {
 }
 
 // close ends the use of former settings.
-func (c *current) close() {
+func (c *configuration) close() {
 	if c.repositories != nil {
 		c.repositories.Reload() // its connections are not needed any more
 	}
@@ -264,7 +264,7 @@ func (c *current) close() {
 }
 
 // configured returns what Configure has set.
-func (n *Node) configured() (*current, error) {
+func (n *Node) configured() (*configuration, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.current == nil {

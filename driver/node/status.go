@@ -40,7 +40,7 @@ func (n *Node) Status() status.Node {
 }
 
 // storeStatus tells the state of layers and images.
-func (n *Node) storeStatus(c *current) (st status.Store, err error) {
+func (n *Node) storeStatus(c *configuration) (st status.Store, err error) {
 	st = status.Store{Images: []status.Image{}, Mounts: []status.Mount{}}
 	var keys map[string]bool
 	if st.Layers, st.Thin, keys, err = n.layers.Count(); err != nil {
