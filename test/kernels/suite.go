@@ -39,6 +39,7 @@ var parts = []program{
 	{folder: "driver/view", limit: 10 * time.Minute},
 	{folder: "driver/images", limit: 10 * time.Minute},
 	{folder: "driver/layers", limit: 10 * time.Minute},
+	{folder: "driver/node", limit: 10 * time.Minute},
 	{folder: "driver/graphdriver", limit: 10 * time.Minute},
 	{folder: "driver/conformance", limit: 10 * time.Minute},
 }
