@@ -206,7 +206,7 @@ func (d *Driver) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) 
 	if err := d.ready(); err != nil {
 		return 0, err
 	}
-	if d.opened(id).Refs > 0 {
+	if layers.CheckID(id) == nil && d.opened(id).Refs > 0 {
 		return 0, fmt.Errorf("apply layer %s: it is mounted", id)
 	}
 	return d.node.Apply(ctx, id, parent, r)

@@ -11,10 +11,11 @@ import (
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/internal/durable"
 )
 
-// openRecord names the record of an open layer.
-const openRecord = "open"
+// openXattr, an extended attribute of a layer's folder, holds the record of a layer that is open.
+const openXattr = "trusted.cvmfs-graphdriver.open"
 
 // openLayer is the record of a layer that is mounted.
 type openLayer struct {
@@ -200,7 +201,7 @@ func (d *Driver) Images() (map[string]bool, error) {
 	}
 	for _, id := range ids {
 		var o openLayer
-		if err := d.layers.ReadRecord(id, openRecord, &o); err != nil {
+		if err := durable.ReadRecord(d.layers.Folder(id), openXattr, &o); err != nil && !durable.IsNoRecord(err) {
 			return nil, fmt.Errorf("an image may be used by layer %s: %w", id, err)
 		}
 		keys[o.Image] = true
@@ -222,7 +223,7 @@ func (d *Driver) mountPoints() (ids []string, err error) {
 // opened returns the record of a layer, the zero one if it isn't open.
 func (d *Driver) opened(id string) openLayer {
 	var o openLayer
-	if err := d.layers.ReadRecord(id, openRecord, &o); err != nil {
+	if err := durable.ReadRecord(d.layers.Folder(id), openXattr, &o); err != nil && !durable.IsNoRecord(err) {
 		d.cfg.Log.Warn("a layer counts as one that isn't open", "layer", id, "err", err)
 		return openLayer{}
 	}
@@ -230,5 +231,5 @@ func (d *Driver) opened(id string) openLayer {
 }
 
 func (d *Driver) saveOpen(id string, o openLayer) error {
-	return d.layers.WriteRecord(id, openRecord, o)
+	return durable.WriteRecord(d.layers.Folder(id), openXattr, o)
 }

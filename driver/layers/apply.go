@@ -274,7 +274,7 @@ func (a *Arrival) Commit(image string) error {
 	}
 	l.Thin, l.Image = a.Thin != nil, image
 	l.Committed = true
-	if err := writeRecord(a.temp, recordXattr, l); err != nil {
+	if err := durable.WriteRecord(a.temp, recordXattr, l); err != nil {
 		return err
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, a.temp, unix.AT_FDCWD, s.dir(a.ID), unix.RENAME_EXCHANGE); err != nil {

@@ -1,15 +1,12 @@
 package layers
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
-
-	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/lockorder"
 	"cvmfs-graphdriver/internal/durable"
@@ -19,11 +16,7 @@ const (
 	// recordXattr, an extended attribute of a layer's folder, holds its record. The kernel changes it at once and,
 	// unlike a file's content, keeps its order with the making and renaming of folders also when power is lost: a layer
 	// is made complete without a sync, as a container's start would have to wait for it.
-	recordXattr = recordPrefix + "layer"
-	// recordPrefix is what the names of records begin with.
-	recordPrefix = "trusted.cvmfs-graphdriver."
-	// maxRecord bounds a record, in bytes; three ids take some 300.
-	maxRecord = 4 << 10
+	recordXattr = "trusted.cvmfs-graphdriver.layer"
 	// maxDepth bounds a chain of layers; engines stop at 125 or so, and a damaged record must not send us round in
 	// circles.
 	maxDepth = 1024
@@ -55,6 +48,9 @@ type layer struct {
 	Committed bool `json:"committed,omitempty"` // read-only: content is complete
 }
 
+// Folder returns the folder of a layer, on which others may keep records of theirs.
+func (s *Store) Folder(id string) string { return s.dir(id) }
+
 func (s *Store) dir(id string, elem ...string) string {
 	return filepath.Join(s.cfg.Dir, id, filepath.Join(elem...))
 }
@@ -76,7 +72,7 @@ func (s *Store) load(id string) (*layer, error) {
 		return &l, nil
 	}
 	l := &layer{}
-	err := readRecord(s.dir(id), recordXattr, l)
+	err := durable.ReadRecord(s.dir(id), recordXattr, l)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("layer %s: %w", id, ErrNoLayer)
 	}
@@ -93,7 +89,7 @@ func (s *Store) load(id string) (*layer, error) {
 func (s *Store) save(id string, l *layer) error {
 	s.records.Lock()
 	delete(s.records.committed, id)
-	err := writeRecord(s.dir(id), recordXattr, l)
+	err := durable.WriteRecord(s.dir(id), recordXattr, l)
 	s.records.Unlock()
 	if err == nil {
 		err = durable.SyncDir(s.dir(id))
@@ -116,46 +112,6 @@ func (r *layerRecords) keep(id string, l layer) {
 		r.committed = map[string]layer{}
 	}
 	r.committed[id] = l
-}
-
-// ReadRecord reads a record that another package keeps on a layer's folder, as the extended attribute
-// trusted.cvmfs-graphdriver.<name>; v is as it was where there is no such layer, or no such record of it.
-func (s *Store) ReadRecord(id, name string, v any) error {
-	err := readRecord(s.dir(id), recordPrefix+name, v)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODATA) {
-		return nil
-	}
-	return err
-}
-
-// WriteRecord puts such a record in place. The kernel changes it at once; it isn't synced.
-func (s *Store) WriteRecord(id, name string, v any) error {
-	return writeRecord(s.dir(id), recordPrefix+name, v)
-}
-
-// readRecord reads a record, which is JSON, from an extended attribute of a layer's folder.
-func readRecord(dir, xattr string, v any) error {
-	b := make([]byte, maxRecord)
-	n, err := unix.Lgetxattr(dir, xattr, b)
-	if err == nil {
-		err = json.Unmarshal(b[:n], v)
-	}
-	if err != nil {
-		return fmt.Errorf("its record, the extended attribute %s: %w", xattr, err)
-	}
-	return nil
-}
-
-// writeRecord puts a record in place.
-func writeRecord(dir, xattr string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	if err := unix.Lsetxattr(dir, xattr, b, 0); err != nil {
-		return fmt.Errorf("write the record %s: %w", xattr, &fs.PathError{Op: "setxattr", Path: dir, Err: err})
-	}
-	return nil
 }
 
 // CreateArgs describe a layer to be made.
@@ -234,7 +190,7 @@ func (s *Store) create(args CreateArgs) error {
 			return err
 		}
 	}
-	if err := writeRecord(temp, recordXattr, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
+	if err := durable.WriteRecord(temp, recordXattr, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
 		return err
 	}
 	return os.Rename(temp, s.dir(args.ID))
