@@ -43,7 +43,9 @@ func newEngine(t testing.TB) *engine {
 	t.Helper()
 	dir := t.TempDir()
 	e := &engine{t: t, root: filepath.Join(dir, "m")}
-	n, err := node.Open(nodetest.Config(t, dir, &noThin{}))
+	cfg := nodetest.Config(t, dir, &noThin{})
+	cfg.Watch = nil // it takes longer than what it watches, and benchmarks use this
+	n, err := node.Open(cfg)
 	must(t, err)
 	d, err := graphdriver.Open(graphdriver.Config{Node: n})
 	must(t, err)
