@@ -2,6 +2,7 @@ package objects
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -164,13 +165,9 @@ func verify(path string, name Name) error {
 		return err
 	}
 	defer f.Close()
-	var want [64]byte
-	n, err := unix.Fgetxattr(int(f.Fd()), attribute, want[:])
-	if err == nil && n != len(want) {
-		err = fmt.Errorf("%d bytes", n)
-	}
+	want, err := recorded(f)
 	if err != nil {
-		return fmt.Errorf("no usable digest recorded: %w", err)
+		return err
 	}
 	sha := sums.Get().(sum)
 	defer sums.Put(sha)
@@ -182,8 +179,28 @@ func verify(path string, name Name) error {
 	if size != name.Size {
 		return fmt.Errorf("%d bytes instead of %d", size, name.Size)
 	}
-	if got := hex.AppendEncode(nil, sha.Sum(nil)); !bytes.Equal(got, want[:]) {
-		return fmt.Errorf("its SHA-256 is %s, recorded was %s", got, want)
+	if got := sha.Sum(nil); !bytes.Equal(got, want) {
+		return fmt.Errorf("its SHA-256 is %x, recorded was %x", got, want)
 	}
 	return nil
+}
+
+// recorded returns the SHA-256 recorded of a file: 32 bytes, or in files that older versions wrote 64 hex digits, which
+// ext4 has no room for in an inode of the usual 256 bytes, so that each took a block of its own.
+func recorded(f *os.File) ([]byte, error) {
+	var b [2 * sha256.Size]byte
+	n, err := unix.Fgetxattr(int(f.Fd()), attribute, b[:])
+	if err != nil {
+		return nil, fmt.Errorf("no digest recorded: %w", err)
+	}
+	switch n {
+	case sha256.Size:
+		return b[:n], nil
+	case len(b):
+		var sum [sha256.Size]byte
+		if _, err := hex.Decode(sum[:], b[:]); err == nil {
+			return sum[:], nil
+		}
+	}
+	return nil, fmt.Errorf("no usable digest recorded: %.64q", b[:n])
 }

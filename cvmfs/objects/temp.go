@@ -2,7 +2,6 @@ package objects
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	gohash "hash"
@@ -69,7 +68,7 @@ func (t *temp) discard() {
 
 // publish makes a complete, verified file an object.
 func (s *Store) publish(t *temp, r Ref, sha []byte) error {
-	err := unix.Fsetxattr(int(t.Fd()), attribute, []byte(hex.EncodeToString(sha)), 0)
+	err := unix.Fsetxattr(int(t.Fd()), attribute, sha, 0)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) { // without it the object is dropped after a power cut: no harm
 		return &fs.PathError{Op: "record digest of", Path: t.Name(), Err: err}
 	}
