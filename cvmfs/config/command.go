@@ -82,7 +82,7 @@ func (s *shell) call(stmt *syntax.Stmt, c *syntax.CallExpr, io streams) (result,
 
 // assignments are those that stand for themselves. The status is that of the last substitution in them.
 func (s *shell) assignments(stmt *syntax.Stmt, assigns []*syntax.Assign) (result, error) {
-	s.status = 0
+	s.replaced = result{}
 	for _, a := range assigns {
 		if a.Append || a.Index != nil || a.Array != nil {
 			s.fail(a, "this kind of assignment is not supported")
@@ -92,7 +92,7 @@ func (s *shell) assignments(stmt *syntax.Stmt, assigns []*syntax.Assign) (result
 			return result{}, err
 		}
 	}
-	return result{code: s.status, doubt: s.taint}, nil
+	return result{code: s.replaced.code, doubt: s.taint}, nil
 }
 
 // assign sets a parameter; a nil word is an empty value. It is empty, too, where the line fails.
@@ -110,11 +110,11 @@ func (s *shell) assign(n syntax.Node, name string, w *syntax.Word) error {
 
 // declare evaluates the words after export or readonly: NAME=value, or NAME alone, which changes nothing here.
 func (s *shell) declare(stmt *syntax.Stmt, words []*syntax.Word) (result, error) {
-	s.status = 0
 	for _, w := range words {
 		first, ok := w.Parts[0].(*syntax.Lit)
 		if !ok {
 			s.fail(w, "a name that isn't written out is not supported")
+			s.doubtGuards(s.taint)
 			return s.failed(stmt), nil
 		}
 		name, value, assigned := strings.Cut(first.Value, "=")
@@ -123,6 +123,7 @@ func (s *shell) declare(stmt *syntax.Stmt, words []*syntax.Word) (result, error)
 		}
 		if !syntax.ValidName(name) || !assigned && len(w.Parts) > 1 {
 			s.fail(w, "a name that isn't written out is not supported")
+			s.doubtGuards(s.taint)
 			return s.failed(stmt), nil
 		}
 		if !assigned {
@@ -164,6 +165,12 @@ func (s *shell) run(stmt *syntax.Stmt, c *syntax.CallExpr, args []string, io str
 	}
 }
 
+// assigning are commands of other shells that set what their arguments name.
+var assigning = map[string]bool{
+	"declare": true, "typeset": true, "local": true, "read": true, "getopts": true, "let": true, "mapfile": true,
+	"readarray": true, "nameref": true,
+}
+
 // unknown is a command that isn't there. Words of it that name parameters tell what its author wanted to set.
 func (s *shell) unknown(stmt *syntax.Stmt, c *syntax.CallExpr, args []string) result {
 	name := args[0]
@@ -183,7 +190,7 @@ func (s *shell) unknown(stmt *syntax.Stmt, c *syntax.CallExpr, args []string) re
 			s.doubtful(word, why)
 		}
 	}
-	if s.functions[name] {
+	if s.functions[name] || assigning[name] && strings.ContainsAny(s.source(stmt), "$`") {
 		s.doubtGuards(why)
 	}
 	return s.failed(stmt)
@@ -226,7 +233,7 @@ func (s *shell) sourced(stmt *syntax.Stmt, args []string) (result, error) {
 	if err != nil && !flow(err) {
 		err = fmt.Errorf("%v: %w", s.at(stmt), err)
 	}
-	return result{code: s.status}, err
+	return s.status, err
 }
 
 // flow reports whether an error only says where evaluation goes on.
@@ -245,7 +252,7 @@ func (s *shell) eval(stmt *syntax.Stmt, args []string) (result, error) {
 	s.line = s.at(stmt).Line
 	err := s.evaluate(strings.Join(args, " "))
 	s.line = outer
-	return result{code: s.status}, err
+	return s.status, err
 }
 
 func (s *shell) unsetAll(stmt *syntax.Stmt, names []string) (result, error) {
@@ -291,7 +298,7 @@ func (s *shell) leave(stmt *syntax.Stmt, args []string) (result, error) {
 	if s.taint != "" {
 		s.doubtRest(int(stmt.End().Offset()), s.taint)
 	}
-	return result{code: s.status}, map[string]error{
+	return s.status, map[string]error{
 		"return": errReturn, "exit": errExit, "break": errBreak, "continue": errContinue,
 	}[args[0]]
 }

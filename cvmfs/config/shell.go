@@ -61,7 +61,8 @@ type shell struct {
 
 	steps, bytes, files, depth int
 
-	status    int             // of the last command
+	status    result          // of the last command
+	replaced  result          // of the last command substitution
 	functions map[string]bool // names of functions that were defined, and not understood
 
 	// Doubt. Each is the text of the failed line it comes from, "" for none.
@@ -407,7 +408,7 @@ func (s *shell) stmt(stmt *syntax.Stmt, io streams) (r result, err error) {
 	if stmt.Negated {
 		r = result{code: statusIf(!r.ok()).code, doubt: r.doubt}
 	}
-	s.status = r.code
+	s.status = r
 	return r, err
 }
 
@@ -464,7 +465,7 @@ func (s *shell) isolated(n syntax.Node, do func() (result, error)) (result, erro
 	s.params, s.cwd = params, cwd
 	if errors.Is(err, errReturn) || errors.Is(err, errExit) || errors.Is(err, errBreak) ||
 		errors.Is(err, errContinue) {
-		r, err = result{code: s.status}, nil
+		r, err = s.status, nil
 	}
 	if s.doubts > before {
 		r.doubt = s.last

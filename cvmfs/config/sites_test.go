@@ -253,13 +253,18 @@ func TestSitesConfigurationsGiveWhatTheClientTakesFromThem(t *testing.T) {
 			"",
 		},
 		{
-			"EL", squids, "grid.egi.eu", []string{"http://r1.egi.example.net"}, [][]string{two, back},
-			[]string{"egi.eu.pub"}, nil, "",
+			"EL", squids, "grid.egi.eu",
+			[]string{"http://r1.egi.example.net"},
+			[][]string{two, back},
+			[]string{"egi.eu.pub"},
+			nil, "",
 		},
 		{
 			"CERN offline", squids, "grid.egi.eu",
 			[]string{"http://s1.egi.example.net", "http://s2.egi.example.net", "http://s3.egi.example.net:8000"},
-			[][]string{two}, []string{"egi.eu.pub"}, nil, "its files are not read here",
+			[][]string{two},
+			[]string{"egi.eu.pub"},
+			nil, "its files are not read here",
 		},
 		{
 			"CERN offline", squids, "unpacked.cern.ch",

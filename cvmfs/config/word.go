@@ -256,7 +256,7 @@ func (s *shell) substituted(p *syntax.CmdSubst, quoted bool) ([]piece, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.status = r.code
+	s.status, s.replaced = r, r
 	if s.doubts > before {
 		s.doubt(s.last)
 	}
@@ -269,7 +269,10 @@ func (s *shell) special(name string) (value string, set bool) {
 	case "$":
 		return strconv.FormatUint(seed()%(1<<22)+2, 10), true
 	case "?":
-		return strconv.Itoa(s.status), true
+		if s.status.doubt != "" {
+			s.doubt(s.status.doubt)
+		}
+		return strconv.Itoa(s.status.code), true
 	case "#":
 		return "0", true
 	case "0":
@@ -326,6 +329,7 @@ func (s *shell) param(p *syntax.ParamExp, quoted bool) ([]piece, error) {
 		return pieces, s.set(p, name, joined(pieces))
 	case syntax.ErrorUnset, syntax.ErrorUnsetOrNull:
 		s.fail(p, "%s is not set: %.200s", name, joined(pieces))
+		s.doubtRest(int(p.End().Offset()), s.taint) // a shell reads no more of the file
 		return nil, nil
 	}
 	return pieces, nil
