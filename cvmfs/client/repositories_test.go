@@ -74,3 +74,50 @@ func TestRepositoriesNotAllowedOrNotConfiguredAreRefusedByName(t *testing.T) {
 		}
 	}
 }
+
+// Who reads an open repository doesn't wait for one that is being opened, whatever servers its configuration waits for;
+// and what was read before a Reload isn't kept after it.
+func TestOpeningKeepsNobodyWaiting(t *testing.T) {
+	dir := configured(t, features, "http://127.0.0.1:1/cvmfs/"+features)
+	for name, text := range map[string]string{
+		"default.conf":                     "CVMFS_CONFIG_REPOSITORY=config.example.org\n",
+		"config.d/config.example.org.conf": "CVMFS_SERVER_URL=http://127.0.0.1:1\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY=/x\n",
+		"config.d/other.example.org.conf":  "CVMFS_SERVER_URL=http://127.0.0.1:1\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY=" + testutil.PublicKey(t, features) + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked, answer := make(chan bool), make(chan bool)
+	folder := config.Folder{Dir: dir, ConfigRepository: func(*config.Config) (string, error) {
+		asked <- true
+		<-answer
+		return t.TempDir(), nil
+	}}
+	s := NewRepositories(folder, nil, Options{Dir: t.TempDir()})
+	open := func(name string) chan error {
+		opened := make(chan error, 1)
+		go func() {
+			_, err := s.Repository(name)
+			opened <- err
+		}()
+		<-asked
+		return opened
+	}
+	first := open(features)
+	answer <- true
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	second := open("other.example.org")
+	if _, err := s.Fetcher(features); err != nil { // it would hang
+		t.Error(err)
+	}
+	s.Reload()
+	answer <- true
+	<-asked // once more, for the files may have changed
+	answer <- true
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+}

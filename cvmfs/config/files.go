@@ -70,14 +70,14 @@ func (s *shell) place(name string) (root, rest string, err error) {
 }
 
 func (s *shell) stat(name string) (fs.FileInfo, error) {
-	return s.status1(name, os.Stat, (*os.Root).Stat)
+	return s.statWith(name, os.Stat, (*os.Root).Stat)
 }
 
 func (s *shell) lstat(name string) (fs.FileInfo, error) {
-	return s.status1(name, os.Lstat, (*os.Root).Lstat)
+	return s.statWith(name, os.Lstat, (*os.Root).Lstat)
 }
 
-func (s *shell) status1(name string, stat func(string) (fs.FileInfo, error),
+func (s *shell) statWith(name string, stat func(string) (fs.FileInfo, error),
 	within func(*os.Root, string) (fs.FileInfo, error),
 ) (fs.FileInfo, error) {
 	root, rest, err := s.place(name)
