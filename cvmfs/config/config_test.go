@@ -482,6 +482,17 @@ func TestProxySpecifications(t *testing.T) {
 	}
 }
 
+func TestServersAreOfAKnownKind(t *testing.T) {
+	for server, good := range map[string]bool{
+		"http://s/x": true, "https://s/x": true, "file:///srv/x": true, "http:///x": false, "ftp://s/x": false,
+		"file://host/x": false, "file:x": false, "/srv/x": false, "s": false,
+	} {
+		if _, err := Load(minimal(t, "CVMFS_SERVER_URL="+server+"\n"), fqrn); (err == nil) != good {
+			t.Errorf("%s: %v", server, err)
+		}
+	}
+}
+
 func TestAutomaticDiscoveryIsLeftOutWhereThereAreOthers(t *testing.T) {
 	for spec, want := range map[string][][]string{
 		"auto;DIRECT": {{Direct}}, "auto|p:1;DIRECT": {{"http://p:1"}, {Direct}}, "p:1; auto ;": {{"http://p:1"}},

@@ -86,7 +86,7 @@ var Parameters = slices.Concat(
 	section(Honored,
 		Parameter{
 			Name: "CVMFS_SERVER_URL", Type: Servers,
-			Meaning: "Servers of the repository, in the order of preference; `@fqrn@` and `@org@` stand for its name and what precedes the first dot of it.",
+			Meaning: "Servers of the repository, in the order of preference, by `http://`, `https://` or `file:///FOLDER`; `@fqrn@` and `@org@` stand for its name and what precedes the first dot of it.",
 		},
 		Parameter{
 			Name: "CVMFS_HTTP_PROXY", Type: Proxies,

@@ -139,6 +139,7 @@ func TestConfigurationRepositoryOpensNothingOutside(t *testing.T) {
 		"CVMFS_BLACKLIST=/dev/zero":                                           false,
 		"CVMFS_KEYS_DIR=/cvmfs/" + configFQRN + "/../../../" + secret:         false,
 		"X509_CERT_DIR=/tmp":                                                  false,
+		"CVMFS_SERVER_URL=file:///etc":                                        false,
 		"CVMFS_MOUNT_DIR=/etc CVMFS_PUBLIC_KEY=/etc/" + configFQRN + "/x.pub": false,
 	} {
 		f := remote(t, map[string]string{

@@ -198,8 +198,13 @@ func (s *settings) allowed() error {
 func (s *settings) servers(name string) []string {
 	servers := s.list(name, ";")
 	for i, server := range servers {
-		if u, err := url.Parse(server); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		u, err := url.Parse(server)
+		switch {
+		case err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
+		case err != nil || u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
 			s.bad(name, fmt.Sprintf("server %d isn't a URL such as http://SERVER/cvmfs/@fqrn@", i+1))
+		case s.shell.params[name].at.Network:
+			s.bad(name, fmt.Sprintf("server %d: %v", i+1, errForbidden))
 		}
 		servers[i] = strings.TrimRight(server, "/")
 	}
