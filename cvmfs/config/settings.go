@@ -202,7 +202,7 @@ func (s *settings) servers(name string) []string {
 		switch {
 		case err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
 		case err != nil || u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
-			s.bad(name, fmt.Sprintf("server %d isn't a URL such as http://SERVER/cvmfs/@fqrn@", i+1))
+			s.bad(name, fmt.Sprintf("server %d isn't a URL such as http://SERVER/cvmfs/@fqrn@ or file:///FOLDER", i+1))
 		case s.shell.params[name].at.Network:
 			s.bad(name, fmt.Sprintf("server %d: %v", i+1, errForbidden))
 		}
