@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -54,28 +53,32 @@ func repoFlags() []cli.Flag {
 
 // openRepository opens a repository as configured, save for what the flags say otherwise. State is kept in dir.
 func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error) {
-	urls, files, spec := c.String("server-url"), c.String("public-key"), c.String("proxy")
-	folder := c.String("config-dir")
-	cfg, err := configFolder(c, dir).Load(fqrn)
-	if errors.Is(err, config.ErrNotConfigured) {
-		if urls == "" || files == "" || spec == "" {
-			return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)
+	files, spec := c.String("public-key"), c.String("proxy")
+	overrides := map[string]string{}
+	for parameter, value := range map[string]string{
+		"CVMFS_SERVER_URL": c.String("server-url"), "CVMFS_PUBLIC_KEY": files, "CVMFS_HTTP_PROXY": spec,
+	} {
+		if value != "" {
+			overrides[parameter] = value
 		}
-		cfg, err = &config.Config{FQRN: fqrn, Blacklists: []string{filepath.Join(folder, "blacklist")}}, nil
+	}
+	if spec != "" {
+		if _, err := config.ParseProxies(spec); err != nil {
+			return nil, program.Usagef(c, "--proxy: %v", err)
+		}
+		overrides["CVMFS_FALLBACK_PROXY"] = "" // that is for the configured ones
+	}
+	folder := configFolder(c, dir)
+	folder.Overrides = overrides
+	cfg, err := folder.Load(fqrn)
+	if errors.Is(err, config.ErrNotConfigured) {
+		return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if urls != "" {
-		cfg.Servers = strings.Split(urls, ";")
-	}
 	if files != "" {
-		cfg.PublicKeys = strings.Split(files, ":")
-	}
-	if spec != "" {
-		if cfg.ProxyGroups, err = config.ParseProxies(spec); err != nil {
-			return nil, program.Usagef(c, "--proxy: %v", err)
-		}
+		cfg.PublicKeys = strings.Split(files, ":") // as the caller calls them, wherever the folder lies
 	}
 	return client.Open(cfg, client.Options{Dir: dir, UserAgent: c.App.Name + "/" + version, Log: logger(c)})
 }

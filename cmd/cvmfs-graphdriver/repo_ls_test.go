@@ -155,3 +155,18 @@ func TestAConfigurationIsNamedWhereItLies(t *testing.T) {
 		}
 	}
 }
+
+// The flag takes what CVMFS_SERVER_URL takes.
+func TestServerURLIsExpanded(t *testing.T) {
+	const fqrn = "images.example.org"
+	server := testutil.NewFaulty(t, http.StripPrefix("/images/"+fqrn,
+		http.FileServer(http.Dir(testutil.Repository(t, fqrn)))))
+	code, _, errOut := ls(t, fqrn, "http://"+testutil.ClosedAddress(t, "127.0.0.1")+"/ ; "+server.URL+"/@org@/@fqrn@/", fqrn)
+	if code != 0 {
+		t.Errorf("exit code %d: %s", code, errOut)
+	}
+	code, _, errOut = ls(t, fqrn, "file://"+testutil.Repository(t, fqrn), fqrn)
+	if code != 0 {
+		t.Errorf("a folder: exit code %d: %s", code, errOut)
+	}
+}

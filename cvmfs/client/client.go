@@ -118,22 +118,7 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 			o.Log.Warn("blacklist: a line has no effect", "repo", c.FQRN, "line", line)
 		}
 	}
-	fetcher, err := fetch.New(fetch.Config{
-		Servers:         c.Servers,
-		Proxies:         c.ProxyGroups,
-		Timeout:         c.Timeout,
-		TimeoutDirect:   c.TimeoutDirect,
-		LowSpeedLimit:   c.LowSpeedLimit,
-		MaxRetries:      c.MaxRetries,
-		BackoffInit:     c.BackoffInit,
-		BackoffMax:      c.BackoffMax,
-		ProxyResetAfter: c.ProxyResetAfter,
-		HostResetAfter:  c.HostResetAfter,
-		FollowRedirects: c.FollowRedirects,
-		Connections:     o.connections,
-		UserAgent:       o.UserAgent,
-		Log:             o.Log,
-	})
+	fetcher, err := fetch.New(servers(c, o))
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +126,49 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 		FQRN: c.FQRN, Fetcher: fetcher, Keys: keys, Blacklist: blacklist, Dir: o.Dir, Params: c.Params,
 		MaxTTL: c.MaxTTL, Log: o.Log,
 	})
+}
+
+// servers is how a configuration says that a repository's files are fetched.
+func servers(c *config.Config, o Options) fetch.Config {
+	n := c.Network
+	return fetch.Config{
+		Servers:         c.Servers,
+		Proxies:         c.ProxyGroups,
+		Timeout:         orNone(c.Timeout),
+		TimeoutDirect:   orNone(c.TimeoutDirect),
+		LowSpeedLimit:   orNone(c.LowSpeedLimit),
+		MaxRetries:      c.MaxRetries,
+		BackoffInit:     orNone(c.BackoffInit),
+		BackoffMax:      orNone(c.BackoffMax),
+		ProxyResetAfter: c.ProxyResetAfter,
+		HostResetAfter:  c.HostResetAfter,
+		FollowRedirects: c.FollowRedirects,
+		Names: fetch.Names{
+			MaxAddresses: n.MaxAddresses,
+			PreferIPv6:   n.IPFamily == 6,
+			IPv4Only:     n.IPv4Only,
+			Timeout:      orNone(n.DNSTimeout),
+			Retries:      orNone(n.DNSRetries),
+			MinTTL:       orNone(n.DNSMinTTL),
+			MaxTTL:       orNone(n.DNSMaxTTL),
+			Server:       n.DNSServer,
+		},
+		Geo:         fetch.Geo{Use: n.GeoAPI, Template: n.ProxyTemplate},
+		MaxServers:  n.MaxServers,
+		Shard:       n.ProxyShard,
+		Authorities: fetch.Authorities{Dir: n.CertificateDir, File: n.CertificateFile},
+		Connections: o.connections,
+		UserAgent:   o.UserAgent,
+		Log:         o.Log,
+	}
+}
+
+// orNone is a setting for package fetch, to which zero means its default: what a configuration sets to zero is none.
+func orNone[T ~int | ~int64](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 func newRepository(cfg sources) (*Repository, error) {

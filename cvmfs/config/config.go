@@ -146,6 +146,9 @@ type Folder struct {
 	// and returns the folder they lie in as below the repository's root: etc/cvmfs/default.conf and so on. There must be
 	// only folders and regular files in it. nil: its files are not read.
 	ConfigRepository func(*Config) (dir string, err error)
+
+	// Overrides are parameters that replace what all files say, as flags of a command do.
+	Overrides map[string]string
 }
 
 // Load reads the folder dir, which the host calls HostDir, for the repository fqrn. Settings that name a file below
@@ -178,6 +181,10 @@ func (f Folder) evaluated(fqrn string) (*shell, error) {
 	if err := s.repository(); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}
+	for name, value := range f.Overrides {
+		s.params[name] = variable{value: value, set: true, at: Place{File: "the command line"}}
+	}
+	s.finish()
 	return s, nil
 }
 

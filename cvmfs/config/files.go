@@ -314,7 +314,9 @@ func (s *shell) openRepository() error {
 }
 
 func (s *shell) gotten(name string) (*configRepo, error) {
-	c, err := s.folder.Load(name)
+	folder := s.folder
+	folder.Overrides = nil // they are of the repository that is asked for
+	c, err := folder.Load(name)
 	if err != nil {
 		return nil, err
 	}

@@ -208,35 +208,25 @@ var Parameters = slices.Concat(
 			Name: "CVMFS_CONFIG_REPO_DEFAULT_ENV", Type: Text,
 			Meaning: "Set by the configuration repository's default.conf, so that domain files know it was read.",
 		},
-	),
-	section(Unsupported,
-		Parameter{
-			Name: "CVMFS_PAC_URLS", Type: Servers, Default: "http://wpad/wpad.dat",
-			Meaning: "Where the script for the proxy `auto` is found; `auto` is refused.",
-		},
 		Parameter{
 			Name: "CVMFS_USE_GEOAPI", Type: Switch, Default: "no",
-			Meaning: "Whether servers are asked for their order by distance; their order stays that of the files.",
+			Meaning: "Whether one of the servers is asked for their order by distance before the first file.",
 		},
 		Parameter{
 			Name: "CVMFS_PROXY_TEMPLATE", Type: Text,
-			Meaning: "Name by which CVMFS_USE_GEOAPI asks.",
+			Meaning: "Name by which CVMFS_USE_GEOAPI asks, instead of the proxy's.",
 		},
 		Parameter{
 			Name: "CVMFS_PROXY_SHARD", Type: Switch, Default: "no",
-			Meaning: "Whether each object has its proxy of a group; one proxy of a group serves all until it fails.",
-		},
-		Parameter{
-			Name: "CVMFS_PROXY_SHARDING_POLICY", Type: Text,
-			Meaning: "How CVMFS_PROXY_SHARD chooses.",
+			Meaning: "Whether each object has its proxy of a group; otherwise one proxy of a group serves all until it fails.",
 		},
 		Parameter{
 			Name: "CVMFS_MAX_IPADDR_PER_PROXY", Type: Number, Default: "0", max: 1 << 20,
-			Meaning: "How many addresses of a proxy's name are used; 0 for all.",
+			Meaning: "How many addresses of a proxy's name are used, each as a proxy; 0 for all.",
 		},
 		Parameter{
 			Name: "CVMFS_IPFAMILY_PREFER", Type: Number, Default: "0", max: 6,
-			Meaning: "Which addresses of a proxy's name are preferred, 4 or 6; 0 for no preference.",
+			Meaning: "Which addresses of a name are used where it has both kinds: 6, or else those of IPv4.",
 		},
 		Parameter{
 			Name: "CVMFS_IPV4_ONLY", Type: Text,
@@ -244,7 +234,7 @@ var Parameters = slices.Concat(
 		},
 		Parameter{
 			Name: "CVMFS_DNS_TIMEOUT", Type: Seconds, Default: "3", max: maxSeconds,
-			Meaning: "How long a name server may take; CVMFS_TIMEOUT includes it.",
+			Meaning: "How long a name server may take for one question.",
 		},
 		Parameter{
 			Name: "CVMFS_DNS_RETRIES", Type: Number, Default: "1", max: 100,
@@ -252,15 +242,37 @@ var Parameters = slices.Concat(
 		},
 		Parameter{
 			Name: "CVMFS_DNS_MIN_TTL", Type: Seconds, Default: "60", max: maxSeconds,
-			Meaning: "How long an address is kept at least; names are resolved at each connection.",
+			Meaning: "How long the addresses of a name are used before it is resolved again, whatever its zone says.",
 		},
 		Parameter{
 			Name: "CVMFS_DNS_MAX_TTL", Type: Seconds, Default: "86400", max: maxSeconds,
-			Meaning: "How long an address is kept at most.",
+			Meaning: "Upper bound of CVMFS_DNS_MIN_TTL.",
 		},
 		Parameter{
 			Name: "CVMFS_DNS_SERVER", Type: Text,
-			Meaning: "Name server to ask; the host's are asked.",
+			Meaning: "Address of the name server to ask, instead of the host's.",
+		},
+		Parameter{
+			Name: "X509_CERT_DIR", Type: Path, Default: "/etc/grid-security/certificates",
+			Meaning: "Folder with further certificate authorities for https, for the plugin below /etc/cvmfs.",
+		},
+		Parameter{
+			Name: "X509_CERT_BUNDLE", Type: File,
+			Meaning: "File with further certificate authorities for https, for the plugin below /etc/cvmfs.",
+		},
+		Parameter{
+			Name: "CVMFS_USE_SSL_SYSTEM_CA", Type: Switch, Default: "no",
+			Meaning: "Whether the host's certificate authorities are trusted for https: they always are, or where there are none those built into the program.",
+		},
+	),
+	section(Unsupported,
+		Parameter{
+			Name: "CVMFS_PAC_URLS", Type: Servers, Default: "http://wpad/wpad.dat",
+			Meaning: "Where the script for the proxy `auto` is found; `auto` is refused.",
+		},
+		Parameter{
+			Name: "CVMFS_PROXY_SHARDING_POLICY", Type: Text,
+			Meaning: "How CVMFS_PROXY_SHARD chooses; always by the object's name.",
 		},
 		Parameter{
 			Name: "CVMFS_DNS_ROAMING", Type: Switch, Default: "no",
@@ -281,18 +293,6 @@ var Parameters = slices.Concat(
 		Parameter{
 			Name: "CVMFS_HTTP_TRACING_HEADERS", Type: Text,
 			Meaning: "These headers.",
-		},
-		Parameter{
-			Name: "CVMFS_USE_SSL_SYSTEM_CA", Type: Switch, Default: "no",
-			Meaning: "Whether the host's certificate authorities are trusted for https; those built into the program are.",
-		},
-		Parameter{
-			Name: "X509_CERT_DIR", Type: Path, Default: "/etc/grid-security/certificates",
-			Meaning: "Folder with certificate authorities for https; those built into the program are trusted.",
-		},
-		Parameter{
-			Name: "X509_CERT_BUNDLE", Type: File,
-			Meaning: "File with certificate authorities for https.",
 		},
 		Parameter{
 			Name: "CVMFS_NOTIFICATION_SERVER", Type: Text,

@@ -3,6 +3,7 @@ package fetch
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"io/fs"
@@ -36,6 +37,8 @@ type Config struct {
 	Names           Names         // how names become addresses
 	Geo             Geo           // whether servers are sorted by geography
 	MaxServers      int           // so many servers are used, after they are sorted; 0: all
+	Shard           bool          // each file has its proxy of a group, so that together they hold more
+	Authorities     Authorities   // of https servers
 	Connections     *Connections  // shared with other Fetchers; nil: not shared
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
 	Log             *slog.Logger
@@ -51,6 +54,8 @@ type Fetcher struct {
 	local  []*proxy    // the one "proxy" of file servers
 	groups [][]*member // in order of preference
 	names  *names
+
+	authorities *x509.CertPool // nil: the system's
 
 	whoami  string        // the name of this host for the geographic order
 	sorting chan struct{} // holds a token while somebody asks for that
@@ -96,6 +101,10 @@ func New(cfg Config) (*Fetcher, error) {
 	f.arrange(nil)
 	if !cfg.Geo.Use || len(f.all) < 2 || slices.ContainsFunc(f.all, func(s *server) bool { return s.file }) {
 		f.sortDue.Store(math.MaxInt64)
+	}
+	var err error
+	if f.authorities, err = cfg.Authorities.pool(); err != nil {
+		return nil, fmt.Errorf("fetch: %w", err)
 	}
 	if err := f.setProxies(cfg.Proxies); err != nil {
 		return nil, err

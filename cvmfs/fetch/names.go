@@ -19,7 +19,7 @@ type Names struct {
 	PreferIPv6   bool          // where a name has addresses of both families, IPv6 is used rather than IPv4
 	IPv4Only     bool          // IPv6 addresses don't count
 	Timeout      time.Duration // of a question; 3 s
-	Retries      int           // of a question; 0: one
+	Retries      int           // of a question; 1
 	MinTTL       time.Duration // how long an answer is used before the name is asked for again; 1 min
 	MaxTTL       time.Duration // the longest that may be; 1 day
 	Server       string        // address of the name server, with a port if it isn't 53; "": the host's
@@ -30,11 +30,9 @@ const failedTTL = 10 * time.Second
 
 func (n *Names) defaults() {
 	setDefault(&n.Timeout, 3*time.Second, longest)
-	setDefault(&n.MinTTL, time.Minute, 0)
+	setDefault(&n.MinTTL, time.Minute, time.Second)
 	setDefault(&n.MaxTTL, 24*time.Hour, 0)
-	if n.Retries == 0 {
-		n.Retries = 1
-	}
+	n.Retries = max(0, cmp.Or(n.Retries, 1))
 }
 
 // ttl is how long an answer is used. What the name's zone says of that isn't known: the system's resolver doesn't tell.
@@ -117,7 +115,7 @@ func (n *names) addresses(ctx context.Context, host string) ([]netip.Addr, error
 
 // ask asks the name server, as often as it may.
 func (n *names) ask(ctx context.Context, host string) (addrs []netip.Addr, err error) {
-	for range 1 + max(0, n.cfg.Retries) {
+	for range 1 + n.cfg.Retries {
 		limited, cancel := context.WithTimeout(ctx, n.cfg.Timeout)
 		addrs, err = n.resolver.LookupNetIP(limited, "ip", host)
 		cancel()

@@ -1,8 +1,12 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -23,6 +27,7 @@ type proxy struct {
 	ip      netip.Addr
 	client  *http.Client
 	timeout time.Duration
+	group   int
 	err     error // why it has no address
 }
 
@@ -87,6 +92,7 @@ func (f *Fetcher) newProxy(m *member, ip netip.Addr) *proxy {
 		}
 	}
 	t.TLSHandshakeTimeout = p.timeout
+	t.TLSClientConfig = &tls.Config{RootCAs: f.authorities}
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		key := addr
 		if m.url != nil {
@@ -211,11 +217,14 @@ func (f *Fetcher) lookUp() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var proxies []*proxy
-	for _, group := range f.groups {
+	for i, group := range f.groups {
 		var here []*proxy
 		for _, m := range group {
 			f.place(m, all[m].addrs, all[m].err)
 			here = append(here, m.proxies...)
+		}
+		for _, p := range here {
+			p.group = i
 		}
 		proxies = append(proxies, f.mixed(here)...)
 	}
@@ -268,4 +277,21 @@ func (f *Fetcher) rank(p *proxy) int {
 		return i
 	}
 	return len(f.proxies)
+}
+
+// sharded returns proxies in the order for a file: of each group the file's own comes first, and where that fails its
+// files are spread over the others (rendezvous hashing).
+func sharded(proxies []*proxy, path string) []*proxy {
+	weight := map[*proxy]uint64{}
+	for _, p := range proxies {
+		h := fnv.New64a()
+		io.WriteString(h, p.name+"\n"+path) // never fails
+		sum := h.Sum64()
+		weight[p] = (sum ^ sum>>33) * 0xff51afd7ed558ccd // names that differ in a digit must not weigh alike
+	}
+	proxies = slices.Clone(proxies)
+	slices.SortStableFunc(proxies, func(a, b *proxy) int {
+		return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(weight[b], weight[a]))
+	})
+	return proxies
 }

@@ -90,7 +90,7 @@ func (f *Fetcher) choose(w *walk, now time.Time) (route, bool) {
 
 func (f *Fetcher) pick(w *walk, s *server, now time.Time) *proxy {
 	for _, last := range []bool{false, true} {
-		for _, p := range f.ways(s) {
+		for _, p := range f.ways(w, s) {
 			if _, tried := w.tried[route{s, p}]; !tried && p.preferred(now) != last && w.may(&p.health, now) &&
 				!w.spent(p) {
 				return p
@@ -108,10 +108,13 @@ func (f *Fetcher) candidates(w *walk) []*server {
 	return f.servers
 }
 
-// ways are what may lead to a server.
-func (f *Fetcher) ways(s *server) []*proxy {
-	if s.file {
+// ways are what may lead to a server, in order. It is called with mu held.
+func (f *Fetcher) ways(w *walk, s *server) []*proxy {
+	switch {
+	case s.file:
 		return f.local
+	case f.cfg.Shard:
+		return sharded(f.proxies, w.path)
 	}
 	return f.proxies
 }
@@ -160,7 +163,7 @@ func (f *Fetcher) retake(w *walk, which func(failure) bool, all bool) (found boo
 	defer f.mu.Unlock()
 	now := time.Now()
 	for _, s := range f.candidates(w) {
-		for _, p := range f.ways(s) {
+		for _, p := range f.ways(w, s) {
 			r := route{s, p}
 			fail, tried := w.tried[r]
 			if !tried || !which(fail) || !w.may(&s.health, now) || !w.may(&p.health, now) {

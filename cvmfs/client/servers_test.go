@@ -1,0 +1,83 @@
+package client
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fetch"
+)
+
+// localConfig reads a default.local for a repository.
+func localConfig(t *testing.T, text string, overrides map[string]string) *config.Config {
+	t.Helper()
+	dir := t.TempDir()
+	text = "CVMFS_SERVER_URL=http://a/@org@;http://b/@fqrn@\nCVMFS_HTTP_PROXY=DIRECT\nCVMFS_PUBLIC_KEY=/k.pub\n" + text
+	if err := os.WriteFile(filepath.Join(dir, "default.local"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Folder{Dir: dir, Overrides: overrides}.Load("x.example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestConfigurationReachesTheFetcher(t *testing.T) {
+	got := servers(localConfig(t, `CVMFS_SERVER_URL="http://a/@org@;http://b/@fqrn@;http://c"
+CVMFS_USE_GEOAPI=yes
+CVMFS_MAX_SERVERS=2
+CVMFS_PROXY_TEMPLATE=site
+CVMFS_PROXY_SHARD=yes
+CVMFS_MAX_IPADDR_PER_PROXY=3
+CVMFS_IPFAMILY_PREFER=6
+CVMFS_DNS_TIMEOUT=4
+CVMFS_DNS_RETRIES=0
+CVMFS_DNS_MIN_TTL=120
+CVMFS_DNS_SERVER=192.0.2.1
+CVMFS_TIMEOUT=0
+CVMFS_LOW_SPEED_LIMIT=0
+CVMFS_BACKOFF_INIT=0
+CVMFS_BACKOFF_MAX=0
+CVMFS_MAX_RETRIES=0
+X509_CERT_DIR=/certificates
+X509_CERT_BUNDLE=/bundle
+`, nil), Options{})
+	want := fetch.Config{
+		Servers: []string{"http://a/x", "http://b/x.example.org", "http://c"},
+		Proxies: [][]string{{"DIRECT"}},
+		Timeout: -1, TimeoutDirect: 10 * time.Second, LowSpeedLimit: -1, BackoffInit: -1, BackoffMax: -1,
+		ProxyResetAfter: 5 * time.Minute, HostResetAfter: 30 * time.Minute,
+		Names: fetch.Names{
+			MaxAddresses: 3, PreferIPv6: true, Timeout: 4 * time.Second, Retries: -1, MinTTL: 2 * time.Minute,
+			MaxTTL: 24 * time.Hour, Server: "192.0.2.1",
+		},
+		Geo: fetch.Geo{Use: true, Template: "site"}, MaxServers: 2, Shard: true,
+		Authorities: fetch.Authorities{Dir: "/certificates", File: "/bundle"},
+	}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(fetch.Config{})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// A command's flags are parameters as those in files are.
+func TestOverridesAreParameters(t *testing.T) {
+	c := localConfig(t, "CVMFS_MAX_RETRIES=4\n", map[string]string{
+		"CVMFS_SERVER_URL": "http://c/@fqrn@/ ; file:///srv/@org@", "CVMFS_HTTP_PROXY": "p|q;DIRECT",
+	})
+	want := []string{"http://c/x.example.org", "file:///srv/x"}
+	if diff := cmp.Diff(want, c.Servers); diff != "" {
+		t.Errorf("servers (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([][]string{{"http://p", "http://q"}, {"DIRECT"}}, c.ProxyGroups); diff != "" {
+		t.Errorf("proxies (-want +got):\n%s", diff)
+	}
+	if c.MaxRetries != 4 || c.Timeout != 5*time.Second {
+		t.Errorf("retries %d, timeout %v", c.MaxRetries, c.Timeout)
+	}
+}
