@@ -51,7 +51,7 @@ func (c *Connections) lane(addr string) *lane {
 }
 
 // lane is the connections to one server or proxy. They become more only by being answered: of new ones there are at
-// most limit at once, and those that were answered stay in use.
+// most limit at once, or as many as are in use that were answered.
 type lane struct {
 	mu      sync.Mutex
 	limit   int           // of fresh
@@ -75,7 +75,11 @@ func (l *lane) free(dial bool) bool {
 	if dial {
 		return l.dials < l.limit
 	}
-	return l.busy < mostConnections && l.fresh < l.limit
+	fresh := l.limit
+	if time.Now().After(l.hold) {
+		fresh = max(fresh, l.busy-l.fresh) // who answers so many at once takes as many more
+	}
+	return l.busy < mostConnections && l.fresh < fresh
 }
 
 func (l *lane) take(dial bool) {

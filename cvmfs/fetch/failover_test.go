@@ -361,3 +361,35 @@ func (w *waits) Handle(_ context.Context, r slog.Record) error {
 	}
 	return nil
 }
+
+// Many requests at once pay side by side and not one after the other, however few connections are left.
+func TestDeadServerIsPaidForSideBySide(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		server func(testing.TB) string
+	}{
+		{"loses packets", func(t testing.TB) string { return "http://" + testutil.LostAddress(t) }},
+		{"stalls", func(t testing.TB) string { url, _ := blackhole(t); return url }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			cfg := quick(c.server(t))
+			cfg.TimeoutDirect, cfg.MaxRetries = directTimeout, 1
+			f := fetcher(t, cfg)
+			start := time.Now()
+			var wg sync.WaitGroup
+			for i := range 40 {
+				wg.Go(func() {
+					if _, err := get(t.Context(), f, fmt.Sprint(i)); err == nil {
+						t.Error("no error")
+					}
+				})
+			}
+			wg.Wait()
+			if took := time.Since(start); took > 4*directTimeout {
+				t.Errorf("took %v with a timeout of %v and one retry", took, directTimeout)
+			}
+		})
+	}
+}

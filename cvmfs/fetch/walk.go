@@ -196,12 +196,21 @@ func (f *Fetcher) pause(ctx context.Context, w *walk) error {
 	}
 }
 
-// still reports whether a route is the one to try after waiting for a connection.
+// still reports whether a route is the one to try after waiting for a connection. Where others have found it dead in the
+// meantime, or still do, this walk need not find that out as well.
 func (f *Fetcher) still(t trial, w *walk) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(t.probes) > 0 {
+		return true
+	}
+	for _, h := range []*health{&t.server.health, &t.proxy.health} {
+		if h.wait > 0 {
+			delete(w.own, h)
+		}
+	}
 	r, ok := f.choose(w, time.Now())
-	return ok && r == t.route || len(t.probes) > 0
+	return ok && r == t.route
 }
 
 // try makes attempts on one route: once more where a cache may be at fault, where the connection broke, and where a
@@ -258,8 +267,10 @@ func (f *Fetcher) settle(t trial, w *walk, out outcome, err error) {
 	fail := failure{out: out, err: err, probe: len(t.probes) > 0}
 	w.fail(t.route, fail)
 	if out.hard() {
+		// What costs time costs it once. A quick failure, as a refused connection, may be over after this walk's retry.
+		slow := now.Sub(w.began) >= t.proxy.timeout/2
 		_, elsewhere := f.choose(w, now)
-		fail.hard = elsewhere || fail.probe || w.retries >= f.cfg.MaxRetries
+		fail.hard = slow || elsewhere || fail.probe || w.retries >= f.cfg.MaxRetries
 		w.fail(t.route, fail)
 	}
 	if out.answer() {

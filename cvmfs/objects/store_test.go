@@ -640,8 +640,9 @@ func TestPrefetch(t *testing.T) {
 	if repo.Requests("") != 200 {
 		t.Errorf("%d requests, want 200", repo.Requests(""))
 	}
-	if n := repo.MostAtOnce(); n < prefetchWorkers {
-		t.Errorf("at most %d requests at once, want %d", n, prefetchWorkers)
+	// Connections to one server are bounded by package fetch, and become more as they are answered.
+	if n := repo.MostAtOnce(); n < prefetchWorkers/4 {
+		t.Errorf("at most %d requests at once, want %d or more", n, prefetchWorkers/4)
 	}
 	s.Prefetch(all)
 	eventually(t, "an idle queue", func() bool { return s.Stats().Queued == 0 })
