@@ -71,7 +71,7 @@ type Config struct {
 	Timeout         time.Duration // to connect through a proxy, and how long a transfer may be slow
 	TimeoutDirect   time.Duration // the same without proxy
 	LowSpeedLimit   int64         // bytes per second below which a transfer is slow
-	MaxRetries      int           // on the same server and proxy, after a failed transfer
+	MaxRetries      int           // of a request, after a failed transfer
 	BackoffInit     time.Duration // upper bound of the first pause before a retry
 	BackoffMax      time.Duration // upper bound of all pauses
 	ProxyResetAfter time.Duration // until the first proxy group is tried again; 0: never

@@ -114,7 +114,7 @@ var Parameters = slices.Concat(
 		},
 		Parameter{
 			Name: "CVMFS_MAX_RETRIES", Type: Number, Default: "1", max: 100,
-			Meaning: "How often a failed transfer is tried again with the same server and proxy.",
+			Meaning: "How often one request may be tried again after a transfer failed, beside trying other servers and proxies.",
 		},
 		Parameter{
 			Name: "CVMFS_BACKOFF_INIT", Type: Seconds, Default: "2", max: maxSeconds,

@@ -18,7 +18,8 @@ type Authorities struct {
 // maxCertificates is the largest size of a file of certificates, in bytes.
 const maxCertificates = 8 << 20
 
-// pool returns the certificates; nil: those of the system alone.
+// pool returns the certificates; nil: those of the system alone. An error says which of them are missing: with the others
+// all servers but some of https can be spoken to.
 func (a Authorities) pool() (*x509.CertPool, error) {
 	if a == (Authorities{}) {
 		return nil, nil
@@ -27,20 +28,21 @@ func (a Authorities) pool() (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the system's certificate authorities: %w", err)
 	}
+	var missing []error
 	if a.File != "" {
 		switch found, err := appendFile(pool, a.File); {
 		case err != nil:
-			return nil, fmt.Errorf("X509_CERT_BUNDLE: %w", err)
+			missing = append(missing, fmt.Errorf("X509_CERT_BUNDLE: %w", err))
 		case !found:
-			return nil, fmt.Errorf("X509_CERT_BUNDLE: %s has no PEM certificate", a.File)
+			missing = append(missing, fmt.Errorf("X509_CERT_BUNDLE: %s has no PEM certificate", a.File))
 		}
 	}
 	if a.Dir != "" {
 		if err := appendDir(pool, a.Dir); err != nil {
-			return nil, fmt.Errorf("X509_CERT_DIR: %w", err)
+			missing = append(missing, fmt.Errorf("X509_CERT_DIR: %w", err))
 		}
 	}
-	return pool, nil
+	return pool, errors.Join(missing...)
 }
 
 // appendDir takes the certificates of a folder; other files, as revocation lists, are passed over.

@@ -104,7 +104,7 @@ func New(cfg Config) (*Fetcher, error) {
 	}
 	var err error
 	if f.authorities, err = cfg.Authorities.pool(); err != nil {
-		return nil, fmt.Errorf("fetch: %w", err)
+		f.log.Warn("certificate authorities can't be read: https servers that need them will fail", slog.Any("err", err))
 	}
 	if err := f.setProxies(cfg.Proxies); err != nil {
 		return nil, err
