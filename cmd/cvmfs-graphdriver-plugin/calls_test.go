@@ -16,8 +16,7 @@ import (
 // outcome spells what a system call gave, so that two can be compared.
 func outcome(v any, err error) string {
 	if err != nil {
-		var errno unix.Errno
-		if errors.As(err, &errno) {
+		if errno, ok := errors.AsType[unix.Errno](err); ok {
 			return unix.ErrnoName(errno)
 		}
 		return err.Error()

@@ -28,7 +28,7 @@ var missingCalls = map[string]unix.SockFilter{
 
 // loseCalls puts a rung's missing system calls into effect, for this process and all it starts.
 func loseCalls(rung string) error {
-	for _, word := range strings.Split(rung, ",") {
+	for word := range strings.SplitSeq(rung, ",") {
 		call, ok := missingCalls[word]
 		if !ok {
 			continue

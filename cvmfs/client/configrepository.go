@@ -145,7 +145,8 @@ func (r *Repository) sweepConfig(but string) {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if former := strings.HasPrefix(name, configFiles) && name != but; former || durable.IsTemporary(name) && e.IsDir() {
+		former := strings.HasPrefix(name, configFiles) && name != but
+		if former || durable.IsTemporary(name) && e.IsDir() {
 			os.RemoveAll(filepath.Join(r.cfg.Dir, name))
 		}
 	}

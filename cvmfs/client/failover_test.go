@@ -9,8 +9,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// A server whose manifest is well and whose data isn't is found out by the certificate, inside the manifest's fetch, and
-// not paid for again: not by the whitelist, nor by a catalog, nor by files.
+// A server whose manifest is well and whose data isn't is found out by the certificate, inside the manifest's fetch,
+// and not paid for again: not by the whitelist, nor by a catalog, nor by files.
 func TestManifestsServerWithoutDataIsPaidForOnce(t *testing.T) {
 	const fqrn, timeout = "images.example.org", time.Second
 	for _, c := range []struct {

@@ -24,9 +24,10 @@
 //
 // The client runs them by /bin/sh. Here they are interpreted: the language is the shell's, but a command is one of a
 // short list that reads and writes text and nothing else (see programs), and no process is started. A line that isn't
-// understood has no effect, is told as a [Finding], and the rest is read on, as the client does. Yet nothing fails open:
-// where such a line would set master keys, a blacklist, or what is allowed, or might have, the repository isn't used
-// until another line sets them for certain. Steps, bytes and levels are limited; beyond them reading ends with an error.
+// understood has no effect, is told as a [Finding], and the rest is read on, as the client does. Yet nothing fails
+// open: where such a line would set master keys, a blacklist, or what is allowed, or might have, the repository isn't
+// used until another line sets them for certain. Steps, bytes and levels are limited; beyond them reading ends with an
+// error.
 //
 // At the end of a file runs of blanks in values become one (the client passes values through the shell's word
 // splitting) and @fqrn@ and @org@ are replaced.
@@ -142,9 +143,9 @@ type Folder struct {
 	// it.
 	Defaults []byte
 
-	// ConfigRepository gets the files of the repository that CVMFS_CONFIG_REPOSITORY names, which is configured as given,
-	// and returns the folder they lie in as below the repository's root: etc/cvmfs/default.conf and so on. There must be
-	// only folders and regular files in it. nil: its files are not read.
+	// ConfigRepository gets the files of the repository that CVMFS_CONFIG_REPOSITORY names, which is configured as
+	// given, and returns the folder they lie in as below the repository's root: etc/cvmfs/default.conf and so on. There
+	// must be only folders and regular files in it. nil: its files are not read.
 	ConfigRepository func(*Config) (dir string, err error)
 
 	// Overrides are parameters that replace what all files say, as flags of a command do.

@@ -18,8 +18,8 @@ type Authorities struct {
 // maxCertificates is the largest size of a file of certificates, in bytes.
 const maxCertificates = 8 << 20
 
-// pool returns the certificates; nil: those of the system alone. An error says which of them are missing: with the others
-// all servers but some of https can be spoken to.
+// pool returns the certificates; nil: those of the system alone. An error says which of them are missing: with the
+// others all servers but some of https can be spoken to.
 func (a Authorities) pool() (*x509.CertPool, error) {
 	if a == (Authorities{}) {
 		return nil, nil

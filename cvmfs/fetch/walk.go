@@ -196,8 +196,8 @@ func (f *Fetcher) pause(ctx context.Context, w *walk) error {
 	}
 }
 
-// still reports whether a route is the one to try after waiting for a connection. Where others have found it dead in the
-// meantime, or still do, this walk need not find that out as well.
+// still reports whether a route is the one to try after waiting for a connection. Where others have found it dead in
+// the meantime, or still do, this walk need not find that out as well.
 func (f *Fetcher) still(t trial, w *walk) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

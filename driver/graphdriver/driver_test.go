@@ -299,7 +299,8 @@ func TestInitRefusesUnknownOptions(t *testing.T) {
 		{"cvmfs.repositories=a/b", "cvmfs.repositories=a/b"},
 		{"cvmfs.repositories=", "cvmfs.repositories="},
 	} {
-		if err := r.Init(graphdriver.InitArgs{Opts: []string{c.opt}}); err == nil || !strings.Contains(err.Error(), c.want) {
+		err := r.Init(graphdriver.InitArgs{Opts: []string{c.opt}})
+		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("Init with %s: %v, want %q", c.opt, err, c.want)
 		}
 	}

@@ -12,8 +12,9 @@ import (
 // linger is how long a layer stays mounted that nobody uses any more.
 const linger = time.Second
 
-// idleLayers are the layers that stay mounted though nobody uses them, by id, with the records they had when they were open.
-// On disk nothing tells of them. A layer becomes idle, and stops being so, with its lock held. The zero value is none.
+// idleLayers are the layers that stay mounted though nobody uses them, by id, with the records they had when they were
+// open. On disk nothing tells of them. A layer becomes idle, and stops being so, with its lock held. The zero value is
+// none.
 type idleLayers struct {
 	mu     lockorder.Mutex
 	layers map[string]idleLayer
@@ -78,7 +79,8 @@ func (d *Driver) CloseIdle() {
 	}
 }
 
-// retireChains unmounts the idle ones of some layers and of their ancestors, which are to be lower layers of an overlay.
+// retireChains unmounts the idle ones of some layers and of their ancestors, which are to be lower layers of an
+// overlay.
 func (d *Driver) retireChains(ids ...string) {
 	for _, id := range ids {
 		stack, err := d.layers.Describe(id)

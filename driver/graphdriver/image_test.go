@@ -104,7 +104,9 @@ func TestThinLayersComeAndGoAtOnce(t *testing.T) {
 		all.Go(func() {
 			id := fmt.Sprint("thin", n%4) // two callers for each
 			for range 25 {
-				for _, err := range []error{r.Create(graphdriver.CreateArgs{ID: id}), r.applyThin(id, ""), r.Remove(id)} {
+				for _, err := range []error{
+					r.Create(graphdriver.CreateArgs{ID: id}), r.applyThin(id, ""), r.Remove(id),
+				} {
 					if errors.Is(err, images.ErrNoImage) || err != nil && strings.HasPrefix(err.Error(), "remove") {
 						t.Error(err)
 					}

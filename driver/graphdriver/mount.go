@@ -77,8 +77,8 @@ func (d *Driver) mount(ctx context.Context, stack layers.Stack, label string) (s
 	return target, nil
 }
 
-// resume returns the record of a layer, and whether its mount can be kept: it is there, and somebody answers for it. One
-// nobody answers for was left by a crash. One of another generation has lost its data unless all of it is ordinary.
+// resume returns the record of a layer, and whether its mount can be kept: it is there, and somebody answers for it.
+// One nobody answers for was left by a crash. One of another generation has lost its data unless all of it is ordinary.
 func (d *Driver) resume(id, label string) (o openLayer, keep bool, err error) {
 	o = d.opened(id)
 	if o.Refs == 0 {
@@ -191,8 +191,8 @@ func (d *Driver) Mounts() (mounts []status.Mount) {
 	return mounts
 }
 
-// Images returns the composed images that mounts read from, for the node: also those of idle layers, which count as used
-// by nobody.
+// Images returns the composed images that mounts read from, for the node: also those of idle layers, which count as
+// used by nobody.
 func (d *Driver) Images() (map[string]bool, error) {
 	keys := map[string]bool{}
 	ids, err := d.mountPoints()

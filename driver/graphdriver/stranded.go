@@ -10,9 +10,9 @@ import (
 	"cvmfs-graphdriver/driver/node"
 )
 
-// strandedImages are the images of the open layers of a former generation, with these layers. Their mounts have lost the file
-// system that fetches, and the containers in them live on: in the erofs view they find what arrives on disk. The zero
-// value is none.
+// strandedImages are the images of the open layers of a former generation, with these layers. Their mounts have lost
+// the file system that fetches, and the containers in them live on: in the erofs view they find what arrives on disk.
+// The zero value is none.
 type strandedImages struct {
 	mu     lockorder.Mutex
 	images map[string]*strandedImage

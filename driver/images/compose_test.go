@@ -184,7 +184,7 @@ func reference(t *testing.T, fqrn, folder string) []entry {
 		"fifo": syscall.S_IFIFO,
 	}
 	var entries []entry
-	for _, line := range strings.Split(strings.TrimSuffix(testutil.Expected(t, fqrn), "\n"), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSuffix(testutil.Expected(t, fqrn), "\n"), "\n") {
 		var l struct {
 			Path, Type, Mode, Target string
 			Same                     string `json:"same_inode_as"`

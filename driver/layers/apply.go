@@ -66,15 +66,15 @@ func (a *Arrival) Close() (err error) {
 		}
 	}
 	if a.temp != "" {
-		os.RemoveAll(a.temp) //nolint:errcheck // the next Open removes what stays
+		os.RemoveAll(a.temp) // the next Open removes what stays
 	}
-	a.mark.Close() //nolint:errcheck // nothing was written
+	a.mark.Close() // nothing was written
 	return err
 }
 
-// madeLayers are the empty layers whose Create this process has answered. What was sent to a former process for one may have
-// been lost in its connection before it could be noted: the engine repeats the call with what it has not sent yet, if
-// with nothing.
+// madeLayers are the empty layers whose Create this process has answered. What was sent to a former process for one may
+// have been lost in its connection before it could be noted: the engine repeats the call with what it has not sent yet,
+// if with nothing.
 type madeLayers struct {
 	mu  lockorder.Mutex
 	ids map[string]bool

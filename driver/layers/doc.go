@@ -1,17 +1,18 @@
-// Package layers keeps the layers of images and containers on disk: it makes, fills, compares, packs and removes them, and
-// says what shows one. It mounts nothing, and knows of nobody who does.
+// Package layers keeps the layers of images and containers on disk: it makes, fills, compares, packs and removes them,
+// and says what shows one. It mounts nothing, and knows of nobody who does.
 //
 // The words:
 //
 //   - A layer is a folder, named by the layer's id, with what it adds to its parent (its diff), a scratch folder of
 //     overlayfs (work/) and a record, an extended attribute of the folder. Its content follows overlayfs' conventions:
-//     character device 0/0 is a whiteout, the extended attribute trusted.overlay.opaque=y hides what lies below a folder.
+//     character device 0/0 is a whiteout, the extended attribute trusted.overlay.opaque=y hides what lies below a
+//     folder.
 //   - A read-only layer gets its content by one archive. It is committed, and counts, once its record says so.
 //   - A read-write layer is written to where it is mounted: that of a container, or a step of a build. Engines make the
 //     latter as if it were read-only and never send an archive for it; a layer that is used before it has content is
 //     therefore settled: taken for read-write from then on.
-//   - A thin layer is a read-only one whose only file is a thin image descriptor (package thin). It and everything below
-//     it are shown by a composed image, of which this package knows the key.
+//   - A thin layer is a read-only one whose only file is a thin image descriptor (package thin). It and everything
+//     below it are shown by a composed image, of which this package knows the key.
 //   - The chain of a layer is its ancestors, from its parent down.
 //   - The stack of a layer is what an overlay that shows it is made of: its upper folder, the ordinary layers above the
 //     topmost thin one, that thin layer, and the layers below it whose files the composed image has.
@@ -32,8 +33,8 @@
 // the order in which they were made. Whatever syncs later, a container's own database, takes it along.
 //
 // Locks: what changes a layer or its record holds the layer's lock, of which nobody takes a second one; that of records
-// in memory, and those of quotas and of what was made, come after it and are held for a few lines. Package lockorder has
-// the order over all packages of the driver.
+// in memory, and those of quotas and of what was made, come after it and are held for a few lines. Package lockorder
+// has the order over all packages of the driver.
 //
 // Incoming archives are hostile; package layertar unpacks them. Digests, which the engine checks, tell whether an
 // archive is whole, with one exception: engines repeat a request whose connection broke with the rest of a body they

@@ -26,8 +26,8 @@ type Folder struct{ ID, Content string }
 // IsOverlay reports whether it takes an overlay to show the layer: else Content is all there is to it.
 func (s *Stack) IsOverlay() bool { return s.Upper != "" && (len(s.Lower) > 0 || s.Thin != "") }
 
-// Use settles what a layer is, which is about to be used, and returns its stack: of a read-write one its own folders and
-// what shows its parent, of a read-only one its content.
+// Use settles what a layer is, which is about to be used, and returns its stack: of a read-write one its own folders
+// and what shows its parent, of a read-only one its content.
 func (s *Store) Use(id string) (Stack, error) {
 	l, err := s.settled(id)
 	if err != nil {
@@ -50,8 +50,8 @@ func (s *Store) UseReadOnly(id string) (Stack, error) {
 	return stack, errors.Join(err, s.addData(&stack))
 }
 
-// Describe returns the folders and the image of a layer for people, and changes nothing. Every layer has an upper folder
-// there, and below it those of its parent's stack, as engines' own drivers tell it; Data is left out.
+// Describe returns the folders and the image of a layer for people, and changes nothing. Every layer has an upper
+// folder there, and below it those of its parent's stack, as engines' own drivers tell it; Data is left out.
 func (s *Store) Describe(id string) (Stack, error) {
 	l, err := s.load(id)
 	if err != nil {

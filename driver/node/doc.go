@@ -1,7 +1,7 @@
 // Package node is what one host runs, whichever engine asks for it: repositories, the object store, the FUSE tree,
 // composed images and layers, opened and wired once. A face (package graphdriver) speaks an engine's protocol and keeps
-// what belongs to that engine's life; it has the node mount what a stack of layers says, or takes the overlay as a value
-// and has somebody else mount it.
+// what belongs to that engine's life; it has the node mount what a stack of layers says, or takes the overlay as a
+// value and has somebody else mount it.
 //
 // The words:
 //
@@ -10,7 +10,8 @@
 //   - The view is how composed images are shown: mounted by the kernel (erofs), alone or by way of a shared overlay, or
 //     served by FUSE (fuse).
 //   - A shared overlay is a read-only one of a composed image for the overlays of all containers to stand on.
-//   - A mount hangs on the FUSE mount behind it, the generation; a mount of another generation has lost what it reads from.
+//   - A mount hangs on the FUSE mount behind it, the generation; a mount of another generation has lost what it reads
+//     from.
 //   - A composed image is named by the record of a layer, or by a mount that reads from it.
 //
 // On disk, below Config.Root:
@@ -23,8 +24,8 @@
 //	state/                   the engine's arguments, marks of the object store, repositories, a node of the block device
 //
 // Layers are not in store/, for overlayfs refuses a lower layer inside another one (ELOOP). Below Config.Run, which is
-// gone at reboot: fuse/ is the object file system; on images/<key>, shared/<key>.<view> and views/ is mounted; empty/ is
-// the lowest layer where an overlay needs one more.
+// gone at reboot: fuse/ is the object file system; on images/<key>, shared/<key>.<view> and views/ is mounted; empty/
+// is the lowest layer where an overlay needs one more.
 //
 // A composed image stays as long as somebody names it. All others are swept when the settings change, as at the start,
 // and when the last composing under way ends; never while one is, for an image has no name yet when it has just been

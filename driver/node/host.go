@@ -69,7 +69,7 @@ func (n *Node) tryOverlay(dir string) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(dir, "upper", name), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR {
-		return fmt.Errorf("a deleted file left no whiteout: mode %o, %v", st.Mode, err)
+		return fmt.Errorf("a deleted file left no whiteout: mode %o, %w", st.Mode, err)
 	}
 	return nil
 }

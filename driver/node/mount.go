@@ -21,8 +21,8 @@ type Overlay struct {
 	View  View   // that shows the image; "" where there is none
 }
 
-// Mount shows a stack on a folder, which is made if it is missing, in the place of what is mounted there. Of a read-only
-// stack the overlay is read-only. label is the SELinux context of all files, or "".
+// Mount shows a stack on a folder, which is made if it is missing, in the place of what is mounted there. Of a
+// read-only stack the overlay is read-only. label is the SELinux context of all files, or "".
 func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label string) (Overlay, error) {
 	o, err := n.Overlay(ctx, stack)
 	if err != nil {
@@ -72,8 +72,8 @@ func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error)
 	shown := n.shownAt(c.view, image.Key)
 	o.Lower = append(o.Lower, shown)
 	if c.view.view == ViewFUSE {
-		// What FUSE shows is asked for once, by a shared overlay, and not by that of each container: overlayfs looks for
-		// an extended attribute of every file, which FUSE doesn't keep.
+		// What FUSE shows is asked for once, by a shared overlay, and not by that of each container: overlayfs looks
+		// for an extended attribute of every file, which FUSE doesn't keep.
 		return o, n.mountShared(shown, &overlayfs.Spec{
 			Lower: []string{n.run("empty"), n.run("fuse", view.Folder, image.Key)},
 		})

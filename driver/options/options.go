@@ -1,5 +1,6 @@
 // Package options reads the driver's storage options: those of the engine ("storage-opts" in daemon.json) and that of a
-// container (docker run --storage-opt). The driver starts by it, and the installer judges by it whether the driver will.
+// container (docker run --storage-opt). The driver starts by it, and the installer judges by it whether the driver
+// will.
 package options
 
 import (

@@ -6,11 +6,11 @@
 //   - The supervisor is this small process. It does nothing that could fail for want of network, disk or memory.
 //   - The server is its child, the same program with another argument, which does all the work. When it dies, running
 //     containers and the engine notice no more than a pause.
-//   - The inheritance is what each server gets: the plugin's listening socket (connections made meanwhile wait in its queue), the
-//     device of the FUSE mount (so that the mount lives on), and, where the kernel can't resend requests, the journal in which
-//     they lie until they are answered.
-//   - A generation is one life of the supervisor, and so one FUSE mount. What was mounted on top of the FUSE mount of another
-//     generation can fetch nothing any more.
+//   - The inheritance is what each server gets: the plugin's listening socket (connections made meanwhile wait in its
+//     queue), the device of the FUSE mount (so that the mount lives on), and, where the kernel can't resend requests,
+//     the journal in which they lie until they are answered.
+//   - A generation is one life of the supervisor, and so one FUSE mount. What was mounted on top of the FUSE mount of
+//     another generation can fetch nothing any more.
 //
 // The program's main function calls it like this:
 //

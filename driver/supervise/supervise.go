@@ -298,7 +298,7 @@ func (s *supervisor) ended(how string) {
 	}
 	s.log.Log(context.Background(), level, "server ended", "pid", s.server.Pid, "how", how, "age",
 		time.Since(s.started).Round(time.Millisecond))
-	s.server.Release() //nolint:errcheck // gives back a descriptor, can't fail
+	s.server.Release() // gives back a descriptor, can't fail
 	s.server = nil
 }
 

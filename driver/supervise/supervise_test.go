@@ -92,13 +92,13 @@ func runServer(manner string) int {
 			f.Close()
 			tree = wedged{note: note}
 			// A thread of this process waits for a reply of this process. Not even SIGKILL ends that.
-			wait = func() { os.Stat(filepath.Join(filepath.Dir(note), "fuse")) } //nolint:errcheck // is not to return
+			wait = func() { os.Stat(filepath.Join(filepath.Dir(note), "fuse")) } // is not to return
 		}
 	}
 	go fusewire.Serve(in.Fuse, tree, fusewire.Config{
 		Init: in.Init, Journal: in.Journal,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-	}) //nolint:errcheck // ends with the process
+	}) // ends with the process
 	if !first {
 		go wait()
 		return answer(in)
@@ -123,7 +123,7 @@ func answer(in *Inheritance) int {
 				fmt.Fprintln(c, os.Getpid(), in.Generation, in.Journal != nil)
 			case "orphan\n":
 				out, _ := exec.Command("sh", "-c", "sleep 0.2 >/dev/null & echo $!").Output()
-				c.Write(out) //nolint:errcheck // the test sees nothing then
+				c.Write(out) // the test sees nothing then
 			}
 		}()
 	}
@@ -220,8 +220,8 @@ func launch(t *testing.T, dir string, cfg Config) *plugin {
 	}
 	t.Cleanup(func() {
 		if p.cmd.ProcessState == nil {
-			p.cmd.Process.Kill() //nolint:errcheck // over already
-			p.cmd.Wait()         //nolint:errcheck // killed
+			p.cmd.Process.Kill() // over already
+			p.cmd.Wait()         // killed
 		}
 		if err := fusewire.Unmount(cfg.FuseDir); err != nil {
 			t.Error(err)
@@ -418,7 +418,8 @@ func TestReadersDoNotNoticeThatServersAreKilled(t *testing.T) {
 				p.killServer()
 			}
 			before := c.files.Load()
-			for deadline := time.Now().Add(20 * time.Second); c.files.Load() == before; time.Sleep(10 * time.Millisecond) {
+			deadline := time.Now().Add(20 * time.Second)
+			for ; c.files.Load() == before; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("readers stand still")
 				}
@@ -473,7 +474,7 @@ func TestKilledSupervisorTakesItsServerAlongAndCanBeStartedAgain(t *testing.T) {
 	if err := first.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	first.cmd.Wait() //nolint:errcheck // killed
+	first.cmd.Wait() // killed
 	gone(t, pid)
 	second := launch(t, dir, Config{})
 	if got := second.ask("who")[1]; got == generation {
@@ -549,7 +550,7 @@ func children(t *testing.T, pid int) (pids []int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range strings.Fields(string(b)) {
+		for f := range strings.FieldsSeq(string(b)) {
 			pids = append(pids, number(t, f))
 		}
 	}

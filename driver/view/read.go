@@ -117,7 +117,7 @@ func newOpenFile(node uint64, file *os.File, size int64) (*openFile, error) {
 		err = fmt.Errorf("%w: %s: %v, %d bytes instead of %d", errSize, file.Name(), info.Mode(), info.Size(), size)
 	}
 	if err != nil {
-		file.Close()
+		file.Close() // it was only looked at
 		return nil, err
 	}
 	return &openFile{file, node, size}, nil
@@ -175,7 +175,7 @@ func (s *files) put(o *openFile) {
 func (s *files) drop(e *list.Element) {
 	o := s.order.Remove(e).(*openFile)
 	delete(s.by, o.node)
-	o.Close() //nolint:errcheck // it was only read
+	o.Close() // it was only read
 }
 
 // forget closes the files of nodes.
