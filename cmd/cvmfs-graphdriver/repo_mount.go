@@ -147,6 +147,12 @@ type repoFolder struct {
 // Fetcher makes the repository the source of all objects.
 func (m *repoFolder) Fetcher(string) (*fetch.Fetcher, error) { return m.repository.Fetcher(), nil }
 
+// Images tells that the objects of what is mounted stay.
+func (m *repoFolder) Images() ([]objects.Image, error) {
+	key := m.image.Key
+	return []objects.Image{{Key: key, Table: m.path("images", key, "objects"), Mounted: true}}, nil
+}
+
 func (m *repoFolder) path(elem ...string) string {
 	return filepath.Join(m.cache, filepath.Join(elem...))
 }
@@ -167,7 +173,7 @@ func (m *repoFolder) serve(v *client.Revision, fqrn, path string) (err error) {
 	}
 	m.objects, err = objects.Open(objects.Config{
 		Dir: m.path("store", "objects"), Fresh: m.path("fresh", "objects"), State: m.path("state"), Sources: m,
-		Log: log,
+		Images: m, Log: log,
 	})
 	if err != nil {
 		return err

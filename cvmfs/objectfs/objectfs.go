@@ -14,8 +14,9 @@
 //     not remember; so the overlay goes on and finds an ordinary local file in the fresh folder. (Not in the store: it
 //     has passed that already.) The next overlay finds it in the store and asks nobody.
 //   - The data folder comes last. It serves what the gate has let pass: chunked objects too large to wait for, of which
-//     only the chunks read are fetched, and objects that could not be fetched. As the last folder decides which error a
-//     reader sees, failures show there, as EIO when the file is read; the next read tries again.
+//     only the chunks read are fetched, what the store has no room for within its limit, and objects that could not be
+//     fetched. As the last folder decides which error a reader sees, failures show there when the file is read, as EIO,
+//     or ENOSPC where the disk is full; the next read tries again.
 //   - Ahead are the objects that follow in the order of the image's folders. Every lookup in the gate asks for them
 //     too: a program that opens one file of a folder mostly opens its neighbours.
 //
@@ -170,7 +171,7 @@ func (f *FS) arrive(ctx context.Context, r objects.Ref) syscall.Errno {
 		err = f.cfg.Store.LinkFresh(r)
 	}
 	switch {
-	case err == nil:
+	case err == nil || errors.Is(err, objects.ErrLimit): // at the limit the data folder serves it
 	case ctx.Err() != nil:
 		return syscall.EINTR
 	default:
@@ -221,6 +222,9 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 		err = errShort
 	}
 	f.failed(r, err)
+	if errors.Is(err, syscall.ENOSPC) {
+		return 0, syscall.ENOSPC
+	}
 	return 0, syscall.EIO
 }
 

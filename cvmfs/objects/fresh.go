@@ -74,21 +74,32 @@ func (l *freshLinks) remove(path string, now time.Time) {
 // inherit takes over the links of a former life. Where the machine was restarted, nobody looks for them any more.
 func (l *freshLinks) inherit(dir string, restarted bool, now time.Time) error {
 	l.dir, l.m = dir, map[string]time.Time{}
-	for i := range 256 {
-		folder := fmt.Sprintf("%02x", i)
-		entries, err := os.ReadDir(filepath.Join(dir, folder))
+	since := now
+	if restarted {
+		since = time.Time{}
+	}
+	err := l.adopt(since)
+	l.sweep(now)
+	return err
+}
+
+// adopt takes over links that others have made: those of a former life, and of a predecessor that is ending.
+func (l *freshLinks) adopt(since time.Time) error {
+	for i := range folders {
+		folder := folderName(i)
+		entries, err := os.ReadDir(filepath.Join(l.dir, folder))
 		if err != nil {
 			return err
 		}
+		l.mu.Lock()
 		for _, e := range entries {
 			path := filepath.Join(folder, e.Name())
-			l.m[path] = now
-			if restarted {
-				l.m[path] = time.Time{}
+			if _, ours := l.m[path]; !ours {
+				l.m[path] = since
 			}
 		}
+		l.mu.Unlock()
 	}
-	l.sweep(now)
 	return nil
 }
 

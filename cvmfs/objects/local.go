@@ -3,7 +3,6 @@ package objects
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"sync"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 )
@@ -24,8 +22,6 @@ const (
 	// completers is how many objects Complete fetches at once: it is to leave the way free for those somebody waits
 	// for.
 	completers = 16
-	// spare is the part of the disk, one in so many, that Complete leaves free.
-	spare = 20
 )
 
 // Share is how much of the objects of a table is on disk.
@@ -95,8 +91,8 @@ type Completion struct {
 }
 
 // Complete fetches the objects of a table that are not here, a few at a time, and passes over those that can't be had.
-// It ends early, with an error, when servers are unavailable (fetch.ErrUnavailable), when less than a twentieth of the
-// disk is free (syscall.ENOSPC), and when ctx ends.
+// It ends early, with an error, when servers are unavailable (fetch.ErrUnavailable), at the floor (syscall.ENOSPC) and at the limit
+// (ErrLimit), and when ctx ends.
 func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, error) {
 	var mu sync.Mutex // guards done
 	var done Completion
@@ -108,15 +104,15 @@ func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, e
 			continue
 		}
 		group.Go(func() error {
-			err := s.complete(life, r)
+			err := s.Fetch(life, r)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case err == nil:
 				done.Fetched++
 				done.Bytes += r.Size()
-			case life.Err() != nil || s.life.Err() != nil || errors.Is(err, fetch.ErrUnavailable) || errors.Is(err,
-				syscall.ENOSPC):
+			case life.Err() != nil || s.life.Err() != nil || errors.Is(err, fetch.ErrUnavailable) ||
+				errors.Is(err, syscall.ENOSPC) || errors.Is(err, ErrLimit):
 				return err
 			default:
 				done.Failed++
@@ -129,15 +125,4 @@ func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, e
 		return done, err
 	}
 	return done, context.Cause(ctx)
-}
-
-func (s *Store) complete(ctx context.Context, r Ref) error {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(s.dir.Fd()), &st); err != nil {
-		return fmt.Errorf("free space of the object store: %w", err)
-	}
-	if left := int64(st.Bavail)*st.Bsize - r.Size(); left < int64(st.Blocks)*st.Bsize/spare {
-		return fmt.Errorf("object store: less than 1/%d of the disk would stay free: %w", spare, syscall.ENOSPC)
-	}
-	return s.Fetch(ctx, r)
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // mark is what the store knows of its durability, a JSON file.
@@ -22,6 +24,8 @@ type mark struct {
 	Boot   string    `json:"boot"`   // the machine's life in which it was set
 	Clean  bool      `json:"clean"`  // the store was closed after it
 	Synced time.Time `json:"synced"` // what is older has reached the disk
+	Used   []tally   `json:"used"`   // the ledger
+	Exact  bool      `json:"exact"`  // it was counted
 }
 
 const (
@@ -37,6 +41,7 @@ func (s *Store) recover() error {
 		return err
 	}
 	restarted := m.Boot != s.boot
+	s.ledger.exact.Store(s.isEmpty() || s.ledger.load(m.Used) && m.Exact && m.Clean)
 	if err := s.fresh.inherit(s.cfg.Fresh, restarted, time.Now()); err != nil {
 		return err
 	}
@@ -54,7 +59,7 @@ func (s *Store) recover() error {
 		}
 		m.Synced = time.Now()
 	}
-	return s.writeMark(mark{Boot: s.boot, Synced: m.Synced})
+	return s.asOwner(func() error { return s.writeMark(mark{Boot: s.boot, Synced: m.Synced}) })
 }
 
 // readMark returns the mark. A missing or unreadable one is like one that was set before all time.
@@ -84,7 +89,10 @@ func (s *Store) sync(clean bool) error {
 	m := mark{Boot: s.boot, Clean: clean, Synced: time.Now()}
 	err := unix.Syncfs(int(s.dir.Fd()))
 	if err == nil {
-		err = s.writeMark(m)
+		err = s.asOwner(func() error { return s.writeMark(m) })
+	}
+	if errors.Is(err, errSucceeded) {
+		return nil // the mark is the successor's
 	}
 	if err != nil {
 		s.changed.Store(true)
@@ -94,38 +102,34 @@ func (s *Store) sync(clean bool) error {
 }
 
 func (s *Store) writeMark(m mark) error {
+	m.Used, m.Exact = s.ledger.save(), s.ledger.exact.Load()
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(s.cfg.State, markFile)
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
+	return durable.Replace(filepath.Join(s.cfg.State, markFile), 0o600, b)
+}
+
+// isEmpty reports whether there are no objects, looking at one folder after the other until there is one.
+func (s *Store) isEmpty() bool {
+	for n := range folders {
+		found := false
+		err := s.eachFile(n, func(string) error {
+			found = true
+			return io.EOF
+		})
+		if err != nil || found {
+			return false
+		}
 	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(name+".new", name); err != nil {
-		return err
-	}
-	// A mark of the past must not come back: it might say that all was well.
-	dir, err := os.Open(s.cfg.State)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return true
 }
 
 // recheck drops the objects younger than since that are not what was recorded of them, and tells how many.
 func (s *Store) recheck(since time.Time) (dropped int, err error) {
 	checked := 0
-	for i := range 256 {
-		folder := filepath.Join(s.cfg.Dir, fmt.Sprintf("%02x", i))
+	for i := range folders {
+		folder := filepath.Join(s.cfg.Dir, folderName(i))
 		entries, err := os.ReadDir(folder)
 		if err != nil {
 			return dropped, err
@@ -141,7 +145,7 @@ func (s *Store) recheck(since time.Time) (dropped int, err error) {
 				dropped++
 				s.log.Warn("object store: dropping an object that didn't survive", slog.String("object", e.Name()),
 					slog.Any("err", err))
-				if err := os.Remove(path); err != nil {
+				if _, err := s.remove(place(e.Name())); err != nil {
 					return dropped, err
 				}
 			}
@@ -185,13 +189,16 @@ func verify(path string, name Name) error {
 	return nil
 }
 
+// errUnrecorded means that no digest was recorded of a file, as its file system has no extended attributes, or no usable one.
+var errUnrecorded = errors.New("no usable digest recorded")
+
 // recorded returns the SHA-256 recorded of a file: 32 bytes, or in files that older versions wrote 64 hex digits, which
 // ext4 has no room for in an inode of the usual 256 bytes, so that each took a block of its own.
 func recorded(f *os.File) ([]byte, error) {
 	var b [2 * sha256.Size]byte
 	n, err := unix.Fgetxattr(int(f.Fd()), attribute, b[:])
 	if err != nil {
-		return nil, fmt.Errorf("no digest recorded: %w", err)
+		return nil, fmt.Errorf("%w: %w", errUnrecorded, err)
 	}
 	switch n {
 	case sha256.Size:
@@ -202,5 +209,5 @@ func recorded(f *os.File) ([]byte, error) {
 			return sum[:], nil
 		}
 	}
-	return nil, fmt.Errorf("no usable digest recorded: %.64q", b[:n])
+	return nil, fmt.Errorf("%w: %.64q", errUnrecorded, b[:n])
 }

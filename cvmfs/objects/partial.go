@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
@@ -22,24 +24,31 @@ const (
 	chunksAtOnce = 8         // per call
 )
 
-// partials are the partial files there are. The zero value is ready.
+// partials are the partial files there are.
 type partials struct {
+	gate *gate // is told about their bytes
+
 	mu sync.Mutex
 	m  map[string]*partial
 }
 
-// partial is an object in chunks of which some are here. The file is sparse; only what have says may be read from it.
+// partial is an object of which some chunks are here; one without chunks counts as one of a single chunk. The file is sparse; only
+// what have says may be read from it.
 type partial struct {
 	Object
+	pieces  []catalog.Chunk // its chunks, or the whole
+	suffix  hash.Suffix     // of a piece
 	ref     Ref
 	name    string
 	file    *temp
-	flights flights // by chunk
+	flights flights // by piece
 
 	mu      sync.Mutex
 	have    []bool
+	readers []int // of each piece: who needs it to stay
 	missing int
 	bytes   int64 // plain bytes here
+	closed  bool
 
 	users int       // guarded by partials.mu, as are the next
 	used  time.Time // when the last user left
@@ -65,10 +74,11 @@ func (s *Store) partial(r Ref) (*partial, error) {
 		return nil, fmt.Errorf("partial file of %s: %w", name, err)
 	}
 	o := r.Object()
-	p := &partial{
-		Object: o, ref: r, name: name, file: t, have: make([]bool, len(o.Chunks)), missing: len(o.Chunks),
-		users: 1,
+	p := &partial{Object: o, pieces: o.Chunks, suffix: hash.Chunk, ref: r, name: name, file: t, users: 1}
+	if len(o.Chunks) == 0 {
+		p.pieces, p.suffix = []catalog.Chunk{{Size: o.Size, Digest: o.Digest}}, hash.File
 	}
+	p.have, p.readers, p.missing = make([]bool, len(p.pieces)), make([]int, len(p.pieces)), len(p.pieces)
 	if s.partials.m == nil {
 		s.partials.m = map[string]*partial{}
 	}
@@ -83,8 +93,52 @@ func (g *partials) release(p *partial) {
 	p.users--
 	p.used = time.Now()
 	if p.gone && p.users == 0 {
-		p.file.discard()
+		g.close(p)
 	}
+}
+
+// close gives a file's disk space back.
+func (g *partials) close(p *partial) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.file.discard()
+	g.gate.freed(p.bytes)
+	p.bytes, p.closed = 0, true
+}
+
+// shrink takes the pieces out of a file that nobody reads now.
+func (g *partials) shrink(p *partial) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, c := range p.pieces {
+		if !p.have[i] || p.readers[i] > 0 || p.closed {
+			continue
+		}
+		if unix.Fallocate(int(p.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, c.Offset, c.Size) != nil {
+			return // no holes here: the file goes as a whole when it is idle
+		}
+		p.have[i] = false
+		p.missing++
+		p.bytes -= c.Size
+		g.gate.freed(c.Size)
+	}
+}
+
+// keep makes pieces stay, with by -1 no longer.
+func (p *partial) keep(first, last, by int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := first; i < last; i++ {
+		p.readers[i] += by
+	}
+}
+
+// stored takes the bytes of a file off that has become an object's, which the ledger has.
+func (g *partials) stored(p *partial) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g.gate.freed(p.bytes)
+	p.bytes = 0
 }
 
 // forget takes p out: it is complete, or the disk is full.
@@ -105,7 +159,7 @@ func (g *partials) dropIdle(since time.Time) {
 		if p.users == 0 && !p.used.After(since) {
 			p.gone = true
 			delete(g.m, name)
-			p.file.discard()
+			g.close(p)
 		}
 	}
 }
@@ -121,7 +175,7 @@ func (g *partials) count() (files, bytes int64) {
 	return int64(len(g.m)), bytes
 }
 
-// readPartial reads from an object in chunks that is not complete.
+// readPartial reads from an object that is not complete, or not stored.
 func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (int, error) {
 	p, err := s.partial(r)
 	if err != nil {
@@ -129,10 +183,20 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	}
 	defer s.partials.release(p)
 	end := min(off+int64(len(b)), p.Size)
-	first := sort.Search(len(p.Chunks), func(i int) bool { return p.Chunks[i].Offset > off }) - 1
-	last := sort.Search(len(p.Chunks), func(i int) bool { return p.Chunks[i].Offset >= end })
-	if err := s.need(ctx, p, first, last); err != nil {
-		return 0, fmt.Errorf("read object %s: %w", p.name, err)
+	first := sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset > off }) - 1
+	last := sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset >= end })
+	p.keep(first, last, 1)
+	defer p.keep(first, last, -1)
+	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
+	for {
+		err := s.need(ctx, p, first, last, reserve)
+		if errors.Is(err, ErrLimit) {
+			continue // a flight of somebody who wanted to store it
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read object %s: %w", p.name, err)
+		}
+		break
 	}
 	return p.file.ReadAt(b, off)
 }
@@ -144,7 +208,14 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 		return err
 	}
 	defer s.partials.release(p)
-	if err := s.need(ctx, p, 0, len(p.Chunks)); err != nil {
+	missing := p.missingBytes()
+	if err := s.reserve(ctx, missing); err != nil { // all of it, so that nothing is fetched in vain
+		return err
+	}
+	s.gate.landed(missing, 0)
+	p.keep(0, len(p.pieces), 1)
+	defer p.keep(0, len(p.pieces), -1)
+	if err := s.need(ctx, p, 0, len(p.pieces), s.reserve); err != nil {
 		return err
 	}
 	sha := sums.Get().(sum)
@@ -156,12 +227,13 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 	if err := s.publish(p.file, r, sha.Sum(nil)); err != nil {
 		return s.full(p, err)
 	}
+	s.partials.stored(p)
 	s.partials.forget(p)
 	return nil
 }
 
-// need makes the chunks [first, last) be in the partial file.
-func (s *Store) need(ctx context.Context, p *partial, first, last int) error {
+// need makes the pieces [first, last) be in the partial file. Each passes the gate by reserve.
+func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve func(context.Context, int64) error) error {
 	var g *errgroup.Group
 	var groupCtx context.Context
 	for i := first; i < last; i++ {
@@ -177,7 +249,7 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int) error {
 		}
 		g.Go(func() error {
 			return s.join(groupCtx, &p.flights, strconv.Itoa(i),
-				func(ctx context.Context) error { return s.arriveChunk(ctx, p, i) })
+				func(ctx context.Context) error { return s.arrivePiece(ctx, p, i, reserve) })
 		})
 	}
 	if g == nil {
@@ -192,8 +264,8 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int) error {
 	return nil
 }
 
-// arriveChunk fetches a chunk in a flight. Its bytes count only when they are verified.
-func (s *Store) arriveChunk(ctx context.Context, p *partial, i int) error {
+// arrivePiece fetches a piece in a flight. Its bytes count only when they are verified.
+func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve func(context.Context, int64) error) error {
 	if p.has(i) {
 		return nil
 	}
@@ -201,13 +273,19 @@ func (s *Store) arriveChunk(ctx context.Context, p *partial, i int) error {
 		return err
 	}
 	defer give(s.slots)
-	c := p.Chunks[i]
+	c := p.pieces[i]
+	if err := reserve(ctx, c.Size); err != nil {
+		return err
+	}
 	w := &part{file: p.file.File, at: c.Offset, size: c.Size}
-	if err := s.download(ctx, p.ref, c.Digest, hash.Chunk, p.Compression, w); err != nil {
+	if err := s.download(ctx, p.ref, c.Digest, p.suffix, p.Compression, w); err != nil {
+		s.gate.landed(c.Size, 0)
 		return fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
 	}
 	s.chunks.Add(1)
-	if p.arrived(i) {
+	last, here := p.arrived(i)
+	s.gate.landed(c.Size, here)
+	if last && p.suffix == hash.Chunk {
 		// nobody waits for the complete object, nor for its failing: the partial file still serves
 		s.tasks.start(func() {
 			if err := s.Fetch(s.life, p.ref); err != nil {
@@ -234,14 +312,24 @@ func (p *partial) has(i int) bool {
 	return p.have[i]
 }
 
-// arrived notes a verified chunk and reports whether it was the last.
-func (p *partial) arrived(i int) bool {
+// arrived notes a verified piece. It reports whether it was the last, and how many bytes are now in the file for it: none if the file
+// was closed meanwhile.
+func (p *partial) arrived(i int) (last bool, bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		return false, 0
+	}
 	p.have[i] = true
 	p.missing--
-	p.bytes += p.Chunks[i].Size
-	return p.missing == 0
+	p.bytes += p.pieces[i].Size
+	return p.missing == 0, p.pieces[i].Size
+}
+
+func (p *partial) missingBytes() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.Size - p.bytes
 }
 
 // contextReader ends with the context: reading a big file takes a while.

@@ -33,9 +33,14 @@ type Config struct {
 	Sources Sources
 	Log     *slog.Logger
 	BootID  string // names the present life of the machine; "" is the kernel's /proc/sys/kernel/random/boot_id
+
+	Limits    Limits
+	Images    Images // nil: none is known, and none in use but those told by Used
+	ScrubRate int64  // bytes a second that scrubbing reads; 0 is 8 MiB
 }
 
-// Store is the folder of objects. It is safe for concurrent use; one process at a time uses a folder.
+// Store is the folder of objects. It is safe for concurrent use. While a process ends that used the folder before, it may still fetch
+// into it.
 type Store struct {
 	cfg     Config
 	log     *slog.Logger
@@ -52,10 +57,17 @@ type Store struct {
 	ahead    prefetcher
 	fresh    freshLinks
 	partials partials
-	changed  atomic.Bool // objects arrived since the mark
+	changed  atomic.Bool // objects arrived or went since the mark
 	marking  sync.Mutex
 
+	token    string // names this process as the owner
+	ledger   ledger
+	gate     gate
+	eviction eviction
+	scrubbed atomic.Pointer[Scrub] // nil before scrubbing has begun
+
 	fetched, fetchedBytes, failed, prefetched, dropped, chunks, waiting atomic.Int64
+	hits, misses, damaged                                               atomic.Int64
 }
 
 // Stats count since the store was opened, except where said.
@@ -77,6 +89,8 @@ const (
 	foreground = 256 // fetches at once that somebody waits for
 	tmpFolder  = "tmp"
 	attribute  = "user.cvmfs.sha256"
+	// tmpAge is after which time without a write a temporary name is one that was left behind.
+	tmpAge = 10 * time.Minute
 )
 
 // Open opens a store, and makes its folders. If the machine went down without warning since the store was last used, it
@@ -102,8 +116,16 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.dir = dir
 	s.life, s.end = context.WithCancel(context.Background())
+	s.partials.gate = &s.gate
 	s.probe()
-	if err := s.recover(); err != nil {
+	err = s.takeOver()
+	if err == nil {
+		err = s.recover()
+	}
+	if err == nil {
+		s.gate.limits, err = s.limits()
+	}
+	if err != nil {
 		dir.Close() // the error that is told is the first one
 		return nil, fmt.Errorf("open object store %s: %w", cfg.Dir, err)
 	}
@@ -116,18 +138,14 @@ func (s *Store) makeFolders() error {
 		if err := os.MkdirAll(top, 0o755); err != nil {
 			return err
 		}
-		for i := range 256 {
-			if err := os.Mkdir(filepath.Join(top, fmt.Sprintf("%02x", i)), 0o755); err != nil &&
+		for i := range folders {
+			if err := os.Mkdir(filepath.Join(top, folderName(i)), 0o755); err != nil &&
 				!errors.Is(err, fs.ErrExist) {
 				return err
 			}
 		}
 	}
-	tmp := filepath.Join(s.cfg.Dir, tmpFolder)
-	if err := os.RemoveAll(tmp); err != nil {
-		return err
-	}
-	if err := os.Mkdir(tmp, 0o700); err != nil {
+	if err := s.makeTmp(); err != nil {
 		return err
 	}
 	var a, b unix.Stat_t
@@ -138,6 +156,29 @@ func (s *Store) makeFolders() error {
 		return fmt.Errorf("%s is on another file system: objects can't be linked to it", s.cfg.Fresh)
 	}
 	return os.MkdirAll(s.cfg.State, 0o700)
+}
+
+// makeTmp makes the folder of files without a name, and removes what a killed process left there under a temporary one. What is young
+// may be a predecessor's that still answers its last requests.
+func (s *Store) makeTmp() error {
+	tmp := filepath.Join(s.cfg.Dir, tmpFolder)
+	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	entries, err := os.ReadDir(tmp)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && time.Since(info.ModTime()) > tmpAge {
+			err = os.Remove(filepath.Join(tmp, e.Name()))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close ends all flights, makes what is here durable and says so. Calls that wait get an error.
@@ -160,7 +201,7 @@ func (s *Store) Has(r Ref) bool {
 // get; a call whose context ends leaves, and the last one to leave ends the flight.
 //
 // Errors are those of fetch.Fetcher.Get: fs.ErrNotExist only if all servers of all repositories that name the object
-// lack it. A full disk is syscall.ENOSPC.
+// lack it. A full disk is syscall.ENOSPC, by SpaceError where the floor is reached. ErrLimit means that ReadAt has to be asked.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
 	_, err := s.fetch(ctx, r, s.slots)
 	return err
@@ -169,8 +210,10 @@ func (s *Store) Fetch(ctx context.Context, r Ref) error {
 // fetch also reports whether it was this call that made the object arrive.
 func (s *Store) fetch(ctx context.Context, r Ref, slots chan struct{}) (bool, error) {
 	if s.Has(r) {
+		s.hits.Add(1)
 		return false, nil
 	}
+	s.misses.Add(1)
 	name := r.Name()
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
@@ -214,6 +257,10 @@ func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
 		return err
 	}
 	defer give(slots)
+	if err := s.reserve(ctx, o.Size); err != nil {
+		return err
+	}
+	defer s.gate.landed(o.Size, 0)
 	t, err := s.newTemp()
 	if err != nil {
 		return err
@@ -301,7 +348,8 @@ func (p *part) Reset() error {
 }
 
 // ReadAt reads an object's plain bytes at off, as io.ReaderAt says. Of an object in chunks only those the range touches
-// are fetched; once all are here they become the object. Other objects are fetched whole.
+// are fetched; once all are here they become the object. Other objects are fetched whole. At the limit of the cache they are not
+// stored, but read.
 func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, error) {
 	switch {
 	case off < 0:
@@ -311,10 +359,17 @@ func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, er
 	case r.Chunked() && !s.Has(r):
 		return s.readPartial(ctx, r, p, off)
 	}
-	if err := s.Fetch(ctx, r); err != nil {
+	err := s.Fetch(ctx, r)
+	if errors.Is(err, ErrLimit) {
+		return s.readPartial(ctx, r, p, off)
+	}
+	if err != nil {
 		return 0, err
 	}
 	f, err := os.Open(filepath.Join(s.cfg.Dir, r.Path()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.readPartial(ctx, r, p, off) // removed meanwhile
+	}
 	if err != nil {
 		return 0, fmt.Errorf("read object: %w", err)
 	}
@@ -323,9 +378,20 @@ func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, er
 }
 
 // Run does the work that comes round until ctx ends: it removes old fresh links, gives up partial files nobody reads,
-// and sets the mark.
+// sets the mark, counts what is here if need be, evicts and scrubs.
 func (s *Store) Run(ctx context.Context) {
 	const round = 30 * time.Second
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	s.tasks.start(func() {
+		if !s.ledger.exact.Load() {
+			if err := s.count(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("object store: how much is used is not known well", slog.Any("err", err))
+			}
+		}
+		s.scrub(ctx)
+	})
 	tick := time.NewTicker(round)
 	defer tick.Stop()
 	for {
@@ -336,11 +402,23 @@ func (s *Store) Run(ctx context.Context) {
 			s.fresh.sweep(now)
 			s.partials.dropIdle(now.Add(-partialIdle))
 			s.ahead.forgetOld(now)
+			s.lookAround()
 			if err := s.sync(false); err != nil {
 				s.log.Warn("object store: mark not set, more will be checked after a power cut", slog.Any("err", err))
 			}
 		}
 	}
+}
+
+// lookAround sees what has changed without being told.
+func (s *Store) lookAround() {
+	if err := s.fresh.adopt(time.Now()); err != nil {
+		s.log.Warn("object store: fresh links of another process stay", slog.Any("err", err))
+	}
+	if err := s.touchMounted(); err != nil {
+		s.log.Warn("object store: which images are mounted is not known", slog.Any("err", err))
+	}
+	s.keepAhead()
 }
 
 // Stats returns the counters.

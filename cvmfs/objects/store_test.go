@@ -620,7 +620,7 @@ func TestPrefetch(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
 	s := newStore(t, repo)
-	repo.Set(testutil.Fault{Latency: time.Second, Times: prefetchWorkers}) // long enough for all workers to arrive
+	repo.Set(testutil.Fault{Latency: 100 * time.Millisecond}) // long enough for many workers to arrive
 	var objs []Object
 	for i := range 200 {
 		objs = append(objs, repo.whole(noise(i, 100)))
@@ -789,6 +789,7 @@ func TestFullDiskIsReportedAndLeavesNothing(t *testing.T) {
 	repo := newRepository(t)
 	dir := smallDisk(t, 1<<20)
 	s := open(t, configIn(dir, sources{"r": fetcher(t, repo.URL)}))
+	s.gate.limits = Limits{Limit: 1 << 40, Floor: -1 << 40} // the gate sees nothing: others fill the disk meanwhile
 	small, second := ref(t, repo.whole(noise(1, 200_000))), ref(t, repo.whole(noise(2, 200_000)))
 	if err := s.Fetch(t.Context(), small); err != nil {
 		t.Fatal(err)
@@ -1051,11 +1052,15 @@ func TestRunEndsWithItsContext(t *testing.T) {
 }
 
 // childFolder names the environment variables that make the test binary a process to be killed.
-const childFolder, childURL = "OBJECTS_TEST_FOLDER", "OBJECTS_TEST_URL"
+const childFolder, childURL, childTask = "OBJECTS_TEST_FOLDER", "OBJECTS_TEST_URL", "OBJECTS_TEST_TASK"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childFolder); dir != "" {
-		child(dir, os.Getenv(childURL))
+		task := child
+		if os.Getenv(childTask) == "churn" {
+			task = churn
+		}
+		task(dir, os.Getenv(childURL))
 		return
 	}
 	os.Exit(m.Run())
@@ -1066,16 +1071,12 @@ const killObjects, killSize = 1500, 20_000
 // killContent is the content of an object of the kill test: both processes know it.
 func killContent(i int) []byte { return noise(i, killSize+i) }
 
-// child fetches for ever.
-func child(dir, url string) {
-	f, err := fetch.New(fetch.Config{Servers: []string{url}})
-	if err != nil {
-		panic(err)
-	}
-	s, err := Open(configIn(dir, sources{"r": f}))
-	if err != nil {
-		panic(err)
-	}
+func childFetcher(url string) (*fetch.Fetcher, error) {
+	return fetch.New(fetch.Config{Servers: []string{url}})
+}
+
+// killTable names the objects of the kill test.
+func killTable() (*Index, *Table) {
 	t := &Table{repos: []string{"r"}}
 	for i := range killObjects {
 		o := Object{Digest: hash.SHA1.Digest(killContent(i)), Compression: hash.None, Size: int64(killSize + i)}
@@ -1083,6 +1084,31 @@ func child(dir, url string) {
 	}
 	x := NewIndex([16]byte{})
 	x.Add(t)
+	return x, t
+}
+
+// killServer stores them, and returns their content by name.
+func killServer(repo *repository) map[string][]byte {
+	want := map[string][]byte{}
+	for i := range killObjects {
+		b := killContent(i)
+		o := Object{Digest: repo.put(hash.SHA1, hash.File, hash.None, b), Compression: hash.None, Size: int64(len(b))}
+		want[o.Name()] = b
+	}
+	return want
+}
+
+// child fetches for ever.
+func child(dir, url string) {
+	f, err := childFetcher(url)
+	if err != nil {
+		panic(err)
+	}
+	s, err := Open(configIn(dir, sources{"r": f}))
+	if err != nil {
+		panic(err)
+	}
+	x, t := killTable()
 	fmt.Println("ready")
 	for i := range killObjects {
 		r := Ref{x, t, uint32(i)}
@@ -1098,12 +1124,7 @@ func child(dir, url string) {
 func TestKilledProcessLeavesNoWrongFile(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
-	want := map[string][]byte{}
-	for i := range killObjects {
-		b := killContent(i)
-		o := Object{Digest: repo.put(hash.SHA1, hash.File, hash.None, b), Compression: hash.None, Size: int64(len(b))}
-		want[o.Name()] = b
-	}
+	want := killServer(repo)
 	dir := t.TempDir()
 	seen := 0
 	for round := range 5 {

@@ -3,7 +3,6 @@ package objects
 import (
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	gohash "hash"
 	"io/fs"
 	"log/slog"
@@ -79,15 +78,31 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 	if errors.Is(err, fs.ErrExist) && !s.Has(r) {
 		// A file of another size: one that was cut short. Its readers, if any, keep it.
 		s.log.Warn("object store: replacing a damaged object", slog.String("object", r.Name()))
-		if err := unix.Unlinkat(int(s.dir.Fd()), r.Path(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove damaged object %s: %w", r.Name(), err)
+		if _, err := s.remove(r.Path()); err != nil {
+			return err
 		}
+		s.damaged.Add(1)
 		err = s.link(t, r.Path())
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	if err == nil {
+		err = s.enter(t, r.Path())
+	} else {
+		err = nil // another process was faster
+	}
 	s.changed.Store(true)
+	return err
+}
+
+// enter notes an object that has arrived in the ledger.
+func (s *Store) enter(t *temp, path string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(t.Fd()), &st); err != nil {
+		return err
+	}
+	s.ledger.enter(path, st.Blocks, 1)
 	return nil
 }
 

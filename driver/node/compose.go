@@ -247,12 +247,17 @@ func (n *Node) addMounted(keys []string) ([]string, error) {
 	return keys, nil
 }
 
-// removeImage removes an image, and first what is mounted of it.
+// removeImage removes an image, first what is mounted of it, and then the objects that only it named.
 func (n *Node) removeImage(c *configuration, key string) error {
 	for _, by := range []chosenView{{view: ViewFUSE}, {view: ViewEROFS, stacked: true}, {view: ViewEROFS}} {
 		if err := n.unmount(n.shownAt(by, key)); err != nil {
 			return err
 		}
 	}
-	return c.composer.Remove(key)
+	t, unreadable := c.composer.Peek(key)
+	if err := c.composer.Remove(key); err != nil || unreadable != nil {
+		return err
+	}
+	n.objects.Forget(t)
+	return nil
 }

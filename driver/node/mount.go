@@ -68,6 +68,7 @@ func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error)
 	if err != nil {
 		return Overlay{}, err
 	}
+	n.keepObjects(c, image.Key)
 	o.Image, o.View = image.Key, c.view.view
 	shown := n.shownAt(c.view, image.Key)
 	o.Lower = append(o.Lower, shown)

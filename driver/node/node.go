@@ -161,7 +161,7 @@ func (n *Node) openObjects() (err error) {
 	n.index = objects.NewIndex([16]byte(key[:16]))
 	n.objects, err = objects.Open(objects.Config{
 		Dir: n.Path("store", "objects"), Fresh: n.Path("fresh", "objects"), State: n.Path("state", "objects"),
-		Sources: n, Log: n.cfg.Log,
+		Sources: n, Images: cachedImages{n}, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

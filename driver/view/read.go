@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -67,6 +68,9 @@ func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p [
 			return f.fetch(ctx, r, p, off)
 		}
 		file, err = os.Open(filepath.Join(f.cfg.Dir, r.Path()))
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile: it was damaged
+			return f.fetch(ctx, r, p, off)
+		}
 	} else {
 		file, err = f.openOrdinary(string(redirect))
 	}

@@ -1,0 +1,151 @@
+package objects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+)
+
+// Status is the state of a store as a cache. Bytes are of disk.
+type Status struct {
+	Limit   int64 `json:"limit"`   // bytes that objects may take
+	Used    int64 `json:"used"`    // bytes that they take, partial files among them
+	Counted bool  `json:"counted"` // Used was counted; else it is what was known when the store was last in use
+	Objects int64 `json:"objects"` // complete ones
+	Partial int64 `json:"partial"` // bytes of Used in partial files
+	Floor   int64 `json:"floor"`   // bytes of the file system that stay free
+	Free    int64 `json:"free"`    // bytes of it that are free
+	Size    int64 `json:"size"`    // of the file system
+
+	// Since the process began. What a kernel finds in the store by itself is asked for nowhere, and not counted.
+	Hits     int64   `json:"hits"`     // objects that were asked for and here
+	Misses   int64   `json:"misses"`   // that had to be fetched
+	Unstored int64   `json:"unstored"` // fetches that were not stored, as images in use hold all up to the limit
+	Refused  int64   `json:"refused"`  // fetches ended at the floor
+	Evicted  Removed `json:"evicted"`
+	Freed    int64   `json:"freed"`   // bytes by which the free space of the file system grew while objects were evicted
+	Damaged  int64   `json:"damaged"` // objects removed, as they were damaged
+	Scrub    Scrub   `json:"scrub"`
+}
+
+// Status returns the state of the cache.
+func (s *Store) Status() (Status, error) {
+	size, free, err := s.fileSystem()
+	g := &s.gate
+	g.mu.Lock()
+	st := Status{
+		Limit: g.limits.Limit, Floor: g.limits.Floor, Partial: g.parts, Unstored: g.unstored, Refused: g.refused,
+		Used: s.ledger.bytes.Load() + g.parts,
+	}
+	g.mu.Unlock()
+	e := &s.eviction
+	st.Size, st.Free, st.Objects, st.Counted = size, free, s.ledger.objects.Load(), s.ledger.exact.Load()
+	st.Hits, st.Misses, st.Damaged = s.hits.Load(), s.misses.Load(), s.damaged.Load()
+	st.Evicted, st.Freed = Removed{e.objects.Load(), e.bytes.Load()}, e.measured.Load()
+	if c := s.scrubbed.Load(); c != nil {
+		st.Scrub = *c
+	}
+	return st, err
+}
+
+// Entry is an image in the list of what the cache holds.
+type Entry struct {
+	Key     string    `json:"key"`
+	Mounted bool      `json:"mounted"`
+	Pinned  bool      `json:"pinned"`
+	Used    time.Time `json:"last_used"` // last mounted or unmounted
+	Local   Share     `json:"local"`
+}
+
+// List returns the images and how much of each is here, the one used last first. It looks at samples.
+func (s *Store) List(ctx context.Context) ([]Entry, error) {
+	list, err := s.images()
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]Entry, 0, len(list))
+	for _, i := range list {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		t, err := OpenTable(i.Table)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, Entry{Key: i.Key, Mounted: i.Mounted, Pinned: i.pinned, Used: i.used, Local: s.Local(t)})
+	}
+	return entries, nil
+}
+
+// CleanOptions say what Clean removes. Objects of images in use always stay.
+type CleanOptions struct {
+	Image string `json:"image,omitempty"` // key: only what this image names, and no other
+	To    int64  `json:"to,omitempty"`    // bytes: only until no more than so many are used; what was used longest ago goes first
+}
+
+// ErrInUse means that an image is mounted or pinned.
+var ErrInUse = errors.New("the image is in use: stop its containers, or unpin it")
+
+// Clean removes objects: all, or what the options say.
+func (s *Store) Clean(ctx context.Context, o CleanOptions) (Removed, error) {
+	done, err := s.clean(ctx, o)
+	if err != nil {
+		return done, fmt.Errorf("clean object cache: %w", err)
+	}
+	return done, nil
+}
+
+func (s *Store) clean(ctx context.Context, o CleanOptions) (done Removed, err error) {
+	switch {
+	case o.To < 0 || o.To > 0 && o.Image != "":
+		return done, errors.New("either an image or a size")
+	case o.To > 0:
+		s.eviction.forgetPlan()
+		for {
+			over := s.ledger.bytes.Load() - o.To
+			if over <= 0 {
+				return done, nil
+			}
+			d, err := s.evictStep(ctx, over)
+			done.Objects += d.Objects
+			done.Bytes += d.Bytes
+			if err != nil || d.Objects == 0 {
+				return done, err
+			}
+		}
+	case o.Image == "":
+		return s.purge(ctx, s.survey, (*known).inUse)
+	}
+	i, err := s.image(o.Image)
+	if err != nil {
+		return done, err
+	}
+	if i.inUse() {
+		return done, fmt.Errorf("image %s: %w", o.Image, ErrInUse)
+	}
+	t, err := OpenTable(i.Table)
+	if err != nil {
+		return done, err
+	}
+	return s.purge(ctx, func(ctx context.Context) (*survey, error) { return s.surveyTables(ctx, t) },
+		func(k *known) bool { return k.Key != o.Image })
+}
+
+// Prewarm fetches all objects of an image that are not here, as Complete does.
+func (s *Store) Prewarm(ctx context.Context, x *Index, key string) (Completion, error) {
+	i, err := s.image(key)
+	if err != nil {
+		return Completion{}, err
+	}
+	t, err := OpenTable(i.Table)
+	if err != nil {
+		return Completion{}, err
+	}
+	s.Used(t) // what was asked for is not the first to go
+	return s.Complete(ctx, x, t)
+}

@@ -1,0 +1,721 @@
+package objects
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// imageSet is a folder of images, as a driver keeps it.
+type imageSet struct {
+	dir string
+
+	mu      sync.Mutex
+	mounted map[string]bool
+}
+
+func newImages(dir string) *imageSet { return &imageSet{dir: dir, mounted: map[string]bool{}} }
+
+func (i *imageSet) Images() (list []Image, err error) {
+	entries, err := os.ReadDir(i.dir)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, e := range entries {
+		list = append(list, Image{Key: e.Name(), Table: i.path(e.Name()), Mounted: i.mounted[e.Name()]})
+	}
+	return list, err
+}
+
+func (i *imageSet) path(key string) string { return filepath.Join(i.dir, key, "objects") }
+
+func (i *imageSet) mount(key string, mounted bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.mounted[key] = mounted
+}
+
+// used sets when an image was last used, long ago.
+func (i *imageSet) used(t testing.TB, key string, ago time.Duration) {
+	t.Helper()
+	at := time.Now().Add(-ago)
+	if err := os.Chtimes(i.path(key), at, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// add makes an image of objects and returns where its table names them.
+func (i *imageSet) add(t testing.TB, key string, objs ...Object) (*Table, []Ref) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Join(i.dir, key), 0o755))
+	must(t, os.WriteFile(i.path(key), encode(t, []string{"r"}, from(objs, 0)), 0o600))
+	table, err := OpenTable(i.path(key))
+	must(t, err)
+	x := NewIndex([16]byte{})
+	x.Add(table)
+	refs := make([]Ref, table.Len())
+	for n := range refs {
+		refs[n] = Ref{x, table, uint32(n)}
+	}
+	return table, refs
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// cached is a store that knows images, with a limit.
+func cached(t testing.TB, repo *repository, limit int64) (*Store, *imageSet) {
+	t.Helper()
+	dir := t.TempDir()
+	images := newImages(filepath.Join(dir, "images"))
+	must(t, os.Mkdir(images.dir, 0o755))
+	cfg := configIn(dir, sources{"r": fetcher(t, repo.URL)})
+	cfg.Images, cfg.Limits = images, Limits{Limit: limit, Floor: 1}
+	return open(t, cfg), images
+}
+
+// several stores contents of a size, each another.
+func several(repo *repository, seed, n, size int) (objs []Object) {
+	for i := range n {
+		objs = append(objs, repo.whole(noise(seed+i, size)))
+	}
+	return objs
+}
+
+func fetchAll(t testing.TB, s *Store, refs []Ref) {
+	t.Helper()
+	for _, r := range refs {
+		must(t, s.Fetch(t.Context(), r))
+	}
+}
+
+func here(s *Store, refs []Ref) (n int) {
+	for _, r := range refs {
+		if s.Has(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// idle waits until eviction has come to its end.
+func idle(t testing.TB, s *Store) {
+	t.Helper()
+	eventually(t, "the end of eviction", func() bool {
+		s.eviction.mu.Lock()
+		defer s.eviction.mu.Unlock()
+		return !s.eviction.running
+	})
+}
+
+// diskUse adds up what files take.
+func diskUse(t testing.TB, s *Store) (bytes int64) {
+	t.Helper()
+	for _, name := range names(t, s.cfg.Dir) {
+		var st unix.Stat_t
+		must(t, unix.Stat(filepath.Join(s.cfg.Dir, place(name)), &st))
+		bytes += st.Blocks * sector
+	}
+	return bytes
+}
+
+const mib = 1 << 20
+
+func TestEvictionTakesWhatWasUsedLongestAgo(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 4*mib)
+	shared := repo.whole(noise(999, 100_000))
+	var all [][]Ref
+	for i, key := range []string{"a", "b", "c"} {
+		_, refs := images.add(t, key, append(several(repo, 100*i, 10, 100_000), shared)...)
+		fetchAll(t, s, refs)
+		images.used(t, key, time.Duration(10-i)*time.Hour)
+		all = append(all, refs)
+	}
+	images.used(t, "a", time.Hour) // a is the one used last, b the first to go
+	_, more := images.add(t, "d", several(repo, 1000, 14, 100_000)...)
+	fetchAll(t, s, more)
+	idle(t, s)
+	got := []int{here(s, all[0]), here(s, all[1]), here(s, all[2]), here(s, more)}
+	if got[0] != 11 || got[1] > 5 || got[2] != 11 || got[3] != 14 {
+		t.Errorf("objects left of a, b, c, d: %v of 11, 11, 11, 14", got)
+	}
+	if !s.Has(all[1][10]) {
+		t.Error("what a and b share has a's use")
+	}
+	st, err := s.Status()
+	must(t, err)
+	if want := diskUse(t, s); st.Used != want || want > 4*mib || st.Evicted.Objects == 0 {
+		t.Errorf("%+v, on disk are %d bytes", st, want)
+	}
+}
+
+func TestImagesInUseKeepTheirObjects(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 3*mib)
+	table, used := images.add(t, "used", several(repo, 0, 8, 100_000)...)
+	_, mounted := images.add(t, "mounted", several(repo, 100, 8, 100_000)...)
+	_, pinned := images.add(t, "pinned", several(repo, 200, 8, 100_000)...)
+	for _, refs := range [][]Ref{used, mounted, pinned} {
+		fetchAll(t, s, refs)
+	}
+	s.Used(table)
+	images.mount("mounted", true)
+	must(t, s.Pin("pinned", true))
+	for _, key := range []string{"used", "mounted", "pinned"} {
+		images.used(t, key, time.Hour)
+	}
+	_, others := images.add(t, "others", several(repo, 300, 40, 100_000)...)
+	for _, r := range others {
+		if err := s.Fetch(t.Context(), r); err != nil && !errors.Is(err, ErrLimit) {
+			t.Fatal(err)
+		}
+	}
+	idle(t, s)
+	if got := []int{here(s, used), here(s, mounted), here(s, pinned)}; !cmp.Equal(got, []int{8, 8, 8}) {
+		t.Errorf("objects left: %v", got)
+	}
+	if n := diskUse(t, s); n > 3*mib {
+		t.Errorf("%d bytes on disk", n)
+	}
+	must(t, s.Pin("pinned", false))
+	images.mount("mounted", false)
+	done, err := s.Clean(t.Context(), CleanOptions{To: 1})
+	must(t, err)
+	if got := []int{here(s, used), here(s, mounted), here(s, pinned), here(s, others)}; !cmp.Equal(got, []int{8, 0, 0, 0}) {
+		t.Errorf("%+v removed; objects left: %v", done, got)
+	}
+}
+
+// An image that is mounted while its objects are about to go keeps those that are still here.
+func TestUsedImageIsTakenOutOfAPlan(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	table, refs := images.add(t, "a", several(repo, 0, 200, 1000)...)
+	fetchAll(t, s, refs)
+	p, err := s.makePlan(t.Context(), planLength, false, func(ctx context.Context) (*survey, error) {
+		v, err := s.survey(ctx)
+		return v, err
+	}, (*known).inUse)
+	must(t, err)
+	if _, err := s.step(p, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	left := here(s, refs)
+	if left == 0 || left == len(refs) {
+		t.Fatalf("a step left %d of %d objects", left, len(refs))
+	}
+	s.Used(table)
+	for range 10 {
+		if _, err := s.step(p, 1<<30); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := here(s, refs); n != left {
+		t.Errorf("%d objects left of the %d there were when the image was used", n, left)
+	}
+}
+
+// The same while the plan is being made.
+func TestImageUsedWhileAPlanIsMadeIsNotInIt(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	table, refs := images.add(t, "a", several(repo, 0, 20, 1000)...)
+	fetchAll(t, s, refs)
+	done, err := s.purge(t.Context(), func(ctx context.Context) (*survey, error) {
+		s.Used(table)
+		s.eviction.mu.Lock()
+		s.eviction.holds = nil // as if images had been listed before
+		s.eviction.mu.Unlock()
+		return s.survey(ctx)
+	}, (*known).inUse)
+	if err != nil || done.Objects != 0 || here(s, refs) != 20 {
+		t.Errorf("%+v, %v, %d objects left", done, err, here(s, refs))
+	}
+}
+
+func TestReadsGoOnWhereImagesInUseHoldAll(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	const limit = 4 * mib
+	s, images := cached(t, repo, limit)
+	objs := several(repo, 0, 80, 100_000)
+	chunked := noise(500, 3*mib)
+	objs = append(objs, repo.chunked(chunked, 256<<10))
+	_, refs := images.add(t, "a", objs...)
+	images.mount("a", true)
+	stored := 0
+	for i, r := range refs[:80] {
+		err := s.Fetch(t.Context(), r)
+		if err == nil {
+			stored++
+		} else if !errors.Is(err, ErrLimit) || errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100_000)
+		if n, err := s.ReadAt(t.Context(), r, b, 0); n != len(b) || !bytes.Equal(b, noise(i, 100_000)) {
+			t.Fatalf("object %d: %d bytes, %v", i, n, err)
+		}
+	}
+	for off := 0; off < len(chunked); off += 64 << 10 {
+		b := make([]byte, 64<<10)
+		if n, err := s.ReadAt(t.Context(), refs[80], b, int64(off)); n != len(b) || !bytes.Equal(b, chunked[off:][:n]) {
+			t.Fatalf("at %d: %d bytes, %v", off, n, err)
+		}
+		if st, _ := s.Status(); st.Used > limit+limit/unstoredPart+2*(256<<10) {
+			t.Fatalf("%+v", st)
+		}
+	}
+	if n := repo.Requests(objs[80].Chunks[3].Digest.Hex()[2:]); n != 1 {
+		t.Errorf("a chunk was fetched %d times for reads one after another", n)
+	}
+	if stored == 80 || diskUse(t, s) > limit {
+		t.Errorf("%d objects stored, %d bytes on disk", stored, diskUse(t, s))
+	}
+	st, _ := s.Status()
+	if st.Unstored == 0 || st.Refused != 0 {
+		t.Errorf("%+v", st)
+	}
+	// Somebody stops a container: things are stored again.
+	images.mount("a", false)
+	_, more := images.add(t, "b", several(repo, 600, 5, 100_000)...)
+	s.gate.unstick()
+	eventually(t, "objects to be stored again", func() bool { return s.Fetch(t.Context(), more[0]) == nil })
+}
+
+// A disk that others fill is told by name, and all is well again when there is room.
+func TestDiskFilledByOthersIsToldAndRecovers(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	dir := smallDisk(t, 8*mib)
+	cfg := configIn(dir, sources{"r": fetcher(t, repo.URL)})
+	images := newImages(filepath.Join(dir, "images"))
+	must(t, os.Mkdir(images.dir, 0o755))
+	cfg.Images = images
+	s := open(t, cfg)
+	objs := several(repo, 0, 10, 100_000)
+	_, refs := images.add(t, "a", append(objs, repo.chunked(noise(50, 300_000), 100_000))...)
+	images.mount("a", true)
+	fetchAll(t, s, refs[:5])
+	ballast := filepath.Join(dir, "ballast")
+	must(t, os.WriteFile(ballast, make([]byte, 7*mib+100<<10), 0o600))
+	var full *SpaceError
+	for _, r := range refs[8:] {
+		err := s.Fetch(t.Context(), r)
+		if !errors.Is(err, syscall.ENOSPC) || !errors.As(err, &full) || full.Floor != 8*mib/20 {
+			t.Errorf("%v", err)
+		}
+		if _, err := s.ReadAt(t.Context(), r, make([]byte, 10), 0); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%v", err)
+		}
+	}
+	if here(s, refs[:5]) != 5 {
+		t.Error("objects of a mounted image have gone: their space wouldn't have come free")
+	}
+	var st unix.Statfs_t
+	must(t, unix.Statfs(dir, &st))
+	if free := int64(st.Bavail) * st.Bsize; free < 8*mib/20 {
+		t.Errorf("%d bytes free: we went below the floor", free)
+	}
+	must(t, os.Remove(ballast))
+	fetchAll(t, s, refs)
+}
+
+// What isn't in use gives way to others who fill the disk.
+func TestCacheGivesWayAtTheFloor(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	dir := smallDisk(t, 8*mib)
+	images := newImages(filepath.Join(dir, "images"))
+	must(t, os.Mkdir(images.dir, 0o755))
+	cfg := configIn(dir, sources{"r": fetcher(t, repo.URL)})
+	cfg.Images = images
+	s := open(t, cfg)
+	_, old := images.add(t, "old", several(repo, 0, 30, 100_000)...)
+	fetchAll(t, s, old)
+	must(t, os.WriteFile(filepath.Join(dir, "ballast"), make([]byte, 9*mib/2), 0o600))
+	_, young := images.add(t, "young", several(repo, 100, 5, 100_000)...)
+	images.used(t, "old", time.Hour)
+	fetchAll(t, s, young)
+	idle(t, s)
+	st, err := s.Status()
+	must(t, err)
+	if here(s, old) == 30 || here(s, young) != 5 || st.Free < st.Floor || st.Freed < 100_000 {
+		t.Errorf("%d of 30 old objects, %d of 5 young ones; %+v", here(s, old), here(s, young), st)
+	}
+}
+
+func TestRemovedImageGivesItsObjectsBack(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	shared := several(repo, 500, 3, 1000)
+	gone, a := images.add(t, "a", append(several(repo, 0, 100, 1000), shared...)...)
+	_, b := images.add(t, "b", append(several(repo, 200, 10, 1000), shared...)...)
+	fetchAll(t, s, a)
+	fetchAll(t, s, b)
+	must(t, os.RemoveAll(filepath.Join(images.dir, "a")))
+	s.Forget(gone)
+	eventually(t, "the objects of the removed image to go", func() bool { return here(s, a) == 3 })
+	if here(s, b) != 13 {
+		t.Errorf("%d of 13 objects of the other image are left", here(s, b))
+	}
+}
+
+func TestClean(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	shared := several(repo, 500, 3, 10_000)
+	_, a := images.add(t, "a", append(several(repo, 0, 10, 10_000), shared...)...)
+	_, b := images.add(t, "b", append(several(repo, 200, 10, 10_000), shared...)...)
+	_, c := images.add(t, "c", several(repo, 300, 10, 10_000)...)
+	all := slices.Concat(a[:10], b, c)
+	images.used(t, "b", time.Hour)
+	images.mount("c", true)
+	for _, step := range []struct {
+		o       CleanOptions
+		a, b, c int
+		err     error
+	}{
+		{CleanOptions{Image: "c"}, 13, 13, 10, ErrInUse},
+		{CleanOptions{Image: "none"}, 13, 13, 10, os.ErrNotExist},
+		{CleanOptions{To: -1}, 13, 13, 10, nil},
+		{CleanOptions{Image: "a", To: 1}, 13, 13, 10, nil},
+		{CleanOptions{Image: "a"}, 3, 13, 10, nil},
+		{CleanOptions{To: 28 * 12 << 10}, 13, 8, 10, nil},
+		{CleanOptions{}, 0, 0, 10, nil},
+	} {
+		fetchAll(t, s, all)
+		_, err := s.Clean(t.Context(), step.o)
+		bad := step.o.To < 0 || step.o.To > 0 && step.o.Image != ""
+		if (err != nil) != (bad || step.err != nil) || step.err != nil && !errors.Is(err, step.err) {
+			t.Errorf("%+v: %v", step.o, err)
+		}
+		if got := []int{here(s, a), here(s, b), here(s, c)}; !cmp.Equal(got, []int{step.a, step.b, step.c}) {
+			t.Errorf("%+v: objects left %v", step.o, got)
+		}
+		if st, _ := s.Status(); st.Used != diskUse(t, s) {
+			t.Errorf("%+v: %d bytes used, %d on disk", step.o, st.Used, diskUse(t, s))
+		}
+	}
+}
+
+func TestListAndPrewarm(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	_, a := images.add(t, "a", several(repo, 0, 10, 1000)...)
+	images.add(t, "b", several(repo, 100, 10, 1000)...)
+	images.used(t, "b", time.Hour)
+	fetchAll(t, s, a[:4])
+	images.mount("b", true)
+	must(t, s.Pin("a", true))
+	list, err := s.List(t.Context())
+	must(t, err)
+	for i := range list {
+		list[i].Used = time.Time{}
+	}
+	want := []Entry{
+		{Key: "a", Pinned: true, Local: Share{Objects: 4, Of: 10, Bytes: 4000, OfBytes: 10_000}},
+		{Key: "b", Mounted: true, Local: Share{Of: 10, OfBytes: 10_000}},
+	}
+	if diff := cmp.Diff(want, list); diff != "" {
+		t.Error(diff)
+	}
+	done, err := s.Prewarm(t.Context(), NewIndex([16]byte{}), "b")
+	if err != nil || done.Fetched != 10 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	if list, err = s.List(t.Context()); err != nil || list[0].Key != "b" || list[0].Local.Objects != 10 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if _, err := s.Prewarm(t.Context(), NewIndex([16]byte{}), "c"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an image that isn't there: %v", err)
+	}
+}
+
+// damage flips bits in half of 50 objects and cuts the others.
+func damage(t *testing.T, s *Store, refs []Ref) {
+	t.Helper()
+	random := rand.New(rand.NewPCG(1, 2))
+	for i, r := range refs[:50] {
+		path := filepath.Join(s.cfg.Dir, r.Path())
+		must(t, os.Chmod(path, 0o644))
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		must(t, err)
+		at := random.Int64N(r.Size())
+		if i%2 == 0 {
+			var b [1]byte
+			f.ReadAt(b[:], at)
+			b[0] ^= 1 << random.IntN(8)
+			_, err = f.WriteAt(b[:], at)
+		} else {
+			err = f.Truncate(at)
+		}
+		must(t, errors.Join(err, f.Close()))
+	}
+}
+
+func TestDamageIsFoundAndMended(t *testing.T) {
+	t.Parallel()
+	for _, way := range []struct {
+		name string
+		find func(ctx context.Context, s *Store) (Verified, error)
+	}{
+		{"all", func(ctx context.Context, s *Store) (Verified, error) { return s.Verify(ctx, "") }},
+		{"an image", func(ctx context.Context, s *Store) (Verified, error) { return s.Verify(ctx, "a") }},
+		{"scrub", func(ctx context.Context, s *Store) (Verified, error) {
+			state := s.readScrub()
+			for range folders {
+				if err := s.scrubFolder(ctx, &state); err != nil {
+					return state.Round, err
+				}
+				state = s.readScrub() // as the next process would
+			}
+			return state.Last, nil
+		}},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			t.Parallel()
+			repo := newRepository(t)
+			s, images := cached(t, repo, 100*mib)
+			s.cfg.ScrubRate = 1 << 40
+			_, refs := images.add(t, "a", several(repo, 0, 200, 3000)...)
+			fetchAll(t, s, refs)
+			damage(t, s, refs)
+			v, err := way.find(t.Context(), s)
+			if err != nil || v.Objects != 200 || v.Damaged != 50 || len(v.Names) != 50 {
+				t.Errorf("%+v, %v", v, err)
+			}
+			if n := here(s, refs[:50]); n != 0 {
+				t.Errorf("%d of 50 damaged objects are still here", n)
+			}
+			fetchAll(t, s, refs)
+			for i, r := range refs {
+				holds(t, s, r, noise(i, 3000))
+			}
+			st, err := s.Status()
+			if err != nil || st.Damaged != 50 || st.Used != diskUse(t, s) {
+				t.Errorf("%+v, %v; on disk are %d bytes", st, err, diskUse(t, s))
+			}
+		})
+	}
+}
+
+func TestSizesOfAUsedImageAreChecked(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	table, refs := images.add(t, "a", several(repo, 0, 100, 3000)...)
+	fetchAll(t, s, refs)
+	damage(t, s, refs)
+	s.Used(table)
+	eventually(t, "the short objects to go", func() bool {
+		st, _ := s.Status()
+		return st.Objects == 75 && here(s, refs) == 75
+	})
+}
+
+func TestWhatNothingWasRecordedOfStays(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	_, refs := images.add(t, "a", several(repo, 0, 2, 3000)...)
+	fetchAll(t, s, refs)
+	for _, r := range refs {
+		must(t, unix.Removexattr(filepath.Join(s.cfg.Dir, r.Path()), attribute))
+	}
+	must(t, os.Truncate(filepath.Join(s.cfg.Dir, refs[1].Path()), 100))
+	v, err := s.Verify(t.Context(), "")
+	if err != nil || v.Unrecorded != 1 || v.Damaged != 1 || !s.Has(refs[0]) {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// A store that was closed knows what it holds; one that was killed takes what was known, and counts.
+func TestUseIsKnownAtStart(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	s := open(t, cfg)
+	all := refs(t, several(repo, 0, 20, 10_000)...)
+	fetchAll(t, s, all[:10])
+	used := diskUse(t, s)
+	must(t, s.Close())
+	s = open(t, cfg)
+	if st, _ := s.Status(); st.Used != used || !st.Counted || st.Objects != 10 {
+		t.Errorf("after a clean end: %+v, %d on disk", st, used)
+	}
+	must(t, s.sync(false))
+	fetchAll(t, s, all) // and the process is killed: the mark doesn't know of these
+	s = open(t, cfg)
+	if st, _ := s.Status(); st.Used != used || st.Counted {
+		t.Errorf("after a kill: %+v", st)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go s.Run(ctx)
+	used = diskUse(t, s)
+	eventually(t, "the objects to be counted", func() bool {
+		st, _ := s.Status()
+		return st.Counted && st.Used == used && st.Objects == 20
+	})
+}
+
+// A store that an older version wrote has no ledger.
+func TestStoreWithoutLedgerIsCounted(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	s := open(t, cfg)
+	fetchAll(t, s, refs(t, several(repo, 0, 20, 10_000)...))
+	used := diskUse(t, s)
+	must(t, s.Close())
+	must(t, os.WriteFile(filepath.Join(cfg.State, markFile),
+		fmt.Appendf(nil, `{"boot":%q,"clean":true,"synced":%q}`, s.boot, time.Now().Format(time.RFC3339)), 0o600))
+	s = open(t, cfg)
+	if st, _ := s.Status(); st.Counted {
+		t.Errorf("%+v", st)
+	}
+	must(t, s.count(t.Context()))
+	if st, _ := s.Status(); !st.Counted || st.Used != used {
+		t.Errorf("%+v, %d on disk", st, used)
+	}
+}
+
+// The former server still answers requests while the new one has begun.
+func TestTwoProcessesShareAStore(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	old, images := cached(t, repo, 100*mib)
+	objs := several(repo, 0, 200, 1000)
+	_, a := images.add(t, "a", objs...)
+	fetchAll(t, old, a[:100])
+	next := open(t, old.cfg)
+	// Both fetch the same things at once.
+	var group sync.WaitGroup
+	for _, s := range []*Store{old, next} {
+		group.Go(func() {
+			for _, r := range a {
+				if err := s.Fetch(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+				if err := s.LinkFresh(r); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if _, err := old.Clean(t.Context(), CleanOptions{}); !errors.Is(err, errSucceeded) {
+		t.Errorf("the former owner evicts: %v", err)
+	}
+	if here(next, a) != 200 {
+		t.Error("objects have gone")
+	}
+	mark := func() string {
+		b, err := os.ReadFile(filepath.Join(old.cfg.State, markFile))
+		must(t, err)
+		return string(b)
+	}
+	must(t, next.sync(true))
+	before := mark()
+	must(t, old.Close())
+	if mark() != before {
+		t.Error("the former owner has written the mark of its successor")
+	}
+	must(t, next.count(t.Context()))
+	if st, _ := next.Status(); st.Objects != 200 || st.Used != diskUse(t, next) {
+		t.Errorf("%+v, on disk are %d bytes", st, diskUse(t, next))
+	}
+	must(t, next.fresh.adopt(time.Time{}))
+	next.fresh.sweep(time.Now().Add(freshAge))
+	if list := names(t, next.cfg.Fresh); len(list) != 0 {
+		t.Errorf("%d fresh links stay", len(list))
+	}
+}
+
+// churn fetches for ever with a small limit, so that eviction never ends.
+func churn(dir, url string) {
+	f, err := childFetcher(url)
+	if err != nil {
+		panic(err)
+	}
+	cfg := configIn(dir, sources{"r": f})
+	cfg.Limits = Limits{Limit: 4 * mib, Floor: 1}
+	s, err := Open(cfg)
+	if err != nil {
+		panic(err)
+	}
+	go s.Run(context.Background())
+	for !s.ledger.exact.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	x, t := killTable()
+	fmt.Println("ready")
+	for {
+		for i := range killObjects {
+			if err := s.Fetch(context.Background(), Ref{x, t, uint32(i)}); err != nil && !errors.Is(err, ErrLimit) {
+				panic(err)
+			}
+		}
+	}
+}
+
+func TestKilledWhileEvicting(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	want := killServer(repo)
+	dir := t.TempDir()
+	for range 5 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), childFolder+"="+dir, childURL+"="+repo.URL, childTask+"=churn")
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		cmd.Stderr = os.Stderr
+		must(t, cmd.Start())
+		io.ReadFull(out, make([]byte, 6)) // ready; if not, what follows says so
+		eventually(t, "objects to come", func() bool { return len(names(t, filepath.Join(dir, "store/objects"))) > 100 })
+		time.Sleep(300 * time.Millisecond)
+		must(t, cmd.Process.Kill())
+		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != -1 {
+			t.Fatalf("the child ended of itself: %v", err)
+		}
+		for _, name := range names(t, filepath.Join(dir, "store/objects")) {
+			got, err := os.ReadFile(filepath.Join(dir, "store/objects", place(name)))
+			if err != nil || !bytes.Equal(got, want[name]) || want[name] == nil {
+				t.Errorf("%s is wrong: %d bytes, %v", name, len(got), err)
+			}
+		}
+	}
+	cfg := configIn(dir, sources{})
+	cfg.Limits = Limits{Limit: 4 * mib, Floor: 1}
+	s := open(t, cfg)
+	must(t, s.count(t.Context()))
+	st, err := s.Status()
+	if err != nil || st.Used != diskUse(t, s) || st.Used > 4*mib || st.Used < 2*mib {
+		t.Errorf("%+v, %v; on disk are %d bytes", st, err, diskUse(t, s))
+	}
+}

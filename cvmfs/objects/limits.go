@@ -1,0 +1,66 @@
+package objects
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/dustin/go-humanize"
+	"golang.org/x/sys/unix"
+)
+
+// Limits bound what a store takes of its file system.
+type Limits struct {
+	// Limit is how many bytes objects and partial files may take on disk; 0 is half of the file system.
+	Limit int64
+	// Floor is how many bytes of the file system stay free; 0 is a twentieth of it.
+	Floor int64
+}
+
+// Parts of the file system that count where nothing else is said.
+const (
+	defaultLimit = 2  // half
+	defaultFloor = 20 // a twentieth
+)
+
+// ErrLimit means that an object is not stored, as the store is at its limit and holds nothing that may be evicted. Store.ReadAt
+// serves it all the same.
+var ErrLimit = errors.New("the object cache is at its limit, and images in use hold all of it: raise the limit, or stop containers")
+
+// SpaceError means that fetching would leave less of the file system free than the floor. It is syscall.ENOSPC.
+type SpaceError struct {
+	Want  int64 // bytes that were to be fetched
+	Free  int64 // bytes that are free
+	Floor int64 // bytes that have to stay free
+}
+
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("%s are free on the object cache's file system, of which %s have to stay free, and %s are needed: "+
+		"remove other files, or images that are not needed: %v",
+		humanize.IBytes(uint64(max(0, e.Free))), humanize.IBytes(uint64(max(0, e.Floor))), humanize.IBytes(uint64(max(0, e.Want))), syscall.ENOSPC)
+}
+
+// Unwrap makes it syscall.ENOSPC.
+func (e *SpaceError) Unwrap() error { return syscall.ENOSPC }
+
+// fileSystem returns the size of the store's file system and what of it anybody may still write, in bytes.
+func (s *Store) fileSystem() (size, free int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(s.dir.Fd()), &st); err != nil {
+		return 0, 0, fmt.Errorf("free space of the object store: %w", err)
+	}
+	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
+}
+
+// limits fills in what is not set.
+func (s *Store) limits() (Limits, error) {
+	l := s.cfg.Limits
+	size, _, err := s.fileSystem()
+	if l.Limit <= 0 {
+		l.Limit = size / defaultLimit
+	}
+	if l.Floor <= 0 {
+		l.Floor = size / defaultFloor
+	}
+	return l, err
+}

@@ -1,0 +1,48 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"cvmfs-graphdriver/cvmfs/objects"
+)
+
+// cachedImages tells the object store which images there are.
+type cachedImages struct{ *Node }
+
+// Images lists the composed images on disk. Mounted is what mounts of the face read from, and what a shared overlay
+// shows, which keeps the files it has looked up. Before Configure that isn't known, and all images count as mounted.
+func (c cachedImages) Images() (list []objects.Image, err error) {
+	tables, err := filepath.Glob(c.Path("images", "*", "objects"))
+	if err != nil {
+		return nil, err
+	}
+	now, notReady := c.configured()
+	mounted := map[string]bool{}
+	if notReady == nil {
+		if mounted, err = now.face.Images(); err != nil {
+			return nil, err
+		}
+	}
+	shared, err := os.ReadDir(c.run("shared"))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range shared {
+		key, _, _ := strings.Cut(e.Name(), ".") // see shownAt
+		mounted[key] = true
+	}
+	for _, t := range tables {
+		key := filepath.Base(filepath.Dir(t))
+		list = append(list, objects.Image{Key: key, Table: t, Mounted: notReady != nil || mounted[key]})
+	}
+	return list, nil
+}
+
+// keepObjects has the objects of an image that is about to be mounted stay.
+func (n *Node) keepObjects(c *configuration, key string) {
+	if t, err := c.composer.Table(key); err == nil { // else nothing can be fetched either, which is said then
+		n.objects.Used(t)
+	}
+}
