@@ -133,7 +133,7 @@ func (e *eviction) drop(p *plan) {
 // look makes a survey.
 type look func(context.Context) (*survey, error)
 
-// makePlan makes a plan of at least most victims among what look finds, without those that images name which keep selects. Young ones
+// makePlan makes a plan of most victims among what look finds, without those that images name which keep selects. Young ones
 // that no image names are among them only if young says so. The caller gives the plan to drop.
 func (s *Store) makePlan(ctx context.Context, most int, young bool, look look, keep func(*known) bool) (*plan, error) {
 	e := &s.eviction
@@ -238,8 +238,13 @@ func (s *Store) evictAll(ctx context.Context) (stuck bool, err error) {
 		}
 		began := time.Now()
 		done, err := s.evictStep(ctx, max(limit, floor))
-		if err != nil || done.Objects == 0 {
-			return true, err
+		switch {
+		case err != nil:
+			return false, err
+		case done.Objects == 0 && s.partials.dropIdle(time.Now()):
+			continue
+		case done.Objects == 0:
+			return true, nil
 		}
 		_, after, err := s.fileSystem()
 		if err != nil {

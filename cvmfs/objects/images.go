@@ -96,15 +96,18 @@ func touch(table string) {
 	os.Chtimes(table, now, now) //nolint:errcheck // said above
 }
 
-// touchMounted makes now the last use of what is mounted, so that the time of unmounting stays when nobody tells it.
-func (s *Store) touchMounted() error {
+// touchMounted makes now the last use of what is mounted, so that the time of unmounting stays when nobody tells it. It returns what is
+// mounted.
+func (s *Store) touchMounted() (keys []string, err error) {
 	list, err := s.images()
 	for _, i := range list {
 		if i.Mounted {
 			touch(i.Table)
+			keys = append(keys, i.Key)
 		}
 	}
-	return err
+	slices.Sort(keys)
+	return keys, err
 }
 
 // Pin keeps all objects of an image that are here or come, or ends that.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync/atomic"
 
@@ -132,7 +134,7 @@ func (s *Store) count(ctx context.Context) error {
 func (s *Store) eachFile(n int, fn func(name string) error) error {
 	fd, err := unix.Openat(int(s.dir.Fd()), folderName(n), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: s.cfg.Dir + "/" + folderName(n), Err: err}
+		return &fs.PathError{Op: "open", Path: filepath.Join(s.cfg.Dir, folderName(n)), Err: err}
 	}
 	d := os.NewFile(uintptr(fd), folderName(n))
 	defer d.Close()
@@ -143,8 +145,11 @@ func (s *Store) eachFile(n int, fn func(name string) error) error {
 				return err
 			}
 		}
-		if len(names) == 0 || err != nil {
-			return nil // io.EOF, or a folder that can't be read on: what is not seen is not counted
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("list %s: %w", filepath.Join(s.cfg.Dir, folderName(n)), err)
 		}
 	}
 }

@@ -8,15 +8,11 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
-
-	"cvmfs-graphdriver/internal/durable"
 )
 
-// ownerFile holds the token of the process that opened the store last. Its lock is the owner's lock.
-const (
-	ownerFile = "owner"
-	lockFile  = "lock"
-)
+// ownerFile holds the token of the process that opened the store last; its lock is the owner's lock. It is written in place: a full
+// disk has room for what was there.
+const ownerFile = "owner"
 
 // errSucceeded means that another process has opened the store since.
 var errSucceeded = errors.New("another process has taken over the object store")
@@ -24,23 +20,23 @@ var errSucceeded = errors.New("another process has taken over the object store")
 // takeOver makes this process the store's owner, after the former one's step.
 func (s *Store) takeOver() error {
 	s.token = rand.Text()
-	unlock, err := s.lockState()
+	f, err := s.lockOwner()
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	return durable.Replace(filepath.Join(s.cfg.State, ownerFile), 0o600, []byte(s.token))
+	_, err = f.WriteAt([]byte(s.token), 0)
+	return errors.Join(err, f.Close())
 }
 
 // asOwner runs fn with the owner's lock; errSucceeded if this process isn't the owner any more.
 func (s *Store) asOwner(fn func() error) error {
-	unlock, err := s.lockState()
+	f, err := s.lockOwner()
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	token, err := os.ReadFile(filepath.Join(s.cfg.State, ownerFile))
-	if err != nil {
+	defer f.Close()
+	token := make([]byte, len(s.token))
+	if _, err := f.ReadAt(token, 0); err != nil {
 		return err
 	}
 	if string(token) != s.token {
@@ -49,8 +45,9 @@ func (s *Store) asOwner(fn func() error) error {
 	return fn()
 }
 
-func (s *Store) lockState() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.cfg.State, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+// lockOwner waits for the owner's lock. Closing the file gives it back.
+func (s *Store) lockOwner() (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(s.cfg.State, ownerFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -58,5 +55,5 @@ func (s *Store) lockState() (unlock func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	return func() { f.Close() }, nil //nolint:errcheck // nothing was written
+	return f, nil
 }

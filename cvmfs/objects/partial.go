@@ -151,8 +151,8 @@ func (g *partials) forget(p *partial) {
 	}
 }
 
-// dropIdle gives up the partial files nobody has used since then.
-func (g *partials) dropIdle(since time.Time) {
+// dropIdle gives up the partial files nobody has used since then. It reports whether there were any.
+func (g *partials) dropIdle(since time.Time) (dropped bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for name, p := range g.m {
@@ -160,8 +160,10 @@ func (g *partials) dropIdle(since time.Time) {
 			p.gone = true
 			delete(g.m, name)
 			g.close(p)
+			dropped = true
 		}
 	}
+	return dropped
 }
 
 func (g *partials) count() (files, bytes int64) {

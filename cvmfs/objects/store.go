@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ type Config struct {
 
 	Limits    Limits
 	Images    Images // nil: none is known, and none in use but those told by Used
-	ScrubRate int64  // bytes a second that scrubbing reads; 0 is 8 MiB
+	ScrubRate int64  // bytes a second that scrubbing reads; 0 is 8 MiB, less is no scrubbing
 }
 
 // Store is the folder of objects. It is safe for concurrent use. While a process ends that used the folder before, it may still fetch
@@ -394,6 +395,7 @@ func (s *Store) Run(ctx context.Context) {
 	})
 	tick := time.NewTicker(round)
 	defer tick.Stop()
+	var mounted []string
 	for {
 		select {
 		case <-ctx.Done():
@@ -402,7 +404,7 @@ func (s *Store) Run(ctx context.Context) {
 			s.fresh.sweep(now)
 			s.partials.dropIdle(now.Add(-partialIdle))
 			s.ahead.forgetOld(now)
-			s.lookAround()
+			mounted = s.lookAround(mounted)
 			if err := s.sync(false); err != nil {
 				s.log.Warn("object store: mark not set, more will be checked after a power cut", slog.Any("err", err))
 			}
@@ -410,15 +412,20 @@ func (s *Store) Run(ctx context.Context) {
 	}
 }
 
-// lookAround sees what has changed without being told.
-func (s *Store) lookAround() {
+// lookAround sees what has changed without being told. It takes and gives the images that are mounted.
+func (s *Store) lookAround(before []string) (mounted []string) {
 	if err := s.fresh.adopt(time.Now()); err != nil {
 		s.log.Warn("object store: fresh links of another process stay", slog.Any("err", err))
 	}
-	if err := s.touchMounted(); err != nil {
+	mounted, err := s.touchMounted()
+	if err != nil {
 		s.log.Warn("object store: which images are mounted is not known", slog.Any("err", err))
 	}
+	if !slices.Equal(mounted, before) {
+		s.gate.unstick()
+	}
 	s.keepAhead()
+	return mounted
 }
 
 // Stats returns the counters.

@@ -150,7 +150,7 @@ type victim struct {
 // youth is how long an object that no image names stays: the image may be in the making.
 const youth = 2 * time.Minute
 
-// victims returns what may go, what goes first at the beginning, at least most if there is as much. Young objects that no image names
+// victims returns what may go, what goes first at the beginning, most of them. Young objects that no image names
 // are among them only if young says so.
 func (s *Store) victims(v *survey, most int, young bool) (list []victim) {
 	free := make([]*surveyed, 0, len(v.all))
@@ -171,6 +171,9 @@ func (s *Store) victims(v *survey, most int, young bool) (list []victim) {
 		}
 		list = append(list, s.byArrival(free[:n], latest)...)
 		free = free[n:]
+	}
+	if len(list) > most {
+		list = slices.Clone(list[:most])
 	}
 	return list
 }

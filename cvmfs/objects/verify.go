@@ -178,7 +178,7 @@ type Scrub struct {
 // scrub verifies all objects slowly, again and again, and goes on where a former life has stopped. It ends with ctx.
 func (s *Store) scrub(ctx context.Context) {
 	state := s.readScrub()
-	for {
+	for s.cfg.ScrubRate >= 0 {
 		if state.Folder == 0 {
 			if err := sleep(ctx, max(time.Minute, time.Until(state.Ended.Add(scrubEvery)))); err != nil {
 				return
