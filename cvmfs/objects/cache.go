@@ -77,7 +77,7 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, Entry{Key: i.Key, Mounted: i.Mounted, Pinned: i.pinned, Used: i.used, Local: s.Local(t)})
+		entries = append(entries, Entry{i.Key, i.Mounted, i.pinned, i.used, s.Local(t)})
 	}
 	return entries, nil
 }
@@ -85,7 +85,7 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 // CleanOptions say what Clean removes. Objects of images in use always stay.
 type CleanOptions struct {
 	Image string `json:"image,omitempty"` // key: only what this image names, and no other
-	To    int64  `json:"to,omitempty"`    // bytes: only until no more than so many are used; what was used longest ago goes first
+	To    int64  `json:"to,omitempty"`    // bytes: only, what was used longest ago first, until so many are used
 }
 
 // ErrInUse means that an image is mounted or pinned.

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// Eviction begins when a part of the limit, or of the floor beyond the floor, is left, and ends when that much is: so that
-	// fetching seldom has to wait for it.
+	// Eviction begins when a part of the limit, or of the floor beyond the floor, is left, and ends when that much is:
+	// so that fetching seldom has to wait for it.
 	limitBegin, limitEnd = 64, 32
 	floorBegin, floorEnd = 16, 8
 	// A step of eviction removes no more than this, and is followed by a pause as long as itself.
@@ -26,8 +26,8 @@ const (
 	stepTime    = 10 * time.Millisecond
 	// planLength is how many objects a plan has.
 	planLength = 1 << 14
-	// stuckFor is how long eviction is not tried again where it found nothing and nobody said that anything has changed; doubled
-	// each time up to stuckMost: it takes a look at all names.
+	// stuckFor is how long eviction is not tried again where it found nothing and nobody said that anything has
+	// changed; doubled each time up to stuckMost: it takes a look at all names.
 	stuckFor  = 10 * time.Second
 	stuckMost = 5 * time.Minute
 	// holdFor is how long an image that was said to be used counts as mounted.
@@ -36,7 +36,8 @@ const (
 	checkImages = time.Second
 	// checkSizes is how often the sizes of an image's objects are checked, if it is used.
 	checkSizes = time.Hour
-	// barren is how many steps on end may bring nothing before eviction for the floor pauses: somebody holds what is removed.
+	// barren is how many steps on end may bring nothing before eviction for the floor pauses: somebody holds what is
+	// removed.
 	barren = 4
 )
 
@@ -133,8 +134,8 @@ func (e *eviction) drop(p *plan) {
 // look makes a survey.
 type look func(context.Context) (*survey, error)
 
-// makePlan makes a plan of most victims among what look finds, without those that images name which keep selects. Young ones
-// that no image names are among them only if young says so. The caller gives the plan to drop.
+// makePlan makes a plan of most victims among what look finds, without those that images name which keep selects. Young
+// ones that no image names are among them only if young says so. The caller gives the plan to drop.
 func (s *Store) makePlan(ctx context.Context, most int, young bool, look look, keep func(*known) bool) (*plan, error) {
 	e := &s.eviction
 	p := &plan{checked: time.Now()}
@@ -166,8 +167,8 @@ func (s *Store) makePlan(ctx context.Context, most int, young bool, look look, k
 	return p, nil
 }
 
-// startEviction has eviction run in the background, unless it does. It returns what is closed at its next step; nil where there is
-// nothing to evict.
+// startEviction has eviction run in the background, unless it does. It returns what is closed at its next step; nil
+// where there is nothing to evict.
 func (s *Store) startEviction() <-chan struct{} {
 	if s.gate.isStuck() {
 		return nil
@@ -192,16 +193,21 @@ func (s *Store) keepAhead() {
 	}
 }
 
-// excess returns how many bytes are too many for a part of the limit, and of the floor, to be left when what is waited for has come.
+// excess returns how many bytes are too many for a part of the limit, and of the floor, to be left when what is waited
+// for has come.
 func (s *Store) excess(limitPart, floorPart int64) (limit, floor int64) {
 	_, free, err := s.fileSystem()
-	g := &s.gate
+	if limit, floor = s.gate.excess(free, s.ledger.bytes.Load(), limitPart, floorPart); err != nil {
+		floor = 0
+	}
+	return limit, floor
+}
+
+func (g *gate) excess(free, stored, limitPart, floorPart int64) (limit, floor int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	limit = s.ledger.bytes.Load() + g.flying + g.parts + g.want - (g.limits.Limit - g.limits.Limit/limitPart)
-	if err == nil {
-		floor = g.limits.Floor + g.limits.Floor/floorPart - (free - g.flying - g.want)
-	}
+	limit = stored + g.flying + g.parts + g.want - (g.limits.Limit - g.limits.Limit/limitPart)
+	floor = g.limits.Floor + g.limits.Floor/floorPart - (free - g.flying - g.want)
 	return limit, floor
 }
 
@@ -257,7 +263,7 @@ func (s *Store) evictAll(ctx context.Context) (stuck bool, err error) {
 			empty = 0
 		}
 		if limit <= 0 && empty >= barren {
-			s.log.Warn("object store: removing objects frees no space: somebody holds them, or others fill the disk faster")
+			s.log.Warn("object store: removing objects frees no space: they are held open, or others fill the disk faster")
 			return true, nil
 		}
 		s.gate.step()

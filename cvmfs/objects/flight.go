@@ -3,34 +3,92 @@ package objects
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
+	"time"
 )
 
 var errClosed = errors.New("the object store is closed")
 
-// tasks are goroutines to wait for in the end. The zero value is ready.
+// tasks are what runs beside its callers, to be waited for in the end. The zero value is ready. A goroutine that has
+// done its task takes the next one, for a while: a new one would have to grow its stack again, a tenth of what fetching
+// a small object costs.
 type tasks struct {
-	mu     sync.Mutex
-	closed bool
-	group  sync.WaitGroup
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup // tasks
+	idle    []chan func()  // of goroutines without a task, the one that came last at the end
 }
+
+const (
+	idleTasks = 64              // goroutines that wait for a task, at most
+	idleTime  = 5 * time.Second // for which they do
+)
 
 // start runs fn, unless it is too late.
 func (t *tasks) start(fn func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.closed {
-		t.group.Go(fn)
+	if t.closed {
+		return false
 	}
-	return !t.closed
+	t.running.Add(1)
+	if n := len(t.idle); n > 0 {
+		t.idle[n-1] <- fn // has room for one, and nobody else knows it any more
+		t.idle = t.idle[:n-1]
+	} else {
+		go t.work(fn)
+	}
+	return true
+}
+
+// work runs fn, and what comes after it.
+func (t *tasks) work(fn func()) {
+	next := make(chan func(), 1)
+	for fn != nil {
+		fn()
+		fn = t.next(next)
+	}
+}
+
+// next ends a task and waits for another; nil if there is none.
+func (t *tasks) next(next chan func()) func() {
+	t.mu.Lock()
+	wait := !t.closed && len(t.idle) < idleTasks
+	if wait {
+		t.idle = append(t.idle, next)
+	}
+	t.mu.Unlock()
+	t.running.Done()
+	if !wait {
+		return nil
+	}
+	timer := time.NewTimer(idleTime)
+	defer timer.Stop()
+	select {
+	case fn := <-next:
+		return fn
+	case <-timer.C:
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := slices.Index(t.idle, next); i >= 0 {
+		t.idle = slices.Delete(t.idle, i, i+1)
+		return nil
+	}
+	return <-next // it came at the last moment; nil if all is over
 }
 
 // wait waits for all, and lets no more start.
 func (t *tasks) wait() {
 	t.mu.Lock()
 	t.closed = true
+	for _, next := range t.idle {
+		close(next)
+	}
+	t.idle = nil
 	t.mu.Unlock()
-	t.group.Wait()
+	t.running.Wait()
 }
 
 // flights are fetches under way, by what they fetch. The zero value is ready.

@@ -11,8 +11,8 @@ const (
 	// How long a fetch waits for eviction, at the limit and at the floor.
 	limitPatience = 100 * time.Millisecond
 	floorPatience = 5 * time.Second
-	// unstoredPart of the limit is what partial files may take beyond it, where nothing can be evicted, and unstoredWait how
-	// long a reader waits for others that read from such files.
+	// unstoredPart of the limit is what partial files may take beyond it, where nothing can be evicted, and
+	// unstoredWait how long a reader waits for others that read from such files.
 	unstoredPart = 32
 	unstoredWait = 200 * time.Millisecond
 )
@@ -32,16 +32,27 @@ type gate struct {
 }
 
 // promise passes n bytes, which are then under way, or says what hinders them: ErrLimit or a SpaceError.
+// Where little is left, it starts eviction.
 func (s *Store) promise(n int64) error {
 	_, free, err := s.fileSystem()
 	if err != nil {
 		return err
 	}
-	g := &s.gate
+	stored := s.ledger.bytes.Load()
+	if err := s.gate.promise(n, free, stored); err != nil {
+		return err
+	}
+	if limit, floor := s.gate.excess(free, stored, limitBegin, floorBegin); limit > 0 || floor > 0 {
+		s.startEviction()
+	}
+	return nil
+}
+
+// promise is that of a store with so many bytes, on a file system with so many free ones.
+func (g *gate) promise(n, free, stored int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	free -= g.flying
-	stored := s.ledger.bytes.Load()
 	switch {
 	case free-n < g.limits.Floor:
 		if free+stored-n >= g.limits.Floor { // else nothing would help
@@ -74,7 +85,6 @@ func (s *Store) reserve(ctx context.Context, n int64) error {
 	for began := time.Now(); ; {
 		err := s.promise(n)
 		if err == nil {
-			s.keepAhead()
 			return nil
 		}
 		patience := limitPatience
@@ -87,9 +97,9 @@ func (s *Store) reserve(ctx context.Context, n int64) error {
 	}
 }
 
-// reserveUnstored passes n bytes that go into a partial file, be it stored in the end or not. Beyond the limit such files share a
-// small part of it: idle ones give way, and what nobody reads in the file itself; where all is being read, the reader waits a moment
-// and goes on all the same.
+// reserveUnstored passes n bytes that go into a partial file, be it stored in the end or not. Beyond the limit such
+// files share a small part of it: idle ones give way, and what nobody reads in the file itself; where all is being
+// read, the reader waits a moment and goes on all the same.
 func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error {
 	for began := time.Now(); ; {
 		err := s.promise(n)
@@ -114,8 +124,8 @@ func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error 
 	}
 }
 
-// squeeze passes n bytes beyond the limit if they have room in what partial files may take there, or if they must. One file always
-// may, however large: an object without chunks is verified whole.
+// squeeze passes n bytes beyond the limit if they have room in what partial files may take there, or if they must. One
+// file always may, however large: an object without chunks is verified whole.
 func (g *gate) squeeze(n int64, must bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -126,8 +136,8 @@ func (g *gate) squeeze(n int64, must bool) bool {
 	return true
 }
 
-// evicted waits until eviction has made a step, no longer than patience. It gives back err, which has ended a promise, where there
-// is nothing to wait for.
+// evicted waits until eviction has made a step, no longer than patience. It gives back err, which has ended a promise,
+// where there is nothing to wait for.
 func (s *Store) evicted(ctx context.Context, err error, patience time.Duration) error {
 	var turn <-chan struct{}
 	if patience > 0 {

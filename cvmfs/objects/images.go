@@ -79,9 +79,9 @@ func (s *Store) image(key string) (known, error) {
 	return list[i], nil
 }
 
-// Used tells that an image is about to be mounted, or has been unmounted. When it returns, none of the objects it names will be
-// evicted, until Images says that it isn't mounted: at the earliest after a minute, in which it may be mounted. Their sizes are checked
-// in the background, now and then.
+// Used tells that an image is about to be mounted, or has been unmounted. When it returns, none of the objects it names
+// will be evicted, until Images says that it isn't mounted: at the earliest after a minute, in which it may be mounted.
+// Their sizes are checked in the background, now and then.
 func (s *Store) Used(t *Table) {
 	touch(t.path)
 	if s.eviction.hold(t) {
@@ -96,8 +96,8 @@ func touch(table string) {
 	os.Chtimes(table, now, now) //nolint:errcheck // said above
 }
 
-// touchMounted makes now the last use of what is mounted, so that the time of unmounting stays when nobody tells it. It returns what is
-// mounted.
+// touchMounted makes now the last use of what is mounted, so that the time of unmounting stays when nobody tells it. It
+// returns what is mounted.
 func (s *Store) touchMounted() (keys []string, err error) {
 	list, err := s.images()
 	for _, i := range list {

@@ -18,7 +18,8 @@ import (
 // folders is how many folders a store's objects lie in, named by two hex digits.
 const folders = 256
 
-// ledger is how many objects there are in each folder, and how many bytes of disk they take. The zero value is an empty store's.
+// ledger is how many objects there are in each folder, and how many bytes of disk they take. The zero value is an empty
+// store's.
 type ledger struct {
 	folder [folders]struct {
 		objects, bytes, changes atomic.Int64
@@ -79,8 +80,8 @@ func (l *ledger) load(lines []tally) bool {
 	return true
 }
 
-// countFolder sets a folder's line to what is there. What comes or goes meanwhile makes it count again, but not for ever: where much
-// arrives, the error is what arrived while one folder was read.
+// countFolder sets a folder's line to what is there. What comes or goes meanwhile makes it count again, but not for
+// ever: where much arrives, the error is what arrived while one folder was read.
 func (s *Store) countFolder(n int) error {
 	f := &s.ledger.folder[n]
 	for range 5 {

@@ -23,9 +23,10 @@ const (
 	defaultFloor = 20 // a twentieth
 )
 
-// ErrLimit means that an object is not stored, as the store is at its limit and holds nothing that may be evicted. Store.ReadAt
-// serves it all the same.
-var ErrLimit = errors.New("the object cache is at its limit, and images in use hold all of it: raise the limit, or stop containers")
+// ErrLimit means that an object is not stored, as the store is at its limit and holds nothing that may be evicted.
+// Store.ReadAt serves it all the same.
+var ErrLimit = errors.New("the object cache is at its limit, and images in use hold all of it: " +
+	"raise the limit, or stop containers")
 
 // SpaceError means that fetching would leave less of the file system free than the floor. It is syscall.ENOSPC.
 type SpaceError struct {
@@ -35,9 +36,10 @@ type SpaceError struct {
 }
 
 func (e *SpaceError) Error() string {
-	return fmt.Sprintf("%s are free on the object cache's file system, of which %s have to stay free, and %s are needed: "+
-		"remove other files, or images that are not needed: %v",
-		humanize.IBytes(uint64(max(0, e.Free))), humanize.IBytes(uint64(max(0, e.Floor))), humanize.IBytes(uint64(max(0, e.Want))), syscall.ENOSPC)
+	size := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
+	return fmt.Sprintf("%s are free on the object cache's file system, of which %s have to stay free, and %s are "+
+		"needed: remove other files, or images that are not needed: %v",
+		size(e.Free), size(e.Floor), size(e.Want), syscall.ENOSPC)
 }
 
 // Unwrap makes it syscall.ENOSPC.

@@ -91,8 +91,8 @@ type Completion struct {
 }
 
 // Complete fetches the objects of a table that are not here, a few at a time, and passes over those that can't be had.
-// It ends early, with an error, when servers are unavailable (fetch.ErrUnavailable), at the floor (syscall.ENOSPC) and at the limit
-// (ErrLimit), and when ctx ends.
+// It ends early, with an error, when servers are unavailable (fetch.ErrUnavailable), at the floor (syscall.ENOSPC) and
+// at the limit (ErrLimit), and when ctx ends.
 func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, error) {
 	var mu sync.Mutex // guards done
 	var done Completion

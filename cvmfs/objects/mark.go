@@ -189,7 +189,8 @@ func verify(path string, name Name) error {
 	return nil
 }
 
-// errUnrecorded means that no digest was recorded of a file, as its file system has no extended attributes, or no usable one.
+// errUnrecorded means that no digest was recorded of a file, as its file system has no extended attributes, or no
+// usable one.
 var errUnrecorded = errors.New("no usable digest recorded")
 
 // recorded returns the SHA-256 recorded of a file: 32 bytes, or in files that older versions wrote 64 hex digits, which

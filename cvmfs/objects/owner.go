@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownerFile holds the token of the process that opened the store last; its lock is the owner's lock. It is written in place: a full
-// disk has room for what was there.
+// ownerFile holds the token of the process that opened the store last; its lock is the owner's lock. It is written in
+// place: a full disk has room for what was there.
 const ownerFile = "owner"
 
 // errSucceeded means that another process has opened the store since.

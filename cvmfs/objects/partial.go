@@ -32,8 +32,8 @@ type partials struct {
 	m  map[string]*partial
 }
 
-// partial is an object of which some chunks are here; one without chunks counts as one of a single chunk. The file is sparse; only
-// what have says may be read from it.
+// partial is an object of which some chunks are here; one without chunks counts as one of a single chunk. The file is
+// sparse; only what have says may be read from it.
 type partial struct {
 	Object
 	pieces  []catalog.Chunk // its chunks, or the whole
@@ -114,7 +114,8 @@ func (g *partials) shrink(p *partial) {
 		if !p.have[i] || p.readers[i] > 0 || p.closed {
 			continue
 		}
-		if unix.Fallocate(int(p.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, c.Offset, c.Size) != nil {
+		const hole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+		if unix.Fallocate(int(p.file.Fd()), hole, c.Offset, c.Size) != nil {
 			return // no holes here: the file goes as a whole when it is idle
 		}
 		p.have[i] = false
@@ -234,8 +235,11 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 	return nil
 }
 
+// pass has bytes pass the gate.
+type pass func(ctx context.Context, n int64) error
+
 // need makes the pieces [first, last) be in the partial file. Each passes the gate by reserve.
-func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve func(context.Context, int64) error) error {
+func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve pass) error {
 	var g *errgroup.Group
 	var groupCtx context.Context
 	for i := first; i < last; i++ {
@@ -267,7 +271,7 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve f
 }
 
 // arrivePiece fetches a piece in a flight. Its bytes count only when they are verified.
-func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve func(context.Context, int64) error) error {
+func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve pass) error {
 	if p.has(i) {
 		return nil
 	}
@@ -314,8 +318,8 @@ func (p *partial) has(i int) bool {
 	return p.have[i]
 }
 
-// arrived notes a verified piece. It reports whether it was the last, and how many bytes are now in the file for it: none if the file
-// was closed meanwhile.
+// arrived notes a verified piece. It reports whether it was the last, and how many bytes are now in the file for it:
+// none if the file was closed meanwhile.
 func (p *partial) arrived(i int) (last bool, bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

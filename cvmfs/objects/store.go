@@ -40,8 +40,8 @@ type Config struct {
 	ScrubRate int64  // bytes a second that scrubbing reads; 0 is 8 MiB, less is no scrubbing
 }
 
-// Store is the folder of objects. It is safe for concurrent use. While a process ends that used the folder before, it may still fetch
-// into it.
+// Store is the folder of objects. It is safe for concurrent use. While a process ends that used the folder before, it
+// may still fetch into it.
 type Store struct {
 	cfg     Config
 	log     *slog.Logger
@@ -159,8 +159,8 @@ func (s *Store) makeFolders() error {
 	return os.MkdirAll(s.cfg.State, 0o700)
 }
 
-// makeTmp makes the folder of files without a name, and removes what a killed process left there under a temporary one. What is young
-// may be a predecessor's that still answers its last requests.
+// makeTmp makes the folder of files without a name, and removes what a killed process left there under a temporary one.
+// What is young may be a predecessor's that still answers its last requests.
 func (s *Store) makeTmp() error {
 	tmp := filepath.Join(s.cfg.Dir, tmpFolder)
 	if err := os.Mkdir(tmp, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -202,7 +202,8 @@ func (s *Store) Has(r Ref) bool {
 // get; a call whose context ends leaves, and the last one to leave ends the flight.
 //
 // Errors are those of fetch.Fetcher.Get: fs.ErrNotExist only if all servers of all repositories that name the object
-// lack it. A full disk is syscall.ENOSPC, by SpaceError where the floor is reached. ErrLimit means that ReadAt has to be asked.
+// lack it. A full disk is syscall.ENOSPC, by SpaceError where the floor is reached. ErrLimit means that ReadAt has to
+// be asked.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
 	_, err := s.fetch(ctx, r, s.slots)
 	return err
@@ -349,8 +350,8 @@ func (p *part) Reset() error {
 }
 
 // ReadAt reads an object's plain bytes at off, as io.ReaderAt says. Of an object in chunks only those the range touches
-// are fetched; once all are here they become the object. Other objects are fetched whole. At the limit of the cache they are not
-// stored, but read.
+// are fetched; once all are here they become the object. Other objects are fetched whole. At the limit of the cache
+// they are not stored, but read.
 func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, error) {
 	switch {
 	case off < 0:

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// survey is what lies in the store, or a part of it, and which images name it. It takes 48 bytes of memory for each object.
+// survey is what lies in the store, or a part of it, and which images name it. It takes 48 bytes of memory for each
+// object.
 type survey struct {
 	first [folders + 1]int // where each folder's objects begin in all
 	all   []surveyed       // in the order of folders, and of names in them

@@ -25,6 +25,9 @@ type temp struct {
 	path string // of the temporary name, where there must be one
 }
 
+// objectMode is the mode of an object's file.
+const objectMode = 0o444
+
 // newTemp makes an empty file for an object. All are made in one folder: file systems put what was made in one near to
 // each other, so that what was fetched together is read together, too.
 func (s *Store) newTemp() (*temp, error) {
@@ -37,7 +40,7 @@ func (s *Store) newTemp() (*temp, error) {
 		return &temp{f, f.Name()}, nil
 	}
 	// O_TMPFILE: open(2), since Linux 3.11.
-	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, objectMode)
 	if err != nil {
 		return nil, &fs.PathError{Op: "create in", Path: dir, Err: err}
 	}
@@ -46,15 +49,33 @@ func (s *Store) newTemp() (*temp, error) {
 
 // link gives the file its name below the store's folder, in one step.
 func (s *Store) link(t *temp, path string) error {
-	from := t.path
+	err := unix.ENOENT
 	if s.unnamed {
-		from = "/proc/self/fd/" + strconv.Itoa(int(t.Fd()))
+		// Whoever opened the file may do so since Linux 6.10; before, it takes CAP_DAC_READ_SEARCH, or else ENOENT is
+		// the answer.
+		err = linkat(int(t.Fd()), "", int(s.dir.Fd()), path, unix.AT_EMPTY_PATH)
 	}
-	err := unix.Linkat(unix.AT_FDCWD, from, int(s.dir.Fd()), path, unix.AT_SYMLINK_FOLLOW)
-	if err != nil {
+	if err == unix.ENOENT {
+		from := t.path
+		if s.unnamed {
+			from = "/proc/self/fd/" + strconv.Itoa(int(t.Fd()))
+		}
+		err = linkat(unix.AT_FDCWD, from, int(s.dir.Fd()), path, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err != 0 {
 		return &os.LinkError{Op: "link", Old: t.Name(), New: filepath.Join(s.cfg.Dir, path), Err: err}
 	}
 	return nil
+}
+
+// linkat is link(2) with its errno; 0 is success.
+func linkat(fromDir int, from string, toDir int, to string, flags int) unix.Errno {
+	err := unix.Linkat(fromDir, from, toDir, to, flags)
+	if err == nil {
+		return 0
+	}
+	errno, _ := err.(unix.Errno) //nolint:errorlint // a bare errno
+	return errno
 }
 
 // discard closes the file. Without a name it is gone.
@@ -71,8 +92,14 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 	if err != nil && !errors.Is(err, unix.ENOTSUP) { // without it the object is dropped after a power cut: no harm
 		return &fs.PathError{Op: "record digest of", Path: t.Name(), Err: err}
 	}
-	if err := t.Chmod(0o444); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(t.Fd()), &st); err != nil {
 		return err
+	}
+	if st.Mode&0o777 != objectMode { // umask, or a file with a temporary name
+		if err := t.Chmod(objectMode); err != nil {
+			return err
+		}
 	}
 	err = s.link(t, r.Path())
 	if errors.Is(err, fs.ErrExist) && !s.Has(r) {
@@ -87,22 +114,10 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err == nil {
-		err = s.enter(t, r.Path())
-	} else {
-		err = nil // another process was faster
+	if err == nil { // else another process was faster
+		s.ledger.enter(r.Path(), st.Blocks, 1)
 	}
 	s.changed.Store(true)
-	return err
-}
-
-// enter notes an object that has arrived in the ledger.
-func (s *Store) enter(t *temp, path string) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(t.Fd()), &st); err != nil {
-		return err
-	}
-	s.ledger.enter(path, st.Blocks, 1)
 	return nil
 }
 

@@ -38,8 +38,8 @@ func (v *Verified) add(w Verified) {
 	v.Names = append(v.Names, w.Names[:min(len(w.Names), someNames-len(v.Names))]...)
 }
 
-// Verify reads objects and holds them against what was recorded of them when they were fetched: those of an image, or with key "" all
-// of them. It removes damaged ones.
+// Verify reads objects and holds them against what was recorded of them when they were fetched: those of an image, or
+// with key "" all of them. It removes damaged ones.
 func (s *Store) Verify(ctx context.Context, key string) (v Verified, err error) {
 	if key != "" {
 		return s.verifyImage(ctx, key)
@@ -161,8 +161,8 @@ func (s *Store) checkSizes(t *Table) {
 
 const (
 	scrubFile = "scrub.json"
-	// scrubRate is how many bytes a second scrubbing reads where nothing else is said; scrubEvery is the time from the end of one
-	// round to the beginning of the next.
+	// scrubRate is how many bytes a second scrubbing reads where nothing else is said; scrubEvery is the time from the
+	// end of one round to the beginning of the next.
 	scrubRate  = 8 << 20
 	scrubEvery = 7 * 24 * time.Hour
 )
