@@ -218,7 +218,7 @@ func BenchmarkOpenWhileEvicting(b *testing.B) {
 							b.Error(err)
 						}
 						removed += done.Objects
-						sleep(ctx, 5*time.Millisecond) //nolint:errcheck // ctx is asked
+						sleep(ctx, 5*time.Millisecond) // ctx is asked
 					}
 				})
 			}

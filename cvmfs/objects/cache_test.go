@@ -201,7 +201,8 @@ func TestImagesInUseKeepTheirObjects(t *testing.T) {
 	images.mount("mounted", false)
 	done, err := s.Clean(t.Context(), CleanOptions{To: 1})
 	must(t, err)
-	if got := []int{here(s, used), here(s, mounted), here(s, pinned), here(s, others)}; !cmp.Equal(got, []int{8, 0, 0, 0}) {
+	got := []int{here(s, used), here(s, mounted), here(s, pinned), here(s, others)}
+	if !cmp.Equal(got, []int{8, 0, 0, 0}) {
 		t.Errorf("%+v removed; objects left: %v", done, got)
 	}
 }

@@ -394,7 +394,7 @@ func (s *Store) remove(path string) (bytes int64, err error) {
 	s.ledger.enter(path, st.Blocks, -1)
 	s.changed.Store(true)
 	if st.Nlink > 1 {
-		os.Remove(filepath.Join(s.cfg.Fresh, path)) //nolint:errcheck // it goes within two minutes anyway
+		os.Remove(filepath.Join(s.cfg.Fresh, path)) // it goes within two minutes anyway
 	}
 	return st.Blocks * sector, nil
 }

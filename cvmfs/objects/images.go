@@ -93,7 +93,7 @@ func (s *Store) Used(t *Table) {
 // touch sets an image's last use. That it can't is no harm but to the order of eviction.
 func touch(table string) {
 	now := time.Now()
-	os.Chtimes(table, now, now) //nolint:errcheck // said above
+	os.Chtimes(table, now, now) // said above
 }
 
 // touchMounted makes now the last use of what is mounted, so that the time of unmounting stays when nobody tells it. It

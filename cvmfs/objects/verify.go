@@ -92,7 +92,8 @@ func (s *Store) verifyFolder(ctx context.Context, n int, rate int64) (v Verified
 		v.add(s.verifyObject(name))
 		if rate > 0 {
 			const lookup = 16 << 10 // what finding a file counts
-			if err := sleep(ctx, time.Duration(float64(name.Size+lookup)/float64(rate)*float64(time.Second))); err != nil {
+			seconds := float64(name.Size+lookup) / float64(rate)
+			if err := sleep(ctx, time.Duration(seconds*float64(time.Second))); err != nil {
 				return v, err
 			}
 		}
