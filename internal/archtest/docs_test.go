@@ -3,6 +3,8 @@ package archtest
 import (
 	"io/fs"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -41,6 +43,73 @@ func TestTroubleshootingQuotesOurMessages(t *testing.T) {
 	for _, row := range rows {
 		if message := row[1]; message != "no space left on device" && !strings.Contains(source.String(), message) {
 			t.Errorf("no program says %q", message)
+		}
+	}
+}
+
+// Section 2 of the architecture document names each package, but for folders of what tests of a package share, named
+// like it with "test" behind.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(testutil.Root(t), "docs/architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, layout, _ := strings.Cut(string(text), "\n## 2. ")
+	layout, _, found := strings.Cut(layout, "\nImports run ")
+	list, err := exec.CommandContext(t.Context(), "go", "list", "-tags=guest", module+"/...").Output()
+	packages := strings.Fields(string(list))
+	if err != nil || !found || len(packages) < 50 {
+		t.Fatalf("%d packages: %v", len(packages), err)
+	}
+	for _, pkg := range packages {
+		if name := path.Base(pkg); name != path.Base(path.Dir(pkg))+"test" &&
+			!regexp.MustCompile(`\b`+regexp.QuoteMeta(name)+`/`).MatchString(layout) {
+			t.Errorf("docs/architecture.md doesn't name %s", pkg)
+		}
+	}
+}
+
+// What the contributors' documents name of the source is there.
+func TestDocumentsNameWhatIsThere(t *testing.T) {
+	root := testutil.Root(t)
+	files, err := filepath.Glob(filepath.Join(root, "docs/adr/*.md"))
+	if err != nil || len(files) < 10 {
+		t.Fatalf("%d decisions: %v", len(files), err)
+	}
+	inSource := regexp.MustCompile("`((?:cmd|convert|cvmfs|driver|installer|internal|test|testdata)/[a-z0-9/_.-]+)`")
+	named := 0
+	for _, file := range append(files, filepath.Join(root, "docs/architecture.md"), filepath.Join(root, "CONTRIBUTING.md")) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range inSource.FindAllStringSubmatch(string(text), -1) {
+			named++
+			_, err := os.Stat(filepath.Join(root, m[1]))
+			if planned := m[1] == "driver/snapshotter"; err != nil && !planned {
+				t.Errorf("%s names %s: %v", filepath.Base(file), m[1], err)
+			}
+		}
+	}
+	if named < 40 {
+		t.Errorf("%d names were looked at", named)
+	}
+}
+
+// The list of decisions has each of them.
+func TestDecisionsAreListed(t *testing.T) {
+	dir := filepath.Join(testutil.Root(t), "docs/adr")
+	list, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "0*.md"))
+	if err != nil || len(files) < 10 {
+		t.Fatalf("%d decisions: %v", len(files), err)
+	}
+	for _, file := range files {
+		if !strings.Contains(string(list), "]("+filepath.Base(file)+")") {
+			t.Errorf("README.md doesn't list %s", filepath.Base(file))
 		}
 	}
 }
