@@ -14,14 +14,14 @@
 //
 // The program's main function calls it like this:
 //
-//	if len(os.Args) > 1 && os.Args[1] == "server" {
+//	if len(os.Args) > 1 && os.Args[1] == "serve" {
 //		in, err := supervise.Inherited()
 //		…                                       // open stores, compose what is needed: requests wait meanwhile
-//		go fusewire.Serve(in.Fuse, objectfs.New(…), fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
+//		go fusewire.Serve(in.Fuse, node.Tree(), fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
 //		http.Serve(in.Listener, …)              // ends with the process, on SIGTERM
 //	}
 //	err := supervise.Run(ctx, supervise.Config{Socket: "/run/docker/plugins/plugin.sock", FuseDir: "/run/cvmfs/fuse",
-//		Args: []string{"server"}, Log: log})
+//		Args: []string{"serve"}, Log: log})
 //
 // The server need not close or unmount anything of its inheritance; on SIGTERM it has Config.Grace to end. Nothing in
 // FuseDir may be touched by the server before it serves: the call would wait for itself.
