@@ -340,7 +340,7 @@ var Parameters = slices.Concat(
 		Parameter{Name: "CVMFS_AUTHZ_SEARCH_PATH", Type: Path, Meaning: "Where such programs lie."},
 		Parameter{
 			Name: "CVMFS_QUOTA_LIMIT", Type: Mebibytes, Default: "1024", packaged: "4000", min: -maxNumber, max: maxNumber,
-			Meaning: "Size of the cache to aim at; the cache isn't limited.",
+			Meaning: "Size of the cache to aim at; the cache has a limit of its own, half of its file system.",
 		},
 		Parameter{
 			Name: "CVMFS_CACHE_QUOTA_LIMIT", Type: Mebibytes, min: -maxNumber, max: maxNumber,
