@@ -10,10 +10,7 @@
 //     the archive (".wh.NAME"). A file ".cvmfscatalog" in it makes the folder a nested catalog.
 //   - The record beside a layer, "<path>.record.json", says what a catalog can't (package thin).
 //
-// # Extraction
-//
-// An archive comes from a registry and is hostile: no name in it leads out of the layer's folder, by dots, by a leading
-// slash, by a symbolic link or a hard link. Folders are opened one component after the other, links are never followed.
-// Nothing is lost silently: what can't be made as the archive says, owner, attribute or device, is an error that says
-// what is needed.
+// A folder is filled by package layertar, which has the rules of what is taken from an archive, refused, or left out with
+// a note. Nothing is lost silently: notes are in the Stats, and what a repository or a composed image has no place for
+// is refused.
 package sink

@@ -63,11 +63,11 @@ type loadedImage struct {
 	table *objects.Table
 }
 
-// Layer is one layer of a chain: a thin one, or an ordinary one in the layer store.
+// Layer is one layer of a chain: a thin one, or an ordinary one of package layers.
 type Layer struct {
 	Thin *thin.Descriptor // nil for an ordinary layer
 
-	ID   string // ordinary: its name in the layer store, as redirects spell it
+	ID   string // ordinary: its id in package layers, as redirects spell it
 	Diff string // ordinary: its diff folder, absolute
 }
 

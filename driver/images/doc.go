@@ -10,7 +10,7 @@
 //   - The record of a layer is a file beside its folder with what catalogs can't say of it (package thin). It is
 //     trusted as catalogs are; one that contradicts them is an error, for nothing tells which of both is the image.
 //   - The redirect of a file tells overlayfs where its content lies in the data-only lower layers: an object
-//     ("/objects/<xx>/<name>") or, for files of ordinary layers, their place in the layer store
+//     ("/objects/<xx>/<name>") or, for files of ordinary layers, their place in package layers
 //     ("/graph/<id>/diff/<path>"). Both share one name space, so no layer can put a file where an object is looked for.
 //   - The key of an image is a digest over what it is made of: the catalogs that hold the layers' folders, the layers'
 //     records, the ordinary layers' ids and the owner maps. Images are shared by key, and an image never changes

@@ -172,7 +172,7 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 	return i, nil
 }
 
-// readDir makes the tree of an ordinary layer: its diff folder as the layer store keeps it, owners already those of the
+// readDir makes the tree of an ordinary layer: its diff folder as package layers keeps it, owners already those of the
 // host.
 func readDir(l Layer) (*node, error) {
 	var b builder
