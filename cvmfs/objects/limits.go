@@ -26,7 +26,7 @@ const (
 // ErrLimit means that an object is not stored, as the store is at its limit and holds nothing that may be evicted.
 // Store.ReadAt serves it all the same.
 var ErrLimit = errors.New("the object cache is at its limit, and images in use hold all of it: " +
-	"raise the limit, or stop containers")
+	"stop containers, or use a larger file system")
 
 // SpaceError means that fetching would leave less of the file system free than the floor. It is syscall.ENOSPC.
 type SpaceError struct {
