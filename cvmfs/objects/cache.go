@@ -37,11 +37,11 @@ func (s *Store) Status() (Status, error) {
 	g.mu.Lock()
 	st := Status{
 		Limit: g.limits.Limit, Floor: g.limits.Floor, Partial: g.parts, Unstored: g.unstored, Refused: g.refused,
-		Used: s.ledger.bytes.Load() + g.parts,
+		Used: max(0, s.ledger.bytes.Load()+g.parts), // until all is counted, more may have gone than was known
 	}
 	g.mu.Unlock()
 	e := &s.eviction
-	st.Size, st.Free, st.Objects, st.Counted = size, free, s.ledger.objects.Load(), s.ledger.exact.Load()
+	st.Size, st.Free, st.Objects, st.Counted = size, free, max(0, s.ledger.objects.Load()), s.ledger.exact.Load()
 	st.Hits, st.Misses, st.Damaged = s.hits.Load(), s.misses.Load(), s.damaged.Load()
 	st.Evicted, st.Freed = Removed{e.objects.Load(), e.bytes.Load()}, e.measured.Load()
 	if c := s.scrubbed.Load(); c != nil {

@@ -720,3 +720,29 @@ func TestKilledWhileEvicting(t *testing.T) {
 		t.Errorf("%+v, %v; on disk are %d bytes", st, err, diskUse(t, s))
 	}
 }
+
+// A store without a ledger can evict before it is counted, and count afterwards.
+func TestEvictionBeforeCounting(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	s := open(t, cfg)
+	objs := refs(t, several(repo, 0, 20, 10_000)...)
+	fetchAll(t, s, objs)
+	must(t, s.Close())
+	must(t, os.Remove(filepath.Join(cfg.State, markFile)))
+	s = open(t, cfg)
+	for range 2 { // the second survey is made when more has gone than the ledger knew of
+		s.eviction.forgetPlan()
+		if done, err := s.evictStep(t.Context(), 1); err != nil || done.Objects == 0 {
+			t.Fatalf("%+v, %v", done, err)
+		}
+	}
+	if st, err := s.Status(); err != nil || st.Used < 0 || st.Objects < 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	must(t, s.count(t.Context()))
+	if st, _ := s.Status(); st.Used != diskUse(t, s) || st.Objects != int64(here(s, objs)) {
+		t.Errorf("%+v, %d bytes on disk in %d objects", st, diskUse(t, s), here(s, objs))
+	}
+}

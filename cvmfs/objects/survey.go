@@ -27,7 +27,8 @@ type surveyed struct {
 
 // survey lists the names in all folders. It looks at no file.
 func (s *Store) survey(ctx context.Context) (*survey, error) {
-	v := &survey{all: make([]surveyed, 0, s.ledger.objects.Load())}
+	// Until they are counted, more may have gone than the ledger knew of.
+	v := &survey{all: make([]surveyed, 0, max(0, s.ledger.objects.Load()))}
 	for n := range folders {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
