@@ -746,3 +746,16 @@ func TestEvictionBeforeCounting(t *testing.T) {
 		t.Errorf("%+v, %d bytes on disk in %d objects", st, diskUse(t, s), here(s, objs))
 	}
 }
+
+func TestBlocksGivenInAdvanceAreNotCounted(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ size, allocated, want int64 }{
+		{0, 0, 0}, {10, 0, 0}, {3000, 4096, 4096}, {3000, 8192, 8192}, // an attribute's block; within the inode
+		{100_000, 102_400, 102_400}, {100_000, 196_608, 102_400}, {20_000_000, 33_488_896, 20_000_768}, // of XFS
+	} {
+		st := unix.Stat_t{Size: c.size, Blksize: 4096, Blocks: c.allocated / sector}
+		if got := settledBlocks(&st) * sector; got != c.want {
+			t.Errorf("%d bytes with %d allocated: %d, want %d", c.size, c.allocated, got, c.want)
+		}
+	}
+}

@@ -115,10 +115,21 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 		return err
 	}
 	if err == nil { // else another process was faster
-		s.ledger.enter(r.Path(), st.Blocks, 1)
+		s.ledger.enter(r.Path(), settledBlocks(&st), 1)
 	}
 	s.changed.Store(true)
 	return nil
+}
+
+// settledBlocks returns the blocks that a complete file takes once it is closed. XFS gives a file that grows up to twice
+// its size in advance, and takes back at its closing what is beyond its end.
+func settledBlocks(st *unix.Stat_t) int64 {
+	block := max(int64(st.Blksize), sector)
+	content := (st.Size + block - 1) / block * block
+	if st.Blocks*sector > content+block { // which attributes may take
+		return content / sector
+	}
+	return st.Blocks
 }
 
 // probe finds out whether files can be made without a name and get one later.
