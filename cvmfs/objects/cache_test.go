@@ -759,3 +759,22 @@ func TestBlocksGivenInAdvanceAreNotCounted(t *testing.T) {
 		}
 	}
 }
+
+// What has no room even in an empty cache waits for nothing.
+func TestTooLargeObjectsAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	s, _ := cached(t, newRepository(t), mib)
+	for _, n := range []int64{2 * mib, 1 << 60} { // beyond the limit, and the file system
+		const many = 50 // each of which would wait limitPatience, or floorPatience
+		began := time.Now()
+		for range many {
+			err := s.reserve(t.Context(), n)
+			if !errors.Is(err, ErrLimit) && !errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("%d bytes: %v", n, err)
+			}
+			if took := time.Since(began); took > many*limitPatience/2 {
+				t.Fatalf("%d bytes: refused after %v", n, took)
+			}
+		}
+	}
+}

@@ -31,42 +31,48 @@ type gate struct {
 	refused, unstored int64 // fetches ended at the floor; objects not stored for the limit
 }
 
-// promise passes n bytes, which are then under way, or says what hinders them: ErrLimit or a SpaceError.
-// Where little is left, it starts eviction.
-func (s *Store) promise(n int64) error {
+// promise passes n bytes, which are then under way, or says what hinders them, ErrLimit or a SpaceError, and how long
+// eviction is worth waiting for. Where little is left, it starts eviction.
+func (s *Store) promise(n int64) (patience time.Duration, err error) {
 	_, free, err := s.fileSystem()
 	if err != nil {
-		return err
+		return 0, err
 	}
+	exact := s.ledger.exact.Load() // first: the bytes are then, too
 	stored := s.ledger.bytes.Load()
-	if err := s.gate.promise(n, free, stored); err != nil {
-		return err
+	if patience, err := s.gate.promise(n, free, stored, exact); err != nil {
+		return patience, err
 	}
 	if limit, floor := s.gate.excess(free, stored, limitBegin, floorBegin); limit > 0 || floor > 0 {
 		s.startEviction()
 	}
-	return nil
+	return 0, nil
 }
 
-// promise is that of a store with so many bytes, on a file system with so many free ones.
-func (g *gate) promise(n, free, stored int64) error {
+// promise is that of a store with so many bytes, on a file system with so many free ones. Where all that is stored
+// would not make room enough, there is nothing to wait for.
+func (g *gate) promise(n, free, stored int64, exact bool) (patience time.Duration, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	free -= g.flying
 	switch {
 	case free-n < g.limits.Floor:
-		if free+stored-n >= g.limits.Floor { // else nothing would help
+		if free+stored+g.parts-n >= g.limits.Floor {
 			g.want = max(g.want, n)
+			patience = floorPatience
+		} else if !exact {
+			patience = floorPatience // there may be more
 		}
-		return &SpaceError{Want: n, Free: free, Floor: g.limits.Floor}
+		return patience, &SpaceError{Want: n, Free: free, Floor: g.limits.Floor}
 	case stored+g.flying+g.parts+n > g.limits.Limit:
 		if n <= g.limits.Limit {
 			g.want = max(g.want, n)
+			patience = limitPatience
 		}
-		return ErrLimit
+		return patience, ErrLimit
 	}
 	g.flying += n
-	return nil
+	return 0, nil
 }
 
 // landed ends what promise began: the bytes are in the ledger, in a partial file, or given up.
@@ -83,13 +89,9 @@ func (g *gate) freed(n int64) { g.landed(0, -n) }
 // reserve passes n bytes that are to be stored. It waits a little for eviction.
 func (s *Store) reserve(ctx context.Context, n int64) error {
 	for began := time.Now(); ; {
-		err := s.promise(n)
+		patience, err := s.promise(n)
 		if err == nil {
 			return nil
-		}
-		patience := limitPatience
-		if !errors.Is(err, ErrLimit) {
-			patience = floorPatience
 		}
 		if err = s.evicted(ctx, err, patience-time.Since(began)); err != nil {
 			return err
@@ -102,7 +104,7 @@ func (s *Store) reserve(ctx context.Context, n int64) error {
 // read, the reader waits a moment and goes on all the same.
 func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error {
 	for began := time.Now(); ; {
-		err := s.promise(n)
+		patience, err := s.promise(n)
 		switch {
 		case err == nil:
 			return nil
@@ -117,7 +119,7 @@ func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error 
 				return err
 			}
 		default:
-			if err = s.evicted(ctx, err, floorPatience-time.Since(began)); err != nil {
+			if err = s.evicted(ctx, err, patience-time.Since(began)); err != nil {
 				return err
 			}
 		}
