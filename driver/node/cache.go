@@ -11,8 +11,9 @@ import (
 // cachedImages tells the object store which images there are.
 type cachedImages struct{ *Node }
 
-// Images lists the composed images on disk. Mounted is what mounts of the face read from, and what a shared overlay
-// shows, which keeps the files it has looked up. Before Configure that isn't known, and all images count as mounted.
+// Images lists the composed images on disk. Mounted is what mounts of the face read from, and what a shared overlay of
+// the erofs view shows, which keeps the files it has looked up. One of the FUSE view keeps none. Both stay mounted when
+// the last container has ended. Before Configure that isn't known, and all images count as mounted.
 func (c cachedImages) Images() (list []objects.Image, err error) {
 	tables, err := filepath.Glob(c.Path("images", "*", "objects"))
 	if err != nil {
@@ -30,8 +31,9 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 		return nil, err
 	}
 	for _, e := range shared {
-		key, _, _ := strings.Cut(e.Name(), ".") // see shownAt
-		mounted[key] = true
+		if key, ok := strings.CutSuffix(e.Name(), erofsSuffix); ok {
+			mounted[key] = true
+		}
 	}
 	for _, t := range tables {
 		key := filepath.Base(filepath.Dir(t))

@@ -57,13 +57,19 @@ func (n *Node) ViewInUse() string {
 	return fmt.Sprintf("%s (%s)", c.view.view, c.view.why)
 }
 
+// Names of shared overlays end with the view that they stand on.
+const (
+	fuseSuffix  = ".fuse"
+	erofsSuffix = ".erofs"
+)
+
 // shownAt is the folder that shows a composed image.
 func (n *Node) shownAt(by chosenView, key string) string {
 	switch {
 	case by.view == ViewFUSE:
-		return n.run("shared", key+".fuse")
+		return n.run("shared", key+fuseSuffix)
 	case by.stacked:
-		return n.run("shared", key+".erofs")
+		return n.run("shared", key+erofsSuffix)
 	}
 	return n.run("images", key)
 }
