@@ -133,7 +133,12 @@ func (s *Store) clean(ctx context.Context, o CleanOptions) (done Removed, err er
 		return done, err
 	}
 	return s.purge(ctx, func(ctx context.Context) (*survey, error) { return s.surveyTables(ctx, t) },
-		func(k *known) bool { return k.Key != o.Image })
+		allBut(o.Image))
+}
+
+// allBut selects all images but one, unless that has come to be in use.
+func allBut(key string) func(*known) bool {
+	return func(k *known) bool { return k.Key != key || k.inUse() }
 }
 
 // Prewarm fetches all objects of an image that are not here, as Complete does.

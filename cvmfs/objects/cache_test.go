@@ -778,3 +778,17 @@ func TestTooLargeObjectsAreRefusedAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// An image that is mounted just before its objects are cleaned keeps them.
+func TestCleaningLeavesAnImageThatIsUsedMeanwhile(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	table, refs := images.add(t, "a", several(repo, 0, 20, 1000)...)
+	fetchAll(t, s, refs)
+	s.Used(table)
+	look := func(ctx context.Context) (*survey, error) { return s.surveyTables(ctx, table) }
+	if done, err := s.purge(t.Context(), look, allBut("a")); err != nil || here(s, refs) != len(refs) {
+		t.Errorf("%+v removed, %v", done, err)
+	}
+}
