@@ -155,6 +155,31 @@ func TestImageOfALayerThatIsRemovedWhileItIsComposedGoes(t *testing.T) {
 	}
 }
 
+// A layer that was made anew while a former one of its id was composed doesn't get the former one's image.
+func TestLayerMadeAnewDoesNotGetTheImageOfTheFormerOne(t *testing.T) {
+	r := newRig(t)
+	r.composer.Fail(fetch.ErrUnavailable)
+	r.apply("thin", "", tarOf(t, file{Name: "thin.json", Body: descriptor}))
+	must(t, r.Create(graphdriver.CreateArgs{ID: "c1", Parent: "thin", Writable: true}))
+	r.composer.Fail(nil)
+	made, proceed := r.composer.Pause()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.Get(t.Context(), "c1", "")
+		ended <- err
+	}()
+	<-made
+	must(t, soon(t, "the removal", func() error { return r.Remove("thin") }))
+	r.apply("thin", "", tarOf(t, file{Name: "ordinary", Body: "x"}))
+	proceed()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "made anew") {
+		t.Errorf("Get: %v", err)
+	}
+	if left := r.composer.Keys(); left != "" {
+		t.Errorf("images left: %s", left)
+	}
+}
+
 func TestStartRemovesImagesThatNobodyNames(t *testing.T) {
 	r := newRig(t)
 	r.apply("thin", "", tarOf(t, file{Name: "thin.json", Body: descriptor}))

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 
 	"cvmfs-graphdriver/driver/lockorder"
@@ -254,9 +255,17 @@ func (s *Store) Exists(id string) bool {
 	return err == nil
 }
 
-// NameImage records the composed image of a thin layer, also for after a loss of power.
-func (s *Store) NameImage(id, key string) error {
+// NameImage records the image that a chain was composed to with its topmost layer, a thin one, also for after a loss of
+// power. A layer of that id that was made since is refused.
+func (s *Store) NameImage(id string, chain []Link, key string) error {
 	defer s.locks.Lock(id)()
+	now, err := s.Chain(id)
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(now, chain) {
+		return fmt.Errorf("layer %s: it was removed and made anew while it was composed", id)
+	}
 	l, err := s.load(id)
 	if err != nil {
 		return err

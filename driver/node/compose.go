@@ -105,7 +105,7 @@ func (n *Node) imageOf(ctx context.Context, thin string) (*images.Image, error) 
 	if err != nil {
 		return nil, err
 	}
-	image, err := n.compose(ctx, chain, func(key string) error { return n.layers.NameImage(thin, key) })
+	image, err := n.compose(ctx, chain, func(key string) error { return n.layers.NameImage(thin, chain, key) })
 	if err != nil {
 		return nil, fmt.Errorf("compose layer %s: %w", thin, err)
 	}
