@@ -1,8 +1,9 @@
 package node
 
 import (
+	"errors"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -15,8 +16,8 @@ type cachedImages struct{ *Node }
 // the erofs view shows, which keeps the files it has looked up. One of the FUSE view keeps none. Both stay mounted when
 // the last container has ended. Before Configure that isn't known, and all images count as mounted.
 func (c cachedImages) Images() (list []objects.Image, err error) {
-	tables, err := filepath.Glob(c.Path("images", "*", "objects"))
-	if err != nil {
+	entries, err := os.ReadDir(c.Path("images"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	now, notReady := c.configured()
@@ -35,9 +36,11 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 			mounted[key] = true
 		}
 	}
-	for _, t := range tables {
-		key := filepath.Base(filepath.Dir(t))
-		list = append(list, objects.Image{Key: key, Table: t, Mounted: notReady != nil || mounted[key]})
+	for _, e := range entries {
+		if key := e.Name(); !strings.HasPrefix(key, ".") { // else half-written
+			t := c.Path("images", key, "objects")
+			list = append(list, objects.Image{Key: key, Table: t, Mounted: notReady != nil || mounted[key]})
+		}
 	}
 	return list, nil
 }

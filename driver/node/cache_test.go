@@ -17,7 +17,7 @@ func (mountedImages) Mounts() []status.Mount             { return nil }
 func (m mountedImages) Images() (map[string]bool, error) { return m, nil }
 
 func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
-	dir := t.TempDir()
+	dir := t.TempDir() + "/[data]" // any name: it is the engine's
 	n, err := Open(Config{Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}})
 	if err != nil {
 		t.Fatal(err)
@@ -25,6 +25,7 @@ func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
 	defer n.Close()
 	for _, d := range []string{
 		n.Path("images", "idle"), n.Path("images", "mounted"), n.Path("images", "shown"),
+		n.Path("images", ".new-half"),
 		n.run("shared", "shown.erofs"), n.run("shared", "idle.fuse"), // nothing of the store is held by the latter
 	} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -47,6 +48,10 @@ func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%s: %v %s", when, err, diff)
 		}
+	}
+	half := n.Path("images", ".new-half", "objects")
+	if err := os.WriteFile(half, nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	check("before the engine has said anything", want(true, true, true))
 	n.current = &configuration{face: mountedImages{"mounted": true}}
