@@ -41,6 +41,7 @@ var rules = map[string][]string{
 	"driver/conformance":           nil,
 	"driver/node":                  below,
 	"driver/options":               {"cvmfs/fqrn"},
+	"driver/repomount":             append([]string{"driver/options"}, below...),
 	"driver/layers":                {"driver/lockorder", "thin", "internal"},
 	"driver/images":                {"thin", "cvmfs", "internal"},
 	"driver/view":                  {"thin", "cvmfs", "internal"},
