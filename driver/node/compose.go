@@ -116,7 +116,8 @@ func (n *Node) imageOf(ctx context.Context, thin string) (*images.Image, error) 
 // another layer that named it is removed, is composed again.
 func (n *Node) compose(ctx context.Context, chain []layers.Link, name func(key string) error) (*images.Image, error) {
 	n.beginCompose()
-	defer n.endCompose()
+	claimed := false
+	defer func() { n.endCompose(claimed) }()
 	parts := make([]images.Layer, len(chain))
 	for i, link := range chain {
 		parts[i] = images.Layer(link)
@@ -131,6 +132,7 @@ func (n *Node) compose(ctx context.Context, chain []layers.Link, name func(key s
 			return nil, err
 		}
 		if err = n.claim(image.Key, name); err == nil {
+			claimed = true
 			return image, nil
 		}
 		if !errors.Is(err, images.ErrNoImage) {
@@ -146,13 +148,16 @@ func (n *Node) beginCompose() {
 	n.composing++
 }
 
-// endCompose sweeps after the last of several, which may all have come to nothing: the layer was removed meanwhile, the
+// endCompose sweeps after the last of several if one of them has come to nothing: the layer was removed meanwhile, the
 // caller has gone, the record couldn't be written.
-func (n *Node) endCompose() {
+func (n *Node) endCompose(claimed bool) {
 	n.naming.Lock()
 	defer n.naming.Unlock()
 	n.composing--
-	n.sweepImages()
+	n.sweepDue = n.sweepDue || !claimed
+	if n.sweepDue {
+		n.sweepImages()
+	}
 }
 
 // claim runs name, which makes a layer name an image, while the image can't go; images.ErrNoImage if it has gone.
@@ -197,10 +202,10 @@ func (n *Node) useMounted(c *configuration) {
 	}
 }
 
-// sweepImages removes the images nobody names, unless some are being composed. The caller holds naming.
+// sweepImages removes the images nobody names; while some are being composed it is put off. The caller holds naming.
 func (n *Node) sweepImages() {
 	c, err := n.configured()
-	if err != nil || n.composing > 0 {
+	if n.sweepDue = err != nil || n.composing > 0; n.sweepDue {
 		return
 	}
 	keys, err := c.composer.Sweep()

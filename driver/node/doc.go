@@ -28,8 +28,8 @@
 // is the lowest layer where an overlay needs one more.
 //
 // A composed image stays as long as somebody names it. All others are swept when the settings change, as at the start,
-// and when the last composing under way ends; never while one is, for an image has no name yet when it has just been
-// made.
+// and after a composing that came to nothing; never while one is under way, for an image has no name yet when it has
+// just been made.
 //
 // Questions have no effects: Status, Describe and Local load, mount, index and unmount nothing.
 //

@@ -102,6 +102,7 @@ type Node struct {
 
 	naming    lockorder.Mutex // held while an image comes to be named by a layer, or stops being so
 	composing int             // how many calls of compose are under way; naming guards it
+	sweepDue  bool            // images nobody names may be on disk; naming guards it
 
 	mounting sync.Mutex // one mount of an image, or a shared overlay, at a time
 
