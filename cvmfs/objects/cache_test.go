@@ -792,3 +792,29 @@ func TestCleaningLeavesAnImageThatIsUsedMeanwhile(t *testing.T) {
 		t.Errorf("%+v removed, %v", done, err)
 	}
 }
+
+// An object that can't be read for want of file descriptors is not damaged, nor is one whose reading is interrupted. Not
+// parallel: there are none for anybody.
+func TestWhatCannotBeVerifiedNowStays(t *testing.T) {
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	table, refs := images.add(t, "a", several(repo, 0, 3, 10_000)...)
+	fetchAll(t, s, refs)
+	verifyAll := func(ctx context.Context) (v Verified) {
+		for i := range table.Len() {
+			v.add(s.verifyObject(ctx, table.record(i).name()))
+		}
+		return v
+	}
+	var limit unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
+	without := verifyAll(t.Context())
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	interrupted := verifyAll(ctx)
+	if without.Unreadable != 3 || without.Damaged != 0 || interrupted.Objects != 0 || here(s, refs) != 3 {
+		t.Errorf("without descriptors %+v, interrupted %+v, %d objects left", without, interrupted, here(s, refs))
+	}
+}

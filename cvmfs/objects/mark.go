@@ -2,6 +2,7 @@ package objects
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -141,7 +142,7 @@ func (s *Store) recheck(since time.Time) (dropped int, err error) {
 				continue
 			}
 			checked++
-			if err := verify(path, name); err != nil {
+			if err := verify(context.Background(), path, name); err != nil {
 				dropped++
 				s.log.Warn("object store: dropping an object that didn't survive", slog.String("object", e.Name()),
 					slog.Any("err", err))
@@ -163,7 +164,7 @@ func younger(path string, since time.Time) bool {
 }
 
 // verify holds a file against what was recorded of it.
-func verify(path string, name Name) error {
+func verify(ctx context.Context, path string, name Name) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -176,7 +177,7 @@ func verify(path string, name Name) error {
 	sha := sums.Get().(sum)
 	defer sums.Put(sha)
 	sha.Reset()
-	size, err := io.Copy(sha, f)
+	size, err := io.Copy(sha, contextReader{ctx, f})
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ type Verified struct {
 	Damaged    int64    `json:"damaged"`              // of them, removed: they are fetched again when they are used next
 	Unrecorded int64    `json:"unrecorded"`           // whose content nothing was recorded of: only their size was checked
 	Names      []string `json:"names,omitempty"`      // of the first damaged ones
-	Unreadable int64    `json:"unreadable,omitempty"` // that could neither be read nor removed
+	Unreadable int64    `json:"unreadable,omitempty"` // that could not be read for now, or not be removed
 }
 
 // someNames is how many names a Verified gives.
@@ -67,7 +67,7 @@ func (s *Store) verifyImage(ctx context.Context, key string) (v Verified, err er
 		if err := context.Cause(ctx); err != nil {
 			return v, err
 		}
-		v.add(s.verifyObject(t.record(pos).name()))
+		v.add(s.verifyObject(ctx, t.record(pos).name()))
 	}
 	return v, nil
 }
@@ -89,7 +89,7 @@ func (s *Store) verifyFolder(ctx context.Context, n int, rate int64) (v Verified
 		if err != nil {
 			continue // not ours
 		}
-		v.add(s.verifyObject(name))
+		v.add(s.verifyObject(ctx, name))
 		if rate > 0 {
 			const lookup = 16 << 10 // what finding a file counts
 			seconds := float64(name.Size+lookup) / float64(rate)
@@ -102,7 +102,7 @@ func (s *Store) verifyFolder(ctx context.Context, n int, rate int64) (v Verified
 }
 
 // verifyObject verifies an object, if it is here, and removes it if it is damaged.
-func (s *Store) verifyObject(n Name) Verified {
+func (s *Store) verifyObject(ctx context.Context, n Name) Verified {
 	name := n.String()
 	path := place(name)
 	var was unix.Stat_t
@@ -110,8 +110,15 @@ func (s *Store) verifyObject(n Name) Verified {
 		return Verified{}
 	}
 	v := Verified{Objects: 1, Bytes: n.Size}
-	err := verify(filepath.Join(s.cfg.Dir, path), n)
+	err := verify(ctx, filepath.Join(s.cfg.Dir, path), n)
 	switch {
+	case ctx.Err() != nil:
+		return Verified{}
+	case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM):
+		// Our want says nothing of the object.
+		s.log.Warn("object store: an object can't be verified now", slog.String("object", name), slog.Any("err", err))
+		v.Unreadable = 1
+		return v
 	case err == nil || errors.Is(err, fs.ErrNotExist):
 		return v
 	case errors.Is(err, errUnrecorded) && was.Size == n.Size:
