@@ -10,7 +10,7 @@
 //     the archive (".wh.NAME"). A file ".cvmfscatalog" in it makes the folder a nested catalog.
 //   - The record beside a layer, "<path>.record.json", says what a catalog can't (package thin).
 //
-// A folder is filled by package layertar, which has the rules of what is taken from an archive, refused, or left out with
-// a note. Nothing is lost silently: notes are in the Stats, and what a repository or a composed image has no place for
-// is refused.
+// A folder is filled by package layertar, which has the rules of what is taken from an archive, refused, or left out
+// with a note. Nothing is lost silently: notes are in the Stats, and what a repository or a composed image has no place
+// for is refused.
 package sink

@@ -793,8 +793,8 @@ func TestCleaningLeavesAnImageThatIsUsedMeanwhile(t *testing.T) {
 	}
 }
 
-// An object that can't be read for want of file descriptors is not damaged, nor is one whose reading is interrupted. Not
-// parallel: there are none for anybody.
+// An object that can't be read for want of file descriptors is not damaged, nor is one whose reading is interrupted.
+// Not parallel: there are none for anybody.
 func TestWhatCannotBeVerifiedNowStays(t *testing.T) {
 	repo := newRepository(t)
 	s, images := cached(t, repo, 100*mib)

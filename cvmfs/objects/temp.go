@@ -121,8 +121,8 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 	return nil
 }
 
-// settledBlocks returns the blocks that a complete file takes once it is closed. XFS gives a file that grows up to twice
-// its size in advance, and takes back at its closing what is beyond its end.
+// settledBlocks returns the blocks that a complete file takes once it is closed. XFS gives a file that grows up to
+// twice its size in advance, and takes back at its closing what is beyond its end.
 func settledBlocks(st *unix.Stat_t) int64 {
 	block := max(int64(st.Blksize), sector)
 	content := (st.Size + block - 1) / block * block

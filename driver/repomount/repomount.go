@@ -1,5 +1,5 @@
-// Package repomount mounts a folder of a repository for people, without an engine: composed as an image of one layer and
-// shown by the views that containers have.
+// Package repomount mounts a folder of a repository for people, without an engine: composed as an image of one layer
+// and shown by the views that containers have.
 package repomount
 
 import (
