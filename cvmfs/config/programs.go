@@ -215,6 +215,9 @@ func grep(p *process, args []string, kind func(string) string) int {
 	case set['E'] != "":
 		kind = extended
 	}
+	if len(pattern) > maxPattern {
+		return p.refuse("a pattern of more than %d bytes", maxPattern)
+	}
 	pattern = kind(pattern)
 	if set['w'] != "" {
 		pattern = `\b(?:` + pattern + `)\b`
@@ -228,6 +231,9 @@ func grep(p *process, args []string, kind func(string) string) int {
 	expr, size, err := compile(pattern)
 	if err != nil {
 		return p.refuse("the pattern is not supported: %v", err)
+	}
+	if p.limit = p.shell.step(p.at, size*instruction); p.limit != nil {
+		return 2
 	}
 	texts, status := p.input(args)
 	if p.fault != "" || p.limit != nil {
@@ -324,14 +330,13 @@ func cut(p *process, args []string) int {
 
 // ranges reads a list such as 1,3-5,7- and returns what chooses these, counted from 1.
 func ranges(list string) (func([]string) []string, error) {
-	type span struct{ from, to int }
-	var spans []span
+	var more [maxValue + 2]int // by how many more spans an item is chosen than the one before
 	for item := range strings.SplitSeq(list, ",") {
 		from, to, dash := strings.Cut(item, "-")
 		if !dash {
 			to = from
 		}
-		sp := span{1, maxValue}
+		first, last := 1, maxValue
 		for i, text := range []string{from, to} {
 			if text == "" && dash {
 				continue
@@ -340,13 +345,17 @@ func ranges(list string) (func([]string) []string, error) {
 			if err != nil || v < 1 {
 				return nil, fmt.Errorf("%.40q isn't a list", list)
 			}
-			*[]*int{&sp.from, &sp.to}[i] = min(v, maxValue)
+			*[]*int{&first, &last}[i] = min(v, maxValue)
 		}
-		spans = append(spans, sp)
+		if first <= last {
+			more[first]++
+			more[last+1]--
+		}
 	}
 	return func(items []string) (chosen []string) {
-		for i, item := range items {
-			if slices.ContainsFunc(spans, func(sp span) bool { return sp.from <= i+1 && i+1 <= sp.to }) {
+		n := 0
+		for i, item := range items[:min(len(items), maxValue)] {
+			if n += more[i+1]; n > 0 {
 				chosen = append(chosen, item)
 			}
 		}
@@ -371,17 +380,27 @@ func tr(p *process, args []string) int {
 	if !ok || to == "" {
 		return p.refuse("this set of characters is not supported")
 	}
+	become := map[byte]byte{} // the first place in a set is the one that counts
+	for i := range len(from) {
+		if _, twice := become[from[i]]; !twice {
+			become[from[i]] = to[min(i, len(to)-1)]
+		}
+	}
+	var squeezed [256]bool
+	for i := range len(to) {
+		squeezed[to[i]] = set['s'] != ""
+	}
 	var last byte
 	for i := range len(p.in) {
 		c := p.in[i]
-		at := strings.IndexByte(from, c)
-		if at >= 0 && set['d'] != "" {
+		other, ok := become[c]
+		if ok && set['d'] != "" {
 			continue
 		}
-		if at >= 0 {
-			c = to[min(at, len(to)-1)]
+		if ok {
+			c = other
 		}
-		if i > 0 && set['s'] != "" && c == last && strings.IndexByte(to, c) >= 0 {
+		if i > 0 && c == last && squeezed[c] {
 			continue
 		}
 		p.out.WriteByte(c)

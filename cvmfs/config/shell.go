@@ -23,6 +23,9 @@ const (
 	maxDepth  = 40   // commands within commands: ". file", eval, substitutions, subshells, blocks
 	maxOpen   = 2000 // parentheses, braces and backquotes of a file: the parser's stack grows with them
 	maxFaults = 50   // syntax errors of a file
+
+	maxPattern  = 1 << 10 // bytes of a regular expression: {1000} makes many instructions of few
+	instruction = 16      // bytes that making one of a regular expression counts for
 )
 
 var (

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -304,6 +305,9 @@ func TestReadingIsBounded(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "huge"), make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "long"), bytes.Repeat([]byte{'a'}, 60_000), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	var many strings.Builder
 	for i := range 5000 {
 		many.WriteString("A" + strings.Repeat("b", i%7) + string(rune('a'+i%26)) + string(rune('a'+i/26%26)) +
@@ -339,6 +343,10 @@ func TestReadingIsBounded(t *testing.T) {
 		"deep tests":               {"[ " + strings.Repeat("! ", 20000) + "a ]", limited},
 		"a pattern that explodes":  {"A=" + strings.Repeat("a", 16000) + "; while :; do V=${A%" + strings.Repeat("*a", 200) + "b}; done", limited},
 		"a grep that explodes":     {"echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | grep -E '(a*)*(a*)*(a*)*b'; echo x | grep -E '(((x{1000}){1000}){1000})'", failed},
+		"a long grep":              {"P='" + strings.Repeat("a{1000}", 400) + "'; while :; do echo x | grep -E \"$P\"; done", limited},
+		"a grep of many states":    {"P='" + strings.Repeat("a{1000}", 140) + "'; while :; do echo x | grep -E \"$P\"; done", limited},
+		"a cut of many fields":     {"L=" + strings.Repeat("9999,", 3000) + "1; while :; do cut -c $L ../long; done", limited},
+		"a tr of many characters":  {"L='" + strings.Repeat(" -`", 5000) + "'; while :; do tr -d \"$L\" <../long; done", limited},
 		"numbers beyond all":       {"V=$((9999999999999999999999 * 99999999999)); V=$((1 << 999)); V=$((-9223372036854775808 / -1))", failed},
 		"names that turn around":   {"A=B B=A V=$((A))", failed},
 		"many faults":              {strings.Repeat("V=)\n", 200), limited},
