@@ -183,7 +183,7 @@ func (f Folder) evaluated(fqrn string) (*shell, error) {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}
 	for name, value := range f.Overrides {
-		s.params[name] = variable{value: value, set: true, at: Place{File: "the command line"}}
+		s.params[name] = variable{value: value, hosts: value, set: true, at: Place{File: "the command line"}}
 	}
 	s.finish()
 	return s, nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -148,6 +149,60 @@ func TestConfigurationRepositoryOpensNothingOutside(t *testing.T) {
 		if _, err := f.Load(fqrn); (err == nil) != good {
 			t.Errorf("%s: %v", setting, err)
 		}
+	}
+}
+
+// What protects a host by its own files, what comes over the network can't switch off.
+func TestConfigurationRepositoryOnlyAddsToWhatProtects(t *testing.T) {
+	const site = "CVMFS_BLACKLIST=/etc/cvmfs/site.blacklist\n"
+	for _, c := range []struct {
+		host, script string
+		own          string // the host's blacklist, which must count
+	}{
+		{"", "CVMFS_BLACKLIST=/etc/cvmfs/nothing", "blacklist"},
+		{"", "unset CVMFS_BLACKLIST", "blacklist"},
+		{site, "CVMFS_BLACKLIST=/etc/cvmfs/nothing", "site.blacklist"},
+		{site, "CVMFS_BLACKLIST=", "site.blacklist"},
+		{site, "unset CVMFS_BLACKLIST", "site.blacklist"},
+		{site, "unset CVMFS_BLACKLIST; CVMFS_BLACKLIST=/etc/cvmfs/nothing", "site.blacklist"},
+		{site, "CVMFS_BLACKLIST=/etc/cvmfs/blacklist; unset CVMFS_BLACKLIST", "site.blacklist"},
+		{"CVMFS_BLACKLIST='/etc/cvmfs/@org@.blacklist'\n", "eval 'CVMFS_BLACKLIST=/etc/cvmfs/blacklist'", "atlas.blacklist"},
+	} {
+		f := remote(t, map[string]string{"default.local": complete + c.host}, map[string]string{
+			"etc/cvmfs/config.d/" + fqrn + ".conf": c.script + "\n",
+		})
+		if got, err := f.Load(fqrn); err != nil || !slices.Contains(got.Blacklists, filepath.Join(f.Dir, c.own)) {
+			t.Errorf("%s%s: %v, %+v", c.host, c.script, err, got)
+		}
+	}
+	for script, strict := range map[string]string{
+		"CVMFS_STRICT_MOUNT=no":                                "CVMFS_STRICT_MOUNT=yes\n",
+		"unset CVMFS_STRICT_MOUNT":                             "CVMFS_STRICT_MOUNT=yes\n",
+		"CVMFS_REPOSITORIES=$CVMFS_REPOSITORIES," + fqrn:       "CVMFS_STRICT_MOUNT=yes\n",
+		"CVMFS_REPOSITORIES=" + fqrn + " CVMFS_STRICT_MOUNT=1": "CVMFS_STRICT_MOUNT=yes\n",
+	} {
+		f := remote(t, map[string]string{
+			"default.local": complete + "CVMFS_REPOSITORIES=" + configFQRN + ",other.example.org\n" + strict,
+		}, map[string]string{"etc/cvmfs/domain.d/example.org.conf": script + "\n"})
+		if _, err := f.Load(fqrn); !errors.Is(err, ErrNotAllowed) {
+			t.Errorf("%s: %v", script, err)
+		}
+	}
+}
+
+func TestKeysOfTheHostsLaterFilesReplaceThoseOfTheNetwork(t *testing.T) {
+	f := remote(t, map[string]string{
+		"default.local": complete, "config.d/" + fqrn + ".conf": "CVMFS_KEYS_DIR=/etc/cvmfs/keys/own\n", "keys/own/a.pub": "",
+	}, map[string]string{
+		"etc/cvmfs/config.d/" + fqrn + ".conf": "CVMFS_PUBLIC_KEY=/cvmfs/" + configFQRN + "/etc/cvmfs/other.pub\n",
+		"etc/cvmfs/other.pub":                  "",
+	})
+	c, err := f.Load(fqrn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{filepath.Join(f.Dir, "keys/own/a.pub")}, c.PublicKeys); d != "" {
+		t.Error(d)
 	}
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -172,7 +173,7 @@ func (s *settings) domain() string {
 
 // allowed applies CVMFS_STRICT_MOUNT.
 func (s *settings) allowed() error {
-	strict := isOn(s.guarded("CVMFS_STRICT_MOUNT"))
+	strict := isOn(s.guarded("CVMFS_STRICT_MOUNT")) || isOn(s.hosts("CVMFS_STRICT_MOUNT"))
 	if len(s.errs) > 0 {
 		return fmt.Errorf("configuration of %s: %w", s.fqrn, errors.Join(s.errs...))
 	}
@@ -183,7 +184,8 @@ func (s *settings) allowed() error {
 	if len(s.errs) > 0 {
 		return fmt.Errorf("configuration of %s: %w", s.fqrn, errors.Join(s.errs...))
 	}
-	for _, name := range s.list("CVMFS_REPOSITORIES", ",") {
+	list := cmp.Or(s.hosts("CVMFS_REPOSITORIES"), s.value("CVMFS_REPOSITORIES"))
+	for _, name := range items(list, ",") {
 		if !strings.Contains(name, ".") {
 			name += "." + s.value("CVMFS_DEFAULT_DOMAIN")
 		}
@@ -257,6 +259,9 @@ func (s *settings) publicKeys() []string {
 func (s *settings) blacklists() []string {
 	s.guarded("CVMFS_BLACKLIST")
 	files := []string{s.file("CVMFS_BLACKLIST")}
+	if hosts := s.hosts("CVMFS_BLACKLIST"); hosts != s.value("CVMFS_BLACKLIST") {
+		files = append(files, s.within(cmp.Or(hosts, byName["CVMFS_BLACKLIST"].Default)))
+	}
 	if r := s.shell.repo; r != nil {
 		files = append(files, filepath.Join(r.dir, "etc/cvmfs/blacklist"))
 	}
@@ -321,6 +326,9 @@ func (s *settings) bad(name, why string) {
 
 func (s *settings) value(name string) string { return s.shell.params[name].value }
 
+// hosts is the value that the host's own files gave a parameter, which what came over the network may add to only.
+func (s *settings) hosts(name string) string { return s.shell.params[name].hosts }
+
 // guarded is the value of a parameter that protects. If it is in doubt the configuration can't be used.
 func (s *settings) guarded(name string) string {
 	v := s.shell.params[name]
@@ -332,9 +340,10 @@ func (s *settings) guarded(name string) string {
 }
 
 // list splits a value and leaves out what is empty.
-func (s *settings) list(name, separator string) []string {
-	var items []string
-	for item := range strings.SplitSeq(s.value(name), separator) {
+func (s *settings) list(name, separator string) []string { return items(s.value(name), separator) }
+
+func items(list, separator string) (items []string) {
+	for item := range strings.SplitSeq(list, separator) {
 		if item = strings.TrimSpace(item); item != "" {
 			items = append(items, item)
 		}
@@ -356,18 +365,30 @@ func (s *settings) file(name string) string {
 // located is where a file lies that a parameter names. What came over the network may name public files alone: those of
 // the configuration repository, and of the host only keys and blacklists.
 func (s *settings) located(name, file string) string {
-	v := s.shell.params[name]
-	if r := s.shell.repo; r != nil && path.IsAbs(file) {
-		if rest, ok := below(path.Clean(file), r.root); ok {
-			return filepath.Join(r.dir, rest)
-		}
-	}
 	_, inFolder := below(path.Clean(file), HostDir)
 	public := slices.Contains([]string{"CVMFS_PUBLIC_KEY", "CVMFS_KEYS_DIR", "CVMFS_BLACKLIST"}, name)
-	if v.at.Network && !(inFolder && public) {
+	if _, own := s.fromRepository(file); s.shell.params[name].at.Network && !own && !(inFolder && public) {
 		s.bad(name, fmt.Sprintf("%.200q: %v", file, errForbidden))
 	}
+	return s.within(file)
+}
+
+// within is where a file lies, in the folder or the configuration repository.
+func (s *settings) within(file string) string {
+	if kept, ok := s.fromRepository(file); ok {
+		return kept
+	}
 	return s.folder.locate(file)
+}
+
+// fromRepository is where a file of the configuration repository lies.
+func (s *settings) fromRepository(file string) (string, bool) {
+	r := s.shell.repo
+	if r == nil || !path.IsAbs(file) {
+		return "", false
+	}
+	rest, ok := below(path.Clean(file), r.root)
+	return filepath.Join(r.dir, rest), ok
 }
 
 // isOn reads a switch the way the reference does: whatever isn't one of these words is off.

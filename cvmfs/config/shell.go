@@ -83,6 +83,7 @@ type variable struct {
 	value string
 	set   bool
 	at    Place  // of the last assignment
+	hosts string // the last value by the host's own files, whatever the configuration repository's say since
 	doubt string // the failed line that makes the value uncertain; "" if it is certain
 }
 
@@ -124,7 +125,9 @@ func (s *shell) finish() {
 	org, _, _ := strings.Cut(s.fqrn, ".")
 	templates := strings.NewReplacer("@fqrn@", s.fqrn, "@org@", org)
 	for name, v := range s.params {
-		v.value = templates.Replace(strings.Join(strings.Fields(v.value), " "))
+		for _, value := range []*string{&v.value, &v.hosts} {
+			*value = templates.Replace(strings.Join(strings.Fields(*value), " "))
+		}
 		s.params[name] = v
 	}
 }
@@ -555,7 +558,12 @@ func (s *shell) set(n syntax.Node, name, value string) error {
 	if _, known := s.params[name]; !known && len(s.params) >= maxParams {
 		return fmt.Errorf("%v: %w: more than %d parameters", s.at(n), errLimit, maxParams)
 	}
-	v := variable{value: value, set: true, at: s.at(n)}
+	v := variable{value: value, set: true, at: s.at(n), hosts: value}
+	if s.net {
+		v.hosts = s.params[name].hosts
+	} else if name == "CVMFS_KEYS_DIR" {
+		s.dropRemoteKeys()
+	}
 	for _, why := range []string{s.taint, s.under, s.rest} {
 		if v.doubt == "" {
 			v.doubt = why
@@ -565,14 +573,26 @@ func (s *shell) set(n syntax.Node, name, value string) error {
 	return nil
 }
 
+// dropRemoteKeys forgets the keys that the configuration repository named, which would go before a folder of keys that
+// the host's own files name after it.
+func (s *shell) dropRemoteKeys() {
+	const name = "CVMFS_PUBLIC_KEY"
+	if v := s.params[name]; v.at.Network {
+		s.params[name] = variable{doubt: v.doubt, hosts: v.hosts}
+	}
+}
+
 func (s *shell) unset(name string) {
 	v := variable{}
+	if s.net {
+		v.hosts = s.params[name].hosts
+	}
 	for _, why := range []string{s.taint, s.under, s.rest} {
 		if v.doubt == "" {
 			v.doubt = why
 		}
 	}
-	if v.doubt == "" {
+	if v == (variable{}) {
 		delete(s.params, name)
 		return
 	}
