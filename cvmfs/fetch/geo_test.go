@@ -104,6 +104,27 @@ func TestGeographyIsAskedForWhoAsks(t *testing.T) {
 	}
 }
 
+// A server that has no such API, or lets nobody to it, is as good for files as before.
+func TestRefusedQuestionForTheOrderIsNobodysFault(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{http.StatusForbidden, http.StatusBadRequest, http.StatusInternalServerError} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			near, far := located(t, ""), located(t, "1,2")
+			near.Set(testutil.Fault{Path: "/api/", Status: status})
+			cfg := quick(near.URL+"/cvmfs/r", far.URL+"/cvmfs/r")
+			cfg.Geo.Use = true
+			for i := range 40 { // whom to ask is drawn by lot
+				mustGet(t, fetcher(t, cfg), fmt.Sprint("file", i))
+			}
+			if n := near.Requests("file"); n != 40 || near.Requests("/api/") == 0 {
+				t.Errorf("%d of 40 files came from the nearer server, which was asked for the order %d times", n,
+					near.Requests("/api/"))
+			}
+		})
+	}
+}
+
 // A dead server is found out by the question, and not paid for again.
 func TestGeographyPaysForADeadServerOnce(t *testing.T) {
 	t.Parallel()

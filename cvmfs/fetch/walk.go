@@ -285,7 +285,7 @@ func (f *Fetcher) settle(t trial, w *walk, out outcome, err error) {
 // presume lays a failure at somebody's door before there is evidence.
 func (f *Fetcher) presume(r route, w *walk, now time.Time, fail failure) {
 	switch {
-	case fail.out == missing || fail.out == corrupt:
+	case fail.out == missing || fail.out == corrupt || w.excuses(fail):
 		// Nobody may have better.
 	case fail.out == hostFault:
 		f.blameServer(r.server, w, now, fail)
@@ -314,6 +314,7 @@ func (f *Fetcher) arrived(r route, w *walk) {
 	r.proxy.answered(now)
 	for t, fail := range w.tried {
 		switch {
+		case w.excuses(fail):
 		case t.proxy == r.proxy && t.server != r.server:
 			w.suspect(&t.server.health)
 			f.blameServer(t.server, w, now, fail)
@@ -329,6 +330,9 @@ func (f *Fetcher) arrived(r route, w *walk) {
 		}
 	}
 }
+
+// excuses reports whether a failure says nothing of who brings files: the question for the order was refused.
+func (w *walk) excuses(fail failure) bool { return w.only != nil && !fail.out.transfer() }
 
 // suspect notes whom the arrival of a body puts out of order.
 func (w *walk) suspect(h *health) {
