@@ -129,7 +129,12 @@ func (n *names) ask(ctx context.Context, host string) (addrs []netip.Addr, err e
 	for i := range addrs {
 		addrs[i] = addrs[i].Unmap()
 	}
-	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return n.cfg.IPv4Only && !a.Is4() })
+	seen := map[netip.Addr]bool{}
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		twice := seen[a]
+		seen[a] = true
+		return twice || n.cfg.IPv4Only && !a.Is4()
+	})
 	if len(addrs) == 0 {
 		return nil, &net.DNSError{Err: "no address of a family that may be used", Name: host, IsNotFound: true}
 	}
@@ -162,7 +167,13 @@ func (n *names) failed(host string, addr netip.Addr) (others bool) {
 	return len(k.addrs) > 1
 }
 
-// dial connects to one of the addresses of a host within the time. Each has its part of it.
+// share is the time for the first of n addresses where so much of the whole is left. It is a fifth at least, so that a
+// long way isn't taken for none where a name has many addresses; the last ones then come first the next time.
+func share(whole, left time.Duration, n int) time.Duration {
+	return min(left, max(left/time.Duration(n), whole/5))
+}
+
+// dial connects to one of the addresses of a host within the time. Each has its share of it.
 func (n *names) dial(ctx context.Context, l *lane, network, addr string, timeout time.Duration) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -173,12 +184,15 @@ func (n *names) dial(ctx context.Context, l *lane, network, addr string, timeout
 		return nil, &net.OpError{Op: "dial", Net: network, Err: err}
 	}
 	dialer := net.Dialer{KeepAlive: 30 * time.Second}
+	left := timeout
 	for i, a := range addrs {
-		dialer.Timeout = max(1, timeout/time.Duration(len(addrs)-i))
+		if dialer.Timeout = share(timeout, left, len(addrs)-i); dialer.Timeout <= 0 {
+			break
+		}
 		var c net.Conn
 		c, err = l.connect(ctx, func(ctx context.Context) (net.Conn, error) {
 			start := time.Now() // others may have been let in before
-			defer func() { timeout -= time.Since(start) }()
+			defer func() { left -= time.Since(start) }()
 			return dialer.DialContext(ctx, network, net.JoinHostPort(a.String(), port))
 		})
 		if err == nil || ctx.Err() != nil {

@@ -85,7 +85,7 @@ func TestAddressesAreChosen(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			cfg, dns := named(t, "http://127.0.0.1:9")
-			dns.Set("squid.test", "127.0.0.2", "::1", "127.0.0.3")
+			dns.Set("squid.test", "127.0.0.2", "::1", "127.0.0.3", "127.0.0.2", "127.0.0.3", "127.0.0.2", "::1")
 			c.change(&cfg.Names)
 			cfg.Proxies = [][]string{{"http://squid.test:3128"}}
 			f := fetcher(t, cfg)
@@ -105,6 +105,20 @@ func TestAddressesAreChosen(t *testing.T) {
 				t.Errorf("addresses %v, want %d", got, c.n)
 			}
 		})
+	}
+}
+
+func TestManyAddressesLeaveEachTimeEnough(t *testing.T) {
+	t.Parallel()
+	const whole = 10 * time.Second
+	for _, c := range []struct {
+		left time.Duration
+		n    int
+		want time.Duration
+	}{{whole, 1, whole}, {whole, 2, whole / 2}, {whole, 40, whole / 5}, {time.Second, 3, time.Second}, {0, 30, 0}} {
+		if got := share(whole, c.left, c.n); got != c.want {
+			t.Errorf("%v for one of %d where %v are left, want %v", got, c.n, c.left, c.want)
+		}
 	}
 }
 
