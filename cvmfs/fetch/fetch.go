@@ -236,12 +236,20 @@ func (f *Fetcher) walk(ctx context.Context, w *walk, sink func(io.Reader) error)
 			}
 			continue
 		}
-		out, err := f.try(ctx, t, s, w, sink)
-		f.settle(t, w, out, err)
+		out, err := f.settled(ctx, t, s, w, sink)
 		if out == delivered || out == stopped {
 			return err
 		}
 	}
+}
+
+// settled tries a route and records how that went, also where the sink panics: a probe must not be held for ever.
+func (f *Fetcher) settled(ctx context.Context, t trial, s *slot, w *walk, sink func(io.Reader) error) (out outcome,
+	err error,
+) {
+	out = stopped
+	defer func() { f.settle(t, w, out, err) }()
+	return f.try(ctx, t, s, w, sink)
 }
 
 // Stats returns the counters.

@@ -613,6 +613,29 @@ func TestRecoveryEndsTheCoolDown(t *testing.T) {
 }
 
 // A manifest is judged, in its sink, by a certificate that is fetched from the same server.
+func TestSinkThatPanicsHoldsNoProbe(t *testing.T) {
+	t.Parallel()
+	s := files(t)
+	cfg := quick(s.URL)
+	cfg.MaxRetries = 0
+	f := fetcher(t, cfg)
+	s.Set(testutil.Fault{Silent: true})
+	if _, err := get(t.Context(), f, "x"); err == nil {
+		t.Fatal("a silent server delivered")
+	}
+	s.Set()
+	time.Sleep(2 * cfg.BackoffInit) // the cool-down
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the sink wasn't called")
+			}
+		}()
+		_ = f.Get(t.Context(), "x", func(io.Reader) error { panic("sink") })
+	}()
+	mustGet(t, f, "x")
+}
+
 func TestASinkMayFetchFromTheServerItsBodyProvedAlive(t *testing.T) {
 	t.Parallel()
 	s := files(t)
