@@ -18,11 +18,12 @@ func repoMountCommand() *cli.Command {
 		Name:      "mount",
 		Usage:     "mount a repository's newest revision, or a folder of it, read-only",
 		ArgsUsage: "FQRN[/PATH] DIR",
-		Description: `Stays in the foreground and unmounts on Ctrl-C or SIGTERM. The revision is the newest at the time of the call and stays it.
-All names are read before the mount appears; content is fetched, and verified, when it is read.
+		Description: `Stays in the foreground and unmounts on Ctrl-C or SIGTERM. Shows the revision that is the newest at the
+time of the call. All names are read before the mount appears; content is fetched and verified when it is read.
 
-The folder is shown as it is published, not as a layer of an image: whiteouts (.wh.…) and .cvmfscatalog are files, owners are the
-repository's. Left out are extended attributes that are instructions to overlayfs; devices 0:0 are not shown by the view erofs.`,
+The folder is shown as it is published, not as a layer of an image: whiteouts (.wh.…) and .cvmfscatalog are files,
+owners are those of the repository. Extended attributes that are instructions to overlayfs are left out; the view erofs
+does not show devices 0:0.`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{
 				Name:  "view",
