@@ -166,7 +166,10 @@ func TestConfigurationRepositoryOnlyAddsToWhatProtects(t *testing.T) {
 		{site, "unset CVMFS_BLACKLIST", "site.blacklist"},
 		{site, "unset CVMFS_BLACKLIST; CVMFS_BLACKLIST=/etc/cvmfs/nothing", "site.blacklist"},
 		{site, "CVMFS_BLACKLIST=/etc/cvmfs/blacklist; unset CVMFS_BLACKLIST", "site.blacklist"},
-		{"CVMFS_BLACKLIST='/etc/cvmfs/@org@.blacklist'\n", "eval 'CVMFS_BLACKLIST=/etc/cvmfs/blacklist'", "atlas.blacklist"},
+		{
+			"CVMFS_BLACKLIST='/etc/cvmfs/@org@.blacklist'\n", "eval 'CVMFS_BLACKLIST=/etc/cvmfs/blacklist'",
+			"atlas.blacklist",
+		},
 	} {
 		f := remote(t, map[string]string{"default.local": complete + c.host}, map[string]string{
 			"etc/cvmfs/config.d/" + fqrn + ".conf": c.script + "\n",

@@ -139,6 +139,8 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 	m.body = resp.Body
 	defer func() { f.bytes.Add(m.total) }()
 	if resp.StatusCode != http.StatusOK {
+		limit := time.AfterFunc(r.proxy.timeout, func() { cancel(nil) }) // also where slow transfers are allowed
+		defer limit.Stop()
 		io.CopyN(io.Discard, m, 16<<10) // as much as keeps the connection usable: an error here changes nothing
 		out, err := refusal(resp, r.proxy)
 		return out, resp.StatusCode, err

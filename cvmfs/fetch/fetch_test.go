@@ -613,6 +613,25 @@ func TestRecoveryEndsTheCoolDown(t *testing.T) {
 }
 
 // A manifest is judged, in its sink, by a certificate that is fetched from the same server.
+func TestRefusalIsNotWaitedForHoweverSlowTransfersMayBe(t *testing.T) {
+	t.Parallel()
+	drips := testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		for r.Context().Err() == nil {
+			io.WriteString(w, "no")
+			http.NewResponseController(w).Flush()
+			time.Sleep(50 * time.Millisecond)
+		}
+	}))
+	cfg := quick(drips.URL, files(t).URL)
+	cfg.LowSpeedLimit = -1
+	ctx, cancel := context.WithTimeout(t.Context(), 20*cfg.TimeoutDirect)
+	defer cancel()
+	if _, err := get(ctx, fetcher(t, cfg), "x"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSinkThatPanicsHoldsNoProbe(t *testing.T) {
 	t.Parallel()
 	s := files(t)
