@@ -99,10 +99,18 @@ func several(repo *repository, seed, n, size int) (objs []Object) {
 	return objs
 }
 
+// fetchAll fetches what there is room for, if need be after eviction, for which a single fetch waits a moment only.
 func fetchAll(t testing.TB, s *Store, refs []Ref) {
 	t.Helper()
 	for _, r := range refs {
-		must(t, s.Fetch(t.Context(), r))
+		eventually(t, "room for an object", func() bool {
+			err := s.Fetch(t.Context(), r)
+			if errors.Is(err, ErrLimit) {
+				return false
+			}
+			must(t, err)
+			return true
+		})
 	}
 }
 
