@@ -23,6 +23,9 @@ const (
 
 	ordinaryImage = "bench/ordinary:1"
 	thinImage     = "bench/thin:1"
+	// keptImage has a file below the thin layer, so it is another composed image with the same objects. It stays, and with
+	// it the objects, when the thin image is removed to be loaded again.
+	keptImage = "bench/kept:1"
 
 	layers    = 20
 	largeSize = 256 << 20
@@ -95,6 +98,7 @@ func writeImages(dir string, content [][]byte) (map[string]string, error) {
 	for image, stack := range map[string][][]byte{
 		ordinaryImage: content,
 		thinImage:     {archive(entry{"thin.json", 0o644, descriptor})},
+		keptImage:     {archive(entry{"kept", 0o644, nil}), archive(entry{"thin.json", 0o644, descriptor})},
 	} {
 		images[image] = filepath.Join(dir, fmt.Sprint(len(stack), ".tar"))
 		if err := writeImage(images[image], image, stack); err != nil {

@@ -119,7 +119,7 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 		archives: archives, samples: map[string][][3]float64{},
 	}
 	fmt.Fprintln(os.Stderr, "fetch what the thin image is made of")
-	if err := b.thin.fetch(ctx, archives[thinImage]); err != nil {
+	if err := (target{ours.Engine, keptImage}).fetch(ctx, archives[keptImage]); err != nil {
 		return err
 	}
 	for round := range rounds {
@@ -214,9 +214,6 @@ func (t target) fetch(ctx context.Context, archive string) error {
 	_, err := t.load(ctx, archive)
 	if err == nil {
 		_, err = t.engine.Docker(ctx, "run", "--rm", "--network", "none", t.image, workload, "all")
-	}
-	if err == nil {
-		_, err = t.engine.Docker(ctx, "rmi", "--force", t.image)
 	}
 	return err
 }
