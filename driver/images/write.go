@@ -8,9 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
@@ -119,7 +118,7 @@ func (f *flat) write(dir string, image *Image) (err error) {
 	if err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	if err := syncFS(tmp); err != nil {
+	if err := durable.SyncFS(tmp); err != nil {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(dir, image.Key))
@@ -139,17 +138,4 @@ func writeFile(name string, fill func(io.Writer) error) error {
 		err = cerr
 	}
 	return err
-}
-
-// syncFS brings everything written on dir's file system to the disk: one call instead of one a file.
-func syncFS(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return &os.PathError{Op: "syncfs", Path: dir, Err: err}
-	}
-	return nil
 }
