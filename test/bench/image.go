@@ -23,8 +23,8 @@ const (
 
 	ordinaryImage = "bench/ordinary:1"
 	thinImage     = "bench/thin:1"
-	// keptImage has a file below the thin layer, so it is another composed image with the same objects. It stays, and with
-	// it the objects, when the thin image is removed to be loaded again.
+	// keptImage has a file below the thin layer, so it is another composed image with the same objects. It stays, and
+	// with it the objects, when the thin image is removed to be loaded again.
 	keptImage = "bench/kept:1"
 
 	layers    = 20
