@@ -53,14 +53,9 @@ type Composer struct {
 	cfg Config
 
 	mu     sync.Mutex
-	loaded map[string]*loadedImage  // images in use in this life, by key
+	loaded map[string]*Image        // images in use in this life, by key
 	turns  map[string]chan struct{} // by key of an image that is being composed; closed when that has ended
 	closed bool
-}
-
-type loadedImage struct {
-	image *Image
-	table *objects.Table
 }
 
 // Layer is one layer of a chain: a thin one, or an ordinary one of package layers.
@@ -73,12 +68,13 @@ type Layer struct {
 
 // Image is a composed image on disk.
 type Image struct {
-	Key     string `json:"key"`
-	Meta    string `json:"-"`       // path of the EROFS image
-	Layers  []Pin  `json:"layers"`  // the repositories' folders in it, bottom to top
-	Objects int    `json:"objects"` // distinct objects named
-	Size    int64  `json:"size"`    // plain bytes of all files
-	Created string `json:"created"` // RFC 3339, UTC
+	Key     string         `json:"key"`
+	Meta    string         `json:"-"`       // path of the EROFS image
+	Table   *objects.Table `json:"-"`       // its objects; nil of an image that isn't in use
+	Layers  []Pin          `json:"layers"`  // the repositories' folders in it, bottom to top
+	Objects int            `json:"objects"` // distinct objects named
+	Size    int64          `json:"size"`    // plain bytes of all files
+	Created string         `json:"created"` // RFC 3339, UTC
 }
 
 // Pin is the state of a repository an image was composed from.
@@ -109,7 +105,7 @@ func New(cfg Config) (*Composer, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open composed images: %w", err)
 	}
-	return &Composer{cfg: cfg, loaded: map[string]*loadedImage{}, turns: map[string]chan struct{}{}}, nil
+	return &Composer{cfg: cfg, loaded: map[string]*Image{}, turns: map[string]chan struct{}{}}, nil
 }
 
 // Sweep removes what is half-written and gives the keys of the images there are, in order. No image may be in the
@@ -181,19 +177,10 @@ func (c *Composer) turn(ctx context.Context, key string) (end func(), err error)
 	}
 }
 
-// Image returns an image composed before and enters its objects into the index; ErrNoImage if it isn't there.
-func (c *Composer) Image(key string) (*Image, error) {
-	l, err := c.load(key)
-	if err != nil {
-		return nil, err
-	}
-	return l.image, nil
-}
-
 // Describe reports what is known of an image without taking it into use; ErrNoImage if it isn't there.
 func (c *Composer) Describe(key string) (*Image, error) {
-	if l := c.inUse(key); l != nil {
-		return l.image, nil
+	if image := c.inUse(key); image != nil {
+		return image, nil
 	}
 	return c.read(key)
 }
@@ -201,25 +188,16 @@ func (c *Composer) Describe(key string) (*Image, error) {
 // Peek returns the objects of an image without taking it into use: of one that isn't, the table is read for the caller
 // alone.
 func (c *Composer) Peek(key string) (*objects.Table, error) {
-	if l := c.inUse(key); l != nil {
-		return l.table, nil
+	if image := c.inUse(key); image != nil {
+		return image.Table, nil
 	}
 	return c.openTable(key)
 }
 
-func (c *Composer) inUse(key string) *loadedImage {
+func (c *Composer) inUse(key string) *Image {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.loaded[key]
-}
-
-// Table returns the objects of an image, as Image does; ErrNoImage if it isn't there.
-func (c *Composer) Table(key string) (*objects.Table, error) {
-	l, err := c.load(key)
-	if err != nil {
-		return nil, err
-	}
-	return l.table, nil
 }
 
 // Close takes the objects of all images out of the index, for another composer that has taken over folder and index.
@@ -227,27 +205,28 @@ func (c *Composer) Table(key string) (*objects.Table, error) {
 func (c *Composer) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, l := range c.loaded {
-		c.cfg.Index.Remove(l.table)
+	for _, image := range c.loaded {
+		c.cfg.Index.Remove(image.Table)
 	}
 	c.loaded, c.closed = nil, true
 }
 
-func (c *Composer) load(key string) (*loadedImage, error) {
+// Image returns an image composed before and takes it into use: its objects are in the index from then on. It is
+// ErrNoImage if the image isn't there.
+func (c *Composer) Image(key string) (*Image, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, ErrClosed
 	}
-	if l := c.loaded[key]; l != nil {
-		return l, nil
+	if image := c.loaded[key]; image != nil {
+		return image, nil
 	}
 	image, err := c.read(key)
 	if err != nil {
 		return nil, err
 	}
-	table, err := c.openTable(key)
-	if err != nil {
+	if image.Table, err = c.openTable(key); err != nil {
 		return nil, err
 	}
 	if c.cfg.View != nil {
@@ -255,9 +234,9 @@ func (c *Composer) load(key string) (*loadedImage, error) {
 			return nil, err
 		}
 	}
-	c.cfg.Index.Add(table)
-	c.loaded[key] = &loadedImage{image, table}
-	return c.loaded[key], nil
+	c.cfg.Index.Add(image.Table)
+	c.loaded[key] = image
+	return image, nil
 }
 
 // read reads an image's record.
@@ -299,8 +278,8 @@ func (c *Composer) Remove(key string) error {
 	if c.cfg.View != nil {
 		c.cfg.View.Remove(key)
 	}
-	if l := c.loaded[key]; l != nil {
-		c.cfg.Index.Remove(l.table)
+	if image := c.loaded[key]; image != nil {
+		c.cfg.Index.Remove(image.Table)
 		delete(c.loaded, key)
 	}
 	// Renamed first: a removal cut short must not leave an image that looks whole.

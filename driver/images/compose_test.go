@@ -487,10 +487,6 @@ func TestComposerThatIsReplacedLetsGoOfItsObjects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := former.Table(image.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	next, err := images.New(images.Config{Dir: dir, Repositories: repos, Index: index})
 	if err != nil {
 		t.Fatal(err)
@@ -498,14 +494,13 @@ func TestComposerThatIsReplacedLetsGoOfItsObjects(t *testing.T) {
 	if _, err := next.Image(image.Key); err != nil {
 		t.Fatal(err)
 	}
-	o, _ := table.At(0)
+	o, _ := image.Table.At(0)
 	former.Close()
 	if _, ok := index.Lookup(o.Name()); !ok {
 		t.Error("an object of the composer in use has gone")
 	}
 	for name, err := range map[string]error{
 		"Image":  second(former.Image(image.Key)),
-		"Table":  second(former.Table(image.Key)),
 		"Remove": former.Remove(image.Key),
 	} {
 		if !errors.Is(err, images.ErrClosed) {

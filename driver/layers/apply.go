@@ -31,8 +31,8 @@ const applyingFile = "applying"
 // Arrival is a layer's content that has come in, and isn't the layer's yet. It must be closed.
 type Arrival struct {
 	ID, Parent string
-	Size       int64            // bytes of its files, each hard link counted once
-	Thin       *thin.Descriptor // nil for an ordinary layer
+	Size       int64  // bytes of its files, each hard link counted once
+	Chain      []Link // of a thin layer, what it is composed of: its ancestors and itself; nil for an ordinary one
 
 	store     *Store
 	body      *wholeReader
@@ -175,7 +175,12 @@ func (a *Arrival) receive(ctx context.Context) (err error) {
 	if err := durable.SyncFS(diff); err != nil {
 		return err
 	}
-	a.Thin, err = descriptor(c, diff)
+	d, err := descriptor(c, diff)
+	if d == nil || err != nil {
+		return err
+	}
+	a.Chain, _, err = a.store.Chain(a.Parent)
+	a.Chain = append(a.Chain, Link{Thin: d})
 	return err
 }
 
@@ -272,7 +277,7 @@ func (a *Arrival) Commit(image string) error {
 	if err != nil {
 		return err
 	}
-	l.Thin, l.Image = a.Thin != nil, image
+	l.Thin, l.Image = a.Chain != nil, image
 	l.Committed = true
 	if err := durable.WriteRecord(a.temp, recordXattr, l); err != nil {
 		return err

@@ -259,7 +259,7 @@ func (s *Store) Exists(id string) bool {
 // power. A layer of that id that was made since is refused.
 func (s *Store) NameImage(id string, chain []Link, key string) error {
 	defer s.locks.Lock(id)()
-	now, err := s.Chain(id)
+	now, _, err := s.Chain(id)
 	if err != nil {
 		return err
 	}

@@ -105,11 +105,15 @@ type Link struct {
 	Diff string           // ordinary: folder of its content, absolute
 }
 
-// Chain returns a layer and its ancestors, bottom to top, as they are composed; of "" it is empty.
-func (s *Store) Chain(id string) ([]Link, error) {
-	var chain []Link
+// Chain returns a layer and its ancestors, bottom to top, as they are composed, and the key of the composed image that
+// the layer names. Of "" the chain is empty.
+func (s *Store) Chain(id string) (chain []Link, image string, err error) {
 	var failed error
-	err := s.descend(id, func(id string, l *layer) bool {
+	top := id
+	err = s.descend(id, func(id string, l *layer) bool {
+		if id == top {
+			image = l.Image
+		}
 		link := Link{ID: id, Diff: s.diff(id)}
 		if l.Thin {
 			link = Link{}
@@ -121,7 +125,7 @@ func (s *Store) Chain(id string) ([]Link, error) {
 		return failed == nil
 	})
 	slices.Reverse(chain)
-	return chain, errors.Join(err, failed)
+	return chain, image, errors.Join(err, failed)
 }
 
 // descend visits a layer and its ancestors until visit says false.

@@ -44,10 +44,3 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 	}
 	return list, nil
 }
-
-// keepObjects has the objects of an image that is about to be mounted stay.
-func (n *Node) keepObjects(c *configuration, key string) {
-	if t, err := c.composer.Table(key); err == nil { // else nothing can be fetched either, which is said then
-		n.objects.Used(t)
-	}
-}

@@ -19,8 +19,6 @@ type Composer interface {
 	Compose(ctx context.Context, chain []images.Layer) (*images.Image, error)
 	// Image returns an image, which is in use from then on: its objects can be fetched.
 	Image(key string) (*images.Image, error)
-	// Table returns the objects of an image, and takes it into use.
-	Table(key string) (*objects.Table, error)
 	// Describe returns an image without taking it into use, and Peek its objects.
 	Describe(key string) (*images.Image, error)
 	Peek(key string) (*objects.Table, error)
@@ -44,7 +42,7 @@ func (n *Node) Apply(ctx context.Context, id, parent string, r io.Reader) (int64
 	if err != nil {
 		return 0, fmt.Errorf("apply layer %s: %w", id, err)
 	}
-	if a.Thin == nil {
+	if a.Chain == nil {
 		err = a.Commit("")
 	} else {
 		err = n.commitThin(ctx, a)
@@ -57,11 +55,11 @@ func (n *Node) Apply(ctx context.Context, id, parent string, r io.Reader) (int64
 
 // commitThin composes the chain that ends with a new thin layer, and commits the layer.
 func (n *Node) commitThin(ctx context.Context, a *layers.Arrival) error {
-	chain, err := n.layers.Chain(a.Parent)
+	c, err := n.configured()
 	if err != nil {
 		return err
 	}
-	_, err = n.compose(ctx, append(chain, layers.Link{Thin: a.Thin}), a.Commit)
+	_, err = n.compose(ctx, c, a.Chain, a.Commit)
 	if errors.Is(err, fetch.ErrUnavailable) { // it says nothing about the layer, only about the network at this moment
 		n.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer",
 			a.ID, "err", err)
@@ -71,41 +69,29 @@ func (n *Node) commitThin(ctx context.Context, a *layers.Arrival) error {
 }
 
 // image returns the composed image that a stack stands on, composing it if it isn't there.
-func (n *Node) image(ctx context.Context, stack *layers.Stack) (*images.Image, error) {
-	c, err := n.configured()
-	if err != nil {
-		return nil, err
-	}
+func (n *Node) image(ctx context.Context, c *configuration, stack *layers.Stack) (*images.Image, error) {
 	if stack.Image != "" {
 		if image, err := c.composer.Image(stack.Image); !errors.Is(err, images.ErrNoImage) {
 			return image, err
 		}
 	}
-	return n.imageOf(ctx, stack.Thin)
+	return n.imageOf(ctx, c, stack.Thin)
 }
 
 // imageOf composes the chain that ends with a thin layer, unless somebody has done so meanwhile.
-func (n *Node) imageOf(ctx context.Context, thin string) (*images.Image, error) {
+func (n *Node) imageOf(ctx context.Context, c *configuration, thin string) (*images.Image, error) {
 	defer n.composingThin.Lock(thin)()
-	c, err := n.configured()
+	chain, key, err := n.layers.Chain(thin)
 	if err != nil {
 		return nil, err
 	}
-	now, err := n.layers.Describe(thin)
-	if err != nil {
-		return nil, err
-	}
-	if now.Image != "" {
-		if image, err := c.composer.Image(now.Image); !errors.Is(err, images.ErrNoImage) {
+	if key != "" {
+		if image, err := c.composer.Image(key); !errors.Is(err, images.ErrNoImage) {
 			return image, err
 		}
-		n.cfg.Log.Warn("a composed image has gone and is made again", "layer", thin, "image", now.Image)
+		n.cfg.Log.Warn("a composed image has gone and is made again", "layer", thin, "image", key)
 	}
-	chain, err := n.layers.Chain(thin)
-	if err != nil {
-		return nil, err
-	}
-	image, err := n.compose(ctx, chain, func(key string) error { return n.layers.NameImage(thin, chain, key) })
+	image, err := n.compose(ctx, c, chain, func(key string) error { return n.layers.NameImage(thin, chain, key) })
 	if err != nil {
 		return nil, fmt.Errorf("compose layer %s: %w", thin, err)
 	}
@@ -114,7 +100,9 @@ func (n *Node) imageOf(ctx context.Context, thin string) (*images.Image, error) 
 
 // compose returns the composed image of a chain once name has made a layer name it. An image that goes before, as
 // another layer that named it is removed, is composed again.
-func (n *Node) compose(ctx context.Context, chain []layers.Link, name func(key string) error) (*images.Image, error) {
+func (n *Node) compose(
+	ctx context.Context, c *configuration, chain []layers.Link, name func(key string) error,
+) (*images.Image, error) {
 	n.beginCompose()
 	claimed := false
 	defer func() { n.endCompose(claimed) }()
@@ -123,15 +111,11 @@ func (n *Node) compose(ctx context.Context, chain []layers.Link, name func(key s
 		parts[i] = images.Layer(link)
 	}
 	for {
-		c, err := n.configured()
-		if err != nil {
-			return nil, err
-		}
 		image, err := c.composer.Compose(ctx, parts)
 		if err != nil {
 			return nil, err
 		}
-		if err = n.claim(image.Key, name); err == nil {
+		if err = n.claim(c, image.Key, name); err == nil {
 			claimed = true
 			return image, nil
 		}
@@ -161,13 +145,9 @@ func (n *Node) endCompose(claimed bool) {
 }
 
 // claim runs name, which makes a layer name an image, while the image can't go; images.ErrNoImage if it has gone.
-func (n *Node) claim(key string, name func(key string) error) error {
+func (n *Node) claim(c *configuration, key string, name func(key string) error) error {
 	n.naming.Lock()
 	defer n.naming.Unlock()
-	c, err := n.configured()
-	if err != nil {
-		return err
-	}
 	if _, err := c.composer.Image(key); err != nil {
 		return err
 	}

@@ -39,11 +39,11 @@ func (n *Node) Complete(ctx context.Context, image string) (objects.Completion, 
 	if err != nil {
 		return objects.Completion{}, err
 	}
-	t, err := c.composer.Table(image)
+	composed, err := c.composer.Image(image)
 	if err != nil {
 		return objects.Completion{}, err
 	}
-	return n.objects.Complete(ctx, n.index, t)
+	return n.objects.Complete(ctx, n.index, composed.Table)
 }
 
 // users returns the layers in use that read from a composed image.

@@ -24,7 +24,11 @@ type Overlay struct {
 // Mount shows a stack on a folder, which is made if it is missing, in the place of what is mounted there. Of a
 // read-only stack the overlay is read-only. label is the SELinux context of all files, or "".
 func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label string) (Overlay, error) {
-	o, err := n.Overlay(ctx, stack)
+	c, err := n.configured()
+	if err != nil {
+		return Overlay{}, err
+	}
+	o, err := n.overlay(ctx, c, &stack)
 	if err != nil {
 		return Overlay{}, err
 	}
@@ -33,10 +37,6 @@ func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label stri
 	if stale {
 		err = n.cfg.Kernel.Unmount(target)
 	}
-	if err != nil {
-		return Overlay{}, err
-	}
-	c, err := n.configured()
 	if err != nil {
 		return Overlay{}, err
 	}
@@ -50,6 +50,14 @@ func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label stri
 // Overlay returns the overlay that shows a stack, for whoever mounts it. The composed image is made if it isn't there,
 // and taken into use; it and the overlays that share it are mounted when an overlay first needs them, and stay mounted.
 func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error) {
+	c, err := n.configured()
+	if err != nil {
+		return Overlay{}, err
+	}
+	return n.overlay(ctx, c, &stack)
+}
+
+func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stack) (Overlay, error) {
 	o := Overlay{Spec: overlayfs.Spec{Upper: stack.Upper, Work: stack.Work}}
 	if stack.Upper == "" {
 		o.Lower = []string{n.run("empty")} // a read-only overlay wants two layers at least
@@ -60,15 +68,11 @@ func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error)
 	if stack.Thin == "" {
 		return o, nil
 	}
-	image, err := n.image(ctx, &stack)
+	image, err := n.image(ctx, c, stack)
 	if err != nil {
 		return Overlay{}, err
 	}
-	c, err := n.configured()
-	if err != nil {
-		return Overlay{}, err
-	}
-	n.keepObjects(c, image.Key)
+	n.objects.Used(image.Table) // they stay while it is mounted
 	o.Image, o.View = image.Key, c.view.view
 	shown := n.shownAt(c.view, image.Key)
 	o.Lower = append(o.Lower, shown)
@@ -96,7 +100,7 @@ func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error)
 // data returns the data-only layers of an overlay of a composed image. Their order matters: what is on disk first; then
 // the gate, which brings an object to disk and finds nothing itself; then the folder where it brought it; and last, as
 // the last one decides the error a reader gets, the fetching file system.
-func (n *Node) data(stack layers.Stack) []string {
+func (n *Node) data(stack *layers.Stack) []string {
 	return slices.Concat([]string{n.Path("store")}, stack.Data,
 		[]string{n.run("fuse", objectfs.Gate), n.Path("fresh"), n.run("fuse", objectfs.Data)})
 }

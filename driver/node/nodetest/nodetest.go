@@ -82,7 +82,7 @@ func (c *Composer) compose(chain []images.Layer) (*images.Image, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
-	image := &images.Image{Key: fmt.Sprintf("key%d", len(chain))}
+	image := &images.Image{Key: fmt.Sprintf("key%d", len(chain)), Table: new(objects.Table)} // of no objects
 	if c.Images == nil {
 		c.Images = map[string]*images.Image{}
 	}
@@ -112,9 +112,6 @@ func (c *Composer) Describe(key string) (*images.Image, error) { return c.Image(
 
 // Peek knows no objects.
 func (c *Composer) Peek(string) (*objects.Table, error) { return nil, images.ErrNoImage }
-
-// Table likewise.
-func (c *Composer) Table(string) (*objects.Table, error) { return nil, images.ErrNoImage }
 
 // Find finds nothing.
 func (c *Composer) Find(context.Context, string, objects.Ref) (string, error) { return "", nil }
