@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/graphdriver"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/supervise"
@@ -50,7 +51,9 @@ func serve(ctx context.Context, log *slog.Logger) error {
 	go n.Run(ctx)
 	go driver.Run(ctx)
 	log.Info("serving", "version", version, "commit", commit)
-	server := graphdriver.NewServer(graphdriver.ServerConfig{Driver: driver, Log: log})
+	server := graphdriver.NewServer(graphdriver.ServerConfig{
+		Driver: driver, Control: control.NewHandler(ctx, control.Config{Node: n, Log: log}), Log: log,
+	})
 	err = server.Serve(ctx, in.Listener)
 	driver.CloseIdle()
 	if err != nil {

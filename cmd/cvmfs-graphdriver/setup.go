@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/policy"
@@ -45,8 +46,11 @@ var (
 	}
 	bundleFlag = &cli.StringFlag{Name: "bundle", Usage: "plugin bundle: a `FILE` or a folder (default: the one in " +
 		policy.PackagedDir + " or beside this program)"}
-	keyFlag  = &cli.StringFlag{Name: "key", Usage: "public `KEY` (minisign) that must have signed the bundle"}
-	testFlag = &cli.StringFlag{Name: "test-image", Usage: "test with this ordinary `IMAGE` instead of one made on the spot"}
+	keyFlag    = &cli.StringFlag{Name: "key", Usage: "public `KEY` (minisign) that must have signed the bundle"}
+	testFlag   = &cli.StringFlag{Name: "test-image", Usage: "test with this ordinary `IMAGE` instead of one made on the spot"}
+	socketFlag = &cli.StringFlag{
+		Name: "socket", Usage: "`SOCKET` at which the node answers (default: that of the engine's plugin)",
+	}
 	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "test with this thin `IMAGE`, too"}
 )
 
@@ -59,6 +63,22 @@ func onHost(c *cli.Context, do func(*policy.Host, *installer.Installer) error) e
 			return err
 		}
 		return do(h, i)
+	})
+}
+
+// nodeFlags say which node is meant, and how to answer.
+func nodeFlags() []cli.Flag {
+	return []cli.Flag{socketFlag, hostFlag, nameFlag, fileFlag, jsonFlag, recordFlag}
+}
+
+// onNode has a command speak to the node that runs on this host. The host tells of the engine that it serves.
+func onNode(c *cli.Context, do func(*policy.Host, *control.Client) error) error {
+	return find(c, func(h *policy.Host) error {
+		node, err := h.Node(c.Context)
+		if err != nil {
+			return err
+		}
+		return do(h, node)
 	})
 }
 
@@ -82,7 +102,8 @@ func find(c *cli.Context, do func(*policy.Host) error) error {
 func request(c *cli.Context) policy.Request {
 	r := policy.Request{
 		Version: version,
-		Host:    c.String(hostFlag.Name), Name: c.String(nameFlag.Name), File: c.String(fileFlag.Name),
+		Host:    c.String(hostFlag.Name), Socket: c.String(socketFlag.Name),
+		Name: c.String(nameFlag.Name), File: c.String(fileFlag.Name),
 		Log: c.String("log"), Record: c.String(recordFlag.Name), Restart: c.String(restartFlag.Name),
 		Bundle: c.String(bundleFlag.Name), Key: c.String(keyFlag.Name), From: c.String("from"),
 		DataRoot: c.String("data-root"), StorageOpts: c.StringSlice("storage-opt"), Settings: c.StringSlice("set"),

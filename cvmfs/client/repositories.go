@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -94,16 +95,18 @@ func (s *Repositories) Config(fqrn string) (*config.Config, error) {
 }
 
 // Reload forgets all repositories: whoever asks next gets them with the configuration, keys and blacklists of that
-// time. What was given out before goes on to work.
-func (s *Repositories) Reload() {
+// time. What was given out before goes on to work. It returns the names of those it has forgotten.
+func (s *Repositories) Reload() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.open {
 		o.Fetcher().Close()
 	}
+	names := slices.Sorted(maps.Keys(s.open))
 	clear(s.open)
 	clear(s.told)
 	s.reloads++
+	return names
 }
 
 func (s *Repositories) get(name string) (*opened, error) {

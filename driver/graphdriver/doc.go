@@ -24,7 +24,7 @@
 // An engine repeats a call whose connection failed, for half a minute, so every method may be called twice; see package
 // layers.
 //
-// One method is ours: status.Path tells programs what the node is doing. The socket is open to root only.
+// The commands of package control are answered at the same socket, which is open to root only.
 //
 // Locks: a mount and its record have the lock of their layer, a layer's taken before those of its ancestors; the node's
 // and those of layers come after it (package lockorder).

@@ -9,11 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/moby/sys/user"
 
-	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/driver/control"
 )
 
 const (
@@ -26,8 +27,9 @@ const (
 
 // ServerConfig is what a Server works with.
 type ServerConfig struct {
-	Driver *Driver
-	Log    *slog.Logger
+	Driver  *Driver
+	Control http.Handler // answers the commands of package control
+	Log     *slog.Logger
 }
 
 // Server answers the engine's calls.
@@ -69,9 +71,6 @@ func NewServer(cfg ServerConfig) *Server {
 	}
 	s.mux.HandleFunc("POST /GraphDriver.Diff", s.diff)
 	s.mux.HandleFunc("POST /GraphDriver.ApplyDiff", s.applyDiff)
-	s.mux.HandleFunc(status.Path, func(w http.ResponseWriter, _ *http.Request) {
-		s.answer(w, http.StatusOK, cfg.Driver.node.Status())
-	})
 	s.mux.HandleFunc("POST /Plugin.Activate", func(w http.ResponseWriter, _ *http.Request) {
 		s.answer(w, http.StatusOK, map[string][]string{"Implements": {"GraphDriver"}})
 	})
@@ -82,8 +81,14 @@ func NewServer(cfg ServerConfig) *Server {
 	return s
 }
 
-// ServeHTTP answers one call.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+// ServeHTTP answers one call, or one command to the node.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, control.Prefix) && s.cfg.Control != nil {
+		s.cfg.Control.ServeHTTP(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
 
 // Serve answers calls that come in on a listener until ctx ends; calls under way then have a few seconds to finish.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/graphdriver"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/node"
@@ -54,7 +55,10 @@ func newEngine(t testing.TB) *engine {
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	p := graphdriver.NewServer(graphdriver.ServerConfig{Driver: d, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	p := graphdriver.NewServer(graphdriver.ServerConfig{
+		Driver: d, Control: control.NewHandler(ctx, control.Config{Node: n}),
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
 	go func() { ended <- p.Serve(ctx, l) }()
 	e.client = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -305,7 +309,8 @@ func TestFailingDiffCutsTheConnection(t *testing.T) {
 
 func TestMethodsThatAreNotTheEngines(t *testing.T) {
 	e := newEngine(t)
-	if a := e.answer(e.post("/CvmfsGraphDriver.Status", nil)); a["pid"] != float64(os.Getpid()) {
+	var a object
+	if must(t, json.NewDecoder(e.post("/CvmfsGraphDriver.Status", nil).Body).Decode(&a)); a["pid"] != float64(os.Getpid()) {
 		t.Errorf("%v", a)
 	}
 	if d := cmp.Diff(object{"Implements": []any{"GraphDriver"}}, e.answer(e.post("/Plugin.Activate", nil))); d != "" {

@@ -1,9 +1,6 @@
 // Package status is what a node tells of itself, as plain values: package node fills them in, and the programs that ask
-// at a node's socket read them. The JSON is part of the interface between versions: fields are added, never renamed.
+// it (package control) read them. The JSON is part of the interface between versions: fields are added, never renamed.
 package status
-
-// Path is where a node answers at its socket, to GET or POST.
-const Path = "/CvmfsGraphDriver.Status"
 
 // Node is the state of a node. Counters begin with the server's life.
 type Node struct {
@@ -15,6 +12,11 @@ type Node struct {
 	Store   Store            `json:"store"`
 	Memory  Memory           `json:"memory"`
 	Err     string           `json:"error,omitempty"` // why Store is empty
+}
+
+// Reload is what came of reading the configuration again.
+type Reload struct {
+	Repositories []string `json:"repositories"` // that were in use, and are opened anew when they are asked for next
 }
 
 // Objects counts what became of objects. The fields are those of objects.Stats.

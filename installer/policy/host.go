@@ -29,6 +29,7 @@ type Request struct {
 	Version string // of this program
 
 	Host    string // the engine's socket
+	Socket  string // of the node, where it isn't the engine's plugin
 	Name    string // of the plugin, and so of the storage driver
 	File    string // the engine's configuration file
 	Log     string // the file that the engine's log goes to

@@ -2,13 +2,9 @@ package preflight
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -20,8 +16,8 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
-	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/rootfs"
 )
@@ -218,7 +214,7 @@ func (g *Plugin) look(ctx context.Context, e Engine, pid int) {
 		g.Disk = &disk
 	}
 	if g.Enabled {
-		g.State = askPlugin(ctx, filepath.Join(rootOf(pid), "run/docker/plugins", g.ID))
+		g.State = askPlugin(ctx, PluginSocket(pid, g.ID))
 	}
 }
 
@@ -244,53 +240,25 @@ func count(dir string) Disk {
 	return d
 }
 
-// maxState is the most bytes of a plugin's answer.
-const maxState = 64 << 20
-
-// askPlugin asks a plugin for its state, at the socket in a folder.
-func askPlugin(ctx context.Context, folder string) *State {
+// askPlugin asks a plugin for its state, at its socket.
+func askPlugin(ctx context.Context, socket string) *State {
 	ctx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
-	s, err := asked(ctx, folder)
+	answer, err := control.Status.Ask(ctx, control.NewClient(socket), control.None{})
 	if err != nil {
 		return &State{Err: err.Error()}
 	}
-	return s
+	return stateOf(answer)
 }
 
-func asked(ctx context.Context, folder string) (*State, error) {
-	// The whole path is longer than a socket's may be.
-	dir, err := os.OpenFile(folder, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close() // only a reference
-	socket := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), rootfs.PluginConfig(rootfs.Build{}).Interface.Socket)
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: dial}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin"+status.Path, nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return nil, fmt.Errorf("ask the plugin for its state: %w", err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask the plugin for its state: status %d", response.StatusCode)
-	}
-	return readState(io.LimitReader(response.Body, maxState))
+// PluginSocket is where an enabled plugin answers the engine and commands, seen from here; pid is the engine's, 0 where
+// it isn't known.
+func PluginSocket(pid int, id string) string {
+	return filepath.Join(rootOf(pid), "run/docker/plugins", id, rootfs.PluginConfig(rootfs.Build{}).Interface.Socket)
 }
 
-// readState reads the plugin's answer.
-func readState(r io.Reader) (*State, error) {
-	var answer status.Node
-	if err := json.NewDecoder(r).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("read the plugin's state: %w", err)
-	}
+// stateOf is what matters here of a node's state.
+func stateOf(answer status.Node) *State {
 	s := &State{
 		Version: answer.Version, Commit: answer.Commit, Err: answer.Err, Memory: answer.Memory.Resident,
 		Layers: answer.Store.Layers, Thin: answer.Store.Thin, Mounts: len(answer.Store.Mounts), Images: []Image{},
@@ -307,5 +275,5 @@ func readState(r io.Reader) (*State, error) {
 		}
 		s.Images = append(s.Images, image)
 	}
-	return s, nil
+	return s
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -353,52 +353,21 @@ func TestRepositoriesAreAskedAndTheirTroubleIsNamed(t *testing.T) {
 	})
 }
 
-func TestPluginIsAskedAtASocketOfALongPath(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if s := askPlugin(t.Context(), dir); s.Err == "" {
-		t.Errorf("%+v of nobody", s)
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/plugin.sock", d.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost || r.URL.Path != "/CvmfsGraphDriver.Status" {
-			http.NotFound(w, r)
-			return
-		}
-		w.Write([]byte(`{"version":"9","store":{"layers":1}}`))
-	})}
-	go server.Serve(l)
-	defer server.Close()
-	if s := askPlugin(t.Context(), dir); s.Err != "" || s.Version != "9" || s.Layers != 1 {
-		t.Errorf("%+v", s)
-	}
-}
-
-func TestPluginsAnswerIsRead(t *testing.T) {
-	s, err := readState(strings.NewReader(`{"version":"1.2","commit":"abc","memory":{"resident":7},"store":{"layers":4,"thin_layers":1,
+func TestStateOfThePluginIsTaken(t *testing.T) {
+	var answer status.Node
+	if err := json.Unmarshal([]byte(`{"version":"1.2","commit":"abc","memory":{"resident":7},"store":{"layers":4,"thin_layers":1,
 		"images":[{"key":"k","objects":3,"size":12,"layers":[{"repository":"a.example.org","revision":2},{"repository":"a.example.org","revision":5}]}],
-		"mounts":[{"layer":"x","stale":true},{"layer":"y"}]}}`))
-	if err != nil {
+		"mounts":[{"layer":"x","stale":true},{"layer":"y"}]}}`), &answer); err != nil {
 		t.Fatal(err)
 	}
 	want := &State{Version: "1.2", Commit: "abc", Memory: 7, Layers: 4, Thin: 1, Mounts: 2, Stale: 1, Images: []Image{
 		{Key: "k", Objects: 3, Size: 12, Repositories: map[string]uint64{"a.example.org": 5}},
 	}}
-	if d := cmp.Diff(want, s); d != "" {
+	if d := cmp.Diff(want, stateOf(answer)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if _, err := readState(strings.NewReader("<html>")); err == nil {
-		t.Error("what is no answer was read")
+	if s := askPlugin(t.Context(), t.TempDir()+"/plugin.sock"); s.Err == "" {
+		t.Errorf("%+v of nobody", s)
 	}
 }
 

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"cvmfs-graphdriver/driver/control"
+	"cvmfs-graphdriver/driver/status"
+)
+
+// fakeNode is a node that says what it was given to say.
+type fakeNode struct {
+	status status.Node
+	reload status.Reload
+	err    error // of Reload
+}
+
+func (n *fakeNode) Status() status.Node { return n.status }
+
+func (n *fakeNode) Reload(context.Context) (status.Reload, error) { return n.reload, n.err }
+
+// serveNode serves a node at a socket, and returns it.
+func serveNode(t *testing.T, n control.Node) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: control.NewHandler(t.Context(), control.Config{Node: n})}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return socket
+}
+
+// runOn runs this program on a host where no engine answers.
+func runOn(t *testing.T, args ...string) (code int, out, errOut string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	args = append([]string{"cvmfs-graphdriver"}, args...)
+	code = run(t.Context(), append(args, "--host", "unix://"+t.TempDir()+"/none"), &o, &e)
+	return code, o.String(), e.String()
+}
+
+func TestReloadTellsWhatCameOfIt(t *testing.T) {
+	socket := serveNode(t, &fakeNode{reload: status.Reload{Repositories: []string{"a.example.org", "b.example.org"}}})
+	code, out, errOut := runOn(t, "reload", "--socket", socket)
+	if code != 0 || out != "read again: a.example.org b.example.org\n" {
+		t.Errorf("%d %q %q", code, out, errOut)
+	}
+	code, out, errOut = runOn(t, "reload", "--json", "--socket", socket)
+	if code != 0 || out != `{"repositories":["a.example.org","b.example.org"]}`+"\n" {
+		t.Errorf("%d %q %q", code, out, errOut)
+	}
+	socket = serveNode(t, &fakeNode{err: errors.New("it is wrong")})
+	if code, out, errOut := runOn(t, "reload", "--socket", socket); code != 1 || !strings.Contains(errOut, "it is wrong") {
+		t.Errorf("%d %q %q", code, out, errOut)
+	}
+	if code, out, errOut := runOn(t, "reload"); code != 1 || !strings.Contains(errOut, "/none") {
+		t.Errorf("without a node: %d %q %q", code, out, errOut)
+	}
+}
