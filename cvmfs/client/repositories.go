@@ -85,6 +85,9 @@ func (s *Repositories) Opened(fqrn string) (*fetch.Fetcher, bool) {
 	return o.Fetcher(), true
 }
 
+// Queued returns how many requests wait for a connection to a server or proxy now.
+func (s *Repositories) Queued() int { return s.options.connections.Queued() }
+
 // Config returns the configuration a repository was opened with.
 func (s *Repositories) Config(fqrn string) (*config.Config, error) {
 	o, err := s.get(fqrn)

@@ -68,7 +68,8 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 	}
 	u := r.server.url(path)
 	e := &Error{URL: redact(u), Proxy: r.proxy.name}
-	var out outcome
+	out, began := stopped, time.Now()
+	defer func() { r.server.count.attempt(out, time.Since(began)) }()
 	switch {
 	case r.proxy.err != nil:
 		out, e.Err = unreachable, r.proxy.err

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -48,6 +50,19 @@ func (c *Connections) lane(addr string) *lane {
 		c.lanes[addr] = l
 	}
 	return l
+}
+
+// Queued returns how many requests wait for a connection now.
+func (c *Connections) Queued() (n int) {
+	c.mu.Lock()
+	lanes := slices.Collect(maps.Values(c.lanes))
+	c.mu.Unlock()
+	for _, l := range lanes {
+		l.mu.Lock()
+		n += len(l.waiting)
+		l.mu.Unlock()
+	}
+	return n
 }
 
 // lane is the connections to one server or proxy. They become more only by being answered: of new ones there are at

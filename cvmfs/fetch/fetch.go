@@ -69,6 +69,8 @@ type Fetcher struct {
 	resolving chan struct{} // closed when that is done; nil: nobody does it
 
 	requests, bytes, failures, retries, missing, bad, refused atomic.Int64
+
+	failovers struct{ servers, proxies atomic.Int64 }
 }
 
 // Stats count since the Fetcher was made.
@@ -98,6 +100,7 @@ func New(cfg Config) (*Fetcher, error) {
 	if len(f.all) == 0 {
 		return nil, fmt.Errorf("fetch: no server: set CVMFS_SERVER_URL")
 	}
+	f.countHosts()
 	f.arrange(nil)
 	if !cfg.Geo.Use || len(f.all) < 2 || slices.ContainsFunc(f.all, func(s *server) bool { return s.file }) {
 		f.sortDue.Store(math.MaxInt64)
@@ -161,9 +164,10 @@ func (f *Fetcher) lane(r route) *lane {
 // server is one base URL.
 type server struct {
 	health
-	base *url.URL
-	name string // the base URL as it may be printed
-	file bool
+	base  *url.URL
+	name  string // the base URL as it may be printed
+	file  bool
+	count *count // shared by the servers of a host
 }
 
 func newServer(spec string) (*server, error) {

@@ -88,6 +88,7 @@ func (h *health) state(now time.Time, told []error) string {
 
 func (f *Fetcher) blameServer(s *server, w *walk, now time.Time, fail failure) {
 	if s.since.IsZero() {
+		f.failovers.servers.Add(1)
 		f.log.Warn("server failed, using others", slog.String("server", s.name), slog.Any("err", fail.err))
 	}
 	s.fail(now, w.began, &f.cfg, f.cfg.HostResetAfter, fail)
@@ -96,6 +97,7 @@ func (f *Fetcher) blameServer(s *server, w *walk, now time.Time, fail failure) {
 
 func (f *Fetcher) blameProxy(p *proxy, w *walk, now time.Time, fail failure) {
 	if p.since.IsZero() {
+		f.failovers.proxies.Add(1)
 		f.log.Warn("proxy failed, using others", slog.String("proxy", p.name), slog.Any("err", fail.err))
 	}
 	p.fail(now, w.began, &f.cfg, f.cfg.ProxyResetAfter, fail)

@@ -1,0 +1,107 @@
+package fetch
+
+import (
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"cvmfs-graphdriver/internal/tally"
+)
+
+// count is what became of the attempts at servers of one host.
+type count struct {
+	attempts atomic.Int64
+	outcomes [unreachable + 1]atomic.Int64
+	took     tally.Durations // of those that delivered
+}
+
+// attempt counts one that ended after some time.
+func (c *count) attempt(out outcome, took time.Duration) {
+	c.attempts.Add(1)
+	c.outcomes[out].Add(1)
+	if out == delivered {
+		c.took.Add(took)
+	}
+}
+
+// HostStats count the attempts at the servers of one host since the Fetcher was made.
+type HostStats struct {
+	Host     string // as in the servers' URLs, with a port if they have one; "file" for folders
+	Attempts int64
+	Failures map[string]int64 // by their kind, which are always all of them; that a caller left is none
+	Latency  tally.Histogram  // of attempts that delivered, until the body was read and taken
+}
+
+// Hosts returns the counters of all hosts, in the order of the configuration.
+func (f *Fetcher) Hosts() []HostStats {
+	var list []HostStats
+	told := map[*count]bool{}
+	for _, s := range f.all {
+		if told[s.count] {
+			continue
+		}
+		told[s.count] = true
+		h := HostStats{
+			Host: s.host(), Attempts: s.count.attempts.Load(), Failures: map[string]int64{},
+			Latency: s.count.took.Histogram(),
+		}
+		for out := missing; out <= unreachable; out++ {
+			h.Failures[strings.ReplaceAll(out.String(), " ", "_")] = s.count.outcomes[out].Load()
+		}
+		list = append(list, h)
+	}
+	return list
+}
+
+// host names the server where a whole URL would be too much.
+func (s *server) host() string {
+	if s.file {
+		return "file"
+	}
+	return s.base.Host
+}
+
+// countHosts gives servers of one host one count.
+func (f *Fetcher) countHosts() {
+	counts := map[string]*count{}
+	for _, s := range f.all {
+		if counts[s.host()] == nil {
+			counts[s.host()] = &count{}
+		}
+		s.count = counts[s.host()]
+	}
+}
+
+// Members are servers or proxies, and how often one lost its place.
+type Members struct {
+	Of        int   // there are
+	Failed    int   // of them are out of order now: others are tried first
+	Failovers int64 // times one of them got out of order
+}
+
+// Members returns the state of servers and proxies. Proxies are counted by their addresses, which are known from the
+// first request on; DIRECT is none.
+func (f *Fetcher) Members() (servers, proxies Members) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	servers = Members{Of: len(f.all), Failovers: f.failovers.servers.Load()}
+	for _, s := range f.all {
+		servers.note(&s.health, now)
+	}
+	proxies = Members{Failovers: f.failovers.proxies.Load()}
+	for _, p := range f.proxies {
+		if !p.direct() {
+			proxies.Of++
+			proxies.note(&p.health, now)
+		}
+	}
+	return servers, proxies
+}
+
+// note counts one that is out of order.
+func (m *Members) note(h *health, now time.Time) {
+	if !h.preferred(now) {
+		m.Failed++
+	}
+}
