@@ -53,32 +53,20 @@ func repoFlags() []cli.Flag {
 
 // openRepository opens a repository as configured, save for what the flags say otherwise. State is kept in dir.
 func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error) {
-	files, spec := c.String("public-key"), c.String("proxy")
-	overrides := map[string]string{}
-	for parameter, value := range map[string]string{
-		"CVMFS_SERVER_URL": c.String("server-url"), "CVMFS_PUBLIC_KEY": files, "CVMFS_HTTP_PROXY": spec,
-	} {
-		if value != "" {
-			overrides[parameter] = value
-		}
+	g := config.Given{
+		Servers: c.String("server-url"), PublicKeys: c.String("public-key"), Proxies: c.String("proxy"),
 	}
-	if spec != "" {
-		if _, err := config.ParseProxies(spec); err != nil {
+	if g.Proxies != "" {
+		if _, err := config.ParseProxies(g.Proxies); err != nil {
 			return nil, program.Usagef(c, "--proxy: %v", err)
 		}
-		overrides["CVMFS_FALLBACK_PROXY"] = "" // that is for the configured ones
 	}
-	folder := configFolder(c, dir)
-	folder.Overrides = overrides
-	cfg, err := folder.Load(fqrn)
+	cfg, err := configFolder(c, dir).LoadGiven(fqrn, g)
 	if errors.Is(err, config.ErrNotConfigured) {
 		return nil, fmt.Errorf("%w; or give --server-url, --public-key and --proxy", err)
 	}
 	if err != nil {
 		return nil, err
-	}
-	if files != "" {
-		cfg.PublicKeys = strings.Split(files, ":") // as the caller calls them, wherever the folder lies
 	}
 	return client.Open(cfg, client.Options{Dir: dir, UserAgent: c.App.Name + "/" + version, Log: logger(c)})
 }
