@@ -86,7 +86,6 @@ type Config struct {
 	ClaimOwnership bool          // everything belongs to whoever runs the client
 	WorldReadable  bool          // everything may be read by all
 	MaxTTL         time.Duration // upper bound of how long a revision is taken for the newest; 0: none
-	QuotaLimit     int64         // bytes of cache to aim at; 0: no limit
 
 	Network  Network
 	External External
@@ -179,6 +178,7 @@ func (f Folder) evaluated(fqrn string) (*shell, error) {
 	if err := s.defaults(); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}
+	s.common = s.params[quotaLimit]
 	if err := s.repository(); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}

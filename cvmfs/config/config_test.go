@@ -124,7 +124,6 @@ func TestPackagedConfigurationIsUnderstood(t *testing.T) {
 			},
 			Blacklists:     []string{filepath.Join(dir, "blacklist")},
 			ClaimOwnership: true,
-			QuotaLimit:     4000 << 20,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
@@ -169,7 +168,6 @@ func TestBuiltInDefaultsApplyWithoutPackage(t *testing.T) {
 		ProxyResetAfter: 300 * time.Second, HostResetAfter: 1800 * time.Second,
 		PublicKeys: []string{filepath.Join(dir, "keys/example.org.pub")},
 		Blacklists: []string{filepath.Join(dir, "blacklist")},
-		QuotaLimit: 1 << 30,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -578,7 +576,7 @@ func FuzzLoad(f *testing.F) {
 			return
 		}
 		if len(c.Servers) == 0 || len(c.ProxyGroups) == 0 || len(c.PublicKeys) == 0 || c.Timeout <= 0 ||
-			c.TimeoutDirect <= 0 || c.QuotaLimit < 0 {
+			c.TimeoutDirect <= 0 {
 			t.Errorf("accepted %+v", c)
 		}
 	})

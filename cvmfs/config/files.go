@@ -238,7 +238,7 @@ func (s *shell) load(name string) error {
 	if err != nil {
 		return err
 	}
-	s.net = false
+	s.net, s.local = false, strings.HasSuffix(name, ".local")
 	return s.whole(path.Join(HostDir, path.Dir(name)), s.folder.show(file), string(text))
 }
 
@@ -356,6 +356,6 @@ func (s *shell) loadRemote(name string) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", shown, err)
 	}
-	s.net = true
+	s.net, s.local = true, false
 	return s.whole(path.Dir(shown), shown, string(text))
 }

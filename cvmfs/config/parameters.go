@@ -264,6 +264,10 @@ var Parameters = slices.Concat(
 			Name: "CVMFS_USE_SSL_SYSTEM_CA", Type: Switch, Default: "no",
 			Meaning: "Whether the host's certificate authorities are trusted for https: they always are, or where there are none those built into the program.",
 		},
+		Parameter{
+			Name: quotaLimit, Type: Mebibytes, packaged: "4000", min: -maxNumber, max: maxNumber,
+			Meaning: "Limit of the cache of all repositories, 0 for none, where a file of the site's own sets it (default.local) and the storage option cvmfs.cache-limit doesn't; else it is half of the file system.",
+		},
 	),
 	section(Unsupported,
 		Parameter{
@@ -338,10 +342,6 @@ var Parameters = slices.Concat(
 			Meaning: "Program that tells who may read a repository for members only; such repositories can't be read.",
 		},
 		Parameter{Name: "CVMFS_AUTHZ_SEARCH_PATH", Type: Path, Meaning: "Where such programs lie."},
-		Parameter{
-			Name: "CVMFS_QUOTA_LIMIT", Type: Mebibytes, Default: "1024", packaged: "4000", min: -maxNumber, max: maxNumber,
-			Meaning: "Size of the cache to aim at; the cache has a limit of its own, half of its file system.",
-		},
 		Parameter{
 			Name: "CVMFS_CACHE_QUOTA_LIMIT", Type: Mebibytes, min: -maxNumber, max: maxNumber,
 			Meaning: "The same of the main cache.",

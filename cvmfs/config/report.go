@@ -22,6 +22,7 @@ type Setting struct {
 	Place  *Place `json:"place,omitempty"`  // where it was set; nil: its default holds
 	Status Status `json:"status,omitempty"` // "" for a parameter that the client doesn't know
 	Doubt  string `json:"doubt,omitempty"`  // the failed line that makes the value uncertain
+	Unused string `json:"unused,omitempty"` // why a parameter that is honored has no effect with this value
 }
 
 // Report reads the folder for a repository as Load does. An error is of the name, or of a folder that can't be read at
@@ -62,6 +63,9 @@ func (s *shell) setting(name string) Setting {
 	if v.set {
 		shown.Value, shown.Place = userinfo.ReplaceAllString(v.value, "://…@"), &v.at
 	}
+	if q, _ := (&settings{shell: s}).quota(); name == quotaLimit {
+		shown.Unused = q.Unused
+	}
 	return shown
 }
 
@@ -78,6 +82,9 @@ func (r *Report) String() string {
 		}
 		if p.Doubt != "" {
 			from += ", not certain"
+		}
+		if p.Unused != "" {
+			from += ", no effect: " + p.Unused
 		}
 		text += fmt.Sprintf("%s=%s    # %s\n", p.Name, p.Value, from)
 	}

@@ -47,7 +47,6 @@ func (s *settings) config() (*Config, error) {
 		ClaimOwnership:  s.isOn("CVMFS_CLAIM_OWNERSHIP"),
 		WorldReadable:   s.isOn("CVMFS_WORLD_READABLE"),
 		MaxTTL:          s.duration("CVMFS_MAX_TTL"),
-		QuotaLimit:      max(0, s.number("CVMFS_QUOTA_LIMIT")) << 20,
 		Network:         s.network(),
 		External:        s.external(),
 		Fixed: Fixed{
@@ -61,6 +60,7 @@ func (s *settings) config() (*Config, error) {
 		c.Servers = c.Servers[:n.MaxServers]
 	}
 	s.repository()
+	s.tellQuota()
 	c.Findings = s.findings()
 	if len(s.errs) > 0 {
 		return nil, fmt.Errorf("configuration of %s: %w", s.fqrn, errors.Join(s.errs...))

@@ -59,6 +59,7 @@ type shell struct {
 	repo  *configRepo // nil: there is none, or it isn't read
 	line  uint        // of the eval whose text is evaluated; 0: none
 	net   bool        // the file comes from the configuration repository
+	local bool        // the file is the site's own, or sourced by such a one
 
 	steps, bytes, files, depth int
 
@@ -74,6 +75,7 @@ type shell struct {
 	last   string // the last one
 	fails  int    // how often a line failed
 
+	common   variable        // the limit of the cache, as the files say that all repositories have in common
 	used     map[string]bool // names of parameters that files read
 	findings []Finding
 }
@@ -84,6 +86,7 @@ type variable struct {
 	set   bool
 	at    Place  // of the last assignment
 	hosts string // the last value by the host's own files, whatever the configuration repository's say since
+	local bool   // set by a file of the site's own
 	doubt string // the failed line that makes the value uncertain; "" if it is certain
 }
 
@@ -558,7 +561,7 @@ func (s *shell) set(n syntax.Node, name, value string) error {
 	if _, known := s.params[name]; !known && len(s.params) >= maxParams {
 		return fmt.Errorf("%v: %w: more than %d parameters", s.at(n), errLimit, maxParams)
 	}
-	v := variable{value: value, set: true, at: s.at(n), hosts: value}
+	v := variable{value: value, set: true, at: s.at(n), hosts: value, local: s.local}
 	if s.net {
 		v.hosts = s.params[name].hosts
 	} else if name == "CVMFS_KEYS_DIR" {

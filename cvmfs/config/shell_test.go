@@ -391,7 +391,7 @@ CVMFS_BACKOFF_MAX=99999999999999999999
 CVMFS_BACKOFF_INIT=4000.5
 CVMFS_MAX_TTL=yes
 `))
-	if c.QuotaLimit != 20<<20 || c.Timeout != 0 || c.TimeoutDirect != 5*time.Second || c.MaxRetries != 0 ||
+	if c.Timeout != 0 || c.TimeoutDirect != 5*time.Second || c.MaxRetries != 0 ||
 		c.LowSpeedLimit != 1 || c.BackoffMax != maxSeconds*time.Second || c.BackoffInit != 4000*time.Second ||
 		c.MaxTTL != 0 {
 		t.Errorf("got %+v", c)

@@ -826,3 +826,42 @@ func TestWhatCannotBeVerifiedNowStays(t *testing.T) {
 		t.Errorf("without descriptors %+v, interrupted %+v, %d objects left", without, interrupted, here(s, refs))
 	}
 }
+
+func TestLimitsFollowTheFileSystem(t *testing.T) {
+	t.Parallel()
+	const gib = 1 << 30
+	for _, c := range []struct {
+		set        Limits
+		size       int64
+		limit, low int64
+	}{
+		{Limits{}, 100 * gib, 50 * gib, 5 * gib},
+		{Limits{}, 1000 * gib, 500 * gib, 50 * gib},
+		{Limits{}, 100_000 * gib, 50_000 * gib, 50 * gib},
+		{Limits{Limit: 10 * gib, Floor: 3 * gib}, 100 * gib, 10 * gib, 3 * gib},
+		{Limits{Limit: 1 << 62}, 100 * gib, 100 * gib, 5 * gib},
+	} {
+		if got := c.set.on(c.size); got != (Limits{c.limit, c.low}) {
+			t.Errorf("%+v on %d: %+v", c.set, c.size, got)
+		}
+	}
+}
+
+func TestALowerLimitCountsAtOnce(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	_, refs := images.add(t, "image", several(repo, 0, 40, mib)...)
+	fetchAll(t, s, refs)
+	must(t, s.SetLimits(Limits{Limit: 10 * mib, Floor: 1}))
+	eventually(t, "room", func() bool {
+		st, err := s.Status()
+		must(t, err)
+		return st.Used <= 10*mib
+	})
+	must(t, s.SetLimits(Limits{Limit: 100 * mib, Floor: 1}))
+	fetchAll(t, s, refs)
+	if n := here(s, refs); n != len(refs) {
+		t.Errorf("%d objects of %d", n, len(refs))
+	}
+}

@@ -20,10 +20,11 @@ const (
 // gate is what every fetch passes.
 type gate struct {
 	mu     sync.Mutex
-	limits Limits
-	flying int64 // bytes being fetched
-	parts  int64 // bytes in partial files
-	want   int64 // the largest fetch that waits for eviction
+	wished Limits // as they were set
+	limits Limits // as they hold
+	flying int64  // bytes being fetched
+	parts  int64  // bytes in partial files
+	want   int64  // the largest fetch that waits for eviction
 	turn   chan struct{}
 	stuck  time.Time // until then eviction is not tried; zero where something has changed since it found nothing
 	pause  time.Duration

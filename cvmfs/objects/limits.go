@@ -11,16 +11,19 @@ import (
 
 // Limits bound what a store takes of its file system.
 type Limits struct {
-	// Limit is how many bytes objects and partial files may take on disk; 0 is half of the file system.
+	// Limit is how many bytes objects and partial files may take on disk; 0 is half of the file system. More than all
+	// of it is all of it.
 	Limit int64
-	// Floor is how many bytes of the file system stay free; 0 is a twentieth of it.
+	// Floor is how many bytes of the file system stay free; 0 is a twentieth of it, and 50 GiB at most.
 	Floor int64
 }
 
-// Parts of the file system that count where nothing else is said.
+// What counts where nothing else is said: parts of the file system, and a floor that gives everybody else hours to make
+// room, however large it is.
 const (
 	defaultLimit = 2  // half
 	defaultFloor = 20 // a twentieth
+	mostFloor    = 50 << 30
 )
 
 // ErrLimit means that an object is not stored, as the store is at its limit and holds nothing that may be evicted.
@@ -54,15 +57,37 @@ func (s *Store) fileSystem() (size, free int64, err error) {
 	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil
 }
 
-// limits fills in what is not set.
-func (s *Store) limits() (Limits, error) {
-	l := s.cfg.Limits
+// SetLimits makes limits those that hold. Where the store takes more, what may go goes in the background.
+func (s *Store) SetLimits(l Limits) error {
+	s.gate.mu.Lock()
+	s.gate.wished = l
+	s.gate.mu.Unlock()
+	err := s.applyLimits()
+	s.gate.unstick()
+	s.keepAhead()
+	return err
+}
+
+// applyLimits takes the limits that are wished to the file system, which may have grown.
+func (s *Store) applyLimits() error {
 	size, _, err := s.fileSystem()
+	if err != nil {
+		return err
+	}
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	s.gate.limits = s.gate.wished.on(size)
+	return nil
+}
+
+// on returns the limits on a file system of so many bytes.
+func (l Limits) on(size int64) Limits {
 	if l.Limit <= 0 {
 		l.Limit = size / defaultLimit
 	}
 	if l.Floor <= 0 {
-		l.Floor = size / defaultFloor
+		l.Floor = min(size/defaultFloor, mostFloor)
 	}
-	return l, err
+	l.Limit = min(l.Limit, size)
+	return l
 }

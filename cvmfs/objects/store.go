@@ -124,7 +124,8 @@ func Open(cfg Config) (*Store, error) {
 		err = s.recover()
 	}
 	if err == nil {
-		s.gate.limits, err = s.limits()
+		s.gate.wished = cfg.Limits
+		err = s.applyLimits()
 	}
 	if err != nil {
 		dir.Close() // the error that is told is the first one
@@ -421,6 +422,9 @@ func (s *Store) lookAround(before []string) (mounted []string) {
 	mounted, err := s.touchMounted()
 	if err != nil {
 		s.log.Warn("object store: which images are mounted is not known", slog.Any("err", err))
+	}
+	if err := s.applyLimits(); err != nil {
+		s.log.Warn("object store: its file system doesn't tell its size", slog.Any("err", err))
 	}
 	if !slices.Equal(mounted, before) {
 		s.gate.unstick()

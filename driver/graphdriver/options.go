@@ -10,7 +10,9 @@ import (
 // parseOptions reads the engine's storage options.
 func parseOptions(opts []string) (node.Settings, error) {
 	o, err := options.Parse(opts)
-	return node.Settings{Repositories: o.Repositories, View: node.View(o.View)}, err
+	return node.Settings{
+		Repositories: o.Repositories, View: node.View(o.View), CacheLimit: o.CacheLimit, CacheFloor: o.CacheFloor,
+	}, err
 }
 
 // sizeOf returns the limit that options of a container ask for, in bytes; 0 is none.

@@ -2,7 +2,9 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 
@@ -43,4 +45,41 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 		}
 	}
 	return list, nil
+}
+// limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
+// limits nothing: repositories say what is wrong with it.
+func (n *Node) limitCache(c *configuration) error {
+	limits := objects.Limits{Limit: c.settings.CacheLimit, Floor: c.settings.CacheFloor}
+	c.limitBy = "storage option cvmfs.cache-limit"
+	if limits.Limit == 0 {
+		limits.Limit, c.limitBy = n.quota()
+	}
+	if err := n.objects.SetLimits(limits); err != nil {
+		return err
+	}
+	n.cfg.Log.Info("object cache", "limited_by", c.limitBy)
+	return nil
+}
+
+// quota returns the limit that the host's configuration sets, and where; 0 for the default.
+func (n *Node) quota() (limit int64, by string) {
+	const none = "half of the file system"
+	if n.cfg.NewComposer != nil {
+		return 0, none
+	}
+	folder, err := n.configurationFolder()
+	if err != nil {
+		return 0, none
+	}
+	q, ok, err := folder.Quota()
+	switch {
+	case err != nil:
+		n.cfg.Log.Warn("whether the configuration limits the object cache isn't known", "err", err)
+		return 0, none
+	case !ok || q.Unused != "":
+		return 0, none
+	case q.Bytes == 0:
+		return math.MaxInt64, fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v): none of its own", q.Place)
+	}
+	return q.Bytes, fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v)", q.Place)
 }

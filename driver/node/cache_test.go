@@ -57,3 +57,51 @@ func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
 	n.current = &configuration{face: mountedImages{"mounted": true}}
 	check("then", want(false, true, true))
 }
+
+func TestTheCacheIsLimitedByTheOptionOrElseTheSitesConfiguration(t *testing.T) {
+	dir := t.TempDir()
+	etc := dir + "/etc"
+	if err := os.Mkdir(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n, err := Open(Config{
+		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: etc,
+		Defaults: func() ([]byte, error) { return nil, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	limits := func(text string, s Settings) (limit, floor, size int64, by string) {
+		t.Helper()
+		if err := os.WriteFile(etc+"/default.local", []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c := &configuration{settings: s}
+		if err := n.limitCache(c); err != nil {
+			t.Fatal(err)
+		}
+		st, err := n.objects.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Limit, st.Floor, st.Size, c.limitBy
+	}
+	limit, floor, size, by := limits("", Settings{})
+	if limit != size/2 || floor != min(size/20, 50<<30) || by != "half of the file system" {
+		t.Errorf("by default: %d, %d of %d, %s", limit, floor, size, by)
+	}
+	limit, floor, _, by = limits("CVMFS_QUOTA_LIMIT=300\n", Settings{CacheFloor: 70 << 20})
+	if limit != 300<<20 || floor != 70<<20 || by != "CVMFS_QUOTA_LIMIT (/etc/cvmfs/default.local:1)" {
+		t.Errorf("by the site: %d, %d, %s", limit, floor, by)
+	}
+	if limit, _, _, by = limits("CVMFS_QUOTA_LIMIT=300\n", Settings{CacheLimit: 100 << 20}); limit != 100<<20 || by != "storage option cvmfs.cache-limit" {
+		t.Errorf("by the option: %d, %s", limit, by)
+	}
+	if limit, _, size, by = limits("CVMFS_QUOTA_LIMIT=0\n", Settings{}); limit != size {
+		t.Errorf("without a limit: %d of %d, %s", limit, size, by)
+	}
+	if limit, _, size, by = limits("if\n", Settings{}); limit != size/2 {
+		t.Errorf("of files that can't be read: %d of %d, %s", limit, size, by)
+	}
+}

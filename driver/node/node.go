@@ -75,6 +75,8 @@ type Settings struct {
 	Repositories []string             // the only ones that may be used; nil for all that are configured
 	IDs          user.IdentityMapping // owners in layers and owners on the host
 	View         View                 // "" for the best that works
+	CacheLimit   int64                // bytes that objects may take; 0 for what the configuration says, or the default
+	CacheFloor   int64                // bytes of the file system that stay free; 0 for the default
 }
 
 // Face is what an engine speaks to. It keeps account of mounts, and calls nothing of the node while it answers.
@@ -117,6 +119,7 @@ type configuration struct {
 	view         chosenView
 	composer     Composer
 	repositories *client.Repositories // nil with Config.NewComposer
+	limitBy      string               // what says the cache's limit, for people
 }
 
 // Open opens a node's folder, or starts a new one, and takes off what a former life has mounted for itself alone.
@@ -215,6 +218,10 @@ func (n *Node) Configure(settings Settings, face Face) error {
 	if err := n.newComposer(next); err != nil {
 		return err
 	}
+	if err := n.limitCache(next); err != nil {
+		next.close()
+		return err
+	}
 	n.mu.Lock()
 	n.current = next
 	n.mu.Unlock()
@@ -242,18 +249,26 @@ func (n *Node) newComposer(c *configuration) (err error) {
 		c.composer, err = n.cfg.NewComposer(c.settings)
 		return err
 	}
-	defaults, err := n.cfg.Defaults()
+	folder, err := n.configurationFolder()
 	if err != nil {
-		return fmt.Errorf("read the default configuration: %w", err)
+		return err
 	}
-	c.repositories = client.NewRepositories(config.Folder{Dir: n.cfg.Configuration, Defaults: defaults},
-		c.settings.Repositories,
+	c.repositories = client.NewRepositories(folder, c.settings.Repositories,
 		client.Options{Dir: n.Path("state", "repositories"), UserAgent: n.cfg.Agent, Log: n.cfg.Log})
 	c.composer, err = images.New(images.Config{
 		Dir: n.Path("images"), Repositories: c.repositories, Index: n.index, View: n.view, IDs: c.settings.IDs,
 		Log: n.cfg.Log,
 	})
 	return err
+}
+
+// configurationFolder is the host's configuration, with our defaults.
+func (n *Node) configurationFolder() (config.Folder, error) {
+	defaults, err := n.cfg.Defaults()
+	if err != nil {
+		return config.Folder{}, fmt.Errorf("read the default configuration: %w", err)
+	}
+	return config.Folder{Dir: n.cfg.Configuration, Defaults: defaults}, nil
 }
 
 // close ends the use of former settings.

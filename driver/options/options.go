@@ -21,6 +21,8 @@ import (
 const (
 	Repositories = "cvmfs.repositories"
 	View         = "cvmfs.view"
+	CacheLimit   = "cvmfs.cache-limit"
+	CacheFloor   = "cvmfs.cache-floor"
 	// Override is overlay2's, documented for RHEL 7: there it lifts a check of the kernel's version. This driver tries
 	// what the kernel can do instead; the installer's check of the version heeds it.
 	Override = "overlay2.override_kernel_check"
@@ -37,6 +39,8 @@ const (
 type Options struct {
 	Repositories []string // the only ones that may be used; nil for all that are configured
 	View         string   // EROFS or FUSE; "" for the best that works
+	CacheLimit   int64    // bytes that objects may take on disk; 0 for what else decides
+	CacheFloor   int64    // bytes of the file system that stay free; 0 for what else decides
 	Override     bool
 }
 
@@ -56,6 +60,14 @@ var readers = map[string]func(o *Options, value string) error{
 			return fmt.Errorf("there is %s, %s and %s", Auto, EROFS, FUSE)
 		}
 		return nil
+	},
+	CacheLimit: func(o *Options, value string) (err error) {
+		o.CacheLimit, err = cacheSize(value)
+		return err
+	},
+	CacheFloor: func(o *Options, value string) (err error) {
+		o.CacheFloor, err = cacheSize(value)
+		return err
 	},
 	Override: func(o *Options, value string) (err error) {
 		if o.Override, err = strconv.ParseBool(value); err != nil {
@@ -101,21 +113,44 @@ func Ours(option string) bool {
 	return strings.HasPrefix(Name(option), "cvmfs.") || Name(option) == Override
 }
 
+// leastCacheSize is the least that a size of the cache may be: below it one file might be all there is room for, and
+// the number is likely meant in another unit.
+const leastCacheSize = 64 << 20
+
+// cacheSize reads a limit of the cache, in bytes.
+func cacheSize(value string) (int64, error) {
+	n, err := size(strings.TrimSpace(value))
+	if err == nil && n < leastCacheSize {
+		err = fmt.Errorf("%d bytes are too few: want %s at least, with its unit, as in %q or %q", n,
+			units.BytesSize(leastCacheSize), "4000M", "100G")
+	}
+	return n, err
+}
+
+// size reads a number of bytes as the engine does.
+func size(value string) (int64, error) {
+	n, err := units.RAMInBytes(value)
+	switch {
+	case err != nil:
+		return 0, errors.New(`want a number of bytes, or of k, m, g, t or p as in "10G"`)
+	case n < 0 || n == math.MaxInt64: // what a conversion makes of a number that is too large differs by processor
+		return 0, errors.New("too large")
+	}
+	return n, nil
+}
+
 // ContainerSize reads the options of a container. It returns the size its layer is limited to, in bytes; 0 is none.
 func ContainerSize(opts map[string]string) (uint64, error) {
-	var size uint64
+	var limit uint64
 	for name, value := range opts {
 		if !strings.EqualFold(name, "size") {
 			return 0, fmt.Errorf("unknown storage option %q of a container: this driver takes size", name)
 		}
-		n, err := units.RAMInBytes(value) // as the engine reads it
+		n, err := size(value)
 		if err != nil {
-			return 0, fmt.Errorf(`storage option size=%.50s: want a number of bytes, or of k, m, g, t or p as in "10G"`, value)
+			return 0, fmt.Errorf("storage option size=%.50s: %w", value, err)
 		}
-		if n < 0 || n == math.MaxInt64 { // what a conversion makes of a number that is too large differs by processor
-			return 0, fmt.Errorf("storage option size=%.50s: too large", value)
-		}
-		size = uint64(n)
+		limit = uint64(n)
 	}
-	return size, nil
+	return limit, nil
 }

@@ -23,6 +23,8 @@ func TestOptionsAreRead(t *testing.T) {
 		{[]string{"CVMFS.View = fuse "}, options.Options{View: options.FUSE}},
 		{[]string{"cvmfs.view=erofs"}, options.Options{View: options.EROFS}},
 		{[]string{"cvmfs.view=fuse", "cvmfs.view=auto"}, options.Options{}},
+		{[]string{"cvmfs.cache-limit=300G"}, options.Options{CacheLimit: 300 << 30}},
+		{[]string{"Cvmfs.Cache-Limit= 1.5 TiB", "cvmfs.cache-floor=64m"}, options.Options{CacheLimit: 3 << 39, CacheFloor: 64 << 20}},
 		{[]string{"overlay2.override_kernel_check=1"}, options.Options{Override: true}},
 		{[]string{"overlay2.override_kernel_check=false"}, options.Options{}},
 	} {
@@ -35,13 +37,21 @@ func TestOptionsAreRead(t *testing.T) {
 
 func TestOptionsThatTheDriverDoesNotTakeAreRefusedByName(t *testing.T) {
 	for option, want := range map[string]string{
-		"cvmfs.repositoris=x":                  `"cvmfs.repositoris": this driver takes cvmfs.repositories, cvmfs.view, overlay2`,
+		"cvmfs.repositoris=x": `"cvmfs.repositoris": this driver takes cvmfs.cache-floor, cvmfs.cache-limit, ` +
+			`cvmfs.repositories, cvmfs.view, overlay2`,
 		"size=10G":                             `unknown storage option "size"`,
 		"":                                     `unknown storage option ""`,
 		"cvmfs.repositories=":                  "storage option cvmfs.repositories=: ",
 		"cvmfs.repositories=a.example.org,b/c": "storage option cvmfs.repositories=a.example.org,b/c: ",
 		"cvmfs.view":                           "storage option cvmfs.view=: there is auto, erofs and fuse",
 		"Cvmfs.View=EROFS":                     "storage option cvmfs.view=EROFS: there is auto, erofs and fuse",
+		"cvmfs.cache-limit=4000":               `4000 bytes are too few: want 64MiB at least, with its unit, as in "4000M"`,
+		"cvmfs.cache-limit=0":                  "0 bytes are too few",
+		"cvmfs.cache-limit=":                   "want a number of bytes",
+		"cvmfs.cache-limit=-1":                 "want a number of bytes",
+		"cvmfs.cache-limit=50%":                "want a number of bytes",
+		"cvmfs.cache-limit=9999999P":           "too large",
+		"cvmfs.cache-floor=63M":                "too few",
 		"overlay2.override_kernel_check=yes":   "override_kernel_check=yes: want true or false",
 	} {
 		if err := options.Check(option); err == nil || !strings.Contains(err.Error(), want) {

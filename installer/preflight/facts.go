@@ -3,6 +3,7 @@ package preflight
 import (
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -148,6 +149,7 @@ type Configuration struct {
 	Repositories []Repository `json:"repositories,omitempty"`
 	Err          string       `json:"error,omitempty"`
 	Notes        []string     `json:"notes,omitempty"` // what files that all repositories have in common lead to
+	Quota        config.Quota `json:"quota,omitzero"`  // CVMFS_QUOTA_LIMIT; zero: no file sets it
 }
 
 // Repository is a configured repository.

@@ -36,6 +36,10 @@ func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configurat
 		c.Err = err.Error()
 		return c
 	}
+	if c.Quota, _, err = folder.Quota(); err != nil {
+		c.Err = err.Error()
+		return c
+	}
 	common := map[string]bool{}
 	for _, f := range found {
 		c.Notes = append(c.Notes, f.String())

@@ -5,6 +5,12 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/docker/go-units"
+
+	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/driver/options"
+	"cvmfs-graphdriver/installer/daemonjson"
 )
 
 const (
@@ -19,7 +25,29 @@ func configuration(f *Facts, p *Plan) (found []Finding) {
 		found = with(one(Warning, id+".notes", "not all that the files in "+f.Configuration.Dir+" say has an effect",
 			"correct them, or see docs/configuration.md for what holds instead"), strings.Join(notes, "; "))
 	}
-	return append(found, folderFound(f, p, id)...)
+	found = append(found, folderFound(f, p, id)...)
+	return append(found, quota(f, p)...)
+}
+
+// quota tells what becomes of CVMFS_QUOTA_LIMIT.
+func quota(f *Facts, p *Plan) []Finding {
+	const id = "cvmfs.quota"
+	q := f.Configuration.Quota
+	opts := daemonjson.DriverOptions(f.File.Options, p.StorageOpts)
+	set := slices.ContainsFunc(opts, func(o string) bool { return options.Name(o) == options.CacheLimit })
+	what := fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v) ", q.Place)
+	switch {
+	case q == config.Quota{}:
+		return nil
+	case set:
+		return one(OK, id, what+"has no effect: the storage option "+options.CacheLimit+" limits the object cache", "")
+	case q.Unused != "":
+		return with(one(Note, id, what+"does not limit the object cache", "if the cache is to have this limit, set it in "+
+			f.Configuration.Dir+"/default.local, or by the storage option "+options.CacheLimit), q.Unused)
+	case q.Bytes == 0:
+		return one(OK, id, what+"leaves the object cache without a limit of its own", "")
+	}
+	return one(OK, id, what+"limits the object cache to "+units.BytesSize(float64(q.Bytes)), "")
 }
 
 func folderFound(f *Facts, p *Plan, id string) []Finding {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -71,6 +72,11 @@ func found(all []Finding, id string) (some []Finding) {
 		}
 	}
 	return some
+}
+
+// packageQuota is what CernVM-FS's package sets.
+var packageQuota = config.Quota{
+	Bytes: 4000 << 20, Place: config.Place{File: "/etc/cvmfs/default.conf", Line: 3}, Unused: "a package sets it",
 }
 
 func TestHostThatIsFitHasNothingAgainstIt(t *testing.T) {
@@ -180,7 +186,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		},
 		{
 			"unknown option", fit(), install, func(_ *Facts, p *Plan) { p.StorageOpts = []string{"cvmfs.repository=x"} },
-			"engine.storage-opts", Error, `"cvmfs.repository": this driver takes cvmfs.repositories`, "correct --storage-opt",
+			"engine.storage-opts", Error, `"cvmfs.repository": this driver takes cvmfs.cache-floor`, "correct --storage-opt",
 		},
 		{
 			"former options", fit(), install, func(f *Facts, _ *Plan) { f.File.Options = []string{"dm.basesize=20G"} },
@@ -439,6 +445,20 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		{
 			"no repository", fit(), install, func(f *Facts, _ *Plan) { f.Configuration.Repositories = nil },
 			"cvmfs.configuration", Warning, "no repository", "REPOSITORY.conf",
+		},
+		{
+			"limit of a package", fit(), install, func(f *Facts, _ *Plan) { f.Configuration.Quota = packageQuota },
+			"cvmfs.quota", Note, "CVMFS_QUOTA_LIMIT (/etc/cvmfs/default.conf:3) does not limit", "/default.local",
+		},
+		{
+			"limit by an option", fit(), install, func(f *Facts, p *Plan) {
+				f.Configuration.Quota, p.StorageOpts = packageQuota, []string{"cvmfs.cache-limit=300G"}
+			},
+			"cvmfs.quota", OK, "the storage option cvmfs.cache-limit limits", "",
+		},
+		{
+			"limit", fit(), install, func(f *Facts, _ *Plan) { f.Configuration.Quota.Bytes = 50 << 30 },
+			"cvmfs.quota", OK, "limits the object cache to 50GiB", "",
 		},
 		{
 			"proxy", fit(), install, func(f *Facts, _ *Plan) { f.Configuration.Repositories[0].Trouble = Proxy },

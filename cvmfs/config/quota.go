@@ -1,0 +1,55 @@
+package config
+
+import "fmt"
+
+const quotaLimit = "CVMFS_QUOTA_LIMIT"
+
+// Quota is the size that a cache is to have.
+type Quota struct {
+	Bytes int64 `json:"bytes"` // 0: as large as it gets
+	Place Place `json:"place"` // where it is set
+	// Unused is why the value doesn't count; "" for one that does. What a package sets is nobody's wish, and there is
+	// one cache, which no single repository sizes.
+	Unused string `json:"unused,omitempty"`
+}
+
+// Quota returns the size of the cache that all repositories share. ok is false where no file sets one.
+func (f Folder) Quota() (q Quota, ok bool, err error) {
+	s := newShell(f.placed(), "")
+	if err := s.defaults(); err != nil {
+		return Quota{}, false, fmt.Errorf("configuration: %w", err)
+	}
+	s.common = s.params[quotaLimit]
+	q, ok = (&settings{shell: s}).quota()
+	return q, ok, nil
+}
+
+// quota reads the limit of the cache. It is a site's own wish in a file whose name ends in .local, or in what such a
+// file sources; the others are those of packages.
+func (s *settings) quota() (q Quota, ok bool) {
+	v := s.shell.params[quotaLimit]
+	if !v.set || v.value == "" {
+		return Quota{}, false
+	}
+	q = Quota{Bytes: max(0, s.number(quotaLimit)) << 20, Place: v.at}
+	n, whole := leading(v.value)
+	switch {
+	case v.at != s.shell.common.at || !s.shell.common.set:
+		q.Unused = "there is one cache for all repositories: set it in default.local"
+	case !v.local:
+		q.Unused = "a package sets it, in a file that is not the site's own: set it in default.local"
+	case n == 0 && !whole:
+		q.Unused = "it is no number"
+	}
+	return q, true
+}
+
+// tellQuota tells of a limit that somebody wants and that has no effect.
+func (s *settings) tellQuota() {
+	q, ok := s.quota()
+	if v := s.shell.params[quotaLimit]; ok && q.Unused != "" && (v.local || byName[quotaLimit].changed(v.value)) {
+		s.found = append(s.found, Finding{
+			Kind: NotHonored, Place: q.Place, Parameter: quotaLimit, Text: "is set and has no effect here: " + q.Unused,
+		})
+	}
+}

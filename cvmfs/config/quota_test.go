@@ -1,0 +1,76 @@
+package config
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTheLimitOfTheCacheIsWhatTheSiteItselfSays(t *testing.T) {
+	for name, c := range map[string]struct {
+		files  map[string]string
+		bytes  int64
+		at     string // "": no file sets it
+		unused string // part of it; "": it counts
+		told   bool   // as something without effect
+	}{
+		"nobody":      {files: map[string]string{"default.conf": "CVMFS_TIMEOUT=5\n"}},
+		"the package": {map[string]string{"default.conf": "A=1\nCVMFS_QUOTA_LIMIT=4000\n"}, 4000 << 20, "default.conf:2", "a package sets it", false},
+		"another package": {
+			map[string]string{"default.d/60-grid.conf": "CVMFS_QUOTA_LIMIT=20000\n"},
+			20000 << 20, "default.d/60-grid.conf:1", "set it in default.local", true,
+		},
+		"the site": {
+			map[string]string{"default.conf": "CVMFS_QUOTA_LIMIT=4000\n", "default.local": "CVMFS_QUOTA_LIMIT=50000\n"},
+			50000 << 20, "default.local:1", "", false,
+		},
+		"the site, as the package": {
+			map[string]string{"default.conf": "CVMFS_QUOTA_LIMIT=4000\n", "default.local": "CVMFS_QUOTA_LIMIT=4000\n"},
+			4000 << 20, "default.local:1", "", false,
+		},
+		"a file that the site sources": {
+			map[string]string{"default.local": ". /etc/cvmfs/cache.conf\n", "cache.conf": "\nCVMFS_QUOTA_LIMIT=70\n"},
+			70 << 20, "cache.conf:2", "", false,
+		},
+		"no limit":    {map[string]string{"default.local": "CVMFS_QUOTA_LIMIT=-1\n"}, 0, "default.local:1", "", false},
+		"none at all": {map[string]string{"default.local": "CVMFS_QUOTA_LIMIT=0\n"}, 0, "default.local:1", "", false},
+		"no number":   {map[string]string{"default.local": "CVMFS_QUOTA_LIMIT=much\n"}, 0, "default.local:1", "it is no number", true},
+		"empty":       {files: map[string]string{"default.local": "CVMFS_QUOTA_LIMIT=\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.files["config.d/"+fqrn+".conf"] = complete
+			dir := folder(t, c.files)
+			q, ok, err := Folder{Dir: dir}.Quota()
+			if err != nil || ok != (c.at != "") {
+				t.Fatalf("%+v, %t, %v", q, ok, err)
+			}
+			if ok && (q.Bytes != c.bytes || q.Place.String() != "/etc/cvmfs/"+c.at || (q.Unused == "") != (c.unused == "") ||
+				!strings.Contains(q.Unused, c.unused)) {
+				t.Errorf("got %+v", q)
+			}
+			if _, found := load(t, dir); strings.Contains(found, "has no effect here") != c.told {
+				t.Errorf("told:\n%s", found)
+			}
+			r, err := Folder{Dir: dir}.Report(fqrn)
+			if err != nil || strings.Contains(r.String(), ", no effect: ") != (c.unused != "") {
+				t.Errorf("%v\n%s", err, r)
+			}
+		})
+	}
+}
+
+// The cache is one for all repositories: what one of them has of its own doesn't size it.
+func TestARepositorysOwnLimitOfTheCacheIsTold(t *testing.T) {
+	for _, file := range []string{"config.d/" + fqrn + ".local", "domain.d/example.org.local"} {
+		dir := folder(t, map[string]string{
+			"default.local": "CVMFS_QUOTA_LIMIT=50000\n", "config.d/" + fqrn + ".conf": complete,
+			file: "CVMFS_QUOTA_LIMIT=4000\n",
+		})
+		q, ok, err := Folder{Dir: dir}.Quota()
+		if err != nil || !ok || q.Bytes != 50000<<20 || q.Unused != "" {
+			t.Errorf("%+v, %t, %v", q, ok, err)
+		}
+		if _, found := load(t, dir); !strings.Contains(found, file+":1: CVMFS_QUOTA_LIMIT: is set and has no effect here: there is one cache") {
+			t.Errorf("%s: told:\n%s", file, found)
+		}
+	}
+}
