@@ -46,6 +46,7 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 	}
 	return list, nil
 }
+
 // limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
 // limits nothing: repositories say what is wrong with it.
 func (n *Node) limitCache(c *configuration) error {
