@@ -39,7 +39,12 @@ require (
 	mvdan.cc/sh/v3 v3.14.1
 )
 
-require github.com/moby/locker v1.0.1
+require (
+	github.com/moby/locker v1.0.1
+	github.com/robertkrimen/otto v0.5.1
+)
+
+require gopkg.in/sourcemap.v1 v1.0.5 // indirect
 
 require (
 	github.com/Azure/go-ansiterm v0.0.0-20250102033503-faa5f7b0171c // indirect

@@ -39,6 +39,7 @@ func TestByHandItSaysWhatItIsAndStartsNothing(t *testing.T) {
 		{[]string{"install"}, exitUsage, `"install"`},
 		{[]string{"version", "x"}, exitUsage, "arguments"},
 		{[]string{""}, exitUsage, "argument"},
+		{[]string{"evaluate-pac"}, exitFailed, "EOF"}, // for a script, of which there is none
 	} {
 		cmd := exec.Command(os.Args[0], c.args...)
 		cmd.Env = append(os.Environ(), underTest+"=1")

@@ -23,6 +23,7 @@ import (
 	// The plugin's root file system has no certificates of authorities: these are Mozilla's.
 	_ "golang.org/x/crypto/x509roots/fallback"
 
+	"cvmfs-graphdriver/cvmfs/pac"
 	"cvmfs-graphdriver/driver/supervise"
 	"cvmfs-graphdriver/rootfs"
 )
@@ -63,6 +64,7 @@ const (
 var errUsage = errors.New("called wrongly")
 
 func main() {
+	pac.Main()
 	log := slog.New(newHandler(os.Stdout, os.Stderr, os.Getenv("DEBUG")))
 	err := run(context.Background(), os.Args[1:], log)
 	switch {

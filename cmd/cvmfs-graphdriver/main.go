@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"cvmfs-graphdriver/cvmfs/pac"
 	"cvmfs-graphdriver/installer/preflight"
 	"cvmfs-graphdriver/internal/program"
 )
@@ -20,7 +21,10 @@ var (
 	commit  = ""
 )
 
-func main() { program.Main(run) }
+func main() {
+	pac.Main()
+	program.Main(run)
+}
 
 // run is the program without its process: it gives the exit code.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {

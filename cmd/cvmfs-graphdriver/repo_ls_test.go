@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +53,34 @@ func TestListingsAreThoseOfTheReferenceClient(t *testing.T) {
 			}
 			compareLines(t, testutil.Expected(t, fqrn), out)
 		})
+	}
+}
+
+// The program itself evaluates the script, in a process of its own.
+func TestProxiesAreThoseOfAScript(t *testing.T) {
+	const fqrn = "images.example.org"
+	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
+	proxy := testutil.NewFaulty(t, &httputil.ReverseProxy{Rewrite: func(*httputil.ProxyRequest) {}})
+	script := testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `function FindProxyForURL(url, host) {
+			return isInNet(host, "127.0.0.0", "255.0.0.0") ? "PROXY %s; DIRECT" : "DIRECT";
+		}`, strings.TrimPrefix(proxy.URL, "http://"))
+	}))
+	dir := t.TempDir()
+	settings := "CVMFS_HTTP_PROXY='auto;DIRECT'\nCVMFS_PAC_URLS=" + script.URL + "/wpad.dat\n"
+	if err := os.WriteFile(filepath.Join(dir, "default.local"), []byte(settings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errOut bytes.Buffer
+	code := run(t.Context(), []string{
+		"cvmfs-graphdriver", "repo", "ls", "--config-dir", dir, "--server-url", server.URL,
+		"--public-key", testutil.PublicKey(t, fqrn), fqrn,
+	}, &out, &errOut)
+	if code != 0 || errOut.Len() > 0 {
+		t.Fatalf("exit code %d: %s", code, &errOut)
+	}
+	if script.Requests("") != 1 || proxy.Requests("") == 0 || proxy.Requests("") != server.Requests("") {
+		t.Errorf("requests: script %d, proxy %d, server %d", script.Requests(""), proxy.Requests(""), server.Requests(""))
 	}
 }
 

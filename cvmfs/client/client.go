@@ -132,8 +132,12 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 func servers(c *config.Config, o Options) fetch.Config {
 	n := c.Network
 	return fetch.Config{
-		Servers:         c.Servers,
-		Proxies:         c.ProxyGroups,
+		Servers: c.Servers,
+		Proxies: c.ProxyGroups,
+		Auto: fetch.Auto{
+			URLs: n.Auto.URLs, Proxies: n.Auto.Proxies, NoDirect: n.Auto.NoDirect,
+			Cache: filepath.Join(o.Dir, "proxies"),
+		},
 		Timeout:         orNone(c.Timeout),
 		TimeoutDirect:   orNone(c.TimeoutDirect),
 		LowSpeedLimit:   orNone(c.LowSpeedLimit),

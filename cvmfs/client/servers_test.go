@@ -47,10 +47,13 @@ CVMFS_BACKOFF_MAX=0
 CVMFS_MAX_RETRIES=0
 X509_CERT_DIR=/certificates
 X509_CERT_BUNDLE=/bundle
-`, nil), Options{})
+CVMFS_PAC_URLS=http://wpad.example.org/w.dat
+CVMFS_FALLBACK_PROXY=DIRECT
+`, nil), Options{Dir: "/state"})
 	want := fetch.Config{
 		Servers: []string{"http://a/x", "http://b/x.example.org", "http://c"},
 		Proxies: [][]string{{"DIRECT"}},
+		Auto:    fetch.Auto{URLs: []string{"http://wpad.example.org/w.dat"}, NoDirect: true, Cache: "/state/proxies"},
 		Timeout: -1, TimeoutDirect: 10 * time.Second, LowSpeedLimit: -1, BackoffInit: -1, BackoffMax: -1,
 		ProxyResetAfter: 5 * time.Minute, HostResetAfter: 30 * time.Minute,
 		Names: fetch.Names{

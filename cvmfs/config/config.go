@@ -66,7 +66,7 @@ type Config struct {
 	FQRN    string
 	Servers []string // base URLs without a final slash, in order of preference; at least one
 
-	// ProxyGroups has at least one group, each has at least one member: "DIRECT" or a URL.
+	// ProxyGroups has at least one group, each has at least one member: "DIRECT" or a URL; or "auto" alone.
 	ProxyGroups [][]string
 
 	Timeout         time.Duration // to connect through a proxy, and how long a transfer may be slow
@@ -100,9 +100,9 @@ type Config struct {
 type Network struct {
 	MaxServers      int // how many servers are used; 0: all. Without GeoAPI, Config.Servers has no more
 	GeoAPI          bool
-	ProxyTemplate   string   // by which the geographic order is asked for; "": chosen by the client
-	PACURLs         []string // where the script for the proxy "auto" may be, in this order
-	ProxyShard      bool     // each object has its proxy of a group
+	ProxyTemplate   string // by which the geographic order is asked for; "": chosen by the client
+	Auto            Discovery
+	ProxyShard      bool // each object has its proxy of a group
 	ShardPolicy     string
 	MaxAddresses    int // of a proxy's name; 0: all
 	IPFamily        int // 4 or 6: preferred addresses; 0: no preference
@@ -119,10 +119,18 @@ type Network struct {
 	CertificateFile string // file with further ones; "": none
 }
 
+// Discovery is how the proxies that "auto" stands for are found.
+type Discovery struct {
+	URLs     []string // where the script may be, in this order
+	Proxies  string   // what they are, without a script; "": what it says
+	NoDirect bool     // DIRECT isn't taken from a script: there are fallbacks
+}
+
 // External is where external files come from. Its zero value: from nowhere.
 type External struct {
 	Servers       []string
 	ProxyGroups   [][]string // nil: those of the repository
+	Auto          Discovery
 	Timeout       time.Duration
 	TimeoutDirect time.Duration
 	MaxServers    int

@@ -459,6 +459,8 @@ func TestProxySpecifications(t *testing.T) {
 		"https://p;socks5://q:1":      {{"https://p"}, {"socks5://q:1"}},
 		"http://user:pw@p:3128":       {{"http://user:pw@p:3128"}},
 		"[2001:db8::1]:3128":          {{"http://[2001:db8::1]:3128"}},
+		"auto":                        {{Auto}},
+		"a;auto|;DIRECT":              {{"http://a"}, {Auto}, {Direct}},
 	} {
 		got, err := ParseProxies(spec)
 		if err != nil || !cmp.Equal(want, got) {
@@ -467,10 +469,8 @@ func TestProxySpecifications(t *testing.T) {
 	}
 	for spec, want := range map[string]string{
 		"": "names no proxy", ";|;": "names no proxy",
-		"auto":         "set CVMFS_HTTP_PROXY to the site's proxies, as http://PROXY:3128, or to DIRECT",
-		"auto;DIRECT":  "proxy 1 of group 1: automatic discovery",
-		"a:1;b:2|auto": "proxy 2 of group 2: automatic discovery",
-		"ftp://p":      "isn't a URL", "http://": "isn't a URL", "http://:3128": "isn't a URL", "a b": "isn't a URL",
+		"a:1;b:2|auto": "group 2: auto must be a group of its own", "auto|auto": "group 1: auto must be",
+		"ftp://p": "isn't a URL", "http://": "isn't a URL", "http://:3128": "isn't a URL", "a b": "isn't a URL",
 		"p:port": "isn't a URL", "http://u:secret@[": "isn't a URL",
 	} {
 		if _, err := ParseProxies(spec); err == nil || !strings.Contains(err.Error(), want) ||
@@ -491,19 +491,52 @@ func TestServersAreOfAKnownKind(t *testing.T) {
 	}
 }
 
-func TestAutomaticDiscoveryIsLeftOutWhereThereAreOthers(t *testing.T) {
+func TestAutoIsAGroupOfItsOwn(t *testing.T) {
 	for spec, want := range map[string][][]string{
-		"auto;DIRECT": {{Direct}}, "auto|p:1;DIRECT": {{"http://p:1"}, {Direct}}, "p:1; auto ;": {{"http://p:1"}},
+		"auto": {{Auto}}, "auto;DIRECT": {{Auto}, {Direct}}, "p:1; auto ;": {{"http://p:1"}, {Auto}},
 	} {
 		c, found := load(t, minimal(t, "CVMFS_HTTP_PROXY='"+spec+"'\n"))
-		if !cmp.Equal(c.ProxyGroups, want) || !strings.Contains(found, ":4: CVMFS_HTTP_PROXY: automatic discovery") {
+		if !cmp.Equal(c.ProxyGroups, want) || found != "" {
 			t.Errorf("%s: %q, %s", spec, c.ProxyGroups, found)
 		}
 	}
-	for _, spec := range []string{"auto", "auto;auto|auto; ;"} {
-		if _, err := Load(minimal(t, "CVMFS_HTTP_PROXY='"+spec+"'\n"), fqrn); err == nil ||
-			!strings.Contains(err.Error(), "automatic discovery") {
-			t.Errorf("%s: %v", spec, err)
+	for spec, want := range map[string][][]string{
+		"auto|p:1;DIRECT": {{"http://p:1"}, {Direct}}, "auto;p:1|auto": {{Auto}, {"http://p:1"}},
+	} {
+		c, found := load(t, minimal(t, "CVMFS_HTTP_PROXY='"+spec+"'\n"))
+		if !cmp.Equal(c.ProxyGroups, want) || !strings.Contains(found, ":4: CVMFS_HTTP_PROXY: auto has no effect") {
+			t.Errorf("%s: %q, %s", spec, c.ProxyGroups, found)
+		}
+	}
+	c, found := load(t, minimal(t, "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_FALLBACK_PROXY=auto\n"))
+	if !cmp.Equal(c.ProxyGroups, [][]string{{Direct}}) || !strings.Contains(found, ":5: CVMFS_FALLBACK_PROXY: auto has") {
+		t.Errorf("%q, %s", c.ProxyGroups, found)
+	}
+}
+
+func TestWhereProxiesAreFound(t *testing.T) {
+	for text, want := range map[string]Discovery{
+		"":                 {URLs: []string{"http://wpad/wpad.dat"}},
+		"CVMFS_PAC_URLS=;": {URLs: []string{"http://wpad/wpad.dat"}},
+		"CVMFS_PAC_URLS='auto ; http://a/b?c;file:///etc/cvmfs/x.pac;file:///srv/y'": {
+			URLs: []string{"http://wpad/wpad.dat", "http://a/b?c", "file://DIR/x.pac", "file:///srv/y"},
+		},
+		"http_proxy=http://p:1;q:2\nCVMFS_FALLBACK_PROXY=f": {
+			URLs: []string{"http://wpad/wpad.dat"}, Proxies: "http://p:1", NoDirect: true,
+		},
+	} {
+		dir := minimal(t, text+"\n")
+		c, _ := load(t, dir)
+		for i, at := range c.Network.Auto.URLs {
+			c.Network.Auto.URLs[i] = strings.Replace(at, dir, "DIR", 1)
+		}
+		if diff := cmp.Diff(want, c.Network.Auto); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", text, diff)
+		}
+	}
+	for _, at := range []string{"ftp://a/b", "file://host/x", "wpad.dat", "file:x"} {
+		if _, err := Load(minimal(t, "CVMFS_PAC_URLS="+at+"\n"), fqrn); err == nil || !strings.Contains(err.Error(), "script 1 isn't a URL") {
+			t.Errorf("%s: %v", at, err)
 		}
 	}
 }

@@ -90,11 +90,15 @@ var Parameters = slices.Concat(
 		},
 		Parameter{
 			Name: "CVMFS_HTTP_PROXY", Type: Proxies,
-			Meaning: "Proxies to go through, in the order of preference; `DIRECT` for none. It must be set.",
+			Meaning: "Proxies to go through, in the order of preference; `DIRECT` for none, the group `auto` for those that a script says (CVMFS_PAC_URLS). It must be set.",
 		},
 		Parameter{
 			Name: "CVMFS_FALLBACK_PROXY", Type: Proxies,
 			Meaning: "Further groups behind those of CVMFS_HTTP_PROXY, from which they remove `DIRECT`.",
+		},
+		Parameter{
+			Name: "CVMFS_PAC_URLS", Type: Servers, Default: "http://wpad/wpad.dat",
+			Meaning: "Scripts for `auto`, by `http://`, `https://` or `file:///FILE`, of which the first that answers counts; `auto` is the default. Where none answers, what was found before is used. If the files set `http_proxy`, no script is asked: that is it.",
 		},
 		Parameter{
 			Name: "CVMFS_MAX_SERVERS", Type: Number, Default: "0", max: 1 << 20,
@@ -270,10 +274,6 @@ var Parameters = slices.Concat(
 		},
 	),
 	section(Unsupported,
-		Parameter{
-			Name: "CVMFS_PAC_URLS", Type: Servers, Default: "http://wpad/wpad.dat",
-			Meaning: "Where the script for the proxy `auto` is found; `auto` is refused.",
-		},
 		Parameter{
 			Name: "CVMFS_PROXY_SHARDING_POLICY", Type: Text,
 			Meaning: "How CVMFS_PROXY_SHARD chooses; always by the object's name.",

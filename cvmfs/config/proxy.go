@@ -8,8 +8,10 @@ import (
 	"strings"
 )
 
-// Direct is the member of a proxy group that means no proxy.
-const Direct = "DIRECT"
+const (
+	Direct = "DIRECT" // the member of a proxy group that means no proxy
+	Auto   = "auto"   // the group that stands for what proxy auto-configuration finds
+)
 
 // ParseProxies reads a proxy specification: groups separated by ";", tried in this order, of proxies separated by "|",
 // among which load is spread. A proxy without a scheme is spoken to by HTTP. Errors don't quote the proxies, which may
@@ -28,6 +30,9 @@ func ParseProxies(spec string) ([][]string, error) {
 			}
 			group = append(group, proxy)
 		}
+		if len(group) > 1 && slices.Contains(group, Auto) {
+			return nil, fmt.Errorf("group %d: auto must be a group of its own", len(groups)+1)
+		}
 		if len(group) > 0 {
 			groups = append(groups, group)
 		}
@@ -38,28 +43,29 @@ func ParseProxies(spec string) ([][]string, error) {
 	return groups, nil
 }
 
-// withoutAuto takes the proxy "auto" out of a specification that names others, too.
-func withoutAuto(spec string) (rest string, found bool) {
-	isAuto := func(proxy string) bool { return strings.TrimSpace(proxy) == "auto" }
+// withoutAuto takes "auto" out of groups in which it isn't alone, and, unless it may be found, out of all. The
+// reference client takes it for a proxy's name there.
+func withoutAuto(spec string, mayFind bool) (rest string, found bool) {
+	isAuto := func(proxy string) bool { return strings.TrimSpace(proxy) == Auto }
 	groups := strings.Split(spec, ";")
 	for i, group := range groups {
-		proxies := strings.Split(group, "|")
+		proxies := items(group, "|")
+		if mayFind && len(proxies) == 1 {
+			continue
+		}
 		others := slices.DeleteFunc(slices.Clone(proxies), isAuto)
 		found = found || len(others) < len(proxies)
 		groups[i] = strings.Join(others, "|")
 	}
-	if rest = strings.Join(groups, ";"); !found || strings.Trim(rest, "; |\t") == "" {
+	if rest = strings.Join(groups, ";"); !found {
 		return spec, false
 	}
 	return rest, true
 }
 
 func parseProxy(proxy string) (string, error) {
-	switch proxy {
-	case Direct:
+	if proxy == Direct || proxy == Auto {
 		return proxy, nil
-	case "auto":
-		return "", errors.New("automatic discovery (auto) is not supported: set CVMFS_HTTP_PROXY to the site's proxies, as http://PROXY:3128, or to DIRECT")
 	}
 	if !strings.Contains(proxy, "://") {
 		proxy = "http://" + proxy

@@ -76,7 +76,7 @@ func (s *settings) network() Network {
 		MaxServers:      int(s.number("CVMFS_MAX_SERVERS")),
 		GeoAPI:          s.isOn("CVMFS_USE_GEOAPI"),
 		ProxyTemplate:   s.value("CVMFS_PROXY_TEMPLATE"),
-		PACURLs:         s.list("CVMFS_PAC_URLS", ";"),
+		Auto:            s.auto("CVMFS_FALLBACK_PROXY"),
 		ProxyShard:      s.isOn("CVMFS_PROXY_SHARD"),
 		ShardPolicy:     s.value("CVMFS_PROXY_SHARDING_POLICY"),
 		MaxAddresses:    int(s.number("CVMFS_MAX_IPADDR_PER_PROXY")),
@@ -95,6 +95,14 @@ func (s *settings) network() Network {
 	}
 }
 
+// auto is how the group "auto" is found. The reference client exports all parameters to its environment, and takes
+// http_proxy from there.
+func (s *settings) auto(fallbackName string) Discovery {
+	return Discovery{
+		URLs: s.pacURLs(), Proxies: s.value("http_proxy"), NoDirect: len(s.list(fallbackName, ";")) > 0,
+	}
+}
+
 // external takes the timeouts of the repository where it has none of its own.
 func (s *settings) external() External {
 	name := "CVMFS_EXTERNAL_URL"
@@ -106,6 +114,7 @@ func (s *settings) external() External {
 		return External{}
 	}
 	e.ProxyGroups = s.proxies("CVMFS_EXTERNAL_HTTP_PROXY", "CVMFS_EXTERNAL_FALLBACK_PROXY")
+	e.Auto = s.auto("CVMFS_EXTERNAL_FALLBACK_PROXY")
 	e.Timeout = s.duration(firstSet(s, "CVMFS_EXTERNAL_TIMEOUT", "CVMFS_TIMEOUT"))
 	e.TimeoutDirect = s.duration(firstSet(s, "CVMFS_EXTERNAL_TIMEOUT_DIRECT", "CVMFS_TIMEOUT_DIRECT"))
 	e.MaxServers = int(s.number("CVMFS_EXTERNAL_MAX_SERVERS"))
@@ -217,14 +226,7 @@ func (s *settings) proxies(name, fallbackName string) [][]string {
 	if s.value(name) == "" {
 		return nil // even where there are fallbacks, as in the reference client
 	}
-	spec, auto := withoutAuto(s.value(name))
-	if auto {
-		s.found = append(s.found, Finding{
-			Kind: NotHonored, Place: s.shell.params[name].at, Parameter: name,
-			Text: "automatic discovery (auto) is not supported: the other proxies are used",
-		})
-	}
-	groups, err := ParseProxies(spec)
+	groups, err := s.parseProxies(name, true)
 	if err != nil {
 		s.bad(name, err.Error())
 		return nil
@@ -232,12 +234,52 @@ func (s *settings) proxies(name, fallbackName string) [][]string {
 	if s.value(fallbackName) == "" {
 		return groups
 	}
-	fallback, err := ParseProxies(s.value(fallbackName))
+	fallback, err := s.parseProxies(fallbackName, false)
 	if err != nil {
 		s.bad(fallbackName, err.Error())
 		return nil
 	}
 	return withFallback(groups, fallback)
+}
+
+func (s *settings) parseProxies(name string, mayFind bool) ([][]string, error) {
+	spec, auto := withoutAuto(s.value(name), mayFind)
+	if auto {
+		s.found = append(s.found, Finding{
+			Kind: Odd, Place: s.shell.params[name].at, Parameter: name,
+			Text: "auto has no effect here: it must be a group of its own in CVMFS_HTTP_PROXY",
+		})
+		if len(items(strings.ReplaceAll(spec, "|", ";"), ";")) == 0 && !mayFind {
+			return nil, nil
+		}
+	}
+	return ParseProxies(spec)
+}
+
+// pacURLs are where scripts for the group "auto" are.
+func (s *settings) pacURLs() []string {
+	const name = "CVMFS_PAC_URLS"
+	urls := s.list(name, ";")
+	if s.value(name) == "" {
+		return []string{byName[name].Default}
+	}
+	for i, text := range urls {
+		if text == Auto {
+			urls[i] = byName[name].Default
+			continue
+		}
+		u, err := url.Parse(text)
+		switch {
+		case err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
+		case err != nil || u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
+			s.bad(name, fmt.Sprintf("script %d isn't a URL such as http://wpad/wpad.dat or file:///FILE, nor auto", i+1))
+		case s.shell.params[name].at.Network:
+			s.bad(name, fmt.Sprintf("script %d: %v", i+1, errForbidden))
+		default:
+			urls[i] = (&url.URL{Scheme: "file", Path: s.within(u.Path)}).String()
+		}
+	}
+	return urls
 }
 
 func (s *settings) publicKeys() []string {

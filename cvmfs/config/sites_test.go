@@ -233,7 +233,7 @@ func TestSitesConfigurationsGiveWhatTheClientTakesFromThem(t *testing.T) {
 		{
 			"EL", "CVMFS_CLIENT_PROFILE=single\n", "unpacked.cern.ch",
 			[]string{"http://cdn1.example.net"},
-			[][]string{{Direct}},
+			[][]string{{Auto}, {Direct}},
 			[]string{"cern-it5.cern.ch.pub", "cern.ch.pub"},
 			nil, "",
 		},

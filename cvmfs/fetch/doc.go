@@ -57,6 +57,12 @@
 // Where none tells it the configured order is used, and the question is repeated ten minutes later. Config.MaxServers
 // counts in the order that is found.
 //
+// # Proxies that are found
+//
+// Where the configured proxies have the group "auto", the first request waits for a proxy auto-configuration script to
+// say what stands for it (package pac). Where none can be had, what was found before is used, or else the other groups;
+// scripts are asked again after an hour, or a minute where none answered, beside requests that go on.
+//
 // # Names
 //
 // A proxy's name is resolved before the first request, and again when Names.MinTTL is over, beside requests that go on

@@ -23,8 +23,9 @@ import (
 // CernVM-FS client's packaged configuration; negative ones are none: no limit, no pause.
 type Config struct {
 	Servers []string // base URLs in order of preference: http, https or file; at least one
-	// groups of URLs or "DIRECT"; none at all means DIRECT. http:// is added where no scheme is given
+	// groups of URLs or "DIRECT", or Discover alone; none at all means DIRECT. http:// is added where no scheme is given
 	Proxies         [][]string
+	Auto            Auto          // how the group Discover is found
 	Timeout         time.Duration // for connecting, and without progress, through a proxy; 5 s; none is 5 min
 	TimeoutDirect   time.Duration // the same without a proxy; 10 s; none is 5 min
 	LowSpeedLimit   int64         // bytes/s; 1024
@@ -48,12 +49,15 @@ type Config struct {
 
 // Fetcher gets files of one repository. It is safe for concurrent use.
 type Fetcher struct {
-	cfg    Config
-	log    *slog.Logger
-	all    []*server   // in the order of the configuration
-	local  []*proxy    // the one "proxy" of file servers
-	groups [][]*member // in order of preference
-	names  *names
+	cfg   Config
+	log   *slog.Logger
+	all   []*server // in the order of the configuration
+	local []*proxy  // the one "proxy" of file servers
+	names *names
+
+	configured [][]*member        // groups of proxies in order of preference; nil: one that is to be found
+	discovers  bool               // there is one to be found
+	found      map[string]*member // what was found last
 
 	authorities *x509.CertPool // nil: the system's
 

@@ -36,6 +36,7 @@ func (p *proxy) direct() bool { return p.name == "" }
 // member is a proxy as it's configured. Its name may have several addresses, each of which is a proxy.
 type member struct {
 	url     *url.URL // nil: DIRECT
+	err     error    // stands for a proxy that isn't known, for this reason
 	proxies []*proxy
 }
 
@@ -131,6 +132,11 @@ func port(u *url.URL) string {
 // setProxies reads the groups. Those with names have no proxies before they are resolved.
 func (f *Fetcher) setProxies(groups [][]string) error {
 	for _, specs := range groups {
+		if slices.Equal(specs, []string{Discover}) {
+			f.discovers = true
+			f.configured = append(f.configured, nil)
+			continue
+		}
 		var group []*member
 		for _, spec := range specs {
 			m, err := newMember(spec)
@@ -140,12 +146,12 @@ func (f *Fetcher) setProxies(groups [][]string) error {
 			group = append(group, m)
 		}
 		rand.Shuffle(len(group), func(i, j int) { group[i], group[j] = group[j], group[i] })
-		f.groups = append(f.groups, group)
+		f.configured = append(f.configured, group)
 	}
-	if len(f.groups) == 0 {
-		f.groups = [][]*member{{{}}}
+	if len(f.configured) == 0 {
+		f.configured = [][]*member{{{}}}
 	}
-	if !slices.ContainsFunc(slices.Concat(f.groups...), (*member).named) {
+	if !f.discovers && !slices.ContainsFunc(slices.Concat(f.configured...), (*member).named) {
 		f.lookUp() // there is nothing to ask for
 	}
 	return nil
@@ -180,7 +186,8 @@ func (f *Fetcher) resolve(ctx context.Context) error {
 	}
 }
 
-// lookUp resolves the names of all proxies side by side. It ends within the time that names may take.
+// lookUp finds the proxies and resolves the names of all side by side. It ends within the time that scripts and names
+// may take.
 func (f *Fetcher) lookUp() {
 	type answer struct {
 		m     *member
@@ -189,7 +196,11 @@ func (f *Fetcher) lookUp() {
 	}
 	answers := make(chan answer)
 	n, due := 0, time.Time{}
-	for _, group := range f.groups {
+	groups, again := f.chain(context.Background())
+	if again > 0 {
+		due = time.Now().Add(again)
+	}
+	for _, group := range groups {
 		for _, m := range group {
 			if m.url == nil {
 				continue
@@ -217,7 +228,7 @@ func (f *Fetcher) lookUp() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var proxies []*proxy
-	for i, group := range f.groups {
+	for i, group := range groups {
 		var here []*proxy
 		for _, m := range group {
 			f.place(m, all[m].addrs, all[m].err)
@@ -234,6 +245,9 @@ func (f *Fetcher) lookUp() {
 // place gives a member a proxy for each of its addresses, keeping those it has.
 func (f *Fetcher) place(m *member, addrs []netip.Addr, err error) {
 	switch {
+	case m.err != nil:
+		m.proxies = []*proxy{{name: Discover, err: m.err, timeout: f.cfg.Timeout}}
+		return
 	case m.url == nil:
 		if m.proxies == nil {
 			m.proxies = []*proxy{f.newProxy(m, netip.Addr{})}

@@ -65,7 +65,7 @@ var rules = map[string][]string{
 	"cvmfs/listing":                append([]string{"cvmfs/client"}, formats...),
 	"cvmfs/objectfs":               append([]string{"cvmfs/fetch", "cvmfs/objects", "internal"}, formats...),
 	"cvmfs/objects":                append([]string{"cvmfs/fetch", "internal"}, formats...),
-	"cvmfs/fetch":                  append([]string{"internal"}, formats...),
+	"cvmfs/fetch":                  append([]string{"cvmfs/pac", "internal"}, formats...),
 	"cvmfs/fqrn":                   nil,
 	"cvmfs/hash":                   nil,
 	"cvmfs/manifest":               formats,
@@ -74,6 +74,7 @@ var rules = map[string][]string{
 	"cvmfs/history":                formats,
 	"cvmfs/config":                 formats,
 	"cvmfs/sqlitefile":             nil,
+	"cvmfs/pac":                    nil,
 	"internal":                     nil,
 	"test":                         {"bundle", "rootfs", "installer", "driver", "convert", "thin", "cvmfs", "internal"},
 }
