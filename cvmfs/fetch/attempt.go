@@ -74,6 +74,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 	case r.proxy.err != nil:
 		out, e.Err = unreachable, r.proxy.err
 	case r.server.file:
+		f.answered(r, 0)
 		out, e.Err = f.readFile(ctx, u.Path, sink)
 	default:
 		out, e.Status, e.Err = f.exchange(ctx, r, u, s, w, sink)
@@ -92,6 +93,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 		f.bad.Add(1)
 	}
 	f.failures.Add(1)
+	f.failed(r)
 	f.log.Debug("attempt failed", slog.String("path", w.path), slog.String("server", r.server.name),
 		slog.String("proxy", r.proxy.name), slog.String("outcome", out.String()),
 		slog.Duration("after", time.Since(w.began)), slog.Any("err", e.Err))
@@ -137,6 +139,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 		return out, 0, err
 	}
 	defer resp.Body.Close()
+	f.answered(r, time.Since(w.began))
 	m.body = resp.Body
 	defer func() { f.bytes.Add(m.total) }()
 	if resp.StatusCode != http.StatusOK {

@@ -72,24 +72,24 @@ func (f *Fetcher) countHosts() {
 	}
 }
 
-// Members are servers or proxies, and how often one lost its place.
-type Members struct {
+// Standing is that of all servers or all proxies together, and how often one lost its place.
+type Standing struct {
 	Of        int   // there are
 	Failed    int   // of them are out of order now: others are tried first
 	Failovers int64 // times one of them got out of order
 }
 
-// Members returns the state of servers and proxies. Proxies are counted by their addresses, which are known from the
+// Standing returns the state of servers and proxies. Proxies are counted by their addresses, which are known from the
 // first request on; DIRECT is none.
-func (f *Fetcher) Members() (servers, proxies Members) {
+func (f *Fetcher) Standing() (servers, proxies Standing) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	servers = Members{Of: len(f.all), Failovers: f.failovers.servers.Load()}
+	servers = Standing{Of: len(f.all), Failovers: f.failovers.servers.Load()}
 	for _, s := range f.all {
 		servers.note(&s.health, now)
 	}
-	proxies = Members{Failovers: f.failovers.proxies.Load()}
+	proxies = Standing{Failovers: f.failovers.proxies.Load()}
 	for _, p := range f.proxies {
 		if !p.direct() {
 			proxies.Of++
@@ -100,7 +100,7 @@ func (f *Fetcher) Members() (servers, proxies Members) {
 }
 
 // note counts one that is out of order.
-func (m *Members) note(h *health, now time.Time) {
+func (m *Standing) note(h *health, now time.Time) {
 	if !h.preferred(now) {
 		m.Failed++
 	}

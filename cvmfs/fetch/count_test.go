@@ -58,16 +58,16 @@ func TestFailOversAreCounted(t *testing.T) {
 	for _, name := range []string{"one", "two"} {
 		mustGet(t, f, name)
 	}
-	servers, proxies := f.Members()
-	if want := (Members{Of: 2, Failed: 1, Failovers: 1}); servers != want {
+	servers, proxies := f.Standing()
+	if want := (Standing{Of: 2, Failed: 1, Failovers: 1}); servers != want {
 		t.Errorf("servers %+v, want %+v", servers, want)
 	}
-	if want := (Members{Of: 1}); proxies != want {
+	if want := (Standing{Of: 1}); proxies != want {
 		t.Errorf("proxies %+v, want %+v", proxies, want)
 	}
 	p.Set(testutil.Fault{Status: 503, Header: http.Header{"X-Squid-Error": {"ERR"}}})
 	mustGet(t, f, "three")
-	if _, proxies = f.Members(); proxies != (Members{Of: 1, Failed: 1, Failovers: 1}) {
+	if _, proxies = f.Standing(); proxies != (Standing{Of: 1, Failed: 1, Failovers: 1}) {
 		t.Errorf("proxies %+v", proxies)
 	}
 }

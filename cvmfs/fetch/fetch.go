@@ -168,6 +168,7 @@ func (f *Fetcher) lane(r route) *lane {
 // server is one base URL.
 type server struct {
 	health
+	usage
 	base  *url.URL
 	name  string // the base URL as it may be printed
 	file  bool

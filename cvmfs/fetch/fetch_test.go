@@ -313,6 +313,26 @@ func TestRefusedConnectionMeansNextServerWithoutProxy(t *testing.T) {
 	}
 }
 
+func TestMembersTellHowTheyWereFound(t *testing.T) {
+	s, p := files(t), proxyServer(t)
+	s.Set(testutil.Fault{Path: "slow", Latency: 50 * time.Millisecond})
+	dead := closedPort(t)
+	cfg := quick(s.URL)
+	cfg.Proxies = [][]string{{dead}, {p.URL}, {"DIRECT"}}
+	f := fetcher(t, cfg)
+	mustGet(t, f, "slow")
+	mustGet(t, f, "b")
+	servers, proxies := f.Members()
+	if len(servers) != 1 || servers[0].Name != s.URL || servers[0].Answers != 2 || servers[0].Failures == 0 ||
+		servers[0].Wait < 25*time.Millisecond || servers[0].Err != nil {
+		t.Errorf("servers: %+v", servers)
+	}
+	if len(proxies) != 3 || proxies[0].Err == nil || proxies[0].Answers != 0 || proxies[1].Answers != 2 ||
+		proxies[1].Failures != 0 || proxies[2] != (Member{Name: "DIRECT"}) {
+		t.Errorf("proxies: %+v", proxies)
+	}
+}
+
 func TestFailedServerRegainsItsPlaceAfterItsTime(t *testing.T) {
 	t.Parallel()
 	a, b := files(t), files(t)
