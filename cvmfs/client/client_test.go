@@ -772,6 +772,55 @@ func TestWalkJoinsManyNestedCatalogsHidesAndLinks(t *testing.T) {
 	}
 }
 
+func TestAWalkThatGoesOnPassesOverWhatItCantRead(t *testing.T) {
+	f := newForge(t)
+	good := f.catalog("/good", []entry{{path: "/good", flags: 1 | catalog.NestedRoot}, {path: "/good/x", mode: file}})
+	lost := f.catalog("/lost", []entry{{path: "/lost", flags: 1 | catalog.NestedRoot}})
+	wrong := f.catalog("/wrong", []entry{ // whose folder contradicts itself
+		{path: "/wrong", flags: 1 | catalog.NestedRoot}, {path: "/wrong/ok", at: "/wrong/other", mode: file},
+	})
+	f.publish(f.catalog("", []entry{
+		{path: ""},
+		{path: "/good", flags: 1 | catalog.Mountpoint},
+		{path: "/hidden", flags: 1 | catalog.Hidden},
+		{path: "/hidden/y", mode: file},
+		{path: "/lost", flags: 1 | catalog.Mountpoint},
+		{path: "/unnamed", flags: 1 | catalog.Mountpoint}, // there is no such catalog
+		{path: "/wrong", flags: 1 | catalog.Mountpoint},
+		{path: "/z", mode: file},
+	}, good, lost, wrong), 1, time.Now())
+	delete(f.files, lost.digest.Path(hash.Catalog))
+	v := newest(t, open(t, f.config(), f.serve()))
+	var got, failed []string
+	visit := func(n *Node) error {
+		got = append(got, n.Path)
+		return nil
+	}
+	if err := v.WalkOn(t.Context(), "", visit, func(path string, err error) error {
+		if !errors.Is(err, ErrIncomplete) && !errors.Is(err, ErrInconsistent) {
+			t.Errorf("%s: %v", path, err)
+		}
+		failed = append(failed, path)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"", "/good", "/good/x", "/hidden", "/hidden/y", "/wrong", "/z"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("visited: %s", diff)
+	}
+	if diff := cmp.Diff([]string{"/lost", "/unnamed", "/wrong"}, failed); diff != "" {
+		t.Errorf("failed: %s", diff)
+	}
+	stop := errors.New("stop")
+	if err := v.WalkOn(t.Context(), "", visit, func(string, error) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("the function's error: %v", err)
+	}
+	if err := v.Walk(t.Context(), "", visit); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("an ordinary walk: %v", err)
+	}
+}
+
 func TestHolderIsTheCatalogAFolderContinuesIn(t *testing.T) {
 	v := newest(t, open(t, reference(t, features), referenceSite(t, features).url))
 	for path, want := range map[string]string{

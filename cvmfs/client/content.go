@@ -19,19 +19,51 @@ const maxInMemory = 1 << 20
 // Open reads a regular file. What it gives was verified: a whole object before its first byte is given, chunks one
 // after the other. ctx governs reading, too. Errors wrap ErrIncomplete if an object is missing on all servers.
 func (v *Revision) Open(ctx context.Context, e *catalog.Entry) (io.ReadCloser, error) {
+	return v.OpenRange(ctx, e, 0, e.Size)
+}
+
+// OpenRange is Open for length bytes from offset on, or as many as there are. Chunks outside of the range are not
+// fetched; a file that is one object is fetched whole, as it can't be verified otherwise.
+func (v *Revision) OpenRange(ctx context.Context, e *catalog.Entry, offset, length int64) (io.ReadCloser, error) {
 	o, err := objects.FromEntry(e)
 	if err != nil {
 		return nil, err
 	}
-	c := &content{ctx: ctx, repo: v.repo, name: e.Name, compression: o.Compression, suffix: hash.Chunk, parts: o.Chunks}
-	if len(o.Chunks) == 0 {
-		c.suffix, c.parts = hash.File, []catalog.Chunk{{Size: o.Size, Digest: o.Digest}}
+	if offset < 0 || length < 0 || offset > o.Size {
+		return nil, fmt.Errorf("content of %q in %s: no %d bytes at %d: it has %d", e.Name, v.FQRN, length, offset, o.Size)
 	}
+	length = min(length, o.Size-offset)
+	c := &content{ctx: ctx, repo: v.repo, name: e.Name, compression: o.Compression, suffix: hash.Chunk, left: length}
+	if len(o.Chunks) == 0 {
+		c.suffix, o.Chunks = hash.File, []catalog.Chunk{{Size: o.Size, Digest: o.Digest}}
+	}
+	for _, part := range o.Chunks {
+		if part.Offset < offset+length && part.Offset+part.Size > offset || o.Size == 0 {
+			c.parts = append(c.parts, part)
+		}
+	}
+	if len(c.parts) == 0 {
+		return c, nil
+	}
+	c.skip = offset - c.parts[0].Offset
 	if err := c.next(); err != nil {
 		c.Close() // the error that is told is the first one
 		return nil, err
 	}
 	return c, nil
+}
+
+// OpenPath is OpenRange for the regular file at a path. No symbolic link is followed.
+func (v *Revision) OpenPath(ctx context.Context, path string, offset, length int64) (io.ReadCloser, error) {
+	e, err := v.Lookup(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	if e.Target != "" {
+		return nil, fmt.Errorf("%.200q in %s is a symbolic link to %.200q: name the file it leads to", path, v.FQRN,
+			v.repo.Expand(e.Target))
+	}
+	return v.OpenRange(ctx, e, offset, length)
 }
 
 // content is an open file. Its objects are got one by one into a spool.
@@ -42,6 +74,8 @@ type content struct {
 	compression hash.Compression
 	suffix      hash.Suffix
 	parts       []catalog.Chunk // still to come
+	skip        int64           // bytes of the next part that are not wanted
+	left        int64           // bytes that are wanted
 	spool       spool
 }
 
@@ -58,12 +92,22 @@ func (c *content) next() error {
 		return fmt.Errorf("content of %q in %s: object %v has %d plain bytes, the catalog says %d: %w",
 			c.name, c.repo.cfg.FQRN, part.Digest, c.spool.written, part.Size, ErrInconsistent)
 	}
-	return c.spool.rewind()
+	if err := c.spool.rewind(); err != nil {
+		return err
+	}
+	skip := c.skip
+	c.skip = 0
+	return c.spool.discard(skip)
 }
 
 func (c *content) Read(p []byte) (int, error) {
+	if c.left == 0 {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), c.left)]
 	for {
 		n, err := c.spool.Read(p)
+		c.left -= int64(n)
 		if !errors.Is(err, io.EOF) || n > 0 {
 			return n, err
 		}
@@ -127,6 +171,17 @@ func (s *spool) Read(p []byte) (int, error) {
 	n, err := io.LimitReader(s.file, s.written).Read(p)
 	s.written -= int64(n)
 	return n, err
+}
+
+// discard passes over the next n bytes.
+func (s *spool) discard(n int64) error {
+	if s.small {
+		s.memory.Next(int(n))
+		return nil
+	}
+	s.written -= n
+	_, err := s.file.Seek(n, io.SeekCurrent)
+	return err
 }
 
 func (s *spool) close() error {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
@@ -23,6 +24,51 @@ func (v *Revision) Lookup(ctx context.Context, path string) (*catalog.Entry, err
 		return nil, fmt.Errorf("look up %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
 	}
 	return e, nil
+}
+
+// Stat is an entry and what belongs to it.
+type Stat struct {
+	Node
+	Mount      string           // where the catalog begins that has the row; the path itself, if that is a mount
+	Same       []string         // the paths in the same folder that are the same file, by hard links
+	Statistics catalog.Counters // of a mount: all from there on
+}
+
+// Stat returns what is known of a path. A mount is answered from the catalog that goes on there.
+func (v *Revision) Stat(ctx context.Context, path string) (*Stat, error) {
+	s := &Stat{Node: Node{Path: path}}
+	m, err := v.mountOf(ctx, path, true)
+	if err == nil {
+		s.Mount, s.Catalog = m.path, m.digest
+		err = v.repo.use(ctx, m, func(c *catalog.Catalog) error { return s.read(c, m) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
+	}
+	return s, nil
+}
+
+func (s *Stat) read(c *catalog.Catalog, m mount) (err error) {
+	if s.Entry, err = c.Lookup(s.Path); err != nil {
+		return err
+	}
+	s.Link = uint64(s.Group)
+	if s.Path == m.path {
+		all, err := c.Statistics()
+		s.Statistics = all.Total()
+		return err
+	}
+	if s.Group == 0 {
+		return nil
+	}
+	s.Same = nil
+	nodes, err := listing(c, m, s.Path[:strings.LastIndexByte(s.Path, '/')])
+	for _, n := range nodes {
+		if n.Group == s.Group && n.Path != s.Path {
+			s.Same = append(s.Same, n.Path)
+		}
+	}
+	return err
 }
 
 // Holder returns the catalog that lists what is in a folder. As catalogs name nested ones and objects by content, an

@@ -32,6 +32,9 @@ type Revision struct {
 	Certificate string        // fingerprints of who signed it, see trust.Certificate
 	Expires     time.Time     // when the whitelist stops vouching for that certificate
 	TTL         time.Duration // how long the publisher wants it to be taken for the newest
+	History     hash.Digest   // the tags, see Tags; zero where there are none
+	Metainfo    hash.Digest   // JSON about the repository; zero where there is none
+	Collectable bool          // the publisher removes old revisions' objects
 
 	repo *Repository
 	root mount
@@ -105,6 +108,9 @@ func (r *Repository) newest(ctx context.Context) (*Revision, error) {
 		Root:        m.Root,
 		Certificate: t.Certificate.String(),
 		Expires:     t.Expires,
+		History:     m.History,
+		Metainfo:    m.Metainfo,
+		Collectable: m.GarbageCollectable,
 		repo:        r,
 		root:        mount{digest: m.Root, size: m.RootSize},
 	}

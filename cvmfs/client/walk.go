@@ -33,15 +33,25 @@ const (
 // Errors: fs.ErrNotExist if there is no such path; ErrIncomplete, ErrInconsistent and catalog.ErrInvalid for faults of
 // the repository.
 func (v *Revision) Walk(ctx context.Context, path string, fn func(*Node) error) error {
-	return v.walk(ctx, path, false, fn)
+	return v.walk(ctx, &walker{top: path, fn: fn})
 }
 
 // WalkSorted visits the same in the order of the paths' bytes, so that "/a-b" comes between "/a" and "/a/b".
 func (v *Revision) WalkSorted(ctx context.Context, path string, fn func(*Node) error) error {
-	return v.walk(ctx, path, true, fn)
+	return v.walk(ctx, &walker{top: path, sorted: true, fn: fn})
 }
 
-func (v *Revision) walk(ctx context.Context, path string, sorted bool, fn func(*Node) error) error {
+// WalkOn visits what Walk does, hidden entries too, and goes on where it can't: failed is told of a folder that can't
+// be entered, whose error says why, and the walk passes over what is below it. It ends with the first error of fn's or
+// failed's, with the context, and if path itself can't be read.
+func (v *Revision) WalkOn(ctx context.Context, path string, fn func(*Node) error,
+	failed func(path string, err error) error,
+) error {
+	return v.walk(ctx, &walker{top: path, fn: fn, failed: failed})
+}
+
+func (v *Revision) walk(ctx context.Context, w *walker) error {
+	path := w.top
 	m, err := v.mountOf(ctx, path, true)
 	var t *table
 	if err == nil {
@@ -51,7 +61,7 @@ func (v *Revision) walk(ctx context.Context, path string, sorted bool, fn func(*
 		return v.walkError(path, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	w := &walker{ctx: ctx, revision: v, top: path, sorted: sorted, fn: fn}
+	w.ctx, w.revision = ctx, v
 	w.downloads, w.tables = make(chan struct{}, downloadsAhead), make(chan struct{}, tablesAhead)
 	defer w.running.Wait()
 	defer cancel()
@@ -61,10 +71,18 @@ func (v *Revision) walk(ctx context.Context, path string, sorted bool, fn func(*
 		return v.walkError(path, fs.ErrNotExist)
 	}
 	n, inside, err := w.visit(t, i, path)
-	if err != nil || !n.IsDir() {
+	if err != nil || !n.IsDir() || inside == nil {
 		return err
 	}
 	return w.folder(inside, path)
+}
+
+// lost deals with a folder that can't be entered.
+func (w *walker) lost(path string, err error) error {
+	if w.failed == nil || w.ctx.Err() != nil {
+		return w.revision.walkError(path, err)
+	}
+	return w.failed(path, err)
 }
 
 func (v *Revision) walkError(path string, err error) error {
@@ -78,6 +96,7 @@ type walker struct {
 	top      string
 	sorted   bool
 	fn       func(*Node) error
+	failed   func(path string, err error) error // nil: a failure ends the walk, and hidden entries are passed over
 
 	entered   uint64        // tables so far
 	downloads chan struct{} // a token for each download ahead
@@ -120,11 +139,11 @@ type subtree struct {
 func (w *walker) folder(t *table, path string) error {
 	from, to, err := t.children(path)
 	if err != nil {
-		return w.revision.walkError(path, fmt.Errorf("catalog %v: %w", t.mount.digest, err))
+		return w.lost(path, fmt.Errorf("catalog %v: %w", t.mount.digest, err))
 	}
 	var waiting []subtree
 	for i := from; i < to; i++ {
-		if t.rows[i].flags&catalog.Hidden != 0 {
+		if t.rows[i].flags&catalog.Hidden != 0 && w.failed == nil {
 			continue
 		}
 		name := t.name(&t.rows[i])
@@ -135,7 +154,7 @@ func (w *walker) folder(t *table, path string) error {
 		if err != nil {
 			return err
 		}
-		if n.IsDir() {
+		if n.IsDir() && inside != nil {
 			waiting = append(waiting, subtree{name: name, t: inside, path: n.Path})
 		}
 	}
@@ -158,7 +177,7 @@ func (w *walker) settle(waiting []subtree, next string) ([]subtree, error) {
 	return waiting, nil
 }
 
-// visit hands out a node and gives the table its content is in.
+// visit hands out a node and gives the table its content is in; nil if that is lost.
 func (w *walker) visit(t *table, i int, path string) (*Node, *table, error) {
 	if w.ctx.Err() != nil {
 		return nil, nil, w.revision.walkError(path, context.Cause(w.ctx))
@@ -167,7 +186,7 @@ func (w *walker) visit(t *table, i int, path string) (*Node, *table, error) {
 	if n.Flags&catalog.Mountpoint != 0 {
 		inside, err := w.nested(t, path)
 		if err != nil {
-			return nil, nil, w.revision.walkError(path, err)
+			return n, nil, w.lost(path, err)
 		}
 		t = inside
 		n = t.node(t.find(path), path)
