@@ -18,10 +18,13 @@ import (
 // repoCommand looks into repositories, with no daemon.
 func repoCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "repo",
-		Usage:       "inspect CernVM-FS repositories",
-		Subcommands: []*cli.Command{repoLsCommand(), repoMountCommand(), repoShowconfigCommand()},
-		Action:      program.OnlyCommands,
+		Name:  "repo",
+		Usage: "inspect CernVM-FS repositories",
+		Subcommands: []*cli.Command{
+			repoInfoCommand(), repoLsCommand(), repoStatCommand(), repoCatCommand(), repoTagsCommand(),
+			repoVerifyCommand(), repoMountCommand(), repoShowconfigCommand(),
+		},
+		Action: program.OnlyCommands,
 	}
 }
 
@@ -32,6 +35,19 @@ func folderArg(arg string) (fqrn, path string) {
 		path = "/" + path
 	}
 	return fqrn, path
+}
+
+// placeArgs takes FQRN PATH, or FQRN/PATH.
+func placeArgs(c *cli.Context) (fqrn, path string, err error) {
+	switch c.NArg() {
+	case 1:
+		fqrn, path = folderArg(c.Args().Get(0))
+	case 2:
+		fqrn, path = folderArg(c.Args().Get(0) + "/" + strings.TrimLeft(c.Args().Get(1), "/"))
+	default:
+		err = program.Usagef(c, "want %s", c.Command.ArgsUsage)
+	}
+	return fqrn, path, err
 }
 
 // repoFlags say where a repository is and whom to trust.

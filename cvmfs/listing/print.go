@@ -39,57 +39,42 @@ func (i *Item) isDevice() bool { return i.Type() == unix.S_IFCHR || i.Type() == 
 // WriteJSON writes an item as json.dumps(…, sort_keys=True, ensure_ascii=False) of Python would. expand puts variables
 // into the targets of symbolic links.
 func WriteJSON(w io.Writer, i *Item, expand func(string) string) error {
-	b := []byte{'{'}
-	key := func(name string) {
-		if len(b) > 1 {
-			b = append(b, ", "...)
-		}
-		b = append(appendJSON(b, name), ": "...)
-	}
-	text := func(name, value string) {
-		key(name)
-		b = appendJSON(b, value)
-	}
-	number := func(name string, value int64) {
-		key(name)
-		b = strconv.AppendInt(b, value, 10)
-	}
+	return i.object(expand).write(w)
+}
+
+// object is what JSON says of an item.
+func (i *Item) object(expand func(string) string) object {
+	var o object
 	if i.isDevice() {
-		text("device", fmt.Sprintf("%d:%d", unix.Major(i.Rdev), unix.Minor(i.Rdev)))
+		o.text("device", fmt.Sprintf("%d:%d", unix.Major(i.Rdev), unix.Minor(i.Rdev)))
 	}
-	number("gid", int64(i.GID))
-	text("mode", fmt.Sprintf("%04o", i.Mode&0o7777))
-	number("mtime", i.Mtime)
-	number("nlink", int64(i.Nlink))
-	text("path", i.shown())
+	o.number("gid", int64(i.GID))
+	o.text("mode", fmt.Sprintf("%04o", i.Mode&0o7777))
+	o.number("mtime", i.Mtime)
+	o.number("nlink", int64(i.Nlink))
+	o.text("path", i.shown())
 	if i.SameAs != "" {
-		text("same_inode_as", i.SameAs)
+		o.text("same_inode_as", i.SameAs)
 	}
 	if i.Sum != nil {
-		text("sha256", hex.EncodeToString(i.Sum))
+		o.text("sha256", hex.EncodeToString(i.Sum))
 	}
 	if i.IsRegular() {
-		number("size", i.Size)
+		o.number("size", i.Size)
 	}
 	if i.Type() == unix.S_IFLNK {
-		text("target", expand(i.Target))
+		o.text("target", expand(i.Target))
 	}
-	text("type", kinds[i.Type()].name)
-	number("uid", int64(i.UID))
+	o.text("type", kinds[i.Type()].name)
+	o.number("uid", int64(i.UID))
 	if len(i.Xattrs) > 0 {
-		key("xattrs_hex")
-		for n, x := range i.Xattrs {
-			b = append(b, "{,"[min(n, 1)])
-			if n > 0 {
-				b = append(b, ' ')
-			}
-			b = append(appendJSON(b, x.Name), ": \""...)
-			b = append(hex.AppendEncode(b, x.Value), '"')
+		var xattrs object
+		for _, x := range i.Xattrs {
+			xattrs.text(x.Name, hex.EncodeToString(x.Value))
 		}
-		b = append(b, '}')
+		o.object("xattrs_hex", xattrs)
 	}
-	_, err := w.Write(append(b, "}\n"...))
-	return err
+	return o
 }
 
 // appendJSON writes a string. UTF-8 stands for itself; any other byte becomes the lone surrogate U+DC80…U+DCFF as which
