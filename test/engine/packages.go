@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // packageSet is what is fetched and unpacked together, into a folder of the cache.
@@ -96,16 +98,21 @@ func Fetch(ctx context.Context, cache string, progress io.Writer) (*Tools, error
 	return Find(ctx, cache)
 }
 
-// FetchAll brings all that tests run into the cache folder as [Fetch] does: the engine, a newer one, and programs
-// besides. What can't be had doesn't keep the others away.
+// FetchAll brings all that tests run into the cache folder as [Fetch] does: the engine, newer ones, those with an image
+// store of containerd's, and programs besides. What can't be had doesn't keep the others away.
 func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 	_, err := Fetch(ctx, cache, progress)
-	return errors.Join(err,
+	failures := []error{err}
+	for _, b := range []build{containerdBuild, dockerdBuild, crictlBuild} {
+		failures = append(failures, b.fetch(ctx, cache, progress))
+	}
+	return errors.Join(append(failures,
 		newer.fetch(ctx, cache, progress, func(dir string) error {
 			_, err := unpacked(ctx, dir, filepath.Join(cache, oldest.folder))
 			return err
 		}),
-		FetchPrograms(ctx, cache, progress))
+		fetchSid(ctx, cache, progress),
+		FetchPrograms(ctx, cache, progress))...)
 }
 
 // FetchPrograms brings what [FindProgram] gives into the cache folder, as [Fetch] does.
@@ -118,8 +125,33 @@ func FetchPrograms(ctx context.Context, cache string, progress io.Writer) error 
 	})
 }
 
-// fetch brings the set into the cache folder unless it is there; works tells that of a folder.
+// fetch brings the set into the cache folder unless it is there; works says what is wrong with a folder.
 func (s *packageSet) fetch(ctx context.Context, cache string, progress io.Writer, works func(dir string) error) error {
+	return bring(ctx, cache, s.folder, progress, works, func(work, root string) error {
+		apt, err := s.download(ctx, work, progress)
+		if err != nil {
+			return err
+		}
+		if s.make != nil {
+			err = s.make(ctx, apt, root)
+		} else {
+			err = unpack(ctx, apt.dir, root, progress)
+		}
+		if err != nil {
+			return err
+		}
+		if err := works(root); err != nil {
+			return fmt.Errorf("try %s: %w", s.what, err)
+		}
+		return nil
+	})
+}
+
+// bring has a folder of the cache filled unless it works: in root, an empty folder of the same file system. It is there
+// whole, on disk, or not at all. What is in the folder work, which holds root, is gone afterwards.
+func bring(ctx context.Context, cache, folder string, progress io.Writer, works func(dir string) error,
+	fill func(work, root string) error,
+) error {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return fmt.Errorf("create the folder for packages: %w", err)
 	}
@@ -128,7 +160,7 @@ func (s *packageSet) fetch(ctx context.Context, cache string, progress io.Writer
 		return err
 	}
 	defer unlock()
-	final := filepath.Join(cache, s.folder)
+	final := filepath.Join(cache, folder)
 	if works(final) == nil {
 		return nil
 	}
@@ -138,29 +170,20 @@ func (s *packageSet) fetch(ctx context.Context, cache string, progress io.Writer
 		return err
 	}
 	defer os.RemoveAll(work)
-	apt, err := s.download(ctx, work, progress)
-	if err != nil {
-		return err
-	}
 	root := filepath.Join(work, "root")
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
 	}
-	if s.make != nil {
-		err = s.make(ctx, apt, root)
-	} else {
-		err = unpack(ctx, apt.dir, root, progress)
-	}
-	if err != nil {
+	if err := fill(work, root); err != nil {
 		return err
 	}
-	if err := works(root); err != nil {
-		return fmt.Errorf("try %s: %w", s.what, err)
-	}
-	if err := os.RemoveAll(final); err != nil {
+	if err := errors.Join(durable.SyncFS(root), os.RemoveAll(final)); err != nil {
 		return err
 	}
-	return os.Rename(root, final)
+	if err := os.Rename(root, final); err != nil {
+		return err
+	}
+	return durable.SyncDir(cache)
 }
 
 // archives is the folder, below a work folder, that packages come to.

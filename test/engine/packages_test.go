@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// fakeApt puts programs first in PATH that stand for apt-get and dpkg-deb: a download is an empty package, which
-// unpacks to programs that print their version. Each call of apt-get adds a line to the file it gives.
+// fakeApt puts programs first in PATH that stand for apt-get, dpkg-deb and go: a download is an empty package, which
+// unpacks to programs that print their version, to a loader that starts what it is told, and to a patchelf that writes
+// beside a program which loader that wants. Each call of apt-get and each build adds a line to the file it gives.
 func fakeApt(t *testing.T, aptGet string) (calls string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -19,9 +20,19 @@ func fakeApt(t *testing.T, aptGet string) (calls string) {
 	scripts := map[string]string{
 		"apt-get":   "echo \"$*\" >>" + calls + "\n" + aptGet,
 		"apt-cache": "printf 'thing-1\\nthing-2\\nother\\n'",
-		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/sbin/runc bin/busybox usr/bin/docker-registry usr/bin/dbus-daemon; do
+		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/bin/ctr usr/sbin/runc bin/busybox usr/bin/docker-registry usr/bin/dbus-daemon; do
 	mkdir -p "$3/${p%/*}" && printf '#!/bin/sh\necho version\n' >"$3/$p" && chmod 755 "$3/$p" || exit 1
-done`,
+done
+mkdir -p "$3/usr/lib/x-linux-gnu"
+cp "${0%/*}/loader" "$3/usr/lib/x-linux-gnu/ld-linux-x.so.2"
+cp "${0%/*}/patchelf" "$3/usr/bin/"`,
+		"loader": `shift 2; exec "$@"`,
+		"patchelf": `for file; do :; done
+case $1 in
+--set-interpreter) echo "$2" >"$file.wants" ;;
+--print-interpreter) cat "$file.wants" ;;
+esac`,
+		"go": "echo \"go $*\" >>" + calls + "\nmkdir bin",
 	}
 	for name, script := range scripts {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
@@ -125,7 +136,7 @@ func TestAptWorksInFoldersOfOurOwn(t *testing.T) {
 	}
 }
 
-func TestFetchAllBringsANewerEngineFromTheMachinesOwnMirror(t *testing.T) {
+func TestFetchAllBringsNewerEnginesFromTheMachinesOwnMirror(t *testing.T) {
 	seen := filepath.Join(t.TempDir(), "seen")
 	calls := fakeApt(t, `case "$*" in
 *indextargets*) printf 'Debian|Debian-Security|http://security.example.org/\nDebian|Debian|http://mirror.example.org/debian/\n';;
@@ -138,17 +149,20 @@ esac`)
 			t.Fatal(err)
 		}
 	}
-	if got, want := count(t, calls), 2+4+2; got != want {
-		t.Errorf("apt-get was called %d times, want %d", got, want)
+	if got, want := count(t, calls), 2+4+4+2+3; got != want {
+		t.Errorf("apt-get and go were called %d times, want %d", got, want)
 	}
 	sources, err := os.ReadFile(seen)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.example.org/debian/ trixie main\n"
-	if !strings.HasPrefix(string(sources), want) || !strings.Contains(string(sources),
-		`Dir::Etc::sourceparts "/dev/null";`) {
-		t.Errorf("the source of the newer engine is %q, want %q and no other", sources, want)
+	for _, suite := range []string{"trixie", "sid"} {
+		want := "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.example.org/debian/ " + suite +
+			" main\n"
+		if !strings.Contains(string(sources), want) || strings.Count(string(sources), "deb [") != 2 ||
+			strings.Count(string(sources), `Dir::Etc::sourceparts "/dev/null";`) != 2 {
+			t.Errorf("the sources of newer engines are %q, want %q and but one more", sources, want)
+		}
 	}
 	newer, err := FindNewer(t.Context(), cache)
 	if err != nil {
@@ -182,5 +196,32 @@ esac`)
 	}
 	if _, err := FindProgram(cache, "busybox"); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhenTheCacheHasMovedSidsRuncIsPatchedAnew(t *testing.T) {
+	calls := fakeApt(t, `case "$*" in
+*indextargets*) printf 'Debian|Debian|http://mirror.example.org/debian/\n';;
+*download*) touch thing.deb;;
+esac`)
+	former, cache := filepath.Join(t.TempDir(), "former"), filepath.Join(t.TempDir(), "cache")
+	for range 2 {
+		if err := fetchSid(t.Context(), former, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := count(t, calls); got != 4 {
+		t.Errorf("apt-get was called %d times, want 4", got)
+	}
+	if err := os.Rename(former, cache); err != nil {
+		t.Fatal(err)
+	}
+	if err := fetchSid(t.Context(), cache, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	wants, err := os.ReadFile(filepath.Join(cache, sid.folder, sidRunc+".wants"))
+	if want := filepath.Join(cache, sid.folder, sidLibraries, "ld-linux-x.so.2"); err != nil ||
+		strings.TrimSpace(string(wants)) != want {
+		t.Errorf("runc wants %q, %v, want %s", wants, err, want)
 	}
 }
