@@ -1,14 +1,12 @@
 package engine
 
 import (
-	"bufio"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -16,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -23,21 +22,26 @@ import (
 )
 
 const (
-	lockPoll  = 200 * time.Millisecond
-	pingPoll  = 100 * time.Millisecond
-	startWait = 90 * time.Second // until a started engine answers; loading a plugin driver is part of it
-	stopWait  = 40 * time.Second // until an engine told to end has ended; it gives each plugin 10 s
+	lockPoll = 200 * time.Millisecond
+	dockerd  = "engine" // the engine's name as a service
 )
 
-// Engine is one private engine. Its methods are not for concurrent use, apart from those that run the client.
+// Engine is one private engine. Its methods are not for concurrent use, apart from those that run a client.
 type Engine struct {
+	// Containerd is the engine's own, which is to be started before it; nil for an engine that starts one by itself.
+	Containerd *Containerd
+
 	tools  *Tools
 	dir    string
 	parent string // control group of the containers
-	spec   keeperSpec
+	first  string // folder that comes first in PATH
 	keeper *exec.Cmd
 	orders io.WriteCloser
-	events chan string // lines of the keeper; closed when it is gone
+	routed chan struct{} // closed when the keeper has nothing more to tell
+	engine *Service
+
+	mu       sync.Mutex
+	services map[string]*Service
 }
 
 // Supported says why private engines can't run here, or nil.
@@ -67,37 +71,46 @@ func New(tools *Tools, dir string) (*Engine, error) {
 	if err := Supported(); err != nil {
 		return nil, fmt.Errorf("make an engine: %w", err)
 	}
-	e := &Engine{tools: tools, dir: dir, parent: "cvmfs-graphdriver" + groupName(dir), events: make(chan string, 16)}
-	e.spec = keeperSpec{
-		Private: filepath.Join(dir, "private"),
-		Argv:    []string{tools.Dockerd, "--config-file", e.path("daemon.json")},
-		Env:     append(tools.Environ(), "HOME="+e.path("home")),
-		Log:     e.LogFile(),
+	e := &Engine{
+		tools: tools, dir: dir, parent: "cvmfs-graphdriver" + groupName(dir), services: map[string]*Service{},
 	}
 	for _, sub := range []string{"private", "home", "data"} {
 		if err := os.MkdirAll(e.path(sub), 0o711); err != nil {
 			return nil, fmt.Errorf("make an engine: %w", err)
 		}
 	}
-	first, err := e.wrapRunc()
-	if err != nil {
+	var err error
+	if e.first, err = e.wrapRunc(); err != nil {
 		return nil, fmt.Errorf("make an engine: %w", err)
 	}
-	for n, v := range e.spec.Env {
-		if path, ok := strings.CutPrefix(v, "PATH="); ok {
-			e.spec.Env[n] = "PATH=" + first + ":" + path
-		}
+	if err := e.linkClientPlugins(); err != nil {
+		return nil, fmt.Errorf("make an engine: %w", err)
 	}
 	if err := e.startKeeper(); err != nil {
 		e.Close()
 		return nil, fmt.Errorf("make namespaces for an engine: %w", err)
 	}
+	e.engine = e.Service(dockerd, tools.Dockerd, "--config-file", e.ConfigFile())
+	if tools.containerd != "" {
+		e.Containerd = newContainerd(e)
+	}
 	return e, nil
+}
+
+// environ is the environment of what runs in the namespaces.
+func (e *Engine) environ() []string {
+	env := append(e.tools.Environ(), "HOME="+e.path("home"))
+	for n, v := range env {
+		if path, ok := strings.CutPrefix(v, "PATH="); ok {
+			env[n] = "PATH=" + e.first + ":" + path
+		}
+	}
+	return env
 }
 
 // startKeeper starts this program as the keeper and waits until the namespaces are set up.
 func (e *Engine) startKeeper() error {
-	spec, err := json.Marshal(e.spec)
+	spec, err := json.Marshal(keeperSpec{Private: e.path("private")})
 	if err != nil {
 		return err
 	}
@@ -114,17 +127,17 @@ func (e *Engine) startKeeper() error {
 	if err != nil {
 		return err
 	}
+	itself := e.Service("") // whose events are the keeper's own
 	if err := keeper.Start(); err != nil {
 		return err
 	}
 	e.keeper = keeper
+	e.routed = make(chan struct{})
 	go func() {
-		defer close(e.events)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			e.events <- lines.Text()
-		}
+		defer close(e.routed)
+		e.route(out)
 	}()
-	if err := e.await(context.Background(), eventReady); err != nil {
+	if err := itself.await(context.Background(), eventReady); err != nil {
 		return fmt.Errorf("%w (a program that uses engines calls engine.Main first)", err)
 	}
 	return nil
@@ -139,16 +152,10 @@ func (e *Engine) Data() string { return e.path("data") }
 func (e *Engine) Socket() string { return e.path("docker.sock") }
 
 // LogFile is the file with the engine's output over all its starts.
-func (e *Engine) LogFile() string { return e.path("engine.log") }
+func (e *Engine) LogFile() string { return e.engine.process.Log }
 
 // Log is the content of the log file, "" before the first start.
-func (e *Engine) Log() string {
-	b, err := os.ReadFile(e.LogFile())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err.Error()
-	}
-	return string(b)
-}
+func (e *Engine) Log() string { return e.engine.Log() }
 
 // Start writes the engine's daemon.json with the settings given besides those that make it private, starts it and waits
 // until it answers. The error of one that doesn't start has the lines in which the engine says why.
@@ -166,6 +173,9 @@ func (e *Engine) Start(ctx context.Context, settings map[string]any) error {
 		"userland-proxy":   false,
 		"shutdown-timeout": 5,
 	}
+	if e.Containerd != nil {
+		all["containerd"] = e.Containerd.Socket()
+	}
 	maps.Copy(all, settings)
 	config, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
@@ -174,61 +184,30 @@ func (e *Engine) Start(ctx context.Context, settings map[string]any) error {
 	if err := os.WriteFile(e.path("daemon.json"), append(config, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write the engine's daemon.json: %w", err)
 	}
-	said := len(e.Log())
-	err = e.order(orderStart)
-	if err == nil {
-		err = e.await(ctx, eventStarted)
-	}
-	if err == nil {
-		err = e.awaitAnswer(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("start the engine: %w%s", err, complaints(e.Log()[said:]))
-	}
-	return nil
+	return e.engine.Start(ctx, e.answers)
 }
 
-// awaitAnswer waits until the engine answers a ping, or has ended.
-func (e *Engine) awaitAnswer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startWait)
-	defer cancel()
+// answers reports an error until the engine answers a ping.
+func (e *Engine) answers(ctx context.Context) error {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", e.Socket())
 		},
 	}}
-	for {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/_ping", nil)
-		if err != nil {
-			return err
-		}
-		if response, err := client.Do(request); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return nil
-			}
-		}
-		select {
-		case event := <-e.events:
-			return fmt.Errorf("it %s", event)
-		case <-ctx.Done():
-			return fmt.Errorf("wait for its answer: %w", ctx.Err())
-		case <-time.After(pingPoll):
-		}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/_ping", nil)
+	if err != nil {
+		return err
 	}
-}
-
-// complaints picks the lines of a log in which an engine says why it does not start.
-func complaints(log string) string {
-	var b strings.Builder
-	for line := range strings.Lines(log) {
-		if strings.Contains(line, "level=error") || strings.Contains(line, "level=fatal") ||
-			!strings.HasPrefix(line, "time=") {
-			b.WriteString("\n  " + strings.TrimRight(line, "\n"))
-		}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
 	}
-	return b.String()
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return errors.New(response.Status)
+	}
+	return nil
 }
 
 // RestartCommand is a shell command for those inside that restarts the engine, as a service manager does: with the
@@ -241,62 +220,10 @@ func (e *Engine) RestartCommand() string {
 func (e *Engine) ConfigFile() string { return e.path("daemon.json") }
 
 // Stop asks the engine to end and waits for it. Containers end with it.
-func (e *Engine) Stop(ctx context.Context) error { return e.end(ctx, orderTerm) }
+func (e *Engine) Stop(ctx context.Context) error { return e.engine.Stop(ctx) }
 
 // Kill ends the engine's process, as kill -9 does, and nothing else: containers and plugins live on.
-func (e *Engine) Kill(ctx context.Context) error { return e.end(ctx, orderKill) }
-
-func (e *Engine) end(ctx context.Context, order string) error {
-	ctx, cancel := context.WithTimeout(ctx, stopWait)
-	defer cancel()
-	e.forget()
-	err := e.order(order)
-	if err == nil {
-		err = e.await(ctx, eventExited)
-	}
-	if err != nil {
-		return fmt.Errorf("%s the engine: %w", order, err)
-	}
-	return nil
-}
-
-// await waits for an event of the keeper. What lies before it is old: an engine may have ended by itself.
-func (e *Engine) await(ctx context.Context, event string) error {
-	for {
-		select {
-		case said, ok := <-e.events:
-			switch {
-			case !ok:
-				return errors.New("its keeper is gone")
-			case strings.HasPrefix(said, eventFailed):
-				return errors.New(said)
-			case strings.HasPrefix(said, event):
-				return nil
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("wait until it has %s: %w", event, ctx.Err())
-		}
-	}
-}
-
-// forget drops the events there are: one that ended by itself, and was restarted from inside.
-func (e *Engine) forget() {
-	for {
-		select {
-		case _, ok := <-e.events:
-			if !ok {
-				return
-			}
-		default:
-			return
-		}
-	}
-}
-
-func (e *Engine) order(order string) error {
-	_, err := fmt.Fprintln(e.orders, order)
-	return err
-}
+func (e *Engine) Kill(ctx context.Context) error { return e.engine.Kill(ctx) }
 
 // Close ends the engine and everything in its namespaces and removes what they leave in the machine's control groups.
 // The engine's folder stays; the caller made it. An engine that runs is best stopped first: Close kills.
@@ -305,8 +232,7 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	e.orders.Close()
-	for range e.events {
-	}
+	<-e.routed
 	err := e.keeper.Wait() // returns when every process of the PID namespace is gone
 	e.keeper = nil
 	if err != nil {

@@ -19,13 +19,36 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	before, err := Machine(os.TempDir())
+// leavesTheMachine runs a test with engines, in a temporary folder that is theirs, and fails if the machine is not
+// afterwards as it was before.
+func leavesTheMachine(t *testing.T, run func(t *testing.T)) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "engines-") // t.TempDir is too long a path for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Run("run", func(t *testing.T) {
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("TMPDIR", dir)
+	before, err := Machine(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("run", run)
+	after, err := Machine(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the machine changed: %s", diff)
+	}
+}
+
+func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
+	leavesTheMachine(t, func(t *testing.T) {
 		e := NewFor(t, Find)
 		ctx := t.Context()
 		if err := e.Start(ctx, map[string]any{"storage-driver": "overlay2"}); err != nil {
@@ -81,13 +104,6 @@ func TestAnEngineRunsAContainerAndLeavesTheMachineAsItWas(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	after, err := Machine(os.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(before, after); diff != "" {
-		t.Errorf("the machine changed: %s", diff)
-	}
 }
 
 func TestAnEngineThatDoesNotStartSaysWhy(t *testing.T) {

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,22 +17,39 @@ const keeperVariable = "CVMFS_GRAPHDRIVER_ENGINE_KEEPER"
 
 // keeperSpec is what a keeper is told when it starts.
 type keeperSpec struct {
-	Private string   // folder for the namespace's own tmpfs
-	Argv    []string // the engine, absolute path first
-	Env     []string
-	Log     string // file the engine's output is appended to
+	Private string // folder for the namespace's own tmpfs
 }
 
-// What goes over the keeper's standard input and output, a word a line. The end of input ends everything.
+// process is what the keeper starts.
+type process struct {
+	Argv []string // absolute path first
+	Env  []string
+	Log  string // file its output is appended to; the program's folder is the file's
+}
+
+// order and event are what goes over the keeper's standard input and output, as JSON. The end of input ends everything.
+type (
+	order struct {
+		Do      string
+		Service string
+		Process process // to start
+	}
+	event struct {
+		Service string // "" for the keeper itself
+		What    string
+		How     string // of an end or a failure
+	}
+)
+
 const (
-	orderStart = "start" // start the engine
+	orderStart = "start" // start the service
 	orderTerm  = "term"  // ask it to end
 	orderKill  = "kill"  // end it at once, and only it
 
 	eventReady   = "ready"   // the namespace is set up
-	eventStarted = "started" // the engine was started; what comes after this is about it
-	eventExited  = "exited"  // the engine ended, or had ended when it was to end; how follows
-	eventFailed  = "failed"  // an order or the set-up was not carried out; the cause follows
+	eventStarted = "started" // the service was started; what comes after this is about it
+	eventExited  = "exited"  // the service ended, or had ended when it was to end
+	eventFailed  = "failed"  // an order or the set-up was not carried out
 )
 
 // restartSignal has the keeper restart the engine; those inside may send it.
@@ -52,11 +68,11 @@ func Main() {
 		err = isolate(spec.Private)
 	}
 	if err != nil {
-		fmt.Printf("%s %v\n", eventFailed, err)
+		tell(event{What: eventFailed, How: err.Error()})
 		os.Exit(1)
 	}
-	fmt.Println(eventReady)
-	keep(&spec)
+	tell(event{What: eventReady})
+	(&keeper{services: map[string]*kept{}}).keep()
 	os.Exit(0)
 }
 
@@ -104,72 +120,96 @@ func isolate(private string) error {
 	return nil
 }
 
+// keeper is process 1.
+type keeper struct{ services map[string]*kept }
+
+// kept is a service that was started.
+type kept struct {
+	process process
+	pid     int  // 0: it has ended
+	again   bool // it is to be started when it has ended
+}
+
 // keep carries out orders and reaps whatever becomes a child of process 1, until the input ends.
-func keep(spec *keeperSpec) {
-	orders := make(chan string)
+func (k *keeper) keep() {
+	orders := make(chan order)
 	go func() {
 		defer close(orders)
-		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-			orders <- in.Text()
+		for in := json.NewDecoder(os.Stdin); ; {
+			var o order
+			if in.Decode(&o) != nil {
+				return
+			}
+			orders <- o
 		}
 	}()
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGCHLD, restartSignal)
-
-	var engine int
-	var again bool // the engine is to be started when it has ended
 	for {
 		select {
-		case order, ok := <-orders:
+		case o, ok := <-orders:
 			if !ok {
 				return
 			}
-			if err := obey(spec, order, &engine); err != nil {
-				fmt.Printf("%s %s: %v\n", eventFailed, order, err)
+			if err := k.obey(o); err != nil {
+				tell(event{o.Service, eventFailed, fmt.Sprintf("to %s: %v", o.Do, err)})
 			}
 		case s := <-signals:
 			if s == restartSignal {
-				again = true
-				if engine != 0 {
-					unix.Kill(engine, unix.SIGTERM)
-				}
+				k.restart(dockerd)
 			}
-			reap(&engine, again)
-			if again && engine == 0 {
-				again = false
-				var err error
-				if engine, err = launch(spec); err != nil {
-					fmt.Printf("%s to restart: %v\n", eventFailed, err)
-				}
-			}
+			k.reap()
 		}
 	}
 }
 
-// obey carries out one order; engine is the engine's process, 0 for none.
-func obey(spec *keeperSpec, order string, engine *int) error {
-	switch order {
+func tell(e event) { json.NewEncoder(os.Stdout).Encode(e) } // a write that fails means that nobody waits for it
+
+// obey carries out one order.
+func (k *keeper) obey(o order) error {
+	s := k.services[o.Service]
+	switch o.Do {
 	case orderStart:
-		pid, err := launch(spec)
+		pid, err := launch(&o.Process)
 		if err != nil {
 			return err
 		}
-		*engine = pid
-		fmt.Println(eventStarted)
+		k.services[o.Service] = &kept{process: o.Process, pid: pid}
+		tell(event{Service: o.Service, What: eventStarted})
 		return nil
 	case orderTerm, orderKill:
-		if *engine == 0 {
-			fmt.Println(eventExited, "before")
+		if s == nil || s.pid == 0 {
+			tell(event{o.Service, eventExited, "before"})
 			return nil
 		}
-		return unix.Kill(*engine, map[string]unix.Signal{orderTerm: unix.SIGTERM, orderKill: unix.SIGKILL}[order])
+		return unix.Kill(s.pid, map[string]unix.Signal{orderTerm: unix.SIGTERM, orderKill: unix.SIGKILL}[o.Do])
 	}
-	return fmt.Errorf("unknown order")
+	return errors.New("unknown order")
 }
 
-// launch starts the engine. It is not waited for by os/exec, since a process 1 reaps all in one place.
-func launch(spec *keeperSpec) (int, error) {
-	log, err := os.OpenFile(spec.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+// restart has a service started that was started before, after it has ended if it runs.
+func (k *keeper) restart(service string) {
+	if s := k.services[service]; s != nil {
+		s.again = true
+		if s.pid != 0 {
+			unix.Kill(s.pid, unix.SIGTERM)
+			return
+		}
+		s.start(service)
+	}
+}
+
+func (s *kept) start(service string) {
+	s.again = false
+	var err error
+	if s.pid, err = launch(&s.process); err != nil {
+		tell(event{service, eventFailed, fmt.Sprintf("to restart: %v", err)})
+	}
+}
+
+// launch starts a program. It is not waited for by os/exec, since a process 1 reaps all in one place.
+func launch(p *process) (int, error) {
+	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return 0, err
 	}
@@ -179,15 +219,16 @@ func launch(spec *keeperSpec) (int, error) {
 		return 0, err
 	}
 	defer null.Close()
-	return syscall.ForkExec(spec.Argv[0], spec.Argv, &syscall.ProcAttr{
-		Dir:   filepath.Dir(spec.Log), // not /, where it makes a folder when it knows a plugin that was never enabled
-		Env:   spec.Env,
+	return syscall.ForkExec(p.Argv[0], p.Argv, &syscall.ProcAttr{
+		// Not /, where an engine makes a folder when it knows a plugin that was never enabled.
+		Dir:   filepath.Dir(p.Log),
+		Env:   p.Env,
 		Files: []uintptr{null.Fd(), log.Fd(), log.Fd()},
 	})
 }
 
-// reap collects every ended child and tells of the engine's end, unless that was asked for within.
-func reap(engine *int, quiet bool) {
+// reap collects every ended child and tells of the services' ends, but for one that is to be restarted.
+func (k *keeper) reap() {
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
@@ -197,17 +238,22 @@ func reap(engine *int, quiet bool) {
 		if err != nil || pid <= 0 {
 			return
 		}
-		if pid != *engine {
-			continue
+		for name, s := range k.services {
+			if s.pid == pid {
+				k.ended(name, s, status)
+			}
 		}
-		*engine = 0
-		if quiet {
-			continue
-		}
-		if status.Signaled() {
-			fmt.Printf("%s by signal %v\n", eventExited, status.Signal())
-		} else {
-			fmt.Printf("%s with status %d\n", eventExited, status.ExitStatus())
-		}
+	}
+}
+
+func (k *keeper) ended(name string, s *kept, status unix.WaitStatus) {
+	s.pid = 0
+	switch {
+	case s.again:
+		s.start(name)
+	case status.Signaled():
+		tell(event{name, eventExited, fmt.Sprintf("by signal %v", status.Signal())})
+	default:
+		tell(event{name, eventExited, fmt.Sprintf("with status %d", status.ExitStatus())})
 	}
 }

@@ -21,13 +21,14 @@ type Tools struct {
 	Docker  string   // the command line client, absolute path
 	path    []string // folders with containerd, runc and the like, searched before the machine's
 	libs    []string // folders of shared libraries the machine lacks
+
+	containerd string // absolute path of one that the engine doesn't start itself, or ""
+	crictl     string // absolute path of a client of Kubernetes' runtime interface, or ""
+	plugins    string // folder of the client's plugins, or ""
 }
 
-// programs is what an engine needs, each with the argument that makes it print its version and end.
-var programs = map[string]string{
-	"dockerd": "--version", "docker": "--version", "containerd": "--version",
-	"runc": "--version",
-}
+// programs is what an engine needs; each prints its version when asked with --version.
+var programs = []string{"dockerd", "docker", "containerd", "runc"}
 
 // CacheDir is where unpacked packages are kept: $CVMFS_TEST_CACHE, or cvmfs-graphdriver in the user's cache folder.
 func CacheDir() (string, error) {
@@ -140,15 +141,15 @@ func (t *Tools) Environ() []string {
 
 // try has each program print its version: one that lacks a library is found here and not in the middle of a test.
 func (t *Tools) try(ctx context.Context) error {
-	for name, arg := range programs {
+	for _, name := range programs {
 		program := t.find(name)
 		if program == "" {
 			return fmt.Errorf("%s is not in %s", name, strings.Join(t.path, ", "))
 		}
-		cmd := exec.CommandContext(ctx, program, arg)
+		cmd := exec.CommandContext(ctx, program, "--version")
 		cmd.Env = t.Environ()
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("run %s %s: %w: %s", program, arg, err, strings.TrimSpace(string(out)))
+			return fmt.Errorf("run %s --version: %w: %s", program, err, strings.TrimSpace(string(out)))
 		}
 	}
 	return nil
@@ -161,6 +162,8 @@ func (t *Tools) find(name string) string {
 		return t.Dockerd
 	case "docker":
 		return t.Docker
+	case "crictl":
+		return t.crictl
 	}
 	for _, dir := range t.path {
 		if path := filepath.Join(dir, name); executable(path) {
