@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,12 +19,12 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/thin"
 )
 
 const (
-	tempPrefix = ".new-"
 	// format counts up when the same chain would be composed differently: older images are then not found any more.
 	format = 1
 	// parallel bounds how many layers are read at once.
@@ -118,7 +117,7 @@ func (c *Composer) Sweep() (keys []string, err error) {
 	for _, e := range entries {
 		name := filepath.Join(c.cfg.Dir, e.Name())
 		_, missing := os.Lstat(filepath.Join(name, recordFile))
-		if !strings.HasPrefix(e.Name(), tempPrefix) && !errors.Is(missing, fs.ErrNotExist) {
+		if !durable.IsTemporary(e.Name()) && !errors.Is(missing, fs.ErrNotExist) {
 			keys = append(keys, e.Name())
 			continue
 		}
@@ -282,12 +281,7 @@ func (c *Composer) Remove(key string) error {
 		c.cfg.Index.Remove(image.Table)
 		delete(c.loaded, key)
 	}
-	// Renamed first: a removal cut short must not leave an image that looks whole.
-	dead := filepath.Join(c.cfg.Dir, tempPrefix+key)
-	if err := os.Rename(filepath.Join(c.cfg.Dir, key), dead); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove composed image: %w", err)
-	}
-	if err := os.RemoveAll(dead); err != nil {
+	if err := durable.RemoveFolder(filepath.Join(c.cfg.Dir, key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove composed image: %w", err)
 	}
 	return nil

@@ -3,6 +3,7 @@ package images
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -82,23 +83,19 @@ func flatten(root *node) *flat {
 
 // write puts the image into dir/<key>. It is there complete, or not at all.
 func (f *flat) write(dir string, image *Image) (err error) {
-	tmp, err := os.MkdirTemp(dir, tempPrefix)
+	folder, err := durable.CreateFolder(dir)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			os.RemoveAll(tmp) // the error that is told is the first one
-		}
-	}()
-	err = writeFile(filepath.Join(tmp, metaFile), func(w io.Writer) error {
+	defer func() { err = errors.Join(err, folder.Close()) }()
+	err = writeFile(filepath.Join(folder.Path(), metaFile), func(w io.Writer) error {
 		_, err := erofs.Write(w, f.root, erofs.Options{UUID: image.uuid()})
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("write metadata: %w", err)
 	}
-	err = writeFile(filepath.Join(tmp, tableFile), func(w io.Writer) error {
+	err = writeFile(filepath.Join(folder.Path(), tableFile), func(w io.Writer) error {
 		return objects.WriteTable(w, f.repos, func(yield func(*objects.Object, int) bool) {
 			for _, r := range f.table {
 				if !yield(r.object, r.repo) {
@@ -110,7 +107,7 @@ func (f *flat) write(dir string, image *Image) (err error) {
 	if err != nil {
 		return fmt.Errorf("write object table: %w", err)
 	}
-	err = writeFile(filepath.Join(tmp, recordFile), func(w io.Writer) error {
+	err = writeFile(filepath.Join(folder.Path(), recordFile), func(w io.Writer) error {
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(image)
@@ -118,10 +115,7 @@ func (f *flat) write(dir string, image *Image) (err error) {
 	if err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	if err := durable.SyncFS(tmp); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(dir, image.Key))
+	return folder.New(image.Key)
 }
 
 func writeFile(name string, fill func(io.Writer) error) error {

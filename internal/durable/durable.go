@@ -165,6 +165,19 @@ func (f *Folder) Close() error {
 	return os.RemoveAll(path)
 }
 
+// RemoveFolder removes a folder with what is in it, under a temporary name: one that a crash cuts short leaves no half
+// folder in its place. A missing one is [fs.ErrNotExist]. It takes no space of a full disk.
+func RemoveFolder(path string) error {
+	temporary := filepath.Join(filepath.Dir(path), prefix+filepath.Base(path))
+	if err := os.RemoveAll(temporary); err != nil { // that of a former removal
+		return err
+	}
+	if err := os.Rename(path, temporary); err != nil {
+		return err
+	}
+	return os.RemoveAll(temporary)
+}
+
 // Remove removes a file, so that it stays away after a loss of power. A missing one is [fs.ErrNotExist].
 func Remove(path string) error {
 	if err := os.Remove(path); err != nil {

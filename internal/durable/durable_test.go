@@ -167,6 +167,19 @@ func TestFolderIsThereWholeOrNotAtAll(t *testing.T) {
 	holds(t, filepath.Join(dir, "folder"), map[string]string{"f": "x"})
 }
 
+func TestFolderThatIsRemovedGoesWhole(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"folder", prefix + "folder"} { // the second was left by a removal cut short
+		must(t, os.MkdirAll(filepath.Join(dir, name, "sub"), 0o700))
+		must(t, os.WriteFile(filepath.Join(dir, name, "sub", "f"), []byte("x"), 0o600))
+	}
+	must(t, RemoveFolder(filepath.Join(dir, "folder")))
+	holds(t, dir, nil)
+	if err := RemoveFolder(filepath.Join(dir, "folder")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v, want %v", err, fs.ErrNotExist)
+	}
+}
+
 func TestRemoveSaysWhatIsMissing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	must(t, Replace(path, 0o600, nil))
