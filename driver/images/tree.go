@@ -6,6 +6,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/erofs"
+	"cvmfs-graphdriver/internal/layertar"
 )
 
 // inode is a file, folder, link or device of the merged tree. Hard links share one.
@@ -67,13 +68,6 @@ func (n *node) sorted() []string {
 	sort.Strings(names)
 	return names
 }
-
-// The marks of the AUFS convention, which container images use.
-const (
-	whiteoutPrefix = ".wh."
-	whiteoutMeta   = ".wh..wh."
-	whiteoutOpaque = ".wh..wh..opq"
-)
 
 // The marks of overlayfs, which layers have that were taken from an upper folder as it is.
 const (
@@ -162,12 +156,12 @@ func (b *builder) add(path string, i *inode) {
 // mark notes what an entry means for the layers below, and reports whether it means anything.
 func (b *builder) mark(parent *node, path, name string, i *inode) bool {
 	switch {
-	case name == whiteoutOpaque:
+	case name == layertar.WhiteoutOpaque:
 		parent.opaque, b.skip = true, path
-	case strings.HasPrefix(name, whiteoutMeta):
+	case strings.HasPrefix(name, layertar.WhiteoutMeta):
 		b.skip = path // other marks of AUFS mean nothing outside it
-	case strings.HasPrefix(name, whiteoutPrefix):
-		parent.remove(name[len(whiteoutPrefix):])
+	case strings.HasPrefix(name, layertar.WhiteoutPrefix):
+		parent.remove(name[len(layertar.WhiteoutPrefix):])
 		b.skip = path
 	case i.whiteout:
 		parent.remove(name)

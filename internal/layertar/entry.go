@@ -23,9 +23,15 @@ const (
 
 	xattrKey = "SCHILY.xattr." // begins the pax records of extended attributes
 
-	whiteoutPrefix = ".wh."
-	opaqueWhiteout = ".wh..wh..opq"
-	maxWhiteout    = maxName + len(whiteoutPrefix) // bytes: of one that hides the longest name
+	maxWhiteout = maxName + len(WhiteoutPrefix) // bytes: of one that hides the longest name
+)
+
+// The marks of the AUFS convention, which container images use. Other names that begin with WhiteoutMeta mean something
+// to AUFS alone.
+const (
+	WhiteoutPrefix = ".wh."         // and the name in the folder that is hidden
+	WhiteoutMeta   = ".wh..wh."     // begins the marks that hide no name
+	WhiteoutOpaque = ".wh..wh..opq" // hides all that the layers below have in the folder
 )
 
 // Entry is what an archive says of one name.
@@ -54,7 +60,7 @@ type Xattr struct{ Name, Value string }
 func (e *Entry) Whiteout() bool { return e.Hides != "" || e.Opaque }
 
 // IsWhiteoutName reports whether entries of this last name are whiteouts.
-func IsWhiteoutName(base string) bool { return strings.HasPrefix(base, whiteoutPrefix) }
+func IsWhiteoutName(base string) bool { return strings.HasPrefix(base, WhiteoutPrefix) }
 
 // Owner returns user and group as the kernel would set them on a file that has the owner uid and gid.
 func (e *Entry) Owner(uid, gid uint32) (uint32, uint32) { return owner(e.UID, uid), owner(e.GID, gid) }
@@ -209,14 +215,14 @@ func (e *Entry) setLink(to string) (err error) {
 
 // setWhiteout finds out whether the entry is a whiteout. Its name alone counts.
 func (e *Entry) setWhiteout() error {
-	hidden, is := strings.CutPrefix(path.Base(e.Name), whiteoutPrefix)
+	hidden, is := strings.CutPrefix(path.Base(e.Name), WhiteoutPrefix)
 	if !is {
 		return nil
 	}
 	switch {
 	case hidden == "" || hidden == "." || hidden == "..":
 		return errors.New("a whiteout of no name")
-	case path.Base(e.Name) == opaqueWhiteout:
+	case path.Base(e.Name) == WhiteoutOpaque:
 		e.Opaque = true
 	default:
 		e.Hides = hidden
