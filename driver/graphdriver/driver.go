@@ -73,21 +73,21 @@ func Open(cfg Config) (*Driver, error) {
 	d.idle.mu.Place(lockorder.Leaf, "idle", cfg.Watch)
 	d.stranded.mu.Place(lockorder.Leaf, "stranded", cfg.Watch)
 	if err := os.MkdirAll(d.mountPoint(""), 0o700); err != nil {
-		return nil, fmt.Errorf("open layer store: %w", err)
+		return nil, fmt.Errorf("open storage driver: %w", err)
 	}
 	if err := d.detach(func(o openLayer) bool { return o.Refs == 0 }); err != nil {
-		return nil, fmt.Errorf("open layer store: %w", err)
+		return nil, fmt.Errorf("open storage driver: %w", err)
 	}
 	b, err := os.ReadFile(d.initFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open layer store: %w", err)
+		return nil, fmt.Errorf("open storage driver: %w", err)
 	}
 	var args InitArgs
 	if err := json.Unmarshal(b, &args); err != nil {
-		return nil, fmt.Errorf("open layer store: %s: %w", d.initFile(), err)
+		return nil, fmt.Errorf("open storage driver: %s: %w", d.initFile(), err)
 	}
 	if err := d.configure(args); err != nil {
 		// A repository's configuration may be broken for now; the next Init tells the engine.

@@ -139,11 +139,11 @@ func Open(cfg Config) (*Node, error) {
 		n.run("images"), n.run("shared"), n.run("views"), n.run("empty"),
 	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open layer store: %w", err)
+			return nil, fmt.Errorf("open node: %w", err)
 		}
 	}
 	if err := n.sweep(); err != nil {
-		return nil, fmt.Errorf("open layer store: %w", err)
+		return nil, fmt.Errorf("open node: %w", err)
 	}
 	var err error
 	n.layers, err = layers.Open(layers.Config{
@@ -301,22 +301,22 @@ func (n *Node) Settings() (Settings, error) {
 // checkLayout refuses a folder that another version has made.
 func (n *Node) checkLayout() error {
 	if err := os.MkdirAll(n.cfg.Root, 0o700); err != nil {
-		return fmt.Errorf("open layer store: %w", err)
+		return fmt.Errorf("open node: %w", err)
 	}
 	file := n.Path("layout")
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(n.Path("layers")); err == nil {
-			return fmt.Errorf("open layer store: %s has layers but no file %q: it is not of this driver's making",
+			return fmt.Errorf("open node: %s has layers but no file %q: it is not of this driver's making",
 				n.cfg.Root, "layout")
 		}
 		return durable.Replace(file, 0o600, []byte(layout+"\n"))
 	}
 	if err != nil {
-		return fmt.Errorf("open layer store: %w", err)
+		return fmt.Errorf("open node: %w", err)
 	}
 	if got := strings.TrimSpace(string(b)); got != layout {
-		return fmt.Errorf("open layer store: %s has layout %.20q, this version of the driver knows %q: run the version that made it", n.cfg.Root, got, layout)
+		return fmt.Errorf("open node: %s has layout %.20q, this version of the driver knows %q: run the version that made it", n.cfg.Root, got, layout)
 	}
 	return nil
 }
