@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -34,9 +35,27 @@ func globQuote(name string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(name)
 }
 
-// FindProgram finds the plugin's program of a version for an architecture: in the folder dir, where it was built, or
+// Programs returns the plugin's programs for the architectures wanted: those given, or else those found for dir. None
+// wanted means all that are given, or else this machine's.
+func Programs(given, archs []string, dir, version string) ([]string, error) {
+	if len(given) == 0 {
+		if len(archs) == 0 {
+			archs = []string{runtime.GOARCH}
+		}
+		for _, arch := range archs {
+			name, err := findProgram(dir, version, arch)
+			if err != nil {
+				return nil, err
+			}
+			given = append(given, name)
+		}
+	}
+	return given, checkPrograms(given, archs)
+}
+
+// findProgram finds the plugin's program of a version for an architecture: in the folder dir, where it was built, or
 // where packages put it if dir is where they put the program that asks.
-func FindProgram(dir, version, arch string) (string, error) {
+func findProgram(dir, version, arch string) (string, error) {
 	const name = "cvmfs-graphdriver-plugin"
 	places := []string{
 		filepath.Join(dir, name+"-"+arch),
@@ -54,9 +73,9 @@ func FindProgram(dir, version, arch string) (string, error) {
 		arch, strings.Join(places, ", "))
 }
 
-// CheckPrograms checks that programs are for the architectures wanted, and that none is missing; with no architecture
+// checkPrograms checks that programs are for the architectures wanted, and that none is missing; with no architecture
 // any will do.
-func CheckPrograms(programs, archs []string) error {
+func checkPrograms(programs, archs []string) error {
 	var have []string
 	for _, name := range programs {
 		arch, err := ProgramArch(name)

@@ -34,6 +34,22 @@ type ListSummary struct {
 	Unchanged int        `json:"unchanged"`
 }
 
+// Added returns how many layers were added for all images, and how many bytes that added to the storage.
+func (s *ListSummary) Added() (layers int, stored int64) {
+	for _, i := range s.Images {
+		layers, stored = layers+i.Added, stored+i.Stats.Stored
+	}
+	return layers, stored
+}
+
+// Err tells how many wishes failed; nil if none did.
+func (s *ListSummary) Err() error {
+	if len(s.Failures) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d images failed", len(s.Failures), len(s.Failures)+len(s.Images))
+}
+
 // Failure is a wish that couldn't be fulfilled.
 type Failure struct {
 	Image string `json:"image"`

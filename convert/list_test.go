@@ -58,6 +58,12 @@ func TestOneBadWishDoesNotStopTheOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Err(); err == nil || err.Error() != "2 of 5 images failed" {
+		t.Errorf("wishes that failed: %v", err)
+	}
+	if layers, stored := s.Added(); layers != 4 || stored <= 0 {
+		t.Errorf("%d layers of %d bytes were added", layers, stored)
+	}
 	if s.Converted != 3 || s.Unchanged != 0 || len(s.Failures) != 2 || s.Images[1].Added != 1 ||
 		s.Images[1].Present != 1 {
 		t.Errorf("summary %+v", s)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -80,8 +79,12 @@ func buildOptions(c *cli.Context) (bundle.Options, error) {
 			return o, program.Usagef(c, "--arch %q: want %s", arch, strings.Join(bundle.Architectures(), " or "))
 		}
 	}
-	var err error
-	if o.Programs, err = pluginPrograms(c.StringSlice("plugin"), c.StringSlice("arch")); err != nil {
+	self, err := os.Executable()
+	if err != nil {
+		return o, fmt.Errorf("find the plugin's program: %w", err)
+	}
+	o.Programs, err = bundle.Programs(c.StringSlice("plugin"), c.StringSlice("arch"), filepath.Dir(self), version)
+	if err != nil {
 		return o, fmt.Errorf("bundle: %w", err)
 	}
 	if o.Build.Time, err = bundle.SourceDate(); err != nil {
@@ -94,28 +97,6 @@ func buildOptions(c *cli.Context) (bundle.Options, error) {
 		}
 	}
 	return o, nil
-}
-
-// pluginPrograms are those given for the architectures wanted, or else those beside this program.
-func pluginPrograms(given, archs []string) ([]string, error) {
-	if len(given) > 0 {
-		return given, bundle.CheckPrograms(given, archs)
-	}
-	if len(archs) == 0 {
-		archs = []string{runtime.GOARCH}
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find the plugin's program: %w", err)
-	}
-	for _, arch := range archs {
-		name, err := bundle.FindProgram(filepath.Dir(self), version, arch)
-		if err != nil {
-			return nil, err
-		}
-		given = append(given, name)
-	}
-	return given, bundle.CheckPrograms(given, archs)
 }
 
 // askPassword returns a signing key's password: that of the environment, or what is typed at the terminal.

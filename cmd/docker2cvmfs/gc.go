@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -38,29 +39,24 @@ func collect(c *cli.Context) error {
 	if c.Int("grace-period") < 0 {
 		return program.Usagef(c, "grace period of %d days", c.Int("grace-period"))
 	}
-	o := convert.CollectOptions{Grace: time.Duration(c.Int("grace-period")) * 24 * time.Hour, DryRun: c.Bool("dry-run")}
-	repository := ""
-	for _, file := range c.Args().Slice() {
-		list, err := wish.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		if repository != "" && list.Repository != repository {
-			return program.Usagef(c, "%s is for the repository %s, another list for %s", file, list.Repository,
-				repository)
-		}
-		repository = list.Repository
-		o.Lists = append(o.Lists, list)
+	lists, err := wish.ReadFiles(c.Args().Slice())
+	if errors.Is(err, wish.ErrMixed) {
+		return program.Usagef(c, "%v", err)
 	}
-	conv, err := converter(c, repository)
 	if err != nil {
 		return err
 	}
-	s, err := conv.Collect(c.Context, o)
+	conv, err := converter(c, lists[0].Repository)
 	if err != nil {
 		return err
 	}
-	return newProgress(c).collected(s, o.DryRun)
+	s, err := conv.Collect(c.Context, convert.CollectOptions{
+		Lists: lists, Grace: time.Duration(c.Int("grace-period")) * 24 * time.Hour, DryRun: c.Bool("dry-run"),
+	})
+	if err != nil {
+		return err
+	}
+	return newProgress(c).collected(s, c.Bool("dry-run"))
 }
 
 // collected says what went.

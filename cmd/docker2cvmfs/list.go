@@ -88,29 +88,14 @@ func convertOnce(c *cli.Context) error {
 	if err := ducc.SetCredentials(conv, list); err != nil {
 		return program.Usagef(c, "%v", err)
 	}
-	n, err := ducc.OpenNotifier(c.String("notification-file"))
-	if err != nil {
-		return err
-	}
 	p := newProgress(c)
-	conv.Progress = func(e convert.Event) {
-		p.event(e)
-		n.Event(e)
-	}
-	n.Begin()
-	s, err := conv.ConvertList(c.Context, list)
-	n.End(err)
+	conv.Progress = p.event
+	s, err := ducc.ConvertList(c.Context, conv, list, c.String("notification-file"))
 	p.close()
 	if s != nil {
-		err = errors.Join(err, p.listSummary(s))
+		err = errors.Join(p.listSummary(s), err)
 	}
-	if err = errors.Join(err, n.Close()); err != nil {
-		return err
-	}
-	if len(s.Failures) > 0 {
-		return fmt.Errorf("%d of %d images failed", len(s.Failures), len(s.Failures)+len(s.Images))
-	}
-	return nil
+	return err
 }
 
 // listSummary says what converting a list came to, and what failed.
@@ -118,11 +103,7 @@ func (p *progress) listSummary(s *convert.ListSummary) error {
 	if p.json != nil {
 		return p.json.Encode(s)
 	}
-	var added int
-	var stored int64
-	for _, i := range s.Images {
-		added, stored = added+i.Added, stored+i.Stats.Stored
-	}
+	added, stored := s.Added()
 	_, err := fmt.Fprintf(p.results, "%d converted, %d unchanged, %d failed; %d layers added, %s stored\n", s.Converted,
 		s.Unchanged, len(s.Failures),
 		added, size(stored))

@@ -54,15 +54,11 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	if err != nil {
 		return nil, program.Usagef(c, "%v", err)
 	}
-	text := c.String("target")
-	switch {
-	case text == "" && repository == "":
+	if c.String("target") == "" && repository == "" {
 		return nil, program.Usagef(c,
 			"no target: give --repository on a release manager machine, or --target native:DIR")
-	case text == "":
-		text = "cvmfs_server:" + repository
 	}
-	t, err := sink.Open(text, sink.Options{FQRN: repository, Prefix: layout.FolderPrefix()})
+	t, err := sink.Open(c.String("target"), sink.Options{FQRN: repository, Prefix: layout.FolderPrefix()})
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,9 @@
 package ducc
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -11,11 +13,38 @@ import (
 	"github.com/google/uuid"
 
 	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/convert/wish"
 )
 
-// Notifier appends what happens to a file for other programs: one JSON object a line, with the keys and actions of the
+// ConvertList converts a wish list and appends what happens to a file of notifications; with the name "", nobody wants
+// to know. An error is also that wishes failed. The summary is nil if the list wasn't gone through.
+func ConvertList(
+	ctx context.Context, c *convert.Converter, list *wish.List, notifications string,
+) (*convert.ListSummary, error) {
+	n, err := openNotifier(notifications)
+	if err != nil {
+		return nil, err
+	}
+	show := c.Progress
+	defer func() { c.Progress = show }()
+	c.Progress = func(e convert.Event) {
+		if show != nil {
+			show(e)
+		}
+		n.event(e)
+	}
+	n.begin()
+	s, err := c.ConvertList(ctx, list)
+	n.end(err)
+	if err = errors.Join(err, n.close()); err == nil {
+		err = s.Err()
+	}
+	return s, err
+}
+
+// notifier appends what happens to a file for other programs: one JSON object a line, with the keys and actions of the
 // DUCC tool, all values strings.
-type Notifier struct {
+type notifier struct {
 	file   *os.File // nil: nobody wants to know
 	err    error    // the first that writing gave
 	run    string   // id of the whole run
@@ -23,9 +52,8 @@ type Notifier struct {
 	layers map[string]string // ids of conversions under way, by digest
 }
 
-// OpenNotifier opens a file of notifications; with the name "", nobody wants to know.
-func OpenNotifier(file string) (*Notifier, error) {
-	n := &Notifier{run: uuid.NewString(), began: time.Now(), layers: map[string]string{}}
+func openNotifier(file string) (*notifier, error) {
+	n := &notifier{run: uuid.NewString(), began: time.Now(), layers: map[string]string{}}
 	if file == "" {
 		return n, nil
 	}
@@ -40,7 +68,7 @@ func OpenNotifier(file string) (*Notifier, error) {
 // notificationTime is how times are written.
 const notificationTime = "_2 Jan 2006 - 15:04:05.000"
 
-func (n *Notifier) write(action, id string, more map[string]string) {
+func (n *notifier) write(action, id string, more map[string]string) {
 	if n.file == nil {
 		return
 	}
@@ -68,16 +96,16 @@ func outcome(err error, more map[string]string) map[string]string {
 	return more
 }
 
-// Begin notes that a wish list is begun.
-func (n *Notifier) Begin() { n.write("start_ducc", n.run, nil) }
+// begin notes that a wish list is begun.
+func (n *notifier) begin() { n.write("start_ducc", n.run, nil) }
 
-// End notes how that ended.
-func (n *Notifier) End(err error) {
+// end notes how that ended.
+func (n *notifier) end(err error) {
 	n.write("end_ducc", n.run, outcome(err, map[string]string{"time_elapsed_s": seconds(time.Since(n.began))}))
 }
 
-// Event notes conversions of images and layers.
-func (n *Notifier) Event(e convert.Event) {
+// event notes conversions of images and layers.
+func (n *notifier) event(e convert.Event) {
 	if n.file == nil {
 		return
 	}
@@ -102,8 +130,8 @@ func (n *Notifier) Event(e convert.Event) {
 	}
 }
 
-// Close closes the file. Its error is the first one that writing gave, too.
-func (n *Notifier) Close() error {
+// close closes the file. Its error is the first one that writing gave, too.
+func (n *notifier) close() error {
 	if n.file == nil {
 		return nil
 	}

@@ -95,6 +95,9 @@ type Options struct {
 
 // Open finds the sink "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
 func Open(text string, o Options) (Sink, error) {
+	if text == "" && o.FQRN != "" {
+		text = "cvmfs_server:" + o.FQRN
+	}
 	kind, rest, _ := strings.Cut(text, ":")
 	var t Sink
 	var err error

@@ -529,6 +529,13 @@ func TestTargetsAreNamed(t *testing.T) {
 	}
 }
 
+func TestARepositoryIsTheTargetWhereNoneIsNamed(t *testing.T) {
+	_, err := Open("", Options{FQRN: "layers.example.org", Server: "/no/such/cvmfs_server"})
+	if err == nil || !strings.HasPrefix(err.Error(), `target "cvmfs_server:layers.example.org"`) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func FuzzExtractionStaysInside(f *testing.F) {
 	f.Add("a/b", "c", byte(tar.TypeReg), "a/../b", byte(tar.TypeLink))
 	f.Add("l", "/tmp", byte(tar.TypeSymlink), "l/x", byte(tar.TypeReg))

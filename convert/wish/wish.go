@@ -71,6 +71,25 @@ func ReadFile(file string) (*List, error) {
 	return list, nil
 }
 
+// ReadFiles reads the files of all wish lists of a repository. Those of several repositories are [ErrMixed].
+func ReadFiles(files []string) ([]*List, error) {
+	var lists []*List
+	for _, file := range files {
+		l, err := ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, l)
+		if first := lists[0].Repository; l.Repository != first {
+			return nil, fmt.Errorf("%w: %s has %s, %s has %s", ErrMixed, files[0], first, file, l.Repository)
+		}
+	}
+	return lists, nil
+}
+
+// ErrMixed means that wish lists are for several repositories.
+var ErrMixed = errors.New("the wish lists are for several repositories")
+
 // Read reads a wish list.
 func Read(r io.Reader) (*List, error) {
 	l, err := read(r)

@@ -1,6 +1,10 @@
 package wish
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +169,30 @@ func TestHostilePatternsEnd(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("no answer")
+	}
+}
+
+func TestListsOfOneRepositoryAreReadTogether(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, repository string) string {
+		name = filepath.Join(dir, name)
+		text := "version: 1\ncvmfs_repo: " + repository + "\ninput: ['a.b/c:1']\n"
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	a, b, other := write("a", "a.example.org"), write("b", "a.example.org"), write("other", "b.example.org")
+	lists, err := ReadFiles([]string{a, b})
+	if err != nil || len(lists) != 2 || lists[1].Repository != "a.example.org" {
+		t.Errorf("%v, %v", lists, err)
+	}
+	_, err = ReadFiles([]string{a, b, other})
+	if !errors.Is(err, ErrMixed) || !strings.Contains(err.Error(), other+" has b.example.org") {
+		t.Errorf("of two repositories: %v", err)
+	}
+	if _, err := ReadFiles([]string{a, filepath.Join(dir, "none")}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of which one is missing: %v", err)
 	}
 }
 
