@@ -119,7 +119,7 @@ func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*pl
 		return nil, err
 	}
 	p := &plan{image: image, job: job, layers: withoutRepetitions(own)}
-	if p.thin, err = thinimage.Build(image, d); err != nil {
+	if p.thin, err = thinimage.Build(image, d, job.Output); err != nil {
 		return nil, err
 	}
 	p.state = &state{
@@ -343,9 +343,11 @@ func (c *Converter) write(ctx context.Context, p *plan) error {
 	if p.job.Output == nil {
 		return nil
 	}
-	if err := p.thin.Write(ctx, *p.job.Output, c.connected(c.Output)); err != nil {
+	written, err := p.thin.Write(ctx, *p.job.Output, c.connected(c.Output))
+	if err != nil {
 		return err
 	}
-	c.emit(Event{Action: ImageWritten, Image: p.state.Image, Digest: p.state.Thin})
+	p.summary.ThinDigest = written.Digest.String()
+	c.emit(Event{Action: ImageWritten, Image: p.state.Image, Digest: p.summary.ThinDigest, Note: written.Note})
 	return nil
 }

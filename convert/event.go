@@ -18,7 +18,7 @@ const (
 	LayerDone      Action = "layer_done"      // Digest, Path, Stats, Elapsed
 	LayerFailed    Action = "layer_failed"    // Digest, Path, Err, Elapsed
 	Publishing     Action = "publishing"      // the transaction is being committed
-	ImageWritten   Action = "image_written"   // Digest of the thin image
+	ImageWritten   Action = "image_written"   // Digest of the thin image, Note
 	ImageDone      Action = "image_done"      // Summary, Elapsed
 	ImageUnchanged Action = "image_unchanged" // Elapsed
 	ImageFailed    Action = "image_failed"    // Err, Elapsed
@@ -38,6 +38,7 @@ type Event struct {
 	Summary *Summary
 	Elapsed time.Duration
 	Err     error
+	Note    string // for people
 }
 
 // Summary is what a conversion came to.

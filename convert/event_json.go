@@ -33,13 +33,14 @@ type eventJSON struct {
 	Summary *Summary  `json:"summary,omitempty"`
 	Seconds float64   `json:"seconds,omitempty"`
 	Error   string    `json:"error,omitempty"`
+	Note    string    `json:"note,omitempty"`
 }
 
 func (j *jsonLines) show(e Event) {
 	out := eventJSON{
 		Time: e.Time.UTC(), Action: e.Action, Image: e.Image, Digest: e.Digest, Path: e.Path, Layers: e.Layers,
 		Total:   e.Total,
-		Summary: e.Summary, Seconds: e.Elapsed.Seconds(),
+		Summary: e.Summary, Seconds: e.Elapsed.Seconds(), Note: e.Note,
 	}
 	switch e.Action {
 	case LayerProgress:

@@ -57,7 +57,7 @@ func TestGuideSaysWhatWorks(t *testing.T) {
 		t.Fatalf("%d wish lists", len(lists))
 	}
 	script := "set -e\ncat > wishes.yaml <<'END'\n" + here.Replace(lists[0]) + "\nEND\n"
-	for _, block := range blocks(t, "converting.md", "sh") {
+	for _, block := range append(blocks(t, "converting.md", "sh"), blocks(t, "thin-images.md", "sh")...) {
 		script += strings.ReplaceAll(here.Replace(block), "wishes.yaml", filepath.Join(dir, "wishes.yaml")) + "\n"
 	}
 	c := exec.CommandContext(t.Context(), "sh", "-c", script)

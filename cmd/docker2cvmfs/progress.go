@@ -81,6 +81,10 @@ func line(e convert.Event) string {
 		return fmt.Sprintf("%s: failed", short(e.Digest))
 	case convert.Publishing:
 		return e.Image + ": publishing"
+	case convert.ImageWritten:
+		if e.Note != "" {
+			return e.Image + ": " + e.Note
+		}
 	case convert.ImageUnchanged:
 		return e.Image + ": unchanged"
 	case convert.ImageFailed:

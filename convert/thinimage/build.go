@@ -20,7 +20,7 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-// The annotations that name the original.
+// The annotations and labels that name the original.
 const (
 	baseName   = "org.opencontainers.image.base.name"
 	baseDigest = "org.opencontainers.image.base.digest"
@@ -33,6 +33,7 @@ type Image struct {
 
 	media       types.MediaType
 	manifest    []byte
+	bare        *Image // the same without a subject; nil: it has none
 	config      []byte
 	archive     []byte // the layer, uncompressed
 	blob        []byte // the layer's blob
@@ -42,16 +43,17 @@ type Image struct {
 	configMedia types.MediaType
 }
 
-// Build makes the thin image of an image with the layers a descriptor names.
-func Build(image *source.Image, d *thin.Descriptor) (*Image, error) {
-	t, err := build(image, d)
+// Build makes the thin image of an image with the layers a descriptor names, as it is to be written to a place; nil:
+// nowhere.
+func Build(image *source.Image, d *thin.Descriptor, to *source.Reference) (*Image, error) {
+	t, err := build(image, d, to)
 	if err != nil {
 		return nil, fmt.Errorf("make the thin image of %s: %w", image.Reference, err)
 	}
 	return t, nil
 }
 
-func build(image *source.Image, d *thin.Descriptor) (*Image, error) {
+func build(image *source.Image, d *thin.Descriptor, to *source.Reference) (*Image, error) {
 	t := &Image{media: types.DockerManifestSchema2, layerMedia: types.DockerLayer, configMedia: types.DockerConfigJSON}
 	if image.MediaType == types.OCIManifestSchema1 {
 		t.media, t.layerMedia, t.configMedia = types.OCIManifestSchema1, types.OCILayer, types.OCIConfigJSON
@@ -70,11 +72,24 @@ func build(image *source.Image, d *thin.Descriptor) (*Image, error) {
 	if t.config, err = configOf(image, t.diffID); err != nil {
 		return nil, err
 	}
-	if t.manifest, err = json.Marshal(t.manifestOf(image)); err != nil {
+	m := t.manifestOf(image)
+	if err := t.setManifest(m); err != nil {
 		return nil, err
 	}
+	if m.Subject = t.subjectOf(image, to); m.Subject == nil {
+		return t, nil
+	}
+	bare := *t
+	t.bare = &bare
+	return t, t.setManifest(m)
+}
+
+func (t *Image) setManifest(m v1.Manifest) (err error) {
+	if t.manifest, err = json.Marshal(m); err != nil {
+		return err
+	}
 	t.Digest = sum(t.manifest)
-	return t, nil
+	return nil
 }
 
 func sum(b []byte) v1.Hash {
@@ -131,6 +146,9 @@ func configOf(image *source.Image, diffID v1.Hash) ([]byte, error) {
 		if strings.EqualFold(name, "rootfs") || strings.EqualFold(name, "history") {
 			delete(fields, name)
 		}
+	}
+	if err := setLabels(fields, image); err != nil {
+		return nil, fmt.Errorf("labels: %w", err)
 	}
 	for name, value := range map[string]any{
 		"rootfs":  v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}},
@@ -190,6 +208,25 @@ func (t *Image) manifestOf(image *source.Image) v1.Manifest {
 		}
 	}
 	return m
+}
+
+// subjectOf refers to the original where it is in the registry that the thin image goes to. Docker's manifests have no
+// subject. A registry that can't list what refers to an image has the list as an image with a certain tag (OCI
+// distribution specification 1.1, Referrers Tag Schema): where the thin image has that tag, there is no room for both.
+func (t *Image) subjectOf(image *source.Image, to *source.Reference) *v1.Descriptor {
+	if to == nil || t.media != types.OCIManifestSchema1 {
+		return nil
+	}
+	there, err := to.Parsed()
+	if err != nil {
+		return nil // it goes to no registry
+	}
+	original, err := image.Reference.Parsed()
+	if err != nil || original.Context().RegistryStr() != there.Context().RegistryStr() ||
+		there.Identifier() == image.Digest.Algorithm+"-"+image.Digest.Hex {
+		return nil
+	}
+	return &v1.Descriptor{MediaType: image.MediaType, Size: int64(len(image.Raw)), Digest: image.Digest}
 }
 
 // The methods of [partial.CompressedImageCore].

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -36,7 +37,7 @@ func built(t testing.TB, media types.MediaType, config string) *Image {
 		Digest: strings.Repeat("a", 64), FQRN: "r.example.org",
 		Path: "/layers/a",
 	}}}
-	made, err := Build(image, d)
+	made, err := Build(image, d, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +62,41 @@ func TestNoSecondSpellingOfAFieldIsLeft(t *testing.T) {
 	}
 	if len(as.History) != 2 || !as.History[0].EmptyLayer || as.History[1].EmptyLayer {
 		t.Errorf("history: %+v", as.History)
+	}
+}
+
+// TestLabelsAreAddedWhereEnginesReadThem, and what is there stays.
+func TestLabelsAreAddedWhereEnginesReadThem(t *testing.T) {
+	for config, want := range map[string]map[string]string{
+		`"config":{"Labels":{"a":"1","org.opencontainers.image.base.name":"older"},"User":"me"}`: {"a": "1"},
+		`"config":{"Labels":null,"User":"me"}`:                                                   {},
+		`"config":{"User":"me"}`:                                                                 {},
+		`"config":{"labels":{"a":"1"},"User":"me"}`:                                              {"a": "1"},
+		`"Config":{"User":"me","LABELS":{"b":"2"}}`:                                              {"b": "2"},
+		`"Config":{"Labels":{"a":"1"}},"config":{"User":"me","labels":{"b":"2"}}`:                {"a": "1", "b": "2"},
+	} {
+		var as struct {
+			Config v1.Config `json:"config"`
+		}
+		made := built(t, types.DockerManifestSchema2, `{"os":"linux",`+config+`}`)
+		if err := json.Unmarshal(made.config, &as); err != nil {
+			t.Fatal(err)
+		}
+		maps.Copy(want, map[string]string{
+			thinLabel: "1.0", noteLabel: note, baseName: "r.example.org/a/b:1", baseDigest: sum([]byte("origin")).String(),
+		})
+		if diff := cmp.Diff(want, as.Config.Labels); diff != "" || as.Config.User != "me" {
+			t.Errorf("%s: user %q:\n%s", config, as.Config.User, diff)
+		}
+	}
+	var as struct {
+		Config v1.Config `json:"config"`
+	}
+	for _, none := range []string{`{"os":"linux"}`, `{"os":"linux","config":null}`} {
+		err := json.Unmarshal(built(t, types.DockerManifestSchema2, none).config, &as)
+		if err != nil || as.Config.Labels[thinLabel] != "1.0" {
+			t.Errorf("%s: %v, %v", none, as.Config.Labels, err)
+		}
 	}
 }
 
@@ -110,7 +146,7 @@ func TestLayoutsKeepTheirOtherImages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := made.Write(t.Context(), ref, source.Options{}); err != nil {
+		if _, err := made.Write(t.Context(), ref, source.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -201,14 +237,14 @@ func TestWhatTheDaemonSaysOfALoadIsHeard(t *testing.T) {
 		t.Fatal(err)
 	}
 	made := built(t, types.DockerManifestSchema2, plainConfig)
-	if err := made.Write(t.Context(), ref, source.Options{}); err != nil {
+	if _, err := made.Write(t.Context(), ref, source.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if list := fileOf(t, &got, "manifest.json"); !strings.Contains(list, `"x:latest"`) {
 		t.Errorf("%s", list)
 	}
 	reply = `{"stream":"x"}{"errorDetail":{"message":"no space left"},"error":"no space left"}`
-	if err := made.Write(t.Context(), ref, source.Options{}); err == nil ||
+	if _, err := made.Write(t.Context(), ref, source.Options{}); err == nil ||
 		!strings.Contains(err.Error(), "no space left") {
 		t.Errorf("%v", err)
 	}
@@ -220,7 +256,8 @@ func TestAnArchiveThatFailsLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := built(t, types.DockerManifestSchema2, plainConfig).Write(t.Context(), ref, source.Options{}); err == nil {
+	made := built(t, types.DockerManifestSchema2, plainConfig)
+	if _, err := made.Write(t.Context(), ref, source.Options{}); err == nil {
 		t.Error("a name that is none")
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {

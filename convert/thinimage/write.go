@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,28 +22,37 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/registry"
 )
 
-// Write puts the image where the reference says: a registry, the daemon, an archive, or a layout.
-func (t *Image) Write(ctx context.Context, to source.Reference, o source.Options) error {
-	if err := t.write(ctx, to, o); err != nil {
-		return fmt.Errorf("write thin image %s: %w", to, err)
-	}
-	return nil
+// Written is an image that was written.
+type Written struct {
+	Digest v1.Hash // of its manifest
+	Note   string  // what a registry couldn't do, and what was done instead; "" if there is nothing to tell
 }
 
-func (t *Image) write(ctx context.Context, to source.Reference, o source.Options) error {
+// Write puts the image where the reference says: a registry, the daemon, an archive, or a layout.
+func (t *Image) Write(ctx context.Context, to source.Reference, o source.Options) (Written, error) {
+	w, err := t.write(ctx, to, o)
+	if err != nil {
+		return Written{}, fmt.Errorf("write thin image %s: %w", to, err)
+	}
+	return w, nil
+}
+
+func (t *Image) write(ctx context.Context, to source.Reference, o source.Options) (Written, error) {
+	w := Written{Digest: t.Digest}
 	switch to.Kind {
 	case source.Daemon:
-		return t.load(ctx, to.Name)
+		return w, t.load(ctx, to.Name)
 	case source.Archive:
-		return t.save(to.Path, to.Name)
+		return w, t.save(to.Path, to.Name)
 	case source.Layout:
-		return t.layOut(to.Path, to.Tag)
+		return w, t.layOut(to.Path, to.Tag)
 	default:
 		return t.push(ctx, to, o)
 	}
@@ -99,29 +109,68 @@ func unanswered(err error) error {
 	return err
 }
 
-func (t *Image) push(ctx context.Context, to source.Reference, o source.Options) error {
+// push writes the image to a registry. One that refuses a subject, as those made before OCI 1.1 may, gets the image
+// without; one that has the image, but doesn't take the list of what refers to the original, has it without the list.
+func (t *Image) push(ctx context.Context, to source.Reference, o source.Options) (Written, error) {
 	access, ref, err := o.Access(to)
 	if err != nil {
-		return err
+		return Written{}, err
 	}
 	image, err := partial.CompressedToImage(t)
 	if err != nil {
-		return err
+		return Written{}, err
 	}
-	return registry.Explain(ref, remote.Write(ref, image, access.Remote(ctx)...))
+	w := Written{Digest: t.Digest}
+	err = registry.Explain(ref, remote.Write(ref, image, access.Remote(ctx)...))
+	if err == nil || t.bare == nil {
+		return w, err
+	}
+	if d, ok := t.published(ctx, to, o); ok && d == t.Digest {
+		w.Note = fmt.Sprintf("the image is written, but the registry's list of what refers to the original is not: %v", err)
+		return w, nil
+	}
+	if !refusesManifest(err) {
+		return w, err
+	}
+	if w, err = t.bare.push(ctx, to, o); err == nil {
+		w.Note = "the registry refuses a manifest with a subject: the image is written without"
+	}
+	return w, err
 }
 
-// Published reports whether a registry has exactly this image at the reference. Elsewhere it isn't known: false.
-func (t *Image) Published(ctx context.Context, at source.Reference, o source.Options) bool {
-	if at.Kind != source.Registry {
+// refusesManifest reports whether a registry takes a manifest for invalid.
+func refusesManifest(err error) bool {
+	refusal, ok := errors.AsType[*transport.Error](err)
+	if !ok || refusal.Request == nil || !strings.Contains(refusal.Request.URL.Path, "/manifests/") {
 		return false
+	}
+	switch refusal.StatusCode {
+	case http.StatusBadRequest, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// Published reports whether a registry has exactly this image at the reference, be it without the subject. Elsewhere it
+// isn't known: false.
+func (t *Image) Published(ctx context.Context, at source.Reference, o source.Options) bool {
+	_, ok := t.published(ctx, at, o)
+	return ok
+}
+
+func (t *Image) published(ctx context.Context, at source.Reference, o source.Options) (v1.Hash, bool) {
+	if at.Kind != source.Registry {
+		return v1.Hash{}, false
 	}
 	access, ref, err := o.Access(at)
 	if err != nil {
-		return false
+		return v1.Hash{}, false
 	}
 	d, err := remote.Head(ref, access.Remote(ctx)...)
-	return err == nil && d.Digest == t.Digest
+	if err != nil {
+		return v1.Hash{}, false
+	}
+	return d.Digest, d.Digest == t.Digest || t.bare != nil && d.Digest == t.bare.Digest
 }
 
 func (t *Image) load(ctx context.Context, name string) error {

@@ -185,9 +185,27 @@ func (c *converter) isSame(s *sample, thinImage string) {
 	if diff := cmp.Diff(s.want, c.files(thinImage, s.program...)); diff != "" {
 		c.Errorf("files of %s (-original +converted):\n%s", thinImage, diff)
 	}
-	const config = "{{json .Config.Entrypoint}} {{json .Config.Cmd}} {{json .Config.Env}} {{json .Config.Labels}} {{json .Config.Volumes}} {{.Config.StopSignal}} {{.Config.User}} {{.Config.WorkingDir}} {{.Architecture}}"
+	const config = "{{json .Config.Entrypoint}} {{json .Config.Cmd}} {{json .Config.Env}} {{json .Config.Volumes}} {{.Config.StopSignal}} {{.Config.User}} {{.Config.WorkingDir}} {{.Architecture}}"
 	c.same("the configuration", c.docker("image", "inspect", "--format", config, thinImage),
 		c.docker("image", "inspect", "--format", config, s.Name))
+	labels := c.labels(thinImage)
+	for name, value := range c.labels(s.Name) {
+		if labels[name] != value {
+			c.Errorf("%s: the label %s is %q, not %q", thinImage, name, labels[name], value)
+		}
+	}
+	if labels["cvmfs-graphdriver.thin-image"] == "" {
+		c.Errorf("%s: no label says that it is thin: %v", thinImage, labels)
+	}
+}
+
+func (c *converter) labels(image string) (labels map[string]string) {
+	c.Helper()
+	said := c.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image)
+	if err := json.Unmarshal([]byte(said), &labels); err != nil {
+		c.Fatal(err)
+	}
+	return labels
 }
 
 func TestConvertedImagesRunAsTheirOriginals(t *testing.T) {
