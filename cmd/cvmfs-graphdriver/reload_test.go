@@ -49,18 +49,36 @@ func runOn(t *testing.T, args ...string) (code int, out, errOut string) {
 }
 
 func TestReloadTellsWhatCameOfIt(t *testing.T) {
-	socket := serveNode(t, &fakeNode{reload: status.Reload{Repositories: []string{"a.example.org", "b.example.org"}}})
-	code, out, errOut := runOn(t, "reload", "--socket", socket)
-	if code != 0 || out != "read again: a.example.org b.example.org\n" {
+	same := status.Reloaded{FQRN: "a.example.org"}
+	changed := status.Reloaded{
+		FQRN: "b.example.org", Changed: []string{"CVMFS_HTTP_PROXY", "CVMFS_UID_MAP"}, Later: []string{"CVMFS_UID_MAP"},
+	}
+	socket := serveNode(t, &fakeNode{reload: status.Reload{Repositories: []status.Reloaded{same, changed}}})
+	const text = `a.example.org: nothing has changed
+b.example.org: CVMFS_HTTP_PROXY CVMFS_UID_MAP count from now on; CVMFS_UID_MAP for images that are pulled from now on
+`
+	if code, out, errOut := runOn(t, "reload", "--socket", socket); code != 0 || out != text {
 		t.Errorf("%d %q %q", code, out, errOut)
 	}
-	code, out, errOut = runOn(t, "reload", "--json", "--socket", socket)
-	if code != 0 || out != `{"repositories":["a.example.org","b.example.org"]}`+"\n" {
+	code, out, errOut := runOn(t, "reload", "--json", "--socket", socket)
+	if code != 0 || !strings.HasPrefix(out, `{"repositories":[{"repository":"a.example.org"},{`) {
 		t.Errorf("%d %q %q", code, out, errOut)
 	}
-	socket = serveNode(t, &fakeNode{err: errors.New("it is wrong")})
-	if code, out, errOut := runOn(t, "reload", "--socket", socket); code != 1 || !strings.Contains(errOut, "it is wrong") {
+	socket = serveNode(t, &fakeNode{})
+	if code, out, errOut := runOn(t, "reload", "--socket", socket); code != 0 || !strings.Contains(out, "in use") {
 		t.Errorf("%d %q %q", code, out, errOut)
+	}
+}
+
+func TestReloadFailsWhereTheConfigurationCanNotBeUsed(t *testing.T) {
+	bad := status.Reloaded{FQRN: "a.example.org", Err: "it is wrong"}
+	for _, n := range []*fakeNode{
+		{reload: status.Reload{Repositories: []status.Reloaded{bad}}}, {err: errors.New("it is wrong")},
+	} {
+		code, out, errOut := runOn(t, "reload", "--socket", serveNode(t, n))
+		if code != 1 || !strings.Contains(out+errOut, "it is wrong") {
+			t.Errorf("%d %q %q", code, out, errOut)
+		}
 	}
 	if code, out, errOut := runOn(t, "reload"); code != 1 || !strings.Contains(errOut, "/none") {
 		t.Errorf("without a node: %d %q %q", code, out, errOut)

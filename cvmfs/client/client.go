@@ -107,11 +107,11 @@ func Open(c *config.Config, o Options) (*Repository, error) {
 func fromConfig(c *config.Config, o Options) (*Repository, error) {
 	keys, err := trust.LoadKeys(c.PublicKeys...)
 	if err != nil {
-		return nil, err
+		return nil, config.Untrusted(err)
 	}
 	blacklist, err := trust.LoadBlacklist(c.Blacklists...)
 	if err != nil {
-		return nil, err
+		return nil, config.Untrusted(err)
 	}
 	if o.Log != nil {
 		for _, line := range blacklist.Ignored() {

@@ -27,7 +27,8 @@ const (
 	maxConfigBytes = 32 << 20
 
 	configWait  = 20 * time.Second // for servers
-	configFresh = time.Minute      // how long an answer is taken for the newest
+	configFresh = 4 * time.Minute  // how long the newest revision is taken for that
+	configRetry = time.Minute      // how long servers aren't asked again that gave none
 	configLinks = 8                // links to follow from one
 	configFiles = "files-"         // what a folder with a revision's files begins with, before its root catalog
 )
@@ -35,8 +36,11 @@ const (
 // ConfigRepository returns what gets a configuration repository's files for [config.Folder]. They are kept in a folder
 // of Options.Dir, so that they are there when no server answers. What is returned is safe for concurrent use.
 func ConfigRepository(ctx context.Context, o Options) func(*config.Config) (string, error) {
-	g := &configGetter{ctx: ctx, options: o, got: map[string]configAnswer{}}
-	return g.get
+	return newConfigGetter(ctx, o).get
+}
+
+func newConfigGetter(ctx context.Context, o Options) *configGetter {
+	return &configGetter{ctx: ctx, options: o, got: map[string]configAnswer{}}
 }
 
 type configGetter struct {
@@ -48,48 +52,58 @@ type configGetter struct {
 }
 
 type configAnswer struct {
-	dir string
-	err error
-	at  time.Time
+	dir   string
+	err   error
+	until time.Time // then servers are asked again
 }
 
 func (g *configGetter) get(c *config.Config) (string, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if a, ok := g.got[c.FQRN]; ok && time.Since(a.at) < configFresh {
+	if a, ok := g.got[c.FQRN]; ok && time.Now().Before(a.until) {
 		return a.dir, a.err
 	}
-	dir, err := g.ask(c)
-	g.got[c.FQRN] = configAnswer{dir, err, time.Now()}
+	dir, newest, err := g.ask(c)
+	fresh := configRetry
+	if newest {
+		fresh = configFresh
+	}
+	g.got[c.FQRN] = configAnswer{dir, err, time.Now().Add(fresh)}
 	return dir, err
+}
+
+// forget has servers asked again.
+func (g *configGetter) forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	clear(g.got)
 }
 
 // ask gets the newest revision's files, or those that were gotten last where it can't be had. It is an error all the
 // same if the servers have something that must no longer be trusted.
-func (g *configGetter) ask(c *config.Config) (string, error) {
+func (g *configGetter) ask(c *config.Config) (dir string, newest bool, err error) {
 	o := g.options
 	o.Dir = filepath.Join(o.Dir, "config-repository", c.FQRN)
 	r, err := Open(c, o)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer r.Fetcher().Close()
 	ctx, cancel := context.WithTimeout(g.ctx, configWait)
 	defer cancel()
-	dir, err := r.configFiles(ctx)
-	if err == nil {
-		return dir, nil
+	if dir, err = r.configFiles(ctx); err == nil {
+		return dir, true, nil
 	}
 	for _, revoked := range []error{trust.ErrBlacklisted, trust.ErrNotWhitelisted, trust.ErrExpired} {
 		if errors.Is(err, revoked) {
-			return "", err
+			return "", false, err
 		}
 	}
 	if dir = r.keptConfig(); dir == "" {
-		return "", err
+		return "", false, err
 	}
 	r.cfg.Log.Warn("the configuration repository's last known files are used", "error", err)
-	return dir, nil
+	return dir, false, nil
 }
 
 // configFiles returns the folder with the newest revision's configuration.

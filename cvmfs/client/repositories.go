@@ -2,13 +2,14 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
@@ -19,21 +20,25 @@ import (
 // concurrent use.
 type Repositories struct {
 	folder  config.Folder
+	getter  *configGetter // of the configuration repository; nil where the folder has its own
 	allowed []string
 	options Options
 
 	opening sync.Mutex // held while a repository is opened, which may ask servers for the configuration repository
 
-	mu      sync.Mutex // guards what follows
-	open    map[string]*opened
-	told    map[config.Finding]bool // since the last Reload
-	reloads int
+	mu     sync.Mutex // guards what follows
+	open   map[string]*opened
+	told   map[config.Finding]bool
+	closed bool
 }
 
 // opened is a repository with its configuration.
 type opened struct {
 	*Repository
 	config *config.Config
+	files  fingerprints // of what the configuration names
+	since  time.Time    // when this configuration was read
+	broken error        // why one that was read later can't be used; Repositories.mu guards it
 }
 
 // NewRepositories reads the host's configuration folder when a repository is first asked for. Where allowed isn't
@@ -43,23 +48,24 @@ func NewRepositories(folder config.Folder, allowed []string, o Options) *Reposit
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.connections = &fetch.Connections{} // repositories have servers and proxies in common
-	s := &Repositories{allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{}}
-	s.folder = s.remote(folder)
+	s := &Repositories{
+		folder: folder, allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{},
+	}
+	if folder.ConfigRepository == nil {
+		s.getter = newConfigGetter(context.Background(), o)
+		s.folder.ConfigRepository = s.getter.get
+	}
 	return s
 }
 
-// remote has a folder read the configuration repository, if it names one, unless it does already.
-func (s *Repositories) remote(folder config.Folder) config.Folder {
-	if folder.ConfigRepository == nil {
-		folder.ConfigRepository = ConfigRepository(context.Background(), s.options)
-	}
-	return folder
-}
-
-// Repository returns a repository. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text says what to write where.
+// Repository returns a repository, to have its revisions. Errors: ErrNotAllowed; config.ErrNotConfigured, whose text
+// says what to write where; config.ErrTrust, also of an open repository whose files have changed since.
 func (s *Repositories) Repository(fqrn string) (*Repository, error) {
 	o, err := s.get(fqrn)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.brokenBy(o); errors.Is(err, config.ErrTrust) {
 		return nil, err
 	}
 	return o.Repository, nil
@@ -97,23 +103,8 @@ func (s *Repositories) Config(fqrn string) (*config.Config, error) {
 	return o.config, nil
 }
 
-// Reload forgets all repositories: whoever asks next gets them with the configuration, keys and blacklists of that
-// time. What was given out before goes on to work. It returns the names of those it has forgotten.
-func (s *Repositories) Reload() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, o := range s.open {
-		o.Fetcher().Close()
-	}
-	names := slices.Sorted(maps.Keys(s.open))
-	clear(s.open)
-	clear(s.told)
-	s.reloads++
-	return names
-}
-
 func (s *Repositories) get(name string) (*opened, error) {
-	if o, _ := s.kept(name); o != nil {
+	if o := s.kept(name); o != nil {
 		return o, nil
 	}
 	if err := s.permit(name); err != nil {
@@ -121,58 +112,66 @@ func (s *Repositories) get(name string) (*opened, error) {
 	}
 	s.opening.Lock()
 	defer s.opening.Unlock()
-	for {
-		o, reloads := s.kept(name)
-		if o != nil {
-			return o, nil
-		}
-		o, err := s.load(name)
-		if err != nil {
-			return nil, err
-		}
-		if s.keep(name, o, reloads) {
-			return o, nil
-		}
-		o.Fetcher().Close() // what it was opened with was changed in between
+	if o := s.kept(name); o != nil {
+		return o, nil
 	}
+	c, files, err := s.read(name)
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.openAs(name, c, files)
+	if err != nil {
+		return nil, err
+	}
+	s.keep(name, o)
+	return o, nil
 }
 
-// kept returns a repository if it is open, and how many times there was a Reload.
-func (s *Repositories) kept(name string) (*opened, int) {
+// kept returns a repository if it is open.
+func (s *Repositories) kept(name string) *opened {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.open[name], s.reloads
+	return s.open[name]
 }
 
-// keep keeps a repository, unless there was a Reload since it was being opened.
-func (s *Repositories) keep(name string, o *opened, reloads int) bool {
+// keep keeps a repository, and lets the one go that was kept.
+func (s *Repositories) keep(name string, o *opened) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reloads != reloads {
-		return false
-	}
+	former := s.open[name]
 	s.open[name] = o
 	for _, f := range o.config.Findings {
 		s.tell(name, f)
 	}
-	return true
+	switch {
+	case s.closed:
+		o.Fetcher().Close()
+	case former != nil:
+		former.Fetcher().Close()
+	}
 }
 
-func (s *Repositories) load(name string) (*opened, error) {
+// read reads the configuration of a repository.
+func (s *Repositories) read(name string) (*config.Config, fingerprints, error) {
 	c, err := s.folder.Load(name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if c.FQRN != name {
-		return nil, fmt.Errorf("repository %q: give its full name, %s", name, c.FQRN)
+		return nil, nil, fmt.Errorf("repository %q: give its full name, %s", name, c.FQRN)
 	}
+	return c, fingerprintsOf(c), nil
+}
+
+// openAs opens a repository as a configuration says.
+func (s *Repositories) openAs(name string, c *config.Config, files fingerprints) (*opened, error) {
 	options := s.options
 	options.Dir = filepath.Join(options.Dir, name)
 	r, err := Open(c, options)
 	if err != nil {
 		return nil, err
 	}
-	return &opened{Repository: r, config: c}, nil
+	return &opened{Repository: r, config: c, files: files, since: time.Now()}, nil
 }
 
 // tell logs a finding, once for all repositories whose files it is in.

@@ -59,7 +59,19 @@ var (
 	ErrNotConfigured = errors.New("not configured on this host")
 	// ErrNotAllowed means that CVMFS_STRICT_MOUNT=yes leaves a repository out.
 	ErrNotAllowed = errors.New("not allowed on this host")
+	// ErrTrust means that whom to trust can't be told, or that the repository isn't to be. What was read before must
+	// not count in its stead.
+	ErrTrust = errors.New("it is not certain whom to trust")
 )
+
+// Untrusted makes an error one that is ErrTrust. Its text stays.
+func Untrusted(err error) error { return untrusted{err} }
+
+type untrusted struct{ error }
+
+func (u untrusted) Unwrap() error { return u.error }
+
+func (untrusted) Is(target error) bool { return target == ErrTrust }
 
 // Config is what a host's configuration says of a repository.
 type Config struct {

@@ -307,7 +307,7 @@ func (s *shell) openRepository() error {
 	}
 	err = fmt.Errorf("%v: the configuration repository %.80s: %w", v.at, v.value, err)
 	if required := s.params["CVMFS_CONFIG_REPO_REQUIRED"]; isOn(required.value) || required.doubt != "" {
-		return fmt.Errorf("%w; nothing is used without it (CVMFS_CONFIG_REPO_REQUIRED)", err)
+		return Untrusted(fmt.Errorf("%w; nothing is used without it (CVMFS_CONFIG_REPO_REQUIRED)", err))
 	}
 	s.findings = append(s.findings, Finding{Kind: Unread, Place: v.at, Parameter: configRepository, Text: err.Error()})
 	return nil

@@ -158,6 +158,9 @@ func (s *settings) complete(c *Config) error {
 	if len(notes) > 0 {
 		err = fmt.Errorf("%w; note: %s", err, strings.Join(notes, "; "))
 	}
+	if len(c.PublicKeys) == 0 {
+		err = Untrusted(err)
+	}
 	return err
 }
 
@@ -202,8 +205,8 @@ func (s *settings) allowed() error {
 			return nil
 		}
 	}
-	return fmt.Errorf("repository %s is %w: with CVMFS_STRICT_MOUNT=yes it must be named in CVMFS_REPOSITORIES, in %s",
-		s.fqrn, ErrNotAllowed, path.Join(s.folder.Shown, "default.local"))
+	return Untrusted(fmt.Errorf("repository %s is %w: with CVMFS_STRICT_MOUNT=yes it must be named in "+
+		"CVMFS_REPOSITORIES, in %s", s.fqrn, ErrNotAllowed, path.Join(s.folder.Shown, "default.local")))
 }
 
 func (s *settings) servers(name string) []string {
@@ -375,8 +378,8 @@ func (s *settings) hosts(name string) string { return s.shell.params[name].hosts
 func (s *settings) guarded(name string) string {
 	v := s.shell.params[name]
 	if v.doubt != "" {
-		s.errs = append(s.errs, fmt.Errorf("%s is not certain, and without it the repository is not used: %s", name,
-			v.doubt))
+		s.errs = append(s.errs, Untrusted(fmt.Errorf("%s is not certain, and without it the repository is not used: %s",
+			name, v.doubt)))
 	}
 	return v.value
 }

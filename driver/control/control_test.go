@@ -24,7 +24,7 @@ type node struct{}
 func (node) Status() status.Node { return status.Node{Version: "1.2", PID: 7} }
 
 func (node) Reload(context.Context) (status.Reload, error) {
-	return status.Reload{Repositories: []string{"a.example.org"}}, nil
+	return status.Reload{Repositories: []status.Reloaded{{FQRN: "a.example.org"}}}, nil
 }
 
 // counted asks to count to a number.

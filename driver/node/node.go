@@ -61,6 +61,7 @@ type Config struct {
 
 	Configuration string                 // folder of the host's CernVM-FS configuration
 	Defaults      func() ([]byte, error) // our own, which the host's changes
+	PollEvery     time.Duration          // how often Configuration is looked at for changes; 0: 20 s
 	Agent         string                 // who asks servers, for their logs
 	Version       string                 // of the program, for Status
 	Commit        string                 // likewise
@@ -182,7 +183,12 @@ func (n *Node) openObjects() (err error) {
 func (n *Node) Tree() fusewire.Tree { return n.view }
 
 // Run does what is to be done in the background, until ctx ends.
-func (n *Node) Run(ctx context.Context) { n.objects.Run(ctx) }
+func (n *Node) Run(ctx context.Context) {
+	var work sync.WaitGroup
+	work.Go(func() { n.poll(ctx) })
+	n.objects.Run(ctx)
+	work.Wait()
+}
 
 // Close ends the use of the object store.
 func (n *Node) Close() error { return n.objects.Close() }
@@ -274,7 +280,7 @@ func (n *Node) configurationFolder() (config.Folder, error) {
 // close ends the use of former settings.
 func (c *configuration) close() {
 	if c.repositories != nil {
-		c.repositories.Reload() // its connections are not needed any more
+		c.repositories.Close()
 	}
 	c.composer.Close()
 }

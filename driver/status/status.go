@@ -14,9 +14,18 @@ type Node struct {
 	Err     string           `json:"error,omitempty"` // why Store is empty
 }
 
-// Reload is what came of reading the configuration again.
+// Reload is what came of reading the configuration again, of the repositories in use. Others are read when they are
+// asked for.
 type Reload struct {
-	Repositories []string `json:"repositories"` // that were in use, and are opened anew when they are asked for next
+	Repositories []Reloaded `json:"repositories"`
+}
+
+// Reloaded is what came of it for a repository.
+type Reloaded struct {
+	FQRN    string   `json:"repository"`
+	Changed []string `json:"changed,omitempty"` // parameters, and files with keys and the like: they count from now on
+	Later   []string `json:"later,omitempty"`   // of Changed, those that count for images that are composed from now on
+	Err     string   `json:"error,omitempty"`   // why the files can't be used: what counted before goes on to
 }
 
 // Objects counts what became of objects. The fields are those of objects.Stats.
