@@ -45,6 +45,8 @@ const (
 	maxRepoName = 255
 )
 
+var errNoTable = errors.New("not a table, or of another version")
+
 // WriteTable writes a table's file. Each object comes with its repository's position in repos, and is not kept. The
 // caller makes the file durable; a torn one is recognised when it is opened.
 func WriteTable(w io.Writer, repos []string, objs iter.Seq2[*Object, int]) error {
@@ -133,7 +135,7 @@ func OpenTable(path string) (*Table, error) {
 
 func parseTable(b []byte) (*Table, error) {
 	if len(b) < headSize+sha256.Size || string(b[:len(magic)]) != magic {
-		return nil, errors.New("not a table, or of another version")
+		return nil, errNoTable
 	}
 	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
 	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
@@ -145,19 +147,29 @@ func parseTable(b []byte) (*Table, error) {
 	if repos > maxRepos {
 		return nil, fmt.Errorf("%d repositories", repos)
 	}
-	t, rest := &Table{}, body[headSize:]
-	for range repos {
-		if len(rest) == 0 || rest[0] == 0 || len(rest) < 1+int(rest[0]) {
-			return nil, errors.New("repository names end early")
-		}
-		n := 1 + int(rest[0])
-		t.repos, rest = append(t.repos, string(rest[1:n])), rest[n:]
+	t := &Table{}
+	var err error
+	rest := body[headSize:]
+	if t.repos, rest, err = parseRepos(rest, repos); err != nil {
+		return nil, err
 	}
 	if uint64(len(rest)) != objects+chunks {
 		return nil, fmt.Errorf("%d bytes of records instead of %d", len(rest), objects+chunks)
 	}
 	t.objects, t.chunks = rest[:objects:objects], rest[objects:]
 	return t, t.check()
+}
+
+// parseRepos reads n names of repositories, and returns what follows them.
+func parseRepos(b []byte, n uint32) (repos []string, rest []byte, err error) {
+	for range n {
+		if len(b) == 0 || b[0] == 0 || len(b) < 1+int(b[0]) {
+			return nil, nil, errors.New("repository names end early")
+		}
+		end := 1 + int(b[0])
+		repos, b = append(repos, string(b[1:end])), b[end:]
+	}
+	return repos, b, nil
 }
 
 // check looks at every record, so that nothing need be looked at again.
@@ -167,16 +179,13 @@ func (t *Table) check() error {
 	for i := range t.Len() {
 		r := t.record(i)
 		n := uint64(r.chunks())
-		if int(le.Uint16(r[36:])) >= len(t.repos) || !hash.Compression(r[39]).Valid() || r.size() < 0 {
+		if !r.valid(len(t.repos)) {
 			return fmt.Errorf("object %d: bad record", i)
 		}
 		if n == 0 {
-			if !hash.Algorithm(r[38]).Valid() {
-				return fmt.Errorf("object %d: no digest", i)
-			}
 			continue
 		}
-		if uint64(le.Uint32(r[28:])) != next || n > uint64(len(t.chunks)/chunkSize)-next || r[38] != 0 {
+		if uint64(le.Uint32(r[28:])) != next || n > uint64(len(t.chunks)/chunkSize)-next {
 			return fmt.Errorf("object %d: bad chunks", i)
 		}
 		next += n
@@ -213,6 +222,14 @@ func (t *Table) record(i int) record { return record(t.objects[i*recordSize:][:r
 
 func (r record) size() int64    { return int64(binary.LittleEndian.Uint64(r[20:])) }
 func (r record) chunks() uint32 { return binary.LittleEndian.Uint32(r[32:]) }
+
+// valid reports whether the record by itself is one, of a table with so many repositories.
+func (r record) valid(repos int) bool {
+	if int(binary.LittleEndian.Uint16(r[36:])) >= repos || !hash.Compression(r[39]).Valid() || r.size() < 0 {
+		return false
+	}
+	return r.chunks() > 0 && r[38] == 0 || r.chunks() == 0 && hash.Algorithm(r[38]).Valid()
+}
 
 func (r record) name() Name {
 	return Name{
