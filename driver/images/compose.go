@@ -38,8 +38,13 @@ type Config struct {
 	Index        *objects.Index       // told about the objects of every image in use
 	View         View                 // shows every image in use; nil for none
 	IDs          user.IdentityMapping // the engine's userns-remap; empty for none
+	Nested       bool                 // files lie below the folder [Folder] of an image, not in its root
 	Log          *slog.Logger
 }
+
+// Folder is the folder of a nested image that its files are below. Where the image isn't mounted it isn't there either,
+// so that an overlay that names it can't take an empty mount point for the image.
+const Folder = "diff"
 
 // View shows images in some other way than by mounting them; *view.FS is one.
 type View interface {
@@ -373,6 +378,9 @@ func (c *Composer) key(parts []part) string {
 		}
 	}
 	write("format", format, c.cfg.IDs.UIDMaps, c.cfg.IDs.GIDMaps)
+	if c.cfg.Nested {
+		write("nested", Folder)
+	}
 	for _, p := range parts {
 		if f := p.folder; f != nil {
 			write("folder", f.fqrn, f.path, f.holder.String(), f.ids.repository.UIDMap.String(),
@@ -407,6 +415,9 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Imag
 		return nil, err
 	}
 	f := flatten(mergeAll(c.root(), trees))
+	if c.cfg.Nested {
+		f.nest()
+	}
 	image := &Image{
 		Key: key, Meta: filepath.Join(c.cfg.Dir, key, metaFile), Objects: len(f.table), Size: f.size,
 		Created: began.UTC().Format(time.RFC3339),

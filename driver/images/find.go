@@ -26,10 +26,26 @@ func (c *Composer) Find(ctx context.Context, key string, object objects.Ref) (st
 		return "", err
 	}
 	f := &finder{Reader: r, redirect: "/objects/" + object.Path()}
-	if err := f.folder(ctx, r.Root(), "/", 0); err != nil && !errors.Is(err, errFound) {
+	root, err := c.filesOf(r)
+	if err != nil {
+		return "", err
+	}
+	if err := f.folder(ctx, root, "/", 0); err != nil && !errors.Is(err, errFound) {
 		return "", err
 	}
 	return f.name, nil
+}
+
+// filesOf returns the folder of an image that its files are below.
+func (c *Composer) filesOf(r *erofs.Reader) (nid uint64, err error) {
+	if !c.cfg.Nested {
+		return r.Root(), nil
+	}
+	nid, found, err := r.Lookup(r.Root(), []byte(Folder))
+	if err == nil && !found {
+		err = erofs.ErrCorrupt
+	}
+	return nid, err
 }
 
 var errFound = errors.New("found")

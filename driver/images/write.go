@@ -81,6 +81,14 @@ func flatten(root *node) *flat {
 	return f
 }
 
+// nest puts the tree below a folder.
+func (f *flat) nest() {
+	f.root = &erofs.Node{
+		Mode: typeDir | 0o755, Mtime: f.root.Mtime, MtimeN: f.root.MtimeN,
+		Children: []erofs.Child{{Name: Folder, Node: f.root}},
+	}
+}
+
 // write puts the image into dir/<key>. It is there complete, or not at all.
 func (f *flat) write(dir string, image *Image) (err error) {
 	folder, err := durable.CreateFolder(dir)
