@@ -11,6 +11,9 @@
 //   - A read-write layer is written to where it is mounted: that of a container, or a step of a build. Engines make the
 //     latter as if it were read-only and never send an archive for it; a layer that is used before it has content is
 //     therefore settled: taken for read-write from then on.
+//   - A read-write layer may be sealed: what was written to it is then the content of a read-only one.
+//   - A note is what a face keeps with a layer: bytes that this package doesn't read. A layer that has one is synced
+//     when it is made, for whoever keeps notes answers for what it has made.
 //   - A thin layer is a read-only one whose only file is a thin image descriptor (package thin). It and everything
 //     below it are shown by a composed image, of which this package knows the key.
 //   - The chain of a layer is its ancestors, from its parent down.
@@ -22,6 +25,7 @@
 //
 //	<id>/                    a layer, with graph/<id>/diff and work; records are attributes of it, trusted.cvmfs-graphdriver.*
 //	<id>/applying            its archive is on its way, or broke off
+//	<id>/note                its note
 //	.<what>-*                something unfinished, removed by Open
 //
 // Files of ordinary layers below a thin one are in the composed image, and their content is found as

@@ -60,6 +60,9 @@ func (s *Store) dir(id string, elem ...string) string {
 // lower layer of mounts whose composed image has files of it, and these are found by a path that names the layer.
 func diffDir(id string) string { return filepath.Join("graph", id, "diff") }
 
+// Content returns the folder of what a layer adds to its parent.
+func (s *Store) Content(id string) string { return s.diff(id) }
+
 func (s *Store) diff(id string) string { return s.dir(id, diffDir(id)) }
 
 // load reads a layer's record.
@@ -120,6 +123,7 @@ type CreateArgs struct {
 	ID, Parent string
 	Writable   bool
 	Size       uint64 // bytes that its content may take, where project quotas are on; 0 for any number
+	Note       []byte // of the face's, kept with the layer; nil for none
 }
 
 // Create makes an empty layer. One that is there already, with the same parent, is left as it is: engines repeat
@@ -179,7 +183,7 @@ func (s *Store) adopt(parent, child string) error {
 }
 
 // create makes the layer's folder under another name and renames it. After a loss of power it is whole or, if it was
-// made in the last seconds, not there.
+// made in the last seconds and has no note, not there.
 func (s *Store) create(args CreateArgs) error {
 	temp, err := s.newFolder(args.ID)
 	if err != nil {
@@ -194,7 +198,16 @@ func (s *Store) create(args CreateArgs) error {
 	if err := durable.WriteRecord(temp, recordXattr, &layer{Parent: args.Parent, Writable: args.Writable}); err != nil {
 		return err
 	}
-	return os.Rename(temp, s.dir(args.ID))
+	if args.Note == nil {
+		return os.Rename(temp, s.dir(args.ID))
+	}
+	if err := writeNote(temp, args.Note); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, s.dir(args.ID)); err != nil {
+		return err
+	}
+	return durable.SyncDir(s.cfg.Dir)
 }
 
 // newFolder makes an empty layer without a record, under a temporary name beside the layers.

@@ -1,0 +1,96 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/thin"
+)
+
+// noteFile is in the folder of a layer that has a note.
+const noteFile = "note"
+
+// Noted is a layer that has a note.
+type Noted struct {
+	ID, Parent string
+	Committed  bool
+	Note       []byte
+}
+
+// Noted returns the layers that have a note, in no order, and removes what a former life left unfinished beside the
+// notes. It is for who opens the store: no note may change meanwhile.
+func (s *Store) Noted() (list []Noted, err error) {
+	ids, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		if err := durable.Sweep(s.dir(id)); err != nil {
+			return nil, err
+		}
+		note, err := os.ReadFile(s.dir(id, noteFile))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		l, err := s.load(id)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, Noted{ID: id, Parent: l.Parent, Committed: l.Committed, Note: note})
+	}
+	return list, nil
+}
+
+// SetNote replaces the note of a layer, also for after a loss of power.
+func (s *Store) SetNote(id string, note []byte) error {
+	defer s.locks.Lock(id)()
+	if _, err := s.load(id); err != nil {
+		return err
+	}
+	return durable.Replace(s.dir(id, noteFile), noteMode, note)
+}
+
+const noteMode = 0o600
+
+// writeNote writes the note of a layer that is being made, as file content needs to be synced to be there after a loss
+// of power when the folder is.
+func writeNote(folder string, note []byte) error {
+	return durable.New(filepath.Join(folder, noteFile), noteMode, note)
+}
+
+// Descriptor returns the thin image descriptor that is all there is in a read-write layer; nil if there is anything
+// else.
+func (s *Store) Descriptor(id string) (*thin.Descriptor, error) {
+	entries, err := os.ReadDir(s.diff(id))
+	if err != nil {
+		return nil, err
+	}
+	c := contents{entries: len(entries)}
+	for _, e := range entries {
+		c.descriptor = e.Name() == thin.FileName && e.Type().IsRegular()
+	}
+	return descriptor(c, s.diff(id))
+}
+
+// Seal makes a read-write layer a read-only one of the content it has, which must be on disk. A thin one names its
+// composed image; "" is for one that is to be composed when it is needed. Once Seal has returned that holds also after
+// a loss of power.
+func (s *Store) Seal(id string, isThin bool, image string) error {
+	defer s.locks.Lock(id)()
+	l, err := s.load(id)
+	if err != nil {
+		return err
+	}
+	if !l.Writable {
+		return fmt.Errorf("layer %s: it is read-only already", id)
+	}
+	l.Writable, l.Committed, l.Thin, l.Image = false, true, isThin, image
+	return s.save(id, l)
+}
