@@ -39,20 +39,42 @@ func mountClassic(target string, s *Spec, options []param) error {
 	return nil
 }
 
-// classicLine spells an overlay in one line. Two colons mark the data-only layers.
+// classicLine spells an overlay in one line.
 func classicLine(s *Spec, options []param) string {
-	line := "lowerdir=" + strings.Join(s.Lower, ":")
+	return strings.Join(classicOptions(s, options), ",")
+}
+
+// classicOptions spells an overlay for mount(2). Two colons mark the data-only layers.
+func classicOptions(s *Spec, options []param) []string {
+	lower := "lowerdir=" + strings.Join(s.Lower, ":")
 	for _, dir := range s.Data {
-		line += "::" + dir
+		lower += "::" + dir
 	}
+	words := []string{lower}
 	if s.Upper != "" {
-		line += ",upperdir=" + s.Upper + ",workdir=" + s.Work
+		words = append(words, "upperdir="+s.Upper, "workdir="+s.Work)
 	}
 	for _, p := range options {
-		line += "," + p.key + "=" + p.value
+		words = append(words, p.key+"="+p.value)
 	}
 	if s.Label != "" {
-		line += `,context="` + s.Label + `"` // quoted: a context has commas
+		words = append(words, `context="`+s.Label+`"`) // quoted: a context has commas
 	}
-	return line
+	return words
+}
+
+// ClassicOptions returns the options of mount(2) for an overlay that somebody else mounts. Of what a kernel may be built
+// to have on by default only what this one has is switched off, besides index, for who reads the options knows few: one
+// upper folder is mounted by several programs at once. Folders whose names mean something in options are refused.
+func (s *Spec) ClassicOptions() ([]string, error) {
+	if s.anyFolder(func(dir string) bool { return strings.ContainsAny(dir, special) }) {
+		return nil, fmt.Errorf("an overlay can't be told in options of mount(2) if a folder's name has one of %q", special)
+	}
+	var said []param
+	for _, p := range s.options() {
+		if p.key == "index" || onByDefault(p.key) {
+			said = append(said, p)
+		}
+	}
+	return classicOptions(s, said), nil
 }

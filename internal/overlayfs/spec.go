@@ -43,15 +43,23 @@ type param struct{ key, value string }
 // defaulted are the parameters of overlayfs that a kernel may be built to have on.
 var defaulted = []string{"redirect_dir", "metacopy", "index"}
 
+// parameters is the folder of the defaults of the kernel's overlayfs.
+const parameters = "/sys/module/overlay/parameters/"
+
+// onByDefault reports whether the kernel has a parameter on unless it is told otherwise, or that can't be told.
+func onByDefault(name string) bool {
+	b, err := os.ReadFile(parameters + name)
+	return err != nil || strings.TrimSpace(string(b)) != "N"
+}
+
 // options returns those of the defaulted parameters that the kernel's overlayfs has, with values: files that are
 // changed are to be copied up whole, and renamed folders with their files, for what an upper folder holds is a layer by
 // itself. With metacopy redirects are followed as well: kernels want both or neither. The kernel's module must be
 // loaded.
 func (s *Spec) options() (params []param) {
-	const known = "/sys/module/overlay/parameters/"
-	_, unsure := os.Stat(known) // without sysfs all are said
+	_, unsure := os.Stat(parameters) // without sysfs all are said
 	for _, name := range defaulted {
-		if _, err := os.Stat(known + name); unsure == nil && errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(parameters + name); unsure == nil && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		value := "off"

@@ -83,7 +83,9 @@ func unread(err error) bool {
 // ExitCode counts; errors that are one of unfit give Unfit.
 func Run(ctx context.Context, app *cli.App, args []string, unfit ...error) int {
 	app.HideVersion = true
-	app.Action = OnlyCommands
+	if app.Action == nil {
+		app.Action = OnlyCommands
+	}
 	app.OnUsageError = wrongUsage
 	app.ExitErrHandler = func(*cli.Context, error) {} // exit codes are given below
 	app.EnableBashCompletion = true
