@@ -12,6 +12,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // Composer makes the composed images of thin chains; *images.Composer is one.
@@ -45,7 +46,7 @@ func (n *Node) Apply(ctx context.Context, id, parent string, r io.Reader) (int64
 	if a.Chain == nil {
 		err = a.Commit("")
 	} else {
-		err = n.commitThin(ctx, a)
+		err = n.composeNew(ctx, a.ID, a.Chain, a.Commit)
 	}
 	if err = errors.Join(err, a.Close()); err != nil {
 		return 0, fmt.Errorf("apply layer %s: %w", id, err)
@@ -53,19 +54,50 @@ func (n *Node) Apply(ctx context.Context, id, parent string, r io.Reader) (int64
 	return a.Size, nil
 }
 
-// commitThin composes the chain that ends with a new thin layer, and commits the layer.
-func (n *Node) commitThin(ctx context.Context, a *layers.Arrival) error {
+// composeNew composes the chain that ends with a new thin layer, and has commit make it one that names the image.
+func (n *Node) composeNew(ctx context.Context, id string, chain []layers.Link, commit func(key string) error) error {
 	c, err := n.configured()
 	if err != nil {
 		return err
 	}
-	_, err = n.compose(ctx, c, a.Chain, a.Commit)
+	_, err = n.compose(ctx, c, chain, commit)
 	if errors.Is(err, fetch.ErrUnavailable) { // it says nothing about the layer, only about the network at this moment
 		n.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer",
-			a.ID, "err", err)
-		return a.Commit("")
+			id, "err", err)
+		return commit("")
 	}
 	return err
+}
+
+// Commit makes what was written to a read-write layer the content of a read-only one, and brings it to disk. If that is
+// a thin image descriptor alone the layer is thin, and composed as Apply does.
+func (n *Node) Commit(ctx context.Context, id, parent string) error {
+	if err := n.commit(ctx, id, parent); err != nil {
+		return fmt.Errorf("commit layer %s: %w", id, err)
+	}
+	return nil
+}
+
+func (n *Node) commit(ctx context.Context, id, parent string) error {
+	if err := n.layers.CheckParent(id, parent); err != nil {
+		return err
+	}
+	if err := durable.SyncFS(n.layers.Folder(id)); err != nil {
+		return err
+	}
+	d, err := n.layers.Descriptor(id)
+	if err != nil {
+		return err
+	}
+	if d == nil {
+		return n.layers.Seal(id, false, "")
+	}
+	chain, _, err := n.layers.Chain(parent)
+	if err != nil {
+		return err
+	}
+	chain = append(chain, layers.Link{Thin: d})
+	return n.composeNew(ctx, id, chain, func(key string) error { return n.layers.Seal(id, true, key) })
 }
 
 // image returns the composed image that a stack stands on, composing it if it isn't there.

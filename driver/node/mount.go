@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"cvmfs-graphdriver/cvmfs/objectfs"
+	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/overlayfs"
@@ -28,11 +30,14 @@ func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label stri
 	if err != nil {
 		return Overlay{}, err
 	}
-	o, err := n.overlay(ctx, c, &stack)
+	o, err := n.overlay(ctx, c, &stack, false)
 	if err != nil {
 		return Overlay{}, err
 	}
 	o.Label = label
+	if o.Upper == "" {
+		o.Lower = slices.Insert(o.Lower, 0, n.run("empty")) // a read-only overlay wants two layers at least
+	}
 	stale, err := n.cfg.Kernel.Mounted(target)
 	if stale {
 		err = n.cfg.Kernel.Unmount(target)
@@ -47,21 +52,30 @@ func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label stri
 	return o, n.cfg.Kernel.Mount(target, &o.Spec)
 }
 
-// Overlay returns the overlay that shows a stack, for whoever mounts it. The composed image is made if it isn't there,
-// and taken into use; it and the overlays that share it are mounted when an overlay first needs them, and stay mounted.
+// Overlay returns the overlay that shows a stack, for whoever mounts it. Of a read-only stack that may be a single
+// layer, which the kernel takes for no overlay. The composed image is made if it isn't there, and taken into use; it
+// and the overlays that share it are mounted when an overlay first needs them, and stay mounted.
 func (n *Node) Overlay(ctx context.Context, stack layers.Stack) (Overlay, error) {
+	return n.configuredOverlay(ctx, &stack, false)
+}
+
+// PlainOverlay is Overlay without data-only layers, whatever the kernel takes: the composed image is one of the lower
+// layers, by way of a shared overlay. Such an overlay takes fewer words, and can be spelled by who knows no data-only
+// layers; it costs every lookup a second one.
+func (n *Node) PlainOverlay(ctx context.Context, stack layers.Stack) (Overlay, error) {
+	return n.configuredOverlay(ctx, &stack, true)
+}
+
+func (n *Node) configuredOverlay(ctx context.Context, stack *layers.Stack, plain bool) (Overlay, error) {
 	c, err := n.configured()
 	if err != nil {
 		return Overlay{}, err
 	}
-	return n.overlay(ctx, c, &stack)
+	return n.overlay(ctx, c, stack, plain)
 }
 
-func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stack) (Overlay, error) {
+func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stack, plain bool) (Overlay, error) {
 	o := Overlay{Spec: overlayfs.Spec{Upper: stack.Upper, Work: stack.Work}}
-	if stack.Upper == "" {
-		o.Lower = []string{n.run("empty")} // a read-only overlay wants two layers at least
-	}
 	for _, l := range stack.Lower {
 		o.Lower = append(o.Lower, l.Content)
 	}
@@ -73,10 +87,12 @@ func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stac
 		return Overlay{}, err
 	}
 	n.objects.Used(image.Table) // they stay while it is mounted
-	o.Image, o.View = image.Key, c.view.view
-	shown := n.shownAt(c.view, image.Key)
-	o.Lower = append(o.Lower, shown)
-	if c.view.view == ViewFUSE {
+	by := c.view
+	by.stacked = by.stacked || plain
+	o.Image, o.View = image.Key, by.view
+	shown := n.shownAt(by, image.Key)
+	o.Lower = append(o.Lower, filepath.Join(shown, n.folder()))
+	if by.view == ViewFUSE {
 		// What FUSE shows is asked for once, by a shared overlay, and not by that of each container: overlayfs looks
 		// for an extended attribute of every file, which FUSE doesn't keep.
 		return o, n.mountShared(shown, &overlayfs.Spec{
@@ -88,13 +104,21 @@ func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stac
 		return Overlay{}, err
 	}
 	data := n.data(stack)
-	if !c.view.stacked {
+	if !by.stacked {
 		o.Data = data
 		return o, nil
 	}
 	// For kernels that take data-only layers in overlays with metacopy alone. In an overlay with an upper folder that
 	// would leave files without content.
 	return o, n.mountShared(shown, &overlayfs.Spec{Lower: []string{at}, Data: data, Metacopy: true})
+}
+
+// folder is where a composed image has its files; "" is its root.
+func (n *Node) folder() string {
+	if n.cfg.Nested {
+		return images.Folder
+	}
+	return ""
 }
 
 // data returns the data-only layers of an overlay of a composed image. Their order matters: what is on disk first; then
@@ -157,6 +181,35 @@ func (n *Node) unmountAll(dir string) error {
 // UnmountImages takes off what is mounted for overlays to use, of which none may be mounted any more.
 func (n *Node) UnmountImages() error {
 	return errors.Join(n.unmountAll(n.run("shared")), n.unmountAll(n.run("images")))
+}
+
+// UnmountUnused takes off what is mounted for overlays to use and belongs to no image that the face's mounts read from.
+// What is mounted on top of it keeps it; an overlay that is asked for later has it mounted again.
+func (n *Node) UnmountUnused() error {
+	c, err := n.configured()
+	if err != nil {
+		return err
+	}
+	n.mounting.Lock() // an overlay whose layers are in the face's account already waits, and finds them gone
+	defer n.mounting.Unlock()
+	used, err := c.face.Images()
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{n.run("shared"), n.run("images")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if key, _, _ := strings.Cut(e.Name(), "."); !used[key] {
+				if err := n.unmount(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // View has a layer and its chain mounted for us alone, read-only, until release is called. "" is the empty view.

@@ -66,6 +66,10 @@ type Config struct {
 	Version       string                 // of the program, for Status
 	Commit        string                 // likewise
 
+	// Nested has composed images have their files below a folder, so that an overlay names nothing that is there where
+	// an image isn't mounted: for overlays that others mount.
+	Nested bool
+
 	NewComposer func(Settings) (Composer, error) // for tests; nil composes images of repositories
 	Log         *slog.Logger
 	Watch       lockorder.Watcher // for tests
@@ -263,7 +267,7 @@ func (n *Node) newComposer(c *configuration) (err error) {
 		client.Options{Dir: n.Path("state", "repositories"), UserAgent: n.cfg.Agent, Log: n.cfg.Log})
 	c.composer, err = images.New(images.Config{
 		Dir: n.Path("images"), Repositories: c.repositories, Index: n.index, View: n.view, IDs: c.settings.IDs,
-		Log: n.cfg.Log,
+		Nested: n.cfg.Nested, Log: n.cfg.Log,
 	})
 	return err
 }
