@@ -82,8 +82,12 @@ func (f *fixture) make() error {
 
 func (f *fixture) converter() string { return filepath.Join(f.dir, "bin/docker2cvmfs") }
 func (f *fixture) demo() string      { return filepath.Join(f.dir, "demo") }
-func (f *fixture) bundle() string    { return filepath.Join(f.dir, "cvmfs-graphdriver-plugin-0.test") }
-func (f *fixture) archive() string   { return f.bundle() + "-" + runtime.GOARCH + ".tar.gz" }
+func (f *fixture) snapshotter() string {
+	return filepath.Join(f.dir, "bin/cvmfs-snapshotter")
+}
+
+func (f *fixture) bundle() string  { return filepath.Join(f.dir, "cvmfs-graphdriver-plugin-0.test") }
+func (f *fixture) archive() string { return f.bundle() + "-" + runtime.GOARCH + ".tar.gz" }
 
 func (f *fixture) close() error {
 	var err error
@@ -201,12 +205,21 @@ func (u user) logWhenFailed() {
 	if u.Engine == nil {
 		return
 	}
-	before := len(u.Engine.Log())
-	u.Cleanup(func() {
-		if u.Failed() {
-			u.Logf("the engine's log:\n%s", u.Engine.Log()[before:])
-		}
-	})
+	logs := map[string]func() string{"engine": u.Engine.Log}
+	if u.Engine.Containerd != nil {
+		logs["containerd"] = u.Engine.Containerd.Log
+	}
+	if u.Snapshotter != nil {
+		logs["snapshotter"] = u.Snapshotter.Log
+	}
+	for who, log := range logs {
+		before := len(log())
+		u.Cleanup(func() {
+			if u.Failed() {
+				u.Logf("the %s's log:\n%s", who, log()[before:])
+			}
+		})
+	}
 }
 
 // docker runs the client, which must succeed, and gives its output without white space around it.

@@ -192,12 +192,14 @@ func (u user) classicBuild(name, folder string) {
 	u.docker("build", "--network", "none", "--tag", name, folder)
 }
 
-// buildKit builds an image of a folder with the engine's BuildKit. Its client is the one of 20.10: later ones have
-// BuildKit's side in a plugin.
+// buildKit builds an image of a folder with the engine's BuildKit. A client without a plugin for that is replaced by
+// the one of 20.10, which needs none.
 func (u user) buildKit(name, folder string) {
 	u.Helper()
 	cmd := u.Engine.Command(u.Context(), "build", "--network", "none", "--progress", "plain", "--tag", name, folder)
-	cmd.Path = tools(u.T).Docker
+	if u.Engine.Containerd == nil {
+		cmd.Path = tools(u.T).Docker
+	}
 	cmd.Env = append(cmd.Env, "DOCKER_BUILDKIT=1")
 	out, err := cmd.CombinedOutput()
 	if strings.Contains(string(out), "buildx") {
@@ -533,14 +535,34 @@ func tagAndRemove(u user, image string) {
 	u.refuses("conflict", "rmi", child)
 	u.refuses("conflict", "image", "rm", child)
 	u.same("the image in use says", u.shell(child, "cat /data/deep/new"), "new")
-	folder := u.onHost(u.graph(container)["UpperDir"])
-	if _, err := os.Stat(folder); err != nil {
+	isThere := u.upper(container)
+	if err := isThere(); err != nil {
 		u.Error(err)
 	}
 	u.docker("rm", container)
 	u.docker("rmi", child)
-	if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
-		u.Errorf("%s is left: %v", folder, err)
+	u.eventually("the container's layer is gone", func() error {
+		if isThere() == nil {
+			return errors.New("it is left")
+		}
+		return nil
+	})
+}
+
+// upper returns a function that has an error when the topmost layer of a container isn't there.
+func (u user) upper(container string) (isThere func() error) {
+	u.Helper()
+	if u.Engine.Containerd != nil {
+		return func() error {
+			_, err := u.Engine.Ctr(u.Context(), "--namespace", "moby", "snapshots", "--snapshotter", u.Driver(), "info",
+				container)
+			return err
+		}
+	}
+	folder := u.onHost(u.graph(container)["UpperDir"])
+	return func() error {
+		_, err := os.Stat(folder)
+		return err
 	}
 }
 

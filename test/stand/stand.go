@@ -34,20 +34,24 @@ type Options struct {
 	Testdata string            // the module's testdata folder
 	Step     func(what string) // told of each step before it begins; may be nil
 	Driver   []string          // storage options of the driver, "name=value"
-	Quiet    bool              // the plugin logs no debug messages, which take time
+	Quiet    bool              // plugin or snapshotter log no debug messages, which take time
 	Settings map[string]any    // of the engine, besides those every stand has
 	// shell script run before the engine's first start; what it writes to /etc is the engine's own
 	Prepare string
+	// the program of the snapshotter, for NewSnapshotter; "" for the one that containerd has built in
+	Snapshotter string
+	Pause       string // image for the namespaces of pods
 }
 
 // Stand is a site and an engine.
 type Stand struct {
-	Site   *Site
-	Engine *engine.Engine
-	Config string // the folder that is the plugin's /etc/cvmfs
-	dir    string
-	driver []string
-	engine map[string]any // its settings
+	Site        *Site
+	Engine      *engine.Engine
+	Snapshotter *engine.Service // of NewSnapshotter, where containerd's own isn't used
+	Config      string          // the folder that is the plugin's, or the snapshotter's, /etc/cvmfs
+	dir         string
+	engine      map[string]any // its settings
+	storage     map[string]any // those of its storage, once it is set up
 }
 
 // step is a part of making a stand.
@@ -81,10 +85,7 @@ func New(ctx context.Context, o Options) (*Stand, error) {
 func NewPlain(ctx context.Context, o Options) (*Stand, error) { return build(ctx, o, plain) }
 
 func build(ctx context.Context, o Options, steps []step) (*Stand, error) {
-	s := &Stand{
-		driver: append([]string{}, o.Driver...), // never nil, which the engine would refuse
-		engine: map[string]any{"experimental": true},
-	}
+	s := &Stand{engine: map[string]any{"experimental": true}}
 	maps.Copy(s.engine, o.Settings)
 	for _, step := range steps {
 		if o.Step != nil {
@@ -123,7 +124,15 @@ func (s *Stand) Serve(fqrn, folder, key string) error {
 }
 
 // startPlain starts an engine with a driver of its own, which is what a plugin can be created on.
-func (s *Stand) startPlain(ctx context.Context, o Options) (err error) {
+func (s *Stand) startPlain(ctx context.Context, o Options) error {
+	if err := s.makeEngine(ctx, o); err != nil {
+		return err
+	}
+	return s.startWith(ctx, map[string]any{"storage-driver": "vfs"})
+}
+
+// makeEngine makes the engine and its machine.
+func (s *Stand) makeEngine(ctx context.Context, o Options) (err error) {
 	dir := filepath.Join(s.dir, "engine")
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
@@ -136,7 +145,7 @@ func (s *Stand) startPlain(ctx context.Context, o Options) (err error) {
 			return fmt.Errorf("prepare its machine: %w: %s", err, out)
 		}
 	}
-	return s.startWith(ctx, map[string]any{"storage-driver": "vfs"})
+	return nil
 }
 
 func (s *Stand) enable(ctx context.Context, o Options) error {
@@ -153,10 +162,12 @@ func (s *Stand) enable(ctx context.Context, o Options) error {
 			return err
 		}
 	}
+	// Never nil, which the engine would refuse.
+	s.storage = map[string]any{"storage-driver": Plugin, "storage-opts": append([]string{}, o.Driver...)}
 	return nil
 }
 
-// Restart ends the engine in order and starts it with the plugin as its storage driver.
+// Restart ends the engine in order and starts it with the plugin, or the snapshotter, as its storage driver.
 func (s *Stand) Restart(ctx context.Context) error {
 	if err := s.Engine.Stop(ctx); err != nil {
 		return err
@@ -164,10 +175,11 @@ func (s *Stand) Restart(ctx context.Context) error {
 	return s.Start(ctx)
 }
 
-// Start starts the engine, which must have ended, with the plugin as its storage driver.
-func (s *Stand) Start(ctx context.Context) error {
-	return s.startWith(ctx, map[string]any{"storage-driver": Plugin, "storage-opts": s.driver})
-}
+// Driver is the storage driver that the engine is started with.
+func (s *Stand) Driver() string { return fmt.Sprint(s.storage["storage-driver"]) }
+
+// Start starts the engine, which must have ended, as Restart does.
+func (s *Stand) Start(ctx context.Context) error { return s.startWith(ctx, s.storage) }
 
 // startWith starts the engine with the stand's settings and those of a storage driver.
 func (s *Stand) startWith(ctx context.Context, storage map[string]any) error {
