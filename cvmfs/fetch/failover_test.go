@@ -127,6 +127,10 @@ var rows = []reading{
 	},
 	{name: "only server closed", servers: []party{closed}, fails: true},
 	{
+		name: "only server, each fourth answer 503", servers: []party{bad(testutil.Fault{Status: 503, Each: 4})},
+		fails: true, ours: cost{asked: 4}, ref: cost{asked: 4},
+	},
+	{
 		name: "latency", servers: []party{bad(testutil.Fault{Latency: 20 * time.Millisecond})},
 		ours: cost{asked: 43}, ref: cost{asked: 43},
 	},
@@ -236,17 +240,22 @@ func TestFailOverCostsNoMoreThanTheReference(t *testing.T) {
 	for _, row := range append(rows, statusRows()...) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			began := time.Now()
-			got := row.read(t)
-			t.Logf("%.1f s: %+v", time.Since(began).Seconds(), got)
-			if got != row.ours {
-				t.Errorf("cost %+v, want %+v", got, row.ours)
-			}
-			ref := row.ref
-			if ref.asked >= 0 && (got.asked > ref.asked || got.proxied > ref.proxied || got.alone > ref.alone) {
-				t.Errorf("cost %+v, the reference's is %+v", got, ref)
-			}
+			row.hold(t)
 		})
+	}
+}
+
+// hold holds a row's costs against what they are to be, and what they may be.
+func (row *reading) hold(t *testing.T) {
+	began := time.Now()
+	got := row.read(t)
+	t.Logf("%.1f s: %+v", time.Since(began).Seconds(), got)
+	if got != row.ours {
+		t.Errorf("cost %+v, want %+v", got, row.ours)
+	}
+	ref := row.ref
+	if ref.asked >= 0 && (got.asked > ref.asked || got.proxied > ref.proxied || got.alone > ref.alone) {
+		t.Errorf("cost %+v, the reference's is %+v", got, ref)
 	}
 }
 
@@ -261,6 +270,8 @@ func (row *reading) read(t *testing.T) cost {
 			return "http://" + testutil.LostAddress(t)
 		case "unknown":
 			return "http://nobody.invalid"
+		case "squid":
+			return startSquid(t)
 		}
 		s := honest(t)
 		if m.kind == "faulty" {
@@ -360,6 +371,28 @@ func (w *waits) Handle(_ context.Context, r slog.Record) error {
 		w.paid.alone++
 	}
 	return nil
+}
+
+// Each of many clients stays with one member of a group, and together they use all.
+func TestClientsAreSpreadOverAGroup(t *testing.T) {
+	t.Parallel()
+	s, p, q := files(t), proxyServer(t), proxyServer(t)
+	before := 0
+	for range 24 {
+		cfg := quick(s.URL)
+		cfg.Proxies = [][]string{{p.URL, q.URL}}
+		f := fetcher(t, cfg)
+		for i := range 3 {
+			mustGet(t, f, fmt.Sprint("file", i))
+		}
+		if n := p.Requests("") - before; n != 0 && n != 3 {
+			t.Errorf("one client asked one member %d times of 3", n)
+		}
+		before = p.Requests("")
+	}
+	if p.Requests("") == 0 || q.Requests("") == 0 {
+		t.Errorf("24 clients asked one member %d times, the other %d times", p.Requests(""), q.Requests(""))
+	}
 }
 
 // Many requests at once pay side by side and not one after the other, however few connections are left.

@@ -53,6 +53,10 @@ var (
 		},
 		what: "Debian's busybox, registry and message bus", otherwise: "the tests that need them will skip",
 	}
+	squid = packageSet{
+		folder: "squid", packages: []string{"squid"}, depends: true,
+		what: "Debian's squid", otherwise: "the tests that need it will skip",
+	}
 )
 
 // aptConf makes apt work in folders of our own: its lists, its archives and its locks. Hooks of the machine's
@@ -112,7 +116,7 @@ func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 			return err
 		}),
 		fetchSid(ctx, cache, progress),
-		FetchPrograms(ctx, cache, progress))...)
+		FetchPrograms(ctx, cache, progress), FetchSquid(ctx, cache, progress))...)
 }
 
 // FetchPrograms brings what [FindProgram] gives into the cache folder, as [Fetch] does.
@@ -122,6 +126,14 @@ func FetchPrograms(ctx context.Context, cache string, progress io.Writer) error 
 		_, registry := program(dir, "docker-registry")
 		_, bus := program(dir, "dbus-daemon")
 		return errors.Join(busybox, registry, bus)
+	})
+}
+
+// FetchSquid brings what [FindSquid] gives into the cache folder, as [Fetch] does.
+func FetchSquid(ctx context.Context, cache string, progress io.Writer) error {
+	return squid.fetch(ctx, cache, progress, func(dir string) error {
+		_, err := findSquid(ctx, dir)
+		return err
 	})
 }
 

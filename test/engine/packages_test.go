@@ -20,7 +20,7 @@ func fakeApt(t *testing.T, aptGet string) (calls string) {
 	scripts := map[string]string{
 		"apt-get":   "echo \"$*\" >>" + calls + "\n" + aptGet,
 		"apt-cache": "printf 'thing-1\\nthing-2\\nother\\n'",
-		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/bin/ctr usr/sbin/runc bin/busybox usr/bin/docker-registry usr/bin/dbus-daemon; do
+		"dpkg-deb": `for p in usr/sbin/dockerd usr/bin/docker usr/bin/containerd usr/bin/ctr usr/sbin/runc bin/busybox usr/bin/docker-registry usr/bin/dbus-daemon usr/sbin/squid; do
 	mkdir -p "$3/${p%/*}" && printf '#!/bin/sh\necho version\n' >"$3/$p" && chmod 755 "$3/$p" || exit 1
 done
 mkdir -p "$3/usr/lib/x-linux-gnu"
@@ -149,7 +149,7 @@ esac`)
 			t.Fatal(err)
 		}
 	}
-	if got, want := count(t, calls), 2+4+4+2+3; got != want {
+	if got, want := count(t, calls), 2+4+4+2+3+2; got != want {
 		t.Errorf("apt-get and go were called %d times, want %d", got, want)
 	}
 	sources, err := os.ReadFile(seen)
@@ -175,6 +175,9 @@ esac`)
 		if _, err := FindProgram(cache, name); err != nil {
 			t.Error(err)
 		}
+	}
+	if _, err := FindSquid(t.Context(), cache); err != nil {
+		t.Error(err)
 	}
 }
 

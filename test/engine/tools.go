@@ -71,6 +71,38 @@ func ProgramLibraries(cache string) (string, error) {
 	return strings.Join(libs, ":"), err
 }
 
+// Squid is the caching proxy that most sites have.
+type Squid struct {
+	Program   string // absolute path
+	Share     string // folder with what it reads besides its configuration: mime.conf, errors
+	Libraries string // value of LD_LIBRARY_PATH
+}
+
+// FindSquid returns Debian's squid; errors.Is(err, ErrNotFetched) when [FetchAll] would help.
+func FindSquid(ctx context.Context, cache string) (Squid, error) {
+	return findSquid(ctx, filepath.Join(cache, squid.folder))
+}
+
+func findSquid(ctx context.Context, dir string) (Squid, error) {
+	libs, err := Libraries(dir)
+	if err != nil {
+		return Squid{}, err
+	}
+	s := Squid{
+		Program: filepath.Join(dir, "usr/sbin/squid"), Share: filepath.Join(dir, "usr/share/squid"),
+		Libraries: strings.Join(libs, ":"),
+	}
+	if !executable(s.Program) {
+		return Squid{}, fmt.Errorf("find squid below %s: %w", dir, ErrNotFetched)
+	}
+	cmd := exec.CommandContext(ctx, s.Program, "-v")
+	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+s.Libraries)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return Squid{}, fmt.Errorf("%w: %s doesn't run: %w: %.300s", ErrNotFetched, s.Program, err, out)
+	}
+	return s, nil
+}
+
 // Libraries returns the folders of libraries below a folder of unpacked packages.
 func Libraries(dir string) (libs []string, err error) {
 	for _, pattern := range []string{"lib/*-linux-gnu*", "usr/lib/*-linux-gnu*"} {

@@ -17,6 +17,7 @@ import (
 type Fault struct {
 	Path    string        // only requests whose path contains this; "" is all
 	Times   int           // only so many requests; 0 is all
+	Each    int           // only each so manieth request of all; 0 is each
 	Latency time.Duration // before anything is answered
 	Refuse  bool          // the connection is closed without an answer
 	Status  int           // answered instead of the file
@@ -144,8 +145,8 @@ func (s *Faulty) begin(r *http.Request) Fault {
 	s.now++
 	s.at = max(s.at, s.now)
 	for i, f := range s.faults {
-		if !strings.Contains(r.URL.Path, f.Path) || f.Times < 0 || f.Cached &&
-			r.Header.Get("Cache-Control") == "no-cache" {
+		if !strings.Contains(r.URL.Path, f.Path) || f.Times < 0 ||
+			f.Each > 0 && len(s.log)%f.Each != 0 || f.Cached && r.Header.Get("Cache-Control") == "no-cache" {
 			continue
 		}
 		if f.Times > 0 {
