@@ -59,6 +59,7 @@ type Catalog struct {
 	prefix        string
 	revision      uint64
 	ttl           time.Duration
+	modified      time.Time
 }
 
 // Open opens the plain SQLite file at path for reading. The file must not change while it is open. The error wraps
@@ -119,7 +120,7 @@ func (c *Catalog) readColumns() error {
 // readProperties reads the properties a reader acts on and checks the schema.
 func (c *Catalog) readProperties() error {
 	values := map[string]string{}
-	const q = "SELECT key, value FROM properties WHERE key IN ('schema', 'revision', 'root_prefix', 'TTL')"
+	const q = "SELECT key, value FROM properties WHERE key IN ('schema', 'revision', 'root_prefix', 'TTL', 'last_modified')"
 	err := c.query(q, nil, func(row []driver.Value) error {
 		key, ok := row[0].(string)
 		if _, twice := values[key]; !ok || twice {
@@ -139,6 +140,9 @@ func (c *Catalog) readProperties() error {
 		if c.revision, err = strconv.ParseUint(text, 10, 64); err != nil {
 			return fmt.Errorf("%w: revision %.30q is not a number", ErrInvalid, text)
 		}
+	}
+	if seconds, err := strconv.ParseInt(values["last_modified"], 10, 64); err == nil { // nothing depends on it
+		c.modified = time.Unix(seconds, 0).UTC()
 	}
 	if text := values["TTL"]; text != "" {
 		seconds, err := strconv.ParseUint(text, 10, 32)
@@ -162,6 +166,9 @@ func (c *Catalog) RootPrefix() string { return c.prefix }
 
 // Revision counts the publications of this catalog; the root catalog's is that of the repository.
 func (c *Catalog) Revision() uint64 { return c.revision }
+
+// Modified is when the catalog was written; zero where that isn't known.
+func (c *Catalog) Modified() time.Time { return c.modified }
 
 // TTL is how long the publisher wants a root catalog to be used before asking for a newer one.
 func (c *Catalog) TTL() time.Duration { return c.ttl }

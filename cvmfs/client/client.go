@@ -37,6 +37,8 @@ import (
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/fqrn"
+	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/history"
 	"cvmfs-graphdriver/cvmfs/trust"
 )
 
@@ -74,6 +76,7 @@ type sources struct {
 	Keys      trust.Keys       // master keys
 	Blacklist *trust.Blacklist // nil: nothing is blacklisted
 
+	Fixed        fixed
 	Dir          string            // as in Options
 	Params       map[string]string // for the expansion of symbolic links, see Expand
 	MaxTTL       time.Duration     // upper bound of Revision.TTL; 0: none
@@ -89,7 +92,12 @@ type Repository struct {
 	arch   string
 	asking chan struct{} // holds a token while somebody asks for the newest revision
 
-	last answer // guarded by asking
+	// guarded by asking
+	last   answer
+	tagged struct { // what the configured tag or date was in a history
+		history hash.Digest
+		tag     history.Tag
+	}
 
 	mu   sync.Mutex // guards kept
 	kept int64      // bytes of catalogs in Dir; -1: not counted yet
@@ -118,13 +126,17 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 			o.Log.Warn("blacklist: a line has no effect", "repo", c.FQRN, "line", line)
 		}
 	}
+	fixed, err := parseFixed(c.Fixed)
+	if err != nil {
+		return nil, err
+	}
 	fetcher, err := fetch.New(servers(c, o))
 	if err != nil {
 		return nil, err
 	}
 	return newRepository(sources{
-		FQRN: c.FQRN, Fetcher: fetcher, Keys: keys, Blacklist: blacklist, Dir: o.Dir, Params: c.Params,
-		MaxTTL: c.MaxTTL, Log: o.Log,
+		FQRN: c.FQRN, Fetcher: fetcher, Keys: keys, Blacklist: blacklist, Fixed: fixed, Dir: o.Dir,
+		Params: c.Params, MaxTTL: c.MaxTTL, Log: o.Log,
 	})
 }
 

@@ -47,8 +47,9 @@ type answer struct {
 	at       time.Time // when it was complete
 }
 
-// Newest gets and verifies the newest revision the servers have. Within ten seconds of an answer it gives that one
-// again, and callers that ask while another does share its answer, be it an error.
+// Newest gets and verifies the newest revision the servers have, or the one that the configuration holds on to. Within
+// ten seconds of an answer it gives that one again, and callers that ask while another does share its answer, be it an
+// error.
 //
 // Errors: ErrRollback; those of package trust; fetch.ErrUnavailable and the like where no server could be reached.
 func (r *Repository) Newest(ctx context.Context) (*Revision, error) {
@@ -101,31 +102,32 @@ func (r *Repository) newest(ctx context.Context) (*Revision, error) {
 		return nil, err
 	}
 	m := t.Manifest
+	root, err := r.choose(ctx, m)
+	if err != nil {
+		return nil, err
+	}
 	v := &Revision{
 		FQRN:        r.cfg.FQRN,
-		Number:      m.Revision,
-		Published:   m.Published,
-		Root:        m.Root,
+		Root:        root.digest,
 		Certificate: t.Certificate.String(),
 		Expires:     t.Expires,
 		History:     m.History,
 		Metainfo:    m.Metainfo,
 		Collectable: m.GarbageCollectable,
 		repo:        r,
-		root:        mount{digest: m.Root, size: m.RootSize},
+		root:        root.mount,
+	}
+	if root.digest == m.Root {
+		v.Published = m.Published
 	}
 	err = r.use(ctx, v.root, func(c *catalog.Catalog) error {
 		if v.TTL = c.TTL(); r.cfg.MaxTTL > 0 {
 			v.TTL = min(v.TTL, r.cfg.MaxTTL)
 		}
-		if c.Revision() != m.Revision {
-			return fmt.Errorf("root catalog %v is of revision %d, the manifest says %d: %w", m.Root, c.Revision(),
-				m.Revision, ErrInconsistent)
-		}
-		return nil
+		return v.holdsTo(c, root, r.cfg.Blacklist)
 	})
 	if err != nil {
-		return nil, err
+		return nil, r.cfg.Fixed.unnamed(err)
 	}
 	now := state{root: m.Root, published: m.Published.Unix(), revision: m.Revision}
 	if now != seen {

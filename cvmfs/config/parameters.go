@@ -272,6 +272,18 @@ var Parameters = slices.Concat(
 			Name: quotaLimit, Type: Mebibytes, packaged: "4000", min: -maxNumber, max: maxNumber,
 			Meaning: "Limit of the cache of all repositories, 0 for none, where a file of the site's own sets it (default.local) and the storage option cvmfs.cache-limit doesn't; else it is half of the file system.",
 		},
+		Parameter{
+			Name: "CVMFS_ROOT_HASH", Type: Text, guard: true,
+			Meaning: "Root catalog of the revision to use instead of the newest. The newest manifest is verified all the same, and neither it nor this revision may be blacklisted.",
+		},
+		Parameter{
+			Name: "CVMFS_REPOSITORY_TAG", Type: Text, guard: true,
+			Meaning: "Tag of the revision to use instead, as the newest manifest's database of tags has it; CVMFS_ROOT_HASH counts before it.",
+		},
+		Parameter{
+			Name: "CVMFS_REPOSITORY_DATE", Type: Text, guard: true,
+			Meaning: "Time in UTC, as 2026-01-31T12:00:00Z, whose newest tagged revision is used instead; CVMFS_REPOSITORY_TAG counts before it.",
+		},
 	),
 	section(Unsupported,
 		Parameter{
@@ -321,18 +333,6 @@ var Parameters = slices.Concat(
 			Meaning: "How many of these servers are used; 0 for all.",
 		},
 		Parameter{Name: "CVMFS_EXTERNAL_SERVER_URL", Type: Servers, Meaning: "Another name of CVMFS_EXTERNAL_URL."},
-		Parameter{
-			Name: "CVMFS_ROOT_HASH", Type: Text, guard: true,
-			Meaning: "Root catalog of the revision to use; the newest is used.",
-		},
-		Parameter{
-			Name: "CVMFS_REPOSITORY_TAG", Type: Text, guard: true,
-			Meaning: "Tag of the revision to use; the newest is used.",
-		},
-		Parameter{
-			Name: "CVMFS_REPOSITORY_DATE", Type: Text, guard: true,
-			Meaning: "Time whose revision is used; the newest is used.",
-		},
 		Parameter{
 			Name: "CVMFS_ALT_ROOT_PATH", Type: Switch, Default: "no",
 			Meaning: "Whether the root catalog has another address, as for repositories with members only.",
