@@ -62,8 +62,8 @@ test-kernels: ## run the tests that have to do with the kernel on older and newe
 	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels
 
 # Tests that need root, or what `packages` fetches, skip by themselves; lint has vetted. The race detector needs a C compiler. It watches
-# our code and not that of SQLite and of compression, whose loops take ten times as long with it.
-unwatched = $(foreach lib,modernc.org github.com/klauspost/compress,-gcflags='$(lib)/...=-race=false')
+# our code and not that of SQLite, of compression and of passwords, whose loops take ten times as long with it.
+unwatched = $(foreach lib,modernc.org github.com/klauspost/compress golang.org/x/crypto,-gcflags='$(lib)/...=-race=false')
 
 test-unit: ## run the tests that need no root, with the race detector
 	CGO_ENABLED=1 $(GO) test -race -short -vet=off -timeout=30m $(unwatched) ./...

@@ -18,7 +18,10 @@ import (
 )
 
 func TestKilledAnywhereTheLastRevisionIsWholeAndTheNextFollows(t *testing.T) {
-	const rounds = 40
+	rounds := 40
+	if testing.Short() {
+		rounds = 5
+	}
 	r := New(t, Small(Settings{}))
 	random := rand.New(rand.NewPCG(1, 2))
 	var killed uint64

@@ -321,10 +321,12 @@ func TestArchivesAtFaultAreRefused(t *testing.T) {
 }
 
 func TestIngestTakesWhatEnginesTake(t *testing.T) {
+	r, cases := New(t, Small(Settings{})), 0
 	layertartest.Run(t, true, func(t *testing.T, archive []byte) ([]string, error) {
-		r := New(t, Small(Settings{}))
+		cases++
+		layer := fmt.Sprintf("/layer%d", cases)
 		tx := Begin(t, r)
-		if _, err := tx.Ingest(context.Background(), "/layer", bytes.NewReader(archive), LayerOptions{}); err != nil {
+		if _, err := tx.Ingest(context.Background(), layer, bytes.NewReader(archive), LayerOptions{}); err != nil {
 			if s := Commit(t, tx); s.Changed {
 				t.Error("something of it was published")
 			}
@@ -332,7 +334,7 @@ func TestIngestTakesWhatEnginesTake(t *testing.T) {
 		}
 		Commit(t, tx)
 		tree := []string{}
-		for path, s := range ReadAll(t, Newest(t, r), "/layer") {
+		for path, s := range ReadAll(t, Newest(t, r), layer) {
 			f := layertartest.File{
 				Path: path, Mode: s.Mode, UID: s.UID, GID: s.GID, Mtime: s.Mtime, Size: s.Size, Rdev: s.Rdev,
 				Target: s.Target,

@@ -420,7 +420,10 @@ func TestHistoryThatACutOffCollectionStoredSurvivesTheNext(t *testing.T) {
 }
 
 func TestKilledWhileCollectingTheRepositoryIsSound(t *testing.T) {
-	const rounds = 15
+	rounds := 15
+	if testing.Short() {
+		rounds = 4
+	}
 	r := publishtest.New(t, publishtest.Small(publish.Settings{}))
 	random := rand.New(rand.NewPCG(3, 4))
 	for range rounds {
