@@ -293,7 +293,7 @@ func TestInitRefusesUnknownOptions(t *testing.T) {
 	for _, c := range []struct{ opt, want string }{
 		{
 			"cvmfs.repositoris=x",
-			`unknown storage option "cvmfs.repositoris": this driver takes cvmfs.repositories, cvmfs.view, overlay2.override_kernel_check`,
+			`unknown storage option "cvmfs.repositoris": this driver takes cvmfs.metrics, cvmfs.repositories, cvmfs.view, overlay2.override_kernel_check`,
 		},
 		{"size=10G", `unknown storage option "size"`},
 		{"cvmfs.repositories=a/b", "cvmfs.repositories=a/b"},

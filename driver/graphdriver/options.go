@@ -3,6 +3,7 @@ package graphdriver
 import (
 	"errors"
 
+	"cvmfs-graphdriver/driver/metrics"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/options"
 )
@@ -12,6 +13,7 @@ func parseOptions(opts []string) (node.Settings, error) {
 	o, err := options.Parse(opts)
 	return node.Settings{
 		Repositories: o.Repositories, View: node.View(o.View), CacheLimit: o.CacheLimit, CacheFloor: o.CacheFloor,
+		Metrics: metrics.Listen(o.Metrics),
 	}, err
 }
 

@@ -124,6 +124,31 @@ func (s *Store) Count() (all, thin int, images map[string]bool, err error) {
 	return len(ids), thin, images, nil
 }
 
+// Origins returns what the descriptors of thin layers name as the image they were made from, by the keys of the
+// composed images of the layers. Of several that share one composed image it is the first in the order of the alphabet,
+// and of those that can't be read, or name none, there is none.
+func (s *Store) Origins() (map[string]string, error) {
+	ids, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	origins := map[string]string{}
+	for _, id := range ids {
+		l, err := s.load(id)
+		if err != nil || !l.Thin || l.Image == "" {
+			continue
+		}
+		d, err := readDescriptor(s.diff(id))
+		if err != nil || d.Origin == "" {
+			continue
+		}
+		if first, ok := origins[l.Image]; !ok || d.Origin < first {
+			origins[l.Image] = d.Origin
+		}
+	}
+	return origins, nil
+}
+
 // Images returns the keys of the composed images that layers name. A record that can't be read may name any image: that
 // is an error.
 func (s *Store) Images() (map[string]bool, error) {

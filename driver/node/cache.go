@@ -40,12 +40,15 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 	}
 	for _, e := range entries {
 		if key := e.Name(); !strings.HasPrefix(key, ".") { // else half-written
-			t := c.Path("images", key, "objects")
-			list = append(list, objects.Image{Key: key, Table: t, Mounted: notReady != nil || mounted[key]})
+			list = append(list,
+				objects.Image{Key: key, Table: c.tableFile(key), Mounted: notReady != nil || mounted[key]})
 		}
 	}
 	return list, nil
 }
+
+// tableFile is the file of the objects that an image names.
+func (n *Node) tableFile(key string) string { return n.Path("images", key, "objects") }
 
 // limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
 // limits nothing: repositories say what is wrong with it.

@@ -134,7 +134,8 @@ func (n *Node) imageOf(ctx context.Context, c *configuration, thin string) (*ima
 // another layer that named it is removed, is composed again.
 func (n *Node) compose(
 	ctx context.Context, c *configuration, chain []layers.Link, name func(key string) error,
-) (*images.Image, error) {
+) (image *images.Image, err error) {
+	defer n.composed.begin()(&err)
 	n.beginCompose()
 	claimed := false
 	defer func() { n.endCompose(claimed) }()

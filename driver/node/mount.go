@@ -25,12 +25,13 @@ type Overlay struct {
 
 // Mount shows a stack on a folder, which is made if it is missing, in the place of what is mounted there. Of a
 // read-only stack the overlay is read-only. label is the SELinux context of all files, or "".
-func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label string) (Overlay, error) {
+func (n *Node) Mount(ctx context.Context, stack layers.Stack, target, label string) (o Overlay, err error) {
+	defer n.mounted.begin()(&err)
 	c, err := n.configured()
 	if err != nil {
 		return Overlay{}, err
 	}
-	o, err := n.overlay(ctx, c, &stack, false)
+	o, err = n.overlay(ctx, c, &stack, false)
 	if err != nil {
 		return Overlay{}, err
 	}

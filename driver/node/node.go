@@ -23,6 +23,7 @@ import (
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/lockorder"
+	"cvmfs-graphdriver/driver/metrics"
 	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/durable"
@@ -82,6 +83,7 @@ type Settings struct {
 	View         View                 // "" for the best that works
 	CacheLimit   int64                // bytes that objects may take; 0 for what the configuration says, or the default
 	CacheFloor   int64                // bytes of the file system that stay free; 0 for the default
+	Metrics      metrics.Listen       // where metrics are served; zero for nowhere
 }
 
 // Face is what an engine speaks to. It keeps account of mounts, and calls nothing of the node while it answers.
@@ -102,6 +104,8 @@ type Node struct {
 	view    *view.FS
 	machine machine
 
+	exporter *metrics.Exporter
+
 	mu      lockorder.Mutex // guards the following
 	current *configuration  // nil before Configure
 
@@ -112,6 +116,8 @@ type Node struct {
 	sweepDue  bool            // images nobody names may be on disk; naming guards it
 
 	mounting sync.Mutex // one mount of an image, or a shared overlay, at a time
+
+	composed, mounted work
 
 	finding     sync.Mutex // while a file is looked for
 	nextFinding time.Time  // when one may be; finding guards it
@@ -133,6 +139,7 @@ func Open(cfg Config) (*Node, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	n := &Node{cfg: cfg, machine: thisMachine()}
+	n.exporter = metrics.New(metrics.Config{Status: n.Status, Log: cfg.Log})
 	n.mu.Place(lockorder.Leaf, "node", cfg.Watch)
 	n.naming.Place(lockorder.Naming, "naming", cfg.Watch)
 	n.composingThin.Place(lockorder.Composing, cfg.Watch)
@@ -195,7 +202,10 @@ func (n *Node) Run(ctx context.Context) {
 }
 
 // Close ends the use of the object store.
-func (n *Node) Close() error { return n.objects.Close() }
+func (n *Node) Close() error {
+	n.exporter.Close()
+	return n.objects.Close()
+}
 
 // Layers returns the layers on disk.
 func (n *Node) Layers() *layers.Store { return n.layers }
@@ -240,6 +250,7 @@ func (n *Node) Configure(settings Settings, face Face) error {
 		former.close()
 	}
 	n.sweepImages()
+	n.exporter.Listen(settings.Metrics)
 	return nil
 }
 

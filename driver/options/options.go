@@ -23,6 +23,7 @@ const (
 	View         = "cvmfs.view"
 	CacheLimit   = "cvmfs.cache-limit"
 	CacheFloor   = "cvmfs.cache-floor"
+	MetricsAt    = "cvmfs.metrics"
 	// Override is overlay2's, documented for RHEL 7: there it lifts a check of the kernel's version. This driver tries
 	// what the kernel can do instead; the installer's check of the version heeds it.
 	Override = "overlay2.override_kernel_check"
@@ -41,6 +42,7 @@ type Options struct {
 	View         string   // EROFS or FUSE; "" for the best that works
 	CacheLimit   int64    // bytes that objects may take on disk; 0 for what else decides
 	CacheFloor   int64    // bytes of the file system that stay free; 0 for what else decides
+	Metrics      Metrics
 	Override     bool
 }
 
@@ -67,6 +69,10 @@ var readers = map[string]func(o *Options, value string) error{
 	},
 	CacheFloor: func(o *Options, value string) (err error) {
 		o.CacheFloor, err = cacheSize(value)
+		return err
+	},
+	MetricsAt: func(o *Options, value string) (err error) {
+		o.Metrics, err = parseMetrics(value)
 		return err
 	},
 	Override: func(o *Options, value string) (err error) {

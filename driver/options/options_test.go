@@ -38,7 +38,7 @@ func TestOptionsAreRead(t *testing.T) {
 func TestOptionsThatTheDriverDoesNotTakeAreRefusedByName(t *testing.T) {
 	for option, want := range map[string]string{
 		"cvmfs.repositoris=x": `"cvmfs.repositoris": this driver takes cvmfs.cache-floor, cvmfs.cache-limit, ` +
-			`cvmfs.repositories, cvmfs.view, overlay2`,
+			`cvmfs.metrics, cvmfs.repositories, cvmfs.view, overlay2`,
 		"size=10G":                             `unknown storage option "size"`,
 		"":                                     `unknown storage option ""`,
 		"cvmfs.repositories=":                  "storage option cvmfs.repositories=: ",

@@ -8,10 +8,16 @@ type Node struct {
 	Commit  string           `json:"commit"`
 	PID     int              `json:"pid"`
 	Objects Objects          `json:"objects"`
-	Fetch   map[string]Fetch `json:"fetch"` // by repository, of those that images in use were composed from
+	Cache   Cache            `json:"cache"`
+	Fetch   map[string]Fetch `json:"fetch"`   // by repository, of those that images in use were composed from
+	Servers map[string]Ways  `json:"servers"` // likewise
+	Queued  int              `json:"queued"`  // requests that wait for a connection now
+	Compose Work             `json:"compose"` // composing chains of layers, those found composed included
+	Mounted Work             `json:"mounted"` // mounting layers
 	Store   Store            `json:"store"`
 	Memory  Memory           `json:"memory"`
-	Err     string           `json:"error,omitempty"` // why Store is empty
+	Metrics *Metrics         `json:"metrics,omitempty"` // nil: they aren't meant to be served
+	Err     string           `json:"error,omitempty"`   // why Store is empty
 }
 
 // Reload is what came of reading the configuration again, of the repositories in use. Others are read when they are
@@ -54,6 +60,65 @@ type Fetch struct {
 	Unavailable int64 // calls that found no route to try
 }
 
+// Cache is the object store as a cache; bytes are of disk. The fields are those of objects.Status.
+type Cache struct {
+	Limit   int64 `json:"limit"`   // bytes that objects may take
+	Used    int64 `json:"used"`    // bytes that they take, partial files among them
+	Objects int64 `json:"objects"` // complete ones
+	Floor   int64 `json:"floor"`   // bytes of the file system that stay free
+	Free    int64 `json:"free"`    // bytes of it that are free
+	Size    int64 `json:"size"`    // of the file system
+
+	Hits         int64 `json:"hits"`     // objects that were asked for and here; what kernels find by themselves isn't seen
+	Misses       int64 `json:"misses"`   // that had to be fetched
+	Unstored     int64 `json:"unstored"` // fetches that were not stored, as images in use hold all up to the limit
+	Refused      int64 `json:"refused"`  // fetches ended at the floor
+	Evicted      int64 `json:"evicted"`  // objects
+	EvictedBytes int64 `json:"evicted_bytes"`
+	Damaged      int64 `json:"damaged"` // objects removed, as they were damaged
+}
+
+// Ways are the servers of a repository and the proxies on the way to them.
+type Ways struct {
+	Hosts   []Host  `json:"hosts"`
+	Servers Members `json:"servers"`
+	Proxies Members `json:"proxies"`
+}
+
+// Host counts the attempts at servers of one host. The fields are those of fetch.HostStats.
+type Host struct {
+	Host     string
+	Attempts int64
+	Failures map[string]int64 // by kind
+	Latency  Durations        // of attempts that delivered
+}
+
+// Members are servers or proxies. The fields are those of fetch.Members.
+type Members struct {
+	Of        int   // there are
+	Failed    int   // of them are out of order now
+	Failovers int64 // times one of them got out of order
+}
+
+// Durations are durations in buckets. The fields are those of tally.Histogram.
+type Durations struct {
+	Bounds []float64 // upper ends of all buckets but the last one, which has none, in seconds
+	Counts []int64   // of each bucket
+	Sum    float64   // of all durations, in seconds
+}
+
+// Work is something that was done, time and again.
+type Work struct {
+	Took   Durations `json:"took"` // of each time, failures included
+	Failed int64     `json:"failed"`
+}
+
+// Metrics is where metrics are served.
+type Metrics struct {
+	Address string `json:"address"`
+	Err     string `json:"error,omitempty"` // why they aren't, for now
+}
+
 // Memory of the server, in bytes.
 type Memory struct {
 	Heap     uint64 `json:"heap"`     // live and not yet collected
@@ -71,10 +136,18 @@ type Store struct {
 // Image is a composed image that layers name.
 type Image struct {
 	Key     string `json:"key"`
+	Origin  string `json:"origin,omitempty"` // the image it was converted from, as its descriptor names it
 	Objects int    `json:"objects"`
-	Size    int64  `json:"size"` // plain bytes of all files
+	Size    int64  `json:"size"`            // plain bytes of all files
+	Local   *Share `json:"local,omitempty"` // nil where it isn't known
 	Layers  []Pin  `json:"layers"`
 	Err     string `json:"error,omitempty"`
+}
+
+// Share is about how much of an image is on disk.
+type Share struct {
+	Objects int   `json:"objects"` // of Image.Objects
+	Bytes   int64 `json:"bytes"`   // of Image.Size
 }
 
 // Pin is the state of a repository that an image was composed from. The fields are those of images.Pin.

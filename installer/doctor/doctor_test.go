@@ -238,12 +238,15 @@ func running() preflight.Facts {
 		},
 		Plugin: preflight.Plugin{
 			Name: "g", ID: "42", Present: true, Enabled: true, Ours: true, Settings: map[string]string{"DEBUG": "0"},
-			State: &preflight.State{Version: "0.9", Layers: 3, Thin: 1, Mounts: 2, Images: []preflight.Image{
-				{Key: "k", Objects: 5, Size: 2048, Repositories: map[string]uint64{
-					"b.example.org": 2,
-					"a.example.org": 1,
-				}},
-			}},
+			State: &preflight.State{
+				Version: "0.9", Layers: 3, Thin: 1, Mounts: 2, Images: []preflight.Image{
+					{Key: "k", Objects: 5, Size: 2048, Repositories: map[string]uint64{
+						"b.example.org": 2,
+						"a.example.org": 1,
+					}},
+				},
+				Metrics: &preflight.Metrics{Address: "127.0.0.1:9324"},
+			},
 			Disk: &preflight.Disk{Objects: 4, Bytes: 1024},
 		},
 		Configuration: preflight.Configuration{Dir: "/etc/cvmfs", Repositories: []preflight.Repository{
@@ -264,6 +267,7 @@ plugin        g is enabled, id 42
 settings      DEBUG=0
 version       0.9
 layers        3, of them thin 1; mounted 2
+metrics       at 127.0.0.1:9324
 image         k: 5 objects, 2.0 KiB, of a.example.org@1 b.example.org@2
 store         at least 4 objects, 1.0 KiB
               View: erofs

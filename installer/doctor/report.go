@@ -160,6 +160,11 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 			line("version", "%s", strings.TrimSpace(st.Version+" "+st.Commit))
 			line("layers", "%d, of them thin %d; mounted %d", st.Layers, st.Thin, st.Mounts)
 		}
+		if m := st.Metrics; m != nil && m.Err != "" {
+			line("metrics", "not served: %s", m.Err)
+		} else if m != nil {
+			line("metrics", "at %s", m.Address)
+		}
 		for _, image := range st.Images {
 			line("image", "%s: %d objects, %s, of %s", image.Key, image.Objects, size(uint64(max(image.Size, 0))),
 				revisions(image.Repositories))

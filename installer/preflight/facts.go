@@ -204,15 +204,22 @@ type Plugin struct {
 
 // State is what the plugin says of itself.
 type State struct {
-	Version string  `json:"version"`
-	Commit  string  `json:"commit"`
-	Layers  int     `json:"layers"`
-	Thin    int     `json:"thin_layers"`
-	Mounts  int     `json:"mounts"`
-	Stale   int     `json:"stale_mounts"` // that hang on a FUSE mount that has gone
-	Images  []Image `json:"images"`
-	Memory  uint64  `json:"memory"` // bytes, resident
-	Err     string  `json:"error,omitempty"`
+	Version string   `json:"version"`
+	Commit  string   `json:"commit"`
+	Layers  int      `json:"layers"`
+	Thin    int      `json:"thin_layers"`
+	Mounts  int      `json:"mounts"`
+	Stale   int      `json:"stale_mounts"` // that hang on a FUSE mount that has gone
+	Images  []Image  `json:"images"`
+	Memory  uint64   `json:"memory"`            // bytes, resident
+	Metrics *Metrics `json:"metrics,omitempty"` // nil: none are to be served
+	Err     string   `json:"error,omitempty"`
+}
+
+// Metrics is where the plugin serves metrics.
+type Metrics struct {
+	Address string `json:"address"`
+	Err     string `json:"error,omitempty"` // why it doesn't, for now
 }
 
 // Image is a thin image's composed form.

@@ -263,6 +263,9 @@ func stateOf(answer status.Node) *State {
 		Version: answer.Version, Commit: answer.Commit, Err: answer.Err, Memory: answer.Memory.Resident,
 		Layers: answer.Store.Layers, Thin: answer.Store.Thin, Mounts: len(answer.Store.Mounts), Images: []Image{},
 	}
+	if answer.Metrics != nil {
+		s.Metrics = (*Metrics)(answer.Metrics)
+	}
 	for _, m := range answer.Store.Mounts {
 		if m.Stale {
 			s.Stale++

@@ -96,6 +96,11 @@ func pluginState(f *Facts, _ *Plan) []Finding {
 			" on a mount of the plugin's that has gone: files get \"Transport endpoint is not connected\"",
 			"restart the containers")...)
 	}
+	if s.Metrics != nil && s.Metrics.Err != "" {
+		found = append(found, with(one(Warning, id, "metrics are not served, which is tried again",
+			"mend what the error says, or set another address by the storage option "+options.MetricsAt),
+			s.Metrics.Err)...)
+	}
 	for _, image := range s.Images {
 		if image.Err != "" {
 			found = append(found,

@@ -249,6 +249,11 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 			"1 container hangs", "restart",
 		},
 		{
+			"metrics", active(), inUse,
+			func(f *Facts, _ *Plan) { f.Plugin.State.Metrics = &Metrics{Err: "the port is taken"} }, "plugin.state",
+			Warning, "metrics are not served", "cvmfs.metrics",
+		},
+		{
 			"damaged image", active(), inUse,
 			func(f *Facts, _ *Plan) { f.Plugin.State.Images = []Image{{Key: "k", Err: "torn"}} }, "plugin.state",
 			Warning, "damaged: k", "pull it again",

@@ -21,7 +21,7 @@ var formats = []string{
 
 // below are the parts of the driver that a node wires, and its faces use.
 var below = []string{
-	"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/status", "thin", "cvmfs", "internal",
+	"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/metrics", "driver/status", "thin", "cvmfs", "internal",
 }
 
 // rules say for each package, or each below a folder, what of ours it may import besides packages below itself. The
@@ -47,6 +47,7 @@ var rules = map[string][]string{
 	"driver/images":                {"thin", "cvmfs", "internal"},
 	"driver/view":                  {"thin", "cvmfs", "internal"},
 	"driver/lockorder":             nil,
+	"driver/metrics":               {"driver/status", "internal"},
 	"driver/status":                nil,
 	"driver/supervise":             {"cvmfs/objectfs", "internal"},
 	"thin":                         {"cvmfs/fqrn", "cvmfs/hash"},

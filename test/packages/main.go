@@ -15,6 +15,7 @@ import (
 	"cvmfs-graphdriver/test/debian"
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/images"
+	"cvmfs-graphdriver/test/prometheus"
 )
 
 func main() {
@@ -32,6 +33,6 @@ func fetch(ctx context.Context) error {
 		return err
 	}
 	_, err = images.FetchDebian(ctx, cache, os.Stderr)
-	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err,
+	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err, prometheus.Fetch(ctx, cache, os.Stderr),
 		debian.Fetch(ctx, cache, os.Stderr, debian.Tools, debian.Docker))
 }
