@@ -43,11 +43,6 @@ func (w *watched) Image(key string) (*images.Image, error) {
 	return w.Composer.Image(key)
 }
 
-func (w *watched) Table(key string) (*objects.Table, error) {
-	w.used = append(w.used, "Table")
-	return w.Composer.Table(key)
-}
-
 func (w *watched) Peek(key string) (*objects.Table, error) {
 	w.used = append(w.used, "Peek")
 	return w.Composer.Peek(key)
