@@ -111,13 +111,22 @@ func (r *release) addDocs(t *tree) error {
 	t.compressed("changelog.Debian.gz",
 		fmt.Appendf(nil, "cvmfs-graphdriver (%s-1) unstable; urgency=medium\n\n  * What is new: changelog.gz\n\n -- %s  %s\n",
 			packageVersion(r.version, r.date), r.maintainer, r.date.Format(time.RFC1123Z)))
-	examples := source("packaging/examples")
-	return filepath.WalkDir(examples, func(name string, d fs.DirEntry, err error) error {
+	for from, to := range map[string]string{"examples": "", "grafana": "grafana/", "prometheus": "prometheus/"} {
+		if err := t.addFolder(doc+"/examples/"+to, source("packaging/"+from)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addFolder adds the files below a folder.
+func (t *tree) addFolder(to, from string) error {
+	return filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		below, err := filepath.Rel(examples, name)
-		t.copy(doc+"/examples/"+below, name, 0o644)
+		below, err := filepath.Rel(from, name)
+		t.copy(to+below, name, 0o644)
 		return err
 	})
 }
