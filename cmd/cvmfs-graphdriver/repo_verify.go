@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"cvmfs-graphdriver/cvmfs/listing"
 	"cvmfs-graphdriver/cvmfs/verify"
 )
 
@@ -51,8 +52,7 @@ func repoVerify(c *cli.Context) (err error) {
 	defer func() { err = errors.Join(err, closeAll()) }()
 	ctx, cancel := context.WithCancelCause(c.Context)
 	defer cancel(nil)
-	p := verifyPrinter{c: c, json: json.NewEncoder(c.App.Writer), failed: cancel}
-	p.json.SetEscapeHTML(false)
+	p := verifyPrinter{c: c, failed: cancel}
 	o := verify.Options{Readers: c.Int("parallel"), Problem: p.problem, Progress: p.progress()}
 	s, err := verify.Run(ctx, r, v, path, o)
 	p.erase()
@@ -71,7 +71,6 @@ func repoVerify(c *cli.Context) (err error) {
 // verifyPrinter prints what is found. On a terminal a line says how far it is.
 type verifyPrinter struct {
 	c      *cli.Context
-	json   *json.Encoder
 	failed func(error)
 	live   bool // the line is there, and can be erased
 }
@@ -80,10 +79,11 @@ func (p *verifyPrinter) problem(found verify.Problem) {
 	p.erase()
 	var err error
 	if p.c.Bool("json") {
-		err = p.json.Encode(struct {
-			verify.Problem
-			Error string `json:"error"`
-		}{found, found.Err.Error()})
+		texts := map[string]string{"kind": string(found.Kind), "path": found.Path, "error": found.Err.Error()}
+		if found.Hash != "" {
+			texts["hash"] = found.Hash
+		}
+		err = listing.WriteTexts(p.c.App.Writer, texts)
 	} else {
 		_, err = fmt.Fprintln(p.c.App.Writer, found)
 	}
@@ -122,7 +122,7 @@ func (p *verifyPrinter) summary(s verify.Summary, fqrn string, revision uint64, 
 		path = "/"
 	}
 	if p.c.Bool("json") {
-		return p.json.Encode(struct {
+		return json.NewEncoder(p.c.App.Writer).Encode(struct {
 			FQRN     string `json:"fqrn"`
 			Revision uint64 `json:"revision"`
 			Path     string `json:"path"`

@@ -48,6 +48,15 @@ func (o object) append(b []byte) []byte {
 	return append(b, '}')
 }
 
+// WriteTexts writes an object of texts, as which any bytes are taken, in one line.
+func WriteTexts(w io.Writer, texts map[string]string) error {
+	var o object
+	for name, value := range texts {
+		o.text(name, value)
+	}
+	return o.write(w)
+}
+
 func (o object) write(w io.Writer) error {
 	_, err := w.Write(append(o.append(nil), '\n'))
 	return err

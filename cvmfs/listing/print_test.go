@@ -74,3 +74,13 @@ func TestEveryTypePrints(t *testing.T) {
 		}
 	}
 }
+
+func TestTextsOfAnyBytesAreWritten(t *testing.T) {
+	var b bytes.Buffer
+	if err := WriteTexts(&b, map[string]string{"path": "/a\xff", "kind": "object", "error": `no "x"`}); err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"error": "no \"x\"", "kind": "object", "path": "/a\udcff"}` + "\n"; b.String() != want {
+		t.Errorf("got %s", &b)
+	}
+}

@@ -51,10 +51,10 @@ const (
 
 // Problem is something bad at a path. An object that is bad is one at each path whose file needs it.
 type Problem struct {
-	Kind Kind   `json:"kind"`
-	Path string `json:"path"`
-	Hash string `json:"hash,omitempty"`
-	Err  error  `json:"-"` // names the servers that were asked, and what each did
+	Kind Kind
+	Path string // any bytes
+	Hash string // "" if it isn't known
+	Err  error  // names the servers that were asked, and what each did
 }
 
 // String names all of it, for people.
