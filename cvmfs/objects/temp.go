@@ -25,8 +25,12 @@ type temp struct {
 	path string // of the temporary name, where there must be one
 }
 
-// objectMode is the mode of an object's file.
-const objectMode = 0o444
+// The modes of an object's file, and of one that is to become it. Without root, attributes are set only on what may be
+// written to.
+const (
+	objectMode = 0o444
+	tempMode   = 0o600
+)
 
 // newTemp makes an empty file for an object. All are made in one folder: file systems put what was made in one near to
 // each other, so that what was fetched together is read together, too.
@@ -40,7 +44,7 @@ func (s *Store) newTemp() (*temp, error) {
 		return &temp{f, f.Name()}, nil
 	}
 	// O_TMPFILE: open(2), since Linux 3.11.
-	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, objectMode)
+	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, tempMode)
 	if err != nil {
 		return nil, &fs.PathError{Op: "create in", Path: dir, Err: err}
 	}
@@ -96,10 +100,8 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 	if err := unix.Fstat(int(t.Fd()), &st); err != nil {
 		return err
 	}
-	if st.Mode&0o777 != objectMode { // umask, or a file with a temporary name
-		if err := t.Chmod(objectMode); err != nil {
-			return err
-		}
+	if err := t.Chmod(objectMode); err != nil {
+		return err
 	}
 	err = s.link(t, r.Path())
 	if errors.Is(err, fs.ErrExist) && !s.Has(r) {
