@@ -8,12 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"cvmfs-graphdriver/driver/control"
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -73,10 +75,27 @@ func TestChangedProxyCountsForAContainerThatReads(t *testing.T) {
 	t.Logf("it counts after %v", time.Since(began))
 
 	node := control.NewClient(p.root + socket)
+	used := func() status.Repository {
+		t.Helper()
+		s := p.status()
+		if len(s.Repositories) != 1 || len(s.Repositories[0].Proxies) != 1 || s.View == "" {
+			t.Fatalf("%+v", s)
+		}
+		return s.Repositories[0]
+	}
+	if r := used(); r.Proxies[0].Name != second.URL || r.Proxies[0].Answers == 0 || r.Proxies[0].Err != "" ||
+		!slices.Contains(r.Settings, status.Setting{
+			Name: "CVMFS_HTTP_PROXY", Value: second.URL, Place: "/etc/cvmfs/default.local:1",
+		}) {
+		t.Errorf("in use: %+v", r)
+	}
 	set("ftp://nowhere") // nothing comes of that
 	if done, err := control.Reload.Do(t.Context(), node, control.None{}, nil); err != nil ||
 		len(done.Repositories) != 1 || done.Repositories[0].Err == "" {
 		t.Errorf("a proxy that is none: %+v, %v", done, err)
+	}
+	if r := used(); r.Proxies[0].Name != second.URL || !strings.Contains(r.Err, "CVMFS_HTTP_PROXY") {
+		t.Errorf("in use: %+v", r)
 	}
 	set(third.URL)
 	if done, err := control.Reload.Do(t.Context(), node, control.None{}, nil); err != nil ||

@@ -11,10 +11,12 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/cvmfs/fetch"
 )
 
 // Reloaded is what came of reading an open repository's configuration again.
@@ -100,6 +102,25 @@ func (s *Repositories) brokenBy(o *opened) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return o.broken
+}
+
+// InUse is an open repository.
+type InUse struct {
+	Config  *config.Config // that counts
+	Fetcher *fetch.Fetcher
+	Since   time.Time // when it came to count
+	Err     error     // why what the files say now can't be used
+}
+
+// InUse returns the open repositories, sorted by name. It opens none.
+func (s *Repositories) InUse() (list []InUse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.open)) {
+		o := s.open[name]
+		list = append(list, InUse{o.config, o.Fetcher(), o.since, o.broken})
+	}
+	return list
 }
 
 // Close lets connections go that nobody uses. Reads that are under way, and later ones, go on to work.

@@ -255,7 +255,7 @@ func (s *shell) whole(cwd, shown, text string) error {
 
 // defaults reads what all repositories have in common.
 func (s *shell) defaults() error {
-	if err := s.whole(HostDir, "the built-in default.conf", string(s.folder.Defaults)); err != nil {
+	if err := s.whole(HostDir, BuiltIn, string(s.folder.Defaults)); err != nil {
 		return err
 	}
 	if err := s.load("default.conf"); err != nil {

@@ -15,6 +15,9 @@ const (
 	Note       Kind = "note"        // anything else
 )
 
+// BuiltIn stands in a Place for Folder.Defaults.
+const BuiltIn = "the built-in default.conf"
+
 // Place is a place in a file.
 type Place struct {
 	File    string `json:"file"`           // as the host calls it

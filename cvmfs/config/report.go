@@ -5,6 +5,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // Report is what a folder says of a repository, whether that is enough to use it or not.
@@ -57,11 +58,22 @@ func (f Folder) Report(fqrn string) (*Report, error) {
 	return r, nil
 }
 
+// Settings returns the parameters that files set, sorted by name.
+func (c *Config) Settings() (list []Setting) {
+	for _, name := range slices.Sorted(maps.Keys(c.Params)) {
+		if at, ok := c.Origins[name]; ok {
+			value := hide(c.Params[name])
+			list = append(list, Setting{Name: name, Value: value, Place: &at, Status: byName[name].Status})
+		}
+	}
+	return list
+}
+
 func (s *shell) setting(name string) Setting {
 	v, p := s.params[name], byName[name]
 	shown := Setting{Name: name, Value: p.Default, Status: p.Status, Doubt: v.doubt}
 	if v.set {
-		shown.Value, shown.Place = userinfo.ReplaceAllString(v.value, "://…@"), &v.at
+		shown.Value, shown.Place = hide(v.value), &v.at
 	}
 	if q, _ := (&settings{shell: s}).quota(); name == quotaLimit {
 		shown.Unused = q.Unused
@@ -69,7 +81,21 @@ func (s *shell) setting(name string) Setting {
 	return shown
 }
 
-var userinfo = regexp.MustCompile(`://[^/@\s|;]*@`)
+// userinfo is what stands before the host in an address, of a proxy also where it names no scheme.
+var userinfo = regexp.MustCompile(`://[^/@\s|;]*@|(^|[\s|;"])[^/@:\s|;"]+:[^/@\s|;"]*@`)
+
+// hide leaves user names and passwords of addresses out.
+func hide(value string) string {
+	return userinfo.ReplaceAllStringFunc(value, func(found string) string {
+		switch {
+		case strings.HasPrefix(found, "://"):
+			return "://…@"
+		case strings.ContainsAny(found[:1], " \t\n|;\""):
+			return found[:1] + "…@"
+		}
+		return "…@"
+	})
+}
 
 // String is the report for people: a line NAME=VALUE # FILE:LINE for each parameter, then what their author should be
 // told.

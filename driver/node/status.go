@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/status"
@@ -36,10 +38,14 @@ func (n *Node) Status() status.Node {
 		st.Err = err.Error()
 		return st
 	}
+	st.View = n.ViewInUse()
 	if c.repositories == nil {
 		return st
 	}
 	st.Queued = c.repositories.Queued()
+	for _, r := range c.repositories.InUse() {
+		st.Repositories = append(st.Repositories, inUse(r))
+	}
 	for _, image := range st.Store.Images {
 		for _, pin := range image.Layers {
 			if f, ok := c.repositories.Opened(pin.FQRN); ok { // one that isn't open has fetched nothing
@@ -71,6 +77,34 @@ func (n *Node) cacheStatus() (status.Cache, error) {
 		Hits: s.Hits, Misses: s.Misses, Unstored: s.Unstored, Refused: s.Refused,
 		Evicted: s.Evicted.Objects, EvictedBytes: s.Evicted.Bytes, Damaged: s.Damaged,
 	}, err
+}
+
+// inUse tells the state of a repository that is in use.
+func inUse(r client.InUse) status.Repository {
+	told := status.Repository{FQRN: r.Config.FQRN, Since: r.Since}
+	if r.Err != nil {
+		told.Err = r.Err.Error()
+	}
+	for _, s := range r.Config.Settings() {
+		told.Settings = append(told.Settings, status.Setting{
+			Name: s.Name, Value: s.Value, Place: s.Place.String(), BuiltIn: s.Place.File == config.BuiltIn,
+		})
+	}
+	servers, proxies := r.Fetcher.Members()
+	told.Servers, told.Proxies = members(servers), members(proxies)
+	return told
+}
+
+func members(found []fetch.Member) []status.Member {
+	list := []status.Member{}
+	for _, m := range found {
+		told := status.Member{Name: m.Name, Answers: m.Answers, Failures: m.Failures, Wait: m.Wait.Seconds()}
+		if m.Err != nil {
+			told.Err = m.Err.Error()
+		}
+		list = append(list, told)
+	}
+	return list
 }
 
 // storeStatus tells the state of layers and images.

@@ -2,6 +2,8 @@
 // it (package control) read them. The JSON is part of the interface between versions: fields are added, never renamed.
 package status
 
+import "time"
+
 // Node is the state of a node. Counters begin with the server's life.
 type Node struct {
 	Version string           `json:"version"`
@@ -15,9 +17,12 @@ type Node struct {
 	Compose Work             `json:"compose"` // composing chains of layers, those found composed included
 	Mounted Work             `json:"mounted"` // mounting layers
 	Store   Store            `json:"store"`
-	Memory  Memory           `json:"memory"`
-	Metrics *Metrics         `json:"metrics,omitempty"` // nil: they aren't meant to be served
-	Err     string           `json:"error,omitempty"`   // why Store is empty
+	View    string           `json:"view,omitempty"` // how composed images are shown, and why by that
+	// those in use, with the configuration that counts for them
+	Repositories []Repository `json:"repositories,omitempty"`
+	Memory       Memory       `json:"memory"`
+	Metrics      *Metrics     `json:"metrics,omitempty"` // nil: they aren't meant to be served
+	Err          string       `json:"error,omitempty"`   // why Store is empty
 }
 
 // Reload is what came of reading the configuration again, of the repositories in use. Others are read when they are
@@ -117,6 +122,34 @@ type Work struct {
 type Metrics struct {
 	Address string `json:"address"`
 	Err     string `json:"error,omitempty"` // why they aren't, for now
+}
+
+// Repository is a repository that is in use, as it is configured in the node.
+type Repository struct {
+	FQRN     string    `json:"repository"`
+	Since    time.Time `json:"since"`           // when this configuration came to count
+	Settings []Setting `json:"settings"`        // sorted by name
+	Servers  []Member  `json:"servers"`         // in order of preference
+	Proxies  []Member  `json:"proxies"`         // likewise
+	Err      string    `json:"error,omitempty"` // why what the files say now can't be used
+}
+
+// Setting is a parameter that counts.
+type Setting struct {
+	Name  string `json:"name"`
+	Value string `json:"value"` // without user names and passwords of URLs
+	Place string `json:"place"` // FILE:LINE
+	// no file of the host sets it
+	BuiltIn bool `json:"built_in,omitempty"`
+}
+
+// Member is a server or a proxy as it was found.
+type Member struct {
+	Name     string  `json:"name"`
+	Answers  int64   `json:"answers"`
+	Failures int64   `json:"failures"`
+	Wait     float64 `json:"wait"`            // seconds to the header of an answer, on average
+	Err      string  `json:"error,omitempty"` // why others are preferred
 }
 
 // Memory of the server, in bytes.

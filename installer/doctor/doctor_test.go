@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/installer/preflight"
 	"cvmfs-graphdriver/test/testutil"
 )
@@ -239,12 +240,24 @@ func running() preflight.Facts {
 		Plugin: preflight.Plugin{
 			Name: "g", ID: "42", Present: true, Enabled: true, Ours: true, Settings: map[string]string{"DEBUG": "0"},
 			State: &preflight.State{
-				Version: "0.9", Layers: 3, Thin: 1, Mounts: 2, Images: []preflight.Image{
+				Version: "0.9", Layers: 3, Thin: 1, Mounts: 2, View: "erofs", Images: []preflight.Image{
 					{Key: "k", Objects: 5, Size: 2048, Repositories: map[string]uint64{
 						"b.example.org": 2,
 						"a.example.org": 1,
 					}},
+					{
+						Key: "l", Names: []string{"r.example.org/x:1", "x:1"}, Containers: []string{"db", "web"},
+						Local: "2 of 5 objects, 0.8 of 2.1 MB", Err: "torn",
+					},
 				},
+				Repositories: []preflight.InUse{{
+					Repository: status.Repository{
+						FQRN: "a.example.org", Since: time.Unix(0, 0), Err: "no server",
+						Servers: []status.Member{{Name: "http://s/a", Answers: 7, Wait: 0.0123}},
+						Proxies: []status.Member{{Name: "http://p:3128", Err: "refused"}},
+					},
+					Differences: []string{"CVMFS_TIMEOUT: …"},
+				}},
 				Metrics: &preflight.Metrics{Address: "127.0.0.1:9324"},
 			},
 			Disk: &preflight.Disk{Objects: 4, Bytes: 1024},
@@ -267,8 +280,18 @@ plugin        g is enabled, id 42
 settings      DEBUG=0
 version       0.9
 layers        3, of them thin 1; mounted 2
+view          erofs
 metrics       at 127.0.0.1:9324
 image         k: 5 objects, 2.0 KiB, of a.example.org@1 b.example.org@2
+image         r.example.org/x:1, x:1: 0 objects, 0 B, of 
+              damaged: torn
+              on this host: 2 of 5 objects, 0.8 of 2.1 MB
+              used by db, web
+in use        a.example.org, configured since 1970-01-01 00:00:00
+              server http://s/a: in order; 7 answers, 0.012 s on average
+              proxy http://p:3128: others are preferred: refused
+              its files were changed, and can't be used: no server
+              differs from the files: CVMFS_TIMEOUT: …
 store         at least 4 objects, 1.0 KiB
               View: erofs
 repository    a.example.org revision 1 of 1970-01-01 00:00:00

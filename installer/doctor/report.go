@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/installer/preflight"
 )
 
@@ -159,6 +160,9 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 		if st.Version != "" {
 			line("version", "%s", strings.TrimSpace(st.Version+" "+st.Commit))
 			line("layers", "%d, of them thin %d; mounted %d", st.Layers, st.Thin, st.Mounts)
+			if st.View != "" {
+				line("view", "%s", st.View)
+			}
 		}
 		if m := st.Metrics; m != nil && m.Err != "" {
 			line("metrics", "not served: %s", m.Err)
@@ -166,8 +170,10 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 			line("metrics", "at %s", m.Address)
 		}
 		for _, image := range st.Images {
-			line("image", "%s: %d objects, %s, of %s", image.Key, image.Objects, size(uint64(max(image.Size, 0))),
-				revisions(image.Repositories))
+			writeImage(line, image)
+		}
+		for _, r := range st.Repositories {
+			writeInUse(line, r)
 		}
 	}
 	if g.Disk != nil {
@@ -176,5 +182,49 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 			about = "at least "
 		}
 		line("store", "%s%d objects, %s", about, g.Disk.Objects, size(uint64(g.Disk.Bytes)))
+	}
+}
+
+// writeImage writes a thin image, by its names where the engine tells them.
+func writeImage(line func(name, format string, args ...any), i preflight.Image) {
+	name := strings.Join(i.Names, ", ")
+	if name == "" {
+		name = i.Key
+	}
+	line("image", "%s: %d objects, %s, of %s", name, i.Objects, size(uint64(max(i.Size, 0))), revisions(i.Repositories))
+	if i.Err != "" {
+		line("", "damaged: %s", i.Err)
+	}
+	if i.Local != "" {
+		line("", "on this host: %s", i.Local)
+	}
+	if len(i.Containers) > 0 {
+		line("", "used by %s", strings.Join(i.Containers, ", "))
+	}
+}
+
+// writeInUse writes a repository as the plugin uses it.
+func writeInUse(line func(name, format string, args ...any), r preflight.InUse) {
+	line("in use", "%s, configured since %s", r.FQRN, r.Since.UTC().Format("2006-01-02 15:04:05"))
+	for _, of := range []struct {
+		kind string
+		list []status.Member
+	}{{"server", r.Servers}, {"proxy", r.Proxies}} {
+		for _, m := range of.list {
+			how := "in order"
+			if m.Err != "" {
+				how = "others are preferred: " + m.Err
+			}
+			if m.Answers > 0 {
+				how += fmt.Sprintf("; %d answers, %.3f s on average", m.Answers, m.Wait)
+			}
+			line("", "%s %s: %s", of.kind, m.Name, how)
+		}
+	}
+	if r.Err != "" {
+		line("", "its files were changed, and can't be used: %s", r.Err)
+	}
+	for _, d := range r.Differences {
+		line("", "differs from the files: %s", d)
 	}
 }

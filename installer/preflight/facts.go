@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -196,24 +197,28 @@ type Plugin struct {
 	Settings map[string]string `json:"settings,omitempty"`
 	Dir      string            `json:"dir,omitempty"` // its folder of the engine's data
 	// folders that a container's root, being another user, can't pass
-	Barred []string `json:"barred,omitempty"`
-	State  *State   `json:"state,omitempty"` // what it says of itself; nil where it wasn't asked
-	Disk   *Disk    `json:"disk,omitempty"`
-	Err    string   `json:"error,omitempty"`
+	Barred []string          `json:"barred,omitempty"`
+	State  *State            `json:"state,omitempty"` // what it says of itself; nil where it wasn't asked
+	Disk   *Disk             `json:"disk,omitempty"`
+	names  map[string]*Named // of composed images, by their keys
+	Err    string            `json:"error,omitempty"`
 }
 
 // State is what the plugin says of itself.
 type State struct {
-	Version string   `json:"version"`
-	Commit  string   `json:"commit"`
-	Layers  int      `json:"layers"`
-	Thin    int      `json:"thin_layers"`
-	Mounts  int      `json:"mounts"`
-	Stale   int      `json:"stale_mounts"` // that hang on a FUSE mount that has gone
-	Images  []Image  `json:"images"`
-	Memory  uint64   `json:"memory"`            // bytes, resident
-	Metrics *Metrics `json:"metrics,omitempty"` // nil: none are to be served
-	Err     string   `json:"error,omitempty"`
+	Version string  `json:"version"`
+	Commit  string  `json:"commit"`
+	Layers  int     `json:"layers"`
+	Thin    int     `json:"thin_layers"`
+	Mounts  int     `json:"mounts"`
+	Stale   int     `json:"stale_mounts"` // that hang on a FUSE mount that has gone
+	Images  []Image `json:"images"`
+	Memory  uint64  `json:"memory"` // bytes, resident
+	View    string  `json:"view,omitempty"`
+	// the repositories in use, as they are configured in the plugin
+	Repositories []InUse  `json:"repositories,omitempty"`
+	Metrics      *Metrics `json:"metrics,omitempty"` // nil: none are to be served
+	Err          string   `json:"error,omitempty"`
 }
 
 // Metrics is where the plugin serves metrics.
@@ -222,12 +227,21 @@ type Metrics struct {
 	Err     string `json:"error,omitempty"` // why it doesn't, for now
 }
 
+// InUse is a repository that the plugin uses.
+type InUse struct {
+	status.Repository
+	Differences []string `json:"differences,omitempty"` // what the host's files say otherwise
+}
+
 // Image is a thin image's composed form.
 type Image struct {
 	Key          string            `json:"key"`
 	Objects      int               `json:"objects"`
-	Size         int64             `json:"size"`         // bytes of all files
-	Repositories map[string]uint64 `json:"repositories"` // revision by name
+	Size         int64             `json:"size"`                 // bytes of all files
+	Repositories map[string]uint64 `json:"repositories"`         // revision by name
+	Names        []string          `json:"names,omitempty"`      // the engine's
+	Containers   []string          `json:"containers,omitempty"` // those that run from it
+	Local        string            `json:"local,omitempty"`      // how much of it is on this host
 	Err          string            `json:"error,omitempty"`
 }
 

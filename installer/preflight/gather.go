@@ -55,6 +55,7 @@ func Gather(ctx context.Context, p Plan) Facts {
 	f.Security = lookAtSecurity()
 	f.Clock = askClock()
 	g.Wait() // none fails
+	f.Plugin.compare(ctx, f.Configuration, p.Agent)
 	return f
 }
 

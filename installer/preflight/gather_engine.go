@@ -83,6 +83,11 @@ func askEngine(ctx context.Context, p Plan) (e Engine, g Plugin) {
 			e.Running = append(e.Running, nameOf(r))
 		}
 	}
+	if e.Active(p.Name) {
+		if named, err := Names(ctx, c); err == nil { // else images are told by their keys
+			g.names = named
+		}
+	}
 	found, _, err := c.PluginInspectWithRaw(ctx, p.Name)
 	switch {
 	case errdefs.IsNotFound(err):
@@ -215,6 +220,7 @@ func (g *Plugin) look(ctx context.Context, e Engine, pid int) {
 	}
 	if g.Enabled {
 		g.State = askPlugin(ctx, PluginSocket(pid, g.ID))
+		g.State.name(g.names)
 	}
 }
 
@@ -251,6 +257,15 @@ func askPlugin(ctx context.Context, socket string) *State {
 	return stateOf(answer)
 }
 
+// name adds what the engine calls images.
+func (s *State) name(names map[string]*Named) {
+	for n := range s.Images {
+		if named := names[s.Images[n].Key]; named != nil {
+			s.Images[n].Names, s.Images[n].Containers, s.Images[n].Local = named.Images, named.Containers, named.Local
+		}
+	}
+}
+
 // PluginSocket is where an enabled plugin answers the engine and commands, seen from here; pid is the engine's, 0 where
 // it isn't known.
 func PluginSocket(pid int, id string) string {
@@ -262,6 +277,10 @@ func stateOf(answer status.Node) *State {
 	s := &State{
 		Version: answer.Version, Commit: answer.Commit, Err: answer.Err, Memory: answer.Memory.Resident,
 		Layers: answer.Store.Layers, Thin: answer.Store.Thin, Mounts: len(answer.Store.Mounts), Images: []Image{},
+		View: answer.View,
+	}
+	for _, r := range answer.Repositories {
+		s.Repositories = append(s.Repositories, InUse{Repository: r})
 	}
 	if answer.Metrics != nil {
 		s.Metrics = (*Metrics)(answer.Metrics)

@@ -101,11 +101,32 @@ func pluginState(f *Facts, _ *Plan) []Finding {
 			"mend what the error says, or set another address by the storage option "+options.MetricsAt),
 			s.Metrics.Err)...)
 	}
+	found = append(found, inUse(s)...)
 	for _, image := range s.Images {
 		if image.Err != "" {
 			found = append(found,
 				with(one(Warning, id, "a composed image is damaged: "+image.Key,
 					"remove the thin image and pull it again"), image.Err)...)
+		}
+	}
+	return found
+}
+
+// inUse judges the configuration that the plugin uses.
+func inUse(s *State) (found []Finding) {
+	const id = "plugin.configuration"
+	for _, r := range s.Repositories {
+		switch {
+		case r.Err != "":
+			found = append(found, with(one(Warning, id, "the configuration of "+r.FQRN+
+				" was changed and can't be used: the plugin uses what it was before",
+				"correct what the error names; it counts within a minute, by \"cvmfs-graphdriver reload\" at once"),
+				r.Err)...)
+		case len(r.Differences) > 0:
+			found = append(found, with(one(Warning, id, "the plugin uses another configuration of "+r.FQRN+
+				" than the host's files say", "\"cvmfs-graphdriver reload\"; if that doesn't help, the folder was "+
+				"replaced by another one, or the plugin has another: restart the engine"),
+				strings.Join(r.Differences, "; "))...)
 		}
 	}
 	return found

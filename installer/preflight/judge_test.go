@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -257,6 +258,16 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 			"damaged image", active(), inUse,
 			func(f *Facts, _ *Plan) { f.Plugin.State.Images = []Image{{Key: "k", Err: "torn"}} }, "plugin.state",
 			Warning, "damaged: k", "pull it again",
+		},
+		{
+			"changed for the worse", active(), inUse, func(f *Facts, _ *Plan) {
+				f.Plugin.State.Repositories = []InUse{{Repository: status.Repository{FQRN: "a.example.org", Err: "torn"}}}
+			}, "plugin.configuration", Warning, "can't be used", "within a minute",
+		},
+		{
+			"changed unseen", active(), inUse, func(f *Facts, _ *Plan) {
+				f.Plugin.State.Repositories = []InUse{{Differences: []string{"X"}}}
+			}, "plugin.configuration", Warning, "another configuration", "reload",
 		},
 		{
 			"userns", fit(), install, func(f *Facts, _ *Plan) { f.Engine.UserNS = true }, "userns.folders", Note, "0711",
