@@ -370,7 +370,7 @@ func TestUnreadableObjectIsToldWithWhoReadsIt(t *testing.T) {
 			line := p.said.await(t, `msg="object can't be read"`)
 			for _, want := range []string{
 				" object=", " repo=" + fqrn, " images=" + images[0].Key, " layers=c1",
-				" file=/data/a.txt", " err=",
+				" file=/data/a.txt", " server=" + repository.URL, " err=", " remedy=",
 			} {
 				if !strings.Contains(line, want) {
 					t.Errorf("%q: want %q", line, want)

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// handler writes failures to one stream and the rest to another: the engine logs a plugin's standard error as errors.
+// handler writes errors to one stream and the rest to another: the engine logs a plugin's standard error as errors, and
+// its standard output as information. A warning is none of the engine's errors; its own level stands in the line.
 type handler struct{ low, high slog.Handler }
 
 // newHandler makes a handler; debug is "1", "true" or "yes" for everything.
@@ -22,7 +23,7 @@ func newHandler(low, high io.Writer, debug string) slog.Handler {
 }
 
 func (h handler) of(level slog.Level) slog.Handler {
-	if level >= slog.LevelWarn {
+	if level >= slog.LevelError {
 		return h.high
 	}
 	return h.low

@@ -584,10 +584,10 @@ func TestRepositoryThatMayNotBeUsedIsRefusedByName(t *testing.T) {
 	}
 }
 
-func TestFailuresAreLoggedToStandardError(t *testing.T) {
+func TestErrorsAloneAreLoggedToStandardError(t *testing.T) {
 	for debug, want := range map[string][2]string{
-		"": {"I", "WE"}, "0": {"I", "WE"}, "1": {"DI", "WE"},
-		"true": {"DI", "WE"}, "Yes": {"DI", "WE"},
+		"": {"IW", "E"}, "0": {"IW", "E"}, "1": {"DIW", "E"},
+		"true": {"DIW", "E"}, "Yes": {"DIW", "E"},
 	} {
 		var low, high bytes.Buffer
 		log := slog.New(newHandler(&low, &high, debug)).With("a", 1).WithGroup("g")

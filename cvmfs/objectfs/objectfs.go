@@ -245,14 +245,20 @@ func (f *FS) Readdir(_ context.Context, node, from uint64, add func(string, fuse
 	return 0
 }
 
-// failed notes that an object could not be fetched or read. It logs that for each object at most once a minute.
+// failed notes that an object could not be fetched or read. It logs that for each object at most once a minute, and for
+// all together no more than mostLines times; a line says how many failures before it were left out.
 func (f *FS) failed(r objects.Ref, err error) {
-	if !f.failures.add(r.Node(), time.Now()) {
+	log, leftOut := f.failures.add(r.Node(), time.Now())
+	if !log {
 		return
 	}
 	attrs := []any{"object", r.Name(), "repo", r.Repo(), "full", errors.Is(err, syscall.ENOSPC)}
 	if f.cfg.Users != nil {
 		attrs = append(attrs, f.cfg.Users(r)...)
 	}
-	f.cfg.Log.Error("object can't be read", append(attrs, "err", err)...)
+	attrs = append(append(attrs, from(err)...), "err", err, "remedy", remedy(err))
+	if leftOut > 0 {
+		attrs = append(attrs, "left_out", leftOut)
+	}
+	f.cfg.Log.Error("object can't be read", attrs...)
 }

@@ -1,12 +1,17 @@
 package objectfs
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/fusewire"
@@ -160,7 +165,7 @@ func TestFailuresAreSaidOnceAMinute(t *testing.T) {
 		if got := l.fresh(step.node, now); got != step.fresh {
 			t.Errorf("%+v: fresh %v", step, got)
 		}
-		if got := l.add(step.node, now); got != step.log {
+		if got, _ := l.add(step.node, now); got != step.log {
 			t.Errorf("%+v: log %v", step, got)
 		}
 	}
@@ -170,8 +175,51 @@ func TestFailuresAreSaidOnceAMinute(t *testing.T) {
 	if len(l.seen) > manyFailures {
 		t.Errorf("%d failures remembered", len(l.seen))
 	}
-	if now = now.Add(quiet); !l.add(5, now) || len(l.seen) != 1 {
+	now = now.Add(quiet)
+	if log, _ := l.add(5, now); !log || len(l.seen) != 1 {
 		t.Errorf("%d failures remembered after a while", len(l.seen))
+	}
+}
+
+func TestFailuresThatAreLeftOutAreCounted(t *testing.T) {
+	var l failures
+	now := time.Now()
+	lines, told := 0, 0
+	for node := range uint64(3 * mostLines) {
+		for range 2 { // open and read, say
+			if log, leftOut := l.add(node, now); log {
+				lines++
+				told += leftOut
+			}
+		}
+	}
+	if lines != mostLines {
+		t.Errorf("%d lines", lines)
+	}
+	now = now.Add(quiet)
+	if log, leftOut := l.add(3*mostLines-1, now); !log || told+leftOut != 2*3*mostLines-lines {
+		t.Errorf("%v, %d and %d left out", log, told, leftOut)
+	}
+	if log, leftOut := l.add(0, now); !log || leftOut != 0 {
+		t.Errorf("%v, %d left out", log, leftOut)
+	}
+}
+
+func TestRemedyIsForTheCause(t *testing.T) {
+	for want, err := range map[string]error{
+		"make room": &objects.SpaceError{},
+		"operator":  fmt.Errorf("x: %w", fs.ErrNotExist),
+		"alters":    fmt.Errorf("x: %w", fetch.ErrBadData),
+		"proxies":   fmt.Errorf("x: %w", fetch.ErrUnavailable),
+		"doctor":    errors.New("anything else"),
+	} {
+		if got := remedy(err); !strings.Contains(got, want) {
+			t.Errorf("%v: %s, want %q", err, got, want)
+		}
+	}
+	got := from(fmt.Errorf("x: %w", &fetch.Error{URL: "http://s/cvmfs/a.b/data/aa/bb", Proxy: "http://p:1"}))
+	if diff := cmp.Diff([]any{"server", "http://s/cvmfs/a.b", "proxy", "http://p:1"}, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
