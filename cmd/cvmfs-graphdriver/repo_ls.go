@@ -47,6 +47,9 @@ func repoLs(c *cli.Context) (err error) {
 		write = listing.WriteJSON
 	}
 	err = listing.List(c.Context, v, path, listing.Options{Recursive: c.Bool("recursive"), Content: c.Bool("content")},
-		func(i *listing.Item) error { return write(out, i, r.Expand) })
+		func(i *listing.Item) error {
+			i.Mode = r.ShownMode(i.Mode)
+			return write(out, i, r.Expand)
+		})
 	return errors.Join(err, out.Flush())
 }

@@ -84,6 +84,36 @@ func TestProxiesAreThoseOfAScript(t *testing.T) {
 	}
 }
 
+// CVMFS_WORLD_READABLE is for people's views.
+func TestWorldReadableListing(t *testing.T) {
+	const fqrn = "features.example.org"
+	url := testutil.Serve(t, testutil.Repository(t, fqrn))
+	dir := t.TempDir()
+	unreadable := map[string]int{}
+	for _, setting := range []string{"no", "yes"} {
+		text := "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_WORLD_READABLE=" + setting + "\n"
+		if err := os.WriteFile(filepath.Join(dir, "default.local"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out, errOut bytes.Buffer
+		code := run(t.Context(), []string{
+			"cvmfs-graphdriver", "repo", "ls", "-R", "--config-dir", dir, "--server-url", url,
+			"--public-key", testutil.PublicKey(t, fqrn), fqrn,
+		}, &out, &errOut)
+		if code != 0 {
+			t.Fatalf("exit code %d: %s", code, &errOut)
+		}
+		for line := range strings.Lines(out.String()) {
+			if line[1] != 'r' || line[4] != 'r' || line[7] != 'r' {
+				unreadable[setting]++
+			}
+		}
+	}
+	if unreadable["no"] == 0 || unreadable["yes"] != 0 {
+		t.Errorf("lines that aren't readable by all: %v", unreadable)
+	}
+}
+
 func TestRequestsSayWhichBuildAsks(t *testing.T) {
 	const fqrn = "images.example.org"
 	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, fqrn))))

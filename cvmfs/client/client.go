@@ -79,6 +79,7 @@ type sources struct {
 	Fixed        fixed
 	Dir          string            // as in Options
 	Params       map[string]string // for the expansion of symbolic links, see Expand
+	Readable     bool              // people's views show everything as readable by all
 	MaxTTL       time.Duration     // upper bound of Revision.TTL; 0: none
 	Fresh        time.Duration     // how long Newest answers from memory; 0: 10 s, negative: never
 	CatalogLimit int64             // bytes of catalogs kept in Dir; 0: 512 MiB
@@ -136,7 +137,7 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 	}
 	return newRepository(sources{
 		FQRN: c.FQRN, Fetcher: fetcher, Keys: keys, Blacklist: blacklist, Fixed: fixed, Dir: o.Dir,
-		Params: c.Params, MaxTTL: c.MaxTTL, Log: o.Log,
+		Params: c.Params, Readable: c.WorldReadable, MaxTTL: c.MaxTTL, Log: o.Log,
 	})
 }
 
@@ -172,6 +173,7 @@ func servers(c *config.Config, o Options) fetch.Config {
 		Geo:         fetch.Geo{Use: n.GeoAPI, Template: n.ProxyTemplate},
 		MaxServers:  n.MaxServers,
 		Shard:       n.ProxyShard,
+		Persistent:  n.Indefinitely,
 		Authorities: fetch.Authorities{Dir: n.CertificateDir, File: n.CertificateFile},
 		Connections: o.connections,
 		UserAgent:   o.UserAgent,
@@ -226,6 +228,15 @@ func (r *Repository) FQRN() string { return r.cfg.FQRN }
 
 // Fetcher is where the repository's objects come from.
 func (r *Repository) Fetcher() *fetch.Fetcher { return r.cfg.Fetcher }
+
+// ShownMode is a mode as people's views of the repository have it: what is wanted readable by all is. Images keep modes
+// as they are published.
+func (r *Repository) ShownMode(mode uint32) uint32 {
+	if r.cfg.Readable {
+		mode |= 0o444
+	}
+	return mode
+}
 
 func (r *Repository) catalogs() string  { return filepath.Join(r.cfg.Dir, "catalogs") }
 func (r *Repository) temporary() string { return filepath.Join(r.cfg.Dir, "tmp") }

@@ -49,6 +49,7 @@ X509_CERT_DIR=/certificates
 X509_CERT_BUNDLE=/bundle
 CVMFS_PAC_URLS=http://wpad.example.org/w.dat
 CVMFS_FALLBACK_PROXY=DIRECT
+CVMFS_FAILOVER_INDEFINITELY=yes
 `, nil), Options{Dir: "/state"})
 	want := fetch.Config{
 		Servers: []string{"http://a/x", "http://b/x.example.org", "http://c"},
@@ -60,7 +61,7 @@ CVMFS_FALLBACK_PROXY=DIRECT
 			MaxAddresses: 3, PreferIPv6: true, Timeout: 4 * time.Second, Retries: -1, MinTTL: 2 * time.Minute,
 			MaxTTL: 24 * time.Hour, Server: "192.0.2.1",
 		},
-		Geo: fetch.Geo{Use: true, Template: "site"}, MaxServers: 2, Shard: true,
+		Geo: fetch.Geo{Use: true, Template: "site"}, MaxServers: 2, Shard: true, Persistent: true,
 		Authorities: fetch.Authorities{Dir: "/certificates", File: "/bundle"},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(fetch.Config{})); diff != "" {

@@ -284,6 +284,14 @@ var Parameters = slices.Concat(
 			Name: "CVMFS_REPOSITORY_DATE", Type: Text, guard: true,
 			Meaning: "Time in UTC, as 2026-01-31T12:00:00Z, whose newest tagged revision is used instead; CVMFS_REPOSITORY_TAG counts before it.",
 		},
+		Parameter{
+			Name: "CVMFS_FAILOVER_INDEFINITELY", Type: Switch, Default: "no",
+			Meaning: "Whether a request goes on while servers can't be reached, until whoever reads gives up; a pull or a start of a container may then wait for ever.",
+		},
+		Parameter{
+			Name: "CVMFS_WORLD_READABLE", Type: Switch, Default: "no",
+			Meaning: "Whether `repo ls` and `repo mount` show everything as readable by all; images keep their permissions.",
+		},
 	),
 	section(Unsupported,
 		Parameter{
@@ -293,10 +301,6 @@ var Parameters = slices.Concat(
 		Parameter{
 			Name: "CVMFS_DNS_ROAMING", Type: Switch, Default: "no",
 			Meaning: "Whether a change of the host's name servers is noticed.",
-		},
-		Parameter{
-			Name: "CVMFS_FAILOVER_INDEFINITELY", Type: Switch, Default: "no",
-			Meaning: "Whether servers and proxies are tried for ever; a read fails when all of them did.",
 		},
 		Parameter{
 			Name: "CVMFS_SEND_INFO_HEADER", Type: Switch, Default: "no",
@@ -345,10 +349,6 @@ var Parameters = slices.Concat(
 		Parameter{
 			Name: "CVMFS_CACHE_QUOTA_LIMIT", Type: Mebibytes, min: -maxNumber, max: maxNumber,
 			Meaning: "The same of the main cache.",
-		},
-		Parameter{
-			Name: "CVMFS_WORLD_READABLE", Type: Switch, Default: "no",
-			Meaning: "Whether everybody may read everything; images keep their permissions.",
 		},
 	),
 	section(Meaningless, meaningless...),

@@ -2,8 +2,10 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -371,6 +373,37 @@ func (w *waits) Handle(_ context.Context, r slog.Record) error {
 		w.paid.alone++
 	}
 	return nil
+}
+
+// A persistent request outlasts its servers, but not its caller, and not an answer.
+func TestPersistentRequestsWaitForServers(t *testing.T) {
+	t.Parallel()
+	addr := testutil.ClosedAddress(t, "127.0.0.1")
+	cfg := quick("http://" + addr)
+	cfg.Persistent = true
+	f := fetcher(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if _, err := get(ctx, f, "file"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without a server: %v", err)
+	}
+	got := make(chan error)
+	go func() {
+		_, err := get(t.Context(), f, "file")
+		got <- err
+	}()
+	time.Sleep(500 * time.Millisecond)
+	s := testutil.NewFaultyAt(t, addr, files(t))
+	if err := <-got; err != nil {
+		t.Errorf("once there is a server: %v", err)
+	}
+	if _, err := get(t.Context(), f, "absent"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what the server lacks: %v", err)
+	}
+	s.Set(testutil.Fault{Status: 503})
+	if _, err := get(t.Context(), f, "other"); err == nil || errors.Is(err, ErrUnavailable) {
+		t.Errorf("what the server refuses: %v", err)
+	}
 }
 
 // Each of many clients stays with one member of a group, and together they use all.

@@ -39,6 +39,7 @@ type Config struct {
 	Geo             Geo           // whether servers are sorted by geography
 	MaxServers      int           // so many servers are used, after they are sorted; 0: all
 	Shard           bool          // each file has its proxy of a group, so that together they hold more
+	Persistent      bool          // servers that can't be reached are tried until the caller gives up
 	Authorities     Authorities   // of https servers
 	Connections     *Connections  // shared with other Fetchers; nil: not shared
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
@@ -232,7 +233,13 @@ func (f *Fetcher) walk(ctx context.Context, w *walk, sink func(io.Reader) error)
 				return err
 			}
 			if !more {
-				return f.giveUp(w)
+				err := f.giveUp(w)
+				if !f.persists(w, err) {
+					return err
+				}
+				if err := f.startAgain(ctx, w); err != nil {
+					return err
+				}
 			}
 			continue
 		}

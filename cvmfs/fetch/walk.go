@@ -196,6 +196,25 @@ func (f *Fetcher) pause(ctx context.Context, w *walk) error {
 	}
 }
 
+// persists reports whether a walk that failed with an error begins anew: it does while somebody didn't answer.
+func (f *Fetcher) persists(w *walk, err error) bool {
+	return f.cfg.Persistent && w.only == nil && errors.Is(err, ErrUnavailable)
+}
+
+// leastPause is between the walks of a request that goes on for ever.
+const leastPause = 100 * time.Millisecond
+
+// startAgain has a walk begin anew, after a pause that grows. What it has learnt of servers and proxies stays.
+func (f *Fetcher) startAgain(ctx context.Context, w *walk) error {
+	w.tried, w.own, w.errs, w.guilty, w.noCache = nil, nil, nil, nil, false
+	select {
+	case <-time.After(leastPause):
+	case <-ctx.Done():
+		return fmt.Errorf("fetch %s: %w", w.path, context.Cause(ctx))
+	}
+	return f.pause(ctx, w)
+}
+
 // still reports whether a route is the one to try after waiting for a connection. Where others have found it dead in
 // the meantime, or still do, this walk need not find that out as well.
 func (f *Fetcher) still(t trial, w *walk) bool {

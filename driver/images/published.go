@@ -14,9 +14,9 @@ import (
 )
 
 // Published returns the image of a folder of a repository ("" for all of it) as people know it from other clients, and
-// not as a layer: nothing is hidden, whiteouts are files, owners and the root's attributes are the repository's, and
-// variables in the targets of symbolic links are replaced. Only instructions to overlayfs are left out, as the kernel
-// would follow them.
+// not as a layer: nothing is hidden, whiteouts are files, owners and the root's attributes are the repository's,
+// variables in the targets of symbolic links are replaced, and CVMFS_WORLD_READABLE counts. Only instructions to
+// overlayfs are left out, as the kernel would follow them.
 func (c *Composer) Published(ctx context.Context, r *client.Repository, v *client.Revision, fqrn,
 	path string,
 ) (*Image, error) {
@@ -24,7 +24,11 @@ func (c *Composer) Published(ctx context.Context, r *client.Repository, v *clien
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "published %d %q %q %s", format, fqrn, path, holder))
+	what := fmt.Appendf(nil, "published %d %q %q %s", format, fqrn, path, holder)
+	if mode := r.ShownMode(0); mode != 0 {
+		what = fmt.Appendf(what, " %o", mode)
+	}
+	sum := sha256.Sum256(what)
 	key := hex.EncodeToString(sum[:])
 	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
 		return image, err
@@ -32,7 +36,7 @@ func (c *Composer) Published(ctx context.Context, r *client.Repository, v *clien
 	began := time.Now()
 	f := &folder{
 		revision: v, holder: holder, fqrn: fqrn, path: path, ids: idMaps{repository: &config.Config{}},
-		expand: r.Expand,
+		expand: r.Expand, mode: r.ShownMode,
 	}
 	tree, err := f.read(ctx)
 	if err != nil {

@@ -32,8 +32,9 @@ type folder struct {
 	path     string
 	record   *foundRecord // nil if the layer has none
 	ids      idMaps
-	// not nil: the folder is wanted as it is published, symbolic links with these targets
+	// not nil: the folder is wanted as it is published, symbolic links with these targets, and with these modes
 	expand func(target string) string
+	mode   func(mode uint32) uint32
 }
 
 // idMaps is how a catalog's owner becomes the one on this host: the repository's maps first, then the engine's
@@ -147,6 +148,9 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 	i := &inode{Node: erofs.Node{
 		Mode: n.Mode, UID: uid, GID: gid, Mtime: n.Mtime, MtimeN: uint32(n.MtimeN), Rdev: n.Rdev, Target: n.Target,
 	}}
+	if f.mode != nil {
+		i.Mode = f.mode(i.Mode)
+	}
 	for _, x := range n.Xattrs {
 		if erofs.Storable(x.Name) {
 			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: x.Name, Value: x.Value})
