@@ -250,7 +250,9 @@ func (s *shell) eval(stmt *syntax.Stmt, args []string) (result, error) {
 	}
 	outer := s.line
 	s.line = s.at(stmt).Line
+	s.evals++
 	err := s.evaluate(strings.Join(args, " "))
+	s.evals--
 	s.line = outer
 	return s.status, err
 }

@@ -203,9 +203,19 @@ func (f Folder) evaluated(fqrn string) (*shell, error) {
 		return nil, fmt.Errorf("configuration of %s: %w", fqrn, err)
 	}
 	for name, value := range f.Overrides {
-		s.params[name] = variable{value: value, hosts: value, set: true, at: Place{File: "the command line"}}
+		s.params[name] = variable{value: value, set: true, at: Place{File: "the command line"}}
 	}
 	s.finish()
+	if s.repo == nil {
+		return s, nil
+	}
+	// What came over the network may have taken part in what the host's own files decided.
+	f.ConfigRepository = nil
+	alone, err := f.evaluated(fqrn)
+	if err != nil {
+		return nil, err
+	}
+	s.own = alone.params
 	return s, nil
 }
 

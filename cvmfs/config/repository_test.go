@@ -244,3 +244,61 @@ func TestWithoutConfigurationRepositoryTheHostsFilesCount(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The host's own files may take up what came over the network, and still protect by what they say of themselves.
+func TestHostsFilesThatUseTheNetworksValuesProtectAllTheSame(t *testing.T) {
+	later := "config.d/" + fqrn + ".local"
+	const nothing = "CVMFS_BLACKLIST=/etc/cvmfs/nothing"
+	for host, script := range map[string]string{
+		"CVMFS_BLACKLIST=${CVMFS_BLACKLIST:-/etc/cvmfs/own}":                        nothing,
+		": ${CVMFS_BLACKLIST:=/etc/cvmfs/own}; export CVMFS_BLACKLIST":              nothing,
+		"if [ \"$SITE\" != no ]; then CVMFS_BLACKLIST=/etc/cvmfs/own; fi":           "SITE=no",
+		"CVMFS_BLACKLIST=$(echo /etc/cvmfs/${NAME:-own})":                           "NAME=nothing",
+		"CVMFS_BLACKLIST=/etc/cvmfs/own\nCVMFS_BLACKLIST=${NONE:-$CVMFS_BLACKLIST}": "NONE=/etc/cvmfs/nothing",
+	} {
+		f := remote(t, map[string]string{"default.local": complete, later: host + "\n"}, map[string]string{
+			"etc/cvmfs/default.conf": script + "\n",
+		})
+		got, err := f.Load(fqrn)
+		if err != nil || !slices.Contains(got.Blacklists, filepath.Join(f.Dir, "own")) {
+			t.Errorf("%s after %s: %v, %+v", host, script, err, got)
+		}
+	}
+	for host, script := range map[string]string{
+		"CVMFS_STRICT_MOUNT=${CVMFS_STRICT_MOUNT:-yes}":                           "CVMFS_STRICT_MOUNT=no",
+		"[ \"$LAX\" = 1 ] || CVMFS_STRICT_MOUNT=yes":                              "LAX=1",
+		"CVMFS_STRICT_MOUNT=yes; CVMFS_REPOSITORIES=$CVMFS_REPOSITORIES,$MORE":    "MORE=" + fqrn,
+		"CVMFS_REPOSITORIES=$CVMFS_REPOSITORIES${MORE:+,x}; CVMFS_STRICT_MOUNT=1": "MORE=1; CVMFS_REPOSITORIES=" + fqrn,
+	} {
+		f := remote(t, map[string]string{
+			"default.local": complete + "CVMFS_REPOSITORIES=" + configFQRN + "\n" + host + "\n",
+		}, map[string]string{"etc/cvmfs/default.conf": script + "\n"})
+		if _, err := f.Load(fqrn); !errors.Is(err, ErrNotAllowed) {
+			t.Errorf("%s after %s: %v", host, script, err)
+		}
+	}
+}
+
+// What came over the network opens no file of the host's by way of the host's own files either.
+func TestNetworksValuesInHostsFilesNameNoFiles(t *testing.T) {
+	later := "config.d/" + fqrn + ".local"
+	for _, host := range []string{
+		"CVMFS_UID_MAP=$X", "CVMFS_UID_MAP=$(echo $X)", "Y=$X; CVMFS_UID_MAP=$Y", "eval \"CVMFS_UID_MAP=$X\"",
+		"for y in $X; do CVMFS_UID_MAP=$y; done", "CVMFS_PUBLIC_KEY=$X", "X509_CERT_BUNDLE=${X:-/none}",
+		"export CVMFS_UID_MAP=\"$X\"", "CVMFS_SERVER_URL=file://$X", "CVMFS_PAC_URLS=file://$X",
+		": ${CVMFS_UID_MAP:=$X}",
+	} {
+		f := remote(t, map[string]string{"default.local": complete, later: host + "\n"}, map[string]string{
+			"etc/cvmfs/default.conf": "X=/etc/passwd\n",
+		})
+		if _, err := f.Load(fqrn); err == nil || !strings.Contains(err.Error(), errForbidden.Error()) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	f := remote(t, map[string]string{
+		"default.local": complete, later: "Z=$X\nCVMFS_UID_MAP=/etc/cvmfs/map\nCVMFS_HTTP_PROXY=$P\n", "map": "* 0\n",
+	}, map[string]string{"etc/cvmfs/default.conf": "X=/etc/passwd P=http://p:3128\n"})
+	if c, err := f.Load(fqrn); err != nil || c.UIDMap == nil || c.ProxyGroups[0][0] != "http://p:3128" {
+		t.Errorf("what is the host's own: %v", err)
+	}
+}

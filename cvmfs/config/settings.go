@@ -217,7 +217,7 @@ func (s *settings) servers(name string) []string {
 		case err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
 		case err != nil || u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
 			s.bad(name, fmt.Sprintf("server %d isn't a URL such as http://SERVER/cvmfs/@fqrn@ or file:///FOLDER", i+1))
-		case s.shell.params[name].at.Network:
+		case s.shell.params[name].remote:
 			s.bad(name, fmt.Sprintf("server %d: %v", i+1, errForbidden))
 		}
 		servers[i] = strings.TrimRight(server, "/")
@@ -276,7 +276,7 @@ func (s *settings) pacURLs() []string {
 		case err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
 		case err != nil || u.Scheme != "file" || u.Host != "" || !path.IsAbs(u.Path):
 			s.bad(name, fmt.Sprintf("script %d isn't a URL such as http://wpad/wpad.dat or file:///FILE, nor auto", i+1))
-		case s.shell.params[name].at.Network:
+		case s.shell.params[name].remote:
 			s.bad(name, fmt.Sprintf("script %d: %v", i+1, errForbidden))
 		default:
 			urls[i] = (&url.URL{Scheme: "file", Path: s.within(u.Path)}).String()
@@ -371,8 +371,13 @@ func (s *settings) bad(name, why string) {
 
 func (s *settings) value(name string) string { return s.shell.params[name].value }
 
-// hosts is the value that the host's own files gave a parameter, which what came over the network may add to only.
-func (s *settings) hosts(name string) string { return s.shell.params[name].hosts }
+// hosts is the value that the host's own files alone give a parameter. What came over the network may only add to it.
+func (s *settings) hosts(name string) string {
+	if s.shell.own != nil {
+		return s.shell.own[name].value
+	}
+	return s.value(name)
+}
 
 // guarded is the value of a parameter that protects. If it is in doubt the configuration can't be used.
 func (s *settings) guarded(name string) string {
@@ -412,7 +417,7 @@ func (s *settings) file(name string) string {
 func (s *settings) located(name, file string) string {
 	_, inFolder := below(path.Clean(file), HostDir)
 	public := slices.Contains([]string{"CVMFS_PUBLIC_KEY", "CVMFS_KEYS_DIR", "CVMFS_BLACKLIST"}, name)
-	if _, own := s.fromRepository(file); s.shell.params[name].at.Network && !own && !(inFolder && public) {
+	if _, own := s.fromRepository(file); s.shell.params[name].remote && !own && !(inFolder && public) {
 		s.bad(name, fmt.Sprintf("%.200q: %v", file, errForbidden))
 	}
 	return s.within(file)

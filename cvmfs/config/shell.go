@@ -75,19 +75,24 @@ type shell struct {
 	last   string // the last one
 	fails  int    // how often a line failed
 
-	common   variable        // the limit of the cache, as the files say that all repositories have in common
-	used     map[string]bool // names of parameters that files read
+	remotes int // how often a variable was looked up whose value came over the network
+	since   int // of these, how many before the statement being evaluated
+	evals   int // levels of eval
+
+	own      map[string]variable // what the host's own files say alone; nil: there are no others
+	common   variable            // the limit of the cache, as the files say that all repositories have in common
+	used     map[string]bool     // names of parameters that files read
 	findings []Finding
 }
 
 // variable is a parameter, or a variable that helps to compute one.
 type variable struct {
-	value string
-	set   bool
-	at    Place  // of the last assignment
-	hosts string // the last value by the host's own files, whatever the configuration repository's say since
-	local bool   // set by a file of the site's own
-	doubt string // the failed line that makes the value uncertain; "" if it is certain
+	value  string
+	set    bool
+	at     Place  // of the last assignment
+	remote bool   // what came over the network is in the value
+	local  bool   // set by a file of the site's own
+	doubt  string // the failed line that makes the value uncertain; "" if it is certain
 }
 
 // seed makes $$ and $RANDOM differ between hosts, and agree within a process: reading files twice gives the same.
@@ -128,9 +133,7 @@ func (s *shell) finish() {
 	org, _, _ := strings.Cut(s.fqrn, ".")
 	templates := strings.NewReplacer("@fqrn@", s.fqrn, "@org@", org)
 	for name, v := range s.params {
-		for _, value := range []*string{&v.value, &v.hosts} {
-			*value = templates.Replace(strings.Join(strings.Fields(*value), " "))
-		}
+		v.value = templates.Replace(strings.Join(strings.Fields(v.value), " "))
 		s.params[name] = v
 	}
 }
@@ -332,9 +335,12 @@ func (s *shell) stmt(stmt *syntax.Stmt, io streams) (r result, err error) {
 	if err != nil {
 		return r, err
 	}
-	outer := s.taint
+	taint, since := s.taint, s.since
 	s.taint = ""
-	defer func() { s.taint = outer }()
+	if s.evals == 0 { // else it is as remote as its text
+		s.since = s.remotes
+	}
+	defer func() { s.taint, s.since = taint, since }()
 	io, ok, err := s.redirected(stmt, io)
 	if err != nil {
 		return r, err
@@ -561,10 +567,8 @@ func (s *shell) set(n syntax.Node, name, value string) error {
 	if _, known := s.params[name]; !known && len(s.params) >= maxParams {
 		return fmt.Errorf("%v: %w: more than %d parameters", s.at(n), errLimit, maxParams)
 	}
-	v := variable{value: value, set: true, at: s.at(n), hosts: value, local: s.local}
-	if s.net {
-		v.hosts = s.params[name].hosts
-	} else if name == "CVMFS_KEYS_DIR" {
+	v := variable{value: value, set: true, at: s.at(n), remote: s.net || s.remotes > s.since, local: s.local}
+	if !s.net && name == "CVMFS_KEYS_DIR" {
 		s.dropRemoteKeys()
 	}
 	for _, why := range []string{s.taint, s.under, s.rest} {
@@ -581,15 +585,12 @@ func (s *shell) set(n syntax.Node, name, value string) error {
 func (s *shell) dropRemoteKeys() {
 	const name = "CVMFS_PUBLIC_KEY"
 	if v := s.params[name]; v.at.Network {
-		s.params[name] = variable{doubt: v.doubt, hosts: v.hosts}
+		s.params[name] = variable{doubt: v.doubt}
 	}
 }
 
 func (s *shell) unset(name string) {
 	v := variable{}
-	if s.net {
-		v.hosts = s.params[name].hosts
-	}
 	for _, why := range []string{s.taint, s.under, s.rest} {
 		if v.doubt == "" {
 			v.doubt = why
@@ -611,6 +612,9 @@ func (s *shell) lookup(name string) (value string, set bool) {
 	s.used[name] = true
 	if v.doubt != "" {
 		s.doubt(v.doubt)
+	}
+	if v.remote {
+		s.remotes++
 	}
 	if name == "RANDOM" && !v.set {
 		return fmt.Sprint(s.random.IntN(1 << 15)), true
