@@ -84,7 +84,13 @@ func openRepository(c *cli.Context, fqrn, dir string) (*client.Repository, error
 	if err != nil {
 		return nil, err
 	}
-	return client.Open(cfg, client.Options{Dir: dir, UserAgent: c.App.Name + "/" + version, Log: logger(c)})
+	log := logger(c)
+	for _, f := range cfg.Findings {
+		if log != nil {
+			log.Warn("configuration", "kind", string(f.Kind), "note", f.String())
+		}
+	}
+	return client.Open(cfg, client.Options{Dir: dir, UserAgent: c.App.Name + "/" + version, Log: log})
 }
 
 // configFolder is the configuration folder that the flags name. The configuration repository's files are kept in dir.

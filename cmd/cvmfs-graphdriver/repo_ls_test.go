@@ -114,6 +114,27 @@ func TestWorldReadableListing(t *testing.T) {
 	}
 }
 
+// Whoever wants to know is told what of the configuration has no effect, once each.
+func TestVerboseListingTellsOfTheConfiguration(t *testing.T) {
+	const fqrn = "images.example.org"
+	url := testutil.Serve(t, testutil.Repository(t, fqrn))
+	dir := t.TempDir()
+	text := "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_PROXI=x\nCVMFS_HTTP_TRACING=yes\n"
+	if err := os.WriteFile(filepath.Join(dir, "default.local"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errOut bytes.Buffer
+	code := run(t.Context(), []string{
+		"cvmfs-graphdriver", "repo", "ls", "-v", "--config-dir", dir, "--server-url", url,
+		"--public-key", testutil.PublicKey(t, fqrn), fqrn,
+	}, &out, &errOut)
+	for _, want := range []string{"default.local:2: CVMFS_PROXI:", "default.local:3: CVMFS_HTTP_TRACING:"} {
+		if n := strings.Count(errOut.String(), want); code != 0 || n != 1 {
+			t.Errorf("exit code %d, %q is told %d times: %s", code, want, n, &errOut)
+		}
+	}
+}
+
 func TestRequestsSayWhichBuildAsks(t *testing.T) {
 	const fqrn = "images.example.org"
 	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, fqrn))))

@@ -67,7 +67,25 @@ func lookAtConfiguration(ctx context.Context, p Plan, setting string) Configurat
 		})
 	}
 	g.Wait() // none fails
+	c.Notes = append(c.Notes, shared(c.Repositories)...)
 	return c
+}
+
+// shared takes the notes that several repositories have out of theirs, and returns them: they are about a file that all
+// of these read, and are told once.
+func shared(repositories []Repository) (notes []string) {
+	count := map[string]int{}
+	for _, r := range repositories {
+		for _, note := range r.Notes {
+			if count[note]++; count[note] == 2 {
+				notes = append(notes, note)
+			}
+		}
+	}
+	for i, r := range repositories {
+		repositories[i].Notes = slices.DeleteFunc(r.Notes, func(note string) bool { return count[note] > 1 })
+	}
+	return notes
 }
 
 func firstOf(names ...string) string {
