@@ -210,7 +210,7 @@ func table(t *testing.T, all []*objects.Object) *objects.Table {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	err = objects.WriteTable(f, []string{fqrn}, func(yield func(*objects.Object, int) bool) {
+	err = objects.WriteTable(f, []string{fqrn}, false, func(yield func(*objects.Object, int) bool) {
 		for _, o := range all {
 			if !yield(o, 0) {
 				return

@@ -810,7 +810,7 @@ func TestWhatCannotBeVerifiedNowStays(t *testing.T) {
 	fetchAll(t, s, refs)
 	verifyAll := func(ctx context.Context) (v Verified) {
 		for i := range table.Len() {
-			v.add(s.verifyObject(ctx, table.record(i).name()))
+			v.add(s.verifyObject(ctx, table.name(i)))
 		}
 		return v
 	}

@@ -75,7 +75,7 @@ func (p *plan) withdraw(t *Table) {
 		return
 	}
 	for i := 0; i < t.Len() && len(p.may) > 0; i++ {
-		delete(p.may, t.record(i).name())
+		delete(p.may, t.name(i))
 	}
 }
 

@@ -42,12 +42,11 @@ func sampleTable(path string) (t *Table, of int, err error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, 0, err
 	}
-	if head = head[:n]; n < headSize || string(head[:len(magic)]) != magic {
+	if head = head[:n]; n < headSize || !isTable(head) {
 		return nil, 0, errNoTable
 	}
 	t = &Table{path: path}
-	var rest []byte
-	t.repos, rest, err = parseRepos(head[headSize:], min(binary.LittleEndian.Uint32(head[8:]), maxRepos))
+	rest, err := t.parseRepos(head, head[headSize:], min(binary.LittleEndian.Uint32(head[8:]), maxRepos))
 	if err != nil {
 		return nil, 0, err
 	}

@@ -46,7 +46,7 @@ func (x *Index) Add(t *Table) (refused int) {
 	x.mu.Unlock()
 	x.each(t, func(id uint64, pos int) {
 		head := x.heads[id]
-		if head != 0 && x.at(head).name() != t.record(pos).name() {
+		if head != 0 && x.nameAt(head) != t.name(pos) {
 			refused++
 			return
 		}
@@ -102,7 +102,7 @@ func (x *Index) each(t *Table, fn func(id uint64, pos int)) {
 	for pos := 0; pos < t.Len(); pos += len(ids) {
 		ids = ids[:0]
 		for i := pos; i < t.Len() && len(ids) < batch; i++ {
-			ids = append(ids, x.id(t.record(i).name().String()))
+			ids = append(ids, x.id(t.name(i).String()))
 		}
 		x.mu.Lock()
 		for i, id := range ids {
@@ -121,9 +121,9 @@ func (x *Index) alloc() uint32 {
 	return uint32(len(x.places) - 1)
 }
 
-func (x *Index) at(n uint32) record {
+func (x *Index) nameAt(n uint32) Name {
 	p := x.places[n]
-	return x.tables[p.table].record(int(p.pos))
+	return x.tables[p.table].name(int(p.pos))
 }
 
 // id is the node id of a name.
@@ -197,7 +197,7 @@ func (r Ref) Object() Object { return r.t.object(int(r.pos)) }
 func (r Ref) Repo() string { return r.t.repo(int(r.pos)) }
 
 // Name is the file name in the store.
-func (r Ref) Name() string { return r.record().name().String() }
+func (r Ref) Name() string { return r.t.name(int(r.pos)).String() }
 
 // Path is the place below the store's folder.
 func (r Ref) Path() string { return place(r.Name()) }

@@ -84,6 +84,21 @@ func (o *Object) Name() string { return o.id().String() }
 // Path is the file's place below the store's folder: the first two digits of the name, a slash, the name.
 func (o *Object) Path() string { return place(o.Name()) }
 
+// IsolatedPath is the place of an object that a repository shares with no other: its name ends in the repository's
+// number.
+func (o *Object) IsolatedPath(repo string) string {
+	n := o.id()
+	n.Owner = ownerOf(repo)
+	return place(n.String())
+}
+
+// ownerOf is a repository's number in names: the first 64 bits of the SHA-256 of its fqrn. Never 0: the bit that would
+// be missing is worth nothing.
+func ownerOf(repo string) uint64 {
+	sum := sha256.Sum256([]byte(repo))
+	return binary.BigEndian.Uint64(sum[:]) | 1
+}
+
 func place(name string) string { return name[:2] + "/" + name }
 
 // id makes the name's parts.
@@ -116,11 +131,13 @@ func (o *Object) recipe() hash.Digest {
 //	5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.6                whole, zlib, 6 plain bytes
 //	28d94b83b7229b331fc601362b8e272e02665122-shake128.r.0       whole, stored raw
 //	0f1e….zc.70000000                                           chunks, each zlib; the digits are the recipe's
+//	5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.6.0123456789abcdef    of one repository, isolated from the others
 type Name struct {
 	Digest      hash.Digest // chunked: the digest of the recipe, its Algorithm is 0
 	Compression hash.Compression
 	Chunked     bool
 	Size        int64
+	Owner       uint64 // number of the repository that shares it with no other; 0: all share it
 }
 
 // kinds are the middle parts of names.
@@ -133,17 +150,26 @@ func (n Name) String() string {
 	if n.Chunked {
 		text, chunked = hex.EncodeToString(n.Digest.Sum[:]), 1
 	}
-	return text + "." + kinds[n.Compression][chunked] + "." + strconv.FormatInt(n.Size, 10)
+	text += "." + kinds[n.Compression][chunked] + "." + strconv.FormatInt(n.Size, 10)
+	if n.Owner != 0 {
+		text += fmt.Sprintf(".%016x", n.Owner)
+	}
+	return text
 }
 
 // ParseName takes a file name apart. It accepts exactly what String makes.
 func ParseName(s string) (Name, error) {
-	parts := strings.SplitN(s, ".", 3)
-	if len(parts) != 3 || len(s) > 100 {
+	parts := strings.SplitN(s, ".", 4)
+	if len(parts) < 3 || len(s) > 100 {
 		return Name{}, fmt.Errorf("object name %.100q: want DIGEST.KIND.SIZE", s)
 	}
 	var n Name
 	var err error
+	if len(parts) == 4 {
+		if n.Owner, err = strconv.ParseUint(parts[3], 16, 64); err != nil {
+			return Name{}, fmt.Errorf("object name %.100q: bad repository", s)
+		}
+	}
 	switch parts[1] {
 	case "z":
 	case "r":

@@ -187,7 +187,7 @@ func TestParseNameRefuses(t *testing.T) {
 
 func FuzzParseName(f *testing.F) {
 	hex := strings.Repeat("0a", 20)
-	for _, s := range []string{hex + ".z.1", hex + ".rc.0", hex + "-rmd160.r.77", hex + "-shake128.zc.1", "../" + hex} {
+	for _, s := range []string{hex + ".z.1", hex + ".rc.0", hex + "-rmd160.r.77", hex + "-shake128.zc.1", hex + ".z.1." + strings.Repeat("3", 16), "../" + hex} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -19,7 +19,7 @@ import (
 //
 // The file, numbers little endian:
 //
-//	8   magic "CVMFSTB1"
+//	8   magic "CVMFSTB1"; "CVMFSTB2" of an image whose repositories share no objects with others: their names differ
 //	4   number of repositories
 //	4   number of objects
 //	4   number of chunks
@@ -31,12 +31,14 @@ import (
 type Table struct {
 	path    string
 	repos   []string
+	owners  []uint64 // of each repository, where it shares no objects; else nil
 	objects []byte
 	chunks  []byte
 }
 
 const (
 	magic       = "CVMFSTB1"
+	isolated    = "CVMFSTB2"
 	headSize    = len(magic) + 3*4
 	recordSize  = 40
 	chunkSize   = 32
@@ -47,9 +49,9 @@ const (
 
 var errNoTable = errors.New("not a table, or of another version")
 
-// WriteTable writes a table's file. Each object comes with its repository's position in repos, and is not kept. The
-// caller makes the file durable; a torn one is recognised when it is opened.
-func WriteTable(w io.Writer, repos []string, objs iter.Seq2[*Object, int]) error {
+// WriteTable writes a table's file. Each object comes with its repository's position in repos, and is not kept. With
+// isolate, repositories share none. The caller makes the file durable; a torn one is recognised when it is opened.
+func WriteTable(w io.Writer, repos []string, isolate bool, objs iter.Seq2[*Object, int]) error {
 	var objects, chunks []byte
 	for o, repo := range objs {
 		if err := o.check(); err != nil {
@@ -66,6 +68,9 @@ func WriteTable(w io.Writer, repos []string, objs iter.Seq2[*Object, int]) error
 			len(objects)/recordSize, len(chunks)/chunkSize)
 	}
 	head := []byte(magic)
+	if isolate {
+		head = []byte(isolated)
+	}
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(repos)))
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(objects)/recordSize))
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(chunks)/chunkSize))
@@ -134,7 +139,7 @@ func OpenTable(path string) (*Table, error) {
 }
 
 func parseTable(b []byte) (*Table, error) {
-	if len(b) < headSize+sha256.Size || string(b[:len(magic)]) != magic {
+	if len(b) < headSize+sha256.Size || !isTable(b) {
 		return nil, errNoTable
 	}
 	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
@@ -148,9 +153,8 @@ func parseTable(b []byte) (*Table, error) {
 		return nil, fmt.Errorf("%d repositories", repos)
 	}
 	t := &Table{}
-	var err error
-	rest := body[headSize:]
-	if t.repos, rest, err = parseRepos(rest, repos); err != nil {
+	rest, err := t.parseRepos(b, body[headSize:], repos)
+	if err != nil {
 		return nil, err
 	}
 	if uint64(len(rest)) != objects+chunks {
@@ -160,16 +164,25 @@ func parseTable(b []byte) (*Table, error) {
 	return t, t.check()
 }
 
-// parseRepos reads n names of repositories, and returns what follows them.
-func parseRepos(b []byte, n uint32) (repos []string, rest []byte, err error) {
+// isTable reports whether a file begins as a table's does.
+func isTable(b []byte) bool {
+	return string(b[:len(magic)]) == magic || string(b[:len(magic)]) == isolated
+}
+
+// parseRepos reads the names of the n repositories of a table that begins with head, and returns what follows them.
+func (t *Table) parseRepos(head, b []byte, n uint32) (rest []byte, err error) {
 	for range n {
 		if len(b) == 0 || b[0] == 0 || len(b) < 1+int(b[0]) {
-			return nil, nil, errors.New("repository names end early")
+			return nil, errors.New("repository names end early")
 		}
 		end := 1 + int(b[0])
-		repos, b = append(repos, string(b[1:end])), b[end:]
+		name := string(b[1:end])
+		t.repos, b = append(t.repos, name), b[end:]
+		if string(head[:len(magic)]) == isolated {
+			t.owners = append(t.owners, ownerOf(name))
+		}
 	}
-	return repos, b, nil
+	return b, nil
 }
 
 // check looks at every record, so that nothing need be looked at again.
@@ -240,7 +253,19 @@ func (r record) name() Name {
 	}
 }
 
-func (t *Table) repo(i int) string { return t.repos[binary.LittleEndian.Uint16(t.record(i)[36:])] }
+// name returns the name of the object at position i.
+func (t *Table) name(i int) Name {
+	r := t.record(i)
+	n := r.name()
+	if t.owners != nil {
+		n.Owner = t.owners[r.repo()]
+	}
+	return n
+}
+
+func (r record) repo() int { return int(binary.LittleEndian.Uint16(r[36:])) }
+
+func (t *Table) repo(i int) string { return t.repos[t.record(i).repo()] }
 
 func (t *Table) object(i int) Object {
 	r := t.record(i)

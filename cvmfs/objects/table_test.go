@@ -38,7 +38,7 @@ var sample = []Object{
 func encode(t testing.TB, repos []string, objs iter.Seq2[*Object, int]) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := WriteTable(&b, repos, objs); err != nil {
+	if err := WriteTable(&b, repos, false, objs); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -66,7 +66,7 @@ func TestTableGivesBackWhatWasWritten(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("object %d (-want +got):\n%s", i, diff)
 		}
-		if got, want := table.record(i).name().String(), want.Name(); got != want {
+		if got, want := table.name(i).String(), want.Name(); got != want {
 			t.Errorf("object %d is named %s, want %s", i, got, want)
 		}
 		if want := []string{"a.example.org", "b.example.org"}[i%2]; repo != want {
@@ -90,7 +90,7 @@ func TestWriteTableRefuses(t *testing.T) {
 		{"an empty repository name", []string{""}, from(nil, 0)},
 		{"a long repository name", []string{strings.Repeat("r", 256)}, from(nil, 0)},
 	} {
-		if err := WriteTable(&bytes.Buffer{}, c.repos, c.objs); err == nil {
+		if err := WriteTable(&bytes.Buffer{}, c.repos, false, c.objs); err == nil {
 			t.Errorf("%s: no error", c.name)
 		}
 	}
@@ -145,7 +145,7 @@ func useTable(t *testing.T, table *Table) {
 		if err := o.check(); err != nil {
 			t.Errorf("object %d: %v", i, err)
 		}
-		if got := o.Name(); got != table.record(i).name().String() {
+		if got := o.Name(); got != table.name(i).String() {
 			t.Errorf("object %d: two names", i)
 		} else if _, ok := x.Lookup(got); !ok {
 			t.Errorf("object %d is not found by its name", i)

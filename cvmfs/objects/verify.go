@@ -67,7 +67,7 @@ func (s *Store) verifyImage(ctx context.Context, key string) (v Verified, err er
 		if err := context.Cause(ctx); err != nil {
 			return v, err
 		}
-		v.add(s.verifyObject(ctx, t.record(pos).name()))
+		v.add(s.verifyObject(ctx, t.name(pos)))
 	}
 	return v, nil
 }
@@ -155,7 +155,7 @@ func (s *Store) drop(path string, was *unix.Stat_t, cause error) error {
 // checkSizes removes those objects of an image whose size is wrong: a kernel that finds them wouldn't ask.
 func (s *Store) checkSizes(t *Table) {
 	for i := 0; i < t.Len() && s.life.Err() == nil; i++ {
-		n := t.record(i).name()
+		n := t.name(i)
 		path := place(n.String())
 		var st unix.Stat_t
 		if unix.Fstatat(int(s.dir.Fd()), path, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Size == n.Size {

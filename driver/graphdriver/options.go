@@ -13,7 +13,7 @@ func parseOptions(opts []string) (node.Settings, error) {
 	o, err := options.Parse(opts)
 	return node.Settings{
 		Repositories: o.Repositories, View: node.View(o.View), CacheLimit: o.CacheLimit, CacheFloor: o.CacheFloor,
-		Metrics: metrics.Listen(o.Metrics),
+		Isolate: o.Isolate, Metrics: metrics.Listen(o.Metrics),
 	}, err
 }
 

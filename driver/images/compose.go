@@ -39,6 +39,7 @@ type Config struct {
 	View         View                 // shows every image in use; nil for none
 	IDs          user.IdentityMapping // the engine's userns-remap; empty for none
 	Nested       bool                 // files lie below the folder [Folder] of an image, not in its root
+	Isolate      bool                 // repositories share no objects with others in images composed from now on
 	Log          *slog.Logger
 }
 
@@ -79,6 +80,8 @@ type Image struct {
 	Objects int            `json:"objects"` // distinct objects named
 	Size    int64          `json:"size"`    // plain bytes of all files
 	Created string         `json:"created"` // RFC 3339, UTC
+
+	Isolated bool `json:"isolated,omitempty"` // its objects are shared by images of the same repository alone
 }
 
 // Pin is the state of a repository an image was composed from.
@@ -362,7 +365,7 @@ func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revi
 		return nil, err
 	}
 	return &folder{
-		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path, record: record,
+		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path, record: record, isolate: c.cfg.Isolate,
 		ids: idMaps{repository: owners, engine: c.cfg.IDs},
 	}, nil
 }
@@ -380,6 +383,9 @@ func (c *Composer) key(parts []part) string {
 	write("format", format, c.cfg.IDs.UIDMaps, c.cfg.IDs.GIDMaps)
 	if c.cfg.Nested {
 		write("nested", Folder)
+	}
+	if c.cfg.Isolate {
+		write("isolated")
 	}
 	for _, p := range parts {
 		if f := p.folder; f != nil {
@@ -420,7 +426,7 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Imag
 	}
 	image := &Image{
 		Key: key, Meta: filepath.Join(c.cfg.Dir, key, metaFile), Objects: len(f.table), Size: f.size,
-		Created: began.UTC().Format(time.RFC3339),
+		Created: began.UTC().Format(time.RFC3339), Isolated: c.cfg.Isolate,
 	}
 	for _, p := range parts {
 		if f := p.folder; f != nil {

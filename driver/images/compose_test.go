@@ -353,6 +353,47 @@ func TestImagesAreSharedAndOutliveTheComposer(t *testing.T) {
 	}
 }
 
+// After a change of the option images of both kinds stand side by side, and neither is taken for the other.
+func TestIsolatedImagesAreOfTheirOwnKind(t *testing.T) {
+	dir, repos := t.TempDir(), repositories(t, imagesFQRN, featuresFQRN)
+	chain := []images.Layer{{Thin: tiny(t)}}
+	shared, _ := composer(t, images.Config{Dir: dir, Repositories: repos})
+	before, err := shared.Compose(t.Context(), chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	isolated, index := composer(t, images.Config{Dir: dir, Repositories: repos, Isolate: true})
+	after, err := isolated.Compose(t.Context(), chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Key == after.Key || before.Isolated || !after.Isolated {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+	table := after.Table
+	for i := range table.Len() {
+		o, repo := table.At(i)
+		if _, ok := index.Lookup(o.Name()); ok {
+			t.Errorf("%s is shared", o.Name())
+		}
+		ref, ok := index.Lookup(filepath.Base(o.IsolatedPath(repo)))
+		if !ok || ref.Repo() != imagesFQRN {
+			t.Fatalf("%s isn't in the index", o.IsolatedPath(repo))
+		}
+		if name, err := isolated.Find(t.Context(), after.Key, ref); err != nil || name == "" {
+			t.Errorf("no file of the image has %s: %v", ref.Path(), err)
+		}
+	}
+	// The older image stays in use, with its objects as they were.
+	if _, err := isolated.Image(before.Key); err != nil {
+		t.Error(err)
+	}
+	o, _ := table.At(0)
+	if _, ok := index.Lookup(o.Name()); !ok {
+		t.Error("an image of before lacks its objects")
+	}
+}
+
 func TestComposeMergesOrdinaryLayersBelow(t *testing.T) {
 	testutil.NeedRoot(t)
 	diff := t.TempDir()

@@ -31,6 +31,7 @@ type folder struct {
 	fqrn     string
 	path     string
 	record   *foundRecord // nil if the layer has none
+	isolate  bool         // its objects are shared with no other repository
 	ids      idMaps
 	// not nil: the folder is wanted as it is published, symbolic links with these targets, and with these modes
 	expand func(target string) string
@@ -171,7 +172,11 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 		if err != nil {
 			return nil, err
 		}
-		i.object, i.repo, i.redirect = &object, f.fqrn, "/objects/"+object.Path()
+		place := object.Path()
+		if f.isolate {
+			place = object.IsolatedPath(f.fqrn)
+		}
+		i.object, i.repo, i.redirect = &object, f.fqrn, "/objects/"+place
 	}
 	return i, nil
 }

@@ -104,7 +104,7 @@ func (f *flat) write(dir string, image *Image) (err error) {
 		return fmt.Errorf("write metadata: %w", err)
 	}
 	err = writeFile(filepath.Join(folder.Path(), tableFile), func(w io.Writer) error {
-		return objects.WriteTable(w, f.repos, func(yield func(*objects.Object, int) bool) {
+		return objects.WriteTable(w, f.repos, image.Isolated, func(yield func(*objects.Object, int) bool) {
 			for _, r := range f.table {
 				if !yield(r.object, r.repo) {
 					return

@@ -84,6 +84,7 @@ type Settings struct {
 	CacheLimit   int64                // bytes that objects may take; 0 for what the configuration says, or the default
 	CacheFloor   int64                // bytes of the file system that stay free; 0 for the default
 	Metrics      metrics.Listen       // where metrics are served; zero for nowhere
+	Isolate      bool                 // images composed from now on share no object with those of other repositories
 }
 
 // Face is what an engine speaks to. It keeps account of mounts, and calls nothing of the node while it answers.
@@ -278,7 +279,7 @@ func (n *Node) newComposer(c *configuration) (err error) {
 		client.Options{Dir: n.Path("state", "repositories"), UserAgent: n.cfg.Agent, Log: n.cfg.Log})
 	c.composer, err = images.New(images.Config{
 		Dir: n.Path("images"), Repositories: c.repositories, Index: n.index, View: n.view, IDs: c.settings.IDs,
-		Nested: n.cfg.Nested, Log: n.cfg.Log,
+		Nested: n.cfg.Nested, Isolate: c.settings.Isolate, Log: n.cfg.Log,
 	})
 	return err
 }

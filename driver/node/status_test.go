@@ -105,7 +105,7 @@ func writeTable(t testing.TB, n *node.Node, key string, image, each int) {
 		return &objects.Object{Digest: hash.SHA1.Digest(fmt.Appendf(nil, "%d %d", image, i)), Size: 10}
 	}
 	var b bytes.Buffer
-	err := objects.WriteTable(&b, []string{"a.example.org"}, func(yield func(*objects.Object, int) bool) {
+	err := objects.WriteTable(&b, []string{"a.example.org"}, false, func(yield func(*objects.Object, int) bool) {
 		for i := range each {
 			if !yield(object(i), 0) {
 				return

@@ -24,6 +24,7 @@ const (
 	CacheLimit   = "cvmfs.cache-limit"
 	CacheFloor   = "cvmfs.cache-floor"
 	MetricsAt    = "cvmfs.metrics"
+	Isolate      = "cvmfs.isolate"
 	// Override is overlay2's, documented for RHEL 7: there it lifts a check of the kernel's version. This driver tries
 	// what the kernel can do instead; the installer's check of the version heeds it.
 	Override = "overlay2.override_kernel_check"
@@ -43,6 +44,7 @@ type Options struct {
 	CacheLimit   int64    // bytes that objects may take on disk; 0 for what else decides
 	CacheFloor   int64    // bytes of the file system that stay free; 0 for what else decides
 	Metrics      Metrics
+	Isolate      bool // images composed from now on share no object with those of other repositories
 	Override     bool
 }
 
@@ -70,6 +72,17 @@ var readers = map[string]func(o *Options, value string) error{
 	CacheFloor: func(o *Options, value string) (err error) {
 		o.CacheFloor, err = cacheSize(value)
 		return err
+	},
+	Isolate: func(o *Options, value string) error {
+		switch strings.TrimSpace(value) {
+		case "yes", "true":
+			o.Isolate = true
+		case "no", "false":
+			o.Isolate = false
+		default:
+			return errors.New("want yes or no")
+		}
+		return nil
 	},
 	MetricsAt: func(o *Options, value string) (err error) {
 		o.Metrics, err = parseMetrics(value)

@@ -25,6 +25,8 @@ func TestOptionsAreRead(t *testing.T) {
 		{[]string{"cvmfs.view=fuse", "cvmfs.view=auto"}, options.Options{}},
 		{[]string{"cvmfs.cache-limit=300G"}, options.Options{CacheLimit: 300 << 30}},
 		{[]string{"Cvmfs.Cache-Limit= 1.5 TiB", "cvmfs.cache-floor=64m"}, options.Options{CacheLimit: 3 << 39, CacheFloor: 64 << 20}},
+		{[]string{"cvmfs.isolate=yes"}, options.Options{Isolate: true}},
+		{[]string{"cvmfs.isolate=yes", "cvmfs.isolate=no"}, options.Options{}},
 		{[]string{"overlay2.override_kernel_check=1"}, options.Options{Override: true}},
 		{[]string{"overlay2.override_kernel_check=false"}, options.Options{}},
 	} {
@@ -38,7 +40,7 @@ func TestOptionsAreRead(t *testing.T) {
 func TestOptionsThatTheDriverDoesNotTakeAreRefusedByName(t *testing.T) {
 	for option, want := range map[string]string{
 		"cvmfs.repositoris=x": `"cvmfs.repositoris": this driver takes cvmfs.cache-floor, cvmfs.cache-limit, ` +
-			`cvmfs.metrics, cvmfs.repositories, cvmfs.view, overlay2`,
+			`cvmfs.isolate, cvmfs.metrics, cvmfs.repositories, cvmfs.view, overlay2`,
 		"size=10G":                             `unknown storage option "size"`,
 		"":                                     `unknown storage option ""`,
 		"cvmfs.repositories=":                  "storage option cvmfs.repositories=: ",
@@ -52,6 +54,8 @@ func TestOptionsThatTheDriverDoesNotTakeAreRefusedByName(t *testing.T) {
 		"cvmfs.cache-limit=50%":                "want a number of bytes",
 		"cvmfs.cache-limit=9999999P":           "too large",
 		"cvmfs.cache-floor=63M":                "too few",
+		"cvmfs.isolate=":                       "want yes or no",
+		"cvmfs.isolate=maybe":                  "want yes or no",
 		"overlay2.override_kernel_check=yes":   "override_kernel_check=yes: want true or false",
 	} {
 		if err := options.Check(option); err == nil || !strings.Contains(err.Error(), want) {

@@ -139,7 +139,7 @@ func (h *host) show(root *erofs.Node) string {
 		return err
 	})
 	create(h.dir+"/table", func(f *os.File) error {
-		return objects.WriteTable(f, []string{fqrn}, func(yield func(*objects.Object, int) bool) {
+		return objects.WriteTable(f, []string{fqrn}, false, func(yield func(*objects.Object, int) bool) {
 			for _, o := range h.all {
 				if !yield(o, 0) {
 					return
