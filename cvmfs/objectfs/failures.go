@@ -32,10 +32,13 @@ type failures struct {
 	leftOut int                // failures since the last line, which were not logged
 }
 
-type failure struct{ logged, last time.Time }
+type failure struct {
+	logged, last time.Time
+	errno        syscall.Errno // what readers got
+}
 
 // add notes a failure, and reports whether it is to be logged, and how many before it were not.
-func (l *failures) add(node uint64, now time.Time) (log bool, leftOut int) {
+func (l *failures) add(node uint64, errno syscall.Errno, now time.Time) (log bool, leftOut int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Sub(l.began) >= quiet {
@@ -56,7 +59,7 @@ func (l *failures) add(node uint64, now time.Time) (log bool, leftOut int) {
 		if l.seen == nil {
 			l.seen = map[uint64]failure{}
 		}
-		l.seen[node] = failure{f.logged, now}
+		l.seen[node] = failure{f.logged, now, errno}
 	}
 	return log, leftOut
 }
@@ -99,10 +102,12 @@ func (l *failures) drop(now time.Time) {
 	}
 }
 
-// fresh reports whether the object has just failed.
-func (l *failures) fresh(node uint64, now time.Time) bool {
+// fresh returns how the object has just failed; 0 if it hasn't.
+func (l *failures) fresh(node uint64, now time.Time) syscall.Errno {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f, ok := l.seen[node]
-	return ok && now.Sub(f.last) < retryAfter
+	if f, ok := l.seen[node]; ok && now.Sub(f.last) < retryAfter {
+		return f.errno
+	}
+	return 0
 }

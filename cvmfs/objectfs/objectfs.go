@@ -208,8 +208,8 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 	case off >= r.Size():
 		return 0, 0
 	}
-	if !f.large(r) && f.failures.fresh(node, time.Now()) && !f.cfg.Store.Has(r) {
-		return 0, syscall.EIO // the gate has just tried; so may the kernel's read-ahead have
+	if errno := f.failures.fresh(node, time.Now()); errno != 0 && !f.large(r) && !f.cfg.Store.Has(r) {
+		return 0, errno // the gate has just tried; so may the kernel's read-ahead have
 	}
 	p = p[:min(int64(len(p)), r.Size()-off)]
 	n, err := f.cfg.Store.ReadAt(ctx, r, p, off)
@@ -222,10 +222,15 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 		err = errShort
 	}
 	f.failed(r, err)
+	return 0, errnoOf(err)
+}
+
+// errnoOf is what readers get for an error.
+func errnoOf(err error) syscall.Errno {
 	if errors.Is(err, syscall.ENOSPC) {
-		return 0, syscall.ENOSPC
+		return syscall.ENOSPC
 	}
-	return 0, syscall.EIO
+	return syscall.EIO
 }
 
 var errShort = errors.New("the store gave less than was asked for")
@@ -248,11 +253,11 @@ func (f *FS) Readdir(_ context.Context, node, from uint64, add func(string, fuse
 // failed notes that an object could not be fetched or read. It logs that for each object at most once a minute, and for
 // all together no more than mostLines times; a line says how many failures before it were left out.
 func (f *FS) failed(r objects.Ref, err error) {
-	log, leftOut := f.failures.add(r.Node(), time.Now())
+	log, leftOut := f.failures.add(r.Node(), errnoOf(err), time.Now())
 	if !log {
 		return
 	}
-	attrs := []any{"object", r.Name(), "repo", r.Repo(), "full", errors.Is(err, syscall.ENOSPC)}
+	attrs := []any{"object", r.Name(), "repo", r.Repo(), "full", errnoOf(err) == syscall.ENOSPC}
 	if f.cfg.Users != nil {
 		attrs = append(attrs, f.cfg.Users(r)...)
 	}

@@ -162,21 +162,21 @@ func TestFailuresAreSaidOnceAMinute(t *testing.T) {
 		{1, 31 * time.Second, true, false},
 	} {
 		now = now.Add(step.after)
-		if got := l.fresh(step.node, now); got != step.fresh {
+		if got := l.fresh(step.node, now) == syscall.EIO; got != step.fresh {
 			t.Errorf("%+v: fresh %v", step, got)
 		}
-		if got, _ := l.add(step.node, now); got != step.log {
+		if got, _ := l.add(step.node, syscall.EIO, now); got != step.log {
 			t.Errorf("%+v: log %v", step, got)
 		}
 	}
 	for node := range uint64(2 * manyFailures) {
-		l.add(node+10, now)
+		l.add(node+10, syscall.EIO, now)
 	}
 	if len(l.seen) > manyFailures {
 		t.Errorf("%d failures remembered", len(l.seen))
 	}
 	now = now.Add(quiet)
-	if log, _ := l.add(5, now); !log || len(l.seen) != 1 {
+	if log, _ := l.add(5, syscall.EIO, now); !log || len(l.seen) != 1 {
 		t.Errorf("%d failures remembered after a while", len(l.seen))
 	}
 }
@@ -187,7 +187,7 @@ func TestFailuresThatAreLeftOutAreCounted(t *testing.T) {
 	lines, told := 0, 0
 	for node := range uint64(3 * mostLines) {
 		for range 2 { // open and read, say
-			if log, leftOut := l.add(node, now); log {
+			if log, leftOut := l.add(node, syscall.EIO, now); log {
 				lines++
 				told += leftOut
 			}
@@ -197,10 +197,10 @@ func TestFailuresThatAreLeftOutAreCounted(t *testing.T) {
 		t.Errorf("%d lines", lines)
 	}
 	now = now.Add(quiet)
-	if log, leftOut := l.add(3*mostLines-1, now); !log || told+leftOut != 2*3*mostLines-lines {
+	if log, leftOut := l.add(3*mostLines-1, syscall.EIO, now); !log || told+leftOut != 2*3*mostLines-lines {
 		t.Errorf("%v, %d and %d left out", log, told, leftOut)
 	}
-	if log, leftOut := l.add(0, now); !log || leftOut != 0 {
+	if log, leftOut := l.add(0, syscall.EIO, now); !log || leftOut != 0 {
 		t.Errorf("%v, %d left out", log, leftOut)
 	}
 }

@@ -474,7 +474,7 @@ func ref(t *testing.T, h *host, name string) objects.Ref {
 	return r
 }
 
-func TestFullDiskIsEIOAndIsSaid(t *testing.T) {
+func TestFullDiskIsENOSPCAndIsSaid(t *testing.T) {
 	base := t.TempDir()
 	if err := unix.Mount("tmpfs", base, "tmpfs", 0, "size=3m"); err != nil {
 		t.Skipf("needs tmpfs: a disk to fill (%v)", err)
@@ -488,8 +488,8 @@ func TestFullDiskIsEIOAndIsSaid(t *testing.T) {
 	b, small := noise(4<<20, 11), noise(1000, 12)
 	h := newHost(t, base, s, Config{}, file{"toobig", b, s.whole(b)}, file{"small", small, s.whole(small)})
 	root := h.container()
-	if _, err := os.ReadFile(filepath.Join(root, "toobig")); !errors.Is(err, syscall.EIO) {
-		t.Errorf("got %v, want EIO", err)
+	if _, err := os.ReadFile(filepath.Join(root, "toobig")); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("got %v, want ENOSPC", err)
 	}
 	if log := h.log.String(); !strings.Contains(log, "full=true") || !strings.Contains(log, "no space left") {
 		t.Error("the log doesn't say that the disk is full")

@@ -57,6 +57,7 @@ type Entry struct {
 	Pinned  bool      `json:"pinned"`
 	Used    time.Time `json:"last_used"` // last mounted or unmounted
 	Local   Share     `json:"local"`
+	Err     string    `json:"error,omitempty"` // why Local is empty: the image's table can't be read
 }
 
 // List returns the images and how much of each is here, the one used last first. It looks at samples.
@@ -70,14 +71,16 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		t, err := OpenTable(i.Table)
-		if errors.Is(err, fs.ErrNotExist) {
+		e := Entry{Key: i.Key, Mounted: i.Mounted, Pinned: i.pinned, Used: i.used}
+		switch t, err := i.table(); {
+		case errors.Is(err, fs.ErrNotExist) && !i.Mounted:
 			continue // removed meanwhile
+		case err != nil:
+			e.Err = err.Error()
+		default:
+			e.Local = s.Local(t)
 		}
-		if err != nil {
-			return nil, err
-		}
-		entries = append(entries, Entry{i.Key, i.Mounted, i.pinned, i.used, s.Local(t)})
+		entries = append(entries, e)
 	}
 	return entries, nil
 }
@@ -128,7 +131,7 @@ func (s *Store) clean(ctx context.Context, o CleanOptions) (done Removed, err er
 	if i.inUse() {
 		return done, fmt.Errorf("image %s: %w", o.Image, ErrInUse)
 	}
-	t, err := OpenTable(i.Table)
+	t, err := i.table()
 	if err != nil {
 		return done, err
 	}
@@ -141,16 +144,24 @@ func allBut(key string) func(*known) bool {
 	return func(k *known) bool { return k.Key != key || k.inUse() }
 }
 
-// Prewarm fetches all objects of an image that are not here, as Complete does.
-func (s *Store) Prewarm(ctx context.Context, x *Index, key string) (Completion, error) {
+// Prewarm fetches all objects of an image that are not here, as Complete does, and tells each one. What has been
+// fetched is not removed before it ends.
+func (s *Store) Prewarm(ctx context.Context, x *Index, key string, tell func(Completion)) (Completion, error) {
 	i, err := s.image(key)
 	if err != nil {
 		return Completion{}, err
 	}
-	t, err := OpenTable(i.Table)
+	t, err := i.table()
 	if err != nil {
 		return Completion{}, err
 	}
-	s.Used(t) // what was asked for is not the first to go
-	return s.Complete(ctx, x, t)
+	s.Used(t)
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	s.tasks.start(func() {
+		for sleep(ctx, holdFor/2) == nil {
+			s.Used(t)
+		}
+	})
+	return s.complete(ctx, x, t, tell)
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -453,14 +454,14 @@ func TestListAndPrewarm(t *testing.T) {
 	if diff := cmp.Diff(want, list); diff != "" {
 		t.Error(diff)
 	}
-	done, err := s.Prewarm(t.Context(), NewIndex([16]byte{}), "b")
+	done, err := s.Prewarm(t.Context(), NewIndex([16]byte{}), "b", func(Completion) {})
 	if err != nil || done.Fetched != 10 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	if list, err = s.List(t.Context()); err != nil || list[0].Key != "b" || list[0].Local.Objects != 10 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	if _, err := s.Prewarm(t.Context(), NewIndex([16]byte{}), "c"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := s.Prewarm(t.Context(), NewIndex([16]byte{}), "c", func(Completion) {}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an image that isn't there: %v", err)
 	}
 }
@@ -493,8 +494,8 @@ func TestDamageIsFoundAndMended(t *testing.T) {
 		name string
 		find func(ctx context.Context, s *Store) (Verified, error)
 	}{
-		{"all", func(ctx context.Context, s *Store) (Verified, error) { return s.Verify(ctx, "") }},
-		{"an image", func(ctx context.Context, s *Store) (Verified, error) { return s.Verify(ctx, "a") }},
+		{"all", func(ctx context.Context, s *Store) (Verified, error) { return s.Verify(ctx, "", func(Verified) {}) }},
+		{"an image", func(ctx context.Context, s *Store) (Verified, error) { return s.Verify(ctx, "a", func(Verified) {}) }},
 		{"scrub", func(ctx context.Context, s *Store) (Verified, error) {
 			state := s.readScrub()
 			for range folders {
@@ -557,7 +558,7 @@ func TestWhatNothingWasRecordedOfStays(t *testing.T) {
 		must(t, unix.Removexattr(filepath.Join(s.cfg.Dir, r.Path()), attribute))
 	}
 	must(t, os.Truncate(filepath.Join(s.cfg.Dir, refs[1].Path()), 100))
-	v, err := s.Verify(t.Context(), "")
+	v, err := s.Verify(t.Context(), "", func(Verified) {})
 	if err != nil || v.Unrecorded != 1 || v.Damaged != 1 || !s.Has(refs[0]) {
 		t.Errorf("%+v, %v", v, err)
 	}
@@ -863,5 +864,123 @@ func TestALowerLimitCountsAtOnce(t *testing.T) {
 	fetchAll(t, s, refs)
 	if n := here(s, refs); n != len(refs) {
 		t.Errorf("%d objects of %d", n, len(refs))
+	}
+}
+
+// What a mounted image names is never taken for what nobody names, whatever has become of its table.
+func TestNothingGoesWhileAMountedImagesTableIsUnreadable(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(path string) error{
+		"changed": func(path string) error { return os.WriteFile(path, []byte("CVMFSTB1"), 0o600) },
+		"missing": os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			repo := newRepository(t)
+			s, images := cached(t, repo, 100*mib)
+			_, refs := images.add(t, "mounted", several(repo, 0, 5, mib)...)
+			fetchAll(t, s, refs)
+			images.mount("mounted", true)
+			must(t, spoil(images.path("mounted")))
+			_, err := s.Clean(t.Context(), CleanOptions{})
+			if err == nil || !strings.Contains(err.Error(), "pull it again") {
+				t.Errorf("cleaned: %v", err)
+			}
+			must(t, s.SetLimits(Limits{Limit: mib, Floor: 1}))
+			idle(t, s)
+			list, err := s.List(t.Context())
+			if err != nil || len(list) != 1 || list[0].Err == "" || !list[0].Mounted {
+				t.Errorf("%+v, %v", list, err)
+			}
+			if n := here(s, refs); n != len(refs) {
+				t.Errorf("%d objects of %d are left", n, len(refs))
+			}
+			images.mount("mounted", false)
+			if name == "changed" {
+				if done, err := s.Clean(t.Context(), CleanOptions{}); err != nil || done.Objects != 5 {
+					t.Errorf("unmounted: %+v, %v", done, err)
+				}
+			}
+		})
+	}
+}
+
+// loadedImages are images whose tables are in memory.
+type loadedImages struct {
+	*imageSet
+	table *Table
+}
+
+func (l loadedImages) Images() ([]Image, error) {
+	list, err := l.imageSet.Images()
+	for i := range list {
+		list[i].Loaded = l.table
+	}
+	return list, err
+}
+
+func TestTablesInMemoryCountWhateverBecameOfTheirFiles(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 100*mib)
+	table, refs := images.add(t, "mounted", several(repo, 0, 5, 1000)...)
+	_, others := images.add(t, "other", several(repo, 100, 5, 1000)...)
+	fetchAll(t, s, refs)
+	fetchAll(t, s, others)
+	must(t, os.RemoveAll(filepath.Join(images.dir, "other")))
+	must(t, os.WriteFile(images.path("mounted"), nil, 0o600))
+	images.mount("mounted", true)
+	s.cfg.Images = loadedImages{images, table}
+	if done, err := s.Clean(t.Context(), CleanOptions{}); err != nil || done.Objects != 5 || here(s, refs) != 5 {
+		t.Errorf("%+v, %v; %d objects are left", done, err, here(s, refs))
+	}
+}
+
+// A disk without a single free byte is no reason not to serve what is here.
+func TestStoreOpensOnAFullDisk(t *testing.T) {
+	repo := newRepository(t)
+	dir := loopDisk(t, 64*mib)
+	for _, boot := range []string{"same", "next"} {
+		for _, clean := range []bool{true, false} {
+			cfg := configIn(dir, sources{"r": fetcher(t, repo.URL)})
+			cfg.Limits, cfg.BootID = Limits{Limit: 40 * mib, Floor: mib}, "same"
+			plain, more := noise(len(boot), 5000), noise(1000, 5000)
+			all := refs(t, repo.whole(plain), repo.whole(more))
+			s, err := Open(cfg)
+			must(t, err)
+			must(t, s.Fetch(t.Context(), all[0]))
+			if clean {
+				must(t, s.Close())
+			} else {
+				must(t, s.sync(false))
+				s.end()
+				s.dir.Close()
+			}
+			fill, err := os.Create(filepath.Join(dir, "ballast"))
+			must(t, err)
+			for size := mib; size > 0; size /= 2 {
+				for err = nil; err == nil; {
+					_, err = fill.Write(make([]byte, size))
+				}
+			}
+			must(t, fill.Close())
+			cfg.BootID = boot
+			if s, err = Open(cfg); err != nil {
+				t.Fatalf("boot %s, clean %v: %v", boot, clean, err)
+			}
+			holds(t, s, all[0], plain)
+			if err := s.Fetch(t.Context(), all[1]); !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("fetched on a full disk: %v", err)
+			}
+			must(t, os.Remove(fill.Name()))
+			must(t, s.Fetch(t.Context(), all[1]))
+			must(t, s.sync(false))
+			if m, err := s.readMark(); err != nil || m.Clean || m.Boot != boot || time.Since(m.Synced) > time.Minute {
+				t.Errorf("the mark is %+v, %v", m, err)
+			}
+			_, err = s.Clean(t.Context(), CleanOptions{})
+			must(t, err)
+			must(t, s.Close())
+		}
 	}
 }

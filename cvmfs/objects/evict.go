@@ -363,9 +363,9 @@ func (s *Store) checkPlan(p *plan) error {
 		if !i.inUse() || counted {
 			continue
 		}
-		t, err := OpenTable(i.Table)
+		t, err := i.table()
 		if err != nil {
-			continue // markImages has said it
+			return err
 		}
 		e.mu.Lock()
 		p.withdraw(t)

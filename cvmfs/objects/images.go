@@ -17,6 +17,7 @@ type Image struct {
 	Key     string
 	Table   string // the table's file; its modification time is the image's last use
 	Mounted bool
+	Loaded  *Table // the table where it is in memory; else nil
 }
 
 // Images tells which images there are.
@@ -38,6 +39,19 @@ type known struct {
 // inUse reports whether no object of the image may go.
 func (i *known) inUse() bool { return i.Mounted || i.pinned }
 
+// table returns the objects that the image names.
+func (i *known) table() (*Table, error) {
+	if i.Loaded != nil {
+		return i.Loaded, nil
+	}
+	t, err := OpenTable(i.Table)
+	if err != nil && i.inUse() {
+		err = fmt.Errorf("what image %s names, which is in use, isn't known, so nothing can be removed from the object "+
+			"cache: stop its containers, remove it and pull it again: %w", i.Key, err)
+	}
+	return t, err
+}
+
 // images lists the images, the one used last first. Of what is mounted the last use is now.
 func (s *Store) images() ([]known, error) {
 	if s.cfg.Images == nil {
@@ -49,14 +63,16 @@ func (s *Store) images() ([]known, error) {
 	}
 	list := make([]known, 0, len(told))
 	for _, i := range told {
+		k := known{Image: i, used: time.Now()}
 		info, err := os.Stat(i.Table)
-		if errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case err == nil:
+			k.used = info.ModTime()
+		case errors.Is(err, fs.ErrNotExist) && !i.Mounted:
 			continue // removed meanwhile
-		}
-		if err != nil {
+		case !errors.Is(err, fs.ErrNotExist):
 			return nil, err
 		}
-		k := known{Image: i, used: info.ModTime()}
 		k.Mounted = k.Mounted || s.eviction.held(i.Key)
 		_, err = unix.Getxattr(i.Table, pinAttribute, nil)
 		k.pinned = err == nil

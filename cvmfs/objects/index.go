@@ -167,6 +167,19 @@ func (x *Index) Tables(r Ref) []*Table {
 	return tables
 }
 
+// ByPath returns the tables there are by the path of their file.
+func (x *Index) ByPath() map[string]*Table {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	tables := make(map[string]*Table, len(x.tables))
+	for _, t := range x.tables {
+		if t != nil {
+			tables[t.path] = t
+		}
+	}
+	return tables
+}
+
 // repos are the repositories that name the object, r's own first.
 func (x *Index) repos(r Ref) []string {
 	repos := []string{r.Repo()}

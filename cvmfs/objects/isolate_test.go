@@ -84,7 +84,7 @@ func TestIsolatedObjectsAreEvictedVerifiedAndListed(t *testing.T) {
 	if err != nil || len(list) != 2 || list[0].Local.Objects != 1 || list[1].Local.Objects != 1 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	if v, err := s.Verify(t.Context(), ""); err != nil || v.Objects != 2 || v.Damaged+v.Unreadable != 0 {
+	if v, err := s.Verify(t.Context(), "", func(Verified) {}); err != nil || v.Objects != 2 || v.Damaged+v.Unreadable != 0 {
 		t.Errorf("%+v, %v", v, err)
 	}
 	images.mount("shared", true)

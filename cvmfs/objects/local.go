@@ -26,11 +26,11 @@ const (
 
 // Share is how much of the objects of a table is on disk.
 type Share struct {
-	Objects   int   // on disk, complete
-	Of        int   // in the table
-	Bytes     int64 // plain
-	OfBytes   int64
-	Estimated bool // Objects and Bytes are estimates, from an even sample
+	Objects   int   `json:"objects"` // on disk, complete
+	Of        int   `json:"of"`      // in the table
+	Bytes     int64 `json:"bytes"`   // plain
+	OfBytes   int64 `json:"of_bytes"`
+	Estimated bool  `json:"estimated"` // Objects and Bytes are estimates, from an even sample
 }
 
 // Local reports how much of a table's objects is on disk. Of large tables, and where the disk is slow, it looks at a
@@ -85,22 +85,31 @@ func gcd(a, b int) int {
 
 // Completion is what Complete has done.
 type Completion struct {
-	Fetched int
-	Bytes   int64 // plain
-	Failed  int   // objects that couldn't be had, for other reasons than those Complete ends for
+	Fetched int   `json:"fetched"`
+	Bytes   int64 `json:"bytes"`  // plain
+	Failed  int   `json:"failed"` // objects that couldn't be had, for other reasons than those Complete ends for
+	Here    int   `json:"here"`   // objects that were here
+	Of      int   `json:"of"`     // objects in the table
 }
 
 // Complete fetches the objects of a table that are not here, a few at a time, and passes over those that can't be had.
 // It ends early, with an error, when servers are unavailable (fetch.ErrUnavailable), at the floor (syscall.ENOSPC) and
 // at the limit (ErrLimit), and when ctx ends.
 func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, error) {
-	var mu sync.Mutex // guards done
-	var done Completion
+	return s.complete(ctx, x, t, func(Completion) {})
+}
+
+func (s *Store) complete(ctx context.Context, x *Index, t *Table, tell func(Completion)) (Completion, error) {
+	var mu sync.Mutex // guards done, and orders what is told
+	done := Completion{Of: t.Len()}
 	group, life := errgroup.WithContext(ctx)
 	group.SetLimit(completers)
 	for i := 0; i < t.Len() && life.Err() == nil; i++ {
 		r := Ref{x, t, uint32(i)}
 		if s.Has(r) {
+			mu.Lock()
+			done.Here++
+			mu.Unlock()
 			continue
 		}
 		group.Go(func() error {
@@ -118,6 +127,7 @@ func (s *Store) Complete(ctx context.Context, x *Index, t *Table) (Completion, e
 				done.Failed++
 				s.log.Debug("object store: passed over", slog.String("object", r.Name()), slog.Any("err", err))
 			}
+			tell(done)
 			return nil
 		})
 	}

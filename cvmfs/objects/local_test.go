@@ -45,7 +45,7 @@ func TestCompleteFetchesWhatIsMissing(t *testing.T) {
 	}
 	asked := repo.Requests("/data/")
 	done, err := s.Complete(t.Context(), x, tab)
-	if d := cmp.Diff(Completion{Fetched: 38, Bytes: 42_000}, done); d != "" || err != nil {
+	if d := cmp.Diff(Completion{Fetched: 38, Bytes: 42_000, Here: 3, Of: 41}, done); d != "" || err != nil {
 		t.Errorf("%v -want +got\n%s", err, d)
 	}
 	if n := repo.Requests("/data/") - asked; n != 37+5 {
@@ -54,7 +54,7 @@ func TestCompleteFetchesWhatIsMissing(t *testing.T) {
 	if d := cmp.Diff(Share{Objects: 41, Of: 41, Bytes: 45_000, OfBytes: 45_000}, s.Local(tab)); d != "" {
 		t.Errorf("after: -want +got\n%s", d)
 	}
-	if done, err := s.Complete(t.Context(), x, tab); done != (Completion{}) || err != nil {
+	if done, err := s.Complete(t.Context(), x, tab); done != (Completion{Here: 41, Of: 41}) || err != nil {
 		t.Errorf("again: %+v, %v", done, err)
 	}
 	if most := repo.MostAtOnce(); most > completers+8 { // the chunks of one object come at once

@@ -60,7 +60,23 @@ func (s *Store) recover() error {
 		}
 		m.Synced = time.Now()
 	}
-	return s.asOwner(func() error { return s.writeMark(mark{Boot: s.boot, Synced: m.Synced}) })
+	err = s.asOwner(func() error { return s.writeMark(mark{Boot: s.boot, Synced: m.Synced}) })
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return s.unmark(err)
+	}
+	return err
+}
+
+// unmark takes the mark away where there is no room for a new one: what it says is not true any more once an object
+// arrives, and without one all objects are checked after a power cut. It is set when there is room.
+func (s *Store) unmark(cause error) error {
+	s.log.Warn("object store: the disk is full, only what is here can be read", slog.Any("err", cause))
+	s.changed.Store(true)
+	err := s.asOwner(func() error { return os.Remove(filepath.Join(s.cfg.State, markFile)) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(cause, err)
+	}
+	return nil
 }
 
 // readMark returns the mark. A missing or unreadable one is like one that was set before all time.

@@ -106,7 +106,7 @@ func TestSoak(t *testing.T) {
 	if st.Evicted.Objects == 0 || st.Refused > 0 || st.Used != diskUse(t, k.s)+st.Partial {
 		t.Errorf("%+v, objects take %d", st, diskUse(t, k.s))
 	}
-	v, err := k.s.Verify(t.Context(), "")
+	v, err := k.s.Verify(t.Context(), "", func(Verified) {})
 	if err != nil || v.Damaged > 0 || v.Objects == 0 {
 		t.Errorf("%+v, %v", v, err)
 	}

@@ -128,7 +128,10 @@ func (s *Store) markImages(ctx context.Context, v *survey, keep func(*known) boo
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		t, err := OpenTable(list[i].Table)
+		t, err := list[i].table()
+		if err != nil && list[i].inUse() {
+			return nil, err
+		}
 		if err != nil {
 			s.log.Warn("object store: objects of an image count as named by none", slog.String("image", list[i].Key),
 				slog.Any("err", err))

@@ -145,6 +145,9 @@ func (s *Store) probe() {
 	if err == nil {
 		err = unix.Unlinkat(int(s.dir.Fd()), tmpFolder+"/probe", 0)
 	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return // it says nothing: where such files can't be made, fetching fails as long as there is no room
+	}
 	if err != nil {
 		s.unnamed = false
 		s.log.Info("object store: no unnamed files here, using temporary names", slog.Any("err", err))

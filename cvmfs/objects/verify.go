@@ -39,10 +39,10 @@ func (v *Verified) add(w Verified) {
 }
 
 // Verify reads objects and holds them against what was recorded of them when they were fetched: those of an image, or
-// with key "" all of them. It removes damaged ones.
-func (s *Store) Verify(ctx context.Context, key string) (v Verified, err error) {
+// with key "" all of them. It removes damaged ones, and tells from time to time what it has found so far.
+func (s *Store) Verify(ctx context.Context, key string, tell func(Verified)) (v Verified, err error) {
 	if key != "" {
-		return s.verifyImage(ctx, key)
+		return s.verifyImage(ctx, key, tell)
 	}
 	for n := range folders {
 		w, err := s.verifyFolder(ctx, n, 0)
@@ -50,20 +50,24 @@ func (s *Store) Verify(ctx context.Context, key string) (v Verified, err error) 
 		if err != nil {
 			return v, fmt.Errorf("verify objects: %w", err)
 		}
+		tell(v)
 	}
 	return v, nil
 }
 
-func (s *Store) verifyImage(ctx context.Context, key string) (v Verified, err error) {
+func (s *Store) verifyImage(ctx context.Context, key string, tell func(Verified)) (v Verified, err error) {
 	i, err := s.image(key)
 	if err != nil {
 		return v, err
 	}
-	t, err := OpenTable(i.Table)
+	t, err := i.table()
 	if err != nil {
 		return v, err
 	}
 	for pos := range t.Len() {
+		if pos%batch == batch-1 {
+			tell(v)
+		}
 		if err := context.Cause(ctx); err != nil {
 			return v, err
 		}

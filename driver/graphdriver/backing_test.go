@@ -113,3 +113,27 @@ func TestLayersOnTmpfs(t *testing.T) {
 		t.Errorf("%v, %v", status, err)
 	}
 }
+
+// A host whose disk was filled by others while the plugin was down comes up, and serves what is there.
+func TestInitOnAFullDisk(t *testing.T) {
+	dir := disk(t, "ext4", "-q", "-m", "0")
+	r := newRigIn(t, dir)
+	r.apply("base", "", tarOf(t, file{Name: "a", Body: "of before"}))
+	must(t, r.node.Close())
+	r.node = nil
+	f, err := os.Create(filepath.Join(dir, "ballast"))
+	must(t, err)
+	for size := 1 << 20; size > 0; size /= 2 {
+		for err = nil; err == nil; {
+			_, err = f.Write(make([]byte, size))
+		}
+	}
+	must(t, f.Close())
+	r.reopen()
+	must(t, r.Init(graphdriver.InitArgs{Home: "/mnt/x"}))
+	if b, err := os.ReadFile(filepath.Join(r.diff("base"), "a")); err != nil || string(b) != "of before" {
+		t.Errorf("%q, %v", b, err)
+	}
+	must(t, os.Remove(f.Name()))
+	r.apply("next", "base", tarOf(t, file{Name: "b"}))
+}

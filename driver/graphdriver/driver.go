@@ -1,6 +1,7 @@
 package graphdriver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -113,11 +114,7 @@ func (d *Driver) Init(args InitArgs) error {
 	if err := d.configure(args); err != nil {
 		return err
 	}
-	b, err := json.Marshal(args)
-	if err == nil {
-		err = durable.Replace(d.initFile(), 0o600, b)
-	}
-	if err != nil {
+	if err := d.keepArguments(args); err != nil {
 		return fmt.Errorf("keep the arguments of Init: %w", err)
 	}
 	if err := d.removeUncommitted(); err != nil {
@@ -130,6 +127,18 @@ func (d *Driver) Init(args InitArgs) error {
 		return fmt.Errorf("initialise: %w", err)
 	}
 	return nil
+}
+
+// keepArguments keeps the arguments for the next life. Those that are kept already need no room on the disk.
+func (d *Driver) keepArguments(args InitArgs) error {
+	b, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	if kept, err := os.ReadFile(d.initFile()); err == nil && bytes.Equal(kept, b) {
+		return nil
+	}
+	return durable.Replace(d.initFile(), 0o600, b)
 }
 
 // configure makes the arguments those that hold.

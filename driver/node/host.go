@@ -22,8 +22,13 @@ type machine struct {
 // thisMachine is the one we run on.
 func thisMachine() machine { return machine{fileSystems: "/proc/filesystems", typed: hostfs.Typed} }
 
-// CheckHost tries whether layers can be kept and mounted here. An error says what to do about it.
+// CheckHost tries whether layers can be kept and mounted here. An error says what to do about it. On a full disk
+// nothing can be tried: what is there is served.
 func (n *Node) CheckHost() error {
+	if n.full() {
+		n.cfg.Log.Warn("the disk is full: what is there can be used, and nothing comes to it", "folder", n.cfg.Root)
+		return nil
+	}
 	dir, err := os.MkdirTemp(n.Path("state"), ".probe-")
 	if err != nil {
 		return err
@@ -44,6 +49,13 @@ func (n *Node) CheckHost() error {
 		return n.explain(err)
 	}
 	return nil
+}
+
+// full reports whether there is no room for what a try takes.
+func (n *Node) full() bool {
+	const takes = 256 << 10
+	var st unix.Statfs_t
+	return unix.Statfs(n.cfg.Root, &st) == nil && int64(st.Bavail)*st.Bsize < takes
 }
 
 // tryOverlay mounts an overlay and deletes a file of its lower layer, which takes most of what overlayfs wants of a
