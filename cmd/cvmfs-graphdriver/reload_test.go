@@ -16,6 +16,7 @@ import (
 
 // fakeNode is a node that says what it was given to say.
 type fakeNode struct {
+	control.Cache
 	status status.Node
 	reload status.Reload
 	err    error // of Reload

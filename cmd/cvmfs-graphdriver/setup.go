@@ -73,7 +73,15 @@ func nodeFlags() []cli.Flag {
 
 // onNode has a command speak to the node that runs on this host. The host tells of the engine that it serves.
 func onNode(c *cli.Context, do func(*policy.Host, *control.Client) error) error {
-	return find(c, func(h *policy.Host) error {
+	if c.NArg() > 0 {
+		return program.Usagef(c, "unknown argument %q", c.Args().First())
+	}
+	return onNodeWith(c, do)
+}
+
+// onNodeWith is onNode for a command with arguments, which are its own to look at.
+func onNodeWith(c *cli.Context, do func(*policy.Host, *control.Client) error) error {
+	return findWith(c, func(h *policy.Host) error {
 		node, err := h.Node(c.Context)
 		if err != nil {
 			return err
@@ -87,6 +95,11 @@ func find(c *cli.Context, do func(*policy.Host) error) error {
 	if c.NArg() > 0 {
 		return program.Usagef(c, "unknown argument %q", c.Args().First())
 	}
+	return findWith(c, do)
+}
+
+// findWith is find for a command with arguments.
+func findWith(c *cli.Context, do func(*policy.Host) error) error {
 	h, err := policy.Find(c.Context, request(c))
 	if err == nil {
 		defer h.Close() // nothing is on its way any more

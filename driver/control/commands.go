@@ -30,10 +30,12 @@ const (
 type Node interface {
 	Status() status.Node
 	Reload(ctx context.Context) (status.Reload, error)
+	Cache
 }
 
 // register has a handler answer the commands with what a node says.
 func (h *Handler) register(n Node) {
 	answer(h, Status, func(None) (status.Node, error) { return n.Status(), nil })
 	perform(h, Reload, func(ctx context.Context, _ None, _ func(None)) (status.Reload, error) { return n.Reload(ctx) })
+	h.registerCache(n)
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // node is one whose answers are fixed.
-type node struct{}
+type node struct{ Cache }
 
 func (node) Status() status.Node { return status.Node{Version: "1.2", PID: 7} }
 

@@ -38,10 +38,13 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 			mounted[key] = true
 		}
 	}
+	loaded := c.index.ByPath()
 	for _, e := range entries {
 		if key := e.Name(); !strings.HasPrefix(key, ".") { // else half-written
-			list = append(list,
-				objects.Image{Key: key, Table: c.tableFile(key), Mounted: notReady != nil || mounted[key]})
+			t := c.tableFile(key)
+			list = append(list, objects.Image{
+				Key: key, Table: t, Mounted: notReady != nil || mounted[key], Loaded: loaded[t],
+			})
 		}
 	}
 	return list, nil
@@ -51,39 +54,55 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 func (n *Node) tableFile(key string) string { return n.Path("images", key, "objects") }
 
 // limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
-// limits nothing: repositories say what is wrong with it.
-func (n *Node) limitCache(c *configuration) error {
-	limits := objects.Limits{Limit: c.settings.CacheLimit, Floor: c.settings.CacheFloor}
-	c.limitBy = "storage option cvmfs.cache-limit"
+// changes nothing: repositories say what is wrong with it.
+func (n *Node) limitCache(settings Settings) error {
+	n.limiting.Lock()
+	defer n.limiting.Unlock()
+	limits := objects.Limits{Limit: settings.CacheLimit, Floor: settings.CacheFloor}
+	by := "storage option cvmfs.cache-limit"
 	if limits.Limit == 0 {
-		limits.Limit, c.limitBy = n.quota()
+		var err error
+		if limits.Limit, by, err = n.quota(); err != nil && n.limitedBy() != "" {
+			return nil
+		}
+	}
+	if n.limitedBy() == by && n.limits == limits {
+		return nil
 	}
 	if err := n.objects.SetLimits(limits); err != nil {
 		return err
 	}
-	n.cfg.Log.Info("object cache", "limited_by", c.limitBy)
+	n.limits = limits
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.limitBy = by
+	n.cfg.Log.Info("object cache", "limited_by", by)
 	return nil
 }
 
+// limitedBy tells what says the cache's limit; "" before it is said.
+func (n *Node) limitedBy() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.limitBy
+}
+
 // quota returns the limit that the host's configuration sets, and where; 0 for the default.
-func (n *Node) quota() (limit int64, by string) {
+func (n *Node) quota() (limit int64, by string, err error) {
 	const none = "half of the file system"
 	if n.cfg.NewComposer != nil {
-		return 0, none
+		return 0, none, nil
 	}
 	folder, err := n.configurationFolder()
 	if err != nil {
-		return 0, none
+		return 0, none, err
 	}
 	q, ok, err := folder.Quota()
 	switch {
-	case err != nil:
-		n.cfg.Log.Warn("whether the configuration limits the object cache isn't known", "err", err)
-		return 0, none
-	case !ok || q.Unused != "":
-		return 0, none
+	case err != nil || !ok || q.Unused != "":
+		return 0, none, err
 	case q.Bytes == 0:
-		return math.MaxInt64, fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v): none of its own", q.Place)
+		return math.MaxInt64, fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v): none of its own", q.Place), nil
 	}
-	return q.Bytes, fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v)", q.Place)
+	return q.Bytes, fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v)", q.Place), nil
 }

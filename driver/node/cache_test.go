@@ -1,6 +1,8 @@
 package node
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"testing"
 
@@ -77,15 +79,14 @@ func TestTheCacheIsLimitedByTheOptionOrElseTheSitesConfiguration(t *testing.T) {
 		if err := os.WriteFile(etc+"/default.local", []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		c := &configuration{settings: s}
-		if err := n.limitCache(c); err != nil {
+		if err := n.limitCache(s); err != nil {
 			t.Fatal(err)
 		}
-		st, err := n.objects.Status()
+		st, err := n.CacheStatus()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return st.Limit, st.Floor, st.Size, c.limitBy
+		return st.Limit, st.Floor, st.Size, st.LimitBy
 	}
 	limit, floor, size, by := limits("", Settings{})
 	if limit != size/2 || floor != min(size/20, 50<<30) || by != "half of the file system" {
@@ -101,7 +102,53 @@ func TestTheCacheIsLimitedByTheOptionOrElseTheSitesConfiguration(t *testing.T) {
 	if limit, _, size, by = limits("CVMFS_QUOTA_LIMIT=0\n", Settings{}); limit != size {
 		t.Errorf("without a limit: %d of %d, %s", limit, size, by)
 	}
-	if limit, _, size, by = limits("if\n", Settings{}); limit != size/2 {
+	if limit, _, size, by = limits("if\n", Settings{}); limit != size/2 { // the rest is read on
 		t.Errorf("of files that can't be read: %d of %d, %s", limit, size, by)
+	}
+}
+
+func TestReloadLimitsTheCacheAsTheFilesSayThen(t *testing.T) {
+	dir := t.TempDir()
+	etc := dir + "/etc"
+	if err := os.Mkdir(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n, err := Open(Config{
+		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: etc,
+		Defaults: func() ([]byte, error) { return nil, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	c := &configuration{face: mountedImages{}}
+	if err := n.newComposer(c); err != nil {
+		t.Fatal(err)
+	}
+	n.current = c
+	if err := os.WriteFile(etc+"/default.local", []byte("CVMFS_QUOTA_LIMIT=300\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st, err := n.CacheStatus()
+	if err != nil || st.Limit != 300<<20 || st.LimitBy != "CVMFS_QUOTA_LIMIT (/etc/cvmfs/default.local:1)" {
+		t.Errorf("%d by %s, %v", st.Limit, st.LimitBy, err)
+	}
+	if list, err := n.CacheList(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if _, err := n.CachePrewarm(t.Context(), "none", func(objects.Completion) {}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an image that isn't there: %v", err)
+	}
+	if v, err := n.CacheVerify(t.Context(), "", func(objects.Verified) {}); err != nil || v.Objects != 0 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if removed, err := n.CacheClean(t.Context(), objects.CleanOptions{}); err != nil || removed.Objects != 0 {
+		t.Errorf("%+v, %v", removed, err)
+	}
+	if err := n.CachePin("none", true); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an image that isn't there: %v", err)
 	}
 }

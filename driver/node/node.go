@@ -109,6 +109,10 @@ type Node struct {
 
 	mu      lockorder.Mutex // guards the following
 	current *configuration  // nil before Configure
+	limitBy string          // what says the cache's limit, for people
+
+	limiting sync.Mutex     // while the cache's limits are set
+	limits   objects.Limits // as they were set; limiting guards it
 
 	composingThin lockorder.IDs // thin layers that are being composed
 
@@ -131,7 +135,6 @@ type configuration struct {
 	view         chosenView
 	composer     Composer
 	repositories *client.Repositories // nil with Config.NewComposer
-	limitBy      string               // what says the cache's limit, for people
 }
 
 // Open opens a node's folder, or starts a new one, and takes off what a former life has mounted for itself alone.
@@ -239,7 +242,7 @@ func (n *Node) Configure(settings Settings, face Face) error {
 	if err := n.newComposer(next); err != nil {
 		return err
 	}
-	if err := n.limitCache(next); err != nil {
+	if err := n.limitCache(settings); err != nil {
 		next.close()
 		return err
 	}

@@ -26,6 +26,9 @@ func (n *Node) Reload(context.Context) (status.Reload, error) {
 	if err != nil {
 		return status.Reload{}, err
 	}
+	if err := n.limitCache(c.settings); err != nil {
+		return status.Reload{}, err
+	}
 	answer := status.Reload{Repositories: []status.Reloaded{}}
 	if c.repositories == nil {
 		return answer, nil
@@ -63,8 +66,13 @@ func (n *Node) poll(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if c, err := n.configured(); err == nil && c.repositories != nil {
-			c.repositories.Reload(false) // it tells the log
+		c, err := n.configured()
+		if err != nil || c.repositories == nil {
+			continue
+		}
+		c.repositories.Reload(false) // it tells the log
+		if err := n.limitCache(c.settings); err != nil {
+			n.cfg.Log.Warn("the object cache can't be limited as is configured", "err", err)
 		}
 	}
 }
