@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle demo bench bench-convert test test-unit test-kernels lint packages release clean
+.PHONY: help build programs bundle demo bench bench-convert soak test test-unit test-kernels lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: bundle ## compare with the engine's overlay2, as ratios (root; VIEW=erofs
 bench-convert: programs ## compare converting an image with unpacking it, as ratios (fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/bench-convert ./test/bench/convert
 	@exec $(DIST)/test/bench-convert -converter $(DIST)/bin/docker2cvmfs
+
+soak: ## have containers read for ten minutes in more than the cache may hold (root; SOAK=30m is longer)
+	SOAK=$(or $(SOAK),10m) CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h -v -run '^TestSoak$$' ./cvmfs/objectfs ./cvmfs/objects
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=45m ./...
