@@ -145,6 +145,9 @@ func (e *Engine) startKeeper() error {
 
 func (e *Engine) path(name string) string { return filepath.Join(e.dir, name) }
 
+// ControlGroup is the name of the control group of the engine's containers.
+func (e *Engine) ControlGroup() string { return e.parent }
+
 // Data is the engine's data folder.
 func (e *Engine) Data() string { return e.path("data") }
 

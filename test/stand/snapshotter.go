@@ -39,7 +39,7 @@ func (s *Stand) startSnapshotter(ctx context.Context, o Options) error {
 		return nil
 	}
 	config, err := json.Marshal(map[string]any{
-		"root": s.snapshots(), "address": s.snapshotterSocket(), "cvmfs-config": s.Config, "storage-opts": o.Driver,
+		"root": s.Snapshots(), "address": s.snapshotterSocket(), "cvmfs-config": s.Config, "storage-opts": o.Driver,
 		"debug": !o.Quiet,
 	})
 	file := filepath.Join(s.dir, "snapshotter.json")
@@ -68,7 +68,7 @@ func (s *Stand) StartSnapshotter(ctx context.Context) error {
 func (s *Stand) startContainerd(ctx context.Context, o Options) error {
 	snapshotter := engine.Snapshotter{Name: BuiltIn}
 	if s.Snapshotter != nil {
-		snapshotter = engine.Snapshotter{Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.snapshots()}
+		snapshotter = engine.Snapshotter{Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.Snapshots()}
 	}
 	s.storage = map[string]any{
 		"storage-driver": snapshotter.Name, "features": map[string]bool{"containerd-snapshotter": true},
@@ -82,6 +82,7 @@ func (s *Stand) startContainerd(ctx context.Context, o Options) error {
 	return s.Engine.Containerd.Start(ctx)
 }
 
-func (s *Stand) snapshots() string { return filepath.Join(s.dir, "snapshots") }
+// Snapshots is the folder of the snapshotter.
+func (s *Stand) Snapshots() string { return filepath.Join(s.dir, "snapshots") }
 
 func (s *Stand) snapshotterSocket() string { return filepath.Join(s.dir, "snapshots.sock") }
