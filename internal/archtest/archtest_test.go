@@ -32,6 +32,7 @@ var below = []string{
 var rules = map[string][]string{
 	"cmd":                          {"installer", "bundle", "rootfs", "driver", "convert", "thin", "cvmfs", "internal"},
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "thin", "cvmfs", "internal"},
+	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "thin", "cvmfs", "internal"},
 	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "internal"},
 	"bundle":                       {"rootfs", "internal"},
 	"packaging":                    {"bundle", "internal"},
@@ -153,6 +154,28 @@ func TestImportsRunOnlyDownwards(t *testing.T) {
 	}
 }
 
+// What containerd's API brings along, 6 MB of it, is for the program that speaks it alone.
+func TestContainerdIsItsFacesAlone(t *testing.T) {
+	for program, want := range map[string]bool{
+		"cmd/cvmfs-snapshotter": true, "cmd/cvmfs-graphdriver-plugin": false, "cmd/cvmfs-graphdriver": false,
+		"cmd/docker2cvmfs": false,
+	} {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", module+"/"+program).Output()
+		if err != nil {
+			t.Fatalf("go list: %v", err)
+		}
+		var found []string
+		for pkg := range strings.FieldsSeq(string(out)) {
+			if within(pkg, "github.com/containerd/containerd") || within(pkg, "google.golang.org/grpc") {
+				found = append(found, pkg)
+			}
+		}
+		if (len(found) > 0) != want {
+			t.Errorf("%s has %d packages of containerd's API in it: %.200q", program, len(found), found)
+		}
+	}
+}
+
 func TestArrowsForbidWhatTheyShould(t *testing.T) {
 	for _, arrow := range []struct {
 		from, to string
@@ -180,6 +203,8 @@ func TestArrowsForbidWhatTheyShould(t *testing.T) {
 		{"cvmfs/publish/storage", "cvmfs/publish/s3", false},
 		{"cvmfs/publish", "cvmfs/client", false},
 		{"cmd/cvmfs-graphdriver-plugin", "installer", false},
+		{"cmd/cvmfs-snapshotter", "installer", false},
+		{"driver/snapshotter", "driver/node", true},
 		{"internal/erofs", "cvmfs/hash", false},
 		{"test/engine", "test/testutil", true},
 		{"cvmfsother", "cvmfs/hash", false},

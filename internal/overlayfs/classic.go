@@ -63,9 +63,9 @@ func classicOptions(s *Spec, options []param) []string {
 	return words
 }
 
-// ClassicOptions returns the options of mount(2) for an overlay that somebody else mounts. Of what a kernel may be
-// built to have on by default only what this one has is switched off, besides index, for who reads the options knows
-// few: one upper folder is mounted by several programs at once. Folders whose names mean something in options are refused.
+// ClassicOptions returns the options of mount(2) for an overlay that somebody else mounts, who may know few. So of what
+// a kernel can be built to have on by default only what this one has on is switched off, and index, as one upper folder
+// may be mounted by several programs at once. Folders whose names mean something in options are refused.
 func (s *Spec) ClassicOptions() ([]string, error) {
 	if s.anyFolder(func(dir string) bool { return strings.ContainsAny(dir, special) }) {
 		return nil, fmt.Errorf("an overlay can't be told in options of mount(2) if a folder's name has one of %q", special)

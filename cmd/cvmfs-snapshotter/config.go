@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/options"
+	"cvmfs-graphdriver/internal/program"
+)
+
+// config is what the snapshotter is told, by its file and by flags.
+type config struct {
+	Root          string   `json:"root"`
+	Address       string   `json:"address"`
+	Configuration string   `json:"cvmfs-config"`
+	Options       []string `json:"storage-opts"`
+	Debug         bool     `json:"debug"`
+
+	settings node.Settings // what the options mean
+}
+
+// defaultConfig is the file that is read if it is there; one that is named must be.
+const defaultConfig = "/etc/cvmfs-snapshotter/config.json"
+
+func flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "config", Value: defaultConfig, Usage: "read settings from `FILE`"},
+		&cli.StringFlag{
+			Name: "root", Value: "/var/lib/cvmfs-snapshotter",
+			Usage: "keep layers, images and objects in `FOLDER`, on ext4 or xfs",
+		},
+		&cli.StringFlag{
+			Name: "address", Value: "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock", Usage: "answer at the socket `FILE`",
+		},
+		&cli.StringFlag{Name: "cvmfs-config", Value: "/etc/cvmfs", Usage: "read the CernVM-FS configuration in `FOLDER`"},
+		&cli.StringSliceFlag{
+			Name: "storage-opt", Usage: "set a storage `OPTION`, name=value, as " + options.View + "=fuse; can be repeated",
+		},
+		&cli.BoolFlag{Name: "debug", Usage: "log what a maintainer wants to know"},
+	}
+}
+
+// readConfig returns what file and flags say.
+func readConfig(c *cli.Context) (*config, error) {
+	cfg := &config{Root: c.String("root"), Address: c.String("address"), Configuration: c.String("cvmfs-config")}
+	file := c.String("config")
+	if err := cfg.readFile(file); err != nil && (c.IsSet("config") || !errors.Is(err, fs.ErrNotExist)) {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	for name, value := range map[string]*string{
+		"root": &cfg.Root, "address": &cfg.Address, "cvmfs-config": &cfg.Configuration,
+	} {
+		if c.IsSet(name) {
+			*value = c.String(name)
+		}
+		if !filepath.IsAbs(*value) {
+			return nil, program.Usagef(c, "%s: want an absolute path, not %q", name, *value)
+		}
+		*value = filepath.Clean(*value)
+	}
+	if strings.ContainsAny(cfg.Root, `\:,`) {
+		return nil, program.Usagef(c, `root: want a path without any of \ : , in it, as it is part of mount options, not %q`, cfg.Root)
+	}
+	cfg.Options = append(cfg.Options, c.StringSlice("storage-opt")...)
+	cfg.Debug = cfg.Debug || c.Bool("debug")
+	o, err := options.Parse(cfg.Options)
+	if err != nil {
+		return nil, program.Usagef(c, "%v", err)
+	}
+	cfg.settings = node.Settings{Repositories: o.Repositories, View: node.View(o.View)}
+	return cfg, nil
+}
+
+// readFile takes over what a file says.
+func (cfg *config) readFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	d := json.NewDecoder(f)
+	d.DisallowUnknownFields()
+	if err := d.Decode(cfg); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if d.More() {
+		return fmt.Errorf("%s: there is something behind the settings", name)
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+package snapshotter_test
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/node/nodetest"
+	"cvmfs-graphdriver/driver/snapshotter"
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rig is a snapshotter on folders of its own, and containerd's side of a socket to it.
+type rig struct {
+	snapshots.Snapshotter
+	t        testing.TB
+	dir      string
+	cfg      node.Config
+	settings node.Settings
+	composer *nodetest.Composer
+	node     *node.Node
+	stop     func()
+}
+
+func newRig(t testing.TB, settings node.Settings) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), settings: settings, composer: &nodetest.Composer{}}
+	r.cfg = nodetest.Config(t, r.dir, r.composer)
+	r.cfg.Nested = true
+	r.open()
+	t.Cleanup(func() {
+		r.stop()
+		must(t, r.node.UnmountImages())
+		must(t, r.node.Close())
+	})
+	return r
+}
+
+// open is the start of a server.
+func (r *rig) open() {
+	r.t.Helper()
+	var err error
+	r.node, err = node.Open(r.cfg)
+	must(r.t, err)
+	s, err := snapshotter.Open(snapshotter.Config{
+		Node: r.node, Settings: r.settings, Log: r.cfg.Log, Watch: r.cfg.Watch,
+	})
+	must(r.t, err)
+	socket := filepath.Join(r.dir, "s")
+	l, err := net.Listen("unix", socket)
+	must(r.t, err)
+	ctx, cancel := context.WithCancel(r.t.Context())
+	server := snapshotter.NewServer(r.cfg.Log)
+	ended := make(chan error)
+	go func() { ended <- server.Serve(ctx, l) }()
+	server.Ready(s)
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(r.t, err)
+	r.Snapshotter = proxy.NewSnapshotter(api.NewSnapshotsClient(conn), "cvmfs")
+	r.stop = func() {
+		must(r.t, conn.Close())
+		cancel()
+		must(r.t, <-ended)
+	}
+}
+
+// reopen is what a restart of the server does.
+func (r *rig) reopen() {
+	r.t.Helper()
+	r.stop()
+	must(r.t, r.node.Close())
+	r.open()
+}
+
+// mount mounts on a folder of its own, as containerd does, until the test ends.
+func (r *rig) mount(mounts []mount.Mount) string {
+	r.t.Helper()
+	dir, err := os.MkdirTemp(r.dir, "mounted-")
+	must(r.t, err)
+	must(r.t, mount.All(mounts, dir))
+	r.t.Cleanup(func() { must(r.t, mount.UnmountAll(dir, 0)) })
+	return dir
+}
