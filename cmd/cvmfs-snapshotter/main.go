@@ -103,6 +103,7 @@ func superviseServer(ctx context.Context, cfg *config, log *slog.Logger, args []
 	}
 	return supervise.Run(ctx, supervise.Config{
 		Socket: cfg.Address, FuseDir: cfg.path("run", "fuse"), Args: append(slices.Clone(args), serveCommand),
+		Keep:     true,
 		NoResend: slices.Contains(strings.Split(os.Getenv(lackVariable), ","), "resend"), Log: log,
 	})
 }

@@ -70,6 +70,7 @@ type daemon struct {
 	url        string // of the repository; "" for none
 	rung       rung
 	supervisor *exec.Cmd
+	manager    *manager // nil: the program runs without one
 	log        testutil.Buffer
 	conn       *grpc.ClientConn
 }
@@ -100,6 +101,7 @@ func (d *daemon) launch() {
 	d.t.Helper()
 	d.supervisor = exec.Command(os.Args[0], "--config", d.config(), "--debug")
 	d.supervisor.Env = append(os.Environ(), underTest+"=1", "CVMFS_WITHOUT="+d.rung.without)
+	d.manager.prepare(d.supervisor)
 	out := io.MultiWriter(d.t.Output(), &d.log)
 	d.supervisor.Stdout, d.supervisor.Stderr = out, out
 	d.supervisor.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

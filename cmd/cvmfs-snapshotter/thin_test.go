@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,6 +93,31 @@ func testChains(t *testing.T, r rung) {
 	for _, not := range []string{"/etc/below", "/thin.json"} {
 		if strings.Contains(got, not) {
 			t.Errorf("%s is there:\n%s", not, got)
+		}
+	}
+}
+
+// Mount options have a page, and containerd can't shorten those with data-only layers.
+func TestLongChainsAreMounted(t *testing.T) {
+	d := start(t, rung{view: "erofs"})
+	d.unpackThin("thin", "")
+	parent := "thin"
+	const layers = 100
+	for n := range layers {
+		name := fmt.Sprint("layer", n)
+		d.unpack(name, parent, layer(t, file{Name: name, Body: name}))
+		parent = name
+	}
+	mounts, err := d.Prepare(t.Context(), "c", parent)
+	must(t, err)
+	if options := strings.Join(mounts[0].Options, ","); strings.Contains(options, "::") {
+		t.Errorf("%d bytes of options with data-only layers", len(options))
+	}
+	dir := d.mount(mounts, nil)
+	got := strings.Join(tree(t, dir), "\n")
+	for _, want := range []string{"/layer0 ", fmt.Sprintf("/layer%d ", layers-1), "/bin/hello "} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s isn't there", want)
 		}
 	}
 }

@@ -9,8 +9,10 @@
 //   - The inheritance is what each server gets: the plugin's listening socket (connections made meanwhile wait in its
 //     queue), the device of the FUSE mount (so that the mount lives on), and, where the kernel can't resend requests,
 //     the journal in which they lie until they are answered.
-//   - A generation is one life of the supervisor, and so one FUSE mount. What was mounted on top of the FUSE mount of
-//     another generation can fetch nothing any more.
+//   - The store is the service manager's, where there is one that keeps descriptors (systemd's FileDescriptorStoreMax):
+//     what it keeps outlives the supervisor, too, and the next one goes on with it. An upgrade is a restart.
+//   - A generation is one FUSE mount: the life of a supervisor, and of those that go on with what was kept. What was
+//     mounted on top of the FUSE mount of another generation can fetch nothing any more.
 //
 // The program's main function calls it like this:
 //

@@ -32,6 +32,7 @@ type Config struct {
 	Args     []string      // of the server, without its name
 	Grace    time.Duration // how long the server may take to end on SIGTERM; 8 s, as engines kill after 10 s
 	NoResend bool          // keep the journal even where the kernel can resend
+	Keep     bool          // have a service manager that can do so keep socket and mount for the next supervisor
 	Log      *slog.Logger
 }
 
@@ -48,7 +49,7 @@ const (
 )
 
 // Run is the supervisor's life. It gives nil after SIGTERM, SIGINT or the end of ctx, when the server has ended and
-// nothing is left of socket and mount; an error if it can't begin. It reaps every child of this process, so nothing
+// nothing is left of socket and mount unless somebody keeps them; an error if it can't begin. It reaps every child of this process, so nothing
 // else in it may start processes.
 func Run(ctx context.Context, cfg Config) error {
 	// A server is to die with the supervisor. The kernel takes the thread that started it for the supervisor (prctl(2),
@@ -75,6 +76,9 @@ type supervisor struct {
 	socket   *os.File // of the listener
 	fuse     *os.File
 	journal  *os.File // nil: the kernel resends
+	handover *os.File // a memory file, see store
+	kept     bool     // the service manager keeps all that
+	resumed  bool     // it had done so
 
 	server  *os.Process // nil: none runs
 	stuck   bool        // it seemed dead at the last look, but isn't reaped
@@ -104,10 +108,22 @@ func begin(cfg Config) (_ *supervisor, err error) {
 			return s, err
 		}
 	}
-	if err := s.listen(); err != nil {
-		return s, err
+	if s.cfg.Keep {
+		if err := s.resume(); err != nil {
+			return s, err
+		}
 	}
-	return s, s.mount()
+	if s.listener == nil {
+		if err := s.listen(); err != nil {
+			return s, err
+		}
+	}
+	if s.fuse == nil {
+		if err := s.mount(); err != nil {
+			return s, err
+		}
+	}
+	return s, s.store()
 }
 
 // listen opens the plugin's socket.
@@ -172,6 +188,9 @@ func (s *supervisor) mount() error {
 	if err != nil {
 		return err
 	}
+	if s.handover, err = memory(storedHandover, text); err != nil {
+		return err
+	}
 	s.env = append(os.Environ(), variable+"="+string(text))
 	s.log.Info("fuse mounted", "dir", s.cfg.FuseDir, "protocol", fmt.Sprintf("7.%d", h.Init.Minor), "journal",
 		h.Journal, "generation", h.Generation)
@@ -212,7 +231,7 @@ func (s *supervisor) live(ctx context.Context) {
 
 // start starts a server. Where that fails it gives the time to try again.
 func (s *supervisor) start() <-chan time.Time {
-	if s.lives > 0 && s.journal == nil {
+	if (s.lives > 0 || s.resumed) && s.journal == nil {
 		if err := fusewire.Resend(s.fuse); err != nil {
 			s.log.Error("requests of the former server are lost", "err", err)
 		}
@@ -325,29 +344,34 @@ func (s *supervisor) signal(sig syscall.Signal) {
 	}
 }
 
-// kill ends a server that did not end on SIGTERM. Without the mount it can't wait for itself.
+// kill ends a server that did not end on SIGTERM. Without the mount it can't wait for itself; with one that is kept the
+// next server answers it.
 func (s *supervisor) kill() {
 	s.log.Warn("server did not end in time: killed", "grace", s.cfg.Grace)
-	if err := fusewire.Unmount(s.cfg.FuseDir); err != nil {
-		s.log.Error("end the server", "err", err)
+	if !s.kept {
+		if err := fusewire.Unmount(s.cfg.FuseDir); err != nil {
+			s.log.Error("end the server", "err", err)
+		}
 	}
 	s.signal(syscall.SIGKILL)
 }
 
-// end gives everything back. Requests that still wait fail with ENOTCONN.
+// end gives everything back. Requests that still wait fail with ENOTCONN, unless the mount is kept.
 func (s *supervisor) end() error {
 	var errs []error
-	if s.fuse != nil {
-		errs = append(errs, fusewire.Unmount(s.cfg.FuseDir), s.fuse.Close())
+	if s.fuse != nil && !s.kept {
+		errs = append(errs, fusewire.Unmount(s.cfg.FuseDir))
 	}
-	if s.journal != nil {
-		errs = append(errs, s.journal.Close())
+	for _, f := range []*os.File{s.fuse, s.journal, s.handover} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
 	}
 	if s.socket != nil {
 		errs = append(errs, s.socket.Close())
 	}
 	if s.listener != nil {
-		errs = append(errs, s.listener.Close()) // removes the socket's file
+		errs = append(errs, s.listener.Close()) // removes the socket's file, unless it is kept
 	}
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package hostfs
 
 import (
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -46,5 +47,30 @@ func TestTypesOfNamesAreSeen(t *testing.T) {
 	}
 	if _, err := Typed("/nowhere"); err == nil {
 		t.Error("a missing folder was read")
+	}
+}
+
+func TestSharedMountsAreTold(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	for flag, want := range map[uintptr]bool{unix.MS_SHARED: true, unix.MS_PRIVATE: false} {
+		if err := unix.Mount("", dir, "", flag, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(dir+"/below", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Shared(dir + "/below"); got != want || err != nil {
+			t.Errorf("%t, %v, want %t", got, err, want)
+		}
+	}
+	if _, err := Shared("/nowhere"); err == nil {
+		t.Error("a missing folder is told of")
 	}
 }

@@ -1,0 +1,84 @@
+package layers_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/driver/layers"
+)
+
+func TestNotesStayWithTheirLayers(t *testing.T) {
+	r := newRig(t)
+	must(t, r.Create(layers.CreateArgs{ID: "1", Writable: true, Note: []byte("one")}))
+	must(t, r.Create(layers.CreateArgs{ID: "2", Parent: "1", Writable: true, Note: []byte("two")}))
+	must(t, r.Create(layers.CreateArgs{ID: "plain", Writable: true}))
+	must(t, r.Seal("1", false, ""))
+	must(t, r.SetNote("2", []byte("changed")))
+	if r.SetNote("none", nil) == nil {
+		t.Error("a layer that isn't there has a note")
+	}
+	must(t, os.WriteFile(filepath.Join(r.dir, "2", ".new-left"), nil, 0o600))
+	r.reopen()
+	noted, err := r.Noted()
+	must(t, err)
+	want := []layers.Noted{
+		{ID: "1", Committed: true, Note: []byte("one")}, {ID: "2", Parent: "1", Note: []byte("changed")},
+	}
+	if diff := cmp.Diff(want, noted); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := os.Lstat(filepath.Join(r.dir, "2", ".new-left")); err == nil {
+		t.Error("what was left unfinished is there")
+	}
+}
+
+func TestSealedLayersAreReadOnly(t *testing.T) {
+	r := newRig(t)
+	must(t, r.Create(layers.CreateArgs{ID: "1", Writable: true}))
+	must(t, os.WriteFile(filepath.Join(r.diff("1"), "f"), []byte("x"), 0o600))
+	must(t, r.Seal("1", false, ""))
+	if r.Seal("1", false, "") == nil {
+		t.Error("sealed twice")
+	}
+	r.reopen()
+	stack, err := r.Use("1")
+	must(t, err)
+	if stack.Upper != "" || stack.Content != r.Content("1") {
+		t.Errorf("%+v", stack)
+	}
+}
+
+func TestWrittenLayersAreThinWithADescriptorAlone(t *testing.T) {
+	const valid = `{"version":"1.0","min_version":"1.0","origin":"x","layers":[]}`
+	write := func(dir, name, body string) { must(t, os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600)) }
+	for name, c := range map[string]struct {
+		fill       func(dir string)
+		thin, fail bool
+	}{
+		"nothing":          {fill: func(string) {}},
+		"a descriptor":     {fill: func(dir string) { write(dir, "thin.json", valid) }, thin: true},
+		"and another file": {fill: func(dir string) { write(dir, "thin.json", valid); write(dir, "f", "") }},
+		"another file":     {fill: func(dir string) { write(dir, "other.json", valid) }},
+		"no descriptor":    {fill: func(dir string) { write(dir, "thin.json", "{}") }},
+		"a folder":         {fill: func(dir string) { must(t, os.Mkdir(filepath.Join(dir, "thin.json"), 0o700)) }},
+		"a link": {fill: func(dir string) {
+			elsewhere := t.TempDir()
+			write(elsewhere, "f", valid)
+			must(t, os.Symlink(filepath.Join(elsewhere, "f"), filepath.Join(dir, "thin.json")))
+		}},
+		"one of the future": {
+			fill: func(dir string) { write(dir, "thin.json", `{"version":"9.0","min_version":"9.0","layers":[]}`) }, fail: true,
+		},
+	} {
+		r := newRig(t)
+		must(t, r.Create(layers.CreateArgs{ID: "1", Writable: true}))
+		c.fill(r.diff("1"))
+		d, err := r.Descriptor("1")
+		if (d != nil) != c.thin || (err != nil) != c.fail {
+			t.Errorf("%s: %v, %v", name, d, err)
+		}
+	}
+}
