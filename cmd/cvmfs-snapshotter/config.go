@@ -20,6 +20,7 @@ import (
 type config struct {
 	Root          string   `json:"root"`
 	Address       string   `json:"address"`
+	Containerd    string   `json:"containerd"`
 	Configuration string   `json:"cvmfs-config"`
 	Options       []string `json:"storage-opts"`
 	Debug         bool     `json:"debug"`
@@ -40,6 +41,10 @@ func flags() []cli.Flag {
 		&cli.StringFlag{
 			Name: "address", Value: "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock", Usage: "answer at the socket `FILE`",
 		},
+		&cli.StringFlag{
+			Name: "containerd", Value: "/run/containerd/containerd.sock",
+			Usage: "put the layers of committed containers into the content store of containerd at the socket `FILE`",
+		},
 		&cli.StringFlag{Name: "cvmfs-config", Value: "/etc/cvmfs", Usage: "read the CernVM-FS configuration in `FOLDER`"},
 		&cli.StringSliceFlag{
 			Name: "storage-opt", Usage: "set a storage `OPTION`, name=value, as " + options.View + "=fuse; can be repeated",
@@ -50,13 +55,17 @@ func flags() []cli.Flag {
 
 // readConfig returns what file and flags say.
 func readConfig(c *cli.Context) (*config, error) {
-	cfg := &config{Root: c.String("root"), Address: c.String("address"), Configuration: c.String("cvmfs-config")}
+	cfg := &config{
+		Root: c.String("root"), Address: c.String("address"), Containerd: c.String("containerd"),
+		Configuration: c.String("cvmfs-config"),
+	}
 	file := c.String("config")
 	if err := cfg.readFile(file); err != nil && (c.IsSet("config") || !errors.Is(err, fs.ErrNotExist)) {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
 	for name, value := range map[string]*string{
 		"root": &cfg.Root, "address": &cfg.Address, "cvmfs-config": &cfg.Configuration,
+		"containerd": &cfg.Containerd,
 	} {
 		if c.IsSet(name) {
 			*value = c.String(name)

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/snapshotter"
@@ -58,7 +60,13 @@ func answer(
 	go func() {
 		ended <- fusewire.Serve(in.Fuse, n.Tree(), fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
 	}()
-	server.Ready(s)
+	containerd, err := grpc.NewClient("unix://"+cfg.Containerd,
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer containerd.Close()
+	server.Ready(s, snapshotter.NewDiffer(s, containerd))
 	log.Info("serving", "version", version, "commit", commit, "view", n.ViewInUse())
 	go n.Run(ctx)
 	select {

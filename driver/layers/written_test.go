@@ -70,7 +70,10 @@ func TestWrittenLayersAreThinWithADescriptorAlone(t *testing.T) {
 			must(t, os.Symlink(filepath.Join(elsewhere, "f"), filepath.Join(dir, "thin.json")))
 		}},
 		"one of the future": {
-			fill: func(dir string) { write(dir, "thin.json", `{"version":"9.0","min_version":"9.0","layers":[]}`) }, fail: true,
+			fill: func(dir string) {
+				write(dir, "thin.json", `{"version":"9.0","min_version":"9.0","layers":[]}`)
+			},
+			fail: true,
 		},
 	} {
 		r := newRig(t)

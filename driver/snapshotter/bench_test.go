@@ -59,7 +59,7 @@ func serve(b *testing.B, s *Snapshotter) snapshots.Snapshotter {
 		b.Fatal(err)
 	}
 	server := NewServer(slog.New(slog.DiscardHandler))
-	server.Ready(s)
+	server.Ready(s, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- server.Serve(ctx, l) }()

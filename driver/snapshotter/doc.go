@@ -21,11 +21,14 @@
 //	one folder, to be read             a bind mount of that: one layer, or a shared overlay
 //	else, nothing thin                 an overlay of the layers' contents
 //	else, where the kernel takes it    an overlay whose lowest layer is the composed image, with data-only layers
-//	else, and where the options would  an overlay whose lowest layer is the shared overlay of the composed image, which
-//	be longer than a page              is mounted here
+//	else, and where the options would  an overlay whose lowest layer is the shared overlay of the composed image,
+//	be longer than a page              which is mounted here
 //
 // What is mounted here must be seen by all who mount what is returned. Every lower layer is a folder inside of its
 // mount, so where it isn't seen, or was taken off, a mount fails; a container never runs without its image's files.
+//
+// The same socket answers containerd.services.diff.v1 ([Differ]): the archive of what a container has changed is that
+// of its snapshot's own folder.
 //
 // Nobody says which snapshots are in use: active snapshots and views count as mounted as long as there are any. What is
 // mounted for images that none of them needs is taken off by Cleanup.

@@ -85,9 +85,9 @@ func sameRoot(below, upper string) error {
 func refuseMapped(key string, labels map[string]string) error {
 	for _, label := range []string{snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping} {
 		if value, ok := labels[label]; ok {
-			return fmt.Errorf("snapshot %q: the label %s=%s asks for owners to be mapped, which this snapshotter doesn't do: "+
-				"take remap-ids out of its capabilities in containerd's configuration: %w", key, label, value,
-				errdefs.ErrNotImplemented)
+			return fmt.Errorf("snapshot %q: the label %s=%s asks for owners to be mapped, which this snapshotter "+
+				"doesn't do: take remap-ids out of its capabilities in containerd's configuration: %w", key, label,
+				value, errdefs.ErrNotImplemented)
 		}
 	}
 	return nil

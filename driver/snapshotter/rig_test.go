@@ -2,6 +2,7 @@ package snapshotter_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -35,6 +36,8 @@ type rig struct {
 	settings node.Settings
 	composer *nodetest.Composer
 	node     *node.Node
+	store    *grpc.ClientConn // to containerd, as far as it is a content store
+	conn     *grpc.ClientConn // to the snapshotter
 	stop     func()
 }
 
@@ -69,12 +72,14 @@ func (r *rig) open() {
 	server := snapshotter.NewServer(r.cfg.Log)
 	ended := make(chan error)
 	go func() { ended <- server.Serve(ctx, l) }()
-	server.Ready(s)
+	r.store = contentServer(r.t, r.dir)
+	server.Ready(s, snapshotter.NewDiffer(s, r.store))
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(r.t, err)
+	r.conn = conn
 	r.Snapshotter = proxy.NewSnapshotter(api.NewSnapshotsClient(conn), "cvmfs")
 	r.stop = func() {
-		must(r.t, conn.Close())
+		must(r.t, errors.Join(conn.Close(), r.store.Close()))
 		cancel()
 		must(r.t, <-ended)
 	}

@@ -8,7 +8,9 @@ import (
 	"path"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,22 +27,28 @@ type Server struct {
 	grpc  *grpc.Server
 	ready chan struct{} // closed when the services may be called
 	service
+	differ
 }
 
-// service is what is called.
-type service struct{ snapshotsapi.SnapshotsServer }
+// service and differ are what is called.
+type (
+	service struct{ snapshotsapi.SnapshotsServer }
+	differ  struct{ diffapi.DiffServer }
+)
 
 // NewServer makes a server.
 func NewServer(log *slog.Logger) *Server {
 	s := &Server{log: log, ready: make(chan struct{})}
 	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, &s.service)
+	diffapi.RegisterDiffServer(s.grpc, &s.differ)
 	return s
 }
 
-// Ready has a snapshotter answer from now on. It can be called once.
-func (s *Server) Ready(sn *Snapshotter) {
+// Ready has a snapshotter answer from now on, and its differ. It can be called once.
+func (s *Server) Ready(sn *Snapshotter, d *Differ) {
 	s.service = service{snapshotservice.FromSnapshotter(sn)}
+	s.differ = differ{diffservice.FromApplierAndComparer(d, d)}
 	close(s.ready)
 }
 

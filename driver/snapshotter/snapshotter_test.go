@@ -46,7 +46,8 @@ func TestSnapshotsAreTheSameAfterARestart(t *testing.T) {
 	must(t, err)
 	_, err = r.View(ctx, "view", "b")
 	must(t, err)
-	_, err = r.Update(ctx, snapshots.Info{Name: "b", Labels: map[string]string{"x": "y", "gone": ""}}, "labels.x", "labels.gone")
+	labels := map[string]string{"x": "y", "gone": ""}
+	_, err = r.Update(ctx, snapshots.Info{Name: "b", Labels: labels}, "labels.x", "labels.gone")
 	must(t, err)
 	before := map[string]snapshots.Info{}
 	must(t, r.Walk(ctx, func(_ context.Context, i snapshots.Info) error { before[i.Name] = i; return nil }))

@@ -17,10 +17,10 @@ func TestContainerdsSuite(t *testing.T) {
 	testutil.NeedRoot(t)
 	for _, view := range []node.View{"", node.ViewFUSE} {
 		t.Run("view="+string(view), func(t *testing.T) {
-			testsuite.SnapshotterSuite(t, "overlayfs", func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
-				r := newRig(t, node.Settings{View: view})
-				return r, func() error { return nil }, nil
-			})
+			open := func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
+				return newRig(t, node.Settings{View: view}), func() error { return nil }, nil
+			}
+			testsuite.SnapshotterSuite(t, "overlayfs", open)
 		})
 	}
 }

@@ -49,7 +49,8 @@ const (
 )
 
 // Run is the supervisor's life. It gives nil after SIGTERM, SIGINT or the end of ctx, when the server has ended and
-// nothing is left of socket and mount unless somebody keeps them; an error if it can't begin. It reaps every child of this process, so nothing
+// nothing is left of socket and mount unless somebody keeps them; an error if it can't begin. It reaps every child of
+// this process, so nothing
 // else in it may start processes.
 func Run(ctx context.Context, cfg Config) error {
 	// A server is to die with the supervisor. The kernel takes the thread that started it for the supervisor (prctl(2),

@@ -1,0 +1,191 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"reflect"
+	"strings"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/google/uuid"
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+)
+
+// Differ makes the archives of what containers have changed, for containerd's diff service. It reads the snapshot's own
+// folder and nothing below it, where containerd's own one compares whole trees, and so reads an image. What it doesn't
+// know is left to the next of containerd's differs.
+type Differ struct {
+	s     *Snapshotter
+	store content.Store // containerd's
+}
+
+var (
+	_ diff.Comparer = (*Differ)(nil)
+	_ diff.Applier  = (*Differ)(nil)
+)
+
+// NewDiffer makes a differ that puts archives into the content store of the containerd at a connection.
+func NewDiffer(s *Snapshotter, containerd grpc.ClientConnInterface) *Differ {
+	return &Differ{s: s, store: contentproxy.NewContentStore(contentapi.NewContentClient(containerd))}
+}
+
+// Apply leaves archives to containerd, which unpacks them into the folder of a snapshot.
+func (d *Differ) Apply(
+	context.Context, ocispec.Descriptor, []mount.Mount, ...diff.ApplyOpt,
+) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{}, errdefs.ErrNotImplemented
+}
+
+// Compare makes the archive of an active snapshot, whose mounts are upper, against its parent, whose mounts are lower.
+func (d *Differ) Compare(
+	ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt,
+) (ocispec.Descriptor, error) {
+	var cfg diff.Config
+	for _, opt := range opts {
+		if err := opt(&cfg); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+	}
+	if cfg.MediaType == "" {
+		cfg.MediaType = ocispec.MediaTypeImageLayerGzip
+	}
+	sn := d.find(ctx, lower, upper)
+	plain := cfg.MediaType == ocispec.MediaTypeImageLayerGzip && cfg.Compressor == nil && cfg.SourceDateEpoch == nil
+	if sn == nil || !plain {
+		return ocispec.Descriptor{}, errdefs.ErrNotImplemented
+	}
+	parent := ""
+	if sn.parent != nil {
+		parent = sn.parent.id
+	}
+	archive, err := d.s.layers.Diff(ctx, sn.id, parent)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer archive.Close()
+	made, err := d.write(outgoing(ctx), archive, cfg)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("diff of snapshot %q: %w", sn.Name, err)
+	}
+	return made, nil
+}
+
+// find returns the active snapshot whose mounts are upper, if lower is what it stands on; nil if there is none.
+func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot {
+	if len(upper) != 1 {
+		return nil
+	}
+	folder := upper[0].Source
+	for _, option := range upper[0].Options {
+		if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+			folder = dir
+		}
+	}
+	found := d.s.table.list(func(sn *snapshot) bool {
+		return sn.kind() == snapshots.KindActive && d.s.layers.Content(sn.id) == folder
+	})
+	if len(found) != 1 {
+		return nil
+	}
+	sn := &found[0]
+	if sn.parent == nil {
+		empty := len(lower) == 0 || len(lower) == 1 && len(d.s.table.list(func(view *snapshot) bool {
+			return view.View && view.parent == nil && d.s.layers.Content(view.id) == lower[0].Source
+		})) == 1
+		if !empty {
+			return nil
+		}
+		return sn
+	}
+	below, err := d.s.show(ctx, &snapshot{parent: sn.parent}, true)
+	if err != nil {
+		return nil // the next differ says why
+	}
+	if mounts, err := below.mounts(); err != nil || !reflect.DeepEqual(mounts, lower) {
+		return nil
+	}
+	return sn
+}
+
+// outgoing has calls to containerd belong to the namespace and the lease of one that came from it.
+func outgoing(ctx context.Context) context.Context {
+	if namespace, ok := namespaces.Namespace(ctx); ok {
+		ctx = namespaces.WithNamespace(ctx, namespace)
+	}
+	if lease, ok := leases.FromContext(ctx); ok {
+		ctx = leases.WithLease(ctx, lease)
+	}
+	return ctx
+}
+
+// write puts an archive into the content store.
+func (d *Differ) write(ctx context.Context, archive io.Reader, cfg diff.Config) (_ ocispec.Descriptor, err error) {
+	ref := cfg.Reference
+	if ref == "" {
+		ref = "cvmfs-diff-" + uuid.NewString()
+	}
+	w, err := d.store.Writer(ctx, content.WithRef(ref),
+		content.WithDescriptor(ocispec.Descriptor{MediaType: cfg.MediaType}))
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer func() {
+		err = errors.Join(err, w.Close())
+		if err != nil && cfg.Reference == "" {
+			err = errors.Join(err, d.store.Abort(context.WithoutCancel(ctx), ref))
+		}
+	}()
+	if err := w.Truncate(0); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	plain := digest.SHA256.Digester()
+	z := gzip.NewWriter(w)
+	if _, err := io.Copy(io.MultiWriter(z, plain.Hash()), archive); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if err := z.Close(); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return d.commit(ctx, w, cfg, plain.Digest())
+}
+
+// commit makes what was written content, which may be there already.
+func (d *Differ) commit(
+	ctx context.Context, w content.Writer, cfg diff.Config, plain digest.Digest,
+) (ocispec.Descriptor, error) {
+	said := maps.Clone(cfg.Labels)
+	if said == nil {
+		said = map[string]string{}
+	}
+	said[labels.LabelUncompressed] = plain.String()
+	made := w.Digest()
+	if err := w.Commit(ctx, 0, made, content.WithLabels(said)); err != nil && !errdefs.IsAlreadyExists(err) {
+		return ocispec.Descriptor{}, err
+	}
+	info, err := d.store.Info(ctx, made)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if info.Labels[labels.LabelUncompressed] == "" {
+		info.Labels = said
+		if _, err := d.store.Update(ctx, info, "labels."+labels.LabelUncompressed); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+	}
+	return ocispec.Descriptor{MediaType: cfg.MediaType, Size: info.Size, Digest: info.Digest}, nil
+}

@@ -1,0 +1,126 @@
+package snapshotter_test
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/diff"
+	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"cvmfs-graphdriver/driver/node"
+)
+
+// contentServer returns a connection to containerd's content store, in a folder.
+func contentServer(t testing.TB, dir string) *grpc.ClientConn {
+	t.Helper()
+	store, err := local.NewLabeledStore(filepath.Join(dir, "content"), &labelStore{})
+	must(t, err)
+	socket := filepath.Join(dir, "c")
+	must(t, os.RemoveAll(socket))
+	l, err := net.Listen("unix", socket)
+	must(t, err)
+	server := grpc.NewServer()
+	contentapi.RegisterContentServer(server, contentserver.New(store))
+	go server.Serve(l) // ends with the test
+	t.Cleanup(server.Stop)
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(t, err)
+	return conn
+}
+
+// labelStore keeps labels of content, which containerd keeps in its database.
+type labelStore struct{ sync.Map }
+
+func (l *labelStore) Get(d digest.Digest) (map[string]string, error) {
+	v, _ := l.Load(d)
+	labels, _ := v.(map[string]string)
+	return labels, nil
+}
+
+func (l *labelStore) Set(d digest.Digest, labels map[string]string) error {
+	l.Store(d, labels)
+	return nil
+}
+
+func (l *labelStore) Update(d digest.Digest, labels map[string]string) (map[string]string, error) {
+	l.Store(d, labels)
+	return labels, nil
+}
+
+// The archive of a container holds what it changed, and nobody looks at what lies below.
+func TestDiffsAreOfTheSnapshotAlone(t *testing.T) {
+	r := newRig(t, node.Settings{})
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	r.commit("a", "", "a")
+	r.commit("b", "a", "b")
+	upper, err := r.Prepare(ctx, "container", "b")
+	must(t, err)
+	dir := r.mount(upper)
+	must(t, os.Remove(filepath.Join(dir, "a")))
+	must(t, os.WriteFile(filepath.Join(dir, "new"), []byte("new"), 0o600))
+	lower, err := r.View(ctx, "container-parent-view", "b")
+	must(t, err)
+	made, err := compare(ctx, r, lower, upper)
+	must(t, err)
+	if got := names(t, ctx, r, made); got != ".wh.a new" {
+		t.Errorf("the archive has %s", got)
+	}
+	again, err := compare(ctx, r, lower, upper)
+	if err != nil || again.Digest != made.Digest {
+		t.Errorf("%v, %v", again, err)
+	}
+	other, err := r.View(ctx, "other", "a")
+	must(t, err)
+	if _, err := compare(ctx, r, other, upper); !errdefs.IsNotImplemented(err) {
+		t.Errorf("against what isn't the parent: %v", err)
+	}
+	if _, err := compare(ctx, r, nil, lower); !errdefs.IsNotImplemented(err) {
+		t.Errorf("of what isn't active: %v", err)
+	}
+}
+
+func compare(ctx context.Context, r *rig, lower, upper []mount.Mount) (ocispec.Descriptor, error) {
+	return diffproxy.NewDiffApplier(diffapi.NewDiffClient(r.conn)).(diff.Comparer).Compare(ctx, lower, upper)
+}
+
+// names lists what an archive holds.
+func names(t *testing.T, ctx context.Context, r *rig, d ocispec.Descriptor) string {
+	t.Helper()
+	store := contentproxy.NewContentStore(contentapi.NewContentClient(r.store))
+	ra, err := store.ReaderAt(ctx, d)
+	must(t, err)
+	defer ra.Close()
+	plain, err := compression.DecompressStream(content.NewReader(ra))
+	must(t, err)
+	var list []string
+	for in := tar.NewReader(plain); ; {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return strings.Join(list, " ")
+		}
+		must(t, err)
+		list = append(list, h.Name)
+	}
+}
