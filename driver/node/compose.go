@@ -69,21 +69,24 @@ func (n *Node) composeNew(ctx context.Context, id string, chain []layers.Link, c
 	return err
 }
 
-// Commit makes what was written to a read-write layer the content of a read-only one, and brings it to disk. If that is
-// a thin image descriptor alone the layer is thin, and composed as Apply does.
-func (n *Node) Commit(ctx context.Context, id, parent string) error {
-	if err := n.commit(ctx, id, parent); err != nil {
+// Commit makes what was written to a read-write layer the content of a read-only one, and brings it to disk. If it is
+// a layer of an image, and is a thin image descriptor alone, it is thin, and composed as Apply does.
+func (n *Node) Commit(ctx context.Context, id, parent string, ofImage bool) error {
+	if err := n.commit(ctx, id, parent, ofImage); err != nil {
 		return fmt.Errorf("commit layer %s: %w", id, err)
 	}
 	return nil
 }
 
-func (n *Node) commit(ctx context.Context, id, parent string) error {
+func (n *Node) commit(ctx context.Context, id, parent string, ofImage bool) error {
 	if err := n.layers.CheckParent(id, parent); err != nil {
 		return err
 	}
 	if err := durable.SyncFS(n.layers.Folder(id)); err != nil {
 		return err
+	}
+	if !ofImage {
+		return n.layers.Seal(id, false, "")
 	}
 	d, err := n.layers.Descriptor(id)
 	if err != nil {

@@ -221,7 +221,7 @@ func (s *Snapshotter) commit(ctx context.Context, now snapshot, to *record) erro
 	if now.parent != nil {
 		parent = now.parent.id
 	}
-	return s.node.Commit(ctx, now.id, parent)
+	return s.node.Commit(ctx, now.id, parent, ofImage(now.Name, to.Name))
 }
 
 // Remove deletes a snapshot that none stands on.

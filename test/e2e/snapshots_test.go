@@ -185,6 +185,53 @@ func (u user) withShell(base string) string {
 	return name
 }
 
+func TestDiffAndBuildKitReadNothingOfAThinImage(t *testing.T) {
+	for name, do := range map[string]func(u user, image string){
+		withBuildKit: func(u user, image string) {
+			u.buildKit("example/built:1", u.context("FROM "+image+"\nRUN echo new >/data/new\n", nil))
+		},
+		"diff": func(u user, image string) {
+			id := u.script(image, "echo new >/data/new")
+			u.docker("start", "--attach", id)
+			u.same("what has changed", u.diff(id), "C /data\nA /data/new")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := onSnapshotter(t, engine.Stack29on21, stand.Options{})
+			image := u.withShell(stand.Thin)
+			u.shell(image, "true")
+			before := u.Site.Count()
+			do(u, image)
+			if more := u.Site.Count().Sub(before); more.Objects != 0 {
+				t.Errorf("%d objects were fetched", more.Objects)
+			}
+		})
+	}
+}
+
+func TestADescriptorAddedByBuildKitIsAThinLayer(t *testing.T) {
+	u := onSnapshotter(t, engine.Stack29on21, stand.Options{})
+	descriptor, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const image = "example/made-thin:1"
+	before := u.Site.Count()
+	u.buildKit(image, u.context("FROM scratch\nADD thin.json /\nENTRYPOINT [\"/bin/hello\"]\n",
+		map[string]string{"thin.json": string(descriptor)}))
+	if more := u.Site.Count().Sub(before); more.Objects != 0 {
+		t.Errorf("%d objects were fetched to build it", more.Objects)
+	}
+	archive := filepath.Join(t.TempDir(), "saved.tar")
+	u.docker("save", "--output", archive, image)
+	if info, err := os.Stat(archive); err != nil || info.Size() > 100<<10 {
+		t.Errorf("as an archive it has %d bytes, %v: more than a descriptor", info.Size(), err)
+	}
+	want := u.run(stand.Ordinary, "/data/a.txt")
+	u.same("what it shows", u.run(image, "/data/a.txt"), want)
+	u.same("what an image upon it shows", u.run(u.withShell(image), "/data/a.txt"), want)
+}
+
 // victim is a program that is killed, and how it comes back.
 type victim struct {
 	name        string
