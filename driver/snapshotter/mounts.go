@@ -27,8 +27,8 @@ type shown struct {
 	readOnly bool
 }
 
-// show returns what shows a snapshot, with all mounted that it stands on.
-func (s *Snapshotter) show(ctx context.Context, sn *snapshot, view bool) (shown, error) {
+// show returns what shows a snapshot that was made under a key, with all mounted that it stands on.
+func (s *Snapshotter) show(ctx context.Context, sn *snapshot, key string, view bool) (shown, error) {
 	if sn.parent == nil {
 		return shown{folder: s.layers.Content(sn.id), readOnly: view}, nil
 	}
@@ -41,7 +41,7 @@ func (s *Snapshotter) show(ctx context.Context, sn *snapshot, view bool) (shown,
 		return shown{}, err
 	}
 	o, err := s.node.Overlay(ctx, stack)
-	if err == nil && len(o.Data) > 0 && tooLong(o) {
+	if err == nil && len(o.Data) > 0 && (tooLong(o) || readsLowers(key)) {
 		o, err = s.node.PlainOverlay(ctx, stack)
 	}
 	if err != nil {

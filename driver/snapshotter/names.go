@@ -16,4 +16,12 @@ func ofImage(key, name string) bool {
 	return strings.HasPrefix(own(key), snapshots.UnpackKeyPrefix+"-") || digest.Digest(own(name)).Validate() == nil
 }
 
+// readsLowers reports whether the mounts of a snapshot may be given to containerd's library for looking up users in
+// /etc/passwd. From 2.4 on that mounts no overlay but reads its lower layers itself, by none of the rules of data-only
+// layers: the mount point of a composed image has the files, and not what is in them. Docker and BuildKit mount.
+func readsLowers(key string) bool {
+	namespace, _, named := strings.Cut(key, "/")
+	return named && namespace != "moby" && !strings.HasPrefix(namespace, "moby-") && namespace != "buildkit"
+}
+
 func own(name string) string { return name[strings.LastIndexByte(name, '/')+1:] }

@@ -21,3 +21,14 @@ func TestLayersOfImagesAreToldFromStepsOfBuilds(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyWhoMountsGetsDataOnlyLayers(t *testing.T) {
+	for key, want := range map[string]bool{
+		"moby/11/4744": false, "moby-100000.100000/1/x": false, "buildkit/1/x": false,
+		"k8s.io/6/ceaa": true, "default/1/byctr": true, "mobydick/1/x": true,
+	} {
+		if got := readsLowers(key); got != want {
+			t.Errorf("%s: %v, want %v", key, got, want)
+		}
+	}
+}

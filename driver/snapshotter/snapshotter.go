@@ -147,7 +147,7 @@ func (s *Snapshotter) make(ctx context.Context, sn *snapshot) ([]mount.Mount, er
 	if err := s.layers.Create(args); err != nil {
 		return nil, err
 	}
-	shown, err := s.show(ctx, sn, sn.View)
+	shown, err := s.show(ctx, sn, sn.Name, sn.View)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +168,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if now.committed {
 		return nil, fmt.Errorf("mounts of snapshot %q: it is committed: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	shown, err := s.show(ctx, sn, now.View)
+	shown, err := s.show(ctx, sn, now.Name, now.View)
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
 	}

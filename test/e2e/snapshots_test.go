@@ -277,7 +277,7 @@ func TestTheSnapshotterStartsAgainWhenItsSupervisorWasKilled(t *testing.T) {
 }
 
 func TestAPodRunsAThinImage(t *testing.T) {
-	for _, stack := range []engine.Stack{engine.Stack29on21, engine.Stack29on17} {
+	for _, stack := range []engine.Stack{engine.Stack29on21, engine.Stack29on17, engine.Stack29on24} {
 		t.Run(stack.String(), func(t *testing.T) {
 			registry := testutil.NewRegistry(t, "", "")
 			u := onSnapshotter(t, stack, stand.Options{Pause: registry.Push(t, "pause:1", pauseImage(t), nil)})
