@@ -24,7 +24,7 @@
 //	else, and where the options would  an overlay whose lowest layer is the shared overlay of the composed image,
 //	be longer than a page              which is mounted here
 //
-// containerd's library, from 2.4 on, looks up users for a container in the lower layers of an overlay, without mounting
+// containerd's library, from 2.3 on, looks up users for a container in the lower layers of an overlay, without mounting
 // it. So data-only layers are for Docker's and BuildKit's snapshots alone.
 //
 // What is mounted here must be seen by all who mount what is returned. Every lower layer is a folder inside of its

@@ -17,7 +17,7 @@ func ofImage(key, name string) bool {
 }
 
 // readsLowers reports whether the mounts of a snapshot may be given to containerd's library for looking up users in
-// /etc/passwd. From 2.4 on that mounts no overlay but reads its lower layers itself, by none of the rules of data-only
+// /etc/passwd. From 2.3 on that mounts no overlay but reads its lower layers itself, by none of the rules of data-only
 // layers: the mount point of a composed image has the files, and not what is in them. Docker and BuildKit mount.
 func readsLowers(key string) bool {
 	namespace, _, named := strings.Cut(key, "/")
