@@ -226,3 +226,25 @@ func TestDataOnlyLayersAreBlamedOnlyWhereTheyAreTheReason(t *testing.T) {
 		}
 	})
 }
+
+func TestClassicOptionsAreThoseThatOthersKnow(t *testing.T) {
+	s := &Spec{Lower: []string{"/a", "/b"}, Data: []string{"/c", "/d"}, Upper: "/u", Work: "/w"}
+	options, err := s.ClassicOptions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := strings.Join(options, ",")
+	if !strings.HasPrefix(line, "lowerdir=/a:/b::/c::/d,upperdir=/u,workdir=/w") || !strings.Contains(line, "index=off") {
+		t.Error(line)
+	}
+	for _, name := range []string{"metacopy", "redirect_dir"} {
+		if said := strings.Contains(line, name+"=off"); said != onByDefault(name) {
+			t.Errorf("%s: on by default %t, said %t", name, onByDefault(name), said)
+		}
+	}
+	for _, dir := range []string{"/a:b", "/a,b", `/a\b`} {
+		if _, err := (&Spec{Lower: []string{dir}}).ClassicOptions(); err == nil {
+			t.Errorf("%s is taken", dir)
+		}
+	}
+}

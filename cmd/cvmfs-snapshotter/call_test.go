@@ -1,0 +1,56 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/program"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// Where nobody sees what is mounted, nothing is started.
+func TestMountsThatNobodySeesAreRefused(t *testing.T) {
+	dir := testutil.SmallDisk(t, "1m")
+	must(t, unix.Mount("", dir, "", unix.MS_PRIVATE, ""))
+	var out, errOut bytes.Buffer
+	code := run(t.Context(), []string{"cvmfs-snapshotter", "--root", dir + "/r", "--address", dir + "/s"}, &out, &errOut)
+	if code != program.Unfit || !strings.Contains(errOut.String(), "make-rshared") {
+		t.Errorf("%d: %s", code, &errOut)
+	}
+	if _, err := os.Lstat(dir + "/s"); err == nil {
+		t.Error("a socket is there")
+	}
+}
+
+func TestWrongCallsAreRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.json")
+	for _, c := range []struct {
+		content string // of the file of settings
+		args    []string
+		code    int
+		says    string
+	}{
+		{`{}`, []string{"--version"}, program.Done, "cvmfs-snapshotter development"},
+		{`{}`, []string{"version"}, program.Done, "cvmfs-snapshotter development"},
+		{`{}`, []string{"start"}, program.Usage, "unknown command"},
+		{`{}`, []string{"--root", "here"}, program.Usage, "absolute"},
+		{`{}`, []string{"--root", "/a:b"}, program.Usage, "mount options"},
+		{`{}`, []string{"--storage-opt", "cvmfs.veiw=fuse"}, program.Usage, "cvmfs.veiw"},
+		{`{"rooot":"/a"}`, nil, program.Failed, "rooot"},
+		{`{"root":"/a"} {}`, nil, program.Failed, "behind"},
+		{`{"address":"s"}`, nil, program.Usage, "address"},
+		{`{}`, []string{"serve"}, program.Failed, "supervisor"},
+	} {
+		must(t, os.WriteFile(file, []byte(c.content), 0o600))
+		var said bytes.Buffer
+		args := append([]string{"cvmfs-snapshotter", "--config", file}, c.args...)
+		if code := run(t.Context(), args, &said, &said); code != c.code || !strings.Contains(said.String(), c.says) {
+			t.Errorf("%s %q: %d, %s", c.content, c.args, code, &said)
+		}
+	}
+}
