@@ -92,6 +92,18 @@ func (m *manager) prepare(cmd *exec.Cmd) {
 		"LISTEN_FDNAMES="+strings.Join(m.names, ":"))
 }
 
+// kill ends the supervisor, and with it the server, as a fault does.
+func (d *daemon) kill() {
+	d.t.Helper()
+	server := d.server()
+	must(d.t, d.conn.Close())
+	must(d.t, d.supervisor.Process.Kill())
+	if err := d.supervisor.Wait(); err == nil {
+		d.t.Error("it wasn't killed")
+	}
+	eventually(d.t, "the end of the server", func() bool { return errors.Is(unix.Kill(server, 0), unix.ESRCH) })
+}
+
 // A restart, as of an upgrade, is no more to a container than a pause.
 func TestContainersOutliveARestart(t *testing.T) { forRungs(t, testRestart) }
 
@@ -103,8 +115,8 @@ func testRestart(t *testing.T, r rung) {
 	d.manager = newManager(t, d.dir+"/notify")
 	d.launch() // the first with a manager: mounts anew
 	dir := d.mount(d.Prepare(t.Context(), "c", "thin"))
-	for range 2 {
-		d.stop()
+	for _, end := range []func(){d.stop, d.kill} {
+		end()
 		read := make(chan []string)
 		go func() { read <- tree(t, dir) }()
 		select {
