@@ -112,7 +112,7 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot
 		}
 		return sn
 	}
-	below, err := d.s.show(ctx, &snapshot{parent: sn.parent}, true)
+	below, err := d.s.show(ctx, &snapshot{parent: sn.parent}, sn.Name, true)
 	if err != nil {
 		return nil // the next differ says why
 	}
