@@ -185,7 +185,7 @@ func (u user) withShell(base string) string {
 	return name
 }
 
-func TestDiffAndBuildKitReadNothingOfAThinImage(t *testing.T) {
+func TestDiffCommitAndBuildsReadNothingOfAThinImage(t *testing.T) {
 	for name, do := range map[string]func(u user, image string){
 		withBuildKit: func(u user, image string) {
 			u.buildKit("example/built:1", u.context("FROM "+image+"\nRUN echo new >/data/new\n", nil))
@@ -194,6 +194,14 @@ func TestDiffAndBuildKitReadNothingOfAThinImage(t *testing.T) {
 			id := u.script(image, "echo new >/data/new")
 			u.docker("start", "--attach", id)
 			u.same("what has changed", u.diff(id), "C /data\nA /data/new")
+		},
+		"commit": func(u user, image string) {
+			id := u.script(image, "echo new >/data/new")
+			u.docker("start", "--attach", id)
+			u.docker("commit", id, "example/committed:1")
+		},
+		"classic build": func(u user, image string) {
+			u.build("example/built:1", "FROM "+image+"\nRUN echo new >/data/new\n", nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

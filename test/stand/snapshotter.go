@@ -35,12 +35,12 @@ func NewSnapshotter(ctx context.Context, o Options) (*Stand, error) { return bui
 
 // startSnapshotter starts the program, if there is one, with folders on the stand's file system.
 func (s *Stand) startSnapshotter(ctx context.Context, o Options) error {
-	if o.Snapshotter == "" {
+	if o.Snapshotter == "" || s.Engine.Containerd == nil { // which startContainerd refuses
 		return nil
 	}
 	config, err := json.Marshal(map[string]any{
 		"root": s.Snapshots(), "address": s.snapshotterSocket(), "cvmfs-config": s.Config, "storage-opts": o.Driver,
-		"debug": !o.Quiet,
+		"containerd": s.Engine.Containerd.Socket(), "debug": !o.Quiet,
 	})
 	file := filepath.Join(s.dir, "snapshotter.json")
 	if err == nil {
@@ -68,7 +68,7 @@ func (s *Stand) StartSnapshotter(ctx context.Context) error {
 func (s *Stand) startContainerd(ctx context.Context, o Options) error {
 	snapshotter := engine.Snapshotter{Name: BuiltIn}
 	if s.Snapshotter != nil {
-		snapshotter = engine.Snapshotter{Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.Snapshots()}
+		snapshotter = engine.Snapshotter{Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.Snapshots(), Diff: true}
 	}
 	s.storage = map[string]any{
 		"storage-driver": snapshotter.Name, "features": map[string]bool{"containerd-snapshotter": true},
