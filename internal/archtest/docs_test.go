@@ -7,8 +7,11 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/test/testutil"
 )
@@ -67,6 +70,47 @@ func TestArchitectureNamesEveryPackage(t *testing.T) {
 			t.Errorf("docs/architecture.md doesn't name %s", pkg)
 		}
 	}
+}
+
+// The table of section 2 of the architecture document has the rules, but for the right to import internal.
+func TestArchitectureHasTheRules(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(testutil.Root(t), "docs/architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`([^`]+)`|\\bformats\\b")
+	told := map[string][]string{}
+	rows := regexp.MustCompile("(?m)^\\| (`.*) \\| (.*) \\|$")
+	for _, row := range rows.FindAllStringSubmatch(table(t, string(text)), -1) {
+		for _, from := range names.FindAllString(row[1], -1) {
+			rights := []string{}
+			for _, to := range names.FindAllString(row[2], -1) {
+				rights = append(rights, strings.Trim(to, "`"))
+			}
+			slices.Sort(rights)
+			told[strings.Trim(from, "`")] = rights
+		}
+	}
+	want := map[string][]string{}
+	for name, rights := range rules {
+		rights = slices.DeleteFunc(slices.Clone(rights), func(to string) bool { return to == "internal" })
+		slices.Sort(rights)
+		want[name] = append([]string{}, rights...)
+	}
+	if d := cmp.Diff(want, told); d != "" {
+		t.Errorf("the table of docs/architecture.md, -rules +table\n%s", d)
+	}
+}
+
+// table returns the table of rules in the architecture document.
+func table(t *testing.T, text string) string {
+	t.Helper()
+	_, text, found := strings.Cut(text, "\n| package | may import, ")
+	text, _, end := strings.Cut(text, "\n\n")
+	if !found || !end {
+		t.Fatal("docs/architecture.md has no table of rules")
+	}
+	return text
 }
 
 // What the contributors' documents name of the source is there.
