@@ -68,7 +68,9 @@ func (s *Stand) StartSnapshotter(ctx context.Context) error {
 func (s *Stand) startContainerd(ctx context.Context, o Options) error {
 	snapshotter := engine.Snapshotter{Name: BuiltIn}
 	if s.Snapshotter != nil {
-		snapshotter = engine.Snapshotter{Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.Snapshots(), Diff: true}
+		snapshotter = engine.Snapshotter{
+			Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.Snapshots(), Diff: true,
+		}
 	}
 	s.storage = map[string]any{
 		"storage-driver": snapshotter.Name, "features": map[string]bool{"containerd-snapshotter": true},
