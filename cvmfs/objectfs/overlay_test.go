@@ -293,7 +293,7 @@ func TestFirstContainerFetchesAndTheSecondAsksNobody(t *testing.T) {
 	}
 	requests, lookups := s.requests.Load(), h.counts.of(fusewire.OpLookup)
 	if requests != 2 {
-		t.Errorf("%d requests to the server, want 2", requests)
+		t.Errorf("%d requests to the server, want 2; the store: %+v", requests, h.store.Stats())
 	}
 	second := h.container()
 	h.expect(second, "small")
