@@ -215,7 +215,7 @@ func TestAListingThatIsEndedLeavesNothing(t *testing.T) {
 func TestAConfigurationIsNamedWhereItLies(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"default.local":               "CVMFS_HTTP_PROXY=auto\n",
+		"default.local":               "CVMFS_HTTP_PROXY=gopher://proxy\n",
 		"config.d/a.example.org.conf": "CVMFS_SERVER_URL=http://127.0.0.1:9/x\nCVMFS_PUBLIC_KEY=/x\n",
 	} {
 		file := filepath.Join(dir, name)
