@@ -188,6 +188,22 @@ func watch(t *testing.T, metrics string) string {
 	return "http://" + address
 }
 
+// sees waits until Prometheus knows a metric.
+func sees(t *testing.T, server, metric string, from time.Time) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		known, err := prometheus.Range(t.Context(), server, prometheus.Target{Expr: metric}, from, time.Now(),
+			time.Second)
+		must(t, err)
+		if len(known) > 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("Prometheus doesn't come to know %s", metric)
+		}
+	}
+}
+
 // pictureVariable names a PNG file to draw the dashboard into, of a run that takes some minutes:
 //
 //	CVMFS_PICTURE=$PWD/docs/images/dashboard.png go test ./cmd/cvmfs-graphdriver-plugin -run TheDashboardShows
@@ -210,7 +226,8 @@ func TestTheDashboardShowsWhatThePluginDoes(t *testing.T) {
 	s.pull("analysis")
 	s.read("a1", "analysis", 0, files)
 	s.pull("simulation")
-	s.read("a2", "analysis", 0, files/2) // all local
+	s.read("a2", "analysis", 0, files/2)              // all local
+	sees(t, server, "cvmfs_fetch_errors_total", from) // a counter that is new and grown at once shows no rate
 	s.servers[0].Set(testutil.Fault{Status: http.StatusBadGateway})
 	s.read("s1", "simulation", 0, files/2)
 	s.read("s2", "simulation", files/2, files)
