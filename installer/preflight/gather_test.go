@@ -189,12 +189,12 @@ func TestEngineIsAskedForAllThatMatters(t *testing.T) {
 	if g.State == nil || g.State.Err == "" {
 		t.Errorf("state %+v: the plugin can't have answered", g.State)
 	}
-	g.State, g.Disk = nil, nil
+	g.State, g.Disk, g.names = nil, nil, nil
 	wantPlugin := Plugin{
 		Name: name, ID: "42", Present: true, Enabled: true, Ours: true, Dir: root + "/plugins/42",
 		Settings: map[string]string{"cvmfs_ext_config": "/srv/cvmfs", "DEBUG": "1"},
 	}
-	if d := cmp.Diff(wantPlugin, g); d != "" {
+	if d := cmp.Diff(wantPlugin, g, cmp.AllowUnexported(Plugin{})); d != "" {
 		t.Errorf("plugin (-want +got):\n%s", d)
 	}
 }
