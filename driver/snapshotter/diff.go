@@ -8,12 +8,15 @@ import (
 	"maps"
 	"reflect"
 	"strings"
+	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/leases"
+	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
@@ -30,9 +33,13 @@ import (
 // folder and nothing below it, where containerd's own one compares whole trees, and so reads an image. What it doesn't
 // know is left to the next of containerd's differs.
 type Differ struct {
-	s     *Snapshotter
-	store content.Store // containerd's
+	s      *Snapshotter
+	store  content.Store  // containerd's
+	leases leases.Manager // likewise
 }
+
+// keptFor is how long an archive stays that nothing names yet: who asked for it names it next.
+const keptFor = time.Hour
 
 var (
 	_ diff.Comparer = (*Differ)(nil)
@@ -41,7 +48,10 @@ var (
 
 // NewDiffer makes a differ that puts archives into the content store of the containerd at a connection.
 func NewDiffer(s *Snapshotter, containerd grpc.ClientConnInterface) *Differ {
-	return &Differ{s: s, store: contentproxy.NewContentStore(contentapi.NewContentClient(containerd))}
+	return &Differ{
+		s: s, store: contentproxy.NewContentStore(contentapi.NewContentClient(containerd)),
+		leases: leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(containerd)),
+	}
 }
 
 // Apply leaves archives to containerd, which unpacks them into the folder of a snapshot.
@@ -78,7 +88,10 @@ func (d *Differ) Compare(
 		return ocispec.Descriptor{}, err
 	}
 	defer archive.Close()
-	made, err := d.write(outgoing(ctx), archive, cfg)
+	var made ocispec.Descriptor
+	if ctx, err = d.keep(ctx, sn.Name); err == nil {
+		made, err = d.write(ctx, archive, cfg)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("diff of snapshot %q: %w", sn.Name, err)
 	}
@@ -122,15 +135,23 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot
 	return sn
 }
 
-// outgoing has calls to containerd belong to the namespace and the lease of one that came from it.
-func outgoing(ctx context.Context) context.Context {
-	if namespace, ok := namespaces.Namespace(ctx); ok {
-		ctx = namespaces.WithNamespace(ctx, namespace)
+// keep has what is written to containerd be of the namespace of a snapshot, and stay until it is named. Calls that come
+// by way of containerd bring no lease along, and up to 1.7 no namespace: what had neither would go with the next
+// collection.
+func (d *Differ) keep(ctx context.Context, name string) (context.Context, error) {
+	namespace, ok := namespaces.Namespace(ctx)
+	if !ok {
+		namespace, _, _ = strings.Cut(name, "/")
 	}
+	ctx = namespaces.WithNamespace(ctx, namespace)
 	if lease, ok := leases.FromContext(ctx); ok {
-		ctx = leases.WithLease(ctx, lease)
+		return leases.WithLease(ctx, lease), nil
 	}
-	return ctx
+	lease, err := d.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(keptFor))
+	if err != nil {
+		return nil, fmt.Errorf("keep an archive from containerd's collector: %w", err)
+	}
+	return leases.WithLease(ctx, lease.ID), nil
 }
 
 // write puts an archive into the content store.

@@ -14,10 +14,12 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/diff"
 	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -32,8 +34,42 @@ import (
 	"cvmfs-graphdriver/driver/node"
 )
 
-// contentServer returns a connection to containerd's content store, in a folder.
-func contentServer(t testing.TB, dir string) *grpc.ClientConn {
+// leaseServer gives leases, and takes down by which of them what is written stays, with the namespace before it.
+type leaseServer struct {
+	leasesapi.UnimplementedLeasesServer
+	mu   sync.Mutex
+	kept []string
+}
+
+func (l *leaseServer) Create(_ context.Context, r *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
+	if r.Labels["containerd.io/gc.expire"] == "" {
+		return nil, errors.New("a lease that never ends")
+	}
+	return &leasesapi.CreateResponse{Lease: &leasesapi.Lease{ID: "ours", Labels: r.Labels}}, nil
+}
+
+func (l *leaseServer) watch(
+	srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
+) error {
+	if strings.HasSuffix(info.FullMethod, "/Write") {
+		namespace, _ := namespaces.Namespace(stream.Context())
+		lease, _ := leases.FromContext(stream.Context())
+		l.mu.Lock()
+		l.kept = append(l.kept, namespace+" "+lease)
+		l.mu.Unlock()
+	}
+	return handler(srv, stream)
+}
+
+// last returns the namespace and the lease of what was written last.
+func (l *leaseServer) last() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.kept[len(l.kept)-1]
+}
+
+// contentServer returns a connection to containerd's content store, in a folder, and to what gives leases.
+func contentServer(t testing.TB, dir string) (*grpc.ClientConn, *leaseServer) {
 	t.Helper()
 	store, err := local.NewLabeledStore(filepath.Join(dir, "content"), &labelStore{})
 	must(t, err)
@@ -41,13 +77,15 @@ func contentServer(t testing.TB, dir string) *grpc.ClientConn {
 	must(t, os.RemoveAll(socket))
 	l, err := net.Listen("unix", socket)
 	must(t, err)
-	server := grpc.NewServer()
+	given := &leaseServer{}
+	server := grpc.NewServer(grpc.StreamInterceptor(given.watch))
+	leasesapi.RegisterLeasesServer(server, given)
 	contentapi.RegisterContentServer(server, contentserver.New(store))
 	go server.Serve(l) // ends with the test
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
-	return conn
+	return conn, given
 }
 
 // labelStore keeps labels of content, which containerd keeps in its database.
@@ -87,9 +125,15 @@ func TestDiffsAreOfTheSnapshotAlone(t *testing.T) {
 	if got := names(t, ctx, r, made); got != ".wh.a new" {
 		t.Errorf("the archive has %s", got)
 	}
-	again, err := compare(ctx, r, lower, upper)
+	if got := r.leases.last(); got != "test ours" {
+		t.Errorf("it is kept by %q", got)
+	}
+	again, err := compare(leases.WithLease(ctx, "theirs"), r, lower, upper)
 	if err != nil || again.Digest != made.Digest {
 		t.Errorf("%v, %v", again, err)
+	}
+	if got := r.leases.last(); got != "test theirs" {
+		t.Errorf("with a lease of the caller's it is kept by %q", got)
 	}
 	other, err := r.View(ctx, "other", "a")
 	must(t, err)
@@ -98,6 +142,22 @@ func TestDiffsAreOfTheSnapshotAlone(t *testing.T) {
 	}
 	if _, err := compare(ctx, r, nil, lower); !errdefs.IsNotImplemented(err) {
 		t.Errorf("of what isn't active: %v", err)
+	}
+}
+
+// Up to 1.7 containerd sends no namespace.
+func TestADiffIsOfTheNamespaceOfItsSnapshot(t *testing.T) {
+	r := newRig(t, node.Settings{})
+	r.commit("moby/1/a", "", "a")
+	ctx := namespaces.WithNamespace(t.Context(), "moby")
+	upper, err := r.Prepare(ctx, "moby/2/container", "moby/1/a")
+	must(t, err)
+	lower, err := r.View(ctx, "moby/3/container-view", "moby/1/a")
+	must(t, err)
+	_, err = compare(t.Context(), r, lower, upper)
+	must(t, err)
+	if got := r.leases.last(); got != "moby ours" {
+		t.Errorf("it is kept by %q", got)
 	}
 }
 

@@ -36,7 +36,8 @@ type rig struct {
 	settings node.Settings
 	composer *nodetest.Composer
 	node     *node.Node
-	store    *grpc.ClientConn // to containerd, as far as it is a content store
+	store    *grpc.ClientConn // to containerd, as far as it is a content store that gives leases
+	leases   *leaseServer
 	conn     *grpc.ClientConn // to the snapshotter
 	stop     func()
 }
@@ -72,7 +73,7 @@ func (r *rig) open() {
 	server := snapshotter.NewServer(r.cfg.Log)
 	ended := make(chan error)
 	go func() { ended <- server.Serve(ctx, l) }()
-	r.store = contentServer(r.t, r.dir)
+	r.store, r.leases = contentServer(r.t, r.dir)
 	server.Ready(s, snapshotter.NewDiffer(s, r.store))
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(r.t, err)

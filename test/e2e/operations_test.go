@@ -189,7 +189,7 @@ func (u user) build(name, dockerfile string, files map[string]string) {
 // classicBuild builds an image of a folder with the classic builder.
 func (u user) classicBuild(name, folder string) {
 	u.Helper()
-	u.docker("build", "--network", "none", "--tag", name, folder)
+	u.docker("build", "--no-cache", "--network", "none", "--tag", name, folder)
 }
 
 // buildKit builds an image of a folder with the engine's BuildKit. A client without a plugin for that is replaced by
