@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,6 +25,16 @@ func TestMountsThatNobodySeesAreRefused(t *testing.T) {
 	}
 	if _, err := os.Lstat(dir + "/s"); err == nil {
 		t.Error("a socket is there")
+	}
+}
+
+// The program is started again by itself to evaluate a script of proxy auto-configuration.
+func TestScriptsOfProxyAutoConfigurationAreEvaluated(t *testing.T) {
+	c := exec.CommandContext(t.Context(), os.Args[0], "evaluate-pac")
+	c.Env = append(os.Environ(), underTest+"=1")
+	out, err := c.CombinedOutput() // there is no script
+	if err == nil || strings.TrimSpace(string(out)) != "EOF" {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	// A host may have no certificates of authorities: these are Mozilla's.
 	_ "golang.org/x/crypto/x509roots/fallback"
 
+	"cvmfs-graphdriver/cvmfs/pac"
 	"cvmfs-graphdriver/driver/supervise"
 	"cvmfs-graphdriver/internal/hostfs"
 	"cvmfs-graphdriver/internal/program"
@@ -35,7 +36,10 @@ var (
 	commit  = "unknown"
 )
 
-func main() { program.Main(run) }
+func main() {
+	pac.Main()
+	program.Main(run)
+}
 
 // run is the program without its process: it gives the exit code.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {

@@ -30,7 +30,7 @@ var formatPackages = []string{
 var rules = map[string][]string{
 	"cmd/cvmfs-graphdriver":        {"installer", "bundle", "rootfs", "driver", "cvmfs", "internal"},
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "cvmfs/pac", "internal"},
-	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "internal"},
+	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/docker2cvmfs":             {"convert", "cvmfs", "internal"},
 	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "internal"},
 	"bundle":                       {"rootfs", "internal"},
@@ -238,6 +238,31 @@ func TestContainerdIsItsFacesAlone(t *testing.T) {
 		if (len(found) > 0) != want {
 			t.Errorf("%s has %d packages of containerd's API in it: %.200q", program, len(found), found)
 		}
+	}
+}
+
+// A program that fetches is started again for scripts of proxy auto-configuration, and has to evaluate them then.
+func TestProgramsThatFetchEvaluateScripts(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f",
+		`{{if eq .Name "main"}}{{.ImportPath}} {{join .Imports " "}} deps {{join .Deps " "}}{{end}}`,
+		module+"/cmd/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	const evaluates = module + "/cvmfs/pac"
+	var fetch int
+	for line := range strings.Lines(string(out)) {
+		direct, all, _ := strings.Cut(line, " deps ")
+		if !slices.Contains(strings.Fields(all), evaluates) {
+			continue
+		}
+		fetch++
+		if imports := strings.Fields(direct); !slices.Contains(imports[1:], evaluates) {
+			t.Errorf("%s can't evaluate scripts: its main calls no pac.Main", imports[0])
+		}
+	}
+	if fetch < 3 {
+		t.Errorf("%d programs fetch", fetch)
 	}
 }
 
