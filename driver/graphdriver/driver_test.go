@@ -291,10 +291,7 @@ func TestNothingWorksBeforeInit(t *testing.T) {
 func TestInitRefusesUnknownOptions(t *testing.T) {
 	r := newRig(t)
 	for _, c := range []struct{ opt, want string }{
-		{
-			"cvmfs.repositoris=x",
-			`unknown storage option "cvmfs.repositoris": this driver takes cvmfs.metrics, cvmfs.repositories, cvmfs.view, overlay2.override_kernel_check`,
-		},
+		{"cvmfs.repositoris=x", `unknown storage option "cvmfs.repositoris": this driver takes cvmfs.cache-floor, `},
 		{"size=10G", `unknown storage option "size"`},
 		{"cvmfs.repositories=a/b", "cvmfs.repositories=a/b"},
 		{"cvmfs.repositories=", "cvmfs.repositories="},
