@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/program"
@@ -64,4 +65,18 @@ func TestWrongCallsAreRefused(t *testing.T) {
 			t.Errorf("%s %q: %d, %s", c.content, c.args, code, &said)
 		}
 	}
+}
+
+func TestStorageOptionsAreThoseOfThePlugin(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.json")
+	must(t, os.WriteFile(file, []byte(`{"storage-opts":["cvmfs.isolate=yes","cvmfs.cache-limit=1G"]}`), 0o600))
+	app := cli.App{Flags: flags(), Action: func(c *cli.Context) error {
+		cfg, err := readConfig(c)
+		must(t, err)
+		if !cfg.settings.Isolate || cfg.settings.CacheLimit != 1<<30 || cfg.settings.CacheFloor != 2<<30 {
+			t.Errorf("%+v", cfg.settings)
+		}
+		return nil
+	}}
+	must(t, app.RunContext(t.Context(), []string{"", "--config", file, "--storage-opt", "cvmfs.cache-floor=2G"}))
 }

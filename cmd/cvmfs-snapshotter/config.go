@@ -84,7 +84,7 @@ func readConfig(c *cli.Context) (*config, error) {
 	if err != nil {
 		return nil, program.Usagef(c, "%v", err)
 	}
-	cfg.settings = node.Settings{Repositories: o.Repositories, View: node.View(o.View)}
+	cfg.settings = node.SettingsOf(o)
 	return cfg, nil
 }
 

@@ -3,7 +3,6 @@ package graphdriver
 import (
 	"errors"
 
-	"cvmfs-graphdriver/driver/metrics"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/options"
 )
@@ -11,10 +10,7 @@ import (
 // parseOptions reads the engine's storage options.
 func parseOptions(opts []string) (node.Settings, error) {
 	o, err := options.Parse(opts)
-	return node.Settings{
-		Repositories: o.Repositories, View: node.View(o.View), CacheLimit: o.CacheLimit, CacheFloor: o.CacheFloor,
-		Isolate: o.Isolate, Metrics: metrics.Listen(o.Metrics),
-	}, err
+	return node.SettingsOf(o), err
 }
 
 // sizeOf returns the limit that options of a container ask for, in bytes; 0 is none.

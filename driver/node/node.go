@@ -24,6 +24,7 @@ import (
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/lockorder"
 	"cvmfs-graphdriver/driver/metrics"
+	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/durable"
@@ -85,6 +86,14 @@ type Settings struct {
 	CacheFloor   int64                // bytes of the file system that stay free; 0 for the default
 	Metrics      metrics.Listen       // where metrics are served; zero for nowhere
 	Isolate      bool                 // images composed from now on share no object with those of other repositories
+}
+
+// SettingsOf returns what storage options set.
+func SettingsOf(o options.Options) Settings {
+	return Settings{
+		Repositories: o.Repositories, View: View(o.View), CacheLimit: o.CacheLimit, CacheFloor: o.CacheFloor,
+		Isolate: o.Isolate, Metrics: metrics.Listen(o.Metrics),
+	}
 }
 
 // Face is what an engine speaks to. It keeps account of mounts, and calls nothing of the node while it answers.

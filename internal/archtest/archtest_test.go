@@ -37,13 +37,13 @@ var rules = map[string][]string{
 	"packaging":                    {"bundle"},
 	"rootfs":                       nil,
 	"driver/graphdriver": {
-		"driver/node", "driver/layers", "driver/lockorder", "driver/control", "driver/metrics", "driver/status",
-		"driver/options", "cvmfs", "internal",
+		"driver/node", "driver/layers", "driver/lockorder", "driver/control", "driver/status", "driver/options", "cvmfs",
+		"internal",
 	},
 	"driver/snapshotter": {"driver/node", "driver/layers", "driver/lockorder", "driver/status", "internal"},
 	"driver/node": {
 		"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/control", "driver/metrics",
-		"driver/status", "cvmfs", "internal",
+		"driver/status", "driver/options", "cvmfs", "internal",
 	},
 	"driver/control":        {"driver/status", "cvmfs/objects"},
 	"driver/metrics":        {"driver/status"},
