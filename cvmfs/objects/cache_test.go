@@ -246,7 +246,35 @@ func TestUsedImageIsTakenOutOfAPlan(t *testing.T) {
 	}
 }
 
-// The same while the plan is being made.
+// What is pinned, or used, after a plan was dropped is in none any more: whoever still has it removes nothing.
+func TestAPlanThatWasDroppedRemovesNothing(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s, images := cached(t, repo, 64*mib)
+	_, refs := images.add(t, "a", several(repo, 0, 5, 10_000)...)
+	fetchAll(t, s, refs)
+	plan := func() *plan {
+		p, err := s.makePlan(t.Context(), planLength, false, s.survey, (*known).inUse)
+		must(t, err)
+		s.eviction.mu.Lock()
+		defer s.eviction.mu.Unlock()
+		s.eviction.main = p
+		return p
+	}
+	p := plan()
+	must(t, s.Pin("a", true))
+	if done, err := s.step(p, 1<<30); !errors.Is(err, errDropped) || done.Objects > 0 {
+		t.Errorf("%+v of a pinned image, %v", done, err)
+	}
+	must(t, s.Pin("a", false))
+	plan()
+	s.eviction.forgetPlan()
+	if done, err := s.evictStep(t.Context(), 1<<30); err != nil || done.Objects != 5 {
+		t.Errorf("%+v, %v: a new plan", done, err)
+	}
+}
+
+// An image that is used while a plan is being made keeps its objects, too.
 func TestImageUsedWhileAPlanIsMadeIsNotInIt(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

@@ -276,7 +276,7 @@ func (s *Store) evictAll(ctx context.Context) (stuck bool, err error) {
 // evictStep takes a step of the plan, which it makes if there is none.
 func (s *Store) evictStep(ctx context.Context, want int64) (Removed, error) {
 	e := &s.eviction
-	for range 2 {
+	for {
 		e.mu.Lock()
 		p := e.main
 		e.mu.Unlock()
@@ -287,20 +287,26 @@ func (s *Store) evictStep(ctx context.Context, want int64) (Removed, error) {
 				return Removed{}, err
 			}
 			e.mu.Lock()
+			e.drop(e.main) // somebody else's, made meanwhile
 			e.main = p
 			e.mu.Unlock()
 		}
 		done, err := s.step(p, want)
+		if errors.Is(err, errDropped) {
+			continue
+		}
 		if err != nil || done.Objects > 0 {
 			return done, err
 		}
 		e.forgetPlan() // used up
 		if fresh {
-			break
+			return Removed{}, nil
 		}
 	}
-	return Removed{}, nil
 }
+
+// errDropped means that a plan isn't held against what is used any more, and has to be made anew.
+var errDropped = errors.New("the plan of eviction was dropped")
 
 // Removed is what was removed.
 type Removed struct {
@@ -308,7 +314,8 @@ type Removed struct {
 	Bytes   int64 `json:"bytes"` // on disk
 }
 
-// step removes the next objects of a plan, no more than want asks for and a step may.
+// step removes the next objects of a plan, no more than want asks for and a step may; errDropped if the plan was
+// dropped.
 func (s *Store) step(p *plan, want int64) (done Removed, err error) {
 	if err := s.checkPlan(p); err != nil {
 		return done, err
@@ -316,6 +323,9 @@ func (s *Store) step(p *plan, want int64) (done Removed, err error) {
 	e := &s.eviction
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if !slices.Contains(e.plans, p) {
+		return done, errDropped
+	}
 	began := time.Now()
 	want = min(want, stepBytes)
 	err = s.asOwner(func() error {
