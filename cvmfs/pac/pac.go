@@ -61,7 +61,7 @@ func (s Script) Evaluate(ctx context.Context, questions []Question) ([]string, e
 	ctx, cancel := context.WithTimeoutCause(ctx, maxWait, fmt.Errorf("%w: not within %v", ErrScript, maxWait))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", argument)
-	cmd.Env = []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1", "TZ=" + os.Getenv("TZ")}
+	cmd.Env = environ()
 	said := &bounded{limit: maxSaid}
 	cmd.Stderr = said
 	cmd.WaitDelay = time.Second
@@ -89,6 +89,15 @@ func (s Script) Evaluate(ctx context.Context, questions []Question) ([]string, e
 	}
 	line, _, _ := strings.Cut(said.String(), "\n")
 	return nil, fmt.Errorf("%w: its process fails: %w: %.200q", ErrScript, errors.Join(ended, err), line)
+}
+
+// environ is the environment of the process.
+func environ() []string {
+	env := []string{"GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=1"}
+	if zone, set := os.LookupEnv("TZ"); set { // an empty one is UTC, none is the host's
+		env = append(env, "TZ="+zone)
+	}
+	return env
 }
 
 // talk tells the process what to do and answers its questions until it has answered ours.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,20 @@ func ask(t *testing.T, script string, names ...string) ([]string, error) {
 		questions = append(questions, Question{URL: "http://" + name + "/cvmfs/images.example.org/.cvmfspublished", Host: name})
 	}
 	return Script{Text: []byte(script), Resolve: hosts}.Evaluate(t.Context(), questions)
+}
+
+// Ranges of time are in the host's time zone: that of TZ, or else of its files, for which TZ must not be there.
+func TestTimeZoneIsThatOfTheHost(t *testing.T) {
+	t.Setenv("TZ", "Europe/Zurich")
+	if !slices.Contains(environ(), "TZ=Europe/Zurich") {
+		t.Errorf("%q", environ())
+	}
+	if err := os.Unsetenv("TZ"); err != nil { // Setenv puts it back
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(environ(), func(v string) bool { return strings.HasPrefix(v, "TZ=") }) {
+		t.Errorf("%q", environ())
+	}
 }
 
 func TestScriptAnswersForEachServer(t *testing.T) {
