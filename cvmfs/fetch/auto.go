@@ -33,6 +33,7 @@ const (
 	autoAgain    = time.Hour   // how soon scripts are asked again
 	autoMissing  = time.Minute // the same where none gave an answer
 	maxAutoCache = 64 << 10
+	maxFound     = 64 // proxies that a script may name: each may be waited for
 )
 
 // errNoProxy says that nothing was found and nothing else is configured.
@@ -59,6 +60,9 @@ func (f *Fetcher) chain(ctx context.Context) (groups [][]*member, again time.Dur
 	}
 	if len(groups) == 0 {
 		again = failedTTL
+		if err == nil {
+			err = fmt.Errorf("none of the proxies found can be used: %.200q", hidden(found))
+		}
 		groups = [][]*member{{{err: fmt.Errorf("%w: %w", err, errNoProxy)}}}
 	}
 	return groups, again
@@ -155,6 +159,10 @@ func (f *Fetcher) evaluated(ctx context.Context, at string) (string, error) {
 	proxies, skipped := pac.Proxies(answers[0])
 	if proxies == "" {
 		return "", fmt.Errorf("%w that can be used: %.200q", pac.ErrScript, answers[0])
+	}
+	if n := strings.Count(strings.ReplaceAll(proxies, "|", ";"), ";"); n >= maxFound || len(proxies) > maxAutoCache {
+		return "", fmt.Errorf("%w that can be used: it names %d proxies in %d bytes, and may name %d", pac.ErrScript, n+1,
+			len(proxies), maxFound)
 	}
 	if len(skipped) > 0 {
 		f.log.Warn("proxy auto-configuration names what can't be used", slog.String("script", shownURL(at)),

@@ -154,6 +154,25 @@ func TestWithoutAnyProxyNothingIsFetched(t *testing.T) {
 	}
 }
 
+// Nor where a script names what can't be used, or so many proxies that to resolve and try them would never end.
+func TestProxiesThatCannotBeUsedAreSaid(t *testing.T) {
+	t.Parallel()
+	for answer, says := range map[string]string{
+		"PROXY %%%:3128": "none of the proxies found can be used",
+		strings.Repeat("PROXY 127.0.0.1:9; ", maxFound+1):                                      "it names 65 proxies",
+		"PROXY " + strings.Repeat("127.0.0.1:9|", maxFound) + "127.0.0.1:9":                    "it names 65 proxies",
+		"PROXY 127.0.0.1:9; PROXY a" + strings.Repeat("a", maxAutoCache) + ".example.org:3128": "65",
+	} {
+		s := files(t)
+		_, err := get(t.Context(), fetcher(t, found(t, s.URL, "auto", script(t, answer).URL)), "a")
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), says) ||
+			!strings.Contains(err.Error(), "set CVMFS_HTTP_PROXY") || strings.Contains(err.Error(), "%!") ||
+			s.Requests("") != 0 {
+			t.Errorf("%.40q: %v", answer, err)
+		}
+	}
+}
+
 func TestFallbacksReplaceDirectInWhatIsFound(t *testing.T) {
 	t.Parallel()
 	s, p := files(t), proxyServer(t)
