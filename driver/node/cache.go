@@ -53,11 +53,20 @@ func (c cachedImages) Images() (list []objects.Image, err error) {
 // tableFile is the file of the objects that an image names.
 func (n *Node) tableFile(key string) string { return n.Path("images", key, "objects") }
 
-// limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
-// changes nothing: repositories say what is wrong with it.
-func (n *Node) limitCache(settings Settings) error {
+// limitAgain bounds the object store as the settings that hold, and the host's files, say now.
+func (n *Node) limitAgain() error {
 	n.limiting.Lock()
 	defer n.limiting.Unlock()
+	c, err := n.configured()
+	if err != nil {
+		return err
+	}
+	return n.limitCache(c.settings)
+}
+
+// limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
+// changes nothing: repositories say what is wrong with it. The caller holds limiting.
+func (n *Node) limitCache(settings Settings) error {
 	limits := objects.Limits{Limit: settings.CacheLimit, Floor: settings.CacheFloor}
 	by := "storage option cvmfs.cache-limit"
 	if limits.Limit == 0 {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -150,5 +151,39 @@ func TestReloadLimitsTheCacheAsTheFilesSayThen(t *testing.T) {
 	}
 	if err := n.CachePin("none", true); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("an image that isn't there: %v", err)
+	}
+}
+
+// While files are read again the engine may be started with other options: these count in the end.
+func TestReloadLimitsTheCacheByTheSettingsThatHold(t *testing.T) {
+	dir := t.TempDir()
+	n, err := Open(Config{
+		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: dir,
+		Defaults: func() ([]byte, error) { return nil, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	set := func(limit int64) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.current = &configuration{settings: Settings{CacheLimit: limit}, face: mountedImages{}}
+	}
+	set(100 << 20)
+	n.limiting.Lock()
+	done := make(chan error)
+	go func() {
+		_, err := n.Reload(t.Context())
+		done <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // so that it waits
+	set(200 << 20)
+	n.limiting.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if st, err := n.CacheStatus(); err != nil || st.Limit != 200<<20 {
+		t.Errorf("%+v, %v", st, err)
 	}
 }

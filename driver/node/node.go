@@ -120,7 +120,7 @@ type Node struct {
 	current *configuration  // nil before Configure
 	limitBy string          // what says the cache's limit, for people
 
-	limiting sync.Mutex     // while the cache's limits are set
+	limiting sync.Mutex     // while the cache's limits are set, and current with them
 	limits   objects.Limits // as they were set; limiting guards it
 
 	composingThin lockorder.IDs // thin layers that are being composed
@@ -251,19 +251,29 @@ func (n *Node) Configure(settings Settings, face Face) error {
 	if err := n.newComposer(next); err != nil {
 		return err
 	}
-	if err := n.limitCache(settings); err != nil {
+	if err := n.hold(next); err != nil {
 		next.close()
 		return err
 	}
-	n.mu.Lock()
-	n.current = next
-	n.mu.Unlock()
 	n.useMounted(next) // before the former one lets go of them: containers may be reading
 	if former != nil {
 		former.close()
 	}
 	n.sweepImages()
 	n.exporter.Listen(settings.Metrics)
+	return nil
+}
+
+// hold makes a configuration the one that holds, and bounds the object store as it says.
+func (n *Node) hold(next *configuration) error {
+	n.limiting.Lock() // until both are done
+	defer n.limiting.Unlock()
+	if err := n.limitCache(next.settings); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.current = next
 	return nil
 }
 

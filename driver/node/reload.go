@@ -26,7 +26,7 @@ func (n *Node) Reload(context.Context) (status.Reload, error) {
 	if err != nil {
 		return status.Reload{}, err
 	}
-	if err := n.limitCache(c.settings); err != nil {
+	if err := n.limitAgain(); err != nil {
 		return status.Reload{}, err
 	}
 	answer := status.Reload{Repositories: []status.Reloaded{}}
@@ -71,7 +71,7 @@ func (n *Node) poll(ctx context.Context) {
 			continue
 		}
 		c.repositories.Reload(false) // it tells the log
-		if err := n.limitCache(c.settings); err != nil {
+		if err := n.limitAgain(); err != nil {
 			n.cfg.Log.Warn("the object cache can't be limited as is configured", "err", err)
 		}
 	}
