@@ -156,6 +156,7 @@ func (e *Exporter) answer(ctx context.Context, l Listen) error {
 	if err != nil {
 		return err
 	}
+	listener = limit(listener)
 	if l.Cert != "" {
 		if _, err := l.certificate(nil); err != nil {
 			return errors.Join(err, listener.Close())

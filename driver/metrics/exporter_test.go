@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -309,6 +310,41 @@ func TestScrapesAreAnsweredOneAfterAnother(t *testing.T) {
 }
 
 // A scrape under way doesn't hold up who turns metrics off, as the engine does when it ends.
+// Connections that nobody asks anything on take a bounded number of descriptors, and room comes back.
+func TestConnectionsAreBounded(t *testing.T) {
+	e, _ := exporter(t, idle)
+	l := Listen{Network: "tcp", Address: freePort(t)}
+	e.Listen(l)
+	answers(t, scraper(t, l, nil), "http://node"+Path) // whose connection stays
+	var held []net.Conn
+	closed := 0
+	for range 2 * mostConnections {
+		c, err := net.Dial(l.Network, l.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			held = append(held, c)
+			continue
+		}
+		if closed++; closed == 3 {
+			break
+		}
+	}
+	if closed < 3 || len(held) >= mostConnections {
+		t.Fatalf("%d connections are held, %d were closed", len(held), closed)
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	eventually(t, "room", func() bool {
+		status, _, err := get(scraper(t, l, nil), "http://node"+Path, "")
+		return err == nil && status == http.StatusOK
+	})
+}
+
 func TestScrapeDoesNotHoldUpTheEnd(t *testing.T) {
 	t.Parallel()
 	asked, proceed := make(chan struct{}, 1), make(chan struct{})
