@@ -14,8 +14,7 @@ const pollEvery = 20 * time.Second
 
 // later are parameters that say what an image shows. Images that there are were composed with what held then.
 var later = []string{
-	"CVMFS_CLAIM_OWNERSHIP", "CVMFS_GID_MAP", "CVMFS_REPOSITORY_DATE", "CVMFS_REPOSITORY_TAG", "CVMFS_ROOT_HASH",
-	"CVMFS_UID_MAP", "CVMFS_WORLD_READABLE",
+	"CVMFS_GID_MAP", "CVMFS_REPOSITORY_DATE", "CVMFS_REPOSITORY_TAG", "CVMFS_ROOT_HASH", "CVMFS_UID_MAP",
 }
 
 // Reload reads the host's CernVM-FS configuration again, and asks for the newest revision of the configuration
