@@ -53,6 +53,10 @@ func TestWrongCallsAreRefused(t *testing.T) {
 		{`{}`, []string{"--root", "here"}, program.Usage, "absolute"},
 		{`{}`, []string{"--root", "/a:b"}, program.Usage, "mount options"},
 		{`{}`, []string{"--storage-opt", "cvmfs.veiw=fuse"}, program.Usage, "cvmfs.veiw"},
+		{
+			`{"storage-opts":["cvmfs.metrics=unix:/run/docker/plugins/m.sock"]}`, nil, program.Usage,
+			"a socket is for the plugin",
+		},
 		{`{"rooot":"/a"}`, nil, program.Failed, "rooot"},
 		{`{"root":"/a"} {}`, nil, program.Failed, "behind"},
 		{`{"address":"s"}`, nil, program.Usage, "address"},

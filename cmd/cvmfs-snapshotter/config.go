@@ -84,6 +84,10 @@ func readConfig(c *cli.Context) (*config, error) {
 	if err != nil {
 		return nil, program.Usagef(c, "%v", err)
 	}
+	if o.Metrics.Network == "unix" { // Docker takes a socket in that folder of the host for a plugin's
+		return nil, program.Usagef(c, "storage option %s: a socket is for the plugin: want an IP address and a port, as in "+
+			"127.0.0.1:9324", options.MetricsAt)
+	}
 	cfg.settings = node.SettingsOf(o)
 	return cfg, nil
 }
