@@ -124,9 +124,12 @@ func (s *Store) Count() (all, thin int, images map[string]bool, err error) {
 	return len(ids), thin, images, nil
 }
 
+// maxOrigin is how much of an origin is told, in bytes: https://, a registry, a repository of 255, a tag and a digest.
+const maxOrigin = 512
+
 // Origins returns what the descriptors of thin layers name as the image they were made from, by the keys of the
 // composed images of the layers. Of several that share one composed image it is the first in the order of the alphabet,
-// and of those that can't be read, or name none, there is none.
+// and of those that can't be read, or name none, there is none. What is longer than a name can be is cut off.
 func (s *Store) Origins() (map[string]string, error) {
 	ids, err := s.list()
 	if err != nil {
@@ -142,8 +145,9 @@ func (s *Store) Origins() (map[string]string, error) {
 		if err != nil || d.Origin == "" {
 			continue
 		}
-		if first, ok := origins[l.Image]; !ok || d.Origin < first {
-			origins[l.Image] = d.Origin
+		origin := strings.ToValidUTF8(d.Origin[:min(len(d.Origin), maxOrigin)], "")
+		if first, ok := origins[l.Image]; !ok || origin < first {
+			origins[l.Image] = origin
 		}
 	}
 	return origins, nil

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -171,6 +172,32 @@ func TestImagesAreToldByTheirOriginWithTheirLocalShare(t *testing.T) {
 	}
 	if st := n.Status(); st.Compose.Failed != 1 || st.Metrics == nil || st.Metrics.Err != "" {
 		t.Errorf("%+v, %+v", st.Compose, st.Metrics)
+	}
+}
+
+// An origin is what whoever made the image likes: it must not swell each answer.
+func TestOriginsAreBounded(t *testing.T) {
+	n, _, _ := scraped(t, 1, 10)
+	if err := n.Layers().Create(layers.CreateArgs{ID: "long", Parent: "thin1"}); err != nil {
+		t.Fatal(err)
+	}
+	body := fmt.Sprintf(`{"version":"1.0","origin":%q,"layers":[{"digest":"%064d","url":"cvmfs://a.example.org/x"}]}`,
+		strings.Repeat("é", 400_000), 7)
+	archive := layerstest.Tar(t, layerstest.File{Name: "thin.json", Body: body})
+	if _, err := n.Apply(t.Context(), "long", "thin1", bytes.NewReader(archive)); err != nil {
+		t.Fatal(err)
+	}
+	long := 0
+	for _, image := range n.Status().Store.Images {
+		if strings.HasPrefix(image.Origin, "é") {
+			long = len(image.Origin)
+			if !utf8.ValidString(image.Origin) {
+				t.Errorf("%q", image.Origin)
+			}
+		}
+	}
+	if long == 0 || long > 512 {
+		t.Errorf("an origin of %d bytes is told", long)
 	}
 }
 
