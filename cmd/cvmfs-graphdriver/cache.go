@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -118,7 +119,8 @@ func writeCacheList(w io.Writer, list []namedImage) {
 			name = i.Key[:min(12, len(i.Key))]
 			if len(i.Layers) > 0 {
 				top := i.Layers[len(i.Layers)-1]
-				name += " (cvmfs://" + top.FQRN + top.Path + ")"
+				path := strconv.Quote(top.Path) // which whoever made the image may fill with a terminal's commands
+				name += " (cvmfs://" + top.FQRN + path[1:len(path)-1] + ")"
 			}
 		}
 		state := ""

@@ -193,3 +193,13 @@ func TestCacheIsListedWithoutAnEngine(t *testing.T) {
 		t.Errorf("%d %s %s", code, out, errOut)
 	}
 }
+
+// An image's layers have the names that its maker likes.
+func TestListSendsATerminalNoCommands(t *testing.T) {
+	var out strings.Builder
+	image := control.CachedImage{Layers: []status.Pin{{FQRN: "a.example.org", Path: "/layers/\x1b]0;x\a\tb"}}}
+	writeCacheList(&out, []namedImage{{CachedImage: image}})
+	if strings.ContainsAny(out.String(), "\x1b\a") || !strings.Contains(out.String(), `(cvmfs://a.example.org/layers/\x1b]0;x\a\tb)`) {
+		t.Errorf("%q", &out)
+	}
+}
