@@ -309,9 +309,11 @@ func TestAPodRunsAThinImage(t *testing.T) {
 				t.Errorf("images lie in %s, %v, want %s", info, err, u.Snapshots())
 			}
 			for _, args := range [][]string{{"stopp", pod}, {"rmp", pod}, {"rmi", "--all"}} {
-				if _, err := u.Engine.Crictl(t.Context(), args...); err != nil {
-					t.Error(err)
-				}
+				// Asked again, as kubelet does: a pod may still be ending when stopp has answered.
+				u.eventually(strings.Join(args, " "), func() error {
+					_, err := u.Engine.Crictl(t.Context(), args...)
+					return err
+				})
 			}
 			u.ctrRuns(thin, want)
 		})
