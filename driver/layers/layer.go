@@ -308,19 +308,20 @@ func (s *Store) Remove(id string) (image string, err error) {
 	return l.Image, nil
 }
 
-// discard deletes a layer's folder. Renamed first, so that a removal cut short leaves no half layer.
+// discard deletes a layer's folder. Renamed first, so that a removal cut short leaves no half layer; beside the layers,
+// as a full disk takes no new folder.
 func (s *Store) discard(id string) error {
-	temp, err := os.MkdirTemp(s.cfg.Dir, ".dead-")
-	if err != nil {
+	dead := filepath.Join(s.cfg.Dir, ".dead-"+id)
+	if err := os.RemoveAll(dead); err != nil { // what was left of a layer of that id
 		return err
 	}
 	s.made.remove(id)
 	s.records.Lock()
 	delete(s.records.committed, id)
-	err = os.Rename(s.dir(id), filepath.Join(temp, id))
+	err := os.Rename(s.dir(id), dead)
 	s.records.Unlock()
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+		return nil
 	}
-	return errors.Join(err, os.RemoveAll(temp))
+	return errors.Join(err, os.RemoveAll(dead))
 }
