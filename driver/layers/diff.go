@@ -43,6 +43,12 @@ func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, err
 			buf: make([]byte, copySize),
 		}
 		err := p.pack(ctx)
+		if err == nil && !s.Exists(id) {
+			err = fmt.Errorf("it was removed while it was read: %w", ErrNoLayer)
+		}
+		if err == nil {
+			err = p.w.Close()
+		}
 		if err != nil {
 			err = fmt.Errorf("diff layer %s: %w", id, err)
 		}
@@ -73,8 +79,9 @@ type packer struct {
 	buf  []byte
 }
 
+// pack writes the entries, and not the archive's end.
 func (p *packer) pack(ctx context.Context) error {
-	err := fs.WalkDir(p.root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
+	return fs.WalkDir(p.root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -86,10 +93,6 @@ func (p *packer) pack(ctx context.Context) error {
 		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return p.w.Close()
 }
 
 // add writes the entry of one name. The root has none, but may be opaque.

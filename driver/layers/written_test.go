@@ -1,6 +1,8 @@
 package layers_test
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -83,5 +85,22 @@ func TestWrittenLayersAreThinWithADescriptorAlone(t *testing.T) {
 		if (d != nil) != c.thin || (err != nil) != c.fail {
 			t.Errorf("%s: %v, %v", name, d, err)
 		}
+	}
+}
+
+func TestADiffOfALayerThatGoesIsNoWholeArchive(t *testing.T) {
+	r := newRig(t)
+	must(t, r.Create(layers.CreateArgs{ID: "1", Writable: true}))
+	for _, name := range []string{"a", "b", "c"} {
+		must(t, os.WriteFile(filepath.Join(r.diff("1"), name), []byte("x"), 0o600))
+	}
+	archive, err := r.Diff(t.Context(), "1", "")
+	must(t, err)
+	defer archive.Close()
+	_, err = archive.Read(make([]byte, 1)) // the first entry is on its way
+	must(t, err)
+	must(t, r.remove("1"))
+	if _, err := io.Copy(io.Discard, archive); !errors.Is(err, layers.ErrNoLayer) {
+		t.Errorf("got %v", err)
 	}
 }
