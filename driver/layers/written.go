@@ -19,6 +19,7 @@ type Noted struct {
 	ID, Parent string
 	Committed  bool
 	Note       []byte
+	Err        error // what is wrong with its note or its record, of which nothing is known then
 }
 
 // Noted returns the layers that have a note, in no order, and removes what a former life left unfinished beside the
@@ -36,12 +37,13 @@ func (s *Store) Noted() (list []Noted, err error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		var l *layer
+		if err == nil {
+			l, err = s.load(id)
 		}
-		l, err := s.load(id)
 		if err != nil {
-			return nil, err
+			list = append(list, Noted{ID: id, Err: err})
+			continue
 		}
 		list = append(list, Noted{ID: id, Parent: l.Parent, Committed: l.Committed, Note: note})
 	}

@@ -62,7 +62,8 @@ func Open(cfg Config) (*Snapshotter, error) {
 	return s, nil
 }
 
-// load reads the records of all snapshots.
+// load reads the records of all snapshots. One whose record or parent can't be made out is shown to nobody, and keeps
+// what it stands on: the others, and the containers that run on them, don't depend on it.
 func (s *Snapshotter) load() error {
 	noted, err := s.layers.Noted()
 	if err != nil {
@@ -71,24 +72,42 @@ func (s *Snapshotter) load() error {
 	byID := map[string]*snapshot{}
 	for _, n := range noted {
 		r, err := decode(n.Note, n.Committed)
-		if err != nil {
-			return fmt.Errorf("layer %s: its note: %w", n.ID, err)
+		switch {
+		case n.Err != nil:
+			err = n.Err
+		case err == nil && r.Name == "":
+			err = errors.New("its note has no name")
+		case err == nil && s.table.names[r.Name] != nil:
+			err = fmt.Errorf("layer %s has the name %q, too", s.table.names[r.Name].id, r.Name)
 		}
 		sn := &snapshot{id: n.ID, record: r, committed: n.Committed}
-		byID[n.ID], s.table.names[r.Name] = sn, sn
+		if err != nil {
+			s.hideDamaged(sn, err)
+		}
+		byID[n.ID], s.table.names[sn.Name] = sn, sn
 	}
 	for _, n := range noted {
 		if n.Parent == "" {
 			continue
 		}
-		parent := byID[n.Parent]
+		sn, parent := byID[n.ID], byID[n.Parent]
 		if parent == nil {
-			return fmt.Errorf("snapshot %q: the layer of its parent, %s, is missing", byID[n.ID].Name, n.Parent)
+			delete(s.table.names, sn.Name)
+			s.hideDamaged(sn, fmt.Errorf("the layer of its parent, %s, is missing", n.Parent))
+			s.table.names[sn.Name] = sn
+			continue
 		}
-		byID[n.ID].parent = parent
+		sn.parent = parent
 		parent.children++
 	}
 	return nil
+}
+
+// hideDamaged hides a snapshot for good, under a name that none of containerd's has.
+func (s *Snapshotter) hideDamaged(sn *snapshot, err error) {
+	s.cfg.Log.Error("a snapshot can't be used, its layer is left as it is", "layer", sn.id, "name", sn.Name,
+		"folder", s.layers.Folder(sn.id), "err", err)
+	sn.Name, sn.hidden = "damaged layer "+sn.id, true
 }
 
 // Prepare makes an active snapshot on top of a committed one, or of nothing, and returns its mounts.
