@@ -97,7 +97,7 @@ func (s *Snapshotter) load() error {
 			s.table.names[sn.Name] = sn
 			continue
 		}
-		sn.parent = parent
+		sn.parent, sn.below = parent, parent.Name
 		parent.children++
 	}
 	return nil

@@ -24,6 +24,7 @@ type table struct {
 type snapshot struct {
 	id     string
 	parent *snapshot // nil if there is none
+	below  string    // the name of parent, which never changes
 
 	// guarded by table.mu
 	record
@@ -43,13 +44,10 @@ func (sn *snapshot) kind() snapshots.Kind {
 }
 
 func (sn *snapshot) info() snapshots.Info {
-	info := snapshots.Info{
-		Kind: sn.kind(), Name: sn.Name, Labels: maps.Clone(sn.Labels), Created: sn.Created, Updated: sn.Updated,
+	return snapshots.Info{
+		Kind: sn.kind(), Name: sn.Name, Parent: sn.below, Labels: maps.Clone(sn.Labels), Created: sn.Created,
+		Updated: sn.Updated,
 	}
-	if sn.parent != nil {
-		info.Parent = sn.parent.Name
-	}
-	return info
 }
 
 func notFound(name string) error { return fmt.Errorf("snapshot %q: %w", name, errdefs.ErrNotFound) }
@@ -72,6 +70,7 @@ func (t *table) add(r record, id, parent string) (*snapshot, error) {
 				errdefs.ErrInvalidArgument)
 		}
 		sn.parent.children++
+		sn.below = parent
 	}
 	t.names[r.Name] = sn
 	return sn, nil
