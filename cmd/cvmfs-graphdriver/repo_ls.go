@@ -48,8 +48,10 @@ func repoLs(c *cli.Context) (err error) {
 	}
 	err = listing.List(c.Context, v, path, listing.Options{Recursive: c.Bool("recursive"), Content: c.Bool("content")},
 		func(i *listing.Item) error {
-			i.Mode = r.ShownMode(i.Mode)
-			return write(out, i, r.Expand)
+			shown, node, entry := *i, *i.Node, *i.Entry // the walk goes on with the item's own
+			entry.Mode = r.ShownMode(entry.Mode)
+			shown.Node, node.Entry = &node, &entry
+			return write(out, &shown, r.Expand)
 		})
 	return errors.Join(err, out.Flush())
 }

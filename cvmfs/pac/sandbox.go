@@ -11,10 +11,9 @@ import (
 
 // Limits of the process.
 const (
-	maxMemory  = 256 << 20 // bytes it may write to, the program's own included
-	maxSeconds = 2         // of a processor
-	maxStack   = 64 << 20  // bytes of the interpreter's stack
-	maxDepth   = 500       // calls within calls of a script
+	maxSeconds = 2        // of a processor
+	maxStack   = 64 << 20 // bytes of the interpreter's stack
+	maxDepth   = 500      // calls within calls of a script
 )
 
 // confine takes from the process what a script doesn't need: files, network, other programs, memory and time without
