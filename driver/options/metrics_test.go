@@ -60,6 +60,7 @@ func TestPlacesOfMetricsThatAreWrongAreRefusedWithTheRemedy(t *testing.T) {
 		"unix:/run/docker/plugins/../m.sock":   "<plugin id>/metrics.sock on the host",
 		"unix:/run/docker/plugins":             "<plugin id>/metrics.sock on the host",
 		"unix:/run/docker/plugins/plugin.sock": "taken",
+
 		"unix:/run/docker/plugins/m.sock,token=t":                   "leave them out",
 		"unix:/run/docker/plugins/" + strings.Repeat("m", 90):       "at most 100",
 		"127.0.0.1:9324,cert=c.pem,key=k.pem,token=t,cert=c2":       "each once",
