@@ -13,9 +13,7 @@ import (
 // CacheStatus returns the state of the object cache.
 func (n *Node) CacheStatus() (control.CacheState, error) {
 	st, err := n.objects.Status()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return control.CacheState{Status: st, LimitBy: n.limitBy}, err
+	return control.CacheState{Status: st, LimitBy: n.limitedBy()}, err
 }
 
 // CacheList lists the composed images, the one used last first, and how much of each is here.
