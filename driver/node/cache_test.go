@@ -61,20 +61,31 @@ func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
 	check("then", want(false, true, true))
 }
 
+// configuredBy opens a node below a folder, with a folder of CernVM-FS configuration.
+func configuredBy(t *testing.T, dir, configuration string) *Node {
+	t.Helper()
+	n, err := Open(Config{
+		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: configuration,
+		Defaults: func() ([]byte, error) { return nil, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
 func TestTheCacheIsLimitedByTheOptionOrElseTheSitesConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	etc := dir + "/etc"
 	if err := os.Mkdir(etc, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	n, err := Open(Config{
-		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: etc,
-		Defaults: func() ([]byte, error) { return nil, nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
+	n := configuredBy(t, dir, etc)
 	limits := func(text string, s Settings) (limit, floor, size int64, by string) {
 		t.Helper()
 		if err := os.WriteFile(etc+"/default.local", []byte(text), 0o644); err != nil {
@@ -114,14 +125,7 @@ func TestReloadLimitsTheCacheAsTheFilesSayThen(t *testing.T) {
 	if err := os.Mkdir(etc, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	n, err := Open(Config{
-		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: etc,
-		Defaults: func() ([]byte, error) { return nil, nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
+	n := configuredBy(t, dir, etc)
 	c := &configuration{face: mountedImages{}}
 	if err := n.newComposer(c); err != nil {
 		t.Fatal(err)
@@ -157,14 +161,7 @@ func TestReloadLimitsTheCacheAsTheFilesSayThen(t *testing.T) {
 // While files are read again the engine may be started with other options: these count in the end.
 func TestReloadLimitsTheCacheByTheSettingsThatHold(t *testing.T) {
 	dir := t.TempDir()
-	n, err := Open(Config{
-		Root: dir + "/m", Run: dir + "/r", Kernel: fakeKernel{}, Configuration: dir,
-		Defaults: func() ([]byte, error) { return nil, nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
+	n := configuredBy(t, dir, dir)
 	set := func(limit int64) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
