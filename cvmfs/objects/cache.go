@@ -159,7 +159,7 @@ func (s *Store) Prewarm(ctx context.Context, x *Index, key string, tell func(Com
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	s.tasks.start(func() {
-		for sleep(ctx, holdFor/2) == nil {
+		for sleep(ctx, s.eviction.keep/2) == nil {
 			s.Used(t)
 		}
 	})

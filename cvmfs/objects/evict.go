@@ -30,7 +30,7 @@ const (
 	// changed; doubled each time up to stuckMost: it takes a look at all names.
 	stuckFor  = 10 * time.Second
 	stuckMost = 5 * time.Minute
-	// holdFor is how long an image that was said to be used counts as mounted.
+	// holdFor is Config.Hold unless that says otherwise.
 	holdFor = time.Minute
 	// checkImages is how often a plan is held against what is mounted now.
 	checkImages = time.Second
@@ -41,8 +41,10 @@ const (
 	barren = 4
 )
 
-// eviction is the state of removing objects. The zero value is ready.
+// eviction is the state of removing objects.
 type eviction struct {
+	keep time.Duration // Config.Hold
+
 	mu        sync.Mutex
 	running   bool
 	plans     []*plan              // made and being made
@@ -87,7 +89,7 @@ func (e *eviction) hold(t *Table) (check bool) {
 		e.holds = map[string]lastHold{}
 	}
 	key, now := keyOf(t), time.Now()
-	e.holds[key] = lastHold{t, now.Add(holdFor)}
+	e.holds[key] = lastHold{t, now.Add(e.keep)}
 	for k, h := range e.holds {
 		if now.After(h.until) {
 			delete(e.holds, k)

@@ -1,6 +1,7 @@
 package objects
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,9 @@ type Config struct {
 	Limits    Limits
 	Images    Images // nil: none is known, and none in use but those told by Used
 	ScrubRate int64  // bytes a second that scrubbing reads; 0 is 8 MiB, less is no scrubbing
+	// Hold is how long an image that was said to be used counts as mounted, so that it may be mounted meanwhile; 0 is a
+	// minute.
+	Hold time.Duration
 }
 
 // Store is the folder of objects. It is safe for concurrent use. While a process ends that used the folder before, it
@@ -101,6 +105,7 @@ func Open(cfg Config) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.eviction.keep = cmp.Or(cfg.Hold, holdFor)
 	if s.boot == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
