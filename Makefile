@@ -41,9 +41,9 @@ programs: # those of this machine
 bundle: programs ## make the plugin bundle of this machine, a folder and an archive, in dist
 	$(DIST)/bin/cvmfs-graphdriver bundle build --plugin $(DIST)/bin/cvmfs-graphdriver-plugin --output $(DIST)
 
-demo: bundle ## convert an image and run both in a private engine (root; fetches Debian packages; takes ENGINE=/path/to/dockerd)
+demo: bundle ## convert an image and run both in private engines, old and new (root; fetches packages; takes ENGINE=/path/to/dockerd)
 	@$(GO) build -o $(DIST)/test/demo ./test/demo
-	@exec $(DIST)/test/demo -bundle $(bundle_dir) -converter $(DIST)/bin/docker2cvmfs
+	@exec $(DIST)/test/demo -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter -converter $(DIST)/bin/docker2cvmfs
 
 bench: bundle ## compare with the engine's overlay2, as ratios (root; VIEW=erofs or fuse forces one)
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench ./test/bench

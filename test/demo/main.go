@@ -1,6 +1,7 @@
-// Command demo shows the storage driver at work: it converts an image of Debian packages, putting its layers into a
-// repository of its own, runs the image and its thin twin in a Docker engine of its own, and tells what each said, how
-// long it took and what the thin one fetched. Nothing is installed and, the cache of packages aside, nothing is left.
+// Command demo shows thin images at work: it converts an image of Debian packages, putting its layers into a repository
+// of its own, runs the image and its thin twin in Docker engines of its own, an old one with the plugin and the newest
+// with the snapshotter, and tells what each said, how long it took and what the thin one fetched. Nothing is installed
+// and, the cache of packages aside, nothing is left.
 //
 // Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the machine does not qualify.
 package main
@@ -29,12 +30,14 @@ import (
 
 func main() {
 	engine.Main()
-	bundle := flag.String("bundle", "", "folder of the plugin bundle")
-	converter := flag.String("converter", "", "the program docker2cvmfs")
-	testdata := flag.String("testdata", "testdata", "folder of the reference repositories and images")
+	d := demo{start: time.Now()}
+	flag.StringVar(&d.options.Bundle, "bundle", "", "folder of the plugin bundle")
+	flag.StringVar(&d.options.Snapshotter, "snapshotter", "", "the program cvmfs-snapshotter")
+	flag.StringVar(&d.converter, "converter", "", "the program docker2cvmfs")
+	flag.StringVar(&d.options.Testdata, "testdata", "testdata", "folder of the reference repositories and images")
 	flag.Parse()
-	if *bundle == "" || *converter == "" || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "demo: want -bundle FOLDER -converter FILE and no argument")
+	if d.options.Bundle == "" || d.options.Snapshotter == "" || d.converter == "" || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "demo: want -bundle FOLDER -snapshotter FILE -converter FILE and no argument")
 		os.Exit(2)
 	}
 	if err := engine.Supported(); err != nil {
@@ -43,30 +46,53 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	d := demo{start: time.Now()}
-	if err := d.run(ctx, *bundle, *converter, *testdata); err != nil {
+	if err := d.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
 type demo struct {
-	start time.Time
-	stand *stand.Stand
-	dir   string // of the repository and the images
+	start     time.Time
+	converter string        // the program
+	options   stand.Options // of all stands
+	dir       string        // of the repository and the images
 }
 
 // step reports what is done next and when, counted from the start.
 func (d *demo) step(what string) { fmt.Printf("%6.1fs  %s\n", time.Since(d.start).Seconds(), what) }
 
-// run does everything, and removes everything at the end. Where a step fails the engine's log is kept.
-func (d *demo) run(ctx context.Context, bundle, converter, testdata string) (err error) {
-	d.step("look for an engine")
+// door is a way to run thin images.
+type door struct {
+	tools *engine.Tools
+	open  func(context.Context, stand.Options) (*stand.Stand, error)
+}
+
+// doors returns the ways that are shown: with an engine that the user names, the plugin alone.
+func (d *demo) doors(ctx context.Context, cache string) ([]door, error) {
+	d.step("look for an engine that takes plugins")
+	tools, err := engine.Fetch(ctx, cache, os.Stdout)
+	list := []door{{tools, stand.New}}
+	if err != nil || os.Getenv("ENGINE") != "" {
+		return list, err
+	}
+	d.step("look for the newest engine")
+	tools, err = engine.Stack29on21.Fetch(ctx, cache, os.Stdout)
+	return append(list, door{tools, stand.NewSnapshotter}), err
+}
+
+// run does everything, and removes everything at the end.
+func (d *demo) run(ctx context.Context) (err error) {
+	d.options.Step = d.step
+	// A service runs elsewhere.
+	if d.options.Snapshotter, err = filepath.Abs(d.options.Snapshotter); err != nil {
+		return err
+	}
 	cache, err := engine.CacheDir()
 	if err != nil {
 		return err
 	}
-	tools, err := engine.Fetch(ctx, cache, os.Stdout)
+	doors, err := d.doors(ctx, cache)
 	if err != nil {
 		return err
 	}
@@ -79,33 +105,25 @@ func (d *demo) run(ctx context.Context, bundle, converter, testdata string) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
-	d.stand, err = stand.New(ctx, stand.Options{Tools: tools, Bundle: bundle, Testdata: testdata, Step: d.step})
+	if err := d.convert(ctx, image); err != nil {
+		return orInterrupted(ctx, err)
+	}
 	var runs []result
-	if err == nil {
-		runs, err = d.convertAndCompare(ctx, converter, image)
-	}
-	switch {
-	case ctx.Err() != nil:
-		err = errors.New("interrupted")
-	case err != nil:
-		err = errors.Join(err, d.keepLog())
-	}
-	d.step("remove everything")
-	if err := errors.Join(err, d.stand.Close()); err != nil {
-		return err
+	for _, door := range doors {
+		if runs, err = d.compare(ctx, door, runs); err != nil {
+			return err
+		}
 	}
 	d.step("done")
 	return show(runs)
 }
 
-// result is what came of running one image.
-type result struct {
-	name         string
-	size         int64 // of the ordinary image's files, in bytes
-	said         string
-	took         time.Duration
-	load, fetch  stand.Count
-	fetchedAgain stand.Count
+// orInterrupted returns err, or what is the reason for all errors.
+func orInterrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	return err
 }
 
 // The repository the image's layers go to, and the thin image.
@@ -114,75 +132,101 @@ const (
 	thinImage  = "example/thin_analysis:1"
 )
 
-// convertAndCompare makes the thin image and runs both.
-func (d *demo) convertAndCompare(ctx context.Context, converter string, image *images.Image) ([]result, error) {
+func (d *demo) publisher() string          { return filepath.Join(d.dir, "publisher") }
+func (d *demo) archive(name string) string { return filepath.Join(d.dir, name+".tar") }
+
+// convert makes the thin image, and archives of both.
+func (d *demo) convert(ctx context.Context, image *images.Image) error {
 	d.step("create the repository " + repository)
-	publisher := filepath.Join(d.dir, "publisher")
-	err := publish.Create(ctx, publisher, publish.Settings{FQRN: repository}, publish.Options{})
-	if err == nil {
-		err = d.stand.Serve(repository, filepath.Join(publisher, "www/cvmfs", repository),
-			filepath.Join(publisher, "keys", repository+".pub"))
-	}
+	err := publish.Create(ctx, d.publisher(), publish.Settings{FQRN: repository}, publish.Options{})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	d.step("convert " + image.Name + ": layers into the repository, thin image into a file")
-	ordinary, thin := filepath.Join(d.dir, "ordinary.tar"), filepath.Join(d.dir, "thin.tar")
-	cmd := exec.CommandContext(ctx, converter, "make-thin", "--input-reference", "oci:"+image.Dir,
-		"--output-reference", "docker-archive:"+thin+":"+thinImage, "--repository", repository, "--target",
-		"native:"+publisher)
+	cmd := exec.CommandContext(ctx, d.converter, "make-thin", "--input-reference", "oci:"+image.Dir,
+		"--output-reference", "docker-archive:"+d.archive("thin")+":"+thinImage, "--repository", repository, "--target",
+		"native:"+d.publisher())
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("convert %s: %w: %s", image.Name, err, out)
+		return fmt.Errorf("convert %s: %w: %s", image.Name, err, out)
 	}
-	if err := image.WriteArchive(ordinary); err != nil {
-		return nil, err
+	return image.WriteArchive(d.archive("ordinary"))
+}
+
+// result is what came of running one image.
+type result struct {
+	engine, driver, name string
+
+	size         int64 // as the engine tells it, in bytes
+	said         string
+	took         time.Duration
+	load, fetch  stand.Count
+	fetchedAgain stand.Count
+}
+
+// compare runs both images in an engine, and adds what came of it. Where a step fails the logs are kept.
+func (d *demo) compare(ctx context.Context, door door, runs []result) ([]result, error) {
+	o := d.options
+	o.Tools = door.tools
+	s, err := door.open(ctx, o)
+	if err == nil {
+		err = s.Serve(repository, filepath.Join(d.publisher(), "www/cvmfs", repository),
+			filepath.Join(d.publisher(), "keys", repository+".pub"))
 	}
-	var runs []result
-	for _, image := range []struct{ name, file string }{{images.Debian, ordinary}, {thinImage, thin}} {
-		d.step("load and run " + image.name)
-		r, err := d.try(ctx, image.name, image.file)
+	for _, image := range []struct{ name, file string }{{images.Debian, "ordinary"}, {thinImage, "thin"}} {
 		if err != nil {
-			return nil, fmt.Errorf("load and run %s: %w", image.name, err)
+			break
+		}
+		d.step("load and run " + image.name)
+		var r *result
+		if r, err = d.try(ctx, s, image.name, d.archive(image.file)); err != nil {
+			err = fmt.Errorf("load and run %s: %w", image.name, err)
+			break
 		}
 		runs = append(runs, *r)
 	}
-	size, err := d.stand.Engine.Docker(ctx, "image", "inspect", "--format", "{{.Size}}", images.Debian)
-	if err != nil {
-		return nil, err
+	if err != nil && ctx.Err() == nil {
+		err = errors.Join(err, keepLogs(s))
 	}
-	runs[0].size, err = strconv.ParseInt(strings.TrimSpace(size), 10, 64)
-	return runs, err
+	d.step("remove the engine")
+	return runs, errors.Join(orInterrupted(ctx, err), s.Close())
 }
 
 // try loads an image and runs it twice.
-func (d *demo) try(ctx context.Context, name, file string) (*result, error) {
-	r := &result{name: name}
-	before := d.stand.Site.Count()
-	if _, err := d.stand.Engine.Docker(ctx, "load", "--quiet", "--input", file); err != nil {
+func (d *demo) try(ctx context.Context, s *stand.Stand, name, file string) (*result, error) {
+	said, err := s.Engine.Docker(ctx, "version", "--format", "{{.Server.Version}}")
+	if err != nil {
 		return nil, err
 	}
-	loaded := d.stand.Site.Count()
+	r := &result{engine: strings.TrimSpace(said), driver: s.Driver(), name: name}
+	before := s.Site.Count()
+	if _, err := s.Engine.Docker(ctx, "load", "--quiet", "--input", file); err != nil {
+		return nil, err
+	}
+	loaded := s.Site.Count()
 	begin := time.Now()
-	said, err := d.stand.Engine.Docker(ctx, "run", "--rm", "--network", "none", name)
+	said, err = s.Engine.Docker(ctx, "run", "--rm", "--network", "none", name)
 	if err != nil {
 		return nil, err
 	}
 	r.said, r.took = strings.TrimSpace(said), time.Since(begin)
-	ran := d.stand.Site.Count()
-	if _, err := d.stand.Engine.Docker(ctx, "run", "--rm", "--network", "none", name); err != nil {
+	ran := s.Site.Count()
+	if _, err := s.Engine.Docker(ctx, "run", "--rm", "--network", "none", name); err != nil {
 		return nil, fmt.Errorf("a second time: %w", err)
 	}
-	r.load, r.fetch, r.fetchedAgain = loaded.Sub(before), ran.Sub(loaded), d.stand.Site.Count().Sub(ran)
-	return r, nil
+	r.load, r.fetch, r.fetchedAgain = loaded.Sub(before), ran.Sub(loaded), s.Site.Count().Sub(ran)
+	if said, err = s.Engine.Docker(ctx, "image", "inspect", "--format", "{{.Size}}", name); err == nil {
+		r.size, err = strconv.ParseInt(strings.TrimSpace(said), 10, 64)
+	}
+	return r, err
 }
 
-// show prints the results.
+// show prints the results: of each engine the ordinary image, and then the thin one.
 func show(runs []result) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "\nIMAGE\tSAID\tFIRST RUN\tFETCHED TO LOAD\tTO RUN\tTO RUN AGAIN\n")
+	fmt.Fprintf(w, "\nDOCKER\tDRIVER\tIMAGE\tSAID\tFIRST RUN\tFETCHED TO LOAD\tTO RUN\tTO RUN AGAIN\n")
 	for _, r := range runs {
-		fmt.Fprintf(w, "%s\t%q\t%.2f s\t%s\t%s\t%s\n", r.name, r.said, r.took.Seconds(), amount(r.load),
-			amount(r.fetch), amount(r.fetchedAgain))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%q\t%.2f s\t%s\t%s\t%s\n", r.engine, r.driver, r.name, r.said, r.took.Seconds(),
+			amount(r.load), amount(r.fetch), amount(r.fetchedAgain))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -190,8 +234,10 @@ func show(runs []result) error {
 	ordinary, thin := runs[0], runs[1]
 	fmt.Printf("\nThe image's files have %d bytes. Its thin twin fetched %d: %d of catalogs and signatures to be loaded, %d of files to run.\n",
 		ordinary.size, thin.load.Bytes+thin.fetch.Bytes, thin.load.Bytes, thin.fetch.Bytes)
-	if thin.said != ordinary.said {
-		return fmt.Errorf("the two containers did not say the same")
+	for _, r := range runs {
+		if r.said != ordinary.said {
+			return fmt.Errorf("%s said %q in Docker %s: not the same", r.name, r.said, r.engine)
+		}
 	}
 	return nil
 }
@@ -203,17 +249,21 @@ func amount(c stand.Count) string {
 	return fmt.Sprintf("%d bytes, %d objects", c.Bytes, c.Objects)
 }
 
-// keepLog saves the engine's log from the removal and gives the error that says where it is.
-func (d *demo) keepLog() error {
-	if d.stand.Engine == nil {
+// keepLogs saves the logs of an engine and a snapshotter from the removal and gives the error that says where they are.
+func keepLogs(s *stand.Stand) error {
+	if s.Engine == nil {
 		return nil
 	}
-	f, err := os.CreateTemp("", "cvmfs-graphdriver-demo-*.log")
-	if err != nil {
-		return fmt.Errorf("keep the engine's log: %w", err)
+	text := s.Engine.Log()
+	if s.Snapshotter != nil {
+		text += "\nsnapshotter:\n" + s.Snapshotter.Log()
 	}
-	_, err = f.WriteString(d.stand.Engine.Log())
-	if err = errors.Join(err, f.Close()); err != nil {
+	f, err := os.CreateTemp("", "cvmfs-graphdriver-demo-*.log")
+	if err == nil {
+		_, err = f.WriteString(text)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("keep the engine's log: %w", err)
 	}
 	return fmt.Errorf("the engine's log is %s", f.Name())

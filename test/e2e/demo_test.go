@@ -17,6 +17,7 @@ import (
 
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/images"
+	"cvmfs-graphdriver/test/stand"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -54,10 +55,10 @@ func demo(t *testing.T, bundle, until string) (said string, code int, tmp string
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-converter", shared.converter(), "-testdata",
-		testutil.Data(t))
+	cmd := exec.CommandContext(ctx, shared.demo(), "-bundle", bundle, "-snapshotter", shared.snapshotter(),
+		"-converter", shared.converter(), "-testdata", testutil.Data(t))
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 	out := &trigger{until: until, pull: func() {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
@@ -108,16 +109,19 @@ func left(t *testing.T, dir string) []string {
 	return names
 }
 
-func TestTheDemonstrationRunsBothImagesAndLeavesNothing(t *testing.T) {
+func TestTheDemonstrationRunsBothImagesOnBothEnginesAndLeavesNothing(t *testing.T) {
 	tools(t)
+	stackTools(t, engine.Stack29on21)
 	needDebian(t)
 	said, code, tmp := demo(t, shared.bundle(), "")
 	if code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
-	for _, image := range []string{images.Debian, demoThin} {
-		if !regexp.MustCompile(regexp.QuoteMeta(image) + ` +"`).MatchString(said) {
-			t.Errorf("no line tells what %s said", image)
+	for _, engine := range []string{`20\.10\.\S+ +` + stand.Plugin, `29\.\S+ +` + stand.Snapshotter} {
+		for _, image := range []string{images.Debian, demoThin} {
+			if !regexp.MustCompile(engine + ` +` + regexp.QuoteMeta(image) + ` +"`).MatchString(said) {
+				t.Errorf("no line tells what %s said in %s", image, engine)
+			}
 		}
 	}
 	if names := left(t, tmp); len(names) > 0 {
@@ -127,10 +131,11 @@ func TestTheDemonstrationRunsBothImagesAndLeavesNothing(t *testing.T) {
 
 func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
 	tools(t)
+	stackTools(t, engine.Stack29on21)
 	needDebian(t)
 	for _, step := range []string{
-		"start a private engine", "create and enable", "convert " + images.Debian,
-		"load and run " + demoThin,
+		"convert " + images.Debian, "start a private engine", "create and enable", "load and run " + demoThin,
+		"start containerd",
 	} {
 		t.Run(step, func(t *testing.T) {
 			said, code, tmp := demo(t, shared.bundle(), step)

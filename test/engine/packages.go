@@ -111,12 +111,15 @@ func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 		failures = append(failures, b.fetch(ctx, cache, progress))
 	}
 	return errors.Join(append(failures,
-		newer.fetch(ctx, cache, progress, func(dir string) error {
-			_, err := unpacked(ctx, dir, filepath.Join(cache, oldest.folder))
-			return err
-		}),
-		fetchSid(ctx, cache, progress),
+		fetchNewer(ctx, cache, progress), fetchSid(ctx, cache, progress),
 		FetchPrograms(ctx, cache, progress), FetchSquid(ctx, cache, progress))...)
+}
+
+func fetchNewer(ctx context.Context, cache string, progress io.Writer) error {
+	return newer.fetch(ctx, cache, progress, func(dir string) error {
+		_, err := unpacked(ctx, dir, filepath.Join(cache, oldest.folder))
+		return err
+	})
 }
 
 // FetchPrograms brings what [FindProgram] gives into the cache folder, as [Fetch] does.

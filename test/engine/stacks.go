@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 )
 
@@ -55,4 +57,26 @@ func (s Stack) Find(ctx context.Context, cache string) (*Tools, error) {
 		return nil, fmt.Errorf("%v: %w: %w", s, ErrNotFetched, err)
 	}
 	return t, nil
+}
+
+// Fetch brings what the stack consists of into the cache folder, as the function [Fetch] does for the oldest engine.
+func (s Stack) Fetch(ctx context.Context, cache string, progress io.Writer) (*Tools, error) {
+	if t, err := s.Find(ctx, cache); err == nil || !errors.Is(err, ErrNotFetched) {
+		return t, err
+	}
+	_, err := Fetch(ctx, cache, progress)
+	err = errors.Join(err, fetchSid(ctx, cache, progress))
+	if s.Docker == Stack29on21.Docker {
+		err = errors.Join(err, dockerdBuild.fetch(ctx, cache, progress))
+	}
+	switch s.Containerd {
+	case Stack29on17.Containerd:
+		err = errors.Join(err, fetchNewer(ctx, cache, progress))
+	case Stack29on24.Containerd:
+		err = errors.Join(err, containerdBuild.fetch(ctx, cache, progress))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.Find(ctx, cache)
 }

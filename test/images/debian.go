@@ -24,7 +24,7 @@ const Debian = "example/analysis:1"
 const DebianSays = "mean 0.4994, variance 0.0831, largest eigenvalue 99.9"
 
 // debianFolder is in the cache folder. The number counts up when the image is made of other things, or otherwise.
-const debianFolder = "image-debian-2"
+const debianFolder = "image-debian-3"
 
 // debian is what the image is made of, a stage a layer. SciPy needs Pythran, which needs compilers, to build extensions
 // only.

@@ -168,8 +168,11 @@ func (i *Image) describe(config Config, diffIDs []string) error {
 	if err != nil {
 		return err
 	}
-	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": i.Name[strings.LastIndexByte(i.Name,
-		':')+1:]}
+	// The first is for tools of the format, and the second for engines whose images are in containerd.
+	manifest.Annotations = map[string]string{
+		"org.opencontainers.image.ref.name": i.Name[strings.LastIndexByte(i.Name, ':')+1:],
+		"io.containerd.image.name":          "docker.io/" + i.Name,
+	}
 	for name, content := range map[string]any{
 		"oci-layout":    map[string]string{"imageLayoutVersion": "1.0.0"},
 		"index.json":    map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}},
