@@ -4,6 +4,11 @@ import "fmt"
 
 const quotaLimit = "CVMFS_QUOTA_LIMIT"
 
+// leastQuota is the least limit of a cache, in bytes, as of the storage option cvmfs.cache-limit. The reference client
+// has none, but evicts down to half of it; below it one file might be all there is room for, and the number is likely
+// meant in another unit.
+const leastQuota = 64 << 20
+
 // Quota is the size that a cache is to have.
 type Quota struct {
 	Bytes int64 `json:"bytes"` // 0: as large as it gets
@@ -11,6 +16,8 @@ type Quota struct {
 	// Unused is why the value doesn't count; "" for one that does. What a package sets is nobody's wish, and there is
 	// one cache, which no single repository sizes.
 	Unused string `json:"unused,omitempty"`
+	// Odd is what is to be told of a value that counts as another one than it looks like; "" for most.
+	Odd string `json:"odd,omitempty"`
 }
 
 // Quota returns the size of the cache that all repositories share. ok is false where no file sets one.
@@ -31,8 +38,8 @@ func (s *settings) quota() (q Quota, ok bool) {
 	if !v.set || v.value == "" {
 		return Quota{}, false
 	}
-	q = Quota{Bytes: max(0, s.number(quotaLimit)) << 20, Place: v.at}
 	n, whole := leading(v.value)
+	q = Quota{Bytes: min(max(0, n), maxNumber) << 20, Place: v.at}
 	switch {
 	case v.at != s.shell.common.at || !s.shell.common.set:
 		q.Unused = "there is one cache for all repositories: set it in default.local"
@@ -40,13 +47,22 @@ func (s *settings) quota() (q Quota, ok bool) {
 		q.Unused = "a package sets it, in a file that is not the site's own: set it in default.local"
 	case n == 0 && !whole:
 		q.Unused = "it is no number"
+	case 0 < q.Bytes && q.Bytes < leastQuota:
+		q.Odd = fmt.Sprintf("%.40q is taken as %d MiB, the least that a cache may have: it is a number of MiB", v.value,
+			leastQuota>>20)
+		q.Bytes = leastQuota
+	case !whole:
+		q.Odd = fmt.Sprintf("%.40q is taken as %d MiB", v.value, q.Bytes>>20)
 	}
 	return q, true
 }
 
-// tellQuota tells of a limit that somebody wants and that has no effect.
+// tellQuota tells of a limit that somebody wants and that has no effect, or another one than it looks like.
 func (s *settings) tellQuota() {
 	q, ok := s.quota()
+	if q.Odd != "" {
+		s.found = append(s.found, Finding{Kind: Odd, Place: q.Place, Parameter: quotaLimit, Text: q.Odd})
+	}
 	if v := s.shell.params[quotaLimit]; ok && q.Unused != "" && (v.local || byName[quotaLimit].changed(v.value)) {
 		s.found = append(s.found, Finding{
 			Kind: NotHonored, Place: q.Place, Parameter: quotaLimit, Text: "is set and has no effect here: " + q.Unused,

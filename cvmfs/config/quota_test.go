@@ -58,6 +58,30 @@ func TestTheLimitOfTheCacheIsWhatTheSiteItselfSays(t *testing.T) {
 	}
 }
 
+// A number of another unit must not make a cache that evicts what it has just fetched.
+func TestALimitOfTheCacheHasALeastValue(t *testing.T) {
+	for value, want := range map[string]struct {
+		mib  int64
+		told string // "": nothing
+	}{
+		"1": {64, `"1" is taken as 64 MiB, the least`}, "63": {64, `"63" is taken as 64 MiB, the least`}, "64": {64, ""},
+		"20G": {64, `"20G" is taken as 64 MiB, the least`}, "4000.5": {4000, `"4000.5" is taken as 4000 MiB`},
+		"300M": {300, `"300M" is taken as 300 MiB`}, "0": {0, ""}, "-20": {0, ""}, "+70": {70, ""},
+	} {
+		dir := folder(t, map[string]string{
+			"default.local": "CVMFS_QUOTA_LIMIT=" + value + "\n", "config.d/" + fqrn + ".conf": complete,
+		})
+		q, ok, err := Folder{Dir: dir}.Quota()
+		if err != nil || !ok || q.Bytes != want.mib<<20 || q.Unused != "" || (q.Odd == "") != (want.told == "") {
+			t.Errorf("%s: %+v, %t, %v", value, q, ok, err)
+		}
+		_, found := load(t, dir)
+		if n := strings.Count(found, "CVMFS_QUOTA_LIMIT"); !strings.Contains(found, want.told) || (n == 0) != (want.told == "") || n > 1 {
+			t.Errorf("%s: told %d times:\n%s", value, n, found)
+		}
+	}
+}
+
 // The cache is one for all repositories: what one of them has of its own doesn't size it.
 func TestARepositorysOwnLimitOfTheCacheIsTold(t *testing.T) {
 	for _, file := range []string{"config.d/" + fqrn + ".local", "domain.d/example.org.local"} {

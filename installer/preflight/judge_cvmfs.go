@@ -44,6 +44,9 @@ func quota(f *Facts, p *Plan) []Finding {
 	case q.Unused != "":
 		return with(one(Note, id, what+"does not limit the object cache", "if the cache is to have this limit, set it in "+
 			f.Configuration.Dir+"/default.local, or by the storage option "+options.CacheLimit), q.Unused)
+	case q.Odd != "":
+		return with(one(Warning, id, what+"limits the object cache to "+units.BytesSize(float64(q.Bytes)),
+			"write it as a number of MiB: 20000 for 20 GB"), q.Odd)
 	case q.Bytes == 0:
 		return one(OK, id, what+"leaves the object cache without a limit of its own", "")
 	}

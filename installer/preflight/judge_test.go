@@ -477,6 +477,12 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 			"cvmfs.quota", OK, "limits the object cache to 50GiB", "",
 		},
 		{
+			"limit in another unit", fit(), install, func(f *Facts, _ *Plan) {
+				f.Configuration.Quota.Bytes, f.Configuration.Quota.Odd = 64<<20, `"20G" is taken as 64 MiB`
+			},
+			"cvmfs.quota", Warning, "limits the object cache to 64MiB", "a number of MiB",
+		},
+		{
 			"proxy", fit(), install, func(f *Facts, _ *Plan) { f.Configuration.Repositories[0].Trouble = Proxy },
 			"cvmfs.repository.proxy", Warning, "no proxy answers", "CVMFS_HTTP_PROXY",
 		},
