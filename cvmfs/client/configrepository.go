@@ -36,15 +36,14 @@ const (
 // ConfigRepository returns what gets a configuration repository's files for [config.Folder]. They are kept in a folder
 // of Options.Dir, so that they are there when no server answers. What is returned is safe for concurrent use.
 func ConfigRepository(ctx context.Context, o Options) func(*config.Config) (string, error) {
-	return newConfigGetter(ctx, o).get
+	return newConfigGetter(o).with(ctx)
 }
 
-func newConfigGetter(ctx context.Context, o Options) *configGetter {
-	return &configGetter{ctx: ctx, options: o, got: map[string]configAnswer{}}
+func newConfigGetter(o Options) *configGetter {
+	return &configGetter{options: o, got: map[string]configAnswer{}}
 }
 
 type configGetter struct {
-	ctx     context.Context // of the requests
 	options Options
 
 	mu  sync.Mutex // held while servers are asked
@@ -57,19 +56,42 @@ type configAnswer struct {
 	until time.Time // then servers are asked again
 }
 
-func (g *configGetter) get(c *config.Config) (string, error) {
+// with is get with the context of its requests.
+func (g *configGetter) with(ctx context.Context) func(*config.Config) (string, error) {
+	return func(c *config.Config) (string, error) { return g.get(ctx, c) }
+}
+
+func (g *configGetter) get(ctx context.Context, c *config.Config) (string, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if a, ok := g.got[c.FQRN]; ok && time.Now().Before(a.until) {
 		return a.dir, a.err
 	}
-	dir, newest, err := g.ask(c)
+	dir, newest, err := g.ask(ctx, c)
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx) // others are to ask
+	}
 	fresh := configRetry
 	if newest {
 		fresh = configFresh
 	}
 	g.got[c.FQRN] = configAnswer{dir, err, time.Now().Add(fresh)}
 	return dir, err
+}
+
+// due reports whether servers are to be asked again.
+func (g *configGetter) due() bool {
+	if g == nil {
+		return true // who else gets the files doesn't tell
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, a := range g.got {
+		if !time.Now().Before(a.until) {
+			return true
+		}
+	}
+	return false
 }
 
 // forget has servers asked again.
@@ -81,7 +103,7 @@ func (g *configGetter) forget() {
 
 // ask gets the newest revision's files, or those that were gotten last where it can't be had. It is an error all the
 // same if the servers have something that must no longer be trusted.
-func (g *configGetter) ask(c *config.Config) (dir string, newest bool, err error) {
+func (g *configGetter) ask(ctx context.Context, c *config.Config) (dir string, newest bool, err error) {
 	o := g.options
 	o.Dir = filepath.Join(o.Dir, "config-repository", c.FQRN)
 	r, err := Open(c, o)
@@ -89,7 +111,7 @@ func (g *configGetter) ask(c *config.Config) (dir string, newest bool, err error
 		return "", false, err
 	}
 	defer r.Fetcher().Close()
-	ctx, cancel := context.WithTimeout(g.ctx, configWait)
+	ctx, cancel := context.WithTimeout(ctx, configWait)
 	defer cancel()
 	if dir, err = r.configFiles(ctx); err == nil {
 		return dir, true, nil

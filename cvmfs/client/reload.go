@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -32,8 +33,9 @@ type Reloaded struct {
 // trust (config.ErrTrust) then only objects are still fetched, of images that there are, and Repository has no
 // revisions any more.
 //
-// The configuration repository's servers are asked again after some minutes, or with anew at once.
-func (s *Repositories) Reload(anew bool) []Reloaded {
+// The configuration repository's servers are asked again after some minutes, or with anew at once. Files that lie there
+// as they did when they were read are read again only with anew. It is an error if ctx ends before all is read.
+func (s *Repositories) Reload(ctx context.Context, anew bool) ([]Reloaded, error) {
 	s.opening.Lock()
 	defer s.opening.Unlock()
 	if anew && s.getter != nil {
@@ -45,14 +47,24 @@ func (s *Repositories) Reload(anew bool) []Reloaded {
 	list := make([]Reloaded, len(names))
 	for i, name := range names {
 		list[i] = Reloaded{FQRN: name}
-		list[i].Changed, list[i].Err = s.reload(name)
+		list[i].Changed, list[i].Err = s.reload(ctx, name, anew)
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("read the configuration of %s again: %w", name, context.Cause(ctx))
+		}
 	}
-	return list
+	return list, nil
 }
 
-func (s *Repositories) reload(name string) (changed []string, err error) {
+func (s *Repositories) reload(ctx context.Context, name string, anew bool) (changed []string, err error) {
 	former := s.kept(name)
-	c, files, err := s.read(name)
+	if !anew && s.brokenBy(former) == nil && former.seen.Same() && !s.getter.due() {
+		return nil, nil
+	}
+	c, files, seen, err := s.read(ctx, name)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // which says nothing of the files
+	}
+	former.seen = seen
 	if err == nil && lacks(c) && !lacks(former.config) {
 		err = errors.New("the configuration repository can't be had any more")
 	}
@@ -62,7 +74,7 @@ func (s *Repositories) reload(name string) (changed []string, err error) {
 			return nil, nil
 		}
 		var o *opened
-		if o, err = s.openAs(name, c, files); err == nil {
+		if o, err = s.openAs(name, c, files, seen); err == nil {
 			s.keep(name, o)
 			s.options.Log.Info("the configuration has changed", "repo", name, "changed", strings.Join(changed, " "))
 			return changed, nil
@@ -184,13 +196,14 @@ const maxNamed = 16 << 20
 
 // fingerprintsOf looks at the files that a configuration names: keys, blacklists, authorities. One that can't be read
 // has its error.
-func fingerprintsOf(c *config.Config) fingerprints {
+func fingerprintsOf(c *config.Config, seen *config.Seen) fingerprints {
 	files := fingerprints{}
 	names := slices.Concat(c.PublicKeys, c.Blacklists)
 	if n := c.Network; n.CertificateFile != "" {
 		names = append(names, n.CertificateFile)
 	}
 	if dir := c.Network.CertificateDir; dir != "" {
+		seen.Look(dir)
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			files[dir] = err.Error()
@@ -200,6 +213,7 @@ func fingerprintsOf(c *config.Config) fingerprints {
 		}
 	}
 	for _, name := range names {
+		seen.Look(name)
 		files[name] = fingerprint(name)
 	}
 	return files

@@ -2,7 +2,9 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -51,7 +53,10 @@ func (r *reloading) write(name, text string) {
 // reload reloads, and returns what came of it.
 func (r *reloading) reload() Reloaded {
 	r.t.Helper()
-	list := r.Reload(false)
+	list, err := r.Reload(r.t.Context(), false)
+	if err != nil {
+		r.t.Fatal(err)
+	}
 	if len(list) != 1 || list[0].FQRN != features {
 		r.t.Fatalf("%+v", list)
 	}
@@ -189,6 +194,67 @@ func TestLossOfTrustEndsPullsAndNoReads(t *testing.T) {
 	}
 }
 
+// Files that lie there as they did are not read again, unless somebody wants it.
+func TestWhatHasNotChangedIsNotReadAgain(t *testing.T) {
+	r := newReloading(t)
+	at := func() *config.Seen { return r.kept(features).seen }
+	opened := at()
+	r.reload()
+	if at() == opened {
+		t.Error("files that have just been written are taken for those that were read")
+	}
+	time.Sleep(2100 * time.Millisecond) // until a further change would show in their times
+	r.reload()
+	quiet := at()
+	if r.reload(); at() != quiet {
+		t.Error("files that have not changed are read again")
+	}
+	if _, err := r.Reload(t.Context(), true); err != nil || at() == quiet {
+		t.Errorf("files aren't read again though somebody wants it: %v", err)
+	}
+	r.write("default.d/10-new.conf", "CVMFS_TIMEOUT=7\n") // was looked for, in a folder that wasn't there
+	if got := r.reload(); !slices.Equal(got.Changed, []string{"CVMFS_TIMEOUT"}) {
+		t.Errorf("a new file: %+v", got)
+	}
+}
+
+// A caller who leaves ends reading, which says nothing of the files.
+func TestReloadEndsWithItsCaller(t *testing.T) {
+	r := newReloading(t)
+	r.write("default.conf", "CVMFS_TIMEOUT=7\n")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("the caller has gone")
+	cancel(gone)
+	if list, err := r.Reload(ctx, true); !errors.Is(err, gone) || list != nil {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if got := r.InUse()[0]; got.Err != nil || strings.Contains(r.log.String(), "can't be used") {
+		t.Errorf("%v\n%s", got.Err, &r.log)
+	}
+	if got := r.reload(); !slices.Equal(got.Changed, []string{"CVMFS_TIMEOUT"}) {
+		t.Errorf("afterwards: %+v", got)
+	}
+}
+
+// What a tick of the poll costs where nothing has changed, and where all is read again.
+func BenchmarkReload(b *testing.B) {
+	folder := config.Folder{Dir: configured(b, features, "http://127.0.0.1:1/cvmfs/"+features)}
+	r := NewRepositories(folder, nil, Options{Dir: b.TempDir()})
+	if _, err := r.Repository(features); err != nil {
+		b.Fatal(err)
+	}
+	time.Sleep(2100 * time.Millisecond) // as above
+	for _, anew := range []bool{false, true} {
+		b.Run(fmt.Sprintf("anew=%t", anew), func(b *testing.B) {
+			for b.Loop() {
+				if _, err := r.Reload(b.Context(), anew); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // A configuration repository that can't be had at first is asked for again, and what came from one isn't given up for
 // its absence.
 func TestConfigurationRepositoryIsAskedForAgain(t *testing.T) {
@@ -230,21 +296,21 @@ func TestConfigurationRepositoryIsAskedForAgain(t *testing.T) {
 // The servers of the configuration repository are asked again after a failure, later after an answer, and at once
 // where somebody says so.
 func TestAnswersOfTheConfigurationRepositoryGetOld(t *testing.T) {
-	g := newConfigGetter(t.Context(), Options{Dir: t.TempDir()})
+	g := newConfigGetter(Options{Dir: t.TempDir()})
 	c := &config.Config{FQRN: "config.example.org"} // it has no servers, so nobody is waited for
 	before := time.Now()
-	if _, err := g.get(c); err == nil {
+	if _, err := g.get(t.Context(), c); err == nil {
 		t.Fatal("files of nowhere")
 	}
 	if until := g.got[c.FQRN].until; until.Before(before.Add(configRetry)) || until.After(time.Now().Add(configRetry)) {
 		t.Errorf("asked again in %v", time.Until(until))
 	}
 	g.got[c.FQRN] = configAnswer{dir: "kept", until: time.Now().Add(time.Hour)}
-	if dir, err := g.get(c); dir != "kept" || err != nil {
+	if dir, err := g.get(t.Context(), c); dir != "kept" || err != nil {
 		t.Errorf("%q, %v", dir, err)
 	}
 	g.forget()
-	if _, err := g.get(c); err == nil {
+	if _, err := g.get(t.Context(), c); err == nil {
 		t.Error("the servers aren't asked")
 	}
 }

@@ -38,6 +38,7 @@ type opened struct {
 	config *config.Config
 	files  fingerprints // of what the configuration names
 	since  time.Time    // when this configuration was read
+	seen   *config.Seen // when the files were read last; Repositories.opening guards it
 	broken error        // why one that was read later can't be used; Repositories.mu guards it
 }
 
@@ -52,8 +53,7 @@ func NewRepositories(folder config.Folder, allowed []string, o Options) *Reposit
 		folder: folder, allowed: allowed, options: o, open: map[string]*opened{}, told: map[config.Finding]bool{},
 	}
 	if folder.ConfigRepository == nil {
-		s.getter = newConfigGetter(context.Background(), o)
-		s.folder.ConfigRepository = s.getter.get
+		s.getter = newConfigGetter(o)
 	}
 	return s
 }
@@ -115,11 +115,11 @@ func (s *Repositories) get(name string) (*opened, error) {
 	if o := s.kept(name); o != nil {
 		return o, nil
 	}
-	c, files, err := s.read(name)
+	c, files, seen, err := s.read(context.Background(), name)
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.openAs(name, c, files)
+	o, err := s.openAs(name, c, files, seen)
 	if err != nil {
 		return nil, err
 	}
@@ -151,27 +151,32 @@ func (s *Repositories) keep(name string, o *opened) {
 	}
 }
 
-// read reads the configuration of a repository.
-func (s *Repositories) read(name string) (*config.Config, fingerprints, error) {
-	c, err := s.folder.Load(name)
+// read reads the configuration of a repository. What was seen is returned with an error, too.
+func (s *Repositories) read(ctx context.Context, name string) (*config.Config, fingerprints, *config.Seen, error) {
+	folder := s.folder
+	folder.Seen = &config.Seen{}
+	if s.getter != nil {
+		folder.ConfigRepository = s.getter.with(ctx)
+	}
+	c, err := folder.Load(name)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, folder.Seen, err
 	}
 	if c.FQRN != name {
-		return nil, nil, fmt.Errorf("repository %q: give its full name, %s", name, c.FQRN)
+		return nil, nil, folder.Seen, fmt.Errorf("repository %q: give its full name, %s", name, c.FQRN)
 	}
-	return c, fingerprintsOf(c), nil
+	return c, fingerprintsOf(c, folder.Seen), folder.Seen, nil
 }
 
 // openAs opens a repository as a configuration says.
-func (s *Repositories) openAs(name string, c *config.Config, files fingerprints) (*opened, error) {
+func (s *Repositories) openAs(name string, c *config.Config, files fingerprints, seen *config.Seen) (*opened, error) {
 	options := s.options
 	options.Dir = filepath.Join(options.Dir, name)
 	r, err := Open(c, options)
 	if err != nil {
 		return nil, err
 	}
-	return &opened{Repository: r, config: c, files: files, since: time.Now()}, nil
+	return &opened{Repository: r, config: c, files: files, seen: seen, since: time.Now()}, nil
 }
 
 // tell logs a finding, once for all repositories whose files it is in.

@@ -15,7 +15,7 @@ import (
 var _ objects.Sources = (*Repositories)(nil)
 
 // configured writes a configuration folder for a repository.
-func configured(t *testing.T, fqrn, url string) string {
+func configured(t testing.TB, fqrn, url string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "config.d"), 0o755); err != nil {
@@ -112,7 +112,10 @@ func TestOpeningKeepsNobodyWaiting(t *testing.T) {
 		t.Error(err)
 	}
 	reloaded := make(chan []Reloaded)
-	go func() { reloaded <- s.Reload(false) }()
+	go func() {
+		list, _ := s.Reload(t.Context(), false) // what it says is in the list
+		reloaded <- list
+	}()
 	for range 2 {
 		<-asked
 		if _, err := s.Fetcher(features); err != nil {

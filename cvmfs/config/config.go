@@ -169,6 +169,9 @@ type Folder struct {
 
 	// Overrides are parameters that replace what all files say, as flags of a command do.
 	Overrides map[string]string
+
+	// Seen is told what is looked at; nil: nobody is.
+	Seen *Seen
 }
 
 // Load reads the folder dir, which the host calls HostDir, for the repository fqrn. Settings that name a file below
@@ -230,7 +233,7 @@ func (f Folder) Repositories() ([]string, []Finding, error) {
 	}
 	named := map[string]bool{}
 	for _, ending := range []string{".conf", ".local"} {
-		files, err := filesIn(filepath.Join(f.Dir, "config.d"), ending)
+		files, err := f.filesIn(filepath.Join(f.Dir, "config.d"), ending)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -81,10 +81,11 @@ func (s *shell) statWith(name string, stat func(string) (fs.FileInfo, error),
 	within func(*os.Root, string) (fs.FileInfo, error),
 ) (fs.FileInfo, error) {
 	root, rest, err := s.place(name)
-	if err != nil || root == "" {
-		if err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
+	}
+	s.folder.Seen.Look(filepath.Join(root, rest))
+	if root == "" {
 		return stat(rest)
 	}
 	r, err := os.OpenRoot(root)
@@ -104,6 +105,7 @@ func (s *shell) names(name string) ([]string, error) {
 	if !s.inside(name) {
 		return nil, fmt.Errorf("%.200q is not below %s", name, s.folder.Shown)
 	}
+	s.folder.Seen.Look(filepath.Join(root, rest))
 	var entries []fs.DirEntry
 	if root == "" {
 		entries, err = os.ReadDir(rest)
@@ -133,7 +135,7 @@ func (s *shell) read(n syntax.Node, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := readText(root, rest)
+	text, err := s.folder.readText(root, rest)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", s.shownAs(name), err)
 	}
@@ -151,7 +153,7 @@ func (s *shell) shownAs(name string) string {
 
 // read reads a text file of the folder. Errors name it as the host does.
 func (f Folder) read(file string) ([]byte, error) {
-	text, err := readText("", file)
+	text, err := f.readText("", file)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", f.show(file), err)
 	}
@@ -160,23 +162,24 @@ func (f Folder) read(file string) ([]byte, error) {
 
 // readText reads a regular text file of reasonable size, below root if that isn't "". It never waits, as it would for a
 // pipe's writer, and changes nothing. Errors name no file.
-func readText(root, file string) ([]byte, error) {
-	f, err := openText(root, file)
+func (f Folder) readText(root, file string) ([]byte, error) {
+	f.Seen.Look(filepath.Join(root, file))
+	opened, err := openText(root, file)
 	if err != nil {
 		return nil, cause(err)
 	}
-	defer f.Close() // only read
-	info, err := f.Stat()
+	defer opened.Close() // only read
+	info, err := opened.Stat()
 	if err != nil {
 		return nil, cause(err)
 	}
 	if !info.Mode().IsRegular() {
 		return nil, errors.New("not a regular file")
 	}
-	if kernels(f) {
+	if kernels(opened) {
 		return nil, errors.New("a file of the kernel's, which may wait or change when it is read")
 	}
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	text, err := io.ReadAll(io.LimitReader(opened, maxFile+1))
 	switch {
 	case err != nil:
 		return nil, cause(err)
@@ -225,6 +228,7 @@ func cause(err error) error {
 // load evaluates a file of the folder, if it exists.
 func (s *shell) load(name string) error {
 	file := filepath.Join(s.folder.Dir, name)
+	s.folder.Seen.Look(file)
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		if to, err := os.Readlink(file); err == nil {
 			s.findings = append(s.findings, Finding{
@@ -261,7 +265,7 @@ func (s *shell) defaults() error {
 	if err := s.load("default.conf"); err != nil {
 		return err
 	}
-	files, err := filesIn(filepath.Join(s.folder.Dir, "default.d"), ".conf")
+	files, err := s.folder.filesIn(filepath.Join(s.folder.Dir, "default.d"), ".conf")
 	if err != nil {
 		return err
 	}
@@ -349,7 +353,7 @@ func (s *shell) loadRemote(name string) error {
 		return nil
 	}
 	shown := path.Join(s.repo.root, name)
-	text, err := readText(s.repo.dir, name)
+	text, err := s.folder.readText(s.repo.dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -294,7 +294,7 @@ func (s *settings) publicKeys() []string {
 		return files
 	}
 	s.guarded("CVMFS_KEYS_DIR")
-	files, err := filesIn(s.file("CVMFS_KEYS_DIR"), ".pub")
+	files, err := s.folder.filesIn(s.file("CVMFS_KEYS_DIR"), ".pub")
 	if err != nil {
 		s.bad("CVMFS_KEYS_DIR", err.Error())
 	}
@@ -330,7 +330,8 @@ func (s *settings) repository() {
 }
 
 // filesIn are the files of a folder with that ending, sorted; none where there is no such folder.
-func filesIn(dir, ending string) ([]string, error) {
+func (f Folder) filesIn(dir, ending string) ([]string, error) {
+	f.Seen.Look(dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/objects"
 )
 
@@ -70,6 +71,9 @@ func (n *Node) limitCache(settings Settings) error {
 	limits := objects.Limits{Limit: settings.CacheLimit, Floor: settings.CacheFloor}
 	by := "storage option cvmfs.cache-limit"
 	if limits.Limit == 0 {
+		if n.limits == (objects.Limits{Limit: n.limits.Limit, Floor: limits.Floor}) && n.quotaSeen.Same() {
+			return nil
+		}
 		var err error
 		if limits.Limit, by, err = n.quota(); err != nil && n.limitedBy() != "" {
 			return nil
@@ -106,6 +110,8 @@ func (n *Node) quota() (limit int64, by string, err error) {
 	if err != nil {
 		return 0, none, err
 	}
+	n.quotaSeen = &config.Seen{}
+	folder.Seen = n.quotaSeen
 	q, ok, err := folder.Quota()
 	switch {
 	case err != nil || !ok || q.Unused != "":

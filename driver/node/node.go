@@ -120,8 +120,9 @@ type Node struct {
 	current *configuration  // nil before Configure
 	limitBy string          // what says the cache's limit, for people
 
-	limiting sync.Mutex     // while the cache's limits are set, and current with them
-	limits   objects.Limits // as they were set; limiting guards it
+	limiting  sync.Mutex     // while the cache's limits are set, and current with them
+	limits    objects.Limits // as they were set; limiting guards it, and the next
+	quotaSeen *config.Seen   // what the host's limit was read from
 
 	composingThin lockorder.IDs // thin layers that are being composed
 

@@ -20,7 +20,7 @@ var later = []string{
 // Reload reads the host's CernVM-FS configuration again, and asks for the newest revision of the configuration
 // repository. What can be used counts from then on, for containers that run, too; what can't leaves what counted
 // before.
-func (n *Node) Reload(context.Context) (status.Reload, error) {
+func (n *Node) Reload(ctx context.Context) (status.Reload, error) {
 	c, err := n.configured()
 	if err != nil {
 		return status.Reload{}, err
@@ -32,7 +32,11 @@ func (n *Node) Reload(context.Context) (status.Reload, error) {
 	if c.repositories == nil {
 		return answer, nil
 	}
-	for _, r := range c.repositories.Reload(true) {
+	list, err := c.repositories.Reload(ctx, true)
+	if err != nil {
+		return status.Reload{}, err
+	}
+	for _, r := range list {
 		answer.Repositories = append(answer.Repositories, reloaded(r))
 	}
 	return answer, nil
@@ -69,7 +73,7 @@ func (n *Node) poll(ctx context.Context) {
 		if err != nil || c.repositories == nil {
 			continue
 		}
-		c.repositories.Reload(false) // it tells the log
+		c.repositories.Reload(ctx, false) // it tells the log
 		if err := n.limitAgain(); err != nil {
 			n.cfg.Log.Warn("the object cache can't be limited as is configured", "err", err)
 		}
