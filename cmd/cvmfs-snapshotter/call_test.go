@@ -55,8 +55,13 @@ func TestWrongCallsAreRefused(t *testing.T) {
 		{`{}`, []string{"--storage-opt", "cvmfs.veiw=fuse"}, program.Usage, "cvmfs.veiw"},
 		{
 			`{"storage-opts":["cvmfs.metrics=unix:/run/docker/plugins/m.sock"]}`, nil, program.Usage,
-			"a socket is for the plugin",
+			"outside of /run/docker/plugins",
 		},
+		{
+			`{"address":"/run/x/a","storage-opts":["cvmfs.metrics=unix:/run/x/control.sock"]}`, nil, program.Usage,
+			"is for something else",
+		},
+		{`{"control":"c.sock"}`, nil, program.Usage, "control: want an absolute path"},
 		{`{"rooot":"/a"}`, nil, program.Failed, "rooot"},
 		{`{"root":"/a"} {}`, nil, program.Failed, "behind"},
 		{`{"address":"s"}`, nil, program.Usage, "address"},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/internal/program"
@@ -20,6 +21,7 @@ import (
 type config struct {
 	Root          string   `json:"root"`
 	Address       string   `json:"address"`
+	Control       string   `json:"control"`
 	Containerd    string   `json:"containerd"`
 	Configuration string   `json:"cvmfs-config"`
 	Options       []string `json:"storage-opts"`
@@ -42,6 +44,10 @@ func flags() []cli.Flag {
 			Name: "address", Value: "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock", Usage: "answer at the socket `FILE`",
 		},
 		&cli.StringFlag{
+			Name:  "control",
+			Usage: "answer \"cvmfs-graphdriver status\", \"cache\" and \"reload\" at the socket `FILE` (default: control.sock beside --address)",
+		},
+		&cli.StringFlag{
 			Name: "containerd", Value: "/run/containerd/containerd.sock",
 			Usage: "put the layers of committed containers into the content store of containerd at the socket `FILE`",
 		},
@@ -56,20 +62,26 @@ func flags() []cli.Flag {
 // readConfig returns what file and flags say.
 func readConfig(c *cli.Context) (*config, error) {
 	cfg := &config{
-		Root: c.String("root"), Address: c.String("address"), Containerd: c.String("containerd"),
-		Configuration: c.String("cvmfs-config"),
+		Root: c.String("root"), Address: c.String("address"), Control: c.String("control"),
+		Containerd: c.String("containerd"), Configuration: c.String("cvmfs-config"),
 	}
 	file := c.String("config")
 	if err := cfg.readFile(file); err != nil && (c.IsSet("config") || !errors.Is(err, fs.ErrNotExist)) {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
-	for name, value := range map[string]*string{
-		"root": &cfg.Root, "address": &cfg.Address, "cvmfs-config": &cfg.Configuration,
+	paths := map[string]*string{
+		"root": &cfg.Root, "address": &cfg.Address, "control": &cfg.Control, "cvmfs-config": &cfg.Configuration,
 		"containerd": &cfg.Containerd,
-	} {
+	}
+	for name, value := range paths {
 		if c.IsSet(name) {
 			*value = c.String(name)
 		}
+	}
+	if cfg.Control == "" {
+		cfg.Control = filepath.Join(filepath.Dir(cfg.Address), filepath.Base(control.SnapshotterSocket))
+	}
+	for name, value := range paths {
 		if !filepath.IsAbs(*value) {
 			return nil, program.Usagef(c, "%s: want an absolute path, not %q", name, *value)
 		}
@@ -80,13 +92,13 @@ func readConfig(c *cli.Context) (*config, error) {
 	}
 	cfg.Options = append(cfg.Options, c.StringSlice("storage-opt")...)
 	cfg.Debug = cfg.Debug || c.Bool("debug")
-	o, err := options.Parse(cfg.Options)
+	o, err := options.ParseHost(cfg.Options)
 	if err != nil {
 		return nil, program.Usagef(c, "%v", err)
 	}
-	if o.Metrics.Network == "unix" { // Docker takes a socket in that folder of the host for a plugin's
-		return nil, program.Usagef(c, "storage option %s: a socket is for the plugin: want an IP address and a port, as in "+
-			"127.0.0.1:9324", options.MetricsAt)
+	if o.Metrics.Network == "unix" && (o.Metrics.Address == cfg.Address || o.Metrics.Address == cfg.Control) {
+		return nil, program.Usagef(c, "storage option %s: the socket %s is for something else", options.MetricsAt,
+			o.Metrics.Address)
 	}
 	cfg.settings = node.SettingsOf(o)
 	return cfg, nil

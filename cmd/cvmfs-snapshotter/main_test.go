@@ -119,7 +119,7 @@ func (d *daemon) launch() {
 // config writes the file of settings.
 func (d *daemon) config() string {
 	b, err := json.Marshal(map[string]any{
-		"root": d.dir + "/r", "address": d.dir + "/s", "storage-opts": []string{"cvmfs.view=" + d.rung.view},
+		"root": d.dir + "/r", "address": d.dir + "/s", "storage-opts": []string{"cvmfs.view=" + d.rung.view, "cvmfs.metrics=unix:" + d.dir + "/metrics.sock"},
 		"cvmfs-config": testutil.Configure(d.t, map[string]string{fqrn: d.url}),
 	})
 	must(d.t, err)

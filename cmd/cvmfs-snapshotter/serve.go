@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/snapshotter"
 	"cvmfs-graphdriver/driver/supervise"
@@ -69,11 +70,19 @@ func answer(
 	server.Ready(s, snapshotter.NewDiffer(s, containerd))
 	log.Info("serving", "version", version, "commit", commit, "view", n.ViewInUse())
 	go n.Run(ctx)
+	go command(ctx, cfg, n, log)
 	select {
 	case err := <-ended:
 		return fmt.Errorf("the object file system has ended: %w", cmp.Or(err, errUnmounted))
 	case <-drained:
 		return nil
+	}
+}
+
+// command answers commands until ctx ends. Containers don't depend on it: where it can't, that is told and no more.
+func command(ctx context.Context, cfg *config, n *node.Node, log *slog.Logger) {
+	if err := control.NewHandler(ctx, control.Config{Node: n, Log: log}).Serve(ctx, cfg.Control); err != nil {
+		log.Error("cvmfs-graphdriver finds no node here", "err", err)
 	}
 }
 

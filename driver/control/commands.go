@@ -6,6 +6,9 @@ import (
 	"cvmfs-graphdriver/driver/status"
 )
 
+// SnapshotterSocket is where the node of a snapshotter answers unless it is told otherwise.
+const SnapshotterSocket = "/run/cvmfs-snapshotter/control.sock"
+
 // Prefix is what the path of every command begins with.
 const Prefix = "/CvmfsGraphDriver."
 

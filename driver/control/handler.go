@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 )
@@ -58,6 +62,49 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusServiceUnavailable, fmt.Errorf("%d commands are under way already: try again later",
 			maxCalls))
 	}
+}
+
+// Serve answers commands at a socket of its own, which only root can open, until ctx ends. A socket that lies there is a
+// former server's.
+func (h *Handler) Serve(ctx context.Context, socket string) error {
+	l, err := listen(ctx, socket)
+	if err != nil {
+		return fmt.Errorf("serve commands: %w", err)
+	}
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: readTime, ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
+	}
+	defer context.AfterFunc(ctx, func() { server.Close() })() // its error is that of Serve
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve commands at %s: %w", socket, err)
+	}
+	return nil
+}
+
+func listen(ctx context.Context, socket string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return nil, err
+	}
+	switch info, err := os.Lstat(socket); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case info.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s exists and is no socket: move it away", socket)
+	default:
+		if err := os.Remove(socket); err != nil {
+			return nil, err
+		}
+	}
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // answer has a question answered by do.

@@ -74,6 +74,32 @@ func TestPlacesOfMetricsThatAreWrongAreRefusedWithTheRemedy(t *testing.T) {
 	}
 }
 
+func TestOutsideOfThePluginMetricsAndFilesMayBeAnywhere(t *testing.T) {
+	for value, want := range map[string]options.Metrics{
+		"unix:/run/cvmfs-snapshotter/../m.sock": {Network: "unix", Address: "/run/m.sock"},
+		"[::]:9324,token=/etc/secret":           {Network: "tcp", Address: "[::]:9324", Token: "/etc/secret"},
+		"[::]:9324,token=metrics/token":         {Network: "tcp", Address: "[::]:9324", Token: "/etc/cvmfs/metrics/token"},
+	} {
+		got, err := options.ParseHost([]string{options.MetricsAt + "=" + value})
+		if err != nil || got.Metrics != want {
+			t.Errorf("%q: %+v, %v", value, got.Metrics, err)
+		}
+	}
+	for value, want := range map[string]string{
+		"unix:m.sock":                          "an absolute path outside of /run/docker/plugins",
+		"unix:/run/docker/plugins/m.sock":      "an absolute path outside of /run/docker/plugins",
+		"unix:/run/" + strings.Repeat("m", 99): "at most 100",
+		"[::]:9324":                            "other hosts",
+		"[::]:9324,token=":                     "the name of a file",
+		"9324":                                 "unix:/run/cvmfs-snapshotter/metrics.sock",
+	} {
+		_, err := options.ParseHost([]string{options.MetricsAt + "=" + value})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", value, err, want)
+		}
+	}
+}
+
 // Whatever is taken is either on this host or guarded.
 func FuzzMetrics(f *testing.F) {
 	for _, seed := range []string{"127.0.0.1:1", "0.0.0.0:1,token=t", "unix:/run/docker/plugins/m", "[::1%lo]:5,cert=a,key=b"} {

@@ -84,10 +84,7 @@ var readers = map[string]func(o *Options, value string) error{
 		}
 		return nil
 	},
-	MetricsAt: func(o *Options, value string) (err error) {
-		o.Metrics, err = parseMetrics(value)
-		return err
-	},
+	MetricsAt: metricsIn(thePlugin),
 	Override: func(o *Options, value string) (err error) {
 		if o.Override, err = strconv.ParseBool(value); err != nil {
 			return errors.New("want true or false")
@@ -97,8 +94,17 @@ var readers = map[string]func(o *Options, value string) error{
 }
 
 // Parse reads options, "name=value". Of one that comes twice the last counts. Options that the driver doesn't take are
-// refused by name.
-func Parse(opts []string) (Options, error) {
+// refused by name. Files and sockets are those that the plugin sees.
+func Parse(opts []string) (Options, error) { return parse(opts, readers) }
+
+// ParseHost reads options as Parse does, for a driver that sees all files of the host.
+func ParseHost(opts []string) (Options, error) {
+	all := maps.Clone(readers)
+	all[MetricsAt] = metricsIn(theHost)
+	return parse(opts, all)
+}
+
+func parse(opts []string, readers map[string]func(*Options, string) error) (Options, error) {
 	var o Options
 	for _, option := range opts {
 		_, value, _ := strings.Cut(option, "=")
