@@ -9,8 +9,8 @@
 //
 // Both are HTTP over a unix socket that only root can open, at the path Prefix + the command's name, with a request in
 // JSON, of which nothing at all stands for the zero value. Docker's plugin answers on the socket that the engine speaks
-// to, which its supervisor keeps open while a server is replaced, and mounts the Handler of its node. The snapshotter has
-// the Handler serve a socket of its own, which each server opens anew.
+// to, which its supervisor keeps open while a server is replaced, and mounts the Handler of its node. The snapshotter
+// has the Handler serve a socket of its own, which each server opens anew.
 //
 //   - A question, GET or POST, gets 200 and the answer in JSON, or another status and {"error": text}.
 //   - A task, POST, gets 200 and lines of JSON: {"progress": …} as often as there is something to tell, and at last

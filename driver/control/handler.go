@@ -64,8 +64,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Serve answers commands at a socket of its own, which only root can open, until ctx ends. A socket that lies there is a
-// former server's.
+// Serve answers commands at a socket of its own, which only root can open, until ctx ends. A socket that lies there is
+// a former server's.
 func (h *Handler) Serve(ctx context.Context, socket string) error {
 	l, err := listen(ctx, socket)
 	if err != nil {

@@ -18,8 +18,8 @@ const (
 	FilesFolder = "/etc/cvmfs"
 )
 
-// Metrics says where metrics are served; the zero value is nowhere. For the plugin, files are in FilesFolder and sockets
-// in SocketFolder.
+// Metrics says where metrics are served; the zero value is nowhere. For the plugin, files are in FilesFolder and
+// sockets in SocketFolder.
 type Metrics struct {
 	Network   string // "unix" or "tcp"
 	Address   string // a path, or an IP address and a port
