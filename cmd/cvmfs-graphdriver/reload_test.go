@@ -19,8 +19,11 @@ type fakeNode struct {
 	control.Cache
 	status status.Node
 	reload status.Reload
+	names  status.Names
 	err    error // of Reload
 }
+
+func (n *fakeNode) Names(context.Context) (status.Names, error) { return n.names, nil }
 
 func (n *fakeNode) Status() status.Node { return n.status }
 

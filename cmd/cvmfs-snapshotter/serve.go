@@ -51,9 +51,15 @@ func answer(
 			log.Warn("close the object store", "err", err)
 		}
 	}()
+	containerd, err := grpc.NewClient("unix://"+cfg.Containerd, // no connection is made yet
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer containerd.Close()
 	// Before the kernel is answered: containers that outlived a former server ask for what their images name. And the
 	// kernel before containerd: mounting an overlay asks the object file system.
-	s, err := snapshotter.Open(snapshotter.Config{Node: n, Settings: cfg.settings, Log: log})
+	s, err := snapshotter.Open(snapshotter.Config{Node: n, Settings: cfg.settings, Containerd: containerd, Log: log})
 	if err != nil {
 		return err
 	}
@@ -61,12 +67,6 @@ func answer(
 	go func() {
 		ended <- fusewire.Serve(in.Fuse, n.Tree(), fusewire.Config{Init: in.Init, Journal: in.Journal, Log: log})
 	}()
-	containerd, err := grpc.NewClient("unix://"+cfg.Containerd,
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer containerd.Close()
 	server.Ready(s, snapshotter.NewDiffer(s, containerd))
 	log.Info("serving", "version", version, "commit", commit, "view", n.ViewInUse())
 	go n.Run(ctx)

@@ -27,12 +27,15 @@ const (
 	Status Question[None, status.Node] = "Status"
 	// Reload has the node read the host's CernVM-FS configuration again.
 	Reload Task[None, None, status.Reload] = "Reload"
+	// Names asks for the names that the engine has for composed images, which the node asks the engine for.
+	Names Task[None, None, status.Names] = "Names"
 )
 
 // Node answers the commands.
 type Node interface {
 	Status() status.Node
 	Reload(ctx context.Context) (status.Reload, error)
+	Names(ctx context.Context) (status.Names, error)
 	Cache
 }
 
@@ -40,5 +43,6 @@ type Node interface {
 func (h *Handler) register(n Node) {
 	answer(h, Status, func(None) (status.Node, error) { return n.Status(), nil })
 	perform(h, Reload, func(ctx context.Context, _ None, _ func(None)) (status.Reload, error) { return n.Reload(ctx) })
+	perform(h, Names, func(ctx context.Context, _ None, _ func(None)) (status.Names, error) { return n.Names(ctx) })
 	h.registerCache(n)
 }

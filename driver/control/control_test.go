@@ -23,6 +23,10 @@ type node struct{ Cache }
 
 func (node) Status() status.Node { return status.Node{Version: "1.2", PID: 7} }
 
+func (node) Names(context.Context) (status.Names, error) {
+	return status.Names{Known: true, Images: []status.Name{{Key: "k", Namespace: "moby", Name: "a:1"}}}, nil
+}
+
 func (node) Reload(context.Context) (status.Reload, error) {
 	return status.Reload{Repositories: []status.Reloaded{{FQRN: "a.example.org"}}}, nil
 }
@@ -79,6 +83,10 @@ func TestCommandsAreAnswered(t *testing.T) {
 	reloaded, err := Reload.Do(t.Context(), c, None{}, nil)
 	if err != nil || len(reloaded.Repositories) != 1 {
 		t.Errorf("%v, %v", reloaded, err)
+	}
+	names, err := Names.Do(t.Context(), c, None{}, nil)
+	if err != nil || len(names.Images) != 1 || names.Images[0].Name != "a:1" {
+		t.Errorf("%v, %v", names, err)
 	}
 	// As programs of other makes ask: any method, no body, one value of JSON.
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://node/CvmfsGraphDriver.Status", nil)

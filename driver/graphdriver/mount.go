@@ -191,6 +191,9 @@ func (d *Driver) Mounts() (mounts []status.Mount) {
 	return mounts
 }
 
+// Names leaves it to the engine, which tells what GetMetadata says of an image to whoever inspects it.
+func (d *Driver) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
+
 // Images returns the composed images that mounts read from, for the node: also those of idle layers, which count as
 // used by nobody.
 func (d *Driver) Images() (map[string]bool, error) {

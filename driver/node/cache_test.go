@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -16,8 +17,9 @@ import (
 // mountedImages is a face whose mounts read from these images.
 type mountedImages map[string]bool
 
-func (mountedImages) Mounts() []status.Mount             { return nil }
-func (m mountedImages) Images() (map[string]bool, error) { return m, nil }
+func (mountedImages) Mounts() []status.Mount                      { return nil }
+func (mountedImages) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
+func (m mountedImages) Images() (map[string]bool, error)          { return m, nil }
 
 func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
 	dir := t.TempDir() + "/[data]" // any name: it is the engine's

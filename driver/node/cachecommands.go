@@ -38,6 +38,15 @@ func (n *Node) CacheList(ctx context.Context) ([]control.CachedImage, error) {
 	return list, nil
 }
 
+// Names returns what the engine calls composed images.
+func (n *Node) Names(ctx context.Context) (status.Names, error) {
+	c, err := n.configured()
+	if err != nil {
+		return status.Names{}, err
+	}
+	return c.face.Names(ctx)
+}
+
 // CacheVerify verifies the objects of an image, or with "" all of them, and removes damaged ones.
 func (n *Node) CacheVerify(ctx context.Context, key string, tell func(objects.Verified)) (objects.Verified, error) {
 	return n.objects.Verify(ctx, key, seldom(tell))

@@ -103,6 +103,9 @@ type Face interface {
 	// Images returns the keys of the composed images that mounts read from, in use or not. Where that isn't known of a
 	// mount it is an error.
 	Images() (map[string]bool, error)
+	// Names returns what the engine calls composed images, which the face asks it; the zero value if whoever wants to
+	// know can ask the engine alike.
+	Names(ctx context.Context) (status.Names, error)
 }
 
 // Node is the state of a host. It is safe for concurrent use.

@@ -30,8 +30,9 @@ import (
 // face mounts nothing.
 type face struct{}
 
-func (face) Mounts() []status.Mount           { return nil }
-func (face) Images() (map[string]bool, error) { return map[string]bool{}, nil }
+func (face) Mounts() []status.Mount                      { return nil }
+func (face) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
+func (face) Images() (map[string]bool, error)            { return map[string]bool{}, nil }
 
 // watched is a composer that is told when something is taken into use, or read whole.
 type watched struct {

@@ -14,6 +14,7 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
@@ -68,24 +69,26 @@ func (l *leaseServer) last() string {
 	return l.kept[len(l.kept)-1]
 }
 
-// contentServer returns a connection to containerd's content store, in a folder, and to what gives leases.
-func contentServer(t testing.TB, dir string) (*grpc.ClientConn, *leaseServer) {
-	t.Helper()
-	store, err := local.NewLabeledStore(filepath.Join(dir, "content"), &labelStore{})
-	must(t, err)
-	socket := filepath.Join(dir, "c")
-	must(t, os.RemoveAll(socket))
+// contentServer starts what there is of containerd: its content store, in a folder, and what gives leases and lists
+// images.
+func (r *rig) contentServer() {
+	r.t.Helper()
+	var err error
+	r.blobs, err = local.NewLabeledStore(filepath.Join(r.dir, "content"), &labelStore{})
+	must(r.t, err)
+	socket := filepath.Join(r.dir, "c")
+	must(r.t, os.RemoveAll(socket))
 	l, err := net.Listen("unix", socket)
-	must(t, err)
-	given := &leaseServer{}
-	server := grpc.NewServer(grpc.StreamInterceptor(given.watch))
-	leasesapi.RegisterLeasesServer(server, given)
-	contentapi.RegisterContentServer(server, contentserver.New(store))
+	must(r.t, err)
+	r.leases, r.images = &leaseServer{}, &imageServer{images: map[string][]*imagesapi.Image{}}
+	server := grpc.NewServer(grpc.StreamInterceptor(r.leases.watch))
+	leasesapi.RegisterLeasesServer(server, r.leases)
+	imagesapi.RegisterImagesServer(server, r.images)
+	contentapi.RegisterContentServer(server, contentserver.New(r.blobs))
 	go server.Serve(l) // ends with the test
-	t.Cleanup(server.Stop)
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
-	return conn, given
+	r.t.Cleanup(server.Stop)
+	r.store, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(r.t, err)
 }
 
 // labelStore keeps labels of content, which containerd keeps in its database.

@@ -13,9 +13,12 @@ import (
 	"cvmfs-graphdriver/internal/durable"
 )
 
-// inUse returns the layers that count as mounted, which show something thin, with the keys of their images.
-func (s *Snapshotter) inUse() (map[string]string, error) {
-	keys := map[string]string{}
+// used is what a layer that counts as mounted shows: the key of the image, and the name of the snapshot.
+type used struct{ image, name string }
+
+// inUse returns the layers that count as mounted, which show something thin.
+func (s *Snapshotter) inUse() (map[string]used, error) {
+	keys := map[string]used{}
 	for _, sn := range s.table.list(func(sn *snapshot) bool { return !sn.committed && sn.parent != nil }) {
 		stack, err := s.layers.Describe(sn.parent.id)
 		if errors.Is(err, layers.ErrNoLayer) {
@@ -24,7 +27,7 @@ func (s *Snapshotter) inUse() (map[string]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("an image may be used by layer %s: %w", sn.id, err)
 		}
-		keys[sn.id] = stack.Image
+		keys[sn.id] = used{stack.Image, sn.Name}
 	}
 	return keys, nil
 }
@@ -39,7 +42,7 @@ func (f faceOf) Mounts() (mounts []status.Mount) {
 		f.cfg.Log.Error("list snapshots in use", "err", err)
 	}
 	for _, id := range slices.Sorted(maps.Keys(keys)) {
-		mounts = append(mounts, status.Mount{Layer: id, Refs: 1, Image: keys[id]})
+		mounts = append(mounts, status.Mount{Layer: id, Refs: 1, Image: keys[id].image, Name: keys[id].name})
 	}
 	return mounts
 }
@@ -49,7 +52,7 @@ func (f faceOf) Images() (map[string]bool, error) {
 	keys, err := f.inUse()
 	images := map[string]bool{}
 	for _, key := range keys {
-		images[key] = true
+		images[key.image] = true
 	}
 	return images, err
 }

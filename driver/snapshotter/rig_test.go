@@ -2,13 +2,13 @@ package snapshotter_test
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
@@ -38,6 +38,8 @@ type rig struct {
 	node     *node.Node
 	store    *grpc.ClientConn // to containerd, as far as it is a content store that gives leases
 	leases   *leaseServer
+	blobs    content.Store    // what is behind store
+	images   *imageServer     // likewise
 	conn     *grpc.ClientConn // to the snapshotter
 	stop     func()
 }
@@ -62,8 +64,9 @@ func (r *rig) open() {
 	var err error
 	r.node, err = node.Open(r.cfg)
 	must(r.t, err)
+	r.contentServer()
 	s, err := snapshotter.Open(snapshotter.Config{
-		Node: r.node, Settings: r.settings, Log: r.cfg.Log, Watch: r.cfg.Watch,
+		Node: r.node, Settings: r.settings, Containerd: r.store, Log: r.cfg.Log, Watch: r.cfg.Watch,
 	})
 	must(r.t, err)
 	socket := filepath.Join(r.dir, "s")
@@ -73,14 +76,14 @@ func (r *rig) open() {
 	server := snapshotter.NewServer(r.cfg.Log)
 	ended := make(chan error)
 	go func() { ended <- server.Serve(ctx, l) }()
-	r.store, r.leases = contentServer(r.t, r.dir)
 	server.Ready(s, snapshotter.NewDiffer(s, r.store))
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(r.t, err)
 	r.conn = conn
 	r.Snapshotter = proxy.NewSnapshotter(api.NewSnapshotsClient(conn), "cvmfs")
 	r.stop = func() {
-		must(r.t, errors.Join(conn.Close(), r.store.Close()))
+		must(r.t, conn.Close())
+		r.store.Close() // a test may have done so
 		cancel()
 		must(r.t, <-ended)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/lockorder"
@@ -21,8 +22,10 @@ import (
 type Config struct {
 	Node     *node.Node
 	Settings node.Settings
-	Log      *slog.Logger
-	Watch    lockorder.Watcher // for tests
+	// connection to the containerd that is served, to be asked for the names of images; nil for none
+	Containerd grpc.ClientConnInterface
+	Log        *slog.Logger
+	Watch      lockorder.Watcher // for tests
 }
 
 // Snapshotter is the snapshots that containerd sees. It is safe for concurrent use.

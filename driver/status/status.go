@@ -197,4 +197,22 @@ type Mount struct {
 	Refs  int    `json:"refs"`
 	Image string `json:"image,omitempty"` // key of the composed image it reads from
 	Stale bool   `json:"stale,omitempty"` // hangs on a FUSE mount that has gone
+	Name  string `json:"name,omitempty"`  // of the snapshot, where the layer is one
+}
+
+// Names are the names that an engine has for composed images.
+type Names struct {
+	Known  bool   `json:"known"` // the node can tell; else the engine itself is to be asked
+	Images []Name `json:"images,omitempty"`
+	Err    string `json:"error,omitempty"` // why some are missing
+}
+
+// Name is one of them.
+type Name struct {
+	Key       string `json:"key"`       // of the composed image
+	Namespace string `json:"namespace"` // containerd's, in which the name holds
+	Name      string `json:"name,omitempty"`
+	// digests by which the image is known: of its index, manifest and configuration, as far as there are
+	IDs      []string `json:"ids,omitempty"`
+	Snapshot string   `json:"snapshot,omitempty"` // where no image keeps it: the topmost snapshot
 }
