@@ -45,6 +45,7 @@ require (
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/continuity v0.5.0
 	github.com/moby/locker v1.0.1
+	github.com/pelletier/go-toml/v2 v2.4.3
 	github.com/robertkrimen/otto v0.5.1
 	google.golang.org/grpc v1.83.2
 )

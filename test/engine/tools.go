@@ -160,6 +160,9 @@ func unpacked(ctx context.Context, dir string, others ...string) (*Tools, error)
 	return t, nil
 }
 
+// Containerd is the absolute path of containerd.
+func (t *Tools) Containerd() string { return t.find("containerd") }
+
 // Environ is the environment in which the tools run.
 func (t *Tools) Environ() []string {
 	// An ordinary user's PATH, which sudo and su may keep, lacks the folders of mount, modprobe and the like.
