@@ -413,7 +413,8 @@ func (k *soak) fill() {
 	defer f.Close()
 	// Others take what the cache gives way with, too, until nothing is left that may go.
 	missing := soakFiles
-	for err = nil; !errors.Is(err, syscall.ENOSPC); {
+	full := readersGet(k.t, syscall.ENOSPC)
+	for err = nil; !errors.Is(err, full); {
 		for missing--; missing > 0 && (k.store.Has(i.refs[missing]) || i.refs[missing].Size() > soakChunk); {
 			missing--
 		}
