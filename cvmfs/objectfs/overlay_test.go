@@ -524,7 +524,8 @@ func TestFullDiskIsENOSPCAndIsSaid(t *testing.T) {
 }
 
 // TestReaderIsNotDisturbedBySignals has its reader get a harmless signal now and then while an object arrives, for
-// longer than the grace time.
+// longer than the grace time. Were the lookup at the gate given up, the overlay would go on to the data folder, which
+// fetches the object once more and serves it for as long as the container lives.
 func TestReaderIsNotDisturbedBySignals(t *testing.T) {
 	s := newServer(t)
 	b := noise(1<<20, 13)
@@ -535,5 +536,11 @@ func TestReaderIsNotDisturbedBySignals(t *testing.T) {
 		filepath.Join(h.container(), "file"))
 	if got, err := c.Output(); err != nil || !bytes.Equal(got, b) {
 		t.Errorf("%d bytes of %d, %v", len(got), len(b), err)
+	}
+	if n := h.counts.of(fusewire.OpRead); n != 0 {
+		t.Errorf("it read %d times through FUSE", n)
+	}
+	if n := s.requests.Load(); n != 1 {
+		t.Errorf("%d requests to the server", n)
 	}
 }

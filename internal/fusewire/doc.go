@@ -13,8 +13,9 @@
 //   - To block is to wait for something that is not on this machine. Requests that may block run in goroutines; all
 //     others are answered by the goroutine that read them.
 //   - An interrupt is the kernel's word that the process which waits for a request got a signal. The request goes on
-//     for a grace time, since most signals are harmless, and then its context is cancelled. A process that is killed
-//     waits no longer than that.
+//     for a grace time, since most signals are harmless: a program that gets EINTR from a file may fail of it, and an
+//     overlay that gets it from one folder takes the next one for good. Then the request's context is cancelled, if the
+//     process is about to end or can't be seen from here. So a process that is killed waits no longer than that.
 //   - Resending is what the kernel does with requests that were read but not answered when it is told that their server
 //     died (FUSE_NOTIFY_RESEND, Linux 6.9). Resent requests have bit 63 of their unique number set, which the reply
 //     must echo.

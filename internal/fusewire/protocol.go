@@ -74,6 +74,7 @@ type header struct {
 	op     Op
 	unique uint64
 	node   uint64
+	thread uint32 // that waits for it, in the PID namespace of who mounted; 0: it is not seen there
 }
 
 // parseRequest splits a request as read from the device. arg is a part of b.
@@ -81,7 +82,9 @@ func parseRequest(b []byte) (h header, arg []byte, err error) {
 	if len(b) < inHeaderSize {
 		return h, nil, fmt.Errorf("FUSE request of %d bytes, shorter than its header", len(b))
 	}
-	h = header{native.Uint32(b), Op(native.Uint32(b[4:])), native.Uint64(b[8:]), native.Uint64(b[16:])}
+	h = header{
+		native.Uint32(b), Op(native.Uint32(b[4:])), native.Uint64(b[8:]), native.Uint64(b[16:]), native.Uint32(b[32:]),
+	}
 	if h.length < inHeaderSize || int64(h.length) > int64(len(b)) {
 		return h, nil, fmt.Errorf("FUSE request %d gives its length as %d, but is %d bytes long", h.op, h.length,
 			len(b))

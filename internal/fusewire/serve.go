@@ -73,7 +73,7 @@ type Config struct {
 	Journal *os.File      // from NewJournal: requests survive this process there
 	Readers int           // goroutines that read requests; 4
 	Blocked int           // requests that may block at once, others wait for their turn; 1024
-	Grace   time.Duration // how long a request goes on after an interrupt; 500 ms
+	Grace   time.Duration // how long a request goes on at least after an interrupt; 500 ms
 	Log     *slog.Logger
 }
 
@@ -289,7 +289,7 @@ func (s *server) forget(c *call) {
 	s.under.Done()
 }
 
-// interrupt returns the request that arg names its grace time. One we don't know is about to be answered, or read but
+// interrupt gives the request that arg names its grace time. One we don't know is about to be answered, or read but
 // not yet entered by another reader; EAGAIN makes the kernel send the interrupt again if the request still waits.
 func (s *server) interrupt(h header, arg []byte) {
 	if len(arg) < 8 {
@@ -299,7 +299,7 @@ func (s *server) interrupt(h header, arg []byte) {
 	c := s.calls[native.Uint64(arg)&^resentBit]
 	s.mu.Unlock()
 	if c != nil {
-		time.AfterFunc(s.grace, func() { s.abort(c) })
+		time.AfterFunc(s.grace, func() { s.abortIfDying(c) })
 		return
 	}
 	s.under.Add(1)
@@ -308,6 +308,18 @@ func (s *server) interrupt(h header, arg []byte) {
 		out := make([]byte, outHeaderSize)
 		unix.Write(s.fd, out[:putReply(out, h.unique, 0, syscall.EAGAIN)]) // ENOENT: it is answered
 	})
+}
+
+// abortIfDying cancels a call unless the thread that waits for it is seen to live. The kernel sends one interrupt for
+// each request, whatever signals follow: so such a thread is looked at until its call has ended.
+func (s *server) abortIfDying(c *call) {
+	switch {
+	case c.ctx.Err() != nil: // answered, or there is nobody left to answer to
+	case fate(c.h.thread) == lives:
+		time.AfterFunc(s.grace, func() { s.abortIfDying(c) })
+	default:
+		s.abort(c)
+	}
 }
 
 // abort cancels a call; one that still waits for room is answered at once.

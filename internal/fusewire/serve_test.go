@@ -319,25 +319,59 @@ func TestKilledReaderIsGoneSoon(t *testing.T) {
 	})
 }
 
-func TestHarmlessSignalIsNotSeen(t *testing.T) {
-	dir, dev, init := mount(t, flagAsyncRead) // a read waits for its own request
-	x := newTree(map[string]int64{"stalled": 10})
-	serve(t, dir, dev, x, Config{Init: init, Grace: time.Minute})
-	c := exec.Command("sh", "-c", `trap : USR1; exec 3<"$0"; read line <&3 && echo "$line"`,
+// signalled starts a reader of a stalled file that handles SIGUSR1, and sends it that.
+func signalled(t *testing.T, dir string, x *tree) (c *exec.Cmd, out *bytes.Buffer) {
+	t.Helper()
+	out = &bytes.Buffer{}
+	c = exec.Command("sh", "-c", `trap : USR1; exec 3<"$0"; read line <&3 && echo "$line"`,
 		filepath.Join(dir, "stalled"))
-	var out bytes.Buffer
-	c.Stdout, c.Stderr = &out, &out
+	c.Stdout, c.Stderr = out, out
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { c.Process.Kill(); c.Wait() }) // mostly over by then
 	<-x.stalled
 	if err := c.Process.Signal(unix.SIGUSR1); err != nil {
 		t.Error(err)
 	}
 	time.Sleep(300 * time.Millisecond) // the reader would have given up by then
+	return c, out
+}
+
+func TestHarmlessSignalIsNotSeen(t *testing.T) {
+	dir, dev, init := mount(t, flagAsyncRead) // a read waits for its own request
+	x := newTree(map[string]int64{"stalled": 10})
+	serve(t, dir, dev, x, Config{Init: init, Grace: 20 * time.Millisecond})
+	c, out := signalled(t, dir, x)
 	close(x.thawed)
 	if err := c.Wait(); err != nil || out.String() != "stalled\n" {
 		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
+// The kernel tells of the first signal alone.
+func TestReaderKilledAfterAHarmlessSignalIsGoneSoon(t *testing.T) {
+	for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGQUIT} {
+		t.Run(unix.SignalName(signal), func(t *testing.T) {
+			dir, dev, init := mount(t, flagAsyncRead)
+			x := newTree(map[string]int64{"stalled": 10})
+			serve(t, dir, dev, x, Config{Init: init, Grace: 20 * time.Millisecond})
+			c, _ := signalled(t, dir, x)
+			if err := c.Process.Signal(signal); err != nil {
+				t.Error(err)
+			}
+			within(t, 5*time.Second, "killing the reader", func() { c.Wait() }) // killed
+		})
+	}
+}
+
+func TestFateOfAThread(t *testing.T) {
+	for thread, want := range map[uint32]endsFor{
+		0: unseen, 1 << 30: unseen, uint32(os.Getpid()): lives, uint32(unix.Gettid()): lives,
+	} {
+		if got := fate(thread); got != want {
+			t.Errorf("thread %d: %v, want %v", thread, got, want)
+		}
 	}
 }
 
