@@ -47,12 +47,12 @@ func (s *settings) quota() (q Quota, ok bool) {
 		q.Unused = "a package sets it, in a file that is not the site's own: set it in default.local"
 	case n == 0 && !whole:
 		q.Unused = "it is no number"
-	case 0 < q.Bytes && q.Bytes < leastQuota:
-		q.Odd = fmt.Sprintf("%.40q is taken as %d MiB, the least that a cache may have: it is a number of MiB", v.value,
-			leastQuota>>20)
+	}
+	if few := 0 < q.Bytes && q.Bytes < leastQuota; few && q.Unused == "" {
+		q.Odd = fmt.Sprintf("%.40q is taken as %d, the least: it is a number of MiB", v.value, leastQuota>>20)
 		q.Bytes = leastQuota
-	case !whole:
-		q.Odd = fmt.Sprintf("%.40q is taken as %d MiB", v.value, q.Bytes>>20)
+	} else if !whole {
+		q.Odd = fmt.Sprintf("%.40q is taken as %d: it is a number of MiB", v.value, n)
 	}
 	return q, true
 }

@@ -64,9 +64,9 @@ func TestALimitOfTheCacheHasALeastValue(t *testing.T) {
 		mib  int64
 		told string // "": nothing
 	}{
-		"1": {64, `"1" is taken as 64 MiB, the least`}, "63": {64, `"63" is taken as 64 MiB, the least`}, "64": {64, ""},
-		"20G": {64, `"20G" is taken as 64 MiB, the least`}, "4000.5": {4000, `"4000.5" is taken as 4000 MiB`},
-		"300M": {300, `"300M" is taken as 300 MiB`}, "0": {0, ""}, "-20": {0, ""}, "+70": {70, ""},
+		"1": {64, `"1" is taken as 64, the least: it is a number of MiB`}, "63": {64, `"63" is taken as 64, the least: it is a number of MiB`}, "64": {64, ""},
+		"20G": {64, `"20G" is taken as 64, the least: it is a number of MiB`}, "4000.5": {4000, `"4000.5" is taken as 4000: it is a number of MiB`},
+		"300M": {300, `"300M" is taken as 300: it is a number of MiB`}, "0": {0, ""}, "-20": {0, ""}, "+70": {70, ""},
 	} {
 		dir := folder(t, map[string]string{
 			"default.local": "CVMFS_QUOTA_LIMIT=" + value + "\n", "config.d/" + fqrn + ".conf": complete,

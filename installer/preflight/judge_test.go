@@ -478,7 +478,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		},
 		{
 			"limit in another unit", fit(), install, func(f *Facts, _ *Plan) {
-				f.Configuration.Quota.Bytes, f.Configuration.Quota.Odd = 64<<20, `"20G" is taken as 64 MiB`
+				f.Configuration.Quota.Bytes, f.Configuration.Quota.Odd = 64<<20, `"20G" is taken as 64, the least`
 			},
 			"cvmfs.quota", Warning, "limits the object cache to 64MiB", "a number of MiB",
 		},
