@@ -38,8 +38,8 @@ func cacheStatusCommand() *cli.Command {
 	return &cli.Command{
 		Name: "status", Usage: "show how much the cache holds, and may", Flags: nodeFlags(),
 		Action: func(c *cli.Context) error {
-			return onNode(c, func(_ *policy.Host, node *control.Client) error {
-				st, err := control.CacheStatus.Ask(c.Context, node, control.None{})
+			return onNodes(c, func(node policy.Node) error {
+				st, err := control.CacheStatus.Ask(c.Context, node.Client, control.None{})
 				if err != nil {
 					return err
 				}
@@ -92,12 +92,12 @@ func cacheListCommand() *cli.Command {
 	return &cli.Command{
 		Name: "ls", Usage: "list thin images and how much of each is here, the one used last first", Flags: nodeFlags(),
 		Action: func(c *cli.Context) error {
-			return onNode(c, func(h *policy.Host, node *control.Client) error {
-				list, err := control.CacheList.Do(c.Context, node, control.None{}, nil)
+			return onNodes(c, func(node policy.Node) error {
+				list, err := control.CacheList.Do(c.Context, node.Client, control.None{}, nil)
 				if err != nil {
 					return err
 				}
-				names, err := h.ImageNames(c.Context)
+				names, err := node.ImageNames(c.Context)
 				if err != nil { // the node's own names of images are better than nothing
 					fmt.Fprintf(c.App.ErrWriter, "images are without their names: %v\n", err)
 				}
@@ -143,12 +143,12 @@ func writeCacheList(w io.Writer, list []namedImage) {
 	}
 }
 
-// imageArg returns the key of the image that the command's only argument names.
-func imageArg(c *cli.Context, h *policy.Host) (key string, err error) {
+// onImageArg is onImage for the image that the command's only argument names.
+func onImageArg(c *cli.Context, do func(n policy.Node, key string) error) error {
 	if c.NArg() != 1 {
-		return "", program.Usagef(c, "want one image, by its name or id")
+		return program.Usagef(c, "want one image, by its name or id")
 	}
-	return h.ImageKey(c.Context, c.Args().First())
+	return onImage(c, c.Args().First(), do)
 }
 
 // progress shows how far a task is, on a terminal only: elsewhere its end is told.
@@ -179,34 +179,34 @@ func cacheVerifyCommand() *cli.Command {
 		Name: "verify", ArgsUsage: "[IMAGE]", Flags: nodeFlags(),
 		Usage: "hold what is here against what was recorded when it was fetched, and remove what is damaged",
 		Action: func(c *cli.Context) error {
-			return onNodeWith(c, func(h *policy.Host, node *control.Client) (err error) {
-				var q control.CacheImage
-				if c.NArg() > 0 {
-					if q.Key, err = imageArg(c, h); err != nil {
-						return err
-					}
-				}
-				p := newProgress(c)
-				v, err := control.CacheVerify.Do(c.Context, node, q, func(v objects.Verified) {
-					p.tell("%d objects, %s, %d damaged", v.Objects, size(v.Bytes), v.Damaged)
-				})
-				p.end()
-				if err != nil {
-					return err
-				}
-				if err := show(c, v, func(w io.Writer) { writeVerified(w, &v) }); err != nil {
-					return err
-				}
-				switch {
-				case v.Damaged > 0:
-					return errDamage
-				case v.Unreadable > 0:
-					return fmt.Errorf("%d objects could not be read or removed: the node's log says why", v.Unreadable)
-				}
-				return nil
-			})
+			if c.NArg() > 0 {
+				return onImageArg(c, func(node policy.Node, key string) error { return verifyCache(c, node, key) })
+			}
+			return onNodes(c, func(node policy.Node) error { return verifyCache(c, node, "") })
 		},
 	}
+}
+
+// verifyCache verifies the objects of an image, or with "" all of them.
+func verifyCache(c *cli.Context, node policy.Node, key string) error {
+	p := newProgress(c)
+	v, err := control.CacheVerify.Do(c.Context, node.Client, control.CacheImage{Key: key}, func(v objects.Verified) {
+		p.tell("%d objects, %s, %d damaged", v.Objects, size(v.Bytes), v.Damaged)
+	})
+	p.end()
+	if err != nil {
+		return err
+	}
+	if err := show(c, v, func(w io.Writer) { writeVerified(w, &v) }); err != nil {
+		return err
+	}
+	switch {
+	case v.Damaged > 0:
+		return errDamage
+	case v.Unreadable > 0:
+		return fmt.Errorf("%d objects could not be read or removed: the node's log says why", v.Unreadable)
+	}
+	return nil
 }
 
 func writeVerified(w io.Writer, v *objects.Verified) {
@@ -227,44 +227,43 @@ func cacheCleanCommand() *cli.Command {
 		Name: "clean", Flags: append(nodeFlags(), imageFlag, toFlag),
 		Usage: "remove what no container in use and no pinned image needs; it is fetched again when it is used",
 		Action: func(c *cli.Context) error {
-			return onNode(c, func(h *policy.Host, node *control.Client) (err error) {
-				var o objects.CleanOptions
-				if c.IsSet(imageFlag.Name) && c.IsSet(toFlag.Name) {
-					return program.Usagef(c, "either --%s or --%s", imageFlag.Name, toFlag.Name)
+			var to int64
+			if c.IsSet(toFlag.Name) {
+				var err error
+				if to, err = units.RAMInBytes(c.String(toFlag.Name)); err != nil || to <= 0 {
+					return program.Usagef(c, "--%s=%s: want a size, as in 10G", toFlag.Name, c.String(toFlag.Name))
 				}
-				if c.IsSet(imageFlag.Name) {
-					if o.Image, err = h.ImageKey(c.Context, c.String(imageFlag.Name)); err != nil {
-						return err
-					}
-				}
-				if c.IsSet(toFlag.Name) {
-					if o.To, err = units.RAMInBytes(c.String(toFlag.Name)); err != nil || o.To <= 0 {
-						return program.Usagef(c, "--%s=%s: want a size, as in 10G", toFlag.Name, c.String(toFlag.Name))
-					}
-				}
-				removed, err := control.CacheClean.Do(c.Context, node, o, nil)
-				if err != nil {
-					return err
-				}
-				return show(c, removed, func(w io.Writer) {
-					fmt.Fprintf(w, "removed\t%d objects, %s\n", removed.Objects, size(removed.Bytes))
+			}
+			switch {
+			case c.IsSet(imageFlag.Name) && c.IsSet(toFlag.Name):
+				return program.Usagef(c, "either --%s or --%s", imageFlag.Name, toFlag.Name)
+			case c.IsSet(imageFlag.Name) && c.NArg() == 0:
+				return onImage(c, c.String(imageFlag.Name), func(node policy.Node, key string) error {
+					return cleanCache(c, node, objects.CleanOptions{Image: key})
 				})
-			})
+			}
+			return onNodes(c, func(node policy.Node) error { return cleanCache(c, node, objects.CleanOptions{To: to}) })
 		},
 	}
+}
+
+func cleanCache(c *cli.Context, node policy.Node, o objects.CleanOptions) error {
+	removed, err := control.CacheClean.Do(c.Context, node.Client, o, nil)
+	if err != nil {
+		return err
+	}
+	return show(c, removed, func(w io.Writer) {
+		fmt.Fprintf(w, "removed\t%d objects, %s\n", removed.Objects, size(removed.Bytes))
+	})
 }
 
 func cachePrewarmCommand() *cli.Command {
 	return &cli.Command{
 		Name: "prewarm", ArgsUsage: "IMAGE", Usage: "fetch all of an image that is not here", Flags: nodeFlags(),
 		Action: func(c *cli.Context) error {
-			return onNodeWith(c, func(h *policy.Host, node *control.Client) error {
-				key, err := imageArg(c, h)
-				if err != nil {
-					return err
-				}
+			return onImageArg(c, func(node policy.Node, key string) error {
 				p := newProgress(c)
-				done, err := control.CachePrewarm.Do(c.Context, node, control.CacheImage{Key: key},
+				done, err := control.CachePrewarm.Do(c.Context, node.Client, control.CacheImage{Key: key},
 					func(done objects.Completion) {
 						p.tell("%d of %d objects, %s fetched", done.Here+done.Fetched+done.Failed, done.Of, size(done.Bytes))
 					})
@@ -290,13 +289,9 @@ func cachePinCommand() *cli.Command {
 		Name: "pin", ArgsUsage: "IMAGE", Flags: append(nodeFlags(), undo),
 		Usage: "keep what is here of an image, and what comes, until it is unpinned or removed",
 		Action: func(c *cli.Context) error {
-			return onNodeWith(c, func(h *policy.Host, node *control.Client) error {
-				key, err := imageArg(c, h)
-				if err != nil {
-					return err
-				}
+			return onImageArg(c, func(node policy.Node, key string) error {
 				q := control.CachePinned{Key: key, Pinned: !c.Bool(undo.Name)}
-				if _, err := control.CachePin.Do(c.Context, node, q, nil); err != nil {
+				if _, err := control.CachePin.Do(c.Context, node.Client, q, nil); err != nil {
 					return err
 				}
 				return show(c, q, func(io.Writer) {})

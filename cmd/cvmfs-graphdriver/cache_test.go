@@ -194,6 +194,28 @@ func TestCacheIsListedWithoutAnEngine(t *testing.T) {
 	}
 }
 
+// Behind containerd the node knows the names.
+func TestCacheIsListedByContainerdsNames(t *testing.T) {
+	node := &fakeNode{Cache: fakeCache{}, names: status.Names{Known: true, Images: []status.Name{
+		{Key: thinKey, Namespace: "moby", Name: "docker.io/library/python:3"},
+		{Key: idleKey, Namespace: "k8s.io", Name: "docker.io/library/idle:1"},
+	}}}
+	socket := serveNode(t, node)
+	code, out, errOut := runOn(t, "cache", "ls", "--socket", socket)
+	if code != 0 || !strings.Contains(out, "\npython:3 ") || !strings.Contains(out, "docker.io/library/idle:1 (k8s.io)") ||
+		errOut != "" {
+		t.Errorf("%d %s %s", code, out, errOut)
+	}
+	if code, _, errOut := runOn(t, "cache", "clean", "--image", "python:3", "--socket", socket); code != 1 ||
+		!strings.Contains(errOut, "in use") {
+		t.Errorf("%d %s", code, errOut)
+	}
+	node.names.Err = "containerd is silent"
+	if code, _, errOut := runOn(t, "cache", "ls", "--socket", socket); code != 0 || !strings.Contains(errOut, "silent") {
+		t.Errorf("%d %s", code, errOut)
+	}
+}
+
 // An image's layers have the names that its maker likes.
 func TestListSendsATerminalNoCommands(t *testing.T) {
 	var out strings.Builder

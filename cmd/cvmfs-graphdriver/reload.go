@@ -22,8 +22,8 @@ func reloadCommand() *cli.Command {
 			"keys and blacklists. Files that can't be used leave in use what they said before. The exit code is 1 then.",
 		Flags: nodeFlags(),
 		Action: func(c *cli.Context) error {
-			return onNode(c, func(_ *policy.Host, node *control.Client) error {
-				done, err := control.Reload.Do(c.Context, node, control.None{}, nil)
+			return onNodes(c, func(node policy.Node) error {
+				done, err := control.Reload.Do(c.Context, node.Client, control.None{}, nil)
 				if err != nil {
 					return err
 				}

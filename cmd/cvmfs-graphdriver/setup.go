@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/policy"
@@ -49,7 +49,7 @@ var (
 	keyFlag    = &cli.StringFlag{Name: "key", Usage: "public `KEY` (minisign) that must have signed the bundle"}
 	testFlag   = &cli.StringFlag{Name: "test-image", Usage: "test with this ordinary `IMAGE` instead of one made on the spot"}
 	socketFlag = &cli.StringFlag{
-		Name: "socket", Usage: "`SOCKET` at which the node answers (default: that of the engine's plugin)",
+		Name: "socket", Usage: "`SOCKET` at which the one node answers that is meant (default: those of the snapshotter and the engine's plugin)",
 	}
 	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "test with this thin `IMAGE`, too"}
 )
@@ -71,22 +71,53 @@ func nodeFlags() []cli.Flag {
 	return []cli.Flag{socketFlag, hostFlag, nameFlag, fileFlag, jsonFlag, recordFlag}
 }
 
-// onNode has a command speak to the node that runs on this host. The host tells of the engine that it serves.
-func onNode(c *cli.Context, do func(*policy.Host, *control.Client) error) error {
+// onNodes has a command speak to the nodes that run on this host, one after another. Of several, each is named.
+func onNodes(c *cli.Context, do func(policy.Node) error) error {
 	if c.NArg() > 0 {
 		return program.Usagef(c, "unknown argument %q", c.Args().First())
 	}
-	return onNodeWith(c, do)
-}
-
-// onNodeWith is onNode for a command with arguments, which are its own to look at.
-func onNodeWith(c *cli.Context, do func(*policy.Host, *control.Client) error) error {
 	return findWith(c, func(h *policy.Host) error {
-		node, err := h.Node(c.Context)
+		nodes, err := h.Nodes(c.Context)
 		if err != nil {
 			return err
 		}
-		return do(h, node)
+		return each(c, nodes, do)
+	})
+}
+
+func each(c *cli.Context, nodes []policy.Node, do func(policy.Node) error) (err error) {
+	if len(nodes) > 1 && c.Bool(jsonFlag.Name) {
+		return program.Usagef(c, "%s and %s run on this host: name the one that is meant by --%s", nodes[0].Title,
+			nodes[1].Title, socketFlag.Name)
+	}
+	for _, n := range nodes {
+		if len(nodes) > 1 {
+			fmt.Fprintf(c.App.Writer, "%s:\n", n.Title)
+		}
+		err = errors.Join(err, do(n))
+	}
+	return err
+}
+
+// onImage has a command speak to the nodes that have an image, with the key that each has for it.
+func onImage(c *cli.Context, image string, do func(n policy.Node, key string) error) error {
+	return findWith(c, func(h *policy.Host) error {
+		nodes, err := h.Nodes(c.Context)
+		if err != nil {
+			return err
+		}
+		keys := map[string]string{}
+		var unknown error
+		nodes = slices.DeleteFunc(nodes, func(n policy.Node) bool {
+			key, err := n.ImageKey(c.Context, image)
+			keys[n.Title] = key
+			unknown = errors.Join(unknown, err)
+			return err != nil
+		})
+		if len(nodes) == 0 {
+			return unknown
+		}
+		return each(c, nodes, func(n policy.Node) error { return do(n, keys[n.Title]) })
 	})
 }
 

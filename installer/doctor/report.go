@@ -74,6 +74,7 @@ type Status struct {
 	Active        bool                    `json:"active"`  // the plugin is the engine's storage driver
 	Engine        preflight.Engine        `json:"engine"`
 	Plugin        preflight.Plugin        `json:"plugin"`
+	Snapshotter   *preflight.Snapshotter  `json:"snapshotter,omitempty"` // nil where none answers
 	Data          preflight.Data          `json:"data_root"`
 	Configuration preflight.Configuration `json:"cvmfs"`
 }
@@ -82,7 +83,7 @@ type Status struct {
 func StatusOf(f preflight.Facts, version string) Status {
 	return Status{
 		Program: version, Active: f.Engine.Active(f.Plugin.Name), Engine: f.Engine, Plugin: f.Plugin,
-		Data: f.Data, Configuration: f.Configuration,
+		Snapshotter: f.Snapshotter, Data: f.Data, Configuration: f.Configuration,
 	}
 }
 
@@ -108,6 +109,10 @@ func (s Status) Write(w io.Writer) error {
 		line("driver", "%s: %s", s.Engine.Driver, use)
 	}
 	s.writePlugin(line)
+	if s.Snapshotter != nil {
+		line("snapshotter", "answers at %s", s.Snapshotter.Socket)
+		writeState(line, s.Snapshotter.State)
+	}
 	if s.Active {
 		for _, pair := range s.Engine.DriverStatus {
 			line("", "%s: %s", pair[0], pair[1])
@@ -153,28 +158,8 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 	}
 	slices.Sort(settings)
 	line("settings", "%s", strings.Join(settings, " "))
-	if st := g.State; st != nil {
-		if st.Err != "" {
-			line("state", "not known: %s", st.Err)
-		}
-		if st.Version != "" {
-			line("version", "%s", strings.TrimSpace(st.Version+" "+st.Commit))
-			line("layers", "%d, of them thin %d; mounted %d", st.Layers, st.Thin, st.Mounts)
-			if st.View != "" {
-				line("view", "%s", st.View)
-			}
-		}
-		if m := st.Metrics; m != nil && m.Err != "" {
-			line("metrics", "not served: %s", m.Err)
-		} else if m != nil {
-			line("metrics", "at %s", m.Address)
-		}
-		for _, image := range st.Images {
-			writeImage(line, image)
-		}
-		for _, r := range st.Repositories {
-			writeInUse(line, r)
-		}
+	if g.State != nil {
+		writeState(line, g.State)
 	}
 	if g.Disk != nil {
 		about := ""
@@ -182,6 +167,31 @@ func (s Status) writePlugin(line func(name, format string, args ...any)) {
 			about = "at least "
 		}
 		line("store", "%s%d objects, %s", about, g.Disk.Objects, size(uint64(g.Disk.Bytes)))
+	}
+}
+
+// writeState writes what a node says of itself.
+func writeState(line func(name, format string, args ...any), st *preflight.State) {
+	if st.Err != "" {
+		line("state", "not known: %s", st.Err)
+	}
+	if st.Version != "" {
+		line("version", "%s", strings.TrimSpace(st.Version+" "+st.Commit))
+		line("layers", "%d, of them thin %d; mounted %d", st.Layers, st.Thin, st.Mounts)
+		if st.View != "" {
+			line("view", "%s", st.View)
+		}
+	}
+	if m := st.Metrics; m != nil && m.Err != "" {
+		line("metrics", "not served: %s", m.Err)
+	} else if m != nil {
+		line("metrics", "at %s", m.Address)
+	}
+	for _, image := range st.Images {
+		writeImage(line, image)
+	}
+	for _, r := range st.Repositories {
+		writeInUse(line, r)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/preflight"
@@ -28,13 +29,15 @@ func usagef(format string, args ...any) error { return UsageError{fmt.Errorf(for
 type Request struct {
 	Version string // of this program
 
-	Host    string // the engine's socket
-	Socket  string // of the node, where it isn't the engine's plugin
-	Name    string // of the plugin, and so of the storage driver
-	File    string // the engine's configuration file
-	Log     string // the file that the engine's log goes to
-	Record  string // the installer's record
-	Restart string // what restarts the engine, as service.Choose takes it
+	Host   string // the engine's socket
+	Socket string // of the one node that is meant
+	// of the snapshotter's node; "" is control.SnapshotterSocket
+	Snapshotter string
+	Name        string // of the plugin, and so of the storage driver
+	File        string // the engine's configuration file
+	Log         string // the file that the engine's log goes to
+	Record      string // the installer's record
+	Restart     string // what restarts the engine, as service.Choose takes it
 
 	Bundle string // file or folder that the plugin is made of
 	Key    string // file with the public key that must have signed the bundle
@@ -125,6 +128,7 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	return preflight.Plan{
 		Host: h.Address(), Name: name, DaemonJSON: h.file, Log: cmp.Or(h.Log, h.log),
 		CVMFSConfig: h.CVMFSConfig, MinioConfig: h.MinioConfig, Agent: agent(h.Version),
+		Snapshotter: cmp.Or(h.Socket, h.Snapshotter, control.SnapshotterSocket),
 	}, err
 }
 

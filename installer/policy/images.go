@@ -20,9 +20,9 @@ var isKey = regexp.MustCompile("^[0-9a-f]{64}$")
 // errNotThin means that an image has nothing in the cache.
 var errNotThin = errors.New("it is not a thin image, or was never used: only thin images are in the cache")
 
-// ImageKey returns the key of the composed image of one that the engine knows by a name or an id. A key is taken as it
+// imageKey returns the key of the composed image of one that the engine knows by a name or an id. A key is taken as it
 // is, unless the engine has an image of that id.
-func (h *Host) ImageKey(ctx context.Context, name string) (string, error) {
+func (h *Host) imageKey(ctx context.Context, name string) (string, error) {
 	found, err := h.Engine.Client().ImageInspect(ctx, name)
 	switch {
 	case err != nil && isKey.MatchString(name):
@@ -37,9 +37,9 @@ func (h *Host) ImageKey(ctx context.Context, name string) (string, error) {
 	return found.GraphDriver.Data[imageKey], nil
 }
 
-// ImageNames returns the engine's names of images, by the key of the composed image. Images without a name have the
+// imageNames returns the engine's names of images, by the key of the composed image. Images without a name have the
 // beginning of their id.
-func (h *Host) ImageNames(ctx context.Context) (map[string][]string, error) {
+func (h *Host) imageNames(ctx context.Context) (map[string][]string, error) {
 	list, err := h.Engine.Client().ImageList(ctx, image.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("ask the engine for its images: %w", err)

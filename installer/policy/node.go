@@ -3,7 +3,9 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -13,35 +15,103 @@ import (
 	"cvmfs-graphdriver/rootfs"
 )
 
-// Node returns a client of the node that runs on this host: the one whose socket is named, or the engine's plugin.
-func (h *Host) Node(ctx context.Context) (*control.Client, error) {
+// Node is a node that runs on this host, behind the engine's plugin or behind the snapshotter.
+type Node struct {
+	*control.Client
+	Title string // what it is, for people
+	host  *Host
+}
+
+// Nodes returns those that run on this host: the one whose socket is named, or the snapshotter's and that of the
+// engine's plugin, as far as they are there. One at least is, or there is an error.
+func (h *Host) Nodes(ctx context.Context) ([]Node, error) {
 	if h.Socket != "" {
-		return control.NewClient(h.Socket), nil
+		return []Node{{control.NewClient(h.Socket), "the node at " + h.Socket, h}}, nil
 	}
+	var nodes []Node
+	socket := cmp.Or(h.Snapshotter, control.SnapshotterSocket)
+	if client := control.NewClient(socket); preflight.Answers(ctx, client) {
+		nodes = append(nodes, Node{client, "the snapshotter at " + socket, h})
+	}
+	plugin, err := h.pluginNode(ctx)
+	switch {
+	case err == nil:
+		return append(nodes, plugin), nil
+	case len(nodes) > 0 && !errors.As(err, new(UsageError)):
+		return nodes, nil
+	}
+	return nil, err
+}
+
+// pluginNode returns the node of the engine's plugin.
+func (h *Host) pluginNode(ctx context.Context) (Node, error) {
 	if !strings.HasPrefix(h.Address(), "unix://") {
-		return nil, usagef("the engine at %s is not this host's: run this where it runs, or name the node's --socket",
+		return Node{}, usagef("the engine at %s is not this host's: run this where it runs, or name the node's --socket",
 			h.Address())
 	}
 	name, err := h.pluginName(ctx)
 	if err != nil {
-		return nil, err
+		return Node{}, err
 	}
 	plugin, _, err := h.Engine.Client().PluginInspectWithRaw(ctx, name)
 	switch {
 	case errdefs.IsNotFound(err):
-		return nil, fmt.Errorf("the engine has no plugin %s (\"cvmfs-graphdriver install\" brings it; --name names another)",
-			name)
+		return Node{}, fmt.Errorf("the engine has no plugin %s (\"cvmfs-graphdriver install\" brings it; --name names "+
+			"another), and no snapshotter answers at %s (--socket names another)", name,
+			cmp.Or(h.Snapshotter, control.SnapshotterSocket))
 	case err != nil:
-		return nil, fmt.Errorf("find the plugin %s: %w", name, err)
+		return Node{}, fmt.Errorf("find the plugin %s: %w", name, err)
 	case strings.Join(plugin.Config.Entrypoint, " ") != rootfs.Program:
-		return nil, fmt.Errorf("the plugin %s is not this project's: name another one with --name", name)
+		return Node{}, fmt.Errorf("the plugin %s is not this project's: name another one with --name", name)
 	case !plugin.Enabled:
-		return nil, fmt.Errorf("the plugin %s isn't enabled: nothing of it runs (\"docker plugin enable %s\")", name,
+		return Node{}, fmt.Errorf("the plugin %s isn't enabled: nothing of it runs (\"docker plugin enable %s\")", name,
 			cmp.Or(plugin.Name, name))
 	}
 	pid := 0
 	if h.process != nil {
 		pid = h.process.PID
 	}
-	return control.NewClient(preflight.PluginSocket(pid, plugin.ID)), nil
+	return Node{control.NewClient(preflight.PluginSocket(pid, plugin.ID)), "the plugin " + name, h}, nil
+}
+
+// ImageNames returns the engine's names of images, by the key of the composed image; those there are also where there
+// is an error. A node behind containerd asks for them itself.
+func (n Node) ImageNames(ctx context.Context) (map[string][]string, error) {
+	told, err := control.Names.Do(ctx, n.Client, control.None{}, nil)
+	switch {
+	case errors.Is(err, control.ErrUnknown) || err == nil && !told.Known:
+		return n.host.imageNames(ctx)
+	case err != nil:
+		return nil, err
+	}
+	names := preflight.NamesByKey(told)
+	if told.Err != "" {
+		return names, errors.New(told.Err)
+	}
+	return names, nil
+}
+
+// ImageKey returns the key of the composed image of one that the engine knows by a name or an id; fs.ErrNotExist if it
+// knows none. A key is taken as it is, unless the engine has an image of that id.
+func (n Node) ImageKey(ctx context.Context, image string) (string, error) {
+	told, err := control.Names.Do(ctx, n.Client, control.None{}, nil)
+	switch {
+	case errors.Is(err, control.ErrUnknown) || err == nil && !told.Known:
+		return n.host.imageKey(ctx, image)
+	case err != nil:
+		return "", err
+	}
+	keys := preflight.KeysOf(told, image)
+	switch {
+	case len(keys) == 1:
+		return keys[0], nil
+	case len(keys) > 1:
+		return "", fmt.Errorf("%s is the name of %d composed images: give the key of one, which \"cache ls --json\" "+
+			"shows: %s", image, len(keys), strings.Join(keys, ", "))
+	case isKey.MatchString(image):
+		return image, nil
+	case told.Err != "":
+		return "", errors.New(told.Err)
+	}
+	return "", fmt.Errorf("containerd has no thin image %s in use of %s: pull it: %w", image, n.Title, fs.ErrNotExist)
 }

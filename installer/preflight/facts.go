@@ -23,6 +23,7 @@ type Plan struct {
 	Log         string   // file the engine's log goes to; "" is where it is found
 	Restart     string   // what restarts the engine, as service.Choose takes it; "" is auto
 	Agent       string   // who asks, for the servers' logs: product and version
+	Snapshotter string   // socket of the snapshotter's node; "" is none
 }
 
 // Facts are what was found on a host. In each part, Err says why it isn't known, or not all of it.
@@ -40,6 +41,7 @@ type Facts struct {
 	Missing       []string      `json:"missing,omitempty"` // of the host's files that the engine mounts into the plugin
 	Minio         *Minio        `json:"minio,omitempty"`   // nil where none is set
 	Plugin        Plugin        `json:"plugin"`
+	Snapshotter   *Snapshotter  `json:"snapshotter,omitempty"` // nil where none answers
 }
 
 // Engine is what the engine says of itself.

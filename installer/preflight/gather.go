@@ -50,6 +50,12 @@ func Gather(ctx context.Context, p Plan) Facts {
 			return nil
 		})
 	}
+	if p.Snapshotter != "" {
+		g.Go(func() error {
+			f.Snapshotter = askSnapshotter(ctx, p.Snapshotter)
+			return nil
+		})
+	}
 	f.Minio = lookAtMinio(p, f.Plugin.Settings["minio_ext_config"])
 	f.Missing = missing(hostsFile, resolvConf)
 	f.Security = lookAtSecurity()

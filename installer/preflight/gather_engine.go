@@ -16,6 +16,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
+	"github.com/docker/go-units"
 
 	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
@@ -219,7 +220,7 @@ func (g *Plugin) look(ctx context.Context, e Engine, pid int) {
 		g.Disk = &disk
 	}
 	if g.Enabled {
-		g.State = askPlugin(ctx, PluginSocket(pid, g.ID))
+		g.State = askNode(ctx, PluginSocket(pid, g.ID))
 		g.State.name(g.names)
 	}
 }
@@ -246,8 +247,8 @@ func count(dir string) Disk {
 	return d
 }
 
-// askPlugin asks a plugin for its state, at its socket.
-func askPlugin(ctx context.Context, socket string) *State {
+// askNode asks a node for its state, at its socket.
+func askNode(ctx context.Context, socket string) *State {
 	ctx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
 	answer, err := control.Status.Ask(ctx, control.NewClient(socket), control.None{})
@@ -263,6 +264,13 @@ func (s *State) name(names map[string]*Named) {
 		if named := names[s.Images[n].Key]; named != nil {
 			s.Images[n].Names, s.Images[n].Containers, s.Images[n].Local = named.Images, named.Containers, named.Local
 		}
+	}
+}
+
+// nameImages adds names of images, by their keys.
+func (s *State) nameImages(names map[string][]string) {
+	for n := range s.Images {
+		s.Images[n].Names = names[s.Images[n].Key]
 	}
 }
 
@@ -292,6 +300,9 @@ func stateOf(answer status.Node) *State {
 	}
 	for _, i := range answer.Store.Images {
 		image := Image{Key: i.Key, Objects: i.Objects, Size: i.Size, Err: i.Err, Repositories: map[string]uint64{}}
+		if i.Local != nil && i.Size > 0 {
+			image.Local = fmt.Sprintf("%d%%, about %s", 100*i.Local.Bytes/i.Size, units.BytesSize(float64(i.Local.Bytes)))
+		}
 		for _, pin := range i.Layers {
 			image.Repositories[pin.FQRN] = max(image.Repositories[pin.FQRN], pin.Revision)
 		}

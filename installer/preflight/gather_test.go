@@ -366,7 +366,7 @@ func TestStateOfThePluginIsTaken(t *testing.T) {
 	if d := cmp.Diff(want, stateOf(answer)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if s := askPlugin(t.Context(), t.TempDir()+"/plugin.sock"); s.Err == "" {
+	if s := askNode(t.Context(), t.TempDir()+"/plugin.sock"); s.Err == "" {
 		t.Errorf("%+v of nobody", s)
 	}
 }

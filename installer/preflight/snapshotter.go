@@ -1,0 +1,100 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+
+	"cvmfs-graphdriver/driver/control"
+	"cvmfs-graphdriver/driver/status"
+)
+
+// Snapshotter is the node of the snapshotter.
+type Snapshotter struct {
+	Socket string `json:"socket"`
+	State  *State `json:"state"`
+}
+
+// Answers reports whether a node answers.
+func Answers(ctx context.Context, node *control.Client) bool {
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	_, err := control.CacheStatus.Ask(ctx, node, control.None{})
+	return !errors.Is(err, control.ErrSilent)
+}
+
+// askSnapshotter asks the snapshotter at a socket for its state; nil if there is none.
+func askSnapshotter(ctx context.Context, socket string) *Snapshotter {
+	node := control.NewClient(socket)
+	if !Answers(ctx, node) {
+		return nil
+	}
+	s := &Snapshotter{Socket: socket, State: askNode(ctx, socket)}
+	ctx, cancel := context.WithTimeout(ctx, askWait)
+	defer cancel()
+	if told, err := control.Names.Do(ctx, node, control.None{}, nil); err == nil { // else keys are shown
+		s.State.nameImages(NamesByKey(told))
+	}
+	return s
+}
+
+// NamesByKey returns names as people read them, by the key of the composed image. Outside of Docker's namespace they
+// come with theirs, and a snapshot that no image keeps is called by its chain ID.
+func NamesByKey(told status.Names) map[string][]string {
+	names := map[string][]string{}
+	for _, n := range told.Images {
+		names[n.Key] = append(names[n.Key], shown(n))
+	}
+	for _, list := range names {
+		slices.Sort(list)
+	}
+	return names
+}
+
+// docker reports whether a namespace of containerd's is Docker's: with remapped users the ids come behind it.
+func docker(namespace string) bool {
+	return namespace == "moby" || strings.HasPrefix(namespace, "moby-")
+}
+
+func shown(n status.Name) string {
+	name := n.Name
+	switch {
+	case name == "":
+		const digits = len("sha256:") + 12
+		name = n.Snapshot[strings.LastIndexByte(n.Snapshot, '/')+1:]
+		name = "snapshot " + name[:min(digits, len(name))]
+	case docker(n.Namespace):
+		if ref, err := reference.ParseNormalizedNamed(name); err == nil {
+			return reference.FamiliarString(ref)
+		}
+		return name
+	}
+	return name + " (" + n.Namespace + ")"
+}
+
+// leastID is how many digits of an id name an image at least.
+const leastID = 4
+
+// KeysOf returns the keys of the composed images that somebody may mean: by a name as it is told or shown, by the
+// beginning of an id, or by a snapshot's name or chain ID.
+func KeysOf(told status.Names, image string) (keys []string) {
+	full := image
+	if ref, err := reference.ParseNormalizedNamed(image); err == nil {
+		full = reference.TagNameOnly(ref).String()
+	}
+	id := strings.TrimPrefix(image, "sha256:")
+	for _, n := range told.Images {
+		means := n.Name != "" && (n.Name == image || n.Name == full) || shown(n) == image || n.Snapshot == image ||
+			n.Snapshot != "" && strings.HasSuffix(n.Snapshot, "/"+image) ||
+			len(id) >= leastID && slices.ContainsFunc(n.IDs, func(of string) bool {
+				return strings.HasPrefix(of, "sha256:"+id)
+			})
+		if means && !slices.Contains(keys, n.Key) {
+			keys = append(keys, n.Key)
+		}
+	}
+	return keys
+}
