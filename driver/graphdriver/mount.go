@@ -194,6 +194,9 @@ func (d *Driver) Mounts() (mounts []status.Mount) {
 // Names leaves it to the engine, which tells what GetMetadata says of an image to whoever inspects it.
 func (d *Driver) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 
+// Mapped returns nothing: the engine maps owners for all containers alike.
+func (d *Driver) Mapped() ([]node.Mapped, error) { return nil, nil }
+
 // Images returns the composed images that mounts read from, for the node: also those of idle layers, which count as
 // used by nobody.
 func (d *Driver) Images() (map[string]bool, error) {

@@ -28,6 +28,13 @@ const (
 // mapped back, whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The
 // reader must be closed; an error while the archive is made comes out of Read, never an archive that just ends.
 func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
+	return s.DiffMapped(ctx, id, parent, s.owners())
+}
+
+// DiffMapped is Diff of a layer whose owners are mapped in another way than SetOwners says.
+func (s *Store) DiffMapped(
+	ctx context.Context, id, parent string, ids user.IdentityMapping,
+) (io.ReadCloser, error) {
 	if err := s.CheckParent(id, parent); err != nil {
 		return nil, fmt.Errorf("diff layer %s: %w", id, err)
 	}
@@ -39,7 +46,7 @@ func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, err
 	go func() {
 		defer root.Close()
 		p := &packer{
-			root: root, ids: s.owners(), w: tar.NewWriter(pw), seen: map[uint64]string{},
+			root: root, ids: ids, w: tar.NewWriter(pw), seen: map[uint64]string{},
 			buf: make([]byte, copySize),
 		}
 		err := p.pack(ctx)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/moby/sys/user"
+
 	"cvmfs-graphdriver/thin"
 )
 
@@ -18,6 +20,9 @@ type Stack struct {
 	Data    []string // folders of the layers below Thin that the composed image has files of
 	// of a read-write layer, the folders of what is changed and of overlayfs; "" of a read-only stack
 	Upper, Work string
+	// how the owners of what is below Upper are to be mapped; empty for not at all. It is for who shows the stack to
+	// set.
+	IDs user.IdentityMapping
 }
 
 // Folder is a layer and the folder of its content.

@@ -20,6 +20,7 @@ type mountedImages map[string]bool
 func (mountedImages) Mounts() []status.Mount                      { return nil }
 func (mountedImages) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 func (m mountedImages) Images() (map[string]bool, error)          { return m, nil }
+func (m mountedImages) Mapped() ([]Mapped, error)                 { return nil, nil }
 
 func TestObjectStoreIsToldWhichImagesAreMounted(t *testing.T) {
 	dir := t.TempDir() + "/[data]" // any name: it is the engine's

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -216,6 +215,7 @@ func (n *Node) useMounted(c *configuration) {
 				"image", m.Image, "err", err)
 		}
 	}
+	n.mapViews(c)
 }
 
 // sweepImages removes the images nobody names; while some are being composed it is put off. The caller holds naming.
@@ -261,8 +261,7 @@ func (n *Node) addMounted(keys []string) ([]string, error) {
 			return nil, err
 		}
 		for _, e := range entries {
-			key, _, _ := strings.Cut(e.Name(), ".") // see shownAt
-			keys = append(keys, key)
+			keys = append(keys, keyOf(e.Name()))
 		}
 	}
 	return keys, nil
@@ -270,10 +269,9 @@ func (n *Node) addMounted(keys []string) ([]string, error) {
 
 // removeImage removes an image, first what is mounted of it, and then the objects that only it named.
 func (n *Node) removeImage(c *configuration, key string) error {
-	for _, by := range []chosenView{{view: ViewFUSE}, {view: ViewEROFS, stacked: true}, {view: ViewEROFS}} {
-		if err := n.unmount(n.shownAt(by, key)); err != nil {
-			return err
-		}
+	err := n.unmountShown(func(name string) bool { return keyOf(name) != key })
+	if err != nil {
+		return err
 	}
 	t, unreadable := c.composer.Peek(key)
 	if err := c.composer.Remove(key); err != nil || unreadable != nil {

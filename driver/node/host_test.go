@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/moby/sys/user"
+
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -21,6 +23,11 @@ func (k fakeKernel) Mount(string, *overlayfs.Spec) error { return k.err }
 func (k fakeKernel) MountImage(string, string) error     { return k.err }
 func (fakeKernel) Mounted(string) (bool, error)          { return false, nil }
 func (fakeKernel) Unmount(string) error                  { return nil }
+func (k fakeKernel) ProbeMapped(string, bool) error      { return k.err }
+func (k fakeKernel) MountMapped(string, string, user.IdentityMapping) error {
+	return k.err
+}
+
 func (k fakeKernel) Probe(string) (overlayfs.Support, error) {
 	if k.noOverlay {
 		return overlayfs.Support{Overlay: overlayfs.Tried(k.err)}, nil

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/sys/user"
+
 	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/layers"
@@ -77,11 +79,9 @@ func (n *Node) configuredOverlay(ctx context.Context, stack *layers.Stack, plain
 
 func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stack, plain bool) (Overlay, error) {
 	o := Overlay{Spec: overlayfs.Spec{Upper: stack.Upper, Work: stack.Work}}
-	for _, l := range stack.Lower {
-		o.Lower = append(o.Lower, l.Content)
-	}
-	if stack.Thin == "" {
-		return o, nil
+	var err error
+	if o.Lower, err = n.lower(c, stack); err != nil || stack.Thin == "" {
+		return o, err
 	}
 	image, err := n.image(ctx, c, stack)
 	if err != nil {
@@ -91,17 +91,20 @@ func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stac
 	by := c.view
 	by.stacked = by.stacked || plain
 	o.Image, o.View = image.Key, by.view
-	shown := n.shownAt(by, image.Key)
+	shown := n.shownAt(by, mappedName(image.Key, stack.IDs))
 	o.Lower = append(o.Lower, filepath.Join(shown, n.folder()))
 	if by.view == ViewFUSE {
 		// What FUSE shows is asked for once, by a shared overlay, and not by that of each container: overlayfs looks
 		// for an extended attribute of every file, which FUSE doesn't keep.
+		if err := n.mapView(image.Key, stack.IDs); err != nil {
+			return Overlay{}, err
+		}
 		return o, n.mountShared(shown, &overlayfs.Spec{
-			Lower: []string{n.run("empty"), n.run("fuse", view.Folder, image.Key)},
+			Lower: []string{n.run("empty"), n.run("fuse", view.Folder, mappedName(image.Key, stack.IDs))},
 		})
 	}
-	at := n.run("images", image.Key)
-	if err := n.mountOnce(at, func() error { return n.cfg.Kernel.MountImage(image.Meta, at) }); err != nil {
+	at, err := n.mountImage(image, stack.IDs)
+	if err != nil {
 		return Overlay{}, err
 	}
 	data := n.data(stack)
@@ -112,6 +115,16 @@ func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stac
 	// For kernels that take data-only layers in overlays with metacopy alone. In an overlay with an upper folder that
 	// would leave files without content.
 	return o, n.mountShared(shown, &overlayfs.Spec{Lower: []string{at}, Data: data, Metacopy: true})
+}
+
+// mountImage mounts a composed image, also with mapped owners if any are, and returns where.
+func (n *Node) mountImage(image *images.Image, ids user.IdentityMapping) (at string, err error) {
+	at = n.run("images", image.Key)
+	err = n.mountOnce(at, func() error { return n.cfg.Kernel.MountImage(image.Meta, at) })
+	if err != nil || ids.Empty() {
+		return at, err
+	}
+	return n.mountMapped(at, n.run("images", mappedName(image.Key, ids)), ids)
 }
 
 // folder is where a composed image has its files; "" is its root.
@@ -167,11 +180,19 @@ func (n *Node) unmount(dir string) error {
 
 // unmountAll does so for the folders in a folder.
 func (n *Node) unmountAll(dir string) error {
+	return n.unmountBut(dir, func(string) bool { return false })
+}
+
+// unmountBut does so for those that are not to stay.
+func (n *Node) unmountBut(dir string, stays func(name string) bool) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
+		if stays(e.Name()) {
+			continue
+		}
 		if err := n.unmount(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
@@ -181,7 +202,7 @@ func (n *Node) unmountAll(dir string) error {
 
 // UnmountImages takes off what is mounted for overlays to use, of which none may be mounted any more.
 func (n *Node) UnmountImages() error {
-	return errors.Join(n.unmountAll(n.run("shared")), n.unmountAll(n.run("images")))
+	return errors.Join(n.unmountAll(n.run("shared")), n.unmountAll(n.run("images")), n.unmountAll(n.run("mapped")))
 }
 
 // UnmountUnused takes off what is mounted for overlays to use and belongs to no image that the face's mounts read from.
@@ -197,17 +218,33 @@ func (n *Node) UnmountUnused() error {
 	if err != nil {
 		return err
 	}
+	mapped, err := c.face.Mapped()
+	if err != nil {
+		return err
+	}
+	owners := map[string]bool{}
+	for _, m := range mapped {
+		owners[ownersName(m.IDs)], used[mappedName(m.Image, m.IDs)] = true, true
+	}
+	return errors.Join(n.unmountShown(func(name string) bool { return used[name] }),
+		n.unmountBut(n.run("mapped"), func(name string) bool { return owners[name] }))
+}
+
+// unmountShown takes off what shows composed images, but for those that are to stay by their names, see shownAt.
+func (n *Node) unmountShown(stays func(name string) bool) error {
 	for _, dir := range []string{n.run("shared"), n.run("images")} {
-		entries, err := os.ReadDir(dir)
+		err := n.unmountBut(dir, func(entry string) bool {
+			name := shownName(entry)
+			if stays(name) {
+				return true
+			}
+			if key, owners, mapped := strings.Cut(name, "."); mapped {
+				n.view.Unmap(key, owners)
+			}
+			return false
+		})
 		if err != nil {
 			return err
-		}
-		for _, e := range entries {
-			if key, _, _ := strings.Cut(e.Name(), "."); !used[key] {
-				if err := n.unmount(filepath.Join(dir, e.Name())); err != nil {
-					return err
-				}
-			}
 		}
 	}
 	return nil

@@ -48,6 +48,11 @@ type Kernel interface {
 	Mounted(dir string) (bool, error)
 	// Unmount takes off whatever is mounted at a folder, also while it is in use.
 	Unmount(dir string) error
+	// MountMapped mounts what a folder shows on another one, read-only, with mapped owners.
+	MountMapped(source, target string, ids user.IdentityMapping) error
+	// ProbeMapped finds out whether overlays show mapped owners: of layers on the file system of a folder, and if image
+	// of composed images on it. The error says why not.
+	ProbeMapped(dir string, image bool) error
 	// Probe finds out what the kernel mounts, composed images from the file system of a folder. An error says why that
 	// can't be told.
 	Probe(dir string) (overlayfs.Support, error)
@@ -106,6 +111,8 @@ type Face interface {
 	// Names returns what the engine calls composed images, which the face asks it; the zero value if whoever wants to
 	// know can ask the engine alike.
 	Names(ctx context.Context) (status.Names, error)
+	// Mapped returns what the same mounts show with mapped owners, besides the mapping of the settings.
+	Mapped() ([]Mapped, error)
 }
 
 // Node is the state of a host. It is safe for concurrent use.
@@ -146,6 +153,7 @@ type configuration struct {
 	settings     Settings
 	face         Face
 	view         chosenView
+	mapped       func() error // reports why owners can't be mapped for single mounts
 	composer     Composer
 	repositories *client.Repositories // nil with Config.NewComposer
 }
@@ -165,7 +173,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	for _, dir := range []string{
 		n.Path("store"), n.Path("fresh"), n.Path("state"),
-		n.run("images"), n.run("shared"), n.run("views"), n.run("empty"),
+		n.run("images"), n.run("shared"), n.run("mapped"), n.run("views"), n.run("empty"),
 	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open node: %w", err)
@@ -252,6 +260,7 @@ func (n *Node) Configure(settings Settings, face Face) error {
 	if next.view, err = n.choose(settings.View); err != nil {
 		return err
 	}
+	next.mapped = sync.OnceValue(func() error { return n.tryMapped(next.view) })
 	if err := n.newComposer(next); err != nil {
 		return err
 	}

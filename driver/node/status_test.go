@@ -33,6 +33,7 @@ type face struct{}
 func (face) Mounts() []status.Mount                      { return nil }
 func (face) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 func (face) Images() (map[string]bool, error)            { return map[string]bool{}, nil }
+func (face) Mapped() ([]node.Mapped, error)              { return nil, nil }
 
 // watched is a composer that is told when something is taken into use, or read whole.
 type watched struct {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"strings"
 
 	"cvmfs-graphdriver/internal/overlayfs"
 )
@@ -63,13 +64,18 @@ const (
 	erofsSuffix = ".erofs"
 )
 
-// shownAt is the folder that shows a composed image.
-func (n *Node) shownAt(by chosenView, key string) string {
+// shownAt is the folder that shows a composed image: by its key, or with mapped owners by its key and their name.
+func (n *Node) shownAt(by chosenView, name string) string {
 	switch {
 	case by.view == ViewFUSE:
-		return n.run("shared", key+fuseSuffix)
+		return n.run("shared", name+fuseSuffix)
 	case by.stacked:
-		return n.run("shared", key+erofsSuffix)
+		return n.run("shared", name+erofsSuffix)
 	}
-	return n.run("images", key)
+	return n.run("images", name)
+}
+
+// shownName returns the name that shownAt was given, of an entry of the folder.
+func shownName(entry string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(entry, fuseSuffix), erofsSuffix)
 }

@@ -83,7 +83,7 @@ func (d *Differ) Compare(
 	if sn.parent != nil {
 		parent = sn.parent.id
 	}
-	archive, err := d.s.layers.Diff(ctx, sn.id, parent)
+	archive, err := d.s.layers.DiffMapped(ctx, sn.id, parent, sn.ids())
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -125,7 +125,8 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot
 		}
 		return sn
 	}
-	below, err := d.s.show(ctx, &snapshot{parent: sn.parent}, sn.Name, true)
+	// Who asks views the parent without a mapping, also where that of the snapshot is mapped.
+	below, err := d.s.show(ctx, snapshot{parent: sn.parent, record: record{Name: sn.Name, View: true}})
 	if err != nil {
 		return nil // the next differ says why
 	}

@@ -171,19 +171,28 @@ func compare(ctx context.Context, r *rig, lower, upper []mount.Mount) (ocispec.D
 // names lists what an archive holds.
 func names(t *testing.T, ctx context.Context, r *rig, d ocispec.Descriptor) string {
 	t.Helper()
+	var list []string
+	for _, h := range headers(t, ctx, r, d) {
+		list = append(list, h.Name)
+	}
+	return strings.Join(list, " ")
+}
+
+// headers returns the entries of an archive.
+func headers(t *testing.T, ctx context.Context, r *rig, d ocispec.Descriptor) (list []*tar.Header) {
+	t.Helper()
 	store := contentproxy.NewContentStore(contentapi.NewContentClient(r.store))
 	ra, err := store.ReaderAt(ctx, d)
 	must(t, err)
 	defer ra.Close()
 	plain, err := compression.DecompressStream(content.NewReader(ra))
 	must(t, err)
-	var list []string
 	for in := tar.NewReader(plain); ; {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
-			return strings.Join(list, " ")
+			return list
 		}
 		must(t, err)
-		list = append(list, h.Name)
+		list = append(list, h)
 	}
 }

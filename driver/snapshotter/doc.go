@@ -24,6 +24,11 @@
 //	else, and where the options would  an overlay whose lowest layer is the shared overlay of the composed image,
 //	be longer than a page              which is mounted here
 //
+// Where containerd asks for owners to be mapped, by labels, the lower layers are mounts of the layers' folder and of
+// the composed image with mapped owners (package node), and everything above is the same. What is written has the
+// owners that the host sees, in the upper folder and once it is committed, as with containerd's own snapshotter;
+// archives have those that the container sees.
+//
 // containerd's library, from 2.3 on, looks up users for a container in the lower layers of an overlay, without mounting
 // it. So data-only layers are for Docker's and BuildKit's snapshots alone.
 //

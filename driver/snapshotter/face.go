@@ -9,16 +9,20 @@ import (
 	"slices"
 
 	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/internal/durable"
 )
 
-// used is what a layer that counts as mounted shows: the key of the image, and the name of the snapshot.
-type used struct{ image, name string }
+// use is what a layer that counts as mounted shows, and the name of its snapshot.
+type use struct {
+	node.Mapped
+	name string
+}
 
-// inUse returns the layers that count as mounted, which show something thin.
-func (s *Snapshotter) inUse() (map[string]used, error) {
-	keys := map[string]used{}
+// inUse returns the layers that count as mounted and stand on others, with what they show.
+func (s *Snapshotter) inUse() (map[string]use, error) {
+	used := map[string]use{}
 	for _, sn := range s.table.list(func(sn *snapshot) bool { return !sn.committed && sn.parent != nil }) {
 		stack, err := s.layers.Describe(sn.parent.id)
 		if errors.Is(err, layers.ErrNoLayer) {
@@ -27,9 +31,9 @@ func (s *Snapshotter) inUse() (map[string]used, error) {
 		if err != nil {
 			return nil, fmt.Errorf("an image may be used by layer %s: %w", sn.id, err)
 		}
-		keys[sn.id] = used{stack.Image, sn.Name}
+		used[sn.id] = use{node.Mapped{IDs: sn.ids(), Image: stack.Image}, sn.Name}
 	}
-	return keys, nil
+	return used, nil
 }
 
 // faceOf answers the node's questions. It is a type of its own, as containerd's Mounts is another one.
@@ -37,24 +41,43 @@ type faceOf struct{ *Snapshotter }
 
 // Mounts returns the layers of active snapshots and views that show something thin.
 func (f faceOf) Mounts() (mounts []status.Mount) {
-	keys, err := f.inUse()
+	used, err := f.inUse()
 	if err != nil {
 		f.cfg.Log.Error("list snapshots in use", "err", err)
 	}
-	for _, id := range slices.Sorted(maps.Keys(keys)) {
-		mounts = append(mounts, status.Mount{Layer: id, Refs: 1, Image: keys[id].image, Name: keys[id].name})
+	for _, id := range slices.Sorted(maps.Keys(used)) {
+		mounts = append(mounts, status.Mount{Layer: id, Refs: 1, Image: used[id].Image, Name: used[id].name})
 	}
 	return mounts
 }
 
 // Images returns the composed images that they show.
 func (f faceOf) Images() (map[string]bool, error) {
-	keys, err := f.inUse()
+	used, err := f.inUse()
 	images := map[string]bool{}
-	for _, key := range keys {
-		images[key.image] = true
+	for _, u := range used {
+		images[u.Image] = true
 	}
 	return images, err
+}
+
+// Mapped returns what they show with mapped owners.
+func (f faceOf) Mapped() (mapped []node.Mapped, err error) {
+	used, err := f.inUse()
+	for _, u := range used {
+		if !u.IDs.Empty() {
+			mapped = append(mapped, u.Mapped)
+		}
+	}
+	return mapped, err
+}
+
+// leaveMounts takes off what a former life has mounted for snapshots that have gone. It is tried again by Cleanup.
+func (s *Snapshotter) leaveMounts() error {
+	if err := s.node.UnmountUnused(); err != nil {
+		s.cfg.Log.Warn("take off what no snapshot needs", "err", err)
+	}
+	return nil
 }
 
 // leaveGeneration takes off what a former life has mounted for overlays to use, if the FUSE mount has changed since:

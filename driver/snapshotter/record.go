@@ -19,6 +19,10 @@ type record struct {
 	Created time.Time         `json:"created"`
 	Updated time.Time         `json:"updated"`
 
+	// how owners are mapped below what is written to it, of one that isn't committed
+	UIDs mapping `json:"uids,omitempty"`
+	GIDs mapping `json:"gids,omitempty"`
+
 	Usage *usage `json:"usage,omitempty"` // of a committed one
 
 	// what the snapshot is from when its layer is committed; nil of one that is

@@ -56,7 +56,7 @@ func Open(cfg Config) (*Snapshotter, error) {
 	s.table.names, s.table.taken = map[string]*snapshot{}, map[string]bool{}
 	for _, open := range []func() error{
 		cfg.Node.CheckHost, s.load, s.openNumbers, s.leaveGeneration,
-		func() error { return cfg.Node.Configure(cfg.Settings, faceOf{s}) },
+		func() error { return cfg.Node.Configure(cfg.Settings, faceOf{s}) }, s.leaveMounts,
 	} {
 		if err := open(); err != nil {
 			return nil, fmt.Errorf("open snapshots: %w", err)
@@ -130,14 +130,14 @@ func (s *Snapshotter) create(
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseMapped(key, labels); err != nil {
-		return nil, err
-	}
 	if key == "" {
 		return nil, fmt.Errorf("a snapshot needs a key: %w", errdefs.ErrInvalidArgument)
 	}
 	r := newRecord(key, labels)
 	r.View = view
+	if err := r.mapOwners(); err != nil {
+		return nil, err
+	}
 	id, err := s.numbers.next()
 	if err != nil {
 		return nil, err
@@ -169,12 +169,12 @@ func (s *Snapshotter) make(ctx context.Context, sn *snapshot) ([]mount.Mount, er
 	if err := s.layers.Create(args); err != nil {
 		return nil, err
 	}
-	shown, err := s.show(ctx, sn, sn.Name, sn.View)
+	shown, err := s.show(ctx, *sn)
 	if err != nil {
 		return nil, err
 	}
-	if !sn.View && sn.parent != nil {
-		if err := sameRoot(shown.Lower[0], shown.Upper); err != nil {
+	if !sn.View || sn.parent == nil {
+		if err := ownRoot(shown, sn.ids()); err != nil {
 			return nil, err
 		}
 	}
@@ -183,22 +183,23 @@ func (s *Snapshotter) make(ctx context.Context, sn *snapshot) ([]mount.Mount, er
 
 // Mounts returns the mounts of an active snapshot or a view. What they stand on is mounted if it isn't.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	sn, now, err := s.table.find(key)
+	_, now, err := s.table.find(key)
 	if err != nil {
 		return nil, err
 	}
 	if now.committed {
 		return nil, fmt.Errorf("mounts of snapshot %q: it is committed: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	shown, err := s.show(ctx, sn, now.Name, now.View)
+	shown, err := s.show(ctx, now)
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
 	}
 	return shown.mounts()
 }
 
-// Commit makes an active snapshot a committed one of another name, on disk. One that holds nothing but a thin image
-// descriptor is composed, so that whoever pulls it is told what is wrong with it.
+// Commit makes an active snapshot a committed one of another name, on disk. Its files belong to whom they belonged on
+// disk, as containerd's own snapshotters have it: where owners were mapped, to those they were mapped to. One that holds
+// nothing but a thin image descriptor is composed, so that whoever pulls it is told what is wrong with it.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	labels, err := labelsOf(opts)
 	if err != nil {

@@ -114,7 +114,6 @@ func TestWhatCantBeIsRefusedByItsKind(t *testing.T) {
 		_, err := r.Mounts(ctx, key)
 		return err
 	}
-	mapped := snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotUIDMapping: "0:200000:65536"})
 	for name, c := range map[string]struct {
 		err error
 		is  func(error) bool
@@ -124,7 +123,7 @@ func TestWhatCantBeIsRefusedByItsKind(t *testing.T) {
 		"no key":                           {prepare("", "a"), errdefs.IsInvalidArgument},
 		"a parent that isn't there":        {prepare("x", "none"), errdefs.IsNotFound},
 		"a parent that isn't committed":    {prepare("x", "active"), errdefs.IsInvalidArgument},
-		"mapped owners":                    {prepare("x", "a", mapped), errdefs.IsNotImplemented},
+		"owners mapped without root":       {prepare("x", "a", mapped("1:1:1", "1:1:1")), errdefs.IsInvalidArgument},
 		"a commit of what isn't there":     {r.Commit(ctx, "x", "none"), errdefs.IsNotFound},
 		"a commit of a view":               {r.Commit(ctx, "x", "view"), errdefs.IsFailedPrecondition},
 		"a commit under a name that is":    {r.Commit(ctx, "a", "active"), errdefs.IsAlreadyExists},

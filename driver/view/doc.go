@@ -11,6 +11,8 @@
 //   - A position is an inode's number in the image, its nid. A node id is made of the bit 61, the first 29 bits of the
 //     key and the position. So it is the same in every life of the server, and of an image that is composed again. Of
 //     two images whose keys begin with the same 29 bits the one that comes later is refused.
+//   - With mapped owners an image is shown a second time, as view/<key>.<mapping>, under node ids of its own: those of
+//     the digest of that name.
 //   - A redirect names an object (/objects/<xx>/<object>) or a file of an ordinary layer (/graph/<id>/diff/<path>).
 //     Objects are fetched when they are first read, with those ahead of them; objects in chunks only as far as they are
 //     read. What is here is read from its file.

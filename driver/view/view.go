@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/user"
+
 	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/erofs"
@@ -46,8 +48,10 @@ type FS struct {
 // image is an image that is shown.
 type image struct {
 	*erofs.Reader
-	key string
-	tag uint64 // in its place in node ids
+	key  string
+	name string // in the folder: the key, or that of the image with mapped owners
+	tag  uint64 // in its place in node ids
+	ids  user.IdentityMapping
 
 	mu   sync.Mutex
 	said time.Time // when its last fault was logged
@@ -96,11 +100,8 @@ func (f *FS) Add(key, path string) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if i := f.images[tag]; i != nil {
-		if i.key != key {
-			return fmt.Errorf("show image %s: its node ids are those of image %s: remove one of the two", key, i.key)
-		}
-		return nil
+	if shown, err := f.shown(key, tag); shown || err != nil {
+		return err
 	}
 	r, err := erofs.OpenReader(path)
 	if err != nil {
@@ -109,21 +110,31 @@ func (f *FS) Add(key, path string) error {
 	if r.Slots() > math.MaxUint32 {
 		return fmt.Errorf("show image %s: it is larger than 128 GiB", key)
 	}
-	f.images[tag] = &image{Reader: r, key: key, tag: tag}
+	f.images[tag] = &image{Reader: r, key: key, name: key, tag: tag}
 	return nil
 }
 
-// Remove ends the showing of an image, which no mount may need any more.
-func (f *FS) Remove(key string) {
-	tag, err := tagOf(key)
-	if err != nil {
-		return // it was never added
+// shown reports whether an image is shown under a name. The caller holds mu.
+func (f *FS) shown(name string, tag uint64) (bool, error) {
+	i := f.images[tag]
+	if i != nil && i.name != name {
+		return false, fmt.Errorf("show image %s: its node ids are those of image %s: remove one of the two", name,
+			i.name)
 	}
+	return i != nil, nil
+}
+
+// Remove ends the showing of an image, with its own owners and with mapped ones. No mount may need it any more.
+func (f *FS) Remove(key string) { f.remove(func(i *image) bool { return i.key == key }) }
+
+func (f *FS) remove(these func(i *image) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if i := f.images[tag]; i != nil && i.key == key {
-		delete(f.images, tag)
-		f.files.forget(func(node uint64) bool { return node&^nidMask == imageBit|tag })
+	for tag, i := range f.images {
+		if these(i) {
+			delete(f.images, tag)
+			f.files.forget(func(node uint64) bool { return node&^nidMask == imageBit|tag })
+		}
 	}
 }
 
@@ -145,8 +156,9 @@ func (i *image) node(nid uint64) uint64 { return imageBit | i.tag | nid&nidMask 
 // attr reads the attributes of a position.
 func (i *image) attr(nid uint64) (fusewire.Attr, error) {
 	n, err := i.Inode(nid)
+	uid, gid := i.owner(n.UID, n.GID)
 	return fusewire.Attr{
-		Mode: n.Mode, Size: n.Size, Ino: nid, Links: n.Link, UID: n.UID, GID: n.GID, Mtime: n.Mtime, MtimeN: n.MtimeN,
+		Mode: n.Mode, Size: n.Size, Ino: nid, Links: n.Link, UID: uid, GID: gid, Mtime: n.Mtime, MtimeN: n.MtimeN,
 		Rdev: n.Rdev,
 	}, err
 }
@@ -213,15 +225,17 @@ func (f *FS) Lookup(ctx context.Context, parent uint64, name []byte) (fusewire.E
 	return e, f.fault(i, child, err)
 }
 
-func (f *FS) lookupImage(key string) (fusewire.Entry, syscall.Errno) {
-	tag, err := tagOf(key)
-	if err != nil {
+func (f *FS) lookupImage(name string) (fusewire.Entry, syscall.Errno) {
+	tag, err := tagOf(name)
+	if key, mapping, is := strings.Cut(name, "."); is {
+		_, tag = mapped(key, mapping)
+	} else if err != nil {
 		return fusewire.Entry{}, syscall.ENOENT
 	}
 	f.mu.RLock()
 	i := f.images[tag]
 	f.mu.RUnlock()
-	if i == nil || i.key != key {
+	if i == nil || i.name != name {
 		return fusewire.Entry{}, syscall.ENOENT
 	}
 	e, err := i.entry(i.Root())
@@ -299,7 +313,7 @@ func (f *FS) Getxattr(_ context.Context, node uint64, name string) ([]byte, sysc
 	if err == nil && !found {
 		return nil, syscall.ENODATA
 	}
-	return value, f.fault(i, nid, err)
+	return i.bound(name, value), f.fault(i, nid, err)
 }
 
 // Listxattr lists extended attributes.

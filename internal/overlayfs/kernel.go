@@ -23,6 +23,7 @@ const (
 	// after 6.12: data-only layers in an overlay without metacopy, which one with an upper folder is
 	NoDataForUpper
 	NoFileBackedEROFS // 6.12: EROFS images mounted from their files
+	NoMapped          // 5.19: overlays whose layers have mapped owners
 )
 
 // lacks are the words for the lacks, see [ParseLack].
@@ -36,10 +37,11 @@ var lacks = []struct {
 	{"data", NoData},
 	{"metacopy=off", NoDataForUpper},
 	{"filebacked", NoFileBackedEROFS},
+	{"mapped", NoMapped},
 }
 
 // ParseLack returns the lacks that a list of words divided by commas names: mountapi, parameters, layers, data,
-// metacopy=off, filebacked. Other words are somebody else's.
+// metacopy=off, filebacked, mapped. Other words are somebody else's.
 func ParseLack(words string) (l Lack) {
 	for word := range strings.SplitSeq(words, ",") {
 		for _, known := range lacks {

@@ -199,7 +199,7 @@ func TestLacksHaveWords(t *testing.T) {
 	}
 	want := map[Lack]bool{
 		NoMountAPI: true, NoParameters: true, NoLayers: true, NoData: true, NoDataForUpper: true,
-		NoFileBackedEROFS: true,
+		NoFileBackedEROFS: true, NoMapped: true,
 	}
 	if diff := cmp.Diff(want, all); diff != "" {
 		t.Error(diff)

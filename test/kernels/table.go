@@ -30,7 +30,7 @@ var kernels = []kernel{
 // old is what kernels before 6.5 lack, of what tests need.
 var old = []string{
 	"the erofs view", "EROFS images mounted from files", "data-only layers",
-	"resending of FUSE requests",
+	"resending of FUSE requests", "mapped owners",
 }
 
 // named returns the kernels of a list of names, divided by commas; all for "".
