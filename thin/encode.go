@@ -7,8 +7,9 @@ import (
 	"fmt"
 )
 
-// Version is what descriptors of this form say.
-const Version = "1.0"
+// Version is what descriptors of this form say. All readers of 1.x take it: what is new since 1.0 are fields that they
+// don't know.
+const Version = "1.1"
 
 // Encode returns the descriptor's file: the same descriptor gives the same bytes, and Parse takes them. An empty
 // Version is written as Version.
@@ -21,22 +22,22 @@ func (d *Descriptor) Encode() ([]byte, error) {
 }
 
 func (d *Descriptor) encode() ([]byte, error) {
-	type layer struct {
-		Digest string `json:"digest"`
-		URL    string `json:"url"`
-	}
 	file := struct {
-		Version    string  `json:"version"`
-		MinVersion string  `json:"min_version,omitempty"`
-		Origin     string  `json:"origin,omitempty"`
-		Layers     []layer `json:"layers"`
-		Comment    string  `json:"comment,omitempty"`
-	}{Version: d.Version, MinVersion: d.MinVersion, Origin: d.Origin, Comment: d.Comment, Layers: []layer{}}
+		Version    string       `json:"version"`
+		MinVersion string       `json:"min_version,omitempty"`
+		Origin     string       `json:"origin,omitempty"`
+		Layers     []layerJSON  `json:"layers"`
+		Profile    *profileJSON `json:"profile,omitempty"`
+		Comment    string       `json:"comment,omitempty"`
+	}{Version: d.Version, MinVersion: d.MinVersion, Origin: d.Origin, Comment: d.Comment, Layers: []layerJSON{}}
 	if file.Version == "" {
 		file.Version = Version
 	}
 	for _, l := range d.Layers {
-		file.Layers = append(file.Layers, layer{l.Digest, l.URL()})
+		file.Layers = append(file.Layers, layerJSON{l.Digest, l.URL(), l.DiffID, l.Size})
+	}
+	if p := d.Profile; p != nil {
+		file.Profile = &profileJSON{URL: scheme + p.FQRN + p.Path, Digest: p.Digest}
 	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)

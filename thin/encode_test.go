@@ -11,6 +11,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
+var digestA, digestB = strings.Repeat("a", 64), strings.Repeat("b", 64)
+
 func TestDescriptorsSurviveTheirFile(t *testing.T) {
 	reference, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
 	if err != nil {
@@ -19,6 +21,8 @@ func TestDescriptorsSurviveTheirFile(t *testing.T) {
 	for _, text := range []string{
 		string(reference),
 		`{"version":"1.0","layers":[]}`,
+		`{"version":"1.1","layers":[{"digest":"` + digestA + `","url":"cvmfs://x.example.org/layers/a","diff_id":"` +
+			digestB + `","size":1234}],"profile":{"url":"cvmfs://x.example.org/profiles/a","digest":"` + digestA + `"}}`,
 		`{"version":"1.0","min_version":"1.0","origin":"a <b> & c","layers":[],"comment":"ü"}`,
 	} {
 		want, err := Parse([]byte(text))
@@ -63,10 +67,13 @@ func TestReferenceDescriptorIsWrittenAsTheReferenceWritesIt(t *testing.T) {
 func TestWhatReadersRefuseIsNotWritten(t *testing.T) {
 	digest := strings.Repeat("a", 64)
 	for name, d := range map[string]Descriptor{
-		"digest":     {Layers: []Layer{{"short", "x.example.org", "/layers/a"}}},
-		"repository": {Layers: []Layer{{digest, "..", "/layers/a"}}},
-		"path":       {Layers: []Layer{{digest, "x.example.org", "/layers/../a"}}},
-		"no slash":   {Layers: []Layer{{digest, "x.example.org", ""}}},
+		"digest":     {Layers: []Layer{{Digest: "short", FQRN: "x.example.org", Path: "/layers/a"}}},
+		"repository": {Layers: []Layer{{Digest: digest, FQRN: "..", Path: "/layers/a"}}},
+		"path":       {Layers: []Layer{{Digest: digest, FQRN: "x.example.org", Path: "/layers/../a"}}},
+		"no slash":   {Layers: []Layer{{Digest: digest, FQRN: "x.example.org"}}},
+		"diffID":     {Layers: []Layer{{Digest: digest, FQRN: "x.example.org", Path: "/layers/a", DiffID: "b"}}},
+		"size":       {Layers: []Layer{{Digest: digest, FQRN: "x.example.org", Path: "/layers/a", Size: -1}}},
+		"profile":    {Profile: &Profile{FQRN: "x.example.org", Path: "/p", Digest: digest}},
 		"newer":      {MinVersion: "2.0"},
 		"too large":  {Comment: strings.Repeat("c", MaxSize)},
 		"layers":     {Layers: make([]Layer, MaxLayers+1)},

@@ -16,6 +16,8 @@ func ExampleDescriptor_Encode() {
 			Digest: "6d0d9ac2a4a5b6b0e5a0ff1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b",
 			FQRN:   "unpacked.example.org",
 			Path:   "/layers/6d0d9ac2a4a5b6b0e5a0ff1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b",
+			DiffID: "1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b6d0d9ac2a4a5b6b0e5a0ff",
+			Size:   48497406,
 		}},
 	}
 	b, err := d.Encode()
@@ -25,12 +27,14 @@ func ExampleDescriptor_Encode() {
 	os.Stdout.Write(b)
 	// Output:
 	// {
-	//   "version": "1.0",
+	//   "version": "1.1",
 	//   "origin": "https://registry.example.org/library/debian:12",
 	//   "layers": [
 	//     {
 	//       "digest": "6d0d9ac2a4a5b6b0e5a0ff1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b",
-	//       "url": "cvmfs://unpacked.example.org/layers/6d0d9ac2a4a5b6b0e5a0ff1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b"
+	//       "url": "cvmfs://unpacked.example.org/layers/6d0d9ac2a4a5b6b0e5a0ff1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b",
+	//       "diff_id": "1b3f6a9c1e5d0f3b8a7c6d5e4f3a2b1c0d9e8f7a6b6d0d9ac2a4a5b6b0e5a0ff",
+	//       "size": 48497406
 	//     }
 	//   ]
 	// }

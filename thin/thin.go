@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,10 +31,12 @@ const (
 	// MaxLayers bounds how many layers a descriptor may list.
 	MaxLayers = 4096
 
-	major   = 1 // the descriptor version this package understands
-	scheme  = "cvmfs://"
-	maxPath = 4096
-	maxName = 255
+	major  = 1 // the descriptor version this package understands
+	scheme = "cvmfs://"
+
+	sha256Prefix = "sha256:" // of digests where the algorithm is named
+	maxPath      = 4096
+	maxName      = 255
 )
 
 // ErrNotThin means that the bytes are no descriptor at all: the layer that holds them is an ordinary one.
@@ -42,10 +45,11 @@ var ErrNotThin = errors.New("not a thin image descriptor")
 // Descriptor is what thin.json says.
 type Descriptor struct {
 	Version    string
-	MinVersion string  // oldest version of this format a reader must understand; "" for any
-	Origin     string  // the image it was made from, for people
-	Comment    string  // for people
-	Layers     []Layer // bottom to top
+	MinVersion string   // oldest version of this format a reader must understand; "" for any
+	Origin     string   // the image it was made from, for people
+	Comment    string   // for people
+	Layers     []Layer  // bottom to top
+	Profile    *Profile // start profile of the image; nil: none
 }
 
 // Layer is one layer of the image and where it lies.
@@ -53,6 +57,8 @@ type Layer struct {
 	Digest string // SHA-256 of the layer's blob in the origin image, hex
 	FQRN   string // repository
 	Path   string // folder in the repository: "/layers/…", no trailing slash
+	DiffID string // SHA-256 of the uncompressed archive, as the origin's configuration claims, hex; "": unknown
+	Size   int64  // bytes of the blob, as the origin's manifest claims; 0: unknown
 }
 
 var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -61,14 +67,12 @@ var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // that can't be used gives an error that names what is wrong with it.
 func Parse(b []byte) (*Descriptor, error) {
 	var raw struct {
-		Version    *string `json:"version"`
-		MinVersion string  `json:"min_version"`
-		Origin     string  `json:"origin"`
-		Comment    string  `json:"comment"`
-		Layers     *[]struct {
-			Digest string `json:"digest"`
-			URL    string `json:"url"`
-		} `json:"layers"`
+		Version    *string      `json:"version"`
+		MinVersion string       `json:"min_version"`
+		Origin     string       `json:"origin"`
+		Comment    string       `json:"comment"`
+		Layers     *[]layerJSON `json:"layers"`
+		Profile    *profileJSON `json:"profile"`
 	}
 	var typeErr *json.UnmarshalTypeError
 	err := json.Unmarshal(b, &raw)
@@ -88,13 +92,26 @@ func Parse(b []byte) (*Descriptor, error) {
 	}
 	d := &Descriptor{Version: *raw.Version, MinVersion: raw.MinVersion, Origin: raw.Origin, Comment: raw.Comment}
 	for i, l := range *raw.Layers {
-		layer, err := parseLayer(l.Digest, l.URL)
+		layer, err := l.layer()
 		if err != nil {
 			return nil, fmt.Errorf("%s: layer %d: %w", FileName, i, err)
 		}
 		d.Layers = append(d.Layers, layer)
 	}
+	if raw.Profile != nil {
+		if d.Profile, err = raw.Profile.beside(d.Layers); err != nil {
+			return nil, fmt.Errorf("%s: profile: %w", FileName, err)
+		}
+	}
 	return d, nil
+}
+
+// layerJSON is a layer's form in the descriptor.
+type layerJSON struct {
+	Digest string `json:"digest"`
+	URL    string `json:"url"`
+	DiffID string `json:"diff_id,omitempty"`
+	Size   int64  `json:"size,omitempty"`
 }
 
 // checkVersion refuses a descriptor that asks for a newer reader.
@@ -114,23 +131,60 @@ func checkVersion(least string) error {
 	return nil
 }
 
-func parseLayer(digest, url string) (Layer, error) {
-	digest = strings.TrimPrefix(digest, "sha256:")
-	if !sha256Hex.MatchString(digest) {
-		return Layer{}, fmt.Errorf("digest %.80q: want 64 lower-case hex digits", digest)
+func (j *layerJSON) layer() (Layer, error) {
+	l := Layer{Size: j.Size}
+	var err error
+	if l.Digest, err = parseDigest("digest", j.Digest); err != nil {
+		return Layer{}, err
 	}
+	if l.FQRN, l.Path, err = parseURL(j.URL); err != nil {
+		return Layer{}, err
+	}
+	if j.DiffID != "" {
+		if l.DiffID, err = parseDigest("diff_id", j.DiffID); err != nil {
+			return Layer{}, err
+		}
+	}
+	if l.Size < 0 {
+		return Layer{}, fmt.Errorf("size %d", l.Size)
+	}
+	return l, nil
+}
+
+// beside reads the profile of an image: it lies in a repository that has a layer of the image, so that it is trusted
+// where the image is.
+func (j *profileJSON) beside(layers []Layer) (*Profile, error) {
+	if j.Path != "" {
+		return nil, fmt.Errorf("path %.100q: want a url", j.Path)
+	}
+	p := &Profile{}
+	var err error
+	if p.Digest, err = parseDigest("digest", j.Digest); err != nil {
+		return nil, err
+	}
+	if p.FQRN, p.Path, err = parseURL(j.URL); err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(layers, func(l Layer) bool { return l.FQRN == p.FQRN }) {
+		return nil, fmt.Errorf("url %.100q: no layer of the image is in this repository", j.URL)
+	}
+	return p, nil
+}
+
+// parseURL reads "cvmfs://FQRN/PATH". The path begins with a slash.
+func parseURL(url string) (repository, path string, err error) {
 	rest, ok := strings.CutPrefix(url, scheme)
 	if !ok {
-		return Layer{}, fmt.Errorf("url %.100q: want %s<repository>/<path>", url, scheme)
+		return "", "", fmt.Errorf("url %.100q: want %s<repository>/<path>", url, scheme)
 	}
-	repository, path, _ := strings.Cut(rest, "/")
+	repository, path, _ = strings.Cut(rest, "/")
 	if err := fqrn.Check(repository); err != nil {
-		return Layer{}, fmt.Errorf("url %.100q: %w", url, err)
+		return "", "", fmt.Errorf("url %.100q: %w", url, err)
 	}
 	if err := checkPath(path); err != nil {
-		return Layer{}, fmt.Errorf("url %.100q: %w", url, err)
+		return "", "", fmt.Errorf("url %.100q: %w", url, err)
 	}
-	return Layer{Digest: digest, FQRN: repository, Path: "/" + path}, nil
+	return repository, "/" + path, nil
 }
 
 // checkPath takes a path without its leading slash.

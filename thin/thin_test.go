@@ -55,6 +55,13 @@ func TestParseRefusesByName(t *testing.T) {
 	layer := func(digest, url string) string {
 		return fmt.Sprintf(`{"version":"1.0","layers":[{"digest":%q,"url":%q}]}`, digest, url)
 	}
+	more := func(field string) string {
+		return strings.Replace(layer(digest, "cvmfs://a.b/c"), `"url"`, field+`,"url"`, 1)
+	}
+	profile := func(url, digest string) string {
+		return strings.TrimSuffix(layer(strings.Repeat("a", 64), "cvmfs://a.b/c"), "}") +
+			fmt.Sprintf(`,"profile":{"url":%q,"digest":%q}}`, url, digest)
+	}
 	for _, c := range []struct{ json, want string }{
 		{`{"version":"1.0","min_version":"2.0","layers":[]}`, "upgrade the driver"},
 		{`{"version":"1.0","min_version":"x","layers":[]}`, "min_version"},
@@ -62,6 +69,14 @@ func TestParseRefusesByName(t *testing.T) {
 		{`{"version":1,"layers":[]}`, "version can't be a JSON number"},
 		{`{"version":"1.0","layers":{}}`, "layers can't be a JSON object"},
 		{layer("abc", "cvmfs://a.b/c"), "64 lower-case hex"},
+		{more(`"diff_id":"abc"`), `diff_id "abc"`},
+		{more(`"diff_id":7`), "diff_id can't be a JSON number"},
+		{more(`"size":-1`), "size -1"},
+		{more(`"size":1.5`), "size can't be a JSON number 1.5"},
+		{profile("cvmfs://a.b/p", "abc"), "64 lower-case hex"},
+		{profile("cvmfs://other.b/p", digest), "no layer of the image is in this repository"},
+		{profile("cvmfs://a.b/../p", digest), `profile: url "cvmfs://a.b/../p": path has the component ".."`},
+		{profile("", digest), "cvmfs://<repository>/<path>"},
 		{layer(digest, ""), "cvmfs://<repository>/<path>"},
 		{layer(digest, "https://a.b/c"), "cvmfs://<repository>/<path>"},
 		{layer(digest, "cvmfs://../c"), "repository"},
