@@ -242,7 +242,7 @@ func (g *collection) removeLayer(ctx context.Context, layer string) error {
 		return err
 	}
 	if path.Base(layer) == duccRoot {
-		return nil // the record was within the folder
+		return nil // what stands beside the layer was within the folder
 	}
-	return g.tx.Remove(ctx, layer+thin.RecordSuffix)
+	return errors.Join(g.tx.Remove(ctx, layer+thin.RecordSuffix), g.tx.Remove(ctx, thin.InfoPath(layer)))
 }

@@ -36,6 +36,7 @@ type Converter struct {
 	Output   source.Options // how thin images are written
 	Parallel int            // layers at once; 0: 3
 	Force    bool           // convert what is unchanged too
+	Refresh  Refresh        // what is done for layers that are there
 	Progress func(Event)    // nil: none; called by one goroutine at a time
 
 	progress    sync.Mutex
@@ -104,12 +105,14 @@ func (c *Converter) convert(ctx context.Context, job Job) (_ *Summary, err error
 
 // plan is what a conversion comes to.
 type plan struct {
-	image   *source.Image
-	job     Job
-	layers  []*source.Layer // to be in the sink, bottom to top, without repetitions
-	thin    *thinimage.Image
-	state   *state
-	summary Summary
+	image      *source.Image
+	job        Job
+	layers     []*source.Layer // to be in the sink, bottom to top, without repetitions
+	descriptor *thin.Descriptor
+	thin       *thinimage.Image
+	state      *state
+	refreshed  []string // paths of layers whose info was written
+	summary    Summary
 }
 
 // plan finds out which layers the thin image is made of.
@@ -118,7 +121,7 @@ func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*pl
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{image: image, job: job, layers: withoutRepetitions(own)}
+	p := &plan{image: image, job: job, layers: withoutRepetitions(own), descriptor: d}
 	if p.thin, err = thinimage.Build(image, d, job.Output); err != nil {
 		return nil, err
 	}
@@ -166,7 +169,9 @@ func describe(ctx context.Context, image *source.Image, fqrn string,
 			d.Layers = append(d.Layers, inner.Layers...)
 			continue
 		}
-		d.Layers = append(d.Layers, thin.Layer{Digest: l.Digest.Hex, FQRN: fqrn, Path: layout.Path(l.Digest.Hex)})
+		d.Layers = append(d.Layers, thin.Layer{
+			Digest: l.Digest.Hex, FQRN: fqrn, Path: layout.Path(l.Digest.Hex), DiffID: l.DiffID.Hex, Size: l.Size,
+		})
 		ordinary = append(ordinary, l)
 	}
 	return d, ordinary, nil
@@ -204,12 +209,12 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 		return err
 	}
 	unchanged := old.same(p.state) && len(missing) == 0
-	if unchanged && !c.Force && c.written(ctx, p) {
+	if unchanged && c.Refresh == NoRefresh && !c.Force && c.written(ctx, p) {
 		p.summary.Unchanged = true
 		return nil
 	}
 	c.announce(p, missing)
-	if unchanged {
+	if unchanged && c.Refresh == NoRefresh {
 		return nil
 	}
 	if p.job.Output != nil { // before anything is read: what can't be written is wanted by nobody
@@ -219,6 +224,14 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 	}
 	if err := c.addLayers(ctx, tx, p, missing); err != nil {
 		return err
+	}
+	refreshed, err := c.refresh(ctx, tx, p, missing)
+	if err != nil {
+		return err
+	}
+	if unchanged && !refreshed {
+		p.summary.Unchanged = !c.Force && c.written(ctx, p)
+		return nil
 	}
 	if err := writeState(ctx, tx, p.image, p.state); err != nil {
 		return err
@@ -315,10 +328,13 @@ func (c *Converter) ingest(ctx context.Context, tx sink.Transaction, p *plan, l 
 		return sink.Stats{}, err
 	}
 	path := c.Layout.Path(l.Digest.Hex)
-	stats, err := tx.Layer(ctx, path, content)
-	if err == nil {
-		err = content.Finish()
-	} else {
+	stats, err := tx.Layer(ctx, path, content, func(s sink.Stats) (*sink.File, error) {
+		if err := content.Finish(); err != nil {
+			return nil, err
+		}
+		return fileOf(path, infoOf(l, content, s.Entries))
+	})
+	if err != nil {
 		err = fmt.Errorf("layer %s: %w", l.Digest, err)
 	}
 	return stats, errors.Join(err, content.Close())

@@ -13,6 +13,7 @@ type Action string
 const (
 	ImageStarted   Action = "image_started"   // Layers, Total
 	LayerPresent   Action = "layer_present"   // Digest, Total; nothing is to be done
+	LayerLacking   Action = "layer_lacking"   // Digest, Path, Total; its blob must be read to tell what it is
 	LayerStarted   Action = "layer_started"   // Digest, Path, Total
 	LayerProgress  Action = "layer_progress"  // Digest, Bytes read since the last one
 	LayerDone      Action = "layer_done"      // Digest, Path, Stats, Elapsed
@@ -44,16 +45,18 @@ type Event struct {
 // Summary is what a conversion came to.
 type Summary struct {
 	Image      string     `json:"image"`
-	Thin       string     `json:"thin,omitempty"` // where the thin image was put
-	ThinDigest string     `json:"thin_digest"`    // of its manifest
-	Unchanged  bool       `json:"unchanged"`      // nothing was done
-	Layers     int        `json:"layers"`         // of the original
-	Present    int        `json:"present"`        // layers that were there already
-	Added      int        `json:"added"`          // layers that were put there
-	Flattened  int        `json:"flattened"`      // thin layers replaced by those they name
-	Read       int64      `json:"read"`           // bytes of blobs that were read
-	Stats      sink.Stats `json:"stats"`          // of the layers added
-	Paths      []string   `json:"layers_at"`      // where the layers are, bottom to top
+	Thin       string     `json:"thin,omitempty"`    // where the thin image was put
+	ThinDigest string     `json:"thin_digest"`       // of its manifest
+	Unchanged  bool       `json:"unchanged"`         // nothing was done
+	Layers     int        `json:"layers"`            // of the original
+	Present    int        `json:"present"`           // layers that were there already
+	Added      int        `json:"added"`             // layers that were put there
+	Flattened  int        `json:"flattened"`         // thin layers replaced by those they name
+	Read       int64      `json:"read"`              // bytes of blobs that were read
+	Refreshed  int        `json:"refreshed"`         // layers that got the info they lacked
+	Lacking    []string   `json:"lacking,omitempty"` // where layers are that lack theirs still, where that was looked at
+	Stats      sink.Stats `json:"stats"`             // of the layers added
+	Paths      []string   `json:"layers_at"`         // where the layers are, bottom to top
 	Seconds    float64    `json:"seconds"`
 }
 

@@ -194,7 +194,7 @@ func TestLabelsSayWhatAThinImageIs(t *testing.T) {
 			t.Fatal(err)
 		}
 		labels := mustConfig(t, pulled(t, *out)).Config.Labels
-		if labels["cvmfs-graphdriver.thin-image"] != "1.0" ||
+		if labels["cvmfs-graphdriver.thin-image"] != "1.1" ||
 			labels["org.opencontainers.image.base.name"] != r.Host+"/a:1" ||
 			labels["org.opencontainers.image.base.digest"] != digestOf(t, image).String() ||
 			!strings.Contains(labels["cvmfs-graphdriver.thin-image.note"], "storage driver") {

@@ -21,6 +21,7 @@ func makeThinCommand() *cli.Command {
 			&cli.StringFlag{Name: "input-reference", Aliases: []string{"i"}, Usage: "the `IMAGE` to convert"},
 			&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where to write the thin `IMAGE`"},
 			&cli.BoolFlag{Name: "force", Usage: "write the thin image even if nothing changed"},
+			refreshFlag(), fetchFlag(),
 		),
 		Action: makeThin,
 	}
@@ -45,6 +46,15 @@ func targetFlags() []cli.Flag {
 	}
 }
 
+func refreshFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "refresh", Usage: "write what layers converted by older versions lack; name those" +
+		" whose blobs must be read for it"}
+}
+
+func fetchFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "fetch", Usage: "with --refresh: read these blobs"}
+}
+
 // converter makes a converter as the flags say. repository is used where they name none.
 func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	if c.String("repository") != "" {
@@ -62,10 +72,19 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	if err != nil {
 		return nil, err
 	}
+	refresh := convert.NoRefresh
+	switch {
+	case c.Bool("fetch") && !c.Bool("refresh"):
+		return nil, program.Usagef(c, "--fetch says how --refresh is done: give both")
+	case c.Bool("fetch"):
+		refresh = convert.RefreshAll
+	case c.Bool("refresh"):
+		refresh = convert.RefreshKnown
+	}
 	o := imageOptions(c)
 	return &convert.Converter{
 		Sink: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"),
-		Force: c.Bool("force"),
+		Force: c.Bool("force"), Refresh: refresh,
 	}, nil
 }
 

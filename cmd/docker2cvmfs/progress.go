@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,6 +72,9 @@ func line(e convert.Event) string {
 		return fmt.Sprintf("%s: %d layers to read, %s", e.Image, e.Layers, size(e.Total))
 	case convert.LayerPresent:
 		return fmt.Sprintf("%s: there already", short(e.Digest))
+	case convert.LayerLacking:
+		return fmt.Sprintf("%s: lacks its info, for which a blob of %s must be read: add --fetch", short(e.Digest),
+			size(e.Total))
 	case convert.LayerStarted:
 		return fmt.Sprintf("%s: reading %s", short(e.Digest), size(e.Total))
 	case convert.LayerDone:
@@ -169,7 +173,7 @@ func (b *bars) finish() {
 func (p *progress) summary(s *convert.Summary) error {
 	if s.Unchanged {
 		_, err := fmt.Fprintf(p.results, "%s: unchanged, %d layers\n", s.Image, s.Layers)
-		return err
+		return errors.Join(err, p.refreshed(s))
 	}
 	_, err := fmt.Fprintf(p.results, "%s\n  layers:  %d added, %d there already, %d thin ones replaced by their own\n",
 		s.Image, s.Added, s.Present, s.Flattened)
@@ -182,8 +186,20 @@ func (p *progress) summary(s *convert.Summary) error {
 		_, err = fmt.Fprintf(p.results, "  left out, as where engines unpack: %d, as in %s\n", s.Stats.LeftOut,
 			strings.Join(s.Stats.Notes, "; "))
 	}
+	if err == nil {
+		err = p.refreshed(s)
+	}
 	if err == nil && s.Thin != "" {
 		_, err = fmt.Fprintf(p.results, "  thin:    %s@%s\n", s.Thin, s.ThinDigest)
 	}
+	return err
+}
+
+// refreshed says what refreshing came to.
+func (p *progress) refreshed(s *convert.Summary) error {
+	if s.Refreshed == 0 && len(s.Lacking) == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(p.results, "  infos:   %d written, %d lacking\n", s.Refreshed, len(s.Lacking))
 	return err
 }

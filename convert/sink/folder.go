@@ -153,12 +153,14 @@ func (t *folderTransaction) later(place string) string {
 	return from
 }
 
-func (t *folderTransaction) Layer(ctx context.Context, name string, archive io.Reader) (Stats, error) {
+func (t *folderTransaction) Layer(ctx context.Context, name string, archive io.Reader,
+	read func(Stats) (*File, error),
+) (Stats, error) {
 	place, err := t.place(name)
 	if err != nil {
 		return Stats{}, err
 	}
-	// The record comes first, so that no layer is ever seen without its own.
+	// What stands beside a layer comes first, so that no layer is ever seen without it.
 	record, err := os.CreateTemp(t.stage, "record")
 	if err != nil {
 		return Stats{}, err
@@ -168,6 +170,9 @@ func (t *folderTransaction) Layer(ctx context.Context, name string, archive io.R
 		return Stats{}, errors.Join(err, record.Close())
 	}
 	stats, err := extractWithRecord(ctx, archive, dir, record)
+	if err == nil {
+		err = writeFile(ctx, t, stats, read)
+	}
 	if err != nil {
 		return stats, err
 	}

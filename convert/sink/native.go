@@ -43,7 +43,9 @@ func (n *nativeTransaction) Has(ctx context.Context, path string) (bool, error) 
 	return n.t.Has(ctx, path)
 }
 
-func (n *nativeTransaction) Layer(ctx context.Context, path string, archive io.Reader) (Stats, error) {
+func (n *nativeTransaction) Layer(ctx context.Context, path string, archive io.Reader,
+	read func(Stats) (*File, error),
+) (Stats, error) {
 	layer, err := n.t.Ingest(ctx, path, archive, publish.LayerOptions{})
 	if err != nil {
 		return Stats{}, err
@@ -53,11 +55,15 @@ func (n *nativeTransaction) Layer(ctx context.Context, path string, archive io.R
 		err = n.t.WriteFile(ctx, path+thin.RecordSuffix, record, 0o644)
 	}
 	s := layer.Stats
-	return Stats{
+	stats := Stats{
 		Entries: int64(s.Entries), Files: int64(s.Files), Bytes: s.Bytes,
 		ReusedFiles: int64(s.ReusedFiles), ReusedBytes: s.ReusedBytes, Stored: s.NewBytes,
 		LeftOut: int64(s.LeftOut), Notes: layer.Notes,
-	}, err
+	}
+	if err == nil {
+		err = writeFile(ctx, n, stats, read)
+	}
+	return stats, err
 }
 
 // recordOf is what the publisher's catalogs had no place for, as the driver reads it.

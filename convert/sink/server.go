@@ -273,7 +273,9 @@ func (t *serverTransaction) Has(_ context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
-func (t *serverTransaction) Layer(ctx context.Context, name string, archive io.Reader) (Stats, error) {
+func (t *serverTransaction) Layer(ctx context.Context, name string, archive io.Reader,
+	read func(Stats) (*File, error),
+) (Stats, error) {
 	place, err := t.change(name)
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(place), 0o755)
@@ -291,6 +293,9 @@ func (t *serverTransaction) Layer(ctx context.Context, name string, archive io.R
 	stats, err := extractWithRecord(ctx, archive, place, record)
 	if info, statErr := os.Stat(record.Name()); err == nil && statErr == nil && info.Size() == 0 {
 		err = os.Remove(record.Name())
+	}
+	if err == nil {
+		err = writeFile(ctx, t, stats, read)
 	}
 	return stats, err
 }

@@ -55,11 +55,11 @@ func TestServerTransactionThatIsGivenUpIsNotPublished(t *testing.T) {
 	tx, calls := recordingServer(t, target, dir)
 	ctx, cancel := context.WithCancel(t.Context())
 	archive := testutil.Tar(t, entry(tar.TypeReg, "f", "x", 0o644))
-	if _, err := tx.Layer(ctx, "/layers/aa", bytes.NewReader(archive)); err != nil {
+	if _, err := tx.Layer(ctx, "/layers/aa", bytes.NewReader(archive), nil); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
-	if _, err := tx.Layer(ctx, "/layers/bb", bytes.NewReader(archive)); !errors.Is(err, context.Canceled) {
+	if _, err := tx.Layer(ctx, "/layers/bb", bytes.NewReader(archive), nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("layer: %v", err)
 	}
 	if err := tx.Commit(ctx, ""); !errors.Is(err, context.Canceled) {
@@ -92,7 +92,7 @@ func TestServerTransactionOfSomebodyElseIsNotAborted(t *testing.T) {
 	if !errors.Is(err, errOpen) || !strings.Contains(err.Error(), "cvmfs_server abort "+testFQRN) {
 		t.Errorf("error %v", err)
 	}
-	if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(nil)); err == nil ||
+	if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(nil), nil); err == nil ||
 		!strings.Contains(err.Error(), "another transaction is open") {
 		t.Errorf("error %v", err)
 	}
@@ -129,7 +129,7 @@ func TestWhatATransactionLeftOpenIsNotThere(t *testing.T) {
 			target, dir := openFakeServer(t)
 			tx, _ := recordingServer(t, target, dir)
 			archive := testutil.Tar(t, entry(tar.TypeReg, "f", "x", 0o644))
-			if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(archive)); err != nil {
+			if _, err := tx.Layer(t.Context(), "/layers/aa", bytes.NewReader(archive), nil); err != nil {
 				t.Fatal(err)
 			}
 			if err := tx.WriteFile(t.Context(), "/.metadata/state", []byte("all is there")); err != nil {

@@ -28,9 +28,10 @@ type Sink interface {
 type Transaction interface {
 	// Has reports whether there is something at a path.
 	Has(ctx context.Context, path string) (bool, error)
-	// Layer puts an uncompressed layer archive at a path, and its record beside it. A failure makes the transaction
-	// useless.
-	Layer(ctx context.Context, path string, archive io.Reader) (Stats, error)
+	// Layer puts an uncompressed layer archive at a path, and its record beside it. Once the archive was read, it asks
+	// read, which may be nil, whether that was the right one, and puts what it gives beside the layer, too: where the
+	// layer is, all is. A failure makes the transaction useless.
+	Layer(ctx context.Context, path string, archive io.Reader, read func(Stats) (*File, error)) (Stats, error)
 	// ReadFile returns a small file; the error is fs.ErrNotExist if there is none.
 	ReadFile(ctx context.Context, path string) ([]byte, error)
 	// WriteFile makes or replaces a small file, and makes the folders above it. Empty files named .cvmfscatalog make
@@ -45,6 +46,12 @@ type Transaction interface {
 	Commit(ctx context.Context, description string) error
 	// Abort drops the changes. After Commit it does nothing.
 	Abort() error
+}
+
+// File is a small file at a path.
+type File struct {
+	Path    string
+	Content []byte
 }
 
 // Entry is a name in a folder. Names are chosen by whoever names images: what something is, is told by Folder, never by
@@ -131,6 +138,18 @@ func checkPath(path string) error {
 		}
 	}
 	return nil
+}
+
+// writeFile writes the file that read gives, if it gives one.
+func writeFile(ctx context.Context, tx Transaction, s Stats, read func(Stats) (*File, error)) error {
+	if read == nil {
+		return nil
+	}
+	f, err := read(s)
+	if f == nil || err != nil {
+		return err
+	}
+	return tx.WriteFile(ctx, f.Path, f.Content)
 }
 
 // encodeRecord returns a record's file, nil for one that says nothing.

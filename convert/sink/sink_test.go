@@ -165,7 +165,7 @@ func publishes(t *testing.T, target Sink, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stats, err := tx.Layer(t.Context(), path, bytes.NewReader(nasty(t)))
+	stats, err := tx.Layer(t.Context(), path, bytes.NewReader(nasty(t)), nil)
 	if err == nil {
 		err = tx.WriteFile(t.Context(), "/.metadata/x/manifest.json", []byte("{}"))
 	}
@@ -347,7 +347,7 @@ func TestReleaseManagerMachineDropsWhatFailed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Layer(ctx, "/layers/abc", bytes.NewReader(nasty(t)[:3000])); err == nil {
+	if _, err := tx.Layer(ctx, "/layers/abc", bytes.NewReader(nasty(t)[:3000]), nil); err == nil {
 		t.Error("a cut archive was taken")
 	}
 	cancel()
@@ -361,7 +361,7 @@ func TestReleaseManagerMachineDropsWhatFailed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(nasty(t))); err != nil {
+	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(nasty(t)), nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "no space left in the spool") {
@@ -448,7 +448,7 @@ func TestHostileArchivesStayInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t, c.entries...)))
+		_, err = tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t, c.entries...)), nil)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}
@@ -493,7 +493,7 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	big := testutil.Tar(t, entry(tar.TypeReg, "big", strings.Repeat("x", 2<<20), 0o644))
-	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(big)); !errors.Is(err, unix.ENOSPC) ||
+	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(big), nil); !errors.Is(err, unix.ENOSPC) ||
 		!strings.Contains(err.Error(), "make room") {
 		t.Errorf("error %v", err)
 	}
@@ -505,7 +505,7 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(removes)); err != nil {
+	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(removes), nil); err != nil {
 		t.Error(err)
 	}
 	if err := tx.Commit(t.Context(), ""); err != nil {
@@ -602,5 +602,55 @@ func TestNotesOfManyLayersAreStillTheFirst(t *testing.T) {
 	}
 	if want := []string{"0", "b", "c", "d", "e", "1", "b", "c"}; all.LeftOut != 500 || !slices.Equal(all.Notes, want) {
 		t.Errorf("%d, %q", all.LeftOut, all.Notes)
+	}
+}
+
+// Where a layer is, what stands beside it is, too: it comes to its place before the layer, whatever cuts a commit off.
+func TestWhatStandsBesideALayerComesFirst(t *testing.T) {
+	target, err := Open("dir:"+t.TempDir(), Options{FQRN: testFQRN})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := target.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Abort()
+	read := func(Stats) (*File, error) { return &File{"/layers/abc.layer.json", []byte("x")}, nil }
+	if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t)), read); err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	for _, m := range tx.(*folderTransaction).moves {
+		order = append(order, filepath.Base(m.to))
+	}
+	if diff := cmp.Diff([]string{"abc.layer.json", "abc"}, order); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// An archive that turns out to be the wrong one is no layer.
+func TestLayersAreNotTakenWhoseArchiveIsRefused(t *testing.T) {
+	wrong := errors.New("wrong")
+	read := func(Stats) (*File, error) { return nil, wrong }
+	dir := filepath.Join(t.TempDir(), "publisher")
+	if err := publish.Create(t.Context(), dir, publish.Settings{FQRN: testFQRN}, publish.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"dir:" + t.TempDir(), "native:" + dir} {
+		target, err := Open(text, Options{FQRN: testFQRN})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx, err := target.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t)), read); !errors.Is(err, wrong) {
+			t.Errorf("%s: %v", text, err)
+		}
+		if err := tx.Abort(); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -140,6 +140,7 @@ type Content struct {
 	closePlain  func()
 	sum         hash.Hash
 	compression Compression
+	size        int64 // bytes of the archive that were read
 	progress    func(int)
 	broke       error // what went wrong with the blob, if anything did
 	err         error
@@ -178,6 +179,9 @@ func (c *Content) start() error {
 // Compression reports how the blob is compressed.
 func (c *Content) Compression() Compression { return c.compression }
 
+// Size is how many bytes of the archive were read: after Finish, all.
+func (c *Content) Size() int64 { return c.size }
+
 // Read returns the archive's bytes. io.EOF says that the archive ended, not yet that it is the right one: see Finish.
 func (c *Content) Read(p []byte) (int, error) {
 	if ctx := c.blob.ctx; ctx.Err() != nil { // a few bytes of a blob may become any number of these
@@ -186,6 +190,7 @@ func (c *Content) Read(p []byte) (int, error) {
 	}
 	n, err := c.plain.Read(p)
 	c.sum.Write(p[:n])
+	c.size += int64(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		c.err = fmt.Errorf("layer %s: %w", c.layer.Digest, c.explain(err))
 		err = c.err

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/thin"
 )
 
 // The labels by which people and policies know a thin image. Engines show labels, and not annotations; and Docker's
@@ -14,14 +15,13 @@ const (
 	thinLabel = "cvmfs-graphdriver.thin-image"      // the version of the descriptor's format
 	noteLabel = "cvmfs-graphdriver.thin-image.note" // for people who wonder why it doesn't run
 
-	thinVersion = "1.0"
-	note        = "The layers are in CernVM-FS; this image holds thin.json alone. It runs with the storage driver" +
+	note = "The layers are in CernVM-FS; this image holds thin.json alone. It runs with the storage driver" +
 		" cvmfs-graphdriver."
 )
 
 // labelsOf are the labels that a thin image has besides its original's.
 func labelsOf(image *source.Image) map[string]string {
-	labels := map[string]string{thinLabel: thinVersion, noteLabel: note, baseDigest: image.Digest.String()}
+	labels := map[string]string{thinLabel: thin.Version, noteLabel: note, baseDigest: image.Digest.String()}
 	if parsed, err := image.Reference.Parsed(); err == nil {
 		labels[baseName] = parsed.Name()
 	}

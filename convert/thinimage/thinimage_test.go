@@ -83,7 +83,7 @@ func TestLabelsAreAddedWhereEnginesReadThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		maps.Copy(want, map[string]string{
-			thinLabel: "1.0", noteLabel: note, baseName: "r.example.org/a/b:1", baseDigest: sum([]byte("origin")).String(),
+			thinLabel: "1.1", noteLabel: note, baseName: "r.example.org/a/b:1", baseDigest: sum([]byte("origin")).String(),
 		})
 		if diff := cmp.Diff(want, as.Config.Labels); diff != "" || as.Config.User != "me" {
 			t.Errorf("%s: user %q:\n%s", config, as.Config.User, diff)
@@ -94,7 +94,7 @@ func TestLabelsAreAddedWhereEnginesReadThem(t *testing.T) {
 	}
 	for _, none := range []string{`{"os":"linux"}`, `{"os":"linux","config":null}`} {
 		err := json.Unmarshal(built(t, types.DockerManifestSchema2, none).config, &as)
-		if err != nil || as.Config.Labels[thinLabel] != "1.0" {
+		if err != nil || as.Config.Labels[thinLabel] != thin.Version {
 			t.Errorf("%s: %v, %v", none, as.Config.Labels, err)
 		}
 	}
