@@ -111,7 +111,6 @@ type plan struct {
 	descriptor *thin.Descriptor
 	thin       *thinimage.Image
 	state      *state
-	refreshed  []string // paths of layers whose info was written
 	summary    Summary
 }
 

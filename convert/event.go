@@ -54,7 +54,7 @@ type Summary struct {
 	Flattened  int        `json:"flattened"`         // thin layers replaced by those they name
 	Read       int64      `json:"read"`              // bytes of blobs that were read
 	Refreshed  int        `json:"refreshed"`         // layers that got the info they lacked
-	Lacking    []string   `json:"lacking,omitempty"` // where layers are that lack theirs still, where that was looked at
+	Lacking    []string   `json:"lacking,omitempty"` // where layers are that lack theirs, if it was looked for
 	Stats      sink.Stats `json:"stats"`             // of the layers added
 	Paths      []string   `json:"layers_at"`         // where the layers are, bottom to top
 	Seconds    float64    `json:"seconds"`

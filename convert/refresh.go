@@ -55,10 +55,12 @@ func (c *Converter) refresh(ctx context.Context, tx sink.Transaction, p *plan, m
 	if c.Refresh == NoRefresh {
 		return false, nil
 	}
+	seen := map[string]bool{}
 	for _, l := range p.descriptor.Layers {
-		if l.FQRN != c.Sink.FQRN() || slices.Contains(p.summary.Lacking, l.Path) || slices.Contains(p.refreshed, l.Path) {
+		if l.FQRN != c.Sink.FQRN() || seen[l.Path] {
 			continue
 		}
+		seen[l.Path] = true
 		i := slices.IndexFunc(p.layers, func(own *source.Layer) bool { return c.Layout.Path(own.Digest.Hex) == l.Path })
 		var own *source.Layer // nil: it is of the image this one was built from
 		if i >= 0 {
@@ -71,7 +73,7 @@ func (c *Converter) refresh(ctx context.Context, tx sink.Transaction, p *plan, m
 			return false, err
 		}
 	}
-	return len(p.refreshed) > 0, nil
+	return p.summary.Refreshed > 0, nil
 }
 
 // refreshLayer writes the info of one layer, unless it is there or isn't known.
@@ -96,8 +98,9 @@ func (c *Converter) refreshLayer(ctx context.Context, tx sink.Transaction, p *pl
 			return err
 		}
 	default:
-		e := Event{Action: LayerLacking, Image: p.state.Image, Digest: "sha256:" + l.Digest, Path: l.Path, Total: l.Size}
-		c.emit(e)
+		c.emit(Event{
+			Action: LayerLacking, Image: p.state.Image, Digest: "sha256:" + l.Digest, Path: l.Path, Total: l.Size,
+		})
 		p.summary.Lacking = append(p.summary.Lacking, l.Path)
 		return nil
 	}
@@ -105,7 +108,6 @@ func (c *Converter) refreshLayer(ctx context.Context, tx sink.Transaction, p *pl
 	if err != nil {
 		return err
 	}
-	p.refreshed = append(p.refreshed, l.Path)
 	p.summary.Refreshed++
 	return tx.WriteFile(ctx, f.Path, f.Content)
 }

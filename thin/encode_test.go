@@ -22,7 +22,7 @@ func TestDescriptorsSurviveTheirFile(t *testing.T) {
 		string(reference),
 		`{"version":"1.0","layers":[]}`,
 		`{"version":"1.1","layers":[{"digest":"` + digestA + `","url":"cvmfs://x.example.org/layers/a","diff_id":"` +
-			digestB + `","size":1234}],"profile":{"url":"cvmfs://x.example.org/profiles/a","digest":"` + digestA + `"}}`,
+			digestB + `","size":1234}],` + `"profile":{"url":"cvmfs://x.example.org/profiles/a","digest":"` + digestA + `"}}`,
 		`{"version":"1.0","min_version":"1.0","origin":"a <b> & c","layers":[],"comment":"ü"}`,
 	} {
 		want, err := Parse([]byte(text))

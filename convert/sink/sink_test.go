@@ -646,7 +646,8 @@ func TestLayersAreNotTakenWhoseArchiveIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t)), read); !errors.Is(err, wrong) {
+		_, err = tx.Layer(t.Context(), "/layers/abc", bytes.NewReader(testutil.Tar(t)), read)
+		if !errors.Is(err, wrong) {
 			t.Errorf("%s: %v", text, err)
 		}
 		if err := tx.Abort(); err != nil {
