@@ -165,7 +165,7 @@ func (a *Arrival) receive(ctx context.Context) (err error) {
 		return err
 	}
 	diff := filepath.Join(a.temp, diffDir(a.ID))
-	c, err := a.store.unpack(ctx, a.body, a.ID, diff)
+	c, err := a.store.unpack(ctx, a.body, a.ID, diff, layertar.Options{})
 	if err != nil {
 		return err
 	}
@@ -217,20 +217,18 @@ type contents struct {
 
 // unpack brings an archive into a folder, in overlayfs' form. What an archive means, and what of it is
 // refused, is package layertar's to say.
-func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string) (contents, error) {
+func (s *Store) unpack(ctx context.Context, r io.Reader, id, dir string, o layertar.Options) (contents, error) {
 	var c contents
 	archive := layertar.NewReader(r)
-	err := layertar.Unpack(ctx, dir, archive, layertar.Options{
-		Overlay: true,
-		Owner:   s.owners().ToHost,
-		Seen: func(e *layertar.Entry) error {
-			if e.Name != "" {
-				c.entries++
-			}
-			c.descriptor = c.descriptor || e.Name == thin.FileName && e.Type == tar.TypeReg
-			return nil
-		},
-	})
+	o.Overlay, o.Owner = true, s.owners().ToHost
+	o.Seen = func(e *layertar.Entry) error {
+		if e.Name != "" {
+			c.entries++
+		}
+		c.descriptor = c.descriptor || e.Name == thin.FileName && e.Type == tar.TypeReg
+		return nil
+	}
+	err := layertar.Unpack(ctx, dir, archive, o)
 	if first, all := archive.Notes(); all > 0 && err == nil {
 		s.cfg.Log.Warn("something of the layer was left out", "layer", id, "what", first, "all", all)
 	}

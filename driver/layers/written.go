@@ -1,13 +1,16 @@
 package layers
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -65,6 +68,31 @@ const noteMode = 0o600
 // of power when the folder is.
 func writeNote(folder string, note []byte) error {
 	return durable.New(filepath.Join(folder, noteFile), noteMode, note)
+}
+
+// ErrNotEmpty means that a layer holds something already.
+var ErrNotEmpty = errors.New("the layer holds something already")
+
+// Fill writes an uncompressed tar archive to a read-write layer that is empty, with the attributes that the archive has
+// for the root. No other call may be made for the layer meanwhile. After an error the layer holds what came before it:
+// it is to be removed.
+func (s *Store) Fill(ctx context.Context, id string, r io.Reader) error {
+	l, err := s.load(id)
+	if err != nil {
+		return err
+	}
+	if !l.Writable {
+		return fmt.Errorf("layer %s: it is read-only", id)
+	}
+	names, err := os.ReadDir(s.diff(id))
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("layer %s: %w", id, ErrNotEmpty)
+	}
+	_, err = s.unpack(ctx, r, id, s.diff(id), layertar.Options{Root: true, Bottom: l.Parent == ""})
+	return err
 }
 
 // Descriptor returns the thin image descriptor that is all there is in a read-write layer; nil if there is anything

@@ -29,9 +29,9 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Differ makes the archives of what containers have changed, for containerd's diff service. It reads the snapshot's own
-// folder and nothing below it, where containerd's own one compares whole trees, and so reads an image. What it doesn't
-// know is left to the next of containerd's differs.
+// Differ unpacks the archives of images, and makes those of what containers have changed, for containerd's diff
+// service. For that it reads the snapshot's own folder and nothing below it, where containerd's own one compares whole
+// trees, and so reads an image. What it doesn't know is left to the next of containerd's differs.
 type Differ struct {
 	s      *Snapshotter
 	store  content.Store  // containerd's
@@ -52,13 +52,6 @@ func NewDiffer(s *Snapshotter, containerd grpc.ClientConnInterface) *Differ {
 		s: s, store: contentproxy.NewContentStore(contentapi.NewContentClient(containerd)),
 		leases: leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(containerd)),
 	}
-}
-
-// Apply leaves archives to containerd, which unpacks them into the folder of a snapshot.
-func (d *Differ) Apply(
-	context.Context, ocispec.Descriptor, []mount.Mount, ...diff.ApplyOpt,
-) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, errdefs.ErrNotImplemented
 }
 
 // Compare makes the archive of an active snapshot, whose mounts are upper, against its parent, whose mounts are lower.
@@ -98,24 +91,32 @@ func (d *Differ) Compare(
 	return made, nil
 }
 
-// find returns the active snapshot whose mounts are upper, if lower is what it stands on; nil if there is none.
-func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot {
-	if len(upper) != 1 {
+// active returns what is the active snapshot of some mounts; nil if there is none.
+func (d *Differ) active(mounts []mount.Mount) *snapshot {
+	if len(mounts) != 1 {
 		return nil
 	}
-	folder := upper[0].Source
-	for _, option := range upper[0].Options {
+	folder := mounts[0].Source
+	for _, option := range mounts[0].Options {
 		if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
 			folder = dir
 		}
 	}
 	found := d.s.table.list(func(sn *snapshot) bool {
-		return sn.kind() == snapshots.KindActive && d.s.layers.Content(sn.id) == folder
+		return !sn.hidden && sn.kind() == snapshots.KindActive && d.s.layers.Content(sn.id) == folder
 	})
 	if len(found) != 1 {
 		return nil
 	}
-	sn := &found[0]
+	return &found[0]
+}
+
+// find returns the active snapshot whose mounts are upper, if lower is what it stands on; nil if there is none.
+func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot {
+	sn := d.active(upper)
+	if sn == nil {
+		return nil
+	}
 	if sn.parent == nil {
 		empty := len(lower) == 0 || len(lower) == 1 && len(d.s.table.list(func(view *snapshot) bool {
 			return view.View && view.parent == nil && d.s.layers.Content(view.id) == lower[0].Source
@@ -136,15 +137,20 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot
 	return sn
 }
 
-// keep has what is written to containerd be of the namespace of a snapshot, and stay until it is named. Calls that come
-// by way of containerd bring no lease along, and up to 1.7 no namespace: what had neither would go with the next
-// collection.
-func (d *Differ) keep(ctx context.Context, name string) (context.Context, error) {
+// inNamespace has what is asked of containerd be of the namespace of a snapshot: up to 1.7 calls that come by way of
+// containerd bring none along.
+func inNamespace(ctx context.Context, name string) context.Context {
 	namespace, ok := namespaces.Namespace(ctx)
 	if !ok {
 		namespace, _, _ = strings.Cut(name, "/")
 	}
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	return namespaces.WithNamespace(ctx, namespace)
+}
+
+// keep has what is written to containerd be of the namespace of a snapshot, and stay until it is named. Calls that come
+// by way of containerd bring no lease along: what had none would go with the next collection.
+func (d *Differ) keep(ctx context.Context, name string) (context.Context, error) {
+	ctx = inNamespace(ctx, name)
 	if lease, ok := leases.FromContext(ctx); ok {
 		return leases.WithLease(ctx, lease), nil
 	}

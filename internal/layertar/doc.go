@@ -49,6 +49,7 @@
 //	  of any type: hard links, links, devices, …        by name alone (engines; spec: an empty file with a special filename)
 //	  ".wh.", ".wh..", ".wh..."                         refused (engines: EEXIST; containerd: invalid whiteout)
 //	  of a name of 252 to 255 bytes                     unpacked (engines); converted: refused, as files can't have the whiteout's name
+//	  in the lowest layer                               hide nothing: left out where that is known (containerd, which executes them)
 //	  of a name that the same layer has, before or      hides the name in the layers below and not the layer's own (spec); a folder
 //	  after                                             is then opaque
 //	  other names with ".wh..wh."                       by name, like any; AUFS' own, of no meaning elsewhere

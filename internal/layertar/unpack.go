@@ -22,6 +22,10 @@ type Options struct {
 	// Overlay makes whiteouts what overlayfs takes for them: a character device 0:0 of the hidden name, and the
 	// extended attribute trusted.overlay.opaque (in a user namespace user.overlay.opaque) of a folder.
 	Overlay bool
+	// Bottom says that nothing lies below: whiteouts hide nothing then, and are left out.
+	Bottom bool
+	// Root has the root's own entry set the attributes of the folder; else it is left to Done.
+	Root bool
 	// Owner says whom what belongs to on disk that belongs to uid:gid in the archive; nil: to the same.
 	Owner func(uid, gid int) (int, int, error)
 	// Recorded says that extended attributes are kept elsewhere, too: one that the file system has no room for is left
@@ -44,8 +48,8 @@ type Place struct {
 	Lost bool   // the file system hasn't taken all extended attributes
 }
 
-// Unpack unpacks what is left of an archive into a folder that holds nothing else. The root's own entry is left to
-// Done. The times of folders are set when all is in them. An error leaves the folder with what was unpacked so far.
+// Unpack unpacks what is left of an archive into a folder that holds nothing else. The times of folders are set when
+// all is in them. An error leaves the folder with what was unpacked so far.
 func Unpack(ctx context.Context, dir string, r *Reader, o Options) error {
 	root, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -101,13 +105,16 @@ func (u *unpacker) all(ctx context.Context) error {
 // add unpacks one entry.
 func (u *unpacker) add(e *Entry) error {
 	if e.Name == "" {
-		return u.done(e, Place{Dir: int(u.walk.root.Fd()), Base: "."})
+		return u.rootFolder(e)
 	}
 	dir, base := path.Split(e.Name)
 	if err := u.walk.enter(strings.TrimSuffix(dir, "/")); err != nil {
 		return err
 	}
-	if u.o.Overlay && e.Whiteout() {
+	switch {
+	case u.o.Bottom && e.Whiteout():
+		return nil
+	case u.o.Overlay && e.Whiteout():
 		return u.whiteout(e)
 	}
 	at := Place{Dir: u.walk.at, Base: base, Path: u.walk.path(base), Made: e.Type != tar.TypeLink}
@@ -139,6 +146,18 @@ func (u *unpacker) done(e *Entry, at Place) error {
 		return nil
 	}
 	return u.o.Done(e, at)
+}
+
+// rootFolder is for the entry of the folder that is unpacked into.
+func (u *unpacker) rootFolder(e *Entry) error {
+	at := Place{Dir: int(u.walk.root.Fd()), Base: "."}
+	if u.o.Root {
+		if err := u.attributes(e, &at); err != nil {
+			return err
+		}
+		u.walk.top.times, u.walk.top.timed = timesOf(e), true
+	}
+	return u.done(e, at)
 }
 
 // make makes what is to have a name. What has it makes room.

@@ -251,7 +251,12 @@ func (w *walk) clearIn(dir int, parent *folder, base string) (hides bool, err er
 }
 
 // setTimes sets the times of all folders: nothing is put into them any more.
-func (w *walk) setTimes() error { return w.setTimesBelow("", w.top) }
+func (w *walk) setTimes() error {
+	if err := w.setTimesBelow("", w.top); err != nil || !w.top.timed {
+		return err
+	}
+	return setTimes(int(w.root.Fd()), ".", w.top.times)
+}
 
 func (w *walk) setTimesBelow(real string, f *folder) error {
 	for name, sub := range f.sub {
