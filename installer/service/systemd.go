@@ -150,19 +150,14 @@ func (r unitRestarter) Restart(ctx context.Context) error {
 				return err
 			}
 		}
-		result := make(chan string, 1)
-		if _, err := conn.RestartUnitContext(ctx, r.unit, "replace", result); err != nil {
+		err = await(ctx, func(result chan<- string) error {
+			_, err := conn.RestartUnitContext(ctx, r.unit, "replace", result)
 			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%w (see journalctl --unit %s)", err, r.unit)
 		}
-		select {
-		case said := <-result:
-			if said != "done" {
-				return fmt.Errorf("the job's result is %q (see journalctl --unit %s)", said, r.unit)
-			}
-			return nil
-		case <-ctx.Done():
-			return fmt.Errorf("wait until it has started: %w", ctx.Err())
-		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("restart %s: %w", r.unit, err)

@@ -245,7 +245,7 @@ func TestARestartThatDoesNotEndIsGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := r.Restart(ctx); err == nil || !strings.Contains(err.Error(),
-		"wait until it has started: context canceled") {
+		"wait until it is done: context canceled") {
 		t.Error(err)
 	}
 }

@@ -31,10 +31,11 @@ var rules = map[string][]string{
 	"cmd/cvmfs-graphdriver":        {"installer", "bundle", "rootfs", "driver", "cvmfs", "internal"},
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "cvmfs/pac", "internal"},
+	"cmd/cvmfs-node":               {"installer", "internal"},
 	"cmd/docker2cvmfs":             {"convert", "cvmfs", "internal"},
 	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "internal"},
 	"bundle":                       {"rootfs", "internal"},
-	"packaging":                    {"bundle"},
+	"packaging":                    {"bundle", "internal"},
 	"rootfs":                       nil,
 	"driver/graphdriver": {
 		"driver/node", "driver/layers", "driver/lockorder", "driver/control", "driver/status", "driver/options", "cvmfs",
@@ -223,7 +224,7 @@ func TestRulesAllowNothingThatIsNotNeeded(t *testing.T) {
 func TestContainerdIsItsFacesAlone(t *testing.T) {
 	for program, want := range map[string]bool{
 		"cmd/cvmfs-snapshotter": true, "cmd/cvmfs-graphdriver-plugin": false, "cmd/cvmfs-graphdriver": false,
-		"cmd/docker2cvmfs": false,
+		"cmd/docker2cvmfs": false, "cmd/cvmfs-node": true,
 	} {
 		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", module+"/"+program).Output()
 		if err != nil {
