@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"cvmfs-graphdriver/internal/durable"
 )
@@ -37,7 +38,33 @@ var (
 	crictlBuild = build{
 		folder: "crictl-1.37.0", ldflags: "-X sigs.k8s.io/cri-tools/pkg/version.Version=1.37.0",
 	}
+	// The machinery of Kubernetes replaces modules of the same version; see there. Its etcd is named server.
+	kubernetesBuild = build{
+		folder: "kubernetes-1.36.3", ldflags: "-X k8s.io/component-base/version.gitVersion=v1.36.3",
+	}
+	helmBuild = build{folder: "helm-3.22.0"}
 )
+
+// FetchKubernetes builds what a cluster of one node consists of into the cache folder unless it is there: ten minutes of
+// two processors.
+func FetchKubernetes(ctx context.Context, cache string, progress io.Writer) error {
+	return errors.Join(containerdBuild.fetch(ctx, cache, progress), crictlBuild.fetch(ctx, cache, progress),
+		helmBuild.fetch(ctx, cache, progress), kubernetesBuild.fetch(ctx, cache, progress))
+}
+
+// KubernetesPrograms are the folders of what [FetchKubernetes] builds, by "kubernetes" (etcd's program, named server,
+// among them), "containerd", "crictl" and "helm"; errors.Is(err, ErrNotFetched) when it would help.
+func KubernetesPrograms(cache string) (map[string]string, error) {
+	folders := map[string]string{}
+	for _, b := range []build{containerdBuild, crictlBuild, helmBuild, kubernetesBuild} {
+		if _, err := os.Stat(filepath.Join(cache, b.folder, stampFile)); err != nil {
+			return nil, fmt.Errorf("find the programs of a cluster: %w: %w", ErrNotFetched, err)
+		}
+		name, _, _ := strings.Cut(b.folder, "-")
+		folders[name] = filepath.Join(cache, b.folder, "bin")
+	}
+	return folders, nil
+}
 
 // stampFile is made last in a folder of built programs; it names what they were built of.
 const stampFile = "built-of"

@@ -62,13 +62,15 @@ func TestNamesOfBuildsAreVersions(t *testing.T) {
 		containerdBuild: "github.com/containerd/containerd/v2 v2.4.2",
 		dockerdBuild:    "github.com/moby/moby/v2 v2.0.0-beta.24", // of Docker 29, which its name says
 		crictlBuild:     "sigs.k8s.io/cri-tools v1.37.0",
+		kubernetesBuild: "k8s.io/kubernetes v1.36.3",
+		helmBuild:       "helm.sh/helm/v3 v3.22.0",
 	} {
 		text, err := modules.ReadFile("modules/" + b.folder + ".mod")
 		if err != nil || !strings.Contains(string(text)+" ", pinned+" ") {
 			t.Errorf("%s.mod doesn't require %s, %v", b.folder, pinned, err)
 		}
 		_, version, _ := strings.Cut(b.folder, "-")
-		if b.ldflags != "" && !strings.HasSuffix(b.ldflags, "="+version) {
+		if b.ldflags != "" && !strings.HasSuffix(strings.Replace(b.ldflags, "=v", "=", 1), "="+version) {
 			t.Errorf("%s is stamped by %s", b.folder, b.ldflags)
 		}
 	}

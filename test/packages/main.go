@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -21,7 +22,13 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if err := fetch(ctx); err != nil {
+	kubernetes := flag.Bool("kubernetes", false, "fetch and build what a cluster of Kubernetes consists of instead")
+	flag.Parse()
+	get := fetch
+	if *kubernetes {
+		get = fetchKubernetes
+	}
+	if err := get(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "packages:", err)
 		os.Exit(1)
 	}
@@ -35,4 +42,14 @@ func fetch(ctx context.Context) error {
 	_, err = images.FetchDebian(ctx, cache, os.Stderr)
 	return errors.Join(engine.FetchAll(ctx, cache, os.Stderr), err, prometheus.Fetch(ctx, cache, os.Stderr),
 		debian.Fetch(ctx, cache, os.Stderr, debian.Tools, debian.Docker))
+}
+
+// fetchKubernetes brings what the test of a cluster runs: its programs, and the Debian that its node is.
+func fetchKubernetes(ctx context.Context) error {
+	cache, err := engine.CacheDir()
+	if err != nil {
+		return err
+	}
+	return errors.Join(engine.FetchKubernetes(ctx, cache, os.Stderr), engine.FetchPrograms(ctx, cache, os.Stderr),
+		debian.Fetch(ctx, cache, os.Stderr, debian.Booted))
 }
