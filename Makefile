@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle demo bench bench-convert soak test test-unit test-kernels lint packages release clean
+.PHONY: help build programs bundle kubernetes demo bench bench-convert soak test test-unit test-kernels test-kubernetes lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,15 @@ programs: # those of this machine
 
 bundle: programs ## make the plugin bundle of this machine, a folder and an archive, in dist
 	$(DIST)/bin/cvmfs-graphdriver bundle build --plugin $(DIST)/bin/cvmfs-graphdriver-plugin --output $(DIST)
+
+# IMAGE=registry.example.org/cvmfs-snapshotter also pushes the image there, with the credentials of ~/.docker/config.json.
+IMAGE ?=
+
+kubernetes: ## make the image of Kubernetes' nodes for each architecture, the chart and the manifests, in dist
+	$(foreach arch,$(ARCHS),mkdir -p $(DIST)/bin/$(arch) && GOARCH=$(arch) $(programs) -o $(DIST)/bin/$(arch)/ \
+		./cmd/cvmfs-node ./cmd/cvmfs-snapshotter ./cmd/cvmfs-graphdriver &&) true
+	$(GO) run ./packaging/kubernetes -version '$(VERSION)' -arch $(subst $(space),$(comma),$(ARCHS)) \
+		-programs $(DIST)/bin -output $(DIST) -push '$(IMAGE)'
 
 demo: bundle ## convert an image and run both in private engines, old and new (root; fetches packages; takes ENGINE=/path/to/dockerd)
 	@$(GO) build -o $(DIST)/test/demo ./test/demo
@@ -64,6 +73,12 @@ test: lint packages ## run linters and every test (root for those that mount or 
 test-kernels: ## run the tests that have to do with the kernel on older and newer ones, in virtual machines (root; fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/kernels ./test/kernels
 	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels
+
+# In a network of its own: the cluster's ports are nobody else's. What is fetched and built is there before.
+test-kubernetes: ## run chart and manifests in a cluster of one node with systemd (root; builds Kubernetes: ten minutes, once)
+	$(GO) run ./test/packages -kubernetes
+	CGO_ENABLED=0 $(GO) test -c -tags guest -o $(DIST)/test/kubernetes ./test/kubernetes
+	cd test/kubernetes && unshare --net $(CURDIR)/$(DIST)/test/kubernetes -test.v -test.timeout 30m
 
 # Tests that need root, or what `packages` fetches, skip by themselves; lint has vetted. The race detector needs a C compiler. It watches
 # our code and not that of SQLite, of compression and of passwords, whose loops take ten times as long with it.
