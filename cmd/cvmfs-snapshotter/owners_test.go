@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/driver/node/nodetest"
+	"cvmfs-graphdriver/test/fusetest"
 )
 
 // shifted returns the labels that have owners shifted.
@@ -40,7 +40,7 @@ func shift(lines []string, by int) []string {
 // The owners of an image are mapped in containers that ask for it, whatever shows the image, and others see them as
 // they are.
 func TestOwnersAreMapped(t *testing.T) {
-	nodetest.NeedMappedOwners(t)
+	fusetest.NeedMappedOwners(t)
 	forRungs(t, testMapped)
 }
 
@@ -71,7 +71,7 @@ func testMapped(t *testing.T, r rung) {
 
 // What owners are mapped by is there again after a restart and after a reboot, and goes with the snapshots.
 func TestMappedOwnersOutliveServersAndReboots(t *testing.T) {
-	nodetest.NeedMappedOwners(t)
+	fusetest.NeedMappedOwners(t)
 	forRungs(t, testMappedLives)
 }
 

@@ -1,9 +1,9 @@
 package objectfs
 
 import (
-	"context"
 	"bytes"
 	"compress/zlib"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"

@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/driver/node"
-	"cvmfs-graphdriver/driver/node/nodetest"
+	"cvmfs-graphdriver/test/fusetest"
 )
 
 func mapped(uids, gids string) snapshots.Opt {
@@ -80,7 +80,7 @@ func (r *rig) owned(name, parent string, uid int) {
 }
 
 func TestOwnersAreMappedBySeveralRanges(t *testing.T) {
-	nodetest.NeedMappedOwners(t)
+	fusetest.NeedMappedOwners(t)
 	r := newRig(t, node.Settings{})
 	r.owned("a", "", 0)
 	r.owned("b", "a", 1000)
@@ -121,7 +121,7 @@ func TestOwnersAreMappedBySeveralRanges(t *testing.T) {
 // What containers have written belongs on disk to those whom their users are mapped to, and is committed so, as
 // containerd's overlay snapshotter has it. In an archive it belongs to those whom containers see.
 func TestWhatIsWrittenWithMappedOwners(t *testing.T) {
-	nodetest.NeedMappedOwners(t)
+	fusetest.NeedMappedOwners(t)
 	r := newRig(t, node.Settings{})
 	r.owned("a", "", 1000)
 	mounts, err := r.Prepare(t.Context(), "active", "a", mapped("0:200000:65536", "0:200000:65536"))

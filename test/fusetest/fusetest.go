@@ -73,3 +73,13 @@ func TryOverlay(t testing.TB, lower string, data ...string) (dir string, ok bool
 	})
 	return dir, true
 }
+
+// NeedMappedOwners skips the test where single mounts can't have mapped owners.
+func NeedMappedOwners(t testing.TB) {
+	t.Helper()
+	testutil.NeedRoot(t)
+	if err := (&overlayfs.Kernel{}).ProbeMapped(t.TempDir(), false); err != nil {
+		t.Log(err)
+		testutil.KernelLacks(t, "mapped owners")
+	}
+}

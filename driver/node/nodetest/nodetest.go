@@ -19,7 +19,6 @@ import (
 	"cvmfs-graphdriver/driver/lockorder/lockordertest"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/internal/overlayfs"
-	"cvmfs-graphdriver/test/testutil"
 )
 
 // Config returns the configuration of a node below a folder, with real mounts, a [Composer] and watched locks. The test
@@ -37,16 +36,6 @@ func Config(t testing.TB, dir string, composer node.Composer) node.Config {
 		Watch: lockordertest.Watch(filepath.Join(root, "layers"), func(text string) {
 			t.Errorf("%s\n%s", text, debug.Stack())
 		}),
-	}
-}
-
-// NeedMappedOwners skips the test where single mounts can't have mapped owners.
-func NeedMappedOwners(t testing.TB) {
-	t.Helper()
-	testutil.NeedRoot(t)
-	if err := (&overlayfs.Kernel{}).ProbeMapped(t.TempDir(), false); err != nil {
-		t.Log(err)
-		testutil.KernelLacks(t, "mapped owners")
 	}
 }
 
