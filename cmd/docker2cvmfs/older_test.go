@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"cvmfs-graphdriver/test/older"
@@ -57,22 +58,45 @@ func TestRepositoriesOfOlderVersionsAreGoneOnWith(t *testing.T) {
 			}
 			sound("1")
 
-			// The image that the older version converted becomes the same one; what is new is where it was read from.
+			// The image that the older version converted becomes one of the same layers; what is new is where it was
+			// read from, and what is said of the layers.
 			then, now := testutil.Data(t, "older", commit, "thin.tar"), filepath.Join(t.TempDir(), "thin.tar")
-			makeThin := func(image, out string) {
+			makeThin := func(image, out string, more ...string) string {
 				t.Helper()
-				must(t, "make-thin", "-i", "docker-archive:"+image, "-o", "docker-archive:"+out+":example/thin-older:1",
-					"--target", "native:"+dir)
+				return must(t, append([]string{
+					"make-thin", "-i", "docker-archive:" + image, "-o",
+					"docker-archive:" + out + ":example/thin-older:1", "--target", "native:" + dir,
+				}, more...)...)
 			}
-			makeThin(testutil.Data(t, "older", commit, "image.tar.gz"), now)
-			if d := cmp.Diff(thinLayers(t, then), thinLayers(t, now)); d != "" {
+			original := testutil.Data(t, "older", commit, "image.tar.gz")
+			makeThin(original, now)
+			same := cmpopts.IgnoreFields(thin.Layer{}, "DiffID", "Size")
+			if d := cmp.Diff(thinLayers(t, then), thinLayers(t, now), same); d != "" {
 				t.Errorf("the layers a thin image names: -then +now\n%s", d)
+			}
+			for _, l := range thinLayers(t, now) {
+				if l.DiffID == "" || l.Size == 0 {
+					t.Errorf("the new descriptor says of a layer: %+v", l)
+				}
 			}
 			sound("2")
 
+			// What it didn't say of its layers, which aren't compressed, is found out without reading them.
+			const lacks = "layers have no info"
+			if out := must(t, "publish", "check", dir); !strings.Contains(out, lacks) {
+				t.Errorf("check: %s", out)
+			}
+			if out := makeThin(original, now, "--refresh"); !strings.Contains(out, " written, 0 lacking") {
+				t.Errorf("refreshed: %s", out)
+			}
+			if out := must(t, "publish", "check", dir); strings.Contains(out, lacks) {
+				t.Errorf("check: %s", out)
+			}
+			sound("3")
+
 			// Another one comes to what is there.
 			makeThin(testutil.Data(t, "images", "tiny.tar"), filepath.Join(t.TempDir(), "other.tar"))
-			sound("3")
+			sound("4")
 		})
 	}
 }

@@ -46,6 +46,13 @@ func publishCheck(c *cli.Context, r *publish.Repository) error {
 	case c.Bool("json"):
 		return nil
 	}
+	if s.Undescribed > 0 {
+		_, err = fmt.Fprintf(c.App.Writer, "note: %d layers have no info, as older versions converted them: "+
+			"docker2cvmfs make-thin --refresh writes it\n", s.Undescribed)
+		if err != nil {
+			return err
+		}
+	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s: revision %d is sound: %d revisions, %d catalogs, %d entries, %d objects\n",
 		r.FQRN(), s.Revision, s.Roots, s.Catalogs, s.Entries, s.Objects)
 	return err

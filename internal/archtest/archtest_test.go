@@ -67,7 +67,7 @@ var rules = map[string][]string{
 	"cvmfs/publish":         {formats, "internal"},
 	"cvmfs/publish/storage": {formats, "internal"},
 	"cvmfs/publish/s3":      {"cvmfs/publish/storage"},
-	"cvmfs/publish/check":   {"cvmfs/publish/storage", formats},
+	"cvmfs/publish/check":   {"cvmfs/publish/storage", formats, "thin"},
 	"cvmfs/publish/gc":      {"cvmfs/publish", formats, "internal"},
 	"cvmfs/client":          {"cvmfs/objects", "cvmfs/fetch", formats, "internal"},
 	"cvmfs/listing":         {"cvmfs/client", "cvmfs/fetch", formats},

@@ -388,6 +388,7 @@ func (s *catalogScan) readRows(ctx context.Context, objects chan<- objectCheck) 
 		s.count(r)
 		at := s.locate(r)
 		s.checkRow(r, at)
+		s.noteLayer(r, at)
 		return s.content(ctx, r, at, objects)
 	})
 }

@@ -41,6 +41,8 @@ type Summary struct {
 	Objects  int   // of files
 	Bytes    int64 // plain bytes of these objects, each once
 	Problems int
+
+	Undescribed int // layers without an info: older versions wrote none
 }
 
 // Run holds the newest revision and all with a tag to every rule, and calls report, never twice at once, with what it
@@ -62,7 +64,7 @@ func run(ctx context.Context, from storage.Reader, o Options, report func(Proble
 	}
 	c := &checker{
 		from: from, o: o, report: report, catalogs: map[hash.Digest]*checkedCatalog{}, objects: map[objectName]int64{},
-		readers: make(chan struct{}, o.Workers),
+		readers: make(chan struct{}, o.Workers), layers: map[string]bool{}, described: map[string]bool{},
 	}
 	if c.dir, err = os.MkdirTemp(o.Dir, "check-"); err != nil {
 		return nil, err
@@ -87,6 +89,10 @@ type checker struct {
 	files    int
 	catalogs map[hash.Digest]*checkedCatalog
 	objects  map[objectName]int64 // plain sizes
+
+	layers    map[string]bool // folders that are called as layers are
+	described map[string]bool // those with an info
+	beside    []besideLayer
 }
 
 func (c *checker) problem(rule, at, format string, args ...any) {
@@ -131,6 +137,7 @@ func (c *checker) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	parent := ctx
 	work, ctx := errgroup.WithContext(ctx)
 	objects := make(chan objectCheck, 1024)
 	work.Go(func() error {
@@ -145,7 +152,10 @@ func (c *checker) run(ctx context.Context) error {
 	for range c.o.Workers {
 		work.Go(func() error { return c.checkObjects(ctx, objects) })
 	}
-	return work.Wait()
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	return c.checkLayers(parent)
 }
 
 // root walks a revision.

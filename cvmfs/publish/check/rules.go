@@ -27,6 +27,7 @@ const (
 	RuleFolder     = "folder"      // folders count their subfolders
 	RuleSpecial    = "special"     // special files have neither size nor target
 	RuleObject     = "object"      // an object is there, and is what its name and its row say
+	RuleLayer      = "layer"       // records and infos of layers can be read, and are those of their layers
 )
 
 // Problem is a fault of a repository.
