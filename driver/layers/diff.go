@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"syscall"
+	"time"
 
 	"github.com/moby/go-archive"
 	"github.com/moby/sys/user"
@@ -28,13 +29,17 @@ const (
 // mapped back, whiteouts as ".wh." files. Of extended attributes it holds file capabilities, as overlay2's does. The
 // reader must be closed; an error while the archive is made comes out of Read, never an archive that just ends.
 func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
-	return s.DiffMapped(ctx, id, parent, s.owners())
+	return s.DiffAs(ctx, id, parent, DiffArgs{IDs: s.owners()})
 }
 
-// DiffMapped is Diff of a layer whose owners are mapped in another way than SetOwners says.
-func (s *Store) DiffMapped(
-	ctx context.Context, id, parent string, ids user.IdentityMapping,
-) (io.ReadCloser, error) {
+// DiffArgs say what an archive tells of files.
+type DiffArgs struct {
+	IDs    user.IdentityMapping // by which owners are mapped back
+	Newest time.Time            // what was changed later is told to have been changed then; zero for no limit
+}
+
+// DiffAs is Diff for who has owners or times of its own.
+func (s *Store) DiffAs(ctx context.Context, id, parent string, args DiffArgs) (io.ReadCloser, error) {
 	if err := s.CheckParent(id, parent); err != nil {
 		return nil, fmt.Errorf("diff layer %s: %w", id, err)
 	}
@@ -46,7 +51,7 @@ func (s *Store) DiffMapped(
 	go func() {
 		defer root.Close()
 		p := &packer{
-			root: root, ids: ids, w: tar.NewWriter(pw), seen: map[uint64]string{},
+			root: root, DiffArgs: args, w: tar.NewWriter(pw), seen: map[uint64]string{},
 			buf: make([]byte, copySize),
 		}
 		err := p.pack(ctx)
@@ -79,8 +84,8 @@ func (s *Store) CheckParent(id, parent string) error {
 // packer writes a diff folder as an archive. A container may be changing the folder meanwhile, so nothing is reached
 // but through root, which no link leads out of, and a file that has gone since its name was read is left out.
 type packer struct {
+	DiffArgs
 	root *os.Root
-	ids  user.IdentityMapping
 	w    *tar.Writer
 	seen map[uint64]string // first name of each inode with several
 	buf  []byte
@@ -197,8 +202,11 @@ func (p *packer) header(name string, info fs.FileInfo) (*tar.Header, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !p.Newest.IsZero() && h.ModTime.After(p.Newest) {
+		h.ModTime = p.Newest
+	}
 	st := info.Sys().(*syscall.Stat_t)
-	if h.Uid, h.Gid, err = p.ids.ToContainer(int(st.Uid), int(st.Gid)); err != nil {
+	if h.Uid, h.Gid, err = p.IDs.ToContainer(int(st.Uid), int(st.Gid)); err != nil {
 		// Not of the ranges of userns-remap: BuildKit makes such folders, the host's root's. On whichever host the
 		// layer is used they are to be root's, but never to act for it.
 		h.Uid, h.Gid, h.Mode = 0, 0, h.Mode&^(unix.S_ISUID|unix.S_ISGID)

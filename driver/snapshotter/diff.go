@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -24,9 +25,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
+
+	"cvmfs-graphdriver/driver/layers"
 )
 
 // Differ unpacks the archives of images, and makes those of what containers have changed, for containerd's diff
@@ -37,6 +41,27 @@ type Differ struct {
 	store  content.Store  // containerd's
 	leases leases.Manager // likewise
 }
+
+// compressions are what archives are written through, by media type.
+var compressions = map[string]func(w io.Writer) (io.WriteCloser, error){
+	ocispec.MediaTypeImageLayer:            uncompressed,
+	ocispec.MediaTypeImageLayerGzip:        gzipped,
+	ocispec.MediaTypeImageLayerZstd:        zstandard,
+	images.MediaTypeDockerSchema2Layer:     uncompressed,
+	images.MediaTypeDockerSchema2LayerGzip: gzipped,
+	images.MediaTypeDockerSchema2LayerZstd: zstandard,
+}
+
+func uncompressed(w io.Writer) (io.WriteCloser, error) { return unclosed{w}, nil }
+
+// unclosed is a writer that isn't to be closed with what is written to it.
+type unclosed struct{ io.Writer }
+
+func (unclosed) Close() error { return nil }
+
+func gzipped(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil }
+
+func zstandard(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }
 
 // keptFor is how long an archive stays that nothing names yet: who asked for it names it next.
 const keptFor = time.Hour
@@ -68,15 +93,18 @@ func (d *Differ) Compare(
 		cfg.MediaType = ocispec.MediaTypeImageLayerGzip
 	}
 	sn := d.find(ctx, lower, upper)
-	plain := cfg.MediaType == ocispec.MediaTypeImageLayerGzip && cfg.Compressor == nil && cfg.SourceDateEpoch == nil
-	if sn == nil || !plain {
+	if sn == nil || compressions[cfg.MediaType] == nil || cfg.Compressor != nil {
 		return ocispec.Descriptor{}, errdefs.ErrNotImplemented
+	}
+	args := layers.DiffArgs{IDs: sn.ids()}
+	if cfg.SourceDateEpoch != nil {
+		args.Newest = *cfg.SourceDateEpoch
 	}
 	parent := ""
 	if sn.parent != nil {
 		parent = sn.parent.id
 	}
-	archive, err := d.s.layers.DiffMapped(ctx, sn.id, parent, sn.ids())
+	archive, err := d.s.layers.DiffAs(ctx, sn.id, parent, args)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -182,7 +210,10 @@ func (d *Differ) write(ctx context.Context, archive io.Reader, cfg diff.Config) 
 		return ocispec.Descriptor{}, err
 	}
 	plain := digest.SHA256.Digester()
-	z := gzip.NewWriter(w)
+	z, err := compressions[cfg.MediaType](w)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
 	if _, err := io.Copy(io.MultiWriter(z, plain.Hash()), archive); err != nil {
 		return ocispec.Descriptor{}, err
 	}

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
@@ -20,9 +22,11 @@ import (
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/diff"
 	diffproxy "github.com/containerd/containerd/v2/core/diff/proxy"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
@@ -148,6 +152,51 @@ func TestDiffsAreOfTheSnapshotAlone(t *testing.T) {
 	}
 }
 
+// Whatever form of archive is asked for, nothing of the image is read: of the image here nothing can be.
+func TestDiffsInEveryForm(t *testing.T) {
+	r := newRig(t, node.Settings{})
+	ctx := namespaces.WithNamespace(t.Context(), "test")
+	r.commit("a", "", "a")
+	upper, err := r.Prepare(ctx, "container", "a")
+	must(t, err)
+	dir := r.mount(upper)
+	must(t, os.WriteFile(filepath.Join(dir, "new"), []byte("new"), 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "old"), []byte("old"), 0o600))
+	epoch, past := time.Unix(1_600_000_000, 0), time.Unix(1_500_000_000, 0)
+	must(t, os.Chtimes(filepath.Join(dir, "old"), past, past))
+	lower, err := r.View(ctx, "container-view", "a")
+	must(t, err)
+	plain := ""
+	for _, form := range []string{
+		ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
+		images.MediaTypeDockerSchema2Layer, images.MediaTypeDockerSchema2LayerGzip,
+	} {
+		made, err := compare(ctx, r, lower, upper, diff.WithMediaType(form), diff.WithSourceDateEpoch(&epoch))
+		if err != nil || made.MediaType != form {
+			t.Errorf("%s: %s, %v", form, made.MediaType, err)
+			continue
+		}
+		times := map[string]int64{}
+		for _, h := range headers(t, ctx, r, made) {
+			times[h.Name] = h.ModTime.Unix()
+		}
+		if want := map[string]int64{"new": epoch.Unix(), "old": past.Unix()}; !maps.Equal(times, want) {
+			t.Errorf("%s: times %v, want %v", form, times, want)
+		}
+		info, err := contentproxy.NewContentStore(contentapi.NewContentClient(r.store)).Info(ctx, made.Digest)
+		must(t, err)
+		if plain == "" {
+			plain = made.Digest.String()
+		}
+		if got := info.Labels[labels.LabelUncompressed]; got != plain {
+			t.Errorf("%s: uncompressed it is said to be %s, want %s", form, got, plain)
+		}
+	}
+	if _, err := compare(ctx, r, lower, upper, diff.WithMediaType("text/plain")); !errdefs.IsNotImplemented(err) {
+		t.Errorf("in a form that is none: %v", err)
+	}
+}
+
 // Up to 1.7 containerd sends no namespace.
 func TestADiffIsOfTheNamespaceOfItsSnapshot(t *testing.T) {
 	r := newRig(t, node.Settings{})
@@ -164,8 +213,10 @@ func TestADiffIsOfTheNamespaceOfItsSnapshot(t *testing.T) {
 	}
 }
 
-func compare(ctx context.Context, r *rig, lower, upper []mount.Mount) (ocispec.Descriptor, error) {
-	return diffproxy.NewDiffApplier(diffapi.NewDiffClient(r.conn)).(diff.Comparer).Compare(ctx, lower, upper)
+func compare(
+	ctx context.Context, r *rig, lower, upper []mount.Mount, opts ...diff.Opt,
+) (ocispec.Descriptor, error) {
+	return diffproxy.NewDiffApplier(diffapi.NewDiffClient(r.conn)).(diff.Comparer).Compare(ctx, lower, upper, opts...)
 }
 
 // names lists what an archive holds.
