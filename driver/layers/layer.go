@@ -89,19 +89,31 @@ func (s *Store) load(id string) (*layer, error) {
 	return l, nil
 }
 
-// save replaces a layer's record, also for after a loss of power.
+// save replaces a layer's record, also for after a loss of power. One that doesn't reach the disk is taken back: who is
+// told of an error goes on with the layer as it was.
 func (s *Store) save(id string, l *layer) error {
-	s.records.Lock()
-	delete(s.records.committed, id)
-	err := durable.WriteRecord(s.dir(id), recordXattr, l)
-	s.records.Unlock()
+	var former layer
+	err := durable.ReadRecord(s.dir(id), recordXattr, &former)
 	if err == nil {
-		err = durable.SyncDir(s.dir(id))
+		err = s.write(id, l)
+	}
+	if err == nil {
+		if err = s.sync(s.dir(id)); err != nil {
+			err = errors.Join(err, s.write(id, &former))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", id, err)
 	}
 	return nil
+}
+
+// write writes a layer's record, and has it read anew.
+func (s *Store) write(id string, l *layer) error {
+	s.records.Lock()
+	defer s.records.Unlock()
+	delete(s.records.committed, id)
+	return durable.WriteRecord(s.dir(id), recordXattr, l)
 }
 
 // layerRecords keeps the records of committed layers in memory, for every mount asks for those of a whole chain. It is

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/sys/user"
 
 	"cvmfs-graphdriver/driver/lockorder"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/hostfs"
 )
 
@@ -30,6 +31,7 @@ type Store struct {
 	records layerRecords
 	made    madeLayers
 	quota   quota
+	sync    func(dir string) error // durable.SyncDir, for tests to fail
 
 	mu  lockorder.Mutex // guards the following
 	ids user.IdentityMapping
@@ -40,7 +42,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg}
+	s := &Store{cfg: cfg, sync: durable.SyncDir}
 	s.placeLocks()
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open layer store: %w", err)

@@ -22,7 +22,8 @@ type Noted struct {
 	ID, Parent string
 	Committed  bool
 	Note       []byte
-	Err        error // what is wrong with its note or its record, of which nothing is known then
+	// what is wrong with its note, or with its record, of which nothing is known then
+	NoteErr, RecordErr error
 }
 
 // Noted returns the layers that have a note, in no order, and removes what a former life left unfinished beside the
@@ -40,15 +41,12 @@ func (s *Store) Noted() (list []Noted, err error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		var l *layer
-		if err == nil {
-			l, err = s.load(id)
+		noted := Noted{ID: id, Note: note, NoteErr: err}
+		l, err := s.load(id)
+		if noted.RecordErr = err; err == nil {
+			noted.Parent, noted.Committed = l.Parent, l.Committed
 		}
-		if err != nil {
-			list = append(list, Noted{ID: id, Err: err})
-			continue
-		}
-		list = append(list, Noted{ID: id, Parent: l.Parent, Committed: l.Committed, Note: note})
+		list = append(list, noted)
 	}
 	return list, nil
 }

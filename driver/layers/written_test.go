@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/layers"
 )
@@ -51,6 +52,25 @@ func TestSealedLayersAreReadOnly(t *testing.T) {
 	if stack.Upper != "" || stack.Content != r.Content("1") {
 		t.Errorf("%+v", stack)
 	}
+}
+
+// What isn't on disk for sure isn't so in memory either: who was told of an error tries again.
+func TestASealThatFailsLeavesTheLayerAsItWas(t *testing.T) {
+	r := newRig(t)
+	must(t, r.Create(layers.CreateArgs{ID: "0", Writable: true}))
+	must(t, r.Create(layers.CreateArgs{ID: "1", Parent: "0", Writable: true, Note: []byte("note")}))
+	r.FailSync(unix.EIO)
+	if err := r.Seal("1", false, ""); !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	if stack, err := r.Use("1"); err != nil || stack.Upper == "" {
+		t.Errorf("it can't be written to: %+v, %v", stack, err)
+	}
+	r.reopen()
+	if noted, err := r.Noted(); err != nil || len(noted) != 1 || noted[0].Committed {
+		t.Errorf("on disk: %+v, %v", noted, err)
+	}
+	must(t, r.Seal("1", false, ""))
 }
 
 func TestWrittenLayersAreThinWithADescriptorAlone(t *testing.T) {

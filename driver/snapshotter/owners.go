@@ -65,20 +65,19 @@ func (m *mapping) UnmarshalText(text []byte) error {
 
 // parseRange reads one range.
 func parseRange(word string) (user.IDMap, error) {
-	parts := strings.Split(word, ":")
-	var numbers [3]int64
-	for i, part := range parts {
+	var numbers []int64
+	for part := range strings.SplitSeq(word, ":") {
 		n, err := strconv.ParseUint(part, 10, 32)
-		if err != nil || i >= len(numbers) {
+		if err != nil {
 			return user.IDMap{}, fmt.Errorf("range %.40q: want three numbers, CONTAINER:HOST:COUNT", word)
 		}
-		numbers[i] = int64(n)
+		numbers = append(numbers, int64(n))
+	}
+	if len(numbers) != 3 {
+		return user.IDMap{}, fmt.Errorf("range %.40q: want three numbers, CONTAINER:HOST:COUNT", word)
 	}
 	r := user.IDMap{ID: numbers[0], ParentID: numbers[1], Count: numbers[2]}
-	switch {
-	case len(parts) != len(numbers):
-		return user.IDMap{}, fmt.Errorf("range %.40q: want three numbers, CONTAINER:HOST:COUNT", word)
-	case r.Count == 0, r.ID+r.Count > math.MaxUint32, r.ParentID+r.Count > math.MaxUint32:
+	if r.Count == 0 || r.ID+r.Count > math.MaxUint32 || r.ParentID+r.Count > math.MaxUint32 {
 		return user.IDMap{}, fmt.Errorf("range %.40q: it holds nobody, or more than there can be", word)
 	}
 	return r, nil

@@ -14,6 +14,7 @@ import (
 // record is what containerd says of a snapshot, in the layer's note.
 type record struct {
 	Name    string            `json:"name"`
+	Below   string            `json:"below,omitempty"` // the layer of its parent, as the layer's own record has it, too
 	View    bool              `json:"view,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Created time.Time         `json:"created"`

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,29 +75,19 @@ func (s *Snapshotter) load() error {
 	}
 	byID := map[string]*snapshot{}
 	for _, n := range noted {
-		r, err := decode(n.Note, n.Committed)
-		switch {
-		case n.Err != nil:
-			err = n.Err
-		case err == nil && r.Name == "":
-			err = errors.New("its note has no name")
-		case err == nil && s.table.names[r.Name] != nil:
-			err = fmt.Errorf("layer %s has the name %q, too", s.table.names[r.Name].id, r.Name)
-		}
-		sn := &snapshot{id: n.ID, record: r, committed: n.Committed}
-		if err != nil {
-			s.hideDamaged(sn, err)
-		}
+		sn := s.read(n)
 		byID[n.ID], s.table.names[sn.Name] = sn, sn
 	}
 	for _, n := range noted {
-		if n.Parent == "" {
+		sn := byID[n.ID]
+		below := cmp.Or(n.Parent, sn.Below)
+		if below == "" {
 			continue
 		}
-		sn, parent := byID[n.ID], byID[n.Parent]
+		parent := byID[below]
 		if parent == nil {
 			delete(s.table.names, sn.Name)
-			s.hideDamaged(sn, fmt.Errorf("the layer of its parent, %s, is missing", n.Parent))
+			s.hideDamaged(sn, fmt.Errorf("the layer of its parent, %s, is missing", below))
 			s.table.names[sn.Name] = sn
 			continue
 		}
@@ -104,6 +95,27 @@ func (s *Snapshotter) load() error {
 		parent.children++
 	}
 	return nil
+}
+
+// read makes a snapshot of what is on disk.
+func (s *Snapshotter) read(n layers.Noted) *snapshot {
+	r, err := decode(n.Note, n.Committed)
+	switch {
+	case n.NoteErr != nil:
+		err = n.NoteErr
+	case err == nil && r.Name == "":
+		err = errors.New("its note has no name")
+	case err == nil && s.table.names[r.Name] != nil:
+		err = fmt.Errorf("layer %s has the name %q, too", s.table.names[r.Name].id, r.Name)
+	}
+	sn := &snapshot{id: n.ID, record: r, committed: n.Committed}
+	if err := errors.Join(err, n.RecordErr); err != nil {
+		s.hideDamaged(sn, err)
+	}
+	if err != nil && n.RecordErr != nil {
+		s.table.lost = s.layers.Folder(n.ID) // neither says what it stands on
+	}
+	return sn
 }
 
 // hideDamaged hides a snapshot for good, under a name that none of containerd's has.
@@ -138,6 +150,11 @@ func (s *Snapshotter) create(
 	if err := r.mapOwners(); err != nil {
 		return nil, err
 	}
+	if left := s.table.left(key); left != nil {
+		if err := s.unmake(left); err != nil {
+			return nil, fmt.Errorf("remove what is left of a snapshot %q that couldn't be made: %w", key, err)
+		}
+	}
 	id, err := s.numbers.next()
 	if err != nil {
 		return nil, err
@@ -148,12 +165,21 @@ func (s *Snapshotter) create(
 	}
 	mounts, err := s.make(ctx, sn)
 	if err != nil {
-		err = errors.Join(err, s.node.Remove(id))
-		s.table.drop(sn)
-		return nil, fmt.Errorf("make snapshot %q: %w", key, err)
+		return nil, fmt.Errorf("make snapshot %q: %w", key, errors.Join(err, s.unmake(sn)))
 	}
 	s.table.show(sn)
 	return mounts, nil
+}
+
+// unmake removes what there is of a snapshot that couldn't be made. If that fails, too, its name isn't free until who
+// wants it next has removed it: of two layers with one name the next life would have to guess.
+func (s *Snapshotter) unmake(sn *snapshot) error {
+	if err := s.node.Remove(sn.id); err != nil {
+		s.table.leave(sn)
+		return err
+	}
+	s.table.drop(sn)
+	return nil
 }
 
 // make brings a new snapshot to disk and returns its mounts.
@@ -198,8 +224,8 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 }
 
 // Commit makes an active snapshot a committed one of another name, on disk. Its files belong to whom they belonged on
-// disk, as containerd's own snapshotters have it: where owners were mapped, to those they were mapped to. One that holds
-// nothing but a thin image descriptor is composed, so that whoever pulls it is told what is wrong with it.
+// disk, as containerd's own snapshotters have it: where owners were mapped, to those they were mapped to. One that
+// holds nothing but a thin image descriptor is composed, so that whoever pulls it is told what is wrong with it.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	labels, err := labelsOf(opts)
 	if err != nil {
@@ -218,6 +244,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	defer s.table.give(name)
 	to := newRecord(name, labels)
+	to.Below = now.Below
 	if err := s.commit(ctx, now, &to); err != nil {
 		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}

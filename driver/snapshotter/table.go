@@ -18,6 +18,7 @@ type table struct {
 	mu    lockorder.Mutex // guards the following, and what snapshots say is guarded by it
 	names map[string]*snapshot
 	taken map[string]bool // names that snapshots get which are being committed
+	lost  string          // the folder of a layer that may stand on any other; "" where there is none
 }
 
 // snapshot is one of them.
@@ -31,6 +32,7 @@ type snapshot struct {
 	committed bool
 	children  int
 	hidden    bool // it is being made, or removed
+	failed    bool // it couldn't be made, and what there is of it not removed
 }
 
 func (sn *snapshot) kind() snapshots.Kind {
@@ -70,16 +72,36 @@ func (t *table) add(r record, id, parent string) (*snapshot, error) {
 				errdefs.ErrInvalidArgument)
 		}
 		sn.parent.children++
-		sn.below = parent
+		sn.below, sn.Below = parent, sn.parent.id
 	}
 	t.names[r.Name] = sn
 	return sn, nil
 }
 
-// drop takes a snapshot out.
+// leave keeps the name of a snapshot that couldn't be made.
+func (t *table) leave(sn *snapshot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sn.failed = true
+}
+
+// left returns the snapshot of that kind that has a name, nil if there is none.
+func (t *table) left(name string) *snapshot {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if sn := t.names[name]; sn != nil && sn.failed {
+		return sn
+	}
+	return nil
+}
+
+// drop takes a snapshot out, unless somebody has done so.
 func (t *table) drop(sn *snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.names[sn.Name] != sn {
+		return
+	}
 	delete(t.names, sn.Name)
 	if sn.parent != nil {
 		sn.parent.children--
@@ -99,6 +121,10 @@ func (t *table) hide(sn *snapshot) error {
 	defer t.mu.Unlock()
 	if sn.children > 0 {
 		return fmt.Errorf("remove snapshot %q: others stand on it: %w", sn.Name, errdefs.ErrFailedPrecondition)
+	}
+	if sn.committed && t.lost != "" {
+		return fmt.Errorf("remove snapshot %q: the layer in %s can't be read and may stand on it: remove that folder "+
+			"and restart the snapshotter: %w", sn.Name, t.lost, errdefs.ErrFailedPrecondition)
 	}
 	sn.hidden = true
 	return nil
