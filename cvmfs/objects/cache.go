@@ -33,13 +33,13 @@ type Status struct {
 // Status returns the state of the cache.
 func (s *Store) Status() (Status, error) {
 	size, free, err := s.fileSystem()
-	g := &s.gate
-	g.mu.Lock()
+	a := &s.admission
+	a.mu.Lock()
 	st := Status{
-		Limit: g.limits.Limit, Floor: g.limits.Floor, Partial: g.parts, Unstored: g.unstored, Refused: g.refused,
-		Used: max(0, s.ledger.bytes.Load()+g.parts), // until all is counted, more may have gone than was known
+		Limit: a.limits.Limit, Floor: a.limits.Floor, Partial: a.parts, Unstored: a.unstored, Refused: a.refused,
+		Used: max(0, s.ledger.bytes.Load()+a.parts), // until all is counted, more may have gone than was known
 	}
-	g.mu.Unlock()
+	a.mu.Unlock()
 	e := &s.eviction
 	st.Size, st.Free, st.Objects, st.Counted = size, free, max(0, s.ledger.objects.Load()), s.ledger.exact.Load()
 	st.Hits, st.Misses, st.Damaged = s.hits.Load(), s.misses.Load(), s.damaged.Load()

@@ -338,7 +338,7 @@ func TestReadsGoOnWhereImagesInUseHoldAll(t *testing.T) {
 	// Somebody stops a container: things are stored again.
 	images.mount("a", false)
 	_, more := images.add(t, "b", several(repo, 600, 5, 100_000)...)
-	s.gate.unstick()
+	s.admission.unstick()
 	eventually(t, "objects to be stored again", func() bool { return s.Fetch(t.Context(), more[0]) == nil })
 }
 

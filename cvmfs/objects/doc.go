@@ -25,7 +25,7 @@
 //
 //   - The limit is how many bytes of disk (st_blocks) objects and partial files may take. The floor is how many bytes
 //     of the file system stay free, whoever fills it.
-//   - The gate is what every byte passes before it is asked for: reads, fetching ahead and completing alike. At the
+//   - Admission is asked for every byte before it is fetched: by reads, fetching ahead and completing alike. At the
 //     floor it says syscall.ENOSPC (SpaceError). At the limit, if nothing can be evicted, it says ErrLimit: the object
 //     is then served from a partial file and not stored, so that a read never fails for the limit.
 //   - The ledger is how much the objects take, by folder, so that opening a store need not look at them. It is written
@@ -55,5 +55,5 @@
 //	owner's lock    flock(2) on the state folder's file, for the same step, against other processes
 //	partials.mu     the partial files there are
 //	partial.mu      the chunks of one
-//	gate.mu         bytes promised
+//	admission.mu    bytes promised
 package objects

@@ -172,10 +172,10 @@ func (s *Store) makePlan(ctx context.Context, most int, young bool, look look, k
 // startEviction has eviction run in the background, unless it does. It returns what is closed at its next step; nil
 // where there is nothing to evict.
 func (s *Store) startEviction() <-chan struct{} {
-	if s.gate.isStuck() {
+	if s.admission.isStuck() {
 		return nil
 	}
-	turn := s.gate.wait()
+	turn := s.admission.wait()
 	e := &s.eviction
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -199,17 +199,17 @@ func (s *Store) keepAhead() {
 // for has come.
 func (s *Store) excess(limitPart, floorPart int64) (limit, floor int64) {
 	_, free, err := s.fileSystem()
-	if limit, floor = s.gate.excess(free, s.ledger.bytes.Load(), limitPart, floorPart); err != nil {
+	if limit, floor = s.admission.excess(free, s.ledger.bytes.Load(), limitPart, floorPart); err != nil {
 		floor = 0
 	}
 	return limit, floor
 }
 
-func (g *gate) excess(free, stored, limitPart, floorPart int64) (limit, floor int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	limit = stored + g.flying + g.parts + g.want - (g.limits.Limit - g.limits.Limit/limitPart)
-	floor = g.limits.Floor + g.limits.Floor/floorPart - (free - g.flying - g.want)
+func (a *admission) excess(free, stored, limitPart, floorPart int64) (limit, floor int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	limit = stored + a.flying + a.parts + a.want - (a.limits.Limit - a.limits.Limit/limitPart)
+	floor = a.limits.Floor + a.limits.Floor/floorPart - (free - a.flying - a.want)
 	return limit, floor
 }
 
@@ -224,7 +224,7 @@ func (s *Store) evict() {
 	e.running = false
 	again := len(e.forgotten) > 0 && err == nil
 	e.mu.Unlock()
-	s.gate.ended(stuck || err != nil)
+	s.admission.ended(stuck || err != nil)
 	if again {
 		s.startEviction()
 	}
@@ -268,7 +268,7 @@ func (s *Store) evictAll(ctx context.Context) (stuck bool, err error) {
 			s.log.Warn("object store: removing objects frees no space: they are held open, or others fill the disk faster")
 			return true, nil
 		}
-		s.gate.step()
+		s.admission.step()
 		if err := sleep(ctx, time.Since(began)); err != nil {
 			return false, err
 		}

@@ -103,7 +103,7 @@ func (s *Store) Used(t *Table) {
 	if s.eviction.hold(t) {
 		s.tasks.start(func() { s.checkSizes(t) })
 	}
-	s.gate.unstick()
+	s.admission.unstick()
 }
 
 // touch sets an image's last use. That it can't is no harm but to the order of eviction.
@@ -141,7 +141,7 @@ func (s *Store) Pin(key string, pinned bool) error {
 		return fmt.Errorf("pin image %s: %w", key, &fs.PathError{Op: "attribute of", Path: i.Table, Err: err})
 	}
 	s.eviction.forgetPlan()
-	s.gate.unstick()
+	s.admission.unstick()
 	return nil
 }
 
@@ -150,7 +150,7 @@ func (s *Store) Forget(t *Table) {
 	s.eviction.mu.Lock()
 	s.eviction.forgotten = append(s.eviction.forgotten, t)
 	s.eviction.mu.Unlock()
-	s.gate.unstick()
+	s.admission.unstick()
 	s.startEviction()
 }
 

@@ -59,11 +59,11 @@ func (s *Store) fileSystem() (size, free int64, err error) {
 
 // SetLimits makes limits those that hold. Where the store takes more, what may go goes in the background.
 func (s *Store) SetLimits(l Limits) error {
-	s.gate.mu.Lock()
-	s.gate.wished = l
-	s.gate.mu.Unlock()
+	s.admission.mu.Lock()
+	s.admission.wished = l
+	s.admission.mu.Unlock()
 	err := s.applyLimits()
-	s.gate.unstick()
+	s.admission.unstick()
 	s.keepAhead()
 	return err
 }
@@ -74,9 +74,9 @@ func (s *Store) applyLimits() error {
 	if err != nil {
 		return err
 	}
-	s.gate.mu.Lock()
-	defer s.gate.mu.Unlock()
-	s.gate.limits = s.gate.wished.on(size)
+	s.admission.mu.Lock()
+	defer s.admission.mu.Unlock()
+	s.admission.limits = s.admission.wished.on(size)
 	return nil
 }
 

@@ -26,7 +26,7 @@ const (
 
 // partials are the partial files there are.
 type partials struct {
-	gate *gate // is told about their bytes
+	admission *admission // is told about their bytes
 
 	mu sync.Mutex
 	m  map[string]*partial
@@ -102,7 +102,7 @@ func (g *partials) close(p *partial) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.file.discard()
-	g.gate.freed(p.bytes)
+	g.admission.freed(p.bytes)
 	p.bytes, p.closed = 0, true
 }
 
@@ -121,7 +121,7 @@ func (g *partials) shrink(p *partial) {
 		p.have[i] = false
 		p.missing++
 		p.bytes -= c.Size
-		g.gate.freed(c.Size)
+		g.admission.freed(c.Size)
 	}
 }
 
@@ -138,7 +138,7 @@ func (p *partial) keep(first, last, by int) {
 func (g *partials) stored(p *partial) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	g.gate.freed(p.bytes)
+	g.admission.freed(p.bytes)
 	p.bytes = 0
 }
 
@@ -215,7 +215,7 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 	if err := s.reserve(ctx, missing); err != nil { // all of it, so that nothing is fetched in vain
 		return err
 	}
-	s.gate.landed(missing, 0)
+	s.admission.landed(missing, 0)
 	p.keep(0, len(p.pieces), 1)
 	defer p.keep(0, len(p.pieces), -1)
 	if err := s.need(ctx, p, 0, len(p.pieces), s.reserve); err != nil {
@@ -235,11 +235,11 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 	return nil
 }
 
-// pass has bytes pass the gate.
-type pass func(ctx context.Context, n int64) error
+// reservation admits bytes: reserve or reserveUnstored.
+type reservation func(ctx context.Context, n int64) error
 
-// need makes the pieces [first, last) be in the partial file. Each passes the gate by reserve.
-func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve pass) error {
+// need makes the pieces [first, last) be in the partial file. Each is admitted by reserve.
+func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve reservation) error {
 	var g *errgroup.Group
 	var groupCtx context.Context
 	for i := first; i < last; i++ {
@@ -271,7 +271,7 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve p
 }
 
 // arrivePiece fetches a piece in a flight. Its bytes count only when they are verified.
-func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve pass) error {
+func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve reservation) error {
 	if p.has(i) {
 		return nil
 	}
@@ -285,12 +285,12 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve pass
 	}
 	w := &part{file: p.file.File, at: c.Offset, size: c.Size}
 	if err := s.download(ctx, p.ref, c.Digest, p.suffix, p.Compression, w); err != nil {
-		s.gate.landed(c.Size, 0)
+		s.admission.landed(c.Size, 0)
 		return fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
 	}
 	s.chunks.Add(1)
 	last, here := p.arrived(i)
-	s.gate.landed(c.Size, here)
+	s.admission.landed(c.Size, here)
 	if last && p.suffix == hash.Chunk {
 		// nobody waits for the complete object, nor for its failing: the partial file still serves
 		s.tasks.start(func() {

@@ -65,11 +65,11 @@ type Store struct {
 	changed  atomic.Bool // objects arrived or went since the mark
 	marking  sync.Mutex
 
-	token    string // names this process as the owner
-	ledger   ledger
-	gate     gate
-	eviction eviction
-	scrubbed atomic.Pointer[Scrub] // nil before scrubbing has begun
+	token     string // names this process as the owner
+	ledger    ledger
+	admission admission
+	eviction  eviction
+	scrubbed  atomic.Pointer[Scrub] // nil before scrubbing has begun
 
 	fetched, fetchedBytes, failed, prefetched, dropped, chunks, waiting atomic.Int64
 	hits, misses, damaged                                               atomic.Int64
@@ -122,14 +122,14 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.dir = dir
 	s.life, s.end = context.WithCancel(context.Background())
-	s.partials.gate = &s.gate
+	s.partials.admission = &s.admission
 	s.probe()
 	err = s.takeOver()
 	if err == nil {
 		err = s.recover()
 	}
 	if err == nil {
-		s.gate.wished = cfg.Limits
+		s.admission.wished = cfg.Limits
 		err = s.applyLimits()
 	}
 	if err != nil {
@@ -268,7 +268,7 @@ func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
 	if err := s.reserve(ctx, o.Size); err != nil {
 		return err
 	}
-	defer s.gate.landed(o.Size, 0)
+	defer s.admission.landed(o.Size, 0)
 	t, err := s.newTemp()
 	if err != nil {
 		return err
@@ -432,7 +432,7 @@ func (s *Store) lookAround(before []string) (mounted []string) {
 		s.log.Warn("object store: its file system doesn't tell its size", slog.Any("err", err))
 	}
 	if !slices.Equal(mounted, before) {
-		s.gate.unstick()
+		s.admission.unstick()
 	}
 	s.keepAhead()
 	return mounted

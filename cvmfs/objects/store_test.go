@@ -789,7 +789,7 @@ func TestFullDiskIsReportedAndLeavesNothing(t *testing.T) {
 	repo := newRepository(t)
 	dir := smallDisk(t, 1<<20)
 	s := open(t, configIn(dir, sources{"r": fetcher(t, repo.URL)}))
-	s.gate.limits = Limits{Limit: 1 << 40, Floor: -1 << 40} // the gate sees nothing: others fill the disk meanwhile
+	s.admission.limits = Limits{Limit: 1 << 40, Floor: -1 << 40} // nothing is refused: others fill the disk meanwhile
 	small, second := ref(t, repo.whole(noise(1, 200_000))), ref(t, repo.whole(noise(2, 200_000)))
 	if err := s.Fetch(t.Context(), small); err != nil {
 		t.Fatal(err)

@@ -17,8 +17,8 @@ const (
 	unstoredWait = 200 * time.Millisecond
 )
 
-// gate is what every fetch passes.
-type gate struct {
+// admission decides on what may be fetched, and accounts for it.
+type admission struct {
 	mu     sync.Mutex
 	wished Limits // as they were set
 	limits Limits // as they hold
@@ -32,7 +32,7 @@ type gate struct {
 	refused, unstored int64 // fetches ended at the floor; objects not stored for the limit
 }
 
-// promise passes n bytes, which are then under way, or says what hinders them, ErrLimit or a SpaceError, and how long
+// promise admits n bytes, which are then under way, or says what hinders them, ErrLimit or a SpaceError, and how long
 // eviction is worth waiting for. Where little is left, it starts eviction.
 func (s *Store) promise(n int64) (patience time.Duration, err error) {
 	_, free, err := s.fileSystem()
@@ -41,10 +41,10 @@ func (s *Store) promise(n int64) (patience time.Duration, err error) {
 	}
 	exact := s.ledger.exact.Load() // first: the bytes are then, too
 	stored := s.ledger.bytes.Load()
-	if patience, err := s.gate.promise(n, free, stored, exact); err != nil {
+	if patience, err := s.admission.promise(n, free, stored, exact); err != nil {
 		return patience, err
 	}
-	if limit, floor := s.gate.excess(free, stored, limitBegin, floorBegin); limit > 0 || floor > 0 {
+	if limit, floor := s.admission.excess(free, stored, limitBegin, floorBegin); limit > 0 || floor > 0 {
 		s.startEviction()
 	}
 	return 0, nil
@@ -52,42 +52,42 @@ func (s *Store) promise(n int64) (patience time.Duration, err error) {
 
 // promise is that of a store with so many bytes, on a file system with so many free ones. Where all that is stored
 // would not make room enough, there is nothing to wait for.
-func (g *gate) promise(n, free, stored int64, exact bool) (patience time.Duration, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	free -= g.flying
+func (a *admission) promise(n, free, stored int64, exact bool) (patience time.Duration, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	free -= a.flying
 	switch {
-	case free-n < g.limits.Floor:
-		if free+stored+g.parts-n >= g.limits.Floor {
-			g.want = max(g.want, n)
+	case free-n < a.limits.Floor:
+		if free+stored+a.parts-n >= a.limits.Floor {
+			a.want = max(a.want, n)
 			patience = floorPatience
 		} else if !exact {
 			patience = floorPatience // there may be more
 		}
-		return patience, &SpaceError{Want: n, Free: free, Floor: g.limits.Floor}
-	case stored+g.flying+g.parts+n > g.limits.Limit:
-		if n <= g.limits.Limit {
-			g.want = max(g.want, n)
+		return patience, &SpaceError{Want: n, Free: free, Floor: a.limits.Floor}
+	case stored+a.flying+a.parts+n > a.limits.Limit:
+		if n <= a.limits.Limit {
+			a.want = max(a.want, n)
 			patience = limitPatience
 		}
 		return patience, ErrLimit
 	}
-	g.flying += n
+	a.flying += n
 	return 0, nil
 }
 
 // landed ends what promise began: the bytes are in the ledger, in a partial file, or given up.
-func (g *gate) landed(n, inPart int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.flying -= n
-	g.parts += inPart
+func (a *admission) landed(n, inPart int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.flying -= n
+	a.parts += inPart
 }
 
 // freed takes the bytes of a partial file off.
-func (g *gate) freed(n int64) { g.landed(0, -n) }
+func (a *admission) freed(n int64) { a.landed(0, -n) }
 
-// reserve passes n bytes that are to be stored. It waits a little for eviction.
+// reserve admits n bytes that are to be stored. It waits a little for eviction.
 func (s *Store) reserve(ctx context.Context, n int64) error {
 	for began := time.Now(); ; {
 		patience, err := s.promise(n)
@@ -100,7 +100,7 @@ func (s *Store) reserve(ctx context.Context, n int64) error {
 	}
 }
 
-// reserveUnstored passes n bytes that go into a partial file, be it stored in the end or not. Beyond the limit such
+// reserveUnstored admits n bytes that go into a partial file, be it stored in the end or not. Beyond the limit such
 // files share a small part of it: idle ones give way, and what nobody reads in the file itself; where all is being
 // read, the reader waits a moment and goes on all the same.
 func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error {
@@ -113,7 +113,7 @@ func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error 
 			s.keepAhead()
 			s.partials.dropIdle(time.Now())
 			s.partials.shrink(p)
-			if s.gate.squeeze(n, time.Since(began) > unstoredWait) {
+			if s.admission.squeeze(n, time.Since(began) > unstoredWait) {
 				return nil
 			}
 			if err := sleep(ctx, 5*time.Millisecond); err != nil {
@@ -127,15 +127,15 @@ func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error 
 	}
 }
 
-// squeeze passes n bytes beyond the limit if they have room in what partial files may take there, or if they must. One
+// squeeze admits n bytes beyond the limit if they have room in what partial files may take there, or if they must. One
 // file always may, however large: an object without chunks is verified whole.
-func (g *gate) squeeze(n int64, must bool) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !must && g.flying+g.parts > 0 && g.flying+g.parts+n > g.limits.Limit/unstoredPart {
+func (a *admission) squeeze(n int64, must bool) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !must && a.flying+a.parts > 0 && a.flying+a.parts+n > a.limits.Limit/unstoredPart {
 		return false
 	}
-	g.flying += n
+	a.flying += n
 	return true
 }
 
@@ -147,7 +147,7 @@ func (s *Store) evicted(ctx context.Context, err error, patience time.Duration) 
 		turn = s.startEviction()
 	}
 	if turn == nil {
-		s.gate.refuse(err)
+		s.admission.refuse(err)
 		return err
 	}
 	select {
@@ -160,65 +160,65 @@ func (s *Store) evicted(ctx context.Context, err error, patience time.Duration) 
 	}
 }
 
-func (g *gate) refuse(err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+func (a *admission) refuse(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if errors.Is(err, ErrLimit) {
-		g.unstored++
+		a.unstored++
 	} else {
-		g.refused++
+		a.refused++
 	}
 }
 
 // wait returns a channel that is closed at the next step of eviction.
-func (g *gate) wait() <-chan struct{} {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.turn == nil {
-		g.turn = make(chan struct{})
+func (a *admission) wait() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.turn == nil {
+		a.turn = make(chan struct{})
 	}
-	return g.turn
+	return a.turn
 }
 
 // ended tells those who wait that eviction has come to an end, and whether it is stuck.
-func (g *gate) ended(stuck bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.want = 0
+func (a *admission) ended(stuck bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.want = 0
 	if stuck {
-		g.pause = min(max(2*g.pause, stuckFor), stuckMost)
-		g.stuck = time.Now().Add(g.pause)
+		a.pause = min(max(2*a.pause, stuckFor), stuckMost)
+		a.stuck = time.Now().Add(a.pause)
 	}
-	g.wake()
+	a.wake()
 }
 
 // step tells those who wait that eviction has made a step.
-func (g *gate) step() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.wake()
+func (a *admission) step() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.wake()
 }
 
 // wake ends the waiting. The caller holds mu.
-func (g *gate) wake() {
-	if g.turn != nil {
-		close(g.turn)
-		g.turn = nil
+func (a *admission) wake() {
+	if a.turn != nil {
+		close(a.turn)
+		a.turn = nil
 	}
 }
 
 // unstick notes that there may be something to evict again.
-func (g *gate) unstick() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.stuck, g.pause = time.Time{}, 0
+func (a *admission) unstick() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stuck, a.pause = time.Time{}, 0
 }
 
 // isStuck reports whether eviction found nothing lately.
-func (g *gate) isStuck() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return time.Now().Before(g.stuck)
+func (a *admission) isStuck() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Now().Before(a.stuck)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
