@@ -1,19 +1,16 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/urfave/cli/v2"
 	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"cvmfs-graphdriver/bundle"
 	"cvmfs-graphdriver/internal/program"
@@ -117,12 +114,11 @@ func remoteOf(c *cli.Context) (r bundle.Remote, finish func()) {
 		Keychain: authn.DefaultKeychain, PlainHTTP: c.Bool("plain-http"), Insecure: c.Bool("insecure"),
 		UserAgent: c.App.Name + "/" + version,
 	}
-	file, ok := c.App.ErrWriter.(*os.File)
-	if !ok || !term.IsTerminal(int(file.Fd())) {
+	if !program.IsTerminal(c.App.ErrWriter) {
 		r.Progress = lines(c.App.ErrWriter)
 		return r, func() {}
 	}
-	r.Progress, finish = bars(c.Context, file)
+	r.Progress, finish = bars(c.App.ErrWriter)
 	return r, finish
 }
 
@@ -138,19 +134,14 @@ func lines(out io.Writer) func(arch string, done, total int64) {
 }
 
 // bars shows progress on a terminal, one bar a layer.
-func bars(ctx context.Context, out io.Writer) (show func(arch string, done, total int64), finish func()) {
-	all := mpb.NewWithContext(ctx, mpb.WithOutput(out))
+func bars(out io.Writer) (show func(arch string, done, total int64), finish func()) {
+	all := program.NewBars(out)
 	begun := map[string]*mpb.Bar{}
-	return func(arch string, done, total int64) {
-			if begun[arch] == nil {
-				begun[arch] = all.AddBar(total, mpb.PrependDecorators(decor.Name(strings.TrimSpace(arch+" layer"))),
-					mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
-			}
-			begun[arch].SetCurrent(done)
-		}, func() {
-			for _, bar := range begun {
-				bar.Abort(false) // no effect on one that is complete
-			}
-			all.Wait()
+	show = func(arch string, done, total int64) {
+		if begun[arch] == nil {
+			begun[arch] = all.Transfer(strings.TrimSpace(arch+" layer"), total)
 		}
+		begun[arch].EwmaSetCurrent(done, time.Millisecond)
+	}
+	return show, func() { all.End(false) }
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/control"
@@ -153,12 +151,12 @@ func onImageArg(c *cli.Context, do func(n policy.Node, key string) error) error 
 
 // progress shows how far a task is, on a terminal only: elsewhere its end is told.
 type progress struct {
-	out *os.File // nil where it isn't shown
+	out io.Writer // nil where it isn't shown
 }
 
 func newProgress(c *cli.Context) progress {
-	if f, ok := c.App.ErrWriter.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return progress{f}
+	if program.IsTerminal(c.App.ErrWriter) {
+		return progress{c.App.ErrWriter}
 	}
 	return progress{}
 }

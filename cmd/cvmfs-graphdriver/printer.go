@@ -4,13 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/internal/program"
 )
 
 // printer shows the steps of a run.
@@ -25,8 +24,7 @@ type printer struct {
 const seldom = 5
 
 func newPrinter(c *cli.Context) *printer {
-	f, ok := c.App.Writer.(*os.File)
-	return &printer{out: c.App.Writer, json: c.Bool(jsonFlag.Name), terminal: ok && term.IsTerminal(int(f.Fd()))}
+	return &printer{out: c.App.Writer, json: c.Bool(jsonFlag.Name), terminal: program.IsTerminal(c.App.Writer)}
 }
 
 // tell shows an event. What can't be written is lost, as it must not end a run half way.

@@ -5,14 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"cvmfs-graphdriver/cvmfs/listing"
 	"cvmfs-graphdriver/cvmfs/verify"
+	"cvmfs-graphdriver/internal/program"
 )
 
 // repoVerifyCommand fetches all there is.
@@ -94,8 +93,7 @@ func (p *verifyPrinter) problem(found verify.Problem) {
 
 // progress returns what shows how far it is; nil if nobody wants to see that.
 func (p *verifyPrinter) progress() func(verify.Summary) {
-	file, isFile := p.c.App.ErrWriter.(*os.File)
-	terminal := isFile && term.IsTerminal(int(file.Fd()))
+	terminal := program.IsTerminal(p.c.App.ErrWriter)
 	if !terminal && !p.c.Bool("progress") {
 		return nil
 	}

@@ -5,17 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v2"
 	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/internal/program"
 )
 
 // progressFlags say how long work is shown.
@@ -37,13 +35,12 @@ type progress struct {
 
 func newProgress(c *cli.Context) *progress {
 	p := &progress{results: c.App.Writer, finish: func() {}}
-	file, isFile := c.App.ErrWriter.(*os.File)
 	switch {
 	case c.Bool("json"):
 		p.json = json.NewEncoder(c.App.Writer)
 		p.results = io.Discard
 		p.show = convert.JSONLines(p.json)
-	case isFile && term.IsTerminal(int(file.Fd())):
+	case program.IsTerminal(c.App.ErrWriter):
 		b := newBars(c.App.ErrWriter)
 		p.show, p.finish = b.show, b.finish
 	default:
@@ -107,30 +104,22 @@ func printLine(w io.Writer, e convert.Event) {
 // bars shows a bar for each layer that is being read and one for the image.
 type bars struct {
 	out    io.Writer
-	all    *mpb.Progress
+	all    *program.Bars // nil between images
 	total  *mpb.Bar
 	layers map[string]*mpb.Bar
 }
 
 func newBars(out io.Writer) *bars { return &bars{out: out, layers: map[string]*mpb.Bar{}} }
 
-func (b *bars) add(name string, total int64, options ...mpb.BarOption) *mpb.Bar {
-	options = append(options,
-		mpb.PrependDecorators(decor.Name(name, decor.WC{W: 14, C: decor.DindentRight})),
-		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Name(" "),
-			decor.EwmaSpeed(decor.SizeB1024(0), "% .1f", 30)))
-	return b.all.AddBar(total, options...)
-}
-
 func (b *bars) show(e convert.Event) {
 	if b.all == nil {
-		b.all = mpb.New(mpb.WithOutput(b.out))
+		b.all = program.NewBars(b.out)
 	}
 	switch e.Action {
 	case convert.ImageStarted:
-		b.total = b.add("all", max(e.Total, 1), mpb.BarPriority(1<<20))
+		b.total = b.all.Transfer("all", e.Total, mpb.BarPriority(1<<20))
 	case convert.LayerStarted:
-		b.layers[e.Digest] = b.add(short(e.Digest), max(e.Total, 1), mpb.BarRemoveOnComplete())
+		b.layers[e.Digest] = b.all.Transfer(short(e.Digest), e.Total, mpb.BarRemoveOnComplete())
 	case convert.LayerProgress:
 		for _, bar := range []*mpb.Bar{b.layers[e.Digest], b.total} {
 			if bar != nil {
@@ -156,16 +145,9 @@ func (b *bars) show(e convert.Event) {
 
 // finish ends the bars of an image; the next one gets its own.
 func (b *bars) finish() {
-	if b.all == nil {
-		return
+	if b.all != nil {
+		b.all.End(true)
 	}
-	for _, bar := range b.layers {
-		bar.Abort(true)
-	}
-	if b.total != nil {
-		b.total.Abort(true)
-	}
-	b.all.Wait()
 	b.all, b.total, b.layers = nil, nil, map[string]*mpb.Bar{}
 }
 
