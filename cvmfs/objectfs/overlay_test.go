@@ -52,6 +52,8 @@ const (
 )
 
 func newServer(t *testing.T) *server {
+	t.Helper()
+	fusetest.Require(t) // before content is made
 	s := &server{stored: map[string][]byte{}, release: make(chan struct{})}
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(func() {
@@ -179,7 +181,6 @@ type file struct {
 
 func newHost(t *testing.T, base string, server *server, cfg Config, files ...file) *host {
 	t.Helper()
-	fusetest.Require(t)
 	h := &host{
 		t: t, server: server, base: base, lower: t.TempDir(), fuse: t.TempDir(), files: map[string][]byte{},
 		log: &testutil.Buffer{},

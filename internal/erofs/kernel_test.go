@@ -121,12 +121,14 @@ func xattrsAt(t *testing.T, path string, at int, name string) map[string]string 
 }
 
 func TestKernelShowsTheTree(t *testing.T) {
+	testutil.NeedRoot(t) // before the image is made
 	root := richTree()
 	dir := testutil.MountEROFS(t, imageFile(t, root), "")
 	check(t, root, listMount(t, dir))
 }
 
 func TestKernelShowsRandomTrees(t *testing.T) {
+	testutil.NeedRoot(t) // before the image is made
 	for _, c := range []struct {
 		seed uint64
 		size int
@@ -140,6 +142,7 @@ func TestKernelShowsRandomTrees(t *testing.T) {
 }
 
 func TestKernelReadsHolesAsZeros(t *testing.T) {
+	testutil.NeedRoot(t) // before the image is made
 	dir := testutil.MountEROFS(t, imageFile(t, sizesTree()), "noacl")
 	for _, size := range []int64{1, 4095, 4096, 4097, 1 << 20, 1<<43 + 1, MaxFileSize} {
 		f, err := os.Open(filepath.Join(dir, fmt.Sprint(size)))
@@ -157,6 +160,7 @@ func TestKernelReadsHolesAsZeros(t *testing.T) {
 }
 
 func TestKernelHoldsTheSuperblockToItsChecksum(t *testing.T) {
+	testutil.NeedRoot(t) // before the image is made
 	image := imageFile(t, dirNode())
 	testutil.MountEROFS(t, image, "noacl")
 	b, err := os.ReadFile(image)
@@ -174,6 +178,7 @@ func TestKernelHoldsTheSuperblockToItsChecksum(t *testing.T) {
 }
 
 func TestKernelSeesFoldersOfEverySize(t *testing.T) {
+	testutil.NeedRoot(t) // before the image is made
 	dir := testutil.MountEROFS(t, imageFile(t, foldersTree()), "noacl")
 	for _, size := range folderSizes() {
 		info, err := os.Stat(filepath.Join(dir, fmt.Sprint("exactly", size)))
@@ -184,6 +189,7 @@ func TestKernelSeesFoldersOfEverySize(t *testing.T) {
 }
 
 func TestKernelFindsNoNameThatIsNotThere(t *testing.T) {
+	testutil.NeedRoot(t) // before the image is made
 	dir := testutil.MountEROFS(t, imageFile(t, richTree()), "noacl")
 	for _, name := range []string{
 		"names/c", "names/.b", "names/" + strings.Repeat("n", 254), "folders/huge/entry",

@@ -321,8 +321,12 @@ func foldersTree() *Node {
 	for _, size := range folderSizes() {
 		d.Children = append(d.Children, Child{fmt.Sprint("exactly", size), sizedFolder(size)})
 	}
+	entries := 100_000
+	if testing.Short() {
+		entries = 20_000 // some hundred blocks
+	}
 	huge := dirNode()
-	for i := range 100_000 {
+	for i := range entries {
 		huge.Children = append(huge.Children, Child{fmt.Sprintf("entry%d", i), fileNode(int64(i))})
 	}
 	deep := dirNode()
