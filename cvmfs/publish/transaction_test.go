@@ -230,8 +230,10 @@ func TestThirtyPublishesWithRemovalsReadBack(t *testing.T) {
 		}
 		s := Commit(t, tx)
 		digests = append(digests, s.Root)
-		checkModel(t, r, layers)
-		checkStatistics(t, r)
+		if !testing.Short() || number%5 == 4 { // they read all there is
+			checkModel(t, r, layers)
+			checkStatistics(t, r)
+		}
 	}
 	head, err := r.Head(ctx)
 	if err != nil {
