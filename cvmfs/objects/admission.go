@@ -207,6 +207,13 @@ func (a *admission) wake() {
 	}
 }
 
+// partial returns the bytes on disk in partial files.
+func (a *admission) partial() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.parts
+}
+
 // unstick notes that there may be something to evict again.
 func (a *admission) unstick() {
 	a.mu.Lock()

@@ -108,19 +108,7 @@ func (s *Store) clean(ctx context.Context, o CleanOptions) (done Removed, err er
 	case o.To < 0 || o.To > 0 && o.Image != "":
 		return done, errors.New("either an image or a size")
 	case o.To > 0:
-		s.eviction.forgetPlan()
-		for {
-			over := s.ledger.bytes.Load() - o.To
-			if over <= 0 {
-				return done, nil
-			}
-			d, err := s.evictStep(ctx, over)
-			done.Objects += d.Objects
-			done.Bytes += d.Bytes
-			if err != nil || d.Objects == 0 {
-				return done, err
-			}
-		}
+		return s.cleanTo(ctx, o.To)
 	case o.Image == "":
 		return s.purge(ctx, s.survey, (*known).inUse)
 	}
@@ -137,6 +125,55 @@ func (s *Store) clean(ctx context.Context, o CleanOptions) (done Removed, err er
 	}
 	return s.purge(ctx, func(ctx context.Context) (*survey, error) { return s.surveyTables(ctx, t) },
 		allBut(o.Image))
+}
+
+// ErrHeld means that more is in use than was to be left.
+var ErrHeld = errors.New("the rest is in use")
+
+// cleanTo removes objects until so many bytes are used, partial files included. If that can't be, the error says what
+// holds the rest.
+func (s *Store) cleanTo(ctx context.Context, to int64) (done Removed, err error) {
+	s.eviction.forgetPlan()
+	for {
+		over := s.ledger.bytes.Load() + s.admission.partial() - to
+		if over <= 0 {
+			return done, nil
+		}
+		d, err := s.evictStep(ctx, over)
+		done.Objects += d.Objects
+		done.Bytes += d.Bytes
+		switch {
+		case err != nil:
+			return done, err
+		case d.Objects == 0 && s.partials.dropIdle(time.Now()):
+		case d.Objects == 0:
+			return done, s.held(done, to+over)
+		}
+		if err := context.Cause(ctx); err != nil {
+			return done, err
+		}
+	}
+}
+
+// held is the error of cleanTo that leaves so many bytes used.
+func (s *Store) held(done Removed, used int64) error {
+	list, err := s.images()
+	if err != nil {
+		return err
+	}
+	var mounted, pinned int
+	for _, i := range list {
+		switch {
+		case i.Mounted:
+			mounted++
+		case i.pinned:
+			pinned++
+		}
+	}
+	return fmt.Errorf("%w: %d objects, %d bytes were removed, and %d bytes stay, %d of them in files that are partly "+
+		"here, for %d images that are mounted or were within the last minute, %d that are pinned, and what is being read "+
+		"(\"cvmfs-graphdriver cache ls\" shows which): stop containers, or unpin images", ErrHeld, done.Objects,
+		done.Bytes, used, s.admission.partial(), mounted, pinned)
 }
 
 // allBut selects all images but one, unless that has come to be in use.
