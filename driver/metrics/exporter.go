@@ -50,7 +50,7 @@ type Exporter struct {
 
 	mu      sync.Mutex // guards what follows
 	listen  Listen
-	problem string // why it doesn't listen; "" if it does, or is about to
+	problem string // why scrapes aren't answered; "" if they are, or are about to be
 	stop    func() // ends it and waits for that; nil: it doesn't listen
 }
 
@@ -118,7 +118,7 @@ func (e *Exporter) serve(ctx context.Context, l Listen) {
 		if ctx.Err() != nil {
 			return
 		}
-		e.tell(err)
+		e.tell(l, err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(e.cfg.Retry):
@@ -126,15 +126,18 @@ func (e *Exporter) serve(ctx context.Context, l Listen) {
 	}
 }
 
-// tell notes why it doesn't listen, and logs it if that is new; nil: it does.
-func (e *Exporter) tell(err error) {
+// tell notes why scrapes aren't answered at an address, and logs it if that is new; nil: they are. Of an address that
+// another one has replaced it is of no interest.
+func (e *Exporter) tell(l Listen, err error) {
 	problem := ""
 	if err != nil {
 		problem = err.Error()
 	}
 	e.mu.Lock()
-	known := problem == e.problem
-	e.problem = problem
+	known := problem == e.problem || l != e.listen
+	if l == e.listen {
+		e.problem = problem
+	}
 	e.mu.Unlock()
 	if err != nil && !known {
 		e.cfg.Log.Warn("metrics can't be served, which is tried again and hinders nothing else", "err", err)
@@ -164,7 +167,7 @@ func (e *Exporter) answer(ctx context.Context, l Listen) error {
 		listener = tls.NewListener(listener,
 			&tls.Config{GetCertificate: l.certificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	}
-	e.tell(nil)
+	e.tell(l, nil)
 	e.cfg.Log.Info("metrics are served", "address", l.Address)
 	defer context.AfterFunc(ctx, func() { server.Close() })() // its error is that of Serve
 	return fmt.Errorf("serve metrics at %s: %w", l.Address, server.Serve(listener))
@@ -240,8 +243,8 @@ func (e *Exporter) handler(l Listen) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
 		token, err := l.token()
+		e.tell(l, err)
 		if err != nil {
-			e.cfg.Log.Warn("a scrape is refused", "err", err)
 			http.Error(w, "the server can't read its token", http.StatusInternalServerError)
 			return
 		}

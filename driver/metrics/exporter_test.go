@@ -231,7 +231,7 @@ func TestTokenAndCertificateAreAskedFor(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	e, _ := exporter(t, idle)
+	e, log := exporter(t, idle)
 	e.Listen(l)
 	eventually(t, "the missing token", func() bool { return strings.Contains(e.State().Err, "token: open ") })
 	token("\n")
@@ -257,8 +257,15 @@ func TestTokenAndCertificateAreAskedFor(t *testing.T) {
 	if err := os.Remove(l.Token); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, err := get(c, "https://node/metrics", ""); code != 500 || err != nil {
-		t.Errorf("without the token's file: %d, %v", code, err)
+	before := strings.Count(log.String(), "token: open ")
+	for range 3 {
+		if code, _, err := get(c, "https://node/metrics", ""); code != 500 || err != nil {
+			t.Errorf("without the token's file: %d, %v", code, err)
+		}
+	}
+	n := strings.Count(log.String(), "token: open ") - before
+	if n != 1 || !strings.Contains(e.State().Err, "token: open ") {
+		t.Errorf("%d lines of the log and %q tell of it", n, e.State().Err)
 	}
 	token("another")
 	roots.AddCert(pair(t, 2, l.Cert, l.Key))
