@@ -93,6 +93,18 @@ func (s *Store) Fill(ctx context.Context, id string, r io.Reader) error {
 	return err
 }
 
+// FillThin writes a thin image descriptor to a read-write layer that is empty, and brings it to disk.
+func (s *Store) FillThin(id string, d *thin.Descriptor) error {
+	content, err := d.Encode()
+	if err != nil {
+		return err
+	}
+	return durable.New(filepath.Join(s.diff(id), thin.FileName), descriptorMode, content)
+}
+
+// descriptorMode is that of the file as docker2cvmfs makes it.
+const descriptorMode = 0o644
+
 // Descriptor returns the thin image descriptor that is all there is in a read-write layer; nil if there is anything
 // else.
 func (s *Store) Descriptor(id string) (*thin.Descriptor, error) {

@@ -91,13 +91,14 @@ type Settings struct {
 	CacheFloor   int64                // bytes of the file system that stay free; 0 for the default
 	Metrics      metrics.Listen       // where metrics are served; zero for nowhere
 	Isolate      bool                 // images composed from now on share no object with those of other repositories
+	Lazy         []string             // repositories whose layers are taken instead of those of ordinary images
 }
 
 // SettingsOf returns what storage options set.
 func SettingsOf(o options.Options) Settings {
 	return Settings{
 		Repositories: o.Repositories, View: View(o.View), CacheLimit: o.CacheLimit, CacheFloor: o.CacheFloor,
-		Isolate: o.Isolate, Metrics: metrics.Listen(o.Metrics),
+		Isolate: o.Isolate, Lazy: o.Lazy, Metrics: metrics.Listen(o.Metrics),
 	}
 }
 

@@ -25,6 +25,8 @@ const (
 	CacheFloor   = "cvmfs.cache-floor"
 	MetricsAt    = "cvmfs.metrics"
 	Isolate      = "cvmfs.isolate"
+	// Lazy is for a driver of containerd alone: Docker's plugins aren't told which layer is pulled.
+	Lazy = "cvmfs.lazy"
 	// Override is overlay2's, documented for RHEL 7: there it lifts a check of the kernel's version. This driver tries
 	// what the kernel can do instead; the installer's check of the version heeds it.
 	Override = "overlay2.override_kernel_check"
@@ -45,6 +47,8 @@ type Options struct {
 	CacheFloor   int64    // bytes of the file system that stay free; 0 for what else decides
 	Metrics      Metrics
 	Isolate      bool // images composed from now on share no object with those of other repositories
+	// repositories whose layers are taken instead of downloading the same ones, in the order of preference
+	Lazy []string
 	Override     bool
 }
 
@@ -97,11 +101,24 @@ var readers = map[string]func(o *Options, value string) error{
 // refused by name. Files and sockets are those that the plugin sees.
 func Parse(opts []string) (Options, error) { return parse(opts, readers) }
 
-// ParseHost reads options as Parse does, for a driver that sees all files of the host.
+// ParseHost reads options as Parse does, for containerd's driver, which sees all files of the host.
 func ParseHost(opts []string) (Options, error) {
 	all := maps.Clone(readers)
 	all[MetricsAt] = metricsIn(theHost)
-	return parse(opts, all)
+	all[Lazy] = func(o *Options, value string) (err error) {
+		o.Lazy, err = fqrn.ParseList(value)
+		return err
+	}
+	o, err := parse(opts, all)
+	if err != nil {
+		return Options{}, err
+	}
+	for _, name := range o.Lazy {
+		if o.Repositories != nil && !slices.Contains(o.Repositories, name) {
+			return Options{}, fmt.Errorf("storage option %s: %s may not be used: add it to %s", Lazy, name, Repositories)
+		}
+	}
+	return o, nil
 }
 
 func parse(opts []string, readers map[string]func(*Options, string) error) (Options, error) {

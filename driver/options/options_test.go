@@ -96,3 +96,29 @@ func FuzzContainerSize(f *testing.F) {
 		}
 	})
 }
+
+func TestLayersAreFoundWhereContainerdsDriverMayLook(t *testing.T) {
+	const both = "cvmfs.lazy=a.example.org, b.example.org"
+	for _, c := range []struct {
+		opts []string
+		want string // in the error; "" for none
+	}{
+		{[]string{both}, ""},
+		{[]string{both, "cvmfs.repositories=b.example.org,a.example.org"}, ""},
+		{[]string{"cvmfs.repositories=a.example.org", both}, "b.example.org may not be used: add it to cvmfs.repositories"},
+		{[]string{"cvmfs.lazy="}, "storage option cvmfs.lazy=: "},
+		{[]string{"cvmfs.lazy=../x"}, "storage option cvmfs.lazy=../x: "},
+	} {
+		got, err := options.ParseHost(c.opts)
+		if c.want == "" {
+			if d := cmp.Diff([]string{"a.example.org", "b.example.org"}, got.Lazy); d != "" || err != nil {
+				t.Errorf("%q: %v, -want +got\n%s", c.opts, err, d)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %q", c.opts, err, c.want)
+		}
+	}
+	if err := options.Check(both); err == nil {
+		t.Error("the plugin takes the option, and can't do what it says")
+	}
+}

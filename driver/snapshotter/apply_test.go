@@ -166,7 +166,7 @@ func TestWrongArchivesAreRefused(t *testing.T) {
 	damaged := bytes.Clone(whole)
 	damaged[len(damaged)-6] ^= 1 // of the checksum
 	for name, b := range map[string][]byte{
-		"cut off": whole[:len(whole)-20], "damaged at its end": damaged, "no archive": []byte("no archive at all, just text"),
+		"cut off": whole[:len(whole)-20], "damaged at its end": damaged, "no archive": []byte("no archive, just text"),
 		"archive cut off": zipped(t, archive[:2000]), "with something behind": append(bytes.Clone(whole), "more"...),
 	} {
 		mounts, err := r.Prepare(ctx, "extract-"+name, "")

@@ -25,6 +25,7 @@ type record struct {
 	GIDs mapping `json:"gids,omitempty"`
 
 	Usage *usage `json:"usage,omitempty"` // of a committed one
+	Lazy  bool   `json:"lazy,omitempty"`  // its layer was found in a repository, and the blob was not downloaded
 
 	// what the snapshot is from when its layer is committed; nil of one that is
 	Commit *record `json:"commit,omitempty"`

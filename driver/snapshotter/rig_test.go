@@ -18,6 +18,7 @@ import (
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/node/nodetest"
 	"cvmfs-graphdriver/driver/snapshotter"
+	"cvmfs-graphdriver/thin"
 )
 
 func must(t testing.TB, err error) {
@@ -42,11 +43,18 @@ type rig struct {
 	images   *imageServer     // likewise
 	conn     *grpc.ClientConn // to the snapshotter
 	stop     func()
+
+	// repositories that are asked for layers; nil: those of the node, which has none
+	find func(ctx context.Context, fqrn, digest string) (thin.Layer, error)
 }
 
-func newRig(t testing.TB, settings node.Settings) *rig {
+func newRig(t testing.TB, settings node.Settings) *rig { return newRigFinding(t, settings, nil) }
+
+func newRigFinding(t testing.TB, settings node.Settings,
+	find func(ctx context.Context, fqrn, digest string) (thin.Layer, error),
+) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir(), settings: settings, composer: &nodetest.Composer{}}
+	r := &rig{t: t, dir: t.TempDir(), settings: settings, composer: &nodetest.Composer{}, find: find}
 	r.cfg = nodetest.Config(t, r.dir, r.composer)
 	r.cfg.Nested = true
 	r.open()
@@ -66,7 +74,7 @@ func (r *rig) open() {
 	must(r.t, err)
 	r.contentServer()
 	s, err := snapshotter.Open(snapshotter.Config{
-		Node: r.node, Settings: r.settings, Containerd: r.store, Log: r.cfg.Log, Watch: r.cfg.Watch,
+		Node: r.node, Settings: r.settings, Containerd: r.store, Log: r.cfg.Log, Watch: r.cfg.Watch, Find: r.find,
 	})
 	must(r.t, err)
 	socket := filepath.Join(r.dir, "s")

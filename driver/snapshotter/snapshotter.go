@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -17,6 +18,7 @@ import (
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/lockorder"
 	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/thin"
 )
 
 // Config is what a Snapshotter works with.
@@ -27,6 +29,9 @@ type Config struct {
 	Containerd grpc.ClientConnInterface
 	Log        *slog.Logger
 	Watch      lockorder.Watcher // for tests
+
+	// for tests: asks repositories for layers; nil: as the node does
+	Find func(ctx context.Context, fqrn, digest string) (thin.Layer, error)
 }
 
 // Snapshotter is the snapshots that containerd sees. It is safe for concurrent use.
@@ -38,6 +43,7 @@ type Snapshotter struct {
 	locks   lockorder.IDs // of snapshots that change, by layer
 	table   table
 	numbers numbers
+	finder  *finder // nil: layers of ordinary images are never taken from repositories
 }
 
 var (
@@ -52,6 +58,14 @@ func Open(cfg Config) (*Snapshotter, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Snapshotter{cfg: cfg, node: cfg.Node, layers: cfg.Node.Layers()}
+	if cfg.Find == nil {
+		cfg.Find = cfg.Node.Published
+	}
+	if lazy := cfg.Settings.Lazy; len(lazy) > 0 {
+		s.finder = &finder{
+			ask: cfg.Find, repositories: lazy, wait: lookUpWait, log: cfg.Log, paused: map[string]time.Time{},
+		}
+	}
 	s.locks.Place(lockorder.Mounts, cfg.Watch)
 	s.table.mu.Place(lockorder.Leaf, "snapshots", cfg.Watch)
 	s.table.names, s.table.taken = map[string]*snapshot{}, map[string]bool{}
@@ -125,8 +139,16 @@ func (s *Snapshotter) hideDamaged(sn *snapshot, err error) {
 	sn.Name, sn.hidden = "damaged layer "+sn.id, true
 }
 
-// Prepare makes an active snapshot on top of a committed one, or of nothing, and returns its mounts.
+// Prepare makes an active snapshot on top of a committed one, or of nothing, and returns its mounts. It is
+// ErrAlreadyExists also where that was to unpack a layer to, which was found in a repository instead.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	labels, err := labelsOf(opts)
+	if err != nil {
+		return nil, err
+	}
+	if s.lazily(ctx, key, parent, labels) {
+		return nil, existing(key, labels[snapshots.LabelSnapshotRef])
+	}
 	return s.create(ctx, key, parent, false, opts)
 }
 

@@ -41,10 +41,10 @@ var rules = map[string][]string{
 		"driver/node", "driver/layers", "driver/lockorder", "driver/control", "driver/status", "driver/options", "cvmfs",
 		"internal",
 	},
-	"driver/snapshotter": {"driver/node", "driver/layers", "driver/lockorder", "driver/status", "internal"},
+	"driver/snapshotter": {"driver/node", "driver/layers", "driver/lockorder", "driver/status", "thin", "internal"},
 	"driver/node": {
 		"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/control", "driver/metrics",
-		"driver/status", "driver/options", "cvmfs", "internal",
+		"driver/status", "driver/options", "thin", "cvmfs", "internal",
 	},
 	"driver/control":        {"driver/status", "cvmfs/objects"},
 	"driver/metrics":        {"driver/status"},

@@ -1,0 +1,78 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/thin"
+)
+
+// Published returns where the newest revision of a repository has the layer of a blob (SHA-256, hex), with the diffID
+// that the repository says. It is fs.ErrNotExist where the repository hasn't got the layer, or doesn't say its diffID.
+// What this needs of catalogs is fetched.
+func (n *Node) Published(ctx context.Context, fqrn, digest string) (thin.Layer, error) {
+	c, err := n.configured()
+	if err != nil {
+		return thin.Layer{}, err
+	}
+	if c.repositories == nil {
+		return thin.Layer{}, fs.ErrNotExist
+	}
+	r, err := c.repositories.Repository(fqrn)
+	if err != nil {
+		return thin.Layer{}, err
+	}
+	v, err := r.Newest(ctx)
+	if err != nil {
+		return thin.Layer{}, err
+	}
+	for _, path := range []string{"/layers/" + digest, "/.layers/" + digest[:2] + "/" + digest + "/layerfs"} {
+		l, err := publishedAt(ctx, v, path, digest)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return l, err
+		}
+	}
+	return thin.Layer{}, fs.ErrNotExist
+}
+
+// publishedAt returns the layer of a folder.
+func publishedAt(ctx context.Context, v *client.Revision, path, digest string) (thin.Layer, error) {
+	e, err := v.Lookup(ctx, path)
+	if err == nil && !e.IsDir() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return thin.Layer{}, err
+	}
+	info, err := infoOf(ctx, v, path, digest)
+	if err != nil {
+		return thin.Layer{}, err
+	}
+	return thin.Layer{Digest: digest, FQRN: v.FQRN, Path: path, DiffID: info.DiffID, Size: info.Size}, nil
+}
+
+// infoOf reads what the repository says of the layer in a folder.
+func infoOf(ctx context.Context, v *client.Revision, path, digest string) (*thin.LayerInfo, error) {
+	file := thin.InfoPath(path)
+	e, err := v.Lookup(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	if e.Size > thin.MaxInfoSize {
+		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", file, e.Size, thin.MaxInfoSize)
+	}
+	content, err := v.Open(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	defer content.Close()
+	b, err := io.ReadAll(content) // as many bytes as the entry says
+	if err != nil {
+		return nil, err
+	}
+	return thin.ParseInfo(b, digest)
+}
