@@ -48,8 +48,8 @@ type Options struct {
 	Metrics      Metrics
 	Isolate      bool // images composed from now on share no object with those of other repositories
 	// repositories whose layers are taken instead of downloading the same ones, in the order of preference
-	Lazy []string
-	Override     bool
+	Lazy     []string
+	Override bool
 }
 
 // readers read the value of each option.
