@@ -33,6 +33,14 @@ const (
 	fileFixed      kind = "daemon.json fixed" // stays: the engine would not start without
 	dropInWritten  kind = "drop-in written"
 	dropInRemoved  kind = "drop-in removed"
+
+	// of the snapshotter
+	settingsWritten   kind = "snapshotter settings"
+	unitWritten       kind = "unit written"
+	unitEnabled       kind = "unit enabled"
+	unitStarted       kind = "unit started"
+	unitRestarted     kind = "unit restarted"
+	containerdWritten kind = "containerd configured"
 )
 
 // change is a change of the host: what is about to be done, and what undoing it takes. It says the same whether it was
@@ -70,15 +78,35 @@ func (r *run) undo(ctx context.Context, c *change) error {
 		return undoMode(c)
 	case fileFixed, pluginMended:
 		return nil
-	case daemonJSON:
-		_, err := c.Backup.Restore()
-		return err
+	case daemonJSON, containerdWritten, settingsWritten:
+		return r.restore(c)
+	case unitWritten:
+		return errors.Join(r.restore(c), r.Units.Reload(ctx))
+	case unitEnabled:
+		return r.Units.Disable(ctx, SnapshotterUnit)
+	case unitStarted:
+		return r.Units.Stop(ctx, SnapshotterUnit)
+	case unitRestarted:
+		if active, _, err := r.Units.State(ctx, SnapshotterUnit); err != nil || !active {
+			return err // it is stopped with the install that had started it
+		}
+		return r.Units.Restart(ctx, SnapshotterUnit)
 	case dropInWritten:
 		return r.Service.RemoveDropIn(ctx)
 	case dropInRemoved:
 		return r.Service.WriteDropIn(ctx)
 	}
 	return r.undoPlugin(ctx, c)
+}
+
+// restore puts a file back.
+func (r *run) restore(c *change) error {
+	restored, err := c.Backup.Restore()
+	if len(restored.Kept) > 0 {
+		r.Tell(Event{stepUndo, Told, fmt.Sprintf("%s: %s: changed since, and stays as it is", c.Backup.Path,
+			strings.Join(restored.Kept, ", "))})
+	}
+	return err
 }
 
 // undoPlugin undoes a change of the plugin.
@@ -157,11 +185,17 @@ func (r *run) command(c *change) string {
 		return "rmdir " + quote(c.Path)
 	case modeSet:
 		return fmt.Sprintf("chmod %04o %s", c.Was, quote(c.Path))
-	case daemonJSON:
+	case daemonJSON, containerdWritten, settingsWritten, unitWritten:
 		if c.Backup.File == "" {
 			return "rm " + quote(c.Backup.Target)
 		}
 		return "mv " + quote(c.Backup.File, c.Backup.Target)
+	case unitEnabled:
+		return "systemctl disable " + SnapshotterUnit
+	case unitStarted:
+		return "systemctl stop " + SnapshotterUnit
+	case unitRestarted:
+		return "systemctl restart " + SnapshotterUnit
 	case dropInWritten:
 		return "rm " + quote(r.Service.DropIn())
 	case pluginMade:

@@ -45,7 +45,8 @@ type fakeEngine struct {
 	running   map[string]bool                     // containers, by their ids
 	word      string                              // argument of the last container
 	starts    int
-	fails     string // request that fails, as in "POST /plugins/create"
+	known     func() bool // whether the snapshotter can be used; nil: there is none
+	fails     string      // request that fails, as in "POST /plugins/create"
 	asked     []string
 }
 
@@ -91,6 +92,7 @@ func (f *fakeEngine) start() error {
 		Experimental bool   `json:"experimental"`
 		Driver       string `json:"storage-driver"`
 		Root         string `json:"data-root"`
+		Features     map[string]bool
 	}{Driver: "overlay2"}
 	b, err := os.ReadFile(f.file)
 	if err == nil {
@@ -110,7 +112,11 @@ func (f *fakeEngine) start() error {
 			f.plugins = map[string]*types.Plugin{}
 		}
 	}
-	if config.Driver != "overlay2" && config.Driver != "vfs" {
+	if config.Features["containerd-snapshotter"] {
+		if f.known == nil || !f.known() {
+			return fmt.Errorf("configured driver %q not available", config.Driver)
+		}
+	} else if config.Driver != "overlay2" && config.Driver != "vfs" {
 		p := f.plugins[config.Driver]
 		switch {
 		case !config.Experimental:

@@ -42,12 +42,14 @@ var ErrNoRestart = errors.New("the engine is to be restarted by hand")
 
 // Installer works on one host.
 type Installer struct {
-	Engine  *Engine
-	Service Service
-	Record  string      // path of the record
-	Log     string      // file that the engine's log goes to, "" for none
-	Hello   string      // path of a static program that calls [Hello] when called with [HelloCommand] and a word
-	Tell    func(Event) // is told of each step
+	Engine     *Engine
+	Service    Service
+	Units      Units       // of the snapshotter and containerd
+	Containerd Containerd  // nil: there is none, and nothing of the snapshotter is to be done
+	Record     string      // path of the record
+	Log        string      // file that the engine's log goes to, "" for none
+	Hello      string      // path of a static program that calls [Hello] when called with [HelloCommand] and a word
+	Tell       func(Event) // is told of each step
 	// Ask has the user confirm what is about to be done: lines that say what, for people.
 	Ask func(ctx context.Context, what []string) error
 
@@ -246,7 +248,10 @@ func (r *run) transact(ctx context.Context, t transaction, steps func(context.Co
 // describe says where a transaction's undoing has led.
 func (r *run) describe(t *transaction) string {
 	said := "the engine runs on the storage driver " + t.Former + " as before"
-	if t.Down {
+	switch {
+	case t.Down && t.Snapshotter:
+		said = "containerd runs as before"
+	case t.Down:
 		said = "the engine does not answer, as before"
 	}
 	if slices.ContainsFunc(t.Changes, func(c change) bool { return c.Kind == daemonJSON }) {

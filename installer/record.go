@@ -27,6 +27,8 @@ type record struct {
 	Format    int          `json:"format"`
 	Installed *installed   `json:"installed,omitempty"` // nil: nothing
 	Open      *transaction `json:"open,omitempty"`      // nil: nothing is half done
+	// the snapshotter, nil: it isn't installed
+	Snapshotter *installed `json:"snapshotter,omitempty"`
 	// of the driver, out of daemon.json since a dead engine was started without: for the next install
 	Options []string `json:"options,omitempty"`
 
@@ -44,7 +46,8 @@ type installed struct {
 	Gone    bool      `json:"gone,omitempty"` // the plugin is removed already, the rest is not undone yet
 	Log     string    `json:"log,omitempty"`  // the file that the engine's log went to, if it was one
 	Time    time.Time `json:"time"`
-	Changes []change  `json:"changes"` // in the order in which they were made
+	Changes []change  `json:"changes"`        // in the order in which they were made
+	Unit    string    `json:"unit,omitempty"` // of the containerd that was told of the snapshotter
 }
 
 // transaction is a run that changes the host, from its first change until all is done or undone.
@@ -60,6 +63,10 @@ type transaction struct {
 	Running   []string `json:"running,omitempty"` // ids of the containers that ran when it began
 	Restarted bool     `json:"restarted"`         // a restart of the engine was begun
 	Changes   []change `json:"changes"`
+
+	Snapshotter bool   `json:"snapshotter,omitempty"` // it is one of the snapshotter, not of the plugin
+	Unit        string `json:"unit,omitempty"`        // of containerd
+	Reread      bool   `json:"reread,omitempty"`      // a restart of containerd was begun
 }
 
 // openRecord takes the record for a run of its own. It fails at once if another run has it.

@@ -256,6 +256,11 @@ func (n *install) writeFile(ctx context.Context) (Outcome, string, error) {
 
 // write writes the engine's configuration file and says so.
 func (r *run) write(ctx context.Context, file *daemonjson.File) (string, error) {
+	return r.writeAs(ctx, daemonJSON, file)
+}
+
+// writeAs writes a file by a kind of change and says so.
+func (r *run) writeAs(ctx context.Context, k kind, file *daemonjson.File) (string, error) {
 	backup, err := file.Backup(time.Now())
 	if err != nil {
 		return "", err
@@ -264,8 +269,7 @@ func (r *run) write(ctx context.Context, file *daemonjson.File) (string, error) 
 	if backup.File != "" {
 		said += ", the former one is " + backup.File
 	}
-	return said, r.change(ctx, change{Kind: daemonJSON, Backup: backup},
-		func(context.Context) error { return file.Write() })
+	return said, r.change(ctx, change{Kind: k, Backup: backup}, func(context.Context) error { return file.Write() })
 }
 
 func (n *install) restartIfNeeded(ctx context.Context) (Outcome, string, error) {

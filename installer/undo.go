@@ -31,6 +31,9 @@ func (r *run) undoOpen(ctx context.Context, cause error) error {
 
 // undoAll brings the host back to where the transaction began. It may be cut off and repeated.
 func (r *run) undoAll(ctx context.Context, t *transaction) error {
+	if t.Snapshotter {
+		return r.undoSnapshotter(ctx, t)
+	}
 	changes := slices.Clone(t.Changes) // a rescue adds one, which is undone here
 	if err := r.undoThose(ctx, changes, (*change).ofFiles); err != nil {
 		return err
@@ -165,12 +168,17 @@ func (r *run) manual(t *transaction) []string {
 			rest = append(rest, command)
 		}
 	}
-	restart := r.Service.ByHand()
-	if len(files) > 0 {
-		files = append(files, restart)
+	if t.Reread {
+		files = append(files, "systemctl restart "+quote(t.Unit))
 	}
-	if t.cut() {
-		rest = append(rest, restart)
+	if r.Service != nil { // containerd alone has none
+		restart := r.Service.ByHand()
+		if len(files) > 0 {
+			files = append(files, restart)
+		}
+		if t.cut() {
+			rest = append(rest, restart)
+		}
 	}
 	if t.Restarted && len(t.Running) > 0 {
 		rest = append(rest, "docker start "+strings.Join(t.Running, " "))

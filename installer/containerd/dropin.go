@@ -46,6 +46,15 @@ func DropIn(version string, file int, o Options) string {
 	return b.String()
 }
 
+// TellsCRI reports whether a drop-in says that Kubernetes' images are unpacked by the snapshotter.
+func TellsCRI(dropIn []byte) bool {
+	d, err := parse(dropIn)
+	return err == nil && d.entry([]string{"plugins", newCRI, "snapshotter"}) != nil
+}
+
+// newCRI is the plugin of Kubernetes' images in containerd 2.
+const newCRI = "io.containerd.cri.v1.images"
+
 // first reports whether a version is one of containerd 1.
 func first(version string) bool { return strings.HasPrefix(version, "1.") }
 
@@ -83,7 +92,7 @@ func (o Options) plugins(version string, file int) []table {
 	}
 	images := []key{{"snapshotter", o.Name}, {"disable_snapshot_annotations", false}}
 	if o.CRI && !first(version) {
-		tables = append(tables, table{path: name("io.containerd.cri.v1.images"), keys: images})
+		tables = append(tables, table{path: name(newCRI), keys: images})
 	}
 	if o.CRI && file < 3 {
 		tables = append(tables, table{path: cri, keys: images})

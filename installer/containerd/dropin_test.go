@@ -167,6 +167,14 @@ func TestContainerd2TakesTheDropIn(t *testing.T) {
 	}
 }
 
+func TestDropInsTellOfKubernetes(t *testing.T) {
+	without := options
+	without.CRI = false
+	if !TellsCRI([]byte(DropIn("2.1.9", 3, options))) || TellsCRI([]byte(DropIn("2.1.9", 3, without))) {
+		t.Error("it isn't told")
+	}
+}
+
 // containerd 1 takes the proxies from the drop-in, and leaves the main file's tables alone.
 func TestContainerd1TakesTheDropIn(t *testing.T) {
 	for _, p := range programs(t) {

@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"slices"
 
-	"github.com/aymanbagabas/go-udiff"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
@@ -55,17 +54,6 @@ func Version(main []byte) (int, error) {
 		return 0, fmt.Errorf("it is no TOML: %w", err)
 	}
 	return says.Version, nil
-}
-
-// Undo takes back from a file the change that led from one text to another. What was changed besides stays; ok tells
-// that nobody has changed the same lines, without which nothing is taken back.
-func Undo(now, before, after []byte) (undone []byte, ok bool) {
-	edits, ok := udiff.Merge(udiff.Lines(string(after), string(before)), udiff.Lines(string(after), string(now)))
-	if !ok {
-		return now, false
-	}
-	undone, err := udiff.ApplyBytes(after, edits)
-	return undone, err == nil
 }
 
 // document is a file's text with the places of what is in it.

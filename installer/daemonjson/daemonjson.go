@@ -41,6 +41,7 @@ type File struct {
 
 	disk    []byte // what Read found; nil if there was no file
 	content []byte // what Write writes; nil for no file
+	lines   bool   // it is text, of which no more is known than its lines
 }
 
 // Read reads a file. One that is not there, or a symbolic link to nowhere, is as good as an empty one; anything else
@@ -117,6 +118,13 @@ func (f *File) Exists() bool { return f.content != nil }
 
 // Changed reports whether Write would change anything on disk.
 func (f *File) Changed() bool { return !same(f.disk, f.content) }
+
+// With returns the file with a content that need not be JSON. A change of it is undone by lines.
+func (f *File) With(content []byte) *File {
+	next := f.with(content)
+	next.lines = true
+	return next
+}
 
 // with returns the file with another content.
 func (f *File) with(content []byte) *File {

@@ -355,6 +355,32 @@ func (f *File) Undo(before, after []byte) (undone *File, kept []string, err erro
 	return undone, kept, err
 }
 
+// undoLines is Undo by lines. Where somebody has changed the same ones since, all stays.
+func (f *File) undoLines(before, after []byte) (undone *File, kept []string, err error) {
+	content, ok := UndoLines(f.content, before, after)
+	if !ok {
+		return f, []string{"lines that the install has changed"}, nil
+	}
+	if before == nil && len(bytes.TrimSpace(content)) == 0 {
+		content = nil
+	}
+	return f.with(content), nil, nil
+}
+
+// UndoLines takes back from a text the change that led from one to another. What was changed besides stays; ok tells
+// that nobody has changed the same lines, without which nothing is taken back.
+func UndoLines(now, before, after []byte) (undone []byte, ok bool) {
+	edits, ok := udiff.Merge(udiff.Lines(string(after), string(before)), udiff.Lines(string(after), string(now)))
+	if !ok {
+		return now, false
+	}
+	undone, err := udiff.ApplyBytes(after, edits)
+	if err != nil {
+		return now, false
+	}
+	return undone, true
+}
+
 // keysOf returns the keys of files, each once.
 func keysOf(files ...*File) ([]string, error) {
 	var found []string

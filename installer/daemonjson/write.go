@@ -28,12 +28,13 @@ type Backup struct {
 	Folders []string // those that Write makes, outermost first
 	Before  []byte   // nil: there was no file
 	After   []byte   // nil: there is to be none
+	Lines   bool     // the file is text, of which no more is known than its lines
 }
 
 // Backup keeps the file as it is on disk under another name beside it, with the time in the name, and tells how to go
 // back. It comes before Write.
 func (f *File) Backup(now time.Time) (*Backup, error) {
-	b := &Backup{Path: f.Path, Target: f.Target, Before: f.disk, After: f.content}
+	b := &Backup{Path: f.Path, Target: f.Target, Before: f.disk, After: f.content, Lines: f.lines}
 	if f.disk == nil {
 		for dir := filepath.Dir(f.Target); !exists(dir); dir = filepath.Dir(dir) {
 			b.Folders = append([]string{dir}, b.Folders...)
@@ -245,7 +246,11 @@ func (b *Backup) restore() (Restored, error) {
 		return Restored{}, err
 	}
 	if now.Target != b.Target || !same(now.disk, b.After) && !same(now.disk, b.Before) {
-		undone, kept, err := now.Undo(b.Before, b.After)
+		undo := now.Undo
+		if b.Lines {
+			undo = now.undoLines
+		}
+		undone, kept, err := undo(b.Before, b.After)
 		if err == nil {
 			err = undone.Write()
 		}

@@ -201,7 +201,14 @@ func (h *Host) start(ctx context.Context) error {
 		return nil
 	}
 	h.log.Info("start the snapshotter", "unit", unit)
-	if err := service.EnableUnit(ctx, unit); err != nil {
+	units := service.Units{}
+	if err := units.Reload(ctx); err != nil { // its file may be new
+		return err
+	}
+	if err := units.Enable(ctx, unit); err != nil {
+		return err
+	}
+	if err := units.Restart(ctx, unit); err != nil {
 		return err
 	}
 	return h.unmark(restartFile)
@@ -222,10 +229,10 @@ func (h *Host) tell(ctx context.Context, f *flavour, engineUnit, version string,
 		return h.unmark(reloadFile)
 	}
 	h.log.Info("restart containerd", "unit", engineUnit, "reads", f.dropIn())
-	if err := service.RestartUnit(ctx, engineUnit); err != nil {
+	if err := (service.Units{}).Restart(ctx, engineUnit); err != nil {
 		undo := h.rec.restore(h.log, f.files()...)
 		if undo == nil {
-			undo = service.RestartUnit(ctx, engineUnit)
+			undo = (service.Units{}).Restart(ctx, engineUnit)
 		}
 		return errors.Join(fmt.Errorf("containerd doesn't start with the snapshotter, and was started without: %w", err),
 			undo)
@@ -250,14 +257,14 @@ func (h *Host) remove(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := service.DisableUnit(ctx, unit); err != nil {
+	if err := errors.Join((service.Units{}).Stop(ctx, unit), (service.Units{}).Disable(ctx, unit)); err != nil {
 		return err
 	}
 	if err := h.rec.restore(h.log, slices.Concat(h.rec.below(unitFile), h.rec.below(configFile),
 		h.rec.below(cvmfs))...); err != nil {
 		return err
 	}
-	if err := service.Reload(ctx); err != nil {
+	if err := (service.Units{}).Reload(ctx); err != nil {
 		return err
 	}
 	if err := unmountBelow(root); err != nil {
@@ -309,7 +316,7 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 	if err := h.rec.restore(h.log, f.files()...); err != nil {
 		return err
 	}
-	if err := service.RestartUnit(ctx, engineUnit); err != nil {
+	if err := (service.Units{}).Restart(ctx, engineUnit); err != nil {
 		return err
 	}
 	return h.unmark(reloadFile)

@@ -99,7 +99,7 @@ func (p *Pod) work(ctx context.Context) (said []byte, err error) {
 		return nil, err
 	}
 	defer log.Close()
-	err = service.RunUnit(ctx, workUnit, []string{
+	err = (service.Units{}).Run(ctx, workUnit, []string{
 		filepath.Join(p.Shared, programFolder, Program), "apply", "--shared", p.Shared,
 	})
 	said, readErr := io.ReadAll(log)

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"strings"
 
-	"cvmfs-graphdriver/installer/containerd"
+	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/internal/durable"
 )
 
@@ -40,7 +40,7 @@ func (f *file) without(now []byte) []byte {
 	if now == nil || slices.ContainsFunc(f.Ours, func(o []byte) bool { return bytes.Equal(o, now) }) {
 		return f.Before
 	}
-	undone, ok := containerd.Undo(now, f.Before, f.Ours[0])
+	undone, ok := daemonjson.UndoLines(now, f.Before, f.Ours[0])
 	if !ok {
 		return now
 	}

@@ -32,12 +32,12 @@ type Request struct {
 	Host   string // the engine's socket
 	Socket string // of the one node that is meant
 	// of the snapshotter's node; "" is control.SnapshotterSocket
-	Snapshotter string
-	Name        string // of the plugin, and so of the storage driver
-	File        string // the engine's configuration file
-	Log         string // the file that the engine's log goes to
-	Record      string // the installer's record
-	Restart     string // what restarts the engine, as service.Choose takes it
+	NodeSocket string
+	Name       string // of the plugin, and so of the storage driver
+	File       string // the engine's configuration file
+	Log        string // the file that the engine's log goes to
+	Record     string // the installer's record
+	Restart    string // what restarts the engine, as service.Choose takes it
 
 	Bundle string // file or folder that the plugin is made of
 	Key    string // file with the public key that must have signed the bundle
@@ -50,6 +50,9 @@ type Request struct {
 	MinioConfig string   // folder with config.json of an object store
 	Debug       *bool    // the engine and the plugin log what a maintainer wants to know, or not any more
 	Fix         bool     // comments and trailing commas are taken out of the engine's configuration file
+
+	Containerd string // the socket of the containerd that is told of the snapshotter
+	CRI        bool   // Kubernetes' images are unpacked by the snapshotter
 
 	Images installer.Images // that are run afterwards
 }
@@ -128,7 +131,7 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	return preflight.Plan{
 		Host: h.Address(), Name: name, DaemonJSON: h.file, Log: cmp.Or(h.Log, h.log),
 		CVMFSConfig: h.CVMFSConfig, MinioConfig: h.MinioConfig, Agent: agent(h.Version),
-		Snapshotter: cmp.Or(h.Socket, h.Snapshotter, control.SnapshotterSocket),
+		Snapshotter: cmp.Or(h.Socket, h.NodeSocket, control.SnapshotterSocket),
 	}, err
 }
 

@@ -59,7 +59,7 @@ func TestNodeOfThePluginIsFound(t *testing.T) {
 		{disabled, "ours", "docker plugin enable ours"},
 		{other, "ours", "not this project's"},
 	} {
-		h, err := Find(t.Context(), Request{Host: engineWith(t, c.plugin), Name: c.name, Snapshotter: none})
+		h, err := Find(t.Context(), Request{Host: engineWith(t, c.plugin), Name: c.name, NodeSocket: none})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestNodeOfThePluginIsFound(t *testing.T) {
 		}
 		h.Close()
 	}
-	h, err := Find(t.Context(), Request{Host: "tcp://192.0.2.1:1", Name: "ours", Snapshotter: t.TempDir() + "/none"})
+	h, err := Find(t.Context(), Request{Host: "tcp://192.0.2.1:1", Name: "ours", NodeSocket: t.TempDir() + "/none"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestTheSnapshotterIsFoundWithAndWithoutAnEngine(t *testing.T) {
 		"unix://" + t.TempDir() + "/none": "the snapshotter at " + socket,
 		engineWith(t, ours):               "the snapshotter at " + socket + ", the plugin ours",
 	} {
-		h, err := Find(t.Context(), Request{Host: engine, Name: "ours", Snapshotter: socket})
+		h, err := Find(t.Context(), Request{Host: engine, Name: "ours", NodeSocket: socket})
 		if err != nil {
 			t.Fatal(err)
 		}

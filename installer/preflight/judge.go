@@ -10,10 +10,20 @@ var rules = []func(f *Facts, p *Plan) []Finding{
 	configuration, named, repositories, minio,
 }
 
+// snapshotterRules are those for a host of the snapshotter. There may be no engine of Docker's on it.
+var snapshotterRules = []func(f *Facts, p *Plan) []Finding{
+	user, here, rootless, remapped, file, liveRestore, dataRoot, space, kernel, security, clock, configuration, named,
+	repositories,
+}
+
 // Judge returns all findings for a plan, the gravest first.
 func Judge(f Facts, p Plan) []Finding {
 	var all []Finding
-	for _, rule := range rules {
+	apply := rules
+	if p.Snapshots {
+		apply = snapshotterRules
+	}
+	for _, rule := range apply {
 		all = append(all, rule(&f, &p)...)
 	}
 	return sorted(all)

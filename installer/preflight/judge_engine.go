@@ -19,6 +19,7 @@ const (
 	firstWithPlugins     = 17_06 // managed storage-driver plugins, as such
 	firstWithVariable    = 27_00 // plugins that want [service.PluginVariable] besides
 	firstWithout         = 28_00 // no storage-driver plugins
+	firstWithoutRemapped = 29_00 // no snapshotters with userns-remap
 	firstWithPluginsAPI  = 1_30
 	firstWithVariableAPI = 1_46
 	firstWithoutAPI      = 1_48
@@ -187,6 +188,19 @@ func rootless(f *Facts, _ *Plan) []Finding {
 	return one(Error, "engine.rootless",
 		"the engine runs rootless: the plugin mounts file systems of the kernel's, which takes root on the host",
 		"run an engine as root; it can do so beside the rootless one, with a socket and a data folder of its own")
+}
+
+// remapped refuses user namespaces of an engine that has storage drivers of its own for them.
+func remapped(f *Facts, _ *Plan) []Finding {
+	if !f.Engine.UserNS {
+		return nil
+	}
+	if number(f.Engine.Version) < firstWithoutRemapped {
+		return one(Warning, "engine.userns-remap", "userns-remap is on: this engine changes the owner of every file of an image "+
+			"when a container is made, and so fetches the whole image", "turn userns-remap off for thin images")
+	}
+	return one(Error, "engine.userns-remap", "userns-remap is on, with which this engine uses no snapshotter",
+		"take userns-remap out of daemon.json")
 }
 
 // imageStore refuses the containerd image store of an engine that has storage drivers otherwise.

@@ -1,0 +1,209 @@
+package containerd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	containers "github.com/containerd/containerd/api/services/containers/v1"
+	introspection "github.com/containerd/containerd/api/services/introspection/v1"
+	namespaces "github.com/containerd/containerd/api/services/namespaces/v1"
+	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
+	version "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// DefaultSocket is where containerd listens if nothing else is said.
+const DefaultSocket = "/run/containerd/containerd.sock"
+
+const (
+	callWait  = 30 * time.Second // until containerd has done what is asked of it
+	readyWait = 3 * time.Minute  // until one that was restarted answers
+	pingEvery = 200 * time.Millisecond
+)
+
+// Client speaks to a containerd.
+type Client struct{ conn *grpc.ClientConn }
+
+// Connect makes the client of a containerd's socket. Nothing is asked of it yet.
+func Connect(socket string) (*Client, error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
+	}
+	return &Client{conn}, nil
+}
+
+// Close lets the connection go.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Version asks containerd for its version, as in "2.1.9".
+func (c *Client) Version(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	v, err := version.NewVersionClient(c.conn).Version(ctx, &emptypb.Empty{})
+	if err != nil {
+		return "", fmt.Errorf("ask containerd for its version: %w", errgrpc.ToNative(err))
+	}
+	return strings.TrimPrefix(v.Version, "v"), nil
+}
+
+// Ready waits until containerd answers.
+func (c *Client) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	c.conn.ResetConnectBackoff() // of the one that has ended
+	for {
+		_, err := c.Version(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+			c.conn.ResetConnectBackoff()
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// Serves makes sure that containerd knows a snapshotter, and that this answers by way of containerd.
+func (c *Client) Serves(ctx context.Context, snapshotter string) error {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	found, err := introspection.NewIntrospectionClient(c.conn).Plugins(ctx, &introspection.PluginsRequest{
+		Filters: []string{fmt.Sprintf("type==io.containerd.snapshotter.v1,id==%s", snapshotter)},
+	})
+	if err != nil {
+		return fmt.Errorf("ask containerd for its snapshotters: %w", errgrpc.ToNative(err))
+	}
+	if len(found.Plugins) == 0 {
+		return fmt.Errorf("containerd doesn't know the snapshotter %s: another file than the one that was written may be its "+
+			"configuration (see its flag --config)", snapshotter)
+	}
+	if failed := found.Plugins[0].InitErr; failed != nil {
+		return fmt.Errorf("containerd can't use the snapshotter %s: %s", snapshotter, failed.Message)
+	}
+	// There is none of this name: the answer is the snapshotter's.
+	_, err = snapshots.NewSnapshotsClient(c.conn).Usage(in(ctx, "default"),
+		&snapshots.UsageRequest{Snapshotter: snapshotter, Key: "none"}, grpc.WaitForReady(true))
+	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("ask the snapshotter %s by way of containerd: %w", snapshotter, err)
+	}
+	if _, err := c.list(ctx, "default", snapshotter); err != nil {
+		return err
+	}
+	return nil
+}
+
+// in is a context for a call in a namespace.
+func in(ctx context.Context, namespace string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
+}
+
+// Uses returns the containers whose files are a snapshotter's, as "namespace/id".
+func (c *Client) Uses(ctx context.Context, snapshotter string) (uses []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	err = c.forNamespaces(ctx, func(namespace string) error {
+		found, err := containers.NewContainersClient(c.conn).List(in(ctx, namespace),
+			&containers.ListContainersRequest{})
+		if err != nil {
+			return fmt.Errorf("ask containerd for the containers of %s: %w", namespace, errgrpc.ToNative(err))
+		}
+		for _, container := range found.Containers {
+			if container.Snapshotter == snapshotter {
+				uses = append(uses, namespace+"/"+container.ID)
+			}
+		}
+		return nil
+	})
+	return uses, err
+}
+
+func (c *Client) forNamespaces(ctx context.Context, do func(namespace string) error) error {
+	all, err := namespaces.NewNamespacesClient(c.conn).List(ctx, &namespaces.ListNamespacesRequest{})
+	if err != nil {
+		return fmt.Errorf("ask containerd for its namespaces: %w", errgrpc.ToNative(err))
+	}
+	for _, n := range all.Namespaces {
+		if err := do(n.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list returns the snapshots of a namespace.
+func (c *Client) list(ctx context.Context, namespace, snapshotter string) (all []*snapshots.Info, err error) {
+	stream, err := snapshots.NewSnapshotsClient(c.conn).List(in(ctx, namespace),
+		&snapshots.ListSnapshotsRequest{Snapshotter: snapshotter})
+	for err == nil {
+		var some *snapshots.ListSnapshotsResponse
+		if some, err = stream.Recv(); err == nil {
+			all = append(all, some.Info...)
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		return all, nil
+	}
+	return nil, fmt.Errorf("ask containerd for the snapshots of %s in %s: %w", snapshotter, namespace, errgrpc.ToNative(err))
+}
+
+// Empty removes all snapshots of a snapshotter, children before parents. Those that others remove meanwhile count as
+// well.
+func (c *Client) Empty(ctx context.Context, snapshotter string) (removed int, err error) {
+	err = c.forNamespaces(ctx, func(namespace string) error {
+		all, err := c.list(ctx, namespace, snapshotter)
+		if err != nil {
+			return err
+		}
+		for _, info := range childrenFirst(all) {
+			if err := c.remove(ctx, namespace, snapshotter, info.Name); err != nil {
+				return err
+			}
+			removed++
+		}
+		return nil
+	})
+	return removed, err
+}
+
+func (c *Client) remove(ctx context.Context, namespace, snapshotter, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	_, err := snapshots.NewSnapshotsClient(c.conn).Remove(in(ctx, namespace),
+		&snapshots.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: name})
+	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove the snapshot %s of %s: %w", name, namespace, err)
+	}
+	return nil
+}
+
+// childrenFirst sorts snapshots so that each comes before the one it stands on.
+func childrenFirst(all []*snapshots.Info) []*snapshots.Info {
+	parents := map[string]string{}
+	for _, info := range all {
+		parents[info.Name] = info.Parent
+	}
+	depth := func(name string) (n int) {
+		for ; name != "" && n <= len(parents); name = parents[name] {
+			n++
+		}
+		return n
+	}
+	slices.SortStableFunc(all, func(a, b *snapshots.Info) int { return cmp.Compare(depth(b.Name), depth(a.Name)) })
+	return all
+}

@@ -1,0 +1,269 @@
+package policy
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"cvmfs-graphdriver/driver/options"
+	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/containerd"
+	"cvmfs-graphdriver/installer/daemonjson"
+	"cvmfs-graphdriver/installer/preflight"
+	"cvmfs-graphdriver/installer/service"
+)
+
+const (
+	firstSnapshotter = 28 // the first engine that has no storage-driver plugins
+	snapshotterDrop  = "conf.d/cvmfs-snapshotter.toml"
+	containerdConfig = "/etc/containerd/config.toml"
+	unitFolder       = "/etc/systemd/system"
+)
+
+// Second reports whether this host takes the snapshotter in place of the plugin: its engine is 28 or newer, or keeps
+// its images in containerd; or there is no engine of Docker's, and a containerd.
+func (h *Host) Second(ctx context.Context) (bool, error) {
+	info, err := h.Engine.Client().Info(ctx)
+	if err != nil {
+		_, unit := service.LoadUnit(ctx, service.DefaultUnit)
+		if h.process != nil || unit == nil || h.Host != "" {
+			return false, nil // an engine that doesn't answer is the plugin's matter, which can be the reason
+		}
+		_, err := service.FindContainerd(ctx, h.containerdSocket())
+		return err == nil, nil
+	}
+	for _, s := range info.DriverStatus {
+		if s[0] == "driver-type" && s[1] == "io.containerd.snapshotter.v1" {
+			return true, nil
+		}
+	}
+	first, _, _ := strings.Cut(info.ServerVersion, ".")
+	major, err := strconv.Atoi(first)
+	return err == nil && major >= firstSnapshotter, nil
+}
+
+// HasEngine reports whether an engine of Docker's runs on this host.
+func (h *Host) HasEngine() bool { return h.process != nil }
+
+// containerdSocket is where the containerd that is meant listens: the engine's, if there is one.
+func (h *Host) containerdSocket() string {
+	said := ""
+	if h.process != nil {
+		if f, err := daemonjson.Read(h.file); err == nil {
+			said = f.String("containerd")
+		}
+		for _, f := range service.ParseFlags(h.process.Args) {
+			if f.Name == "containerd" {
+				said = f.Value
+			}
+		}
+	}
+	return cmp.Or(h.Containerd, said, containerd.DefaultSocket)
+}
+
+// Snapshotter gives the installer what an install of the snapshotter takes besides an engine's. The client must be
+// closed.
+func (h *Host) Snapshotter(ctx context.Context, i *installer.Installer) (*containerd.Client, error) {
+	units, err := service.FindUnits()
+	if err != nil {
+		return nil, fmt.Errorf("the snapshotter is a service of systemd's: %w (docs/containerd.md says what to set up by hand)", err)
+	}
+	client, err := containerd.Connect(h.containerdSocket())
+	if err != nil {
+		return nil, err
+	}
+	i.Units, i.Containerd = units, client
+	return client, nil
+}
+
+// InstallSnapshotter returns what an install of the snapshotter is to bring about.
+func (h *Host) InstallSnapshotter(ctx context.Context, i *installer.Installer, c *containerd.Client) (
+	w installer.SnapshotterWishes, err error,
+) {
+	w = installer.SnapshotterWishes{SettingsFile: installer.SnapshotterSettings}
+	if h.process != nil {
+		w.File = h.file
+		if h.Restart == "none" {
+			return w, usagef("--restart none: the engine is restarted to see whether it runs with the snapshotter")
+		}
+	}
+	for name, set := range map[string]bool{
+		"--bundle": h.Bundle != "", "--from": h.From != "", "--key": h.Key != "", "--name": h.Name != "", "--set": len(h.Settings) > 0,
+		"--data-root": h.DataRoot != "", "--minio-config": h.MinioConfig != "",
+	} {
+		if set {
+			return w, usagef("%s is for the plugin, and this host takes the snapshotter", name)
+		}
+	}
+	if w.Settings, err = h.snapshotterSettings(); err != nil {
+		return w, err
+	}
+	if w.Unit, err = snapshotterUnit(); err != nil {
+		return w, err
+	}
+	if w.File != "" {
+		if w.Images, err = h.images(i.Hello); err != nil {
+			return w, err
+		}
+	}
+	process, err := service.FindContainerd(ctx, h.containerdSocket())
+	if err != nil {
+		return w, fmt.Errorf("%w (start containerd, or name its socket with --containerd; an engine of Docker's that starts a containerd of "+
+			"its own can't be told of the snapshotter: have it use the host's)", err)
+	}
+	if w.ConfigUnit = process.Unit; w.ConfigUnit == "" {
+		return w, fmt.Errorf("containerd, process %d, runs in no unit of systemd's: it can't be restarted", process.PID)
+	}
+	if w.Config, err = h.containerdFiles(ctx, c, process); err != nil {
+		return w, err
+	}
+	w.Preflight = func(ctx context.Context) error { return h.judgeSnapshotter(ctx, i, w) }
+	return w, nil
+}
+
+// snapshotterSettings are the changes of the snapshotter's settings that are wished for.
+func (h *Host) snapshotterSettings() (changes []daemonjson.Change, err error) {
+	if len(h.StorageOpts) > 0 {
+		f, err := daemonjson.Read(installer.SnapshotterSettings)
+		if err != nil {
+			return nil, err
+		}
+		opts := daemonjson.DriverOptions(f.Strings("storage-opts"), h.StorageOpts)
+		if _, err := options.Parse(opts); err != nil {
+			return nil, UsageError{err}
+		}
+		changes = append(changes, daemonjson.Set("storage-opts", opts))
+	}
+	if h.CVMFSConfig != "" {
+		path, err := filepath.Abs(h.CVMFSConfig)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, daemonjson.Set("cvmfs-config", path))
+	}
+	if socket := h.containerdSocket(); socket != containerd.DefaultSocket {
+		changes = append(changes, daemonjson.Set("containerd", socket))
+	}
+	if h.Debug != nil {
+		changes = append(changes, daemonjson.Set("debug", *h.Debug))
+	}
+	return changes, nil
+}
+
+// snapshotterProgram is the name of the snapshotter's program.
+const snapshotterProgram = "cvmfs-snapshotter"
+
+// snapshotterUnit is the definition of the service, nil where a package has brought it with the program.
+func snapshotterUnit() (*installer.Text, error) {
+	if service.Packaged(installer.SnapshotterUnit) {
+		return nil, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	program := filepath.Join(filepath.Dir(self), snapshotterProgram)
+	if _, err := os.Stat(program); err != nil {
+		if program, err = exec.LookPath(snapshotterProgram); err != nil {
+			return nil, usagef("no %s is beside this program or in PATH", snapshotterProgram)
+		}
+	}
+	return &installer.Text{
+		Path: filepath.Join(unitFolder, installer.SnapshotterUnit), Content: service.SnapshotterUnit(program),
+	}, nil
+}
+
+// containerdFiles are containerd's main file and the drop-in, which comes first as it may be imported already.
+func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, process *service.Engine) ([]installer.Text,
+	error,
+) {
+	version, err := c.Version(ctx)
+	if err != nil {
+		return nil, err
+	}
+	path := containerdConfig
+	for _, f := range service.ParseFlags(process.Args) {
+		if f.Name == "config" || f.Name == "c" {
+			path = f.Value
+		}
+	}
+	main, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	o := containerd.Options{
+		Name: installer.SnapshotterName, Socket: installer.SnapshotterSocket, Root: installer.SnapshotterRoot,
+		CRI: h.CRI, Platform: "linux/" + runtime.GOARCH,
+	}
+	dropIn := filepath.Join(filepath.Dir(path), snapshotterDrop)
+	if was, err := os.ReadFile(dropIn); err == nil && containerd.TellsCRI(was) {
+		o.CRI = true
+	}
+	files := func(dropIn string) (texts []installer.Text, err error) {
+		next, err := containerd.Main(main, version, dropIn, o)
+		if err != nil {
+			return nil, fmt.Errorf("edit %s: %w", path, err)
+		}
+		file, err := containerd.Version(next)
+		return []installer.Text{
+			{Path: dropIn, Content: []byte(containerd.DropIn(version, file, o))}, {Path: path, Content: next},
+		}, err
+	}
+	if err := tryContainerd(ctx, process, files); err != nil {
+		return nil, err
+	}
+	return files(dropIn)
+}
+
+// tryContainerd has containerd's own program read files like those that are to be.
+func tryContainerd(ctx context.Context, process *service.Engine,
+	files func(dropIn string) ([]installer.Text, error),
+) error {
+	dir, err := os.MkdirTemp("", "containerd-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) // it is of no use any more
+	texts, err := files(filepath.Join(dir, "drop-in.toml"))
+	if err != nil {
+		return err
+	}
+	for i, name := range []string{"drop-in.toml", "config.toml"} {
+		if err := os.WriteFile(filepath.Join(dir, name), texts[i].Content, 0o600); err != nil {
+			return err
+		}
+	}
+	cmd := exec.CommandContext(ctx, process.Program, "--config", filepath.Join(dir, "config.toml"), "config", "dump")
+	cmd.Env = process.Environ
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("containerd would not start with the edited configuration: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// judgeSnapshotter looks whether the host qualifies for the snapshotter.
+func (h *Host) judgeSnapshotter(ctx context.Context, i *installer.Installer, w installer.SnapshotterWishes) error {
+	plan := preflight.Plan{
+		Install: true, Host: h.Address(), Name: installer.SnapshotterName, DaemonJSON: w.File,
+		DataRoot: installer.SnapshotterRoot, StorageOpts: h.StorageOpts, CVMFSConfig: h.CVMFSConfig, Log: h.log, Restart: h.Restart, Agent: agent(h.Version),
+		Snapshots: true,
+	}
+	findings := preflight.Judge(preflight.Gather(ctx, plan), plan)
+	var said bytes.Buffer
+	if err := preflight.Write(&said, findings, false); err != nil {
+		return err
+	}
+	if text := strings.TrimSpace(said.String()); text != "" {
+		i.Tell(installer.Event{Step: "preflight", Outcome: installer.Told, Text: text})
+	}
+	return preflight.Unfit(findings)
+}

@@ -1,0 +1,41 @@
+package installer
+
+import (
+	"context"
+	"slices"
+)
+
+// undoSnapshotter brings the host back to where a transaction of the snapshotter began. The files of engine and
+// containerd come first, then their restarts, the snapshotter last: until then its snapshots are answered for.
+func (r *run) undoSnapshotter(ctx context.Context, t *transaction) error {
+	changes := slices.Clone(t.Changes)
+	read := func(c *change) bool { return c.Kind == daemonJSON || c.Kind == containerdWritten }
+	if err := r.undoThose(ctx, changes, read); err != nil {
+		return err
+	}
+	if t.Reread {
+		if err := r.restartContainerd(ctx); err != nil {
+			return err
+		}
+	}
+	if t.Restarted {
+		if err := r.restartUndoing(ctx); err != nil {
+			return err
+		}
+	}
+	again := func(c *change) bool { return c.Kind == unitRestarted } // with the definition and settings of before
+	if err := r.undoThose(ctx, changes, func(c *change) bool { return !read(c) && !again(c) }); err != nil {
+		return err
+	}
+	if err := r.undoThose(ctx, changes, again); err != nil {
+		return err
+	}
+	if t.Down {
+		return r.Containerd.Ready(ctx)
+	}
+	_, err := r.drives(ctx, t.Former)
+	if err == nil {
+		r.startAgain(ctx, t)
+	}
+	return err
+}
