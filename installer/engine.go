@@ -113,6 +113,23 @@ func (e *Engine) running(ctx context.Context) ([]string, error) {
 	return ids, nil
 }
 
+// all returns the names of the containers of the present storage driver, those that don't run included.
+func (e *Engine) all(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	found, err := e.api.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return nil, fmt.Errorf("ask the engine for its containers: %w", err)
+	}
+	var names []string
+	for _, c := range found {
+		if len(c.Names) > 0 {
+			names = append(names, strings.TrimPrefix(c.Names[0], "/"))
+		}
+	}
+	return names, nil
+}
+
 // startContainer starts a container that doesn't run.
 func (e *Engine) startContainer(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)

@@ -57,6 +57,9 @@ func (d *departure) do(ctx context.Context) error {
 			d.docker = &d.was.Changes[i]
 		}
 	}
+	if d.docker != nil && d.was.Driver && d.Service == nil {
+		return errors.New("the engine that was told of the snapshotter isn't on this host any more, or doesn't run: start it")
+	}
 	uses, err := d.uses(ctx)
 	if err != nil {
 		return err
@@ -90,6 +93,11 @@ func (d *departure) uses(ctx context.Context) ([]string, error) {
 		return nil, nil // containerd has forgotten it
 	}
 	uses, err := d.Containerd.Uses(ctx, SnapshotterName)
+	if err == nil && d.docker != nil && d.was.Driver {
+		var all []string
+		all, err = d.Engine.all(ctx) // containerd knows of those that run alone
+		uses = append(uses, all...)
+	}
 	if err == nil && len(uses) > 0 && !d.Force {
 		err = fmt.Errorf("containers have their files from the snapshotter: %s: remove them, or give --force",
 			strings.Join(uses, ", "))

@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/policy"
 )
 
@@ -11,8 +12,10 @@ import (
 func installCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "install",
-		Usage: "make the plugin the storage driver of this host's Docker engine",
-		Description: "Checks the host, shows the plan, asks for confirmation, and installs step by step. If a step fails, everything is undone\n" +
+		Usage: "have this host's Docker engine or containerd run thin images",
+		Description: "On engines up to 27 the plugin becomes the storage driver. On engines 28 and newer, on those that keep their images in\n" +
+			"containerd, and on hosts with a containerd alone, the snapshotter is set up.\n\n" +
+			"Checks the host, shows the plan, asks for confirmation, and installs step by step. If a step fails, everything is undone\n" +
 			"(exit code 4). Run again, it changes only what differs. See docs/install.md.",
 		Flags: []cli.Flag{
 			bundleFlag, keyFlag,
@@ -42,12 +45,21 @@ func installCommand() *cli.Command {
 				Name:  "fix",
 				Usage: "remove comments and trailing commas from the configuration file: the engine does not start with them",
 			},
+			containerdFlag,
+			&cli.BoolFlag{Name: "cri", Usage: "Kubernetes' images are unpacked by the snapshotter, too"},
 			hostFlag, restartFlag, testFlag, thinFlag,
 			&cli.BoolFlag{Name: "dry-run", Usage: "only show the plan"},
 			yesFlag, jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				second, err := h.Second(c.Context)
+				if err != nil {
+					return err
+				}
+				if second {
+					return installSnapshotter(c, h, i)
+				}
 				wishes, err := h.Install(c.Context, i)
 				if err != nil {
 					return err
@@ -62,4 +74,18 @@ func installCommand() *cli.Command {
 			})
 		},
 	}
+}
+
+// installSnapshotter has containerd, and an engine of Docker's on it, use the snapshotter.
+func installSnapshotter(c *cli.Context, h *policy.Host, i *installer.Installer) error {
+	return onSnapshotter(c, h, i, func(client *containerd.Client) error {
+		wishes, err := h.InstallSnapshotter(c.Context, i, client)
+		if err != nil {
+			return err
+		}
+		if c.Bool("dry-run") {
+			return i.PlanSnapshotter(c.Context, wishes)
+		}
+		return i.InstallSnapshotter(c.Context, wishes)
+	})
 }

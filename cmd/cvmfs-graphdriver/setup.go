@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/policy"
 	"cvmfs-graphdriver/internal/program"
@@ -51,6 +52,10 @@ var (
 	socketFlag = &cli.StringFlag{
 		Name: "socket", Usage: "`SOCKET` at which the one node answers that is meant (default: those of the snapshotter and the engine's plugin)",
 	}
+	containerdFlag = &cli.StringFlag{
+		Name: "containerd", Usage: "`SOCKET` of the containerd that is to use the snapshotter (default: the engine's, if it takes no plugin, or " +
+			containerd.DefaultSocket + ")",
+	}
 	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "test with this thin `IMAGE`, too"}
 )
 
@@ -64,6 +69,21 @@ func onHost(c *cli.Context, do func(*policy.Host, *installer.Installer) error) e
 		}
 		return do(h, i)
 	})
+}
+
+// onSnapshotter has a command work on this host's snapshotter, and on the engine of Docker's if there is one.
+func onSnapshotter(c *cli.Context, h *policy.Host, i *installer.Installer, do func(*containerd.Client) error) error {
+	client, err := h.Snapshotter(c.Context, i)
+	if err != nil {
+		return err
+	}
+	defer client.Close() // nothing is on its way any more
+	if h.HasEngine(c.Context) {
+		if err := h.Restarts(c.Context, i); err != nil {
+			return err
+		}
+	}
+	return do(client)
 }
 
 // nodeFlags say which node is meant, and how to answer.
@@ -152,6 +172,7 @@ func request(c *cli.Context) policy.Request {
 		Bundle: c.String(bundleFlag.Name), Key: c.String(keyFlag.Name), From: c.String("from"),
 		DataRoot: c.String("data-root"), StorageOpts: c.StringSlice("storage-opt"), Settings: c.StringSlice("set"),
 		CVMFSConfig: c.String("cvmfs-config"), MinioConfig: c.String("minio-config"), Fix: c.Bool("fix"),
+		Containerd: c.String(containerdFlag.Name), CRI: c.Bool("cri"),
 		Images: installer.Images{Ordinary: c.String(testFlag.Name), Thin: c.String(thinFlag.Name)},
 	}
 	if c.IsSet("debug") {

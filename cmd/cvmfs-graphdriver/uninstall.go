@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/policy"
 )
 
@@ -11,16 +12,29 @@ import (
 func uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
-		Usage: "restore the engine's former storage driver",
+		Usage: "take back what install has set up",
 		Description: "Restores the engine's configuration file, restarts the engine and disables the plugin. The plugin's images are kept, unless\n" +
-			"--purge is given: another install shows them again.",
+			"--purge is given: another install shows them again. Of the snapshotter, all that is unpacked with it is removed from containerd;\n" +
+			"--purge also removes what it has fetched.",
 		Flags: []cli.Flag{
 			nameFlag,
 			&cli.BoolFlag{Name: "purge", Usage: "remove the plugin with all its images, containers and layers"},
-			fileFlag, hostFlag, restartFlag, yesFlag, jsonFlag, recordFlag,
+			&cli.BoolFlag{Name: "force", Usage: "also if containers have their files from the snapshotter, which they lose"},
+			containerdFlag, fileFlag, hostFlag, restartFlag, yesFlag, jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				second, err := installer.HasSnapshotter(c.String(recordFlag.Name))
+				if err != nil {
+					return err
+				}
+				if second {
+					return onSnapshotter(c, h, i, func(*containerd.Client) error {
+						return i.UninstallSnapshotter(c.Context, installer.SnapshotterLeave{
+							Force: c.Bool("force"), Purge: c.Bool("purge"),
+						})
+					})
+				}
 				if err := h.Restarts(c.Context, i); err != nil {
 					return err
 				}

@@ -4,6 +4,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/installer"
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/policy"
 )
 
@@ -11,15 +12,29 @@ import (
 func upgradeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "upgrade",
-		Usage: "replace the plugin with that of another bundle; settings and images stay",
-		Description: "Disables the plugin, replaces it, enables it and restarts the engine: containers stop and are started again. If that fails, the\n" +
+		Usage: "run the newer plugin or snapshotter that has come with this program; settings and images stay",
+		Description: "The snapshotter is restarted, and containers go on. For the plugin: disables the plugin, replaces it, enables it and restarts the engine: containers stop and are started again. If that fails, the\n" +
 			"former plugin is restored (exit code 4).",
 		Flags: []cli.Flag{
-			bundleFlag, keyFlag, nameFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag,
+			bundleFlag, keyFlag, nameFlag, containerdFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag,
 			jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				second, err := installer.HasSnapshotter(c.String(recordFlag.Name))
+				if err != nil {
+					return err
+				}
+				if second {
+					return onSnapshotter(c, h, i, func(client *containerd.Client) error {
+						wishes, err := h.InstallSnapshotter(c.Context, i, client)
+						if err != nil {
+							return err
+						}
+						wishes.Renew = true
+						return i.InstallSnapshotter(c.Context, wishes)
+					})
+				}
 				renewal, err := h.Upgrade(i)
 				if err != nil {
 					return err

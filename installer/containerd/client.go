@@ -1,12 +1,10 @@
 package containerd
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -102,10 +100,8 @@ func (c *Client) Serves(ctx context.Context, snapshotter string) error {
 	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("ask the snapshotter %s by way of containerd: %w", snapshotter, err)
 	}
-	if _, err := c.list(ctx, "default", snapshotter); err != nil {
-		return err
-	}
-	return nil
+	_, err = c.list(in(ctx, "default"), snapshotter)
+	return err
 }
 
 // in is a context for a call in a namespace.
@@ -146,9 +142,9 @@ func (c *Client) forNamespaces(ctx context.Context, do func(namespace string) er
 	return nil
 }
 
-// list returns the snapshots of a namespace.
-func (c *Client) list(ctx context.Context, namespace, snapshotter string) (all []*snapshots.Info, err error) {
-	stream, err := snapshots.NewSnapshotsClient(c.conn).List(in(ctx, namespace),
+// list returns the snapshots of the namespace that the context is for.
+func (c *Client) list(ctx context.Context, snapshotter string) (all []*snapshots.Info, err error) {
+	stream, err := snapshots.NewSnapshotsClient(c.conn).List(ctx,
 		&snapshots.ListSnapshotsRequest{Snapshotter: snapshotter})
 	for err == nil {
 		var some *snapshots.ListSnapshotsResponse
@@ -159,51 +155,5 @@ func (c *Client) list(ctx context.Context, namespace, snapshotter string) (all [
 	if errors.Is(err, io.EOF) {
 		return all, nil
 	}
-	return nil, fmt.Errorf("ask containerd for the snapshots of %s in %s: %w", snapshotter, namespace, errgrpc.ToNative(err))
-}
-
-// Empty removes all snapshots of a snapshotter, children before parents. Those that others remove meanwhile count as
-// well.
-func (c *Client) Empty(ctx context.Context, snapshotter string) (removed int, err error) {
-	err = c.forNamespaces(ctx, func(namespace string) error {
-		all, err := c.list(ctx, namespace, snapshotter)
-		if err != nil {
-			return err
-		}
-		for _, info := range childrenFirst(all) {
-			if err := c.remove(ctx, namespace, snapshotter, info.Name); err != nil {
-				return err
-			}
-			removed++
-		}
-		return nil
-	})
-	return removed, err
-}
-
-func (c *Client) remove(ctx context.Context, namespace, snapshotter, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, callWait)
-	defer cancel()
-	_, err := snapshots.NewSnapshotsClient(c.conn).Remove(in(ctx, namespace),
-		&snapshots.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: name})
-	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove the snapshot %s of %s: %w", name, namespace, err)
-	}
-	return nil
-}
-
-// childrenFirst sorts snapshots so that each comes before the one it stands on.
-func childrenFirst(all []*snapshots.Info) []*snapshots.Info {
-	parents := map[string]string{}
-	for _, info := range all {
-		parents[info.Name] = info.Parent
-	}
-	depth := func(name string) (n int) {
-		for ; name != "" && n <= len(parents); name = parents[name] {
-			n++
-		}
-		return n
-	}
-	slices.SortStableFunc(all, func(a, b *snapshots.Info) int { return cmp.Compare(depth(b.Name), depth(a.Name)) })
-	return all
+	return nil, fmt.Errorf("ask containerd for the snapshots of %s: %w", snapshotter, errgrpc.ToNative(err))
 }

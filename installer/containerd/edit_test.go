@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
 )
 
 const conf = "/etc/containerd/conf.d/cvmfs.toml"
@@ -80,6 +82,26 @@ func TestMainFilesAreEditedInPlace(t *testing.T) {
 				t.Errorf("edited again: %s", again)
 			}
 		})
+	}
+}
+
+func TestChildrenAreRemovedFirst(t *testing.T) {
+	all := []*snapshots.Info{
+		{Name: "base"},
+		{Name: "container", Parent: "top"},
+		{Name: "top", Parent: "base"},
+		{Name: "other"},
+		{Name: "orphan", Parent: "gone"},
+	}
+	seen := map[string]bool{}
+	for _, info := range childrenFirst(all) {
+		if seen[info.Parent] {
+			t.Errorf("%s comes behind its parent", info.Name)
+		}
+		seen[info.Name] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("%v", seen)
 	}
 }
 

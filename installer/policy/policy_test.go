@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -163,5 +164,50 @@ func TestAHostThatDoesNotQualifyIsRefused(t *testing.T) {
 	}
 	if err := w.Validate(t.Context(), nil); err != nil { // no process of an engine is behind the socket
 		t.Error(err)
+	}
+}
+
+// An engine that takes no plugin, and one that keeps its images in containerd, have the snapshotter; so has a
+// containerd that is named.
+func TestTheEngineTellsPluginOrSnapshotter(t *testing.T) {
+	const store = `[["driver-type","io.containerd.snapshotter.v1"]]`
+	for _, c := range []struct {
+		version, status, containerd string
+		second                      bool
+	}{
+		{"20.10.24", `[]`, "", false},
+		{"27.5.1", `[["Backing Filesystem","extfs"]]`, "", false},
+		{"27.5.1", store, "", true},
+		{"28.5.2", `[]`, "", true},
+		{"29.0.0-beta.24", store, "", true},
+		{"dev", `[]`, "", false},
+		{"20.10.24", `[]`, "/run/containerd/containerd.sock", true},
+	} {
+		dir, err := os.MkdirTemp("", "door-") // a socket's path is short
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		l, err := net.Listen("unix", filepath.Join(dir, "s"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/info") {
+				fmt.Fprintf(w, `{"ServerVersion":%q,"DriverStatus":%s}`, c.version, c.status)
+			}
+		})}
+		go s.Serve(l)
+		t.Cleanup(func() { s.Close() })
+		h, err := Find(t.Context(), Request{
+			Host: "unix://" + l.Addr().String(), Containerd: c.containerd, Record: filepath.Join(dir, "record"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		if second, err := h.Second(t.Context()); err != nil || second != c.second {
+			t.Errorf("%+v: %t, %v", c, second, err)
+		}
 	}
 }

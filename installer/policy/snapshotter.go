@@ -28,17 +28,27 @@ const (
 	unitFolder       = "/etc/systemd/system"
 )
 
-// Second reports whether this host takes the snapshotter in place of the plugin: its engine is 28 or newer, or keeps
-// its images in containerd; or there is no engine of Docker's, and a containerd.
+// Second reports whether this host takes the snapshotter in place of the plugin: it has it; its engine is 28 or newer,
+// or keeps its images in containerd; or a containerd is named, or is all there is.
 func (h *Host) Second(ctx context.Context) (bool, error) {
+	has, err := installer.HasSnapshotter(h.Record)
+	switch {
+	case err != nil || has || h.Containerd != "":
+		return err == nil, err
+	case h.HasEngine(ctx) || h.Host != "":
+		// One that doesn't answer is the plugin's matter, which can be the reason.
+		takes, err := h.takesSnapshotter(ctx)
+		return err == nil && takes, nil
+	}
+	_, err = service.FindContainerd(ctx, h.containerdSocket())
+	return err == nil, nil
+}
+
+// takesSnapshotter reports whether the engine can be told of the snapshotter.
+func (h *Host) takesSnapshotter(ctx context.Context) (bool, error) {
 	info, err := h.Engine.Client().Info(ctx)
 	if err != nil {
-		_, unit := service.LoadUnit(ctx, service.DefaultUnit)
-		if h.process != nil || unit == nil || h.Host != "" {
-			return false, nil // an engine that doesn't answer is the plugin's matter, which can be the reason
-		}
-		_, err := service.FindContainerd(ctx, h.containerdSocket())
-		return err == nil, nil
+		return false, err
 	}
 	for _, s := range info.DriverStatus {
 		if s[0] == "driver-type" && s[1] == "io.containerd.snapshotter.v1" {
@@ -50,8 +60,14 @@ func (h *Host) Second(ctx context.Context) (bool, error) {
 	return err == nil && major >= firstSnapshotter, nil
 }
 
-// HasEngine reports whether an engine of Docker's runs on this host.
-func (h *Host) HasEngine() bool { return h.process != nil }
+// HasEngine reports whether this host has an engine of Docker's, which need not run.
+func (h *Host) HasEngine(ctx context.Context) bool {
+	if h.process != nil {
+		return true
+	}
+	_, err := service.LoadUnit(ctx, service.DefaultUnit)
+	return err == nil
+}
 
 // containerdSocket is where the containerd that is meant listens: the engine's, if there is one.
 func (h *Host) containerdSocket() string {
@@ -89,7 +105,7 @@ func (h *Host) InstallSnapshotter(ctx context.Context, i *installer.Installer, c
 	w installer.SnapshotterWishes, err error,
 ) {
 	w = installer.SnapshotterWishes{SettingsFile: installer.SnapshotterSettings}
-	if h.process != nil {
+	if takes, err := h.takesSnapshotter(ctx); h.HasEngine(ctx) && (takes || err != nil) {
 		w.File = h.file
 		if h.Restart == "none" {
 			return w, usagef("--restart none: the engine is restarted to see whether it runs with the snapshotter")
@@ -254,7 +270,8 @@ func tryContainerd(ctx context.Context, process *service.Engine,
 func (h *Host) judgeSnapshotter(ctx context.Context, i *installer.Installer, w installer.SnapshotterWishes) error {
 	plan := preflight.Plan{
 		Install: true, Host: h.Address(), Name: installer.SnapshotterName, DaemonJSON: w.File,
-		DataRoot: installer.SnapshotterRoot, StorageOpts: h.StorageOpts, CVMFSConfig: h.CVMFSConfig, Log: h.log, Restart: h.Restart, Agent: agent(h.Version),
+		DataRoot: installer.SnapshotterRoot, StorageOpts: h.StorageOpts, CVMFSConfig: h.CVMFSConfig, Log: h.log,
+		Restart: h.Restart, Agent: agent(h.Version),
 		Snapshots: true,
 	}
 	findings := preflight.Judge(preflight.Gather(ctx, plan), plan)

@@ -77,10 +77,14 @@ func version(f *Facts, p *Plan) []Finding {
 		return one(Error, id, what+" is too old: storage-driver plugins that the engine manages came with 17.06",
 			"run engine 17.06 to 26.1")
 	case none:
+		remedy := "\"cvmfs-graphdriver install\" sets up the snapshotter, which is the way from 28 on"
+		if f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name) {
+			remedy = "\"cvmfs-graphdriver uninstall\" takes the plugin out of " + f.File.Path + ", then " + remedy +
+				"; pull the images anew"
+		}
 		return one(Error, id, what+
 			" has no storage-driver plugins: they were removed in 28.0, and an engine that is configured to use one does not start",
-			"run engine 17.06 to 26.1, or 27; for 28 and later the way is a snapshotter of containerd "+
-				"(\"features\": {\"containerd-snapshotter\": true} in daemon.json), not this plugin")
+			remedy)
 	case withVariable:
 		return variable(f, p)
 	case unknown:

@@ -594,9 +594,30 @@ func TestVersionsAreJudgedByTheirRule(t *testing.T) {
 func TestEngine28IsToldTheWay(t *testing.T) {
 	f := fit()
 	f.Engine.Version = "28.5.2"
-	const want = `run engine 17.06 to 26.1, or 27; for 28 and later the way is a snapshotter of containerd ("features": {"containerd-snapshotter": true} in daemon.json), not this plugin`
+	const want = `"cvmfs-graphdriver install" sets up the snapshotter, which is the way from 28 on`
 	if got := found(Judge(f, install), "engine.version"); len(got) != 1 || got[0].Remedy != want {
 		t.Errorf("%+v", got)
+	}
+	f.File.Driver = install.Name // it was upgraded from 27
+	if got := found(Judge(f, install), "engine.version"); len(got) != 1 ||
+		!strings.Contains(got[0].Remedy, "uninstall") || !strings.Contains(got[0].Remedy, want) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// An engine that maps owners by itself takes no snapshotter, or fetches all of an image.
+func TestTheSnapshotterIsJudgedByItsOwnRules(t *testing.T) {
+	plan := install
+	plan.Snapshots = true
+	for version, severity := range map[string]Severity{"28.5.2": Warning, "29.1.0": Error} {
+		f := fit()
+		f.Engine.Version, f.Engine.UserNS = version, true
+		if got := found(Judge(f, plan), "engine.userns-remap"); len(got) != 1 || got[0].Severity != severity {
+			t.Errorf("%s: %+v", version, got)
+		}
+		if got := found(Judge(f, plan), "engine.version"); len(got) > 0 {
+			t.Errorf("%s: %+v", version, got)
+		}
 	}
 }
 
