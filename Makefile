@@ -114,7 +114,7 @@ release: ## make all that a release consists of in dist/release: programs, bundl
 		mkdir -p $(DIST)/bin/$(arch) && GOARCH=$(arch) $(programs) -o $(DIST)/bin/$(arch)/ ./cmd/... &&) true
 	$(DIST)/bin/$(host_arch)/cvmfs-graphdriver bundle build --format tar.gz,tar.zst --output $(making_dir) \
 		$(foreach arch,$(ARCHS),--plugin $(DIST)/bin/$(arch)/cvmfs-graphdriver-plugin)
-	$(foreach arch,$(ARCHS),$(foreach name,cvmfs-graphdriver docker2cvmfs,\
+	$(foreach arch,$(ARCHS),$(foreach name,cvmfs-graphdriver cvmfs-snapshotter docker2cvmfs,\
 		cp $(DIST)/bin/$(arch)/$(name) $(making_dir)/$(name)-$(VERSION)-$(arch) &&)) true
 	$(GO) run ./packaging -version '$(VERSION)' -arch $(subst $(space),$(comma),$(ARCHS)) -maintainer '$(MAINTAINER)' \
 		-programs $(DIST)/bin -bundles $(making_dir) -output $(making_dir) -sign '$(SIGN_KEY)'

@@ -175,7 +175,7 @@ func isWhole(t *testing.T, dir string, public minisign.PublicKey) {
 	for _, arch := range []string{"amd64", "arm64"} {
 		rpm := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[arch]
 		want = append(want,
-			"cvmfs-graphdriver-1.2.3-"+arch, "docker2cvmfs-1.2.3-"+arch,
+			"cvmfs-graphdriver-1.2.3-"+arch, "cvmfs-snapshotter-1.2.3-"+arch, "docker2cvmfs-1.2.3-"+arch,
 			"cvmfs-graphdriver-plugin-1.2.3-"+arch+".tar.gz", "cvmfs-graphdriver-plugin-1.2.3-"+arch+".tar.zst",
 			"cvmfs-graphdriver-plugin-1.2.3-"+arch+".spdx.json",
 			"cvmfs-graphdriver_1.2.3-1_"+arch+".deb", "cvmfs-graphdriver-1.2.3-1."+rpm+".rpm")

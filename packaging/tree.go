@@ -19,7 +19,7 @@ import (
 // programs are those of the host, and shells those that have a place for completions: the path of a program's, %s being
 // its name.
 var (
-	programs = []string{"cvmfs-graphdriver", "docker2cvmfs"}
+	programs = []string{"cvmfs-graphdriver", "cvmfs-snapshotter", "docker2cvmfs"}
 	shells   = map[string]string{
 		"bash": "usr/share/bash-completion/completions/%s",
 		"fish": "usr/share/fish/vendor_completions.d/%s.fish",
@@ -32,6 +32,9 @@ const (
 	share = "usr/share/cvmfs-graphdriver"
 	doc   = "usr/share/doc/cvmfs-graphdriver"
 )
+
+// snapshotterUnit is the definition of the snapshotter's service.
+const snapshotterUnit = "cvmfs-snapshotter.service"
 
 // tree fills a new folder with what packages for an architecture hold, as nfpm.yaml wants it.
 func (r *release) tree(ctx context.Context, dir, arch string) error {
@@ -51,6 +54,7 @@ func (r *release) tree(ctx context.Context, dir, arch string) error {
 	if _, err := bundle.Verify(filepath.Join(r.bundles, archive), nil); err != nil {
 		return err
 	}
+	t.copy("usr/lib/systemd/system/"+snapshotterUnit, filepath.Join(r.source, "installer/service", snapshotterUnit), 0o644)
 	t.copy(share+"/"+archive, filepath.Join(r.bundles, archive), 0o644)
 	if err := r.addPrinted(ctx, t); err != nil {
 		return err
