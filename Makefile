@@ -108,7 +108,7 @@ host_arch   = $(shell $(GO) env GOHOSTARCH)
 comma      := ,
 space      := $(subst ,, )
 
-release: ## make all that a release consists of in dist/release: programs, bundles, SBOMs, deb and rpm packages, sums
+release: ## make all that a release consists of in dist/release: programs, bundles, SBOMs, deb and rpm packages, what clusters get, sums
 	rm -rf $(release_dir) $(making_dir)
 	$(foreach arch,$(sort $(ARCHS) $(host_arch)),\
 		mkdir -p $(DIST)/bin/$(arch) && GOARCH=$(arch) $(programs) -o $(DIST)/bin/$(arch)/ ./cmd/... &&) true
@@ -116,6 +116,8 @@ release: ## make all that a release consists of in dist/release: programs, bundl
 		$(foreach arch,$(ARCHS),--plugin $(DIST)/bin/$(arch)/cvmfs-graphdriver-plugin)
 	$(foreach arch,$(ARCHS),$(foreach name,cvmfs-graphdriver cvmfs-snapshotter docker2cvmfs,\
 		cp $(DIST)/bin/$(arch)/$(name) $(making_dir)/$(name)-$(VERSION)-$(arch) &&)) true
+	$(GO) run ./packaging/kubernetes -version '$(VERSION)' -arch $(subst $(space),$(comma),$(ARCHS)) -programs $(DIST)/bin \
+		-output $(making_dir)
 	$(GO) run ./packaging -version '$(VERSION)' -arch $(subst $(space),$(comma),$(ARCHS)) -maintainer '$(MAINTAINER)' \
 		-programs $(DIST)/bin -bundles $(making_dir) -output $(making_dir) -sign '$(SIGN_KEY)'
 	mv $(making_dir) $(release_dir)
