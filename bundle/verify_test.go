@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,8 +44,8 @@ type header struct {
 	data []byte
 }
 
-// rewrite changes an archive's entries.
-func rewrite(t *testing.T, archive string, change func([]header) []header) {
+// unpack returns an archive's entries.
+func unpack(t *testing.T, archive string) (all []header) {
 	t.Helper()
 	packed, err := os.ReadFile(archive)
 	if err != nil {
@@ -54,15 +55,20 @@ func rewrite(t *testing.T, archive string, change func([]header) []header) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []header
 	testutil.Untar(t, z, func(h *tar.Header, content []byte) { all = append(all, header{*h, content}) })
+	return all
+}
+
+// pack writes an archive of entries.
+func pack(t *testing.T, archive string, all []header) {
+	t.Helper()
 	var b bytes.Buffer
-	z2, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := tar.NewWriter(z2)
-	for _, h := range change(all) {
+	out := tar.NewWriter(z)
+	for _, h := range all {
 		if h.Typeflag == tar.TypeReg {
 			h.Size = int64(len(h.data))
 		}
@@ -76,7 +82,7 @@ func rewrite(t *testing.T, archive string, change func([]header) []header) {
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := z2.Close(); err != nil {
+	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(archive, b.Bytes(), 0o644); err != nil {
@@ -87,10 +93,7 @@ func rewrite(t *testing.T, archive string, change func([]header) []header) {
 // Each is refused even where no sum tells that the archive was changed.
 func TestTamperedArchivesAreRefused(t *testing.T) {
 	const top = "cvmfs-graphdriver-plugin-1.2.3/"
-	whole, err := os.ReadFile(archiveOf(t, options(t)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := unpack(t, archiveOf(t, options(t)))
 	add := func(h tar.Header, data string) func([]header) []header {
 		return func(all []header) []header {
 			h.Mode = 0o644
@@ -207,10 +210,7 @@ func TestTamperedArchivesAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			archive := filepath.Join(t.TempDir(), "bundle.tar.gz")
-			if err := os.WriteFile(archive, whole, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			rewrite(t, archive, test.change)
+			pack(t, archive, test.change(slices.Clone(whole)))
 			_, err := Verify(archive, nil)
 			if test.says == "" {
 				if err != nil {
@@ -443,7 +443,7 @@ func TestSumsAndSignatureTellWhatWasChanged(t *testing.T) {
 	t.Run("the archive", func(t *testing.T) {
 		o := options(t)
 		archive := archiveOf(t, o)
-		rewrite(t, archive, func(all []header) []header { return all })
+		pack(t, archive, unpack(t, archive))
 		if _, err := Verify(archive, nil); err == nil || !strings.Contains(err.Error(),
 			"the file was changed, or is another one") {
 			t.Errorf("got %v", err)
