@@ -437,6 +437,7 @@ func TestComposeMergesOrdinaryLayersBelow(t *testing.T) {
 }
 
 func TestOwnersAreShifted(t *testing.T) {
+	testutil.NeedRoot(t) // before anything is published
 	ids := user.IdentityMapping{
 		UIDMaps: []user.IDMap{{ID: 0, ParentID: 100000, Count: 65536}},
 		GIDMaps: []user.IDMap{{ID: 0, ParentID: 200000, Count: 65536}},
