@@ -3,32 +3,16 @@
 package main
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// loadPolicy has SELinux work by a small policy of ours; it stays until the machine ends.
-func loadPolicy(t *testing.T) {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("selinuxfs", dir, "selinuxfs", 0, ""); err != nil {
-		testutil.KernelLacks(t, "SELinux") // or was started without security=selinux
-	}
-	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
-	policy, err := os.ReadFile("testdata/selinux/policy.31")
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(dir, "load"), policy, 0)) // by one write(2), as the kernel wants it
-}
-
 // Each container's files have the label that the engine gives, whatever shows them, and only they.
 func TestFilesHaveTheLabelOfTheirContainer(t *testing.T) {
-	loadPolicy(t)
+	testutil.LoadPolicy(t)
 	forRungs(t, func(t *testing.T, r rung) {
 		p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 		p.init(r, object{})
@@ -48,10 +32,7 @@ func TestFilesHaveTheLabelOfTheirContainer(t *testing.T) {
 			dir := p.root + p.ok("Get", object{"ID": id, "MountLabel": c.label})["Dir"].(string)
 			must(t, os.WriteFile(filepath.Join(dir, "new"), nil, 0o644))
 			for _, name := range []string{c.file, "new"} {
-				label := make([]byte, 256)
-				n, err := unix.Lgetxattr(filepath.Join(dir, name), "security.selinux", label)
-				must(t, err)
-				if got := string(bytes.TrimRight(label[:n], "\x00")); got != c.label {
+				if got := testutil.SELinuxLabel(t, filepath.Join(dir, name)); got != c.label {
 					t.Errorf("%s: %s has the label %q, want %q", id, name, got, c.label)
 				}
 			}

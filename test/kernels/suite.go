@@ -20,8 +20,11 @@ type program struct {
 	limit time.Duration
 }
 
-// labels is the test that loads a policy of SELinux, which stays until the machine ends.
-const labels = "TestFilesHaveTheLabelOfTheirContainer"
+// labels and snapshotLabels are the tests that load a policy of SELinux, which stays until the machine ends.
+const (
+	labels         = "TestFilesHaveTheLabelOfTheirContainer"
+	snapshotLabels = "TestFilesOfSnapshotsHaveTheLabelOfTheirContainer"
+)
 
 // forced are the subtests that play another kernel by going without something. make test runs them; here the kernel is
 // the one that is meant.
@@ -61,6 +64,7 @@ var whole = []program{
 		"TestAContainerKeepsItsChanges", "TestDoctorAndStatusKnowTheDriverInUse",
 	), limit: 30 * time.Minute},
 	{folder: "cmd/cvmfs-graphdriver-plugin", with: "security=selinux", run: only(labels), limit: 5 * time.Minute},
+	{folder: "cmd/cvmfs-snapshotter", with: "security=selinux", run: only(snapshotLabels), limit: 5 * time.Minute},
 }
 
 // suites are what is run, by name.
