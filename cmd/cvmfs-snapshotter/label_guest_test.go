@@ -12,8 +12,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// containerd's client adds a container's label to the mounts that the snapshotter gives. All files of the container have
-// it then, whatever shows them, and no other container's.
+// containerd's client adds a container's label to the mounts that the snapshotter gives. All files of the container
+// have it then, whatever shows them, and no other container's.
 func TestFilesOfSnapshotsHaveTheLabelOfTheirContainer(t *testing.T) {
 	testutil.LoadPolicy(t)
 	for _, view := range []string{"auto", "fuse"} {
