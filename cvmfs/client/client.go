@@ -80,6 +80,7 @@ type sources struct {
 	Dir          string            // as in Options
 	Params       map[string]string // for the expansion of symbolic links, see Expand
 	Readable     bool              // people's views show everything as readable by all
+	Tells        bool              // servers are told which paths are read
 	MaxTTL       time.Duration     // upper bound of Revision.TTL; 0: none
 	Fresh        time.Duration     // how long Newest answers from memory; 0: 10 s, negative: never
 	CatalogLimit int64             // bytes of catalogs kept in Dir; 0: 512 MiB
@@ -137,14 +138,14 @@ func fromConfig(c *config.Config, o Options) (*Repository, error) {
 	}
 	return newRepository(sources{
 		FQRN: c.FQRN, Fetcher: fetcher, Keys: keys, Blacklist: blacklist, Fixed: fixed, Dir: o.Dir,
-		Params: c.Params, Readable: c.WorldReadable, MaxTTL: c.MaxTTL, Log: o.Log,
+		Params: c.Params, Readable: c.WorldReadable, Tells: c.Network.SendInfoHeader, MaxTTL: c.MaxTTL, Log: o.Log,
 	})
 }
 
 // servers is how a configuration says that a repository's files are fetched.
 func servers(c *config.Config, o Options) fetch.Config {
 	n := c.Network
-	return fetch.Config{
+	f := fetch.Config{
 		Servers: c.Servers,
 		Proxies: c.ProxyGroups,
 		Auto: fetch.Auto{
@@ -177,8 +178,27 @@ func servers(c *config.Config, o Options) fetch.Config {
 		Authorities: fetch.Authorities{Dir: n.CertificateDir, File: n.CertificateFile},
 		Connections: o.connections,
 		UserAgent:   o.UserAgent,
+		TellInfo:    n.SendInfoHeader,
 		Log:         o.Log,
 	}
+	f.External = external(c.External, f, o)
+	return f
+}
+
+// external is how a configuration says that external files are fetched; nil where it doesn't. What it doesn't set of
+// its own is as for the repository.
+func external(e config.External, f fetch.Config, o Options) *fetch.Config {
+	if len(e.Servers) == 0 {
+		return nil
+	}
+	f.Servers, f.Proxies, f.MaxServers = e.Servers, e.ProxyGroups, e.MaxServers
+	f.Timeout, f.TimeoutDirect = orNone(e.Timeout), orNone(e.TimeoutDirect)
+	f.Auto = fetch.Auto{
+		URLs: e.Auto.URLs, Proxies: e.Auto.Proxies, NoDirect: e.Auto.NoDirect,
+		Cache: filepath.Join(o.Dir, "proxies-external"),
+	}
+	f.Geo = fetch.Geo{} // these servers don't answer the question for the order
+	return &f
 }
 
 // orNone is a setting for package fetch, to which zero means its default: what a configuration sets to zero is none.
@@ -237,6 +257,9 @@ func (r *Repository) ShownMode(mode uint32) uint32 {
 	}
 	return mode
 }
+
+// TellsPaths reports whether servers are to be told which paths are read.
+func (r *Repository) TellsPaths() bool { return r.cfg.Tells }
 
 func (r *Repository) catalogs() string  { return filepath.Join(r.cfg.Dir, "catalogs") }
 func (r *Repository) temporary() string { return filepath.Join(r.cfg.Dir, "tmp") }

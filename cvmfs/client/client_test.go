@@ -71,7 +71,7 @@ func walkAll(ctx context.Context, v *Revision) (paths []string, err error) {
 		if !n.IsRegular() {
 			return nil
 		}
-		c, err := v.Open(ctx, n.Entry)
+		c, err := v.Open(ctx, n.Path, n.Entry)
 		if err != nil {
 			return err
 		}
@@ -875,7 +875,7 @@ func TestContentMustHaveTheSizeOfItsRow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := v.Open(t.Context(), e)
+		c, err := v.Open(t.Context(), path, e)
 		if err != nil {
 			return nil, err
 		}

@@ -214,46 +214,47 @@ func (v *Revision) copyConfig(ctx context.Context, dir string) error {
 			}
 			continue
 		}
-		if e = v.target(nodes, name); e == nil || e.Size > maxConfigFile {
+		at, e := v.target(nodes, name)
+		if e == nil || e.Size > maxConfigFile {
 			v.repo.cfg.Log.Debug("a file of the configuration repository is left out", "path", name)
 			continue
 		}
 		if left -= e.Size; left < 0 {
 			return fmt.Errorf("more than %d bytes below %s in %s", int64(maxConfigBytes), configPath, v.FQRN)
 		}
-		if err := v.copyFile(ctx, e, to); err != nil {
+		if err := v.copyFile(ctx, at, e, to); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// target is the regular file that a name leads to; nil for none of the nodes.
-func (v *Revision) target(nodes map[string]*catalog.Entry, name string) *catalog.Entry {
+// target is the regular file that a name leads to, and its path; nil for none of the nodes.
+func (v *Revision) target(nodes map[string]*catalog.Entry, name string) (at string, e *catalog.Entry) {
 	for range configLinks {
 		e := nodes[name]
 		switch {
 		case e == nil || e.IsDir():
-			return nil
+			return "", nil
 		case e.IsRegular():
-			return e
+			return name, e
 		case e.Target == "":
-			return nil
+			return "", nil
 		}
 		to := v.repo.Expand(e.Target)
 		if inside, ok := strings.CutPrefix(to, "/cvmfs/"+v.FQRN+"/"); ok {
 			name = path.Join("/", inside)
 		} else if path.IsAbs(to) {
-			return nil
+			return "", nil
 		} else {
 			name = path.Join(path.Dir(name), to)
 		}
 	}
-	return nil
+	return "", nil
 }
 
-func (v *Revision) copyFile(ctx context.Context, e *catalog.Entry, to string) error {
-	from, err := v.Open(ctx, e)
+func (v *Revision) copyFile(ctx context.Context, at string, e *catalog.Entry, to string) error {
+	from, err := v.Open(ctx, at, e)
 	if err != nil {
 		return err
 	}

@@ -9,35 +9,35 @@ import (
 	"os"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
-	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
 )
 
 // maxInMemory is the largest object that is verified in memory, in plain bytes; larger ones go through a file.
 const maxInMemory = 1 << 20
 
-// Open reads a regular file. What it gives was verified: a whole object before its first byte is given, chunks one
-// after the other. ctx governs reading, too. Errors wrap ErrIncomplete if an object is missing on all servers.
-func (v *Revision) Open(ctx context.Context, e *catalog.Entry) (io.ReadCloser, error) {
-	return v.OpenRange(ctx, e, 0, e.Size)
+// Open reads the regular file at a path, whose entry is known. What it gives was verified: a whole object before its
+// first byte is given, chunks one after the other. ctx governs reading, too. Errors wrap ErrIncomplete if an object is
+// missing on all servers.
+func (v *Revision) Open(ctx context.Context, path string, e *catalog.Entry) (io.ReadCloser, error) {
+	return v.OpenRange(ctx, path, e, 0, e.Size)
 }
 
 // OpenRange is Open for length bytes from offset on, or as many as there are. Chunks outside of the range are not
 // fetched; a file that is one object is fetched whole, as it can't be verified otherwise.
-func (v *Revision) OpenRange(ctx context.Context, e *catalog.Entry, offset, length int64) (io.ReadCloser, error) {
-	o, err := objects.FromEntry(e)
+func (v *Revision) OpenRange(ctx context.Context, path string, e *catalog.Entry, offset, length int64) (
+	io.ReadCloser, error,
+) {
+	o, err := objects.FromEntry(e, path)
 	if err != nil {
 		return nil, err
 	}
+	o.File = path
 	if offset < 0 || length < 0 || offset > o.Size {
 		return nil, fmt.Errorf("content of %q in %s: no %d bytes at %d: it has %d", e.Name, v.FQRN, length, offset, o.Size)
 	}
 	length = min(length, o.Size-offset)
-	c := &content{ctx: ctx, repo: v.repo, name: e.Name, compression: o.Compression, suffix: hash.Chunk, left: length}
-	if len(o.Chunks) == 0 {
-		c.suffix, o.Chunks = hash.File, []catalog.Chunk{{Size: o.Size, Digest: o.Digest}}
-	}
-	for _, part := range o.Chunks {
+	c := &content{ctx: ctx, repo: v.repo, name: e.Name, left: length}
+	for _, part := range o.Stored() {
 		if part.Offset < offset+length && part.Offset+part.Size > offset || o.Size == 0 {
 			c.parts = append(c.parts, part)
 		}
@@ -63,20 +63,18 @@ func (v *Revision) OpenPath(ctx context.Context, path string, offset, length int
 		return nil, fmt.Errorf("%.200q in %s is a symbolic link to %.200q: name the file it leads to", path, v.FQRN,
 			v.repo.Expand(e.Target))
 	}
-	return v.OpenRange(ctx, e, offset, length)
+	return v.OpenRange(ctx, path, e, offset, length)
 }
 
 // content is an open file. Its objects are got one by one into a spool.
 type content struct {
-	ctx         context.Context
-	repo        *Repository
-	name        string
-	compression hash.Compression
-	suffix      hash.Suffix
-	parts       []catalog.Chunk // still to come
-	skip        int64           // bytes of the next part that are not wanted
-	left        int64           // bytes that are wanted
-	spool       spool
+	ctx   context.Context
+	repo  *Repository
+	name  string
+	parts []objects.Stored // still to come
+	skip  int64            // bytes of the next part that are not wanted
+	left  int64            // bytes that are wanted
+	spool spool
 }
 
 // next gets the next object.
@@ -84,13 +82,12 @@ func (c *content) next() error {
 	part := c.parts[0]
 	c.parts = c.parts[1:]
 	c.spool.small, c.spool.dir = part.Size <= maxInMemory, c.repo.temporary()
-	err := objects.Download(c.ctx, c.repo.cfg.Fetcher, part.Digest, c.suffix, c.compression, part.Size, &c.spool)
-	switch {
-	case err != nil:
+	err := part.Download(c.ctx, c.repo.cfg.Fetcher, &c.spool)
+	if errors.Is(err, objects.ErrSize) {
+		err = fmt.Errorf("%w: %w", ErrInconsistent, err)
+	}
+	if err != nil {
 		return fmt.Errorf("content of %q in %s: %w", c.name, c.repo.cfg.FQRN, missing(err))
-	case c.spool.written != part.Size:
-		return fmt.Errorf("content of %q in %s: object %v has %d plain bytes, the catalog says %d: %w",
-			c.name, c.repo.cfg.FQRN, part.Digest, c.spool.written, part.Size, ErrInconsistent)
 	}
 	if err := c.spool.rewind(); err != nil {
 		return err

@@ -33,7 +33,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	content, err := revision.Open(ctx, entry)
+	content, err := revision.Open(ctx, "/later/file", entry)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -69,6 +69,42 @@ CVMFS_FAILOVER_INDEFINITELY=yes
 	}
 }
 
+// External files have servers, proxies and timeouts of their own; the rest is the repository's.
+func TestConfigurationOfExternalFilesReachesTheFetcher(t *testing.T) {
+	none := servers(localConfig(t, "CVMFS_EXTERNAL_HTTP_PROXY=p\n", nil), Options{})
+	if none.External != nil || none.TellInfo {
+		t.Errorf("without servers: %+v", none.External)
+	}
+	for text, want := range map[string]fetch.Config{
+		"CVMFS_EXTERNAL_URL='http://e/@fqrn@;http://f'": {
+			Servers: []string{"http://e/x.example.org", "http://f"}, Proxies: [][]string{{"DIRECT"}},
+			Timeout: 7 * time.Second, TimeoutDirect: 10 * time.Second,
+		},
+		"CVMFS_EXTERNAL_SERVER_URL=http://e\nCVMFS_EXTERNAL_FALLBACK_PROXY=q\nCVMFS_EXTERNAL_TIMEOUT=0": {
+			Servers: []string{"http://e"}, Proxies: [][]string{{"http://q"}}, Timeout: -1,
+			TimeoutDirect: 10 * time.Second,
+		},
+		"CVMFS_EXTERNAL_URL='http://e;http://f'\nCVMFS_EXTERNAL_HTTP_PROXY='p|q;DIRECT'\nCVMFS_EXTERNAL_MAX_SERVERS=1\n" +
+			"CVMFS_EXTERNAL_TIMEOUT_DIRECT=3": {
+			Servers: []string{"http://e", "http://f"}, Proxies: [][]string{{"http://p", "http://q"}, {"DIRECT"}},
+			MaxServers: 1, Timeout: 7 * time.Second, TimeoutDirect: 3 * time.Second,
+		},
+	} {
+		got := servers(localConfig(t, "CVMFS_HTTP_PROXY=repository:3128\nCVMFS_TIMEOUT=7\nCVMFS_USE_GEOAPI=yes\n"+
+			"CVMFS_SEND_INFO_HEADER=yes\n"+text+"\n", nil), Options{Dir: "/state"}).External
+		if got == nil || got.Geo.Use || !got.TellInfo || got.Auto.Cache != "/state/proxies-external" {
+			t.Fatalf("%s: %+v", text, got)
+		}
+		is := fetch.Config{
+			Servers: got.Servers, Proxies: got.Proxies, MaxServers: got.MaxServers, Timeout: got.Timeout,
+			TimeoutDirect: got.TimeoutDirect,
+		}
+		if diff := cmp.Diff(want, is, cmpopts.IgnoreUnexported(fetch.Config{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", text, diff)
+		}
+	}
+}
+
 // A command's flags are parameters as those in files are.
 func TestOverridesAreParameters(t *testing.T) {
 	c := localConfig(t, "CVMFS_MAX_RETRIES=4\n", map[string]string{

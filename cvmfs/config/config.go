@@ -141,7 +141,7 @@ type Discovery struct {
 // External is where external files come from. Its zero value: from nowhere.
 type External struct {
 	Servers       []string
-	ProxyGroups   [][]string // nil: those of the repository
+	ProxyGroups   [][]string // as Config's; the repository's own are for the repository alone
 	Auto          Discovery
 	Timeout       time.Duration
 	TimeoutDirect time.Duration

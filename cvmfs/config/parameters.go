@@ -292,37 +292,17 @@ var Parameters = slices.Concat(
 			Name: "CVMFS_WORLD_READABLE", Type: Switch, Default: "no",
 			Meaning: "Whether `repo ls` and `repo mount` show everything as readable by all; images keep their permissions.",
 		},
-	),
-	section(Unsupported,
-		Parameter{
-			Name: "CVMFS_PROXY_SHARDING_POLICY", Type: Text,
-			Meaning: "How CVMFS_PROXY_SHARD chooses; always by the object's name.",
-		},
-		Parameter{
-			Name: "CVMFS_DNS_ROAMING", Type: Switch, Default: "no",
-			Meaning: "Whether a change of the host's name servers is noticed.",
-		},
 		Parameter{
 			Name: "CVMFS_SEND_INFO_HEADER", Type: Switch, Default: "no",
-			Meaning: "Whether requests tell the path that is read.",
-		},
-		Parameter{
-			Name: "CVMFS_HTTP_TRACING", Type: Switch, Default: "no",
-			Meaning: "Whether requests have headers for tracing.",
-		},
-		Parameter{
-			Name: "CVMFS_HTTP_TRACING_HEADERS", Type: Text,
-			Meaning: "These headers.",
-		},
-		Parameter{
-			Name: "CVMFS_NOTIFICATION_SERVER", Type: Text,
-			Meaning: "Server that tells of new revisions; they are asked for when an image is pulled.",
+			Meaning: "Whether requests tell, in the header cvmfs-info, the path that is read: servers and proxies see it. It counts for images that are pulled from then on.",
 		},
 		Parameter{
 			Name: "CVMFS_EXTERNAL_URL", Type: Servers,
-			Meaning: "Servers of files that aren't in the repository itself; reading such a file fails.",
+			Meaning: "Servers of external files, whose content isn't in the repository itself; the first that works is used. Without them reading such a file fails.",
 		},
-		Parameter{Name: "CVMFS_EXTERNAL_HTTP_PROXY", Type: Proxies, Meaning: "Proxies to these servers."},
+		Parameter{
+			Name: "CVMFS_EXTERNAL_HTTP_PROXY", Type: Proxies, Default: "DIRECT", Meaning: "Proxies to these servers.",
+		},
 		Parameter{Name: "CVMFS_EXTERNAL_FALLBACK_PROXY", Type: Proxies, Meaning: "Further proxies to these servers."},
 		Parameter{
 			Name: "CVMFS_EXTERNAL_TIMEOUT", Type: Seconds, max: maxSeconds,
@@ -337,6 +317,28 @@ var Parameters = slices.Concat(
 			Meaning: "How many of these servers are used; 0 for all.",
 		},
 		Parameter{Name: "CVMFS_EXTERNAL_SERVER_URL", Type: Servers, Meaning: "Another name of CVMFS_EXTERNAL_URL."},
+	),
+	section(Unsupported,
+		Parameter{
+			Name: "CVMFS_PROXY_SHARDING_POLICY", Type: Text,
+			Meaning: "How CVMFS_PROXY_SHARD chooses; always by the object's name.",
+		},
+		Parameter{
+			Name: "CVMFS_DNS_ROAMING", Type: Switch, Default: "no",
+			Meaning: "Whether a change of the host's name servers is noticed.",
+		},
+		Parameter{
+			Name: "CVMFS_HTTP_TRACING", Type: Switch, Default: "no",
+			Meaning: "Whether requests have headers for tracing.",
+		},
+		Parameter{
+			Name: "CVMFS_HTTP_TRACING_HEADERS", Type: Text,
+			Meaning: "These headers.",
+		},
+		Parameter{
+			Name: "CVMFS_NOTIFICATION_SERVER", Type: Text,
+			Meaning: "Server that tells of new revisions; they are asked for when an image is pulled.",
+		},
 		Parameter{
 			Name: "CVMFS_ALT_ROOT_PATH", Type: Switch, Default: "no",
 			Meaning: "Whether the root catalog has another address, as for repositories with members only.",

@@ -30,7 +30,7 @@ func (s *settings) config() (*Config, error) {
 	c := &Config{
 		FQRN:            s.fqrn,
 		Servers:         s.servers("CVMFS_SERVER_URL"),
-		ProxyGroups:     s.proxies("CVMFS_HTTP_PROXY", "CVMFS_FALLBACK_PROXY"),
+		ProxyGroups:     s.proxies("CVMFS_HTTP_PROXY", "CVMFS_FALLBACK_PROXY", ""),
 		Timeout:         s.duration("CVMFS_TIMEOUT"),
 		TimeoutDirect:   s.duration("CVMFS_TIMEOUT_DIRECT"),
 		LowSpeedLimit:   s.number("CVMFS_LOW_SPEED_LIMIT"),
@@ -113,7 +113,7 @@ func (s *settings) external() External {
 	if len(e.Servers) == 0 {
 		return External{}
 	}
-	e.ProxyGroups = s.proxies("CVMFS_EXTERNAL_HTTP_PROXY", "CVMFS_EXTERNAL_FALLBACK_PROXY")
+	e.ProxyGroups = s.proxies("CVMFS_EXTERNAL_HTTP_PROXY", "CVMFS_EXTERNAL_FALLBACK_PROXY", Direct)
 	e.Auto = s.auto("CVMFS_EXTERNAL_FALLBACK_PROXY")
 	e.Timeout = s.duration(firstSet(s, "CVMFS_EXTERNAL_TIMEOUT", "CVMFS_TIMEOUT"))
 	e.TimeoutDirect = s.duration(firstSet(s, "CVMFS_EXTERNAL_TIMEOUT_DIRECT", "CVMFS_TIMEOUT_DIRECT"))
@@ -225,14 +225,18 @@ func (s *settings) servers(name string) []string {
 	return servers
 }
 
-func (s *settings) proxies(name, fallbackName string) [][]string {
-	if s.value(name) == "" {
+// proxies returns the groups of a parameter and its fallbacks; where it isn't set, otherwise stands for it.
+func (s *settings) proxies(name, fallbackName, otherwise string) [][]string {
+	groups := [][]string{{otherwise}}
+	switch {
+	case s.value(name) != "":
+		var err error
+		if groups, err = s.parseProxies(name, true); err != nil {
+			s.bad(name, err.Error())
+			return nil
+		}
+	case otherwise == "":
 		return nil // even where there are fallbacks, as in the reference client
-	}
-	groups, err := s.parseProxies(name, true)
-	if err != nil {
-		s.bad(name, err.Error())
-		return nil
 	}
 	if s.value(fallbackName) == "" {
 		return groups

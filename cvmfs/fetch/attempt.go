@@ -75,7 +75,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 		out, e.Err = unreachable, r.proxy.err
 	case r.server.file:
 		f.answered(r, 0)
-		out, e.Err = f.readFile(ctx, u.Path, sink)
+		out, e.Err = f.readFile(ctx, u.Path, w.request, sink)
 	default:
 		out, e.Status, e.Err = f.exchange(ctx, r, u, s, w, sink)
 	}
@@ -123,11 +123,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 	}
 	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{}}).
 		WithContext(httptrace.WithClientTrace(limited, trace))
-	req.Header.Set("User-Agent", f.cfg.UserAgent)
-	if w.noCache {
-		req.Header.Set("Pragma", "no-cache")
-		req.Header.Set("Cache-Control", "no-cache")
-	}
+	f.setHeader(req.Header, w)
 	resp, err := r.proxy.client.Do(req)
 	m.timer.Stop()
 	if err != nil {
@@ -142,7 +138,11 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 	f.answered(r, time.Since(w.began))
 	m.body = resp.Body
 	defer func() { f.bytes.Add(m.total) }()
-	if resp.StatusCode != http.StatusOK {
+	want := http.StatusOK
+	if w.request.Length > 0 {
+		want = http.StatusPartialContent
+	}
+	if resp.StatusCode != want {
 		limit := time.AfterFunc(r.proxy.timeout, func() { cancel(nil) }) // also where slow transfers are allowed
 		defer limit.Stop()
 		io.CopyN(io.Discard, m, 16<<10) // as much as keeps the connection usable: an error here changes nothing
@@ -158,6 +158,27 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 		f.avoid(r, remote)
 	}
 	return out, 0, err
+}
+
+// maxInfo is how long the header cvmfs-info may be, in bytes. Servers take no header of any length.
+const maxInfo = 4 << 10
+
+// setHeader says how a request is to be answered, and what it is for. What a publisher has chosen is in it only as
+// escape leaves it: nothing of that ends a line.
+func (f *Fetcher) setHeader(h http.Header, w *walk) {
+	h.Set("User-Agent", f.cfg.UserAgent)
+	if w.noCache {
+		h.Set("Pragma", "no-cache")
+		h.Set("Cache-Control", "no-cache")
+	}
+	if r := w.request; r.Length > 0 {
+		h.Set("Range", fmt.Sprintf("bytes=%d-%d", r.Offset, r.Offset+r.Length-1))
+	}
+	if f.cfg.TellInfo && w.request.Info != "" {
+		if info := escape(w.request.Info); len(info) <= maxInfo {
+			h["cvmfs-info"] = []string{info} // spelt as the CernVM-FS client does
+		}
+	}
 }
 
 // avoid has the next connection to a server go to another of its addresses, if it has one.
@@ -205,6 +226,9 @@ func transferOutcome(limited context.Context, err error) (outcome, error) {
 func refusal(resp *http.Response, p *proxy) (outcome, error) {
 	err := errors.New(strings.ToLower(http.StatusText(resp.StatusCode)))
 	code := resp.StatusCode
+	if code == http.StatusOK {
+		return hostFault, errors.New("it gives the whole file instead of a part")
+	}
 	other := proxyFault
 	if p.direct() {
 		other = hostFault
@@ -225,7 +249,7 @@ func refusal(resp *http.Response, p *proxy) (outcome, error) {
 }
 
 // readFile is an exchange with a folder.
-func (f *Fetcher) readFile(ctx context.Context, name string, sink func(io.Reader) error) (outcome, error) {
+func (f *Fetcher) readFile(ctx context.Context, name string, r Request, sink func(io.Reader) error) (outcome, error) {
 	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a fifo must not hold us
 	if errors.Is(err, fs.ErrNotExist) {
 		return missing, errMissing
@@ -238,6 +262,9 @@ func (f *Fetcher) readFile(ctx context.Context, name string, sink func(io.Reader
 		return hostFault, errors.Join(errors.New("not a regular file"), err)
 	}
 	m := &meter{body: file, file: true}
+	if r.Length > 0 {
+		m.body = io.NewSectionReader(file, r.Offset, r.Length)
+	}
 	err = sink(m)
 	f.bytes.Add(m.total)
 	switch {

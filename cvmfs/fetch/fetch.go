@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"math"
 	"net"
@@ -43,6 +43,8 @@ type Config struct {
 	Authorities     Authorities   // of https servers
 	Connections     *Connections  // shared with other Fetchers; nil: not shared
 	UserAgent       string        // product and version, as servers' logs have it; "" is cvmfs-graphdriver
+	TellInfo        bool          // requests have the header cvmfs-info, with Request.Info
+	External        *Config       // where external files come from; nil: from nowhere
 	Log             *slog.Logger
 
 	coolDown, coolDownMax time.Duration // of whoever didn't answer within its time
@@ -61,6 +63,8 @@ type Fetcher struct {
 	found      map[string]*member // what was found last
 
 	authorities *x509.CertPool // nil: the system's
+
+	external *Fetcher // nil: there is none
 
 	whoami  string        // the name of this host for the geographic order
 	sorting chan struct{} // holds a token while somebody asks for that
@@ -118,6 +122,11 @@ func New(cfg Config) (*Fetcher, error) {
 		return nil, err
 	}
 	f.local = []*proxy{f.newProxy(&member{}, netip.Addr{})}
+	if cfg.External != nil {
+		if f.external, err = New(*cfg.External); err != nil {
+			return nil, fmt.Errorf("external files: %w", err)
+		}
+	}
 	return f, nil
 }
 
@@ -209,7 +218,22 @@ func (s *server) url(path string) *url.URL {
 // Errors: fs.ErrNotExist when all servers answered 404; ErrUnavailable when none delivered and at least one could not
 // be asked; ErrBadData when a server sent nothing better; context errors. The details are in values of type *Error.
 func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) error) error {
-	if !fs.ValidPath(path) || path == "." {
+	return f.Do(ctx, Request{Path: path}, sink)
+}
+
+// Request says what is to be fetched.
+type Request struct {
+	Path string // relative to the servers' base URLs
+	Info string // what it is for, where Config.TellInfo has servers told
+	// Offset and Length are which bytes of the file; Length 0 is all.
+	Offset, Length int64
+}
+
+// Do is Get for a part of a file, or for one whose purpose is known. Bytes a server doesn't give by themselves are an
+// error of that server.
+func (f *Fetcher) Do(ctx context.Context, r Request, sink func(io.Reader) error) error {
+	path := r.Path
+	if !inside(path) {
 		return fmt.Errorf("fetch %.200q: not a path inside a repository", path)
 	}
 	if err := f.resolve(ctx); err != nil {
@@ -220,7 +244,30 @@ func (f *Fetcher) Get(ctx context.Context, path string, sink func(io.Reader) err
 			return fmt.Errorf("fetch %s: %w", path, err)
 		}
 	}
-	return f.walk(ctx, &walk{path: path}, sink)
+	return f.walk(ctx, &walk{path: path, request: r}, sink)
+}
+
+// inside reports whether a path leads to a file below a server's base URL. Its names are any bytes, as a repository's
+// are.
+func inside(path string) bool {
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" || name == "." || name == ".." {
+			return false
+		}
+	}
+	return strings.IndexByte(path, 0) < 0
+}
+
+// ErrNoExternal means that no server of external files is known.
+var ErrNoExternal = errors.New("it is external, outside the repository's object store, and no server of external " +
+	"files is configured: set CVMFS_EXTERNAL_URL")
+
+// External is where external files come from.
+func (f *Fetcher) External() (*Fetcher, error) {
+	if f.external == nil {
+		return nil, ErrNoExternal
+	}
+	return f.external, nil
 }
 
 // walk tries routes until one delivers or none is left.
@@ -289,6 +336,9 @@ func (f *Fetcher) Close() {
 		if p.client != nil {
 			p.client.CloseIdleConnections()
 		}
+	}
+	if f.external != nil {
+		f.external.Close()
 	}
 }
 

@@ -27,6 +27,7 @@ type failure struct {
 // walk is one call's way over the routes.
 type walk struct {
 	path    string
+	request Request
 	only    *server   // it alone is asked, for the order of all; nil: all are
 	began   time.Time // the latest attempt
 	noCache bool      // caches on the way are passed by

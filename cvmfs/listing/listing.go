@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/client"
 )
 
@@ -85,7 +84,7 @@ func (l *listing) run(ctx context.Context, nodes func(context.Context, func(*cli
 					return err
 				}
 				g.Go(func() error {
-					i.Sum, i.err = digest(ctx, l.revision, n.Entry)
+					i.Sum, i.err = digest(ctx, l.revision, n)
 					close(i.ready)
 					<-reading
 					return nil
@@ -131,8 +130,8 @@ func (l *listing) link(n *client.Node) string {
 }
 
 // digest reads a file.
-func digest(ctx context.Context, v *client.Revision, e *catalog.Entry) ([]byte, error) {
-	content, err := v.Open(ctx, e)
+func digest(ctx context.Context, v *client.Revision, n *client.Node) ([]byte, error) {
+	content, err := v.Open(ctx, n.Path, n.Entry)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/zlib"
@@ -46,6 +47,66 @@ func (f File) Reset() error {
 	return err
 }
 
+// Stored is what servers hold of a file's content: a stored object, or an external file or a chunk of one.
+type Stored struct {
+	Digest      hash.Digest
+	Suffix      hash.Suffix // Chunk: it begins at Offset of the file
+	Compression hash.Compression
+	Offset      int64
+	Size        int64  // plain bytes
+	External    bool   // it lies on the servers of external files, as File or as bytes of that
+	File        string // path in the repository; may be "" where it isn't external
+}
+
+// request is how servers are asked for it.
+func (s *Stored) request() fetch.Request {
+	r := fetch.Request{Path: s.Digest.Path(s.Suffix), Info: s.File}
+	if s.External {
+		r.Path = strings.TrimPrefix(s.File, "/")
+		if s.Suffix == hash.Chunk {
+			r.Offset, r.Length = s.Offset, s.Size
+		}
+	}
+	return r
+}
+
+// Download fetches what a repository's servers hold, or those of external files, as the package's Download does, and
+// checks its size, too.
+func (s *Stored) Download(ctx context.Context, f *fetch.Fetcher, w Resetter) error {
+	if s.External {
+		var err error
+		if f, err = f.External(); err != nil {
+			return fmt.Errorf("%s: %w", s.File, err)
+		}
+	}
+	n := counted{Resetter: w}
+	err := download(ctx, f, s.request(), s.Digest, s.Compression, s.Size, &n)
+	if err == nil && n.n != s.Size {
+		err = fmt.Errorf("%v has %d plain bytes, the catalog says %d: %w", s.Digest, n.n, s.Size, ErrSize)
+	}
+	return err
+}
+
+// ErrSize means that trusted catalogs give an object another size than it has.
+var ErrSize = errors.New("the catalog is wrong")
+
+// counted counts the bytes written to a Resetter.
+type counted struct {
+	Resetter
+	n int64
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.Resetter.Write(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func (c *counted) Reset() error {
+	c.n = 0
+	return c.Resetter.Reset()
+}
+
 // Download fetches a stored object, checks its digest, and writes the plain bytes to w. More than limit plain bytes
 // (limit < 0: any number) are an error. Nothing written to w may be used before Download has returned nil.
 //
@@ -55,10 +116,16 @@ func (f File) Reset() error {
 func Download(ctx context.Context, f *fetch.Fetcher, d hash.Digest, s hash.Suffix, c hash.Compression, limit int64,
 	w Resetter,
 ) error {
+	return download(ctx, f, fetch.Request{Path: d.Path(s)}, d, c, limit, w)
+}
+
+func download(ctx context.Context, f *fetch.Fetcher, r fetch.Request, d hash.Digest, c hash.Compression, limit int64,
+	w Resetter,
+) error {
 	if !d.Algorithm.Valid() || !c.Valid() {
 		return fmt.Errorf("download %v: unknown %v or %v", d, d.Algorithm, c)
 	}
-	return f.Get(ctx, d.Path(s), func(body io.Reader) error {
+	return f.Do(ctx, r, func(body io.Reader) error {
 		if err := w.Reset(); err != nil {
 			return err
 		}

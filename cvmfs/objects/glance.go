@@ -42,11 +42,11 @@ func sampleTable(path string) (t *Table, of int, err error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, 0, err
 	}
-	if head = head[:n]; n < headSize || !isTable(head) {
+	if head = head[:n]; n < headSize || !isTable(head) || n < headLength(head) {
 		return nil, 0, errNoTable
 	}
 	t = &Table{path: path}
-	rest, err := t.parseRepos(head, head[headSize:], min(binary.LittleEndian.Uint32(head[8:]), maxRepos))
+	rest, err := t.parseRepos(head, head[headLength(head):], min(binary.LittleEndian.Uint32(head[8:]), maxRepos))
 	if err != nil {
 		return nil, 0, err
 	}

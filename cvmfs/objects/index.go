@@ -180,19 +180,29 @@ func (x *Index) ByPath() map[string]*Table {
 	return tables
 }
 
-// repos are the repositories that name the object, r's own first.
-func (x *Index) repos(r Ref) []string {
-	repos := []string{r.Repo()}
+// origin is where an object comes from.
+type origin struct {
+	repo     string
+	external bool   // from its servers of external files, as path
+	path     string // else one of a file with that content, or ""
+}
+
+// origins are where the object comes from as tables say, r's own first. Of a repository one path is enough, unless they
+// name different external files.
+func (x *Index) origins(r Ref) []origin {
+	origins := []origin{r.t.origin(int(r.pos))}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	for n := x.heads[x.id(r.Name())]; n != 0; n = x.places[n].next {
 		p := x.places[n]
-		repo := x.tables[p.table].repo(int(p.pos))
-		if !slices.Contains(repos, repo) {
-			repos = append(repos, repo)
+		o := x.tables[p.table].origin(int(p.pos))
+		if !slices.ContainsFunc(origins, func(known origin) bool {
+			return known == o || known.repo == o.repo && !known.external && !o.external
+		}) {
+			origins = append(origins, o)
 		}
 	}
-	return repos
+	return origins
 }
 
 // Ref is an object where a table names it. It stays usable after the table was removed from the index. Values are

@@ -76,7 +76,7 @@ func TestObjectsOfSeveralTablesStayUntilTheLastGoes(t *testing.T) {
 	}
 	steps := []string{found()}
 	r, _ := x.Lookup(sample[2].Name())
-	if diff := cmp.Diff([]string{"a", "c", "b"}, x.repos(r)); diff != "" {
+	if diff := cmp.Diff([]string{"a", "c", "b"}, reposOf(x, r)); diff != "" {
 		t.Errorf("repositories (-want +got):\n%s", diff)
 	}
 	for _, t := range []*Table{a, c, b} {
@@ -153,7 +153,7 @@ func TestIndexIsSafeForConcurrentUse(t *testing.T) {
 			for j := range 5000 {
 				o := objs[j%100]
 				r, ok := x.Lookup(o.Name())
-				if !ok || r.Object().Digest != o.Digest || len(x.repos(r)) == 0 {
+				if !ok || r.Object().Digest != o.Digest || len(x.origins(r)) == 0 {
 					t.Errorf("object %d is lost", j%100)
 					return
 				}
@@ -165,4 +165,11 @@ func TestIndexIsSafeForConcurrentUse(t *testing.T) {
 	if len(x.heads) != 0 {
 		t.Errorf("%d names are left", len(x.heads))
 	}
+}
+
+func reposOf(x *Index, r Ref) (repos []string) {
+	for _, o := range x.origins(r) {
+		repos = append(repos, o.repo)
+	}
+	return repos
 }

@@ -14,28 +14,32 @@ import (
 )
 
 // Object is the recipe of a file's content: one stored object, or the chunks in order. Exactly one of Digest and Chunks
-// is set.
+// is set. Where the bytes come from has no part in the name.
 type Object struct {
 	Digest      hash.Digest
 	Compression hash.Compression // of the object, or of every chunk
 	Size        int64            // plain bytes
 	Chunks      []catalog.Chunk
+	// External content is not in the object store but on the servers of external files, as File, chunks as parts of it.
+	External bool
+	File     string // path in the repository of a file with this content, as "/a/b"; "": not known
 }
 
-// FromEntry gives the content of a regular file. It refuses what is not in the object store, and what doesn't add up.
-func FromEntry(e *catalog.Entry) (Object, error) {
+// FromEntry gives the content of the regular file at a path. It refuses what doesn't add up.
+func FromEntry(e *catalog.Entry, path string) (Object, error) {
 	o := Object{Digest: e.Digest, Compression: e.Compression, Size: e.Size}
 	switch {
 	case !e.IsRegular():
 		return Object{}, fmt.Errorf("content of %q: not a regular file", e.Name)
-	case e.Flags&catalog.External != 0:
-		return Object{}, fmt.Errorf("content of %q: it is external, outside the repository's object store", e.Name)
 	case e.Flags&catalog.Chunked != 0 || len(e.Chunks) > 0:
 		// A digest beside chunks names a second copy, one object for the whole file, for clients that know no chunks.
 		o.Digest, o.Chunks = hash.Digest{}, e.Chunks
 		if len(e.Chunks) == 0 {
 			return Object{}, fmt.Errorf("content of %q: chunked, but there are no chunks", e.Name)
 		}
+	}
+	if e.Flags&catalog.External != 0 {
+		o.External, o.File = true, path
 	}
 	if err := o.check(); err != nil {
 		return Object{}, fmt.Errorf("content of %q: %w", e.Name, err)
@@ -50,6 +54,9 @@ func (o *Object) check() error {
 	}
 	if !o.Compression.Valid() {
 		return fmt.Errorf("unknown %v", o.Compression)
+	}
+	if err := o.checkPath(); err != nil {
+		return err
 	}
 	if len(o.Chunks) == 0 {
 		if !o.Digest.Algorithm.Valid() {
@@ -75,6 +82,40 @@ func (o *Object) check() error {
 		return fmt.Errorf("chunks end at %d, file of %d bytes", end, o.Size)
 	}
 	return nil
+}
+
+// maxPath is the longest path, in bytes: that of package client.
+const maxPath = 16 << 10
+
+func (o *Object) checkPath() error {
+	switch {
+	case o.File == "" && !o.External:
+		return nil
+	case len(o.File) < 2 || len(o.File) > maxPath || o.File[0] != '/':
+		return fmt.Errorf("path %.100q", o.File)
+	case o.External && len(o.Chunks) > 0 && o.Compression != hash.None:
+		// Where a chunk lies among compressed bytes, nothing says.
+		return errors.New("external, compressed and in chunks")
+	}
+	return nil
+}
+
+// Stored returns what is fetched for an object: it as a whole, or its chunks in order.
+func (o *Object) Stored() []Stored {
+	w := Stored{
+		Digest: o.Digest, Suffix: hash.File, Compression: o.Compression, Size: o.Size,
+		External: o.External, File: o.File,
+	}
+	if len(o.Chunks) == 0 {
+		return []Stored{w}
+	}
+	all := make([]Stored, len(o.Chunks))
+	w.Suffix = hash.Chunk
+	for i, c := range o.Chunks {
+		w.Digest, w.Offset, w.Size = c.Digest, c.Offset, c.Size
+		all[i] = w
+	}
+	return all
 }
 
 // Name is the object's file name in the store, made from the content alone: the same in whatever image or repository it

@@ -96,7 +96,26 @@ func TestFromEntry(t *testing.T) {
 		}, Object{Size: 2, Chunks: []catalog.Chunk{chunk(0, 2)}}, ""},
 		{"folder", catalog.Entry{Mode: 0o040755}, Object{}, "not a regular file"},
 		{"link", catalog.Entry{Mode: 0o120777, Target: "x"}, Object{}, "not a regular file"},
-		{"external", catalog.Entry{Mode: regular, Digest: a, Flags: catalog.External}, Object{}, "external"},
+		{
+			"external",
+			catalog.Entry{Mode: regular, Digest: a, Flags: catalog.External, Compression: hash.None},
+			Object{Digest: a, Compression: hash.None, External: true, File: "/a/b"},
+			"",
+		},
+		{
+			"external, compressed",
+			catalog.Entry{Mode: regular, Digest: a, Flags: catalog.External},
+			Object{Digest: a, External: true, File: "/a/b"},
+			"",
+		},
+		{
+			"external, compressed, in chunks",
+			catalog.Entry{
+				Mode: regular, Flags: catalog.External | catalog.Chunked, Size: 5, Chunks: []catalog.Chunk{chunk(0, 5)},
+			},
+			Object{},
+			"external, compressed and in chunks",
+		},
 		{"no digest", catalog.Entry{Mode: regular, Size: 3}, Object{}, "no digest"},
 		{"negative size", catalog.Entry{Mode: regular, Size: -1, Digest: a}, Object{}, "size -1"},
 		{
@@ -161,7 +180,7 @@ func TestFromEntry(t *testing.T) {
 			"no digest",
 		},
 	} {
-		got, err := FromEntry(&c.entry)
+		got, err := FromEntry(&c.entry, "/a/b")
 		if (err != nil) != (c.bad != "") || err != nil && !strings.Contains(err.Error(), c.bad) {
 			t.Errorf("%s: error %v, want %q", c.name, err, c.bad)
 		}

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
@@ -36,8 +35,7 @@ type partials struct {
 // sparse; only what have says may be read from it.
 type partial struct {
 	Object
-	pieces  []catalog.Chunk // its chunks, or the whole
-	suffix  hash.Suffix     // of a piece
+	pieces  []Stored // its chunks, or the whole
 	ref     Ref
 	name    string
 	file    *temp
@@ -74,10 +72,7 @@ func (s *Store) partial(r Ref) (*partial, error) {
 		return nil, fmt.Errorf("partial file of %s: %w", name, err)
 	}
 	o := r.Object()
-	p := &partial{Object: o, pieces: o.Chunks, suffix: hash.Chunk, ref: r, name: name, file: t, users: 1}
-	if len(o.Chunks) == 0 {
-		p.pieces, p.suffix = []catalog.Chunk{{Size: o.Size, Digest: o.Digest}}, hash.File
-	}
+	p := &partial{Object: o, pieces: o.Stored(), ref: r, name: name, file: t, users: 1}
 	p.have, p.readers, p.missing = make([]bool, len(p.pieces)), make([]int, len(p.pieces)), len(p.pieces)
 	if s.partials.m == nil {
 		s.partials.m = map[string]*partial{}
@@ -284,14 +279,14 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve rese
 		return err
 	}
 	w := &part{file: p.file.File, at: c.Offset, size: c.Size}
-	if err := s.download(ctx, p.ref, c.Digest, p.suffix, p.Compression, w); err != nil {
+	if err := s.download(ctx, p.ref, c, w); err != nil {
 		s.admission.landed(c.Size, 0)
 		return fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
 	}
 	s.chunks.Add(1)
 	last, here := p.arrived(i)
 	s.admission.landed(c.Size, here)
-	if last && p.suffix == hash.Chunk {
+	if last && c.Suffix == hash.Chunk {
 		// nobody waits for the complete object, nor for its failing: the partial file still serves
 		s.tasks.start(func() {
 			if err := s.Fetch(s.life, p.ref); err != nil {

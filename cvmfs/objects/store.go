@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
-	"cvmfs-graphdriver/cvmfs/hash"
 )
 
 // Sources returns the way to a repository's servers.
@@ -276,7 +275,7 @@ func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
 	defer t.discard()
 	w := &part{file: t.File, size: o.Size, sum: sums.Get().(sum)}
 	defer sums.Put(w.sum)
-	if err := s.download(ctx, r, o.Digest, hash.File, o.Compression, w); err != nil {
+	if err := s.download(ctx, r, o.Stored()[0], w); err != nil {
 		return err
 	}
 	return s.publish(t, r, w.sum.Sum(nil))
@@ -300,24 +299,20 @@ func give(slots chan struct{}) {
 	}
 }
 
-// download gets a stored object from any of the repositories that name r, and checks its plain size.
-func (s *Store) download(ctx context.Context, r Ref, d hash.Digest, suffix hash.Suffix, c hash.Compression,
-	w *part,
-) error {
+// download gets what is stored of r from wherever those that name r say it is.
+func (s *Store) download(ctx context.Context, r Ref, stored Stored, w *part) error {
 	var kept error
-	for _, repo := range r.x.repos(r) {
-		f, err := s.cfg.Sources.Fetcher(repo)
+	for _, o := range r.x.origins(r) {
+		stored.External, stored.File = o.external, o.path
+		f, err := s.cfg.Sources.Fetcher(o.repo)
 		if err == nil {
-			err = Download(ctx, f, d, suffix, c, w.size, w)
-		}
-		if err == nil && w.n != w.size {
-			err = fmt.Errorf("%v has %d plain bytes, the catalog says %d", d, w.n, w.size)
+			err = stored.Download(ctx, f, w)
 		}
 		if err == nil || ctx.Err() != nil || w.err != nil {
 			return err
 		}
 		if kept == nil || errors.Is(kept, fs.ErrNotExist) {
-			kept = fmt.Errorf("repository %s: %w", repo, err)
+			kept = fmt.Errorf("repository %s: %w", o.repo, err)
 		}
 	}
 	return kept

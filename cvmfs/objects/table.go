@@ -19,14 +19,18 @@ import (
 //
 // The file, numbers little endian:
 //
-//	8   magic "CVMFSTB1"; "CVMFSTB2" of an image whose repositories share no objects with others: their names differ
+//	8   magic "CVMFSTB1"; "CVMFSTB2" of an image whose repositories share no objects with others: their names differ;
+//	    "CVMFSTB3" and "CVMFSTB4" are the same with paths
 //	4   number of repositories
 //	4   number of objects
 //	4   number of chunks
+//	    with paths: 4 number of paths · 4 bytes of their text
 //	    repositories: 1 byte length, name
 //	    objects, 40 bytes each: 20 digest (chunked: of the recipe) · 8 size · 4 first chunk · 4 number of chunks, 0: whole ·
 //	    2 repository · 1 algorithm (chunked: 0) · 1 compression
 //	    chunks, 32 bytes each: 20 digest · 8 size · 1 algorithm · 3 zeros
+//	    paths, 12 bytes each: 4 object · 4 where it begins in the text · 2 length · 1 external: 1, else 0 · 1 zero
+//	    text of the paths
 //	32  SHA-256 of all before
 type Table struct {
 	path    string
@@ -34,11 +38,14 @@ type Table struct {
 	owners  []uint64 // of each repository, where it shares no objects; else nil
 	objects []byte
 	chunks  []byte
+	paths   paths
 }
 
 const (
 	magic       = "CVMFSTB1"
 	isolated    = "CVMFSTB2"
+	withPaths   = "CVMFSTB3"
+	isolatedToo = "CVMFSTB4" // with paths
 	headSize    = len(magic) + 3*4
 	recordSize  = 40
 	chunkSize   = 32
@@ -53,6 +60,7 @@ var errNoTable = errors.New("not a table, or of another version")
 // isolate, repositories share none. The caller makes the file durable; a torn one is recognised when it is opened.
 func WriteTable(w io.Writer, repos []string, isolate bool, objs iter.Seq2[*Object, int]) error {
 	var objects, chunks []byte
+	var paths paths
 	for o, repo := range objs {
 		if err := o.check(); err != nil {
 			return fmt.Errorf("object table: object %d: %w", len(objects)/recordSize, err)
@@ -60,20 +68,22 @@ func WriteTable(w io.Writer, repos []string, isolate bool, objs iter.Seq2[*Objec
 		if repo < 0 || repo >= len(repos) {
 			return fmt.Errorf("object table: object %d: repository %d of %d", len(objects)/recordSize, repo, len(repos))
 		}
+		paths.add(len(objects)/recordSize, o)
 		objects = appendObject(objects, o, repo, len(chunks)/chunkSize)
 		chunks = appendChunks(chunks, o.Chunks)
 	}
-	if len(repos) > maxRepos || len(objects)+len(chunks) > maxTable/2 {
+	if len(repos) > maxRepos || len(objects)+len(chunks)+paths.size() > maxTable/2 {
 		return fmt.Errorf("object table: too large: %d repositories, %d objects, %d chunks", len(repos),
 			len(objects)/recordSize, len(chunks)/chunkSize)
 	}
-	head := []byte(magic)
-	if isolate {
-		head = []byte(isolated)
-	}
+	head := []byte(magics[len(paths.records) > 0][isolate])
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(repos)))
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(objects)/recordSize))
 	head = binary.LittleEndian.AppendUint32(head, uint32(len(chunks)/chunkSize))
+	if len(paths.records) > 0 {
+		head = binary.LittleEndian.AppendUint32(head, uint32(len(paths.records)/pathSize))
+		head = binary.LittleEndian.AppendUint32(head, uint32(len(paths.text)))
+	}
 	for _, r := range repos {
 		if r == "" || len(r) > maxRepoName {
 			return fmt.Errorf("object table: repository name %.300q", r)
@@ -82,7 +92,7 @@ func WriteTable(w io.Writer, repos []string, isolate bool, objs iter.Seq2[*Objec
 	}
 	sum := sha256.New()
 	out := io.MultiWriter(w, sum)
-	for _, b := range [][]byte{head, objects, chunks} {
+	for _, b := range [][]byte{head, objects, chunks, paths.records, paths.text} {
 		if _, err := out.Write(b); err != nil {
 			return fmt.Errorf("object table: %w", err)
 		}
@@ -152,21 +162,57 @@ func parseTable(b []byte) (*Table, error) {
 	if repos > maxRepos {
 		return nil, fmt.Errorf("%d repositories", repos)
 	}
+	head := headLength(body)
+	if len(body) < head {
+		return nil, errNoTable
+	}
+	paths, text := uint64(0), uint64(0)
+	if head > headSize {
+		paths, text = uint64(le.Uint32(body[headSize:]))*pathSize, uint64(le.Uint32(body[headSize+4:]))
+	}
 	t := &Table{}
-	rest, err := t.parseRepos(b, body[headSize:], repos)
+	rest, err := t.parseRepos(b, body[head:], repos)
 	if err != nil {
 		return nil, err
 	}
-	if uint64(len(rest)) != objects+chunks {
-		return nil, fmt.Errorf("%d bytes of records instead of %d", len(rest), objects+chunks)
+	if uint64(len(rest)) != objects+chunks+paths+text {
+		return nil, fmt.Errorf("%d bytes of records instead of %d", len(rest), objects+chunks+paths+text)
 	}
-	t.objects, t.chunks = rest[:objects:objects], rest[objects:]
+	t.objects, rest = rest[:objects:objects], rest[objects:]
+	t.chunks, rest = rest[:chunks:chunks], rest[chunks:]
+	t.paths.records, t.paths.text = rest[:paths:paths], rest[paths:]
 	return t, t.check()
+}
+
+// magics are what a table begins with, by whether it has paths and whether repositories share no objects.
+var magics = map[bool]map[bool]string{
+	false: {false: magic, true: isolated}, true: {false: withPaths, true: isolatedToo},
+}
+
+// kindOf returns what kind a table is that begins with b; ok is false where it is none.
+func kindOf(b []byte) (hasPaths, isolate, ok bool) {
+	for hasPaths, kinds := range magics {
+		for isolate, m := range kinds {
+			if string(b[:len(magic)]) == m {
+				return hasPaths, isolate, true
+			}
+		}
+	}
+	return false, false, false
 }
 
 // isTable reports whether a file begins as a table's does.
 func isTable(b []byte) bool {
-	return string(b[:len(magic)]) == magic || string(b[:len(magic)]) == isolated
+	_, _, ok := kindOf(b)
+	return ok
+}
+
+// headLength is how many bytes there are before the names of repositories, in a table that begins with b.
+func headLength(b []byte) int {
+	if hasPaths, _, _ := kindOf(b); hasPaths {
+		return headSize + 2*4
+	}
+	return headSize
 }
 
 // parseRepos reads the names of the n repositories of a table that begins with head, and returns what follows them.
@@ -178,7 +224,7 @@ func (t *Table) parseRepos(head, b []byte, n uint32) (rest []byte, err error) {
 		end := 1 + int(b[0])
 		name := string(b[1:end])
 		t.repos, b = append(t.repos, name), b[end:]
-		if string(head[:len(magic)]) == isolated {
+		if _, isolate, _ := kindOf(head); isolate {
 			t.owners = append(t.owners, ownerOf(name))
 		}
 	}
@@ -187,6 +233,9 @@ func (t *Table) parseRepos(head, b []byte, n uint32) (rest []byte, err error) {
 
 // check looks at every record, so that nothing need be looked at again.
 func (t *Table) check() error {
+	if err := t.paths.check(t.Len()); err != nil {
+		return err
+	}
 	le := binary.LittleEndian
 	next := uint64(0) // chunk
 	for i := range t.Len() {
@@ -213,7 +262,7 @@ func (t *Table) check() error {
 	if next != uint64(len(t.chunks)/chunkSize) {
 		return errors.New("chunks without an object")
 	}
-	return nil
+	return t.checkNamed()
 }
 
 // Path is the file it was read from.
@@ -271,6 +320,7 @@ func (t *Table) object(i int) Object {
 	r := t.record(i)
 	n := r.name()
 	o := Object{Compression: n.Compression, Size: n.Size}
+	o.File, o.External = t.paths.of(i)
 	if !n.Chunked {
 		o.Digest = n.Digest
 		return o

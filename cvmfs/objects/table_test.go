@@ -35,6 +35,16 @@ var sample = []Object{
 	{Size: 1, Compression: hash.None, Chunks: []catalog.Chunk{{Size: 1, Digest: hash.RIPEMD160.Digest([]byte("c3"))}}},
 }
 
+// placed are objects of which tables say where they are.
+var placed = append([]Object{
+	{Digest: digest("four"), Size: 4, File: "/a/four"},
+	{Digest: digest("five"), Size: 5, Compression: hash.None, External: true, File: "/\xff\n"},
+	{
+		Size: 6, Compression: hash.None, External: true, File: "/chunks",
+		Chunks: []catalog.Chunk{{Size: 6, Digest: digest("c4")}},
+	},
+}, sample...)
+
 func encode(t testing.TB, repos []string, objs iter.Seq2[*Object, int]) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -45,6 +55,12 @@ func encode(t testing.TB, repos []string, objs iter.Seq2[*Object, int]) []byte {
 }
 
 func TestTableGivesBackWhatWasWritten(t *testing.T) {
+	for _, objs := range [][]Object{sample, placed} {
+		testTable(t, objs)
+	}
+}
+
+func testTable(t *testing.T, sample []Object) {
 	path := filepath.Join(t.TempDir(), "objects")
 	b := encode(t, []string{"a.example.org", "b.example.org"}, func(yield func(*Object, int) bool) {
 		for i := range sample {
@@ -124,7 +140,11 @@ func reseal(b []byte) []byte {
 }
 
 func TestHostileTableIsRefusedOrHarmless(t *testing.T) {
-	b := encode(t, []string{"r"}, from(sample, 0))
+	testHostile(t, encode(t, []string{"r"}, from(sample, 0)))
+	testHostile(t, encode(t, []string{"r"}, from(placed, 0)))
+}
+
+func testHostile(t *testing.T, b []byte) {
 	for i := range len(b) - sha256.Size {
 		for _, v := range []byte{0, 1, 0x7f, 0xff} {
 			c := bytes.Clone(b)
@@ -170,6 +190,7 @@ func FuzzTable(f *testing.F) {
 	f.Add(encode(f, nil, from(nil, 0)))
 	f.Add(encode(f, []string{"r"}, from(sample, 0)))
 	f.Add(encode(f, []string{"a", "bb"}, from(sample[2:3], 1)))
+	f.Add(encode(f, []string{"r"}, from(placed, 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < headSize+sha256.Size {
 			parseTable(b)

@@ -16,6 +16,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -141,7 +142,7 @@ func TestAllPathsOfABadObjectAreTold(t *testing.T) {
 		o:     Options{Problem: func(p Problem) { told = append(told, p.Path) }},
 		known: map[object]bool{}, fetching: map[object]*waiting{}, catalogs: map[hash.Digest]bool{},
 	}
-	o := object{kind: Object, size: 1}
+	o := object{objects.Stored{Suffix: hash.File, Size: 1}}
 	var want []string
 	for i := range mostWaiting {
 		want = append(want, fmt.Sprint(i))

@@ -366,7 +366,8 @@ func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revi
 	}
 	return &folder{
 		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path, record: record, isolate: c.cfg.Isolate,
-		ids: idMaps{repository: owners, engine: c.cfg.IDs},
+		tells: owners.Network.SendInfoHeader,
+		ids:   idMaps{repository: owners, engine: c.cfg.IDs},
 	}, nil
 }
 

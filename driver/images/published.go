@@ -36,7 +36,7 @@ func (c *Composer) Published(ctx context.Context, r *client.Repository, v *clien
 	began := time.Now()
 	f := &folder{
 		revision: v, holder: holder, fqrn: fqrn, path: path, ids: idMaps{repository: &config.Config{}},
-		expand: r.Expand, mode: r.ShownMode,
+		tells: r.TellsPaths(), expand: r.Expand, mode: r.ShownMode,
 	}
 	tree, err := f.read(ctx)
 	if err != nil {

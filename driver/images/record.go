@@ -39,7 +39,7 @@ func findRecord(ctx context.Context, v *client.Revision, layer string) (*foundRe
 	case e.Size > thin.MaxRecordSize:
 		return nil, fmt.Errorf("layer record: %d bytes, the limit is %d", e.Size, thin.MaxRecordSize)
 	}
-	o, err := objects.FromEntry(e)
+	o, err := objects.FromEntry(e, layer+thin.RecordSuffix)
 	if err != nil {
 		return nil, fmt.Errorf("layer record: %w", err)
 	}
@@ -51,7 +51,7 @@ func (f *folder) readRecord(ctx context.Context) (*record, error) {
 	if f.record == nil {
 		return newRecord(&thin.Record{})
 	}
-	r, err := f.revision.Open(ctx, f.record.entry)
+	r, err := f.revision.Open(ctx, f.path+thin.RecordSuffix, f.record.entry)
 	if err != nil {
 		return nil, fmt.Errorf("layer record: %w", err)
 	}

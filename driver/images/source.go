@@ -32,6 +32,7 @@ type folder struct {
 	path     string
 	record   *foundRecord // nil if the layer has none
 	isolate  bool         // its objects are shared with no other repository
+	tells    bool         // servers are told the paths of its files
 	ids      idMaps
 	// not nil: the folder is wanted as it is published, symbolic links with these targets, and with these modes
 	expand func(target string) string
@@ -168,9 +169,12 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 	}
 	i.Size = n.Size
 	if n.Size > 0 {
-		object, err := objects.FromEntry(n.Entry)
+		object, err := objects.FromEntry(n.Entry, n.Path)
 		if err != nil {
 			return nil, err
+		}
+		if f.tells {
+			object.File = n.Path
 		}
 		place := object.Path()
 		if f.isolate {

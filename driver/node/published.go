@@ -65,7 +65,7 @@ func infoOf(ctx context.Context, v *client.Revision, path, digest string) (*thin
 	if e.Size > thin.MaxInfoSize {
 		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", file, e.Size, thin.MaxInfoSize)
 	}
-	content, err := v.Open(ctx, e)
+	content, err := v.Open(ctx, file, e)
 	if err != nil {
 		return nil, err
 	}

@@ -12,9 +12,10 @@ import (
 // pollEvery is how often the host's files are looked at: a change counts within a minute.
 const pollEvery = 20 * time.Second
 
-// later are parameters that say what an image shows. Images that there are were composed with what held then.
+// later are parameters that say what an image shows, or knows. Images that there are were composed with what held then.
 var later = []string{
-	"CVMFS_GID_MAP", "CVMFS_REPOSITORY_DATE", "CVMFS_REPOSITORY_TAG", "CVMFS_ROOT_HASH", "CVMFS_UID_MAP",
+	"CVMFS_GID_MAP", "CVMFS_REPOSITORY_DATE", "CVMFS_REPOSITORY_TAG", "CVMFS_ROOT_HASH", "CVMFS_SEND_INFO_HEADER",
+	"CVMFS_UID_MAP",
 }
 
 // Reload reads the host's CernVM-FS configuration again, and asks for the newest revision of the configuration

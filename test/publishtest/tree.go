@@ -40,7 +40,7 @@ func ReadAll(t testing.TB, v *client.Revision, below string) map[string]Seen {
 			Xattrs: xattrText(n.Xattrs), Nlink: n.Nlink,
 		}
 		if n.IsRegular() {
-			f, err := v.Open(context.Background(), n.Entry)
+			f, err := v.Open(context.Background(), n.Path, n.Entry)
 			if err != nil {
 				return fmt.Errorf("%s: %w", n.Path, err)
 			}
