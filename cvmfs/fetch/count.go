@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ type HostStats struct {
 func (f *Fetcher) Hosts() []HostStats {
 	var list []HostStats
 	told := map[*count]bool{}
-	for _, s := range f.all {
+	for _, s := range f.everyServer() {
 		if told[s.count] {
 			continue
 		}
@@ -61,10 +62,18 @@ func (s *server) host() string {
 	return s.base.Host
 }
 
-// countHosts gives servers of one host one count.
+// everyServer is all servers, those of external files last.
+func (f *Fetcher) everyServer() []*server {
+	if f.external == nil {
+		return f.all
+	}
+	return slices.Concat(f.all, f.external.all)
+}
+
+// countHosts gives servers of one host one count. Nothing has been counted yet.
 func (f *Fetcher) countHosts() {
 	counts := map[string]*count{}
-	for _, s := range f.all {
+	for _, s := range f.everyServer() {
 		if counts[s.host()] == nil {
 			counts[s.host()] = &count{}
 		}

@@ -109,7 +109,6 @@ func New(cfg Config) (*Fetcher, error) {
 	if len(f.all) == 0 {
 		return nil, fmt.Errorf("fetch: no server: set CVMFS_SERVER_URL")
 	}
-	f.countHosts()
 	f.arrange(nil)
 	if !cfg.Geo.Use || len(f.all) < 2 || slices.ContainsFunc(f.all, func(s *server) bool { return s.file }) {
 		f.sortDue.Store(math.MaxInt64)
@@ -127,6 +126,7 @@ func New(cfg Config) (*Fetcher, error) {
 			return nil, fmt.Errorf("external files: %w", err)
 		}
 	}
+	f.countHosts()
 	return f, nil
 }
 
@@ -315,9 +315,9 @@ func (f *Fetcher) settled(ctx context.Context, t trial, s *slot, w *walk, sink f
 	return f.try(ctx, t, s, w, sink)
 }
 
-// Stats returns the counters.
+// Stats returns the counters, those of external files included.
 func (f *Fetcher) Stats() Stats {
-	return Stats{
+	s := Stats{
 		Requests:    f.requests.Load(),
 		Bytes:       f.bytes.Load(),
 		Failures:    f.failures.Load(),
@@ -325,6 +325,15 @@ func (f *Fetcher) Stats() Stats {
 		NotFound:    f.missing.Load(),
 		BadData:     f.bad.Load(),
 		Unavailable: f.refused.Load(),
+	}
+	if f.external == nil {
+		return s
+	}
+	e := f.external.Stats()
+	return Stats{
+		Requests: s.Requests + e.Requests, Bytes: s.Bytes + e.Bytes, Failures: s.Failures + e.Failures,
+		Retries: s.Retries + e.Retries, NotFound: s.NotFound + e.NotFound, BadData: s.BadData + e.BadData,
+		Unavailable: s.Unavailable + e.Unavailable,
 	}
 }
 

@@ -47,8 +47,18 @@ func (f *Fetcher) failed(r route) {
 }
 
 // Members returns the servers and the proxies, in order of preference, and how they were found so far. Proxies are
-// those whose names are resolved; servers that are folders have none.
+// those whose names are resolved; servers that are folders have none. Servers of external files come last, without the
+// proxies to them.
 func (f *Fetcher) Members() (servers, proxies []Member) {
+	servers, proxies = f.ownMembers()
+	if f.external != nil {
+		external, _ := f.external.ownMembers()
+		servers = append(servers, external...)
+	}
+	return servers, proxies
+}
+
+func (f *Fetcher) ownMembers() (servers, proxies []Member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	remote := false

@@ -107,3 +107,24 @@ func TestRequestsStayBelowTheServersAddress(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is asked of servers of external files is counted with the rest, once for each host.
+func TestExternalServersAreCounted(t *testing.T) {
+	server := files(t)
+	cfg := quick(server.URL + "/a")
+	external := quick(server.URL + "/b")
+	cfg.External = &external
+	f := fetcher(t, cfg)
+	mustGet(t, f, "x")
+	e, err := f.External()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustGet(t, e, "y")
+	hosts, stats := f.Hosts(), f.Stats()
+	servers, proxies := f.Members()
+	if len(hosts) != 1 || hosts[0].Attempts != 2 || stats.Requests != 2 || len(servers) != 2 || len(proxies) != 1 ||
+		servers[1].Name != server.URL+"/b" || servers[1].Answers != 1 {
+		t.Errorf("%+v, %+v, %+v, %+v", hosts, stats, servers, proxies)
+	}
+}
