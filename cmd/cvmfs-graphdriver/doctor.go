@@ -5,6 +5,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/installer/doctor"
 	"cvmfs-graphdriver/installer/policy"
 	"cvmfs-graphdriver/installer/preflight"
@@ -22,6 +23,10 @@ func hostFlags() []cli.Flag {
 		&cli.StringFlag{
 			Name:  "minio-config",
 			Usage: "`FOLDER` with config.json of an object store (default: the plugin's setting)",
+		},
+		&cli.StringFlag{
+			Name:  socketFlag.Name,
+			Usage: "`SOCKET` at which the snapshotter answers (default: " + control.SnapshotterSocket + ", if it does)",
 		},
 		&cli.StringFlag{Name: "log", Usage: "`FILE` with the engine's log (default: searched)"},
 		jsonFlag, recordFlag,

@@ -16,7 +16,6 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
-	"github.com/docker/go-units"
 
 	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
@@ -301,7 +300,8 @@ func stateOf(answer status.Node) *State {
 	for _, i := range answer.Store.Images {
 		image := Image{Key: i.Key, Objects: i.Objects, Size: i.Size, Err: i.Err, Repositories: map[string]uint64{}}
 		if i.Local != nil && i.Size > 0 {
-			image.Local = fmt.Sprintf("%d%%, about %s", 100*i.Local.Bytes/i.Size, units.BytesSize(float64(i.Local.Bytes)))
+			image.Local = fmt.Sprintf("about %d of %d objects, %.1f of %.1f MB", i.Local.Objects, i.Objects,
+				float64(i.Local.Bytes)/1e6, float64(i.Size)/1e6)
 		}
 		for _, pin := range i.Layers {
 			image.Repositories[pin.FQRN] = max(image.Repositories[pin.FQRN], pin.Revision)
