@@ -69,6 +69,9 @@ func writeCacheStatus(w io.Writer, st *control.CacheState) {
 		size(st.Limit), st.Objects, size(st.Partial))
 	fmt.Fprintf(w, "limit\t%s\n", st.LimitBy)
 	fmt.Fprintf(w, "file system\t%s of %s free, %s stay free\n", size(st.Free), size(st.Size), size(st.Floor))
+	if st.Yield > 0 {
+		fmt.Fprintf(w, "\tbelow %s free it gives way to others, as kubelet removes images and pods soon\n", size(st.Yield))
+	}
 	fmt.Fprintf(w, "since start\t%d here when asked for, %d fetched; %d not kept for the limit, %d refused at the floor\n",
 		st.Hits, st.Misses, st.Unstored, st.Refused)
 	fmt.Fprintf(w, "removed\t%d objects, %s; %d damaged ones\n", st.Evicted.Objects, size(st.Evicted.Bytes), st.Damaged)

@@ -16,6 +16,7 @@ type Status struct {
 	Objects int64 `json:"objects"` // complete ones
 	Partial int64 `json:"partial"` // bytes of Used in partial files
 	Floor   int64 `json:"floor"`   // bytes of the file system that stay free
+	Yield   int64 `json:"yield"`   // bytes of it that stay free while there are objects that may go; 0: Floor alone
 	Free    int64 `json:"free"`    // bytes of it that are free
 	Size    int64 `json:"size"`    // of the file system
 
@@ -36,7 +37,8 @@ func (s *Store) Status() (Status, error) {
 	a := &s.admission
 	a.mu.Lock()
 	st := Status{
-		Limit: a.limits.Limit, Floor: a.limits.Floor, Partial: a.parts, Unstored: a.unstored, Refused: a.refused,
+		Limit: a.limits.Limit, Floor: a.limits.Floor, Yield: a.limits.yield, Partial: a.parts,
+		Unstored: a.unstored, Refused: a.refused,
 		Used: max(0, s.ledger.bytes.Load()+a.parts), // until all is counted, more may have gone than was known
 	}
 	a.mu.Unlock()

@@ -423,6 +423,29 @@ func TestRemovedImageGivesItsObjectsBack(t *testing.T) {
 	}
 }
 
+// Below what is left to others objects go, and nothing is refused.
+func TestTheCacheGivesWayBeforeTheFloor(t *testing.T) {
+	t.Parallel()
+	both := Limits{Limit: 1000, Floor: 50, Yield: 20}.on(1000)
+	for free, want := range map[int64]int64{250: -50, 200: 0, 150: 50, 60: 140} {
+		g := admission{limits: both}
+		if _, over := g.excess(free, 500, limitEnd, floorEnd); over != want {
+			t.Errorf("%d free: %d too few, want %d", free, over, want)
+		}
+		if _, err := g.promise(1, free, 500, true); err != nil {
+			t.Errorf("%d free: %v", free, err)
+		}
+	}
+	g := admission{limits: both}
+	if _, err := g.promise(1, 50, 0, true); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("at the floor: %v", err)
+	}
+	g = admission{limits: Limits{Floor: 80}.on(1000)}
+	if _, over := g.excess(90, 500, limitEnd, floorEnd); over != 0 {
+		t.Errorf("%d too few for the floor alone", over)
+	}
+}
+
 func TestClean(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
@@ -874,7 +897,7 @@ func TestLimitsFollowTheFileSystem(t *testing.T) {
 		{Limits{Limit: 10 * gib, Floor: 3 * gib}, 100 * gib, 10 * gib, 3 * gib},
 		{Limits{Limit: 1 << 62}, 100 * gib, 100 * gib, 5 * gib},
 	} {
-		if got := c.set.on(c.size); got != (Limits{c.limit, c.low}) {
+		if got := c.set.on(c.size); got != (Limits{Limit: c.limit, Floor: c.low}) {
 			t.Errorf("%+v on %d: %+v", c.set, c.size, got)
 		}
 	}

@@ -209,7 +209,7 @@ func (a *admission) excess(free, stored, limitPart, floorPart int64) (limit, flo
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	limit = stored + a.flying + a.parts + a.want - (a.limits.Limit - a.limits.Limit/limitPart)
-	floor = a.limits.Floor + a.limits.Floor/floorPart - (free - a.flying - a.want)
+	floor = max(a.limits.Floor+a.limits.Floor/floorPart, a.limits.yield) - (free - a.flying - a.want)
 	return limit, floor
 }
 

@@ -16,6 +16,11 @@ type Limits struct {
 	Limit int64
 	// Floor is how many bytes of the file system stay free; 0 is a twentieth of it, and 50 GiB at most.
 	Floor int64
+	// Yield is how many percent of the file system the store leaves to others while it has objects that may go: below
+	// that it removes them, and refuses nothing. 0 is none.
+	Yield int64
+
+	yield int64 // bytes of Yield
 }
 
 // What counts where nothing else is said: parts of the file system, and a floor that gives everybody else hours to make
@@ -88,6 +93,6 @@ func (l Limits) on(size int64) Limits {
 	if l.Floor <= 0 {
 		l.Floor = min(size/defaultFloor, mostFloor)
 	}
-	l.Limit = min(l.Limit, size)
+	l.Limit, l.yield = min(l.Limit, size), size/100*l.Yield
 	return l
 }

@@ -191,6 +191,9 @@ func (d *Driver) Mounts() (mounts []status.Mount) {
 	return mounts
 }
 
+// Kubernetes reports that Docker, which kubelet may be using, doesn't tell.
+func (d *Driver) Kubernetes() bool { return false }
+
 // Names leaves it to the engine, which tells what GetMetadata says of an image to whoever inspects it.
 func (d *Driver) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 

@@ -62,13 +62,20 @@ func (n *Node) limitAgain() error {
 	if err != nil {
 		return err
 	}
-	return n.limitCache(c.settings)
+	return n.limitCache(c)
 }
 
-// limitCache bounds the object store as some settings say, or else the host's configuration. One that can't be read
+// kubernetesYield is how many percent of the file system the cache leaves to others beside kubelet, which by default
+// removes images and then pods when 15 are left: the cache gives way first.
+const kubernetesYield = 20
+
+// limitCache bounds the object store as a configuration says, or else the host's configuration. One that can't be read
 // changes nothing: repositories say what is wrong with it. The caller holds limiting.
-func (n *Node) limitCache(settings Settings) error {
-	limits := objects.Limits{Limit: settings.CacheLimit, Floor: settings.CacheFloor}
+func (n *Node) limitCache(c *configuration) error {
+	limits := objects.Limits{Limit: c.settings.CacheLimit, Floor: c.settings.CacheFloor}
+	if limits.Floor == 0 && c.face.Kubernetes() {
+		limits.Yield = kubernetesYield
+	}
 	by := "storage option cvmfs.cache-limit"
 	if limits.Limit == 0 {
 		if n.limits == (objects.Limits{Limit: n.limits.Limit, Floor: limits.Floor}) && n.quotaSeen.Same() {

@@ -18,6 +18,7 @@ import (
 type mountedImages map[string]bool
 
 func (mountedImages) Mounts() []status.Mount                      { return nil }
+func (mountedImages) Kubernetes() bool                            { return false }
 func (mountedImages) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 func (m mountedImages) Images() (map[string]bool, error)          { return m, nil }
 func (m mountedImages) Mapped() ([]Mapped, error)                 { return nil, nil }
@@ -94,7 +95,7 @@ func TestTheCacheIsLimitedByTheOptionOrElseTheSitesConfiguration(t *testing.T) {
 		if err := os.WriteFile(etc+"/default.local", []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if err := n.limitCache(s); err != nil {
+		if err := n.limitCache(&configuration{settings: s, face: mountedImages{}}); err != nil {
 			t.Fatal(err)
 		}
 		st, err := n.CacheStatus()

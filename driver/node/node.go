@@ -114,6 +114,8 @@ type Face interface {
 	Names(ctx context.Context) (status.Names, error)
 	// Mapped returns what the same mounts show with mapped owners, besides the mapping of the settings.
 	Mapped() ([]Mapped, error)
+	// Kubernetes reports whether kubelet watches over the disk: it removes images and pods when that fills.
+	Kubernetes() bool
 }
 
 // Node is the state of a host. It is safe for concurrent use.
@@ -282,7 +284,7 @@ func (n *Node) Configure(settings Settings, face Face) error {
 func (n *Node) hold(next *configuration) error {
 	n.limiting.Lock() // until both are done
 	defer n.limiting.Unlock()
-	if err := n.limitCache(next.settings); err != nil {
+	if err := n.limitCache(next); err != nil {
 		return err
 	}
 	n.mu.Lock()

@@ -31,6 +31,7 @@ import (
 type face struct{}
 
 func (face) Mounts() []status.Mount                      { return nil }
+func (face) Kubernetes() bool                            { return false }
 func (face) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 func (face) Images() (map[string]bool, error)            { return map[string]bool{}, nil }
 func (face) Mapped() ([]node.Mapped, error)              { return nil, nil }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/node"
@@ -78,6 +79,11 @@ func (s *Snapshotter) leaveMounts() error {
 		s.cfg.Log.Warn("take off what no snapshot needs", "err", err)
 	}
 	return nil
+}
+
+// Kubernetes reports whether there are snapshots of kubelet's.
+func (f faceOf) Kubernetes() bool {
+	return len(f.table.list(func(sn *snapshot) bool { return strings.HasPrefix(sn.Name, "k8s.io/") })) > 0
 }
 
 // leaveGeneration takes off what a former life has mounted for overlays to use, if the FUSE mount has changed since:

@@ -83,6 +83,24 @@ func (r *rig) thin(namespace, chain string) (id, name string) {
 	return id, name
 }
 
+// kubelet removes images and pods when the disk fills: the cache is to give way before.
+func TestTheCacheGivesWayToKubelet(t *testing.T) {
+	r := newRig(t, node.Settings{})
+	for _, c := range []struct {
+		key   string
+		gives bool
+	}{{"moby/1/a", false}, {"k8s.io/2/a", true}} {
+		_, err := r.Prepare(t.Context(), c.key, "")
+		must(t, err)
+		_, err = r.node.Reload(t.Context())
+		must(t, err)
+		st, err := r.node.CacheStatus()
+		if err != nil || (st.Yield > 0) != c.gives || st.Yield > 0 && st.Yield <= st.Size*15/100 {
+			t.Errorf("with %s: %+v, %v", c.key, st, err)
+		}
+	}
+}
+
 func TestComposedImagesHaveContainerdsNames(t *testing.T) {
 	r := newRig(t, node.Settings{})
 	base, snapshot := r.thin("moby", "base")
