@@ -259,6 +259,7 @@ func running() preflight.Facts {
 					Differences: []string{"CVMFS_TIMEOUT: …"},
 				}},
 				Metrics: &preflight.Metrics{Address: "127.0.0.1:9324"},
+				Cache:   status.Cache{Limit: 2 << 30, Used: 1 << 30, Objects: 7, Free: 3 << 30, Floor: 1 << 20},
 			},
 			Disk: &preflight.Disk{Objects: 4, Bytes: 1024},
 		},
@@ -281,6 +282,7 @@ settings      DEBUG=0
 version       0.9
 layers        3, of them thin 1; mounted 2
 view          erofs
+cache         1.0 GiB of 2.0 GiB used by 7 objects; 3.0 GiB free, of which 1.0 MiB stay free
 metrics       at 127.0.0.1:9324
 image         k: 5 objects, 2.0 KiB, of a.example.org@1 b.example.org@2
 image         r.example.org/x:1, x:1: 0 objects, 0 B, of 

@@ -182,6 +182,10 @@ func writeState(line func(name, format string, args ...any), st *preflight.State
 			line("view", "%s", st.View)
 		}
 	}
+	if c := st.Cache; c.Limit > 0 {
+		line("cache", "%s of %s used by %d objects; %s free, of which %s stay free", size(uint64(max(0, c.Used))),
+			size(uint64(c.Limit)), c.Objects, size(uint64(max(0, c.Free))), size(uint64(max(0, c.Floor))))
+	}
 	if m := st.Metrics; m != nil && m.Err != "" {
 		line("metrics", "not served: %s", m.Err)
 	} else if m != nil {

@@ -209,15 +209,16 @@ type Plugin struct {
 
 // State is what the plugin says of itself.
 type State struct {
-	Version string  `json:"version"`
-	Commit  string  `json:"commit"`
-	Layers  int     `json:"layers"`
-	Thin    int     `json:"thin_layers"`
-	Mounts  int     `json:"mounts"`
-	Stale   int     `json:"stale_mounts"` // that hang on a FUSE mount that has gone
-	Images  []Image `json:"images"`
-	Memory  uint64  `json:"memory"` // bytes, resident
-	View    string  `json:"view,omitempty"`
+	Version string       `json:"version"`
+	Commit  string       `json:"commit"`
+	Layers  int          `json:"layers"`
+	Thin    int          `json:"thin_layers"`
+	Mounts  int          `json:"mounts"`
+	Stale   int          `json:"stale_mounts"` // that hang on a FUSE mount that has gone
+	Images  []Image      `json:"images"`
+	Memory  uint64       `json:"memory"` // bytes, resident
+	Cache   status.Cache `json:"cache"`
+	View    string       `json:"view,omitempty"`
 	// the repositories in use, as they are configured in the plugin
 	Repositories []InUse  `json:"repositories,omitempty"`
 	Metrics      *Metrics `json:"metrics,omitempty"` // nil: none are to be served

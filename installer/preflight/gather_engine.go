@@ -284,7 +284,7 @@ func stateOf(answer status.Node) *State {
 	s := &State{
 		Version: answer.Version, Commit: answer.Commit, Err: answer.Err, Memory: answer.Memory.Resident,
 		Layers: answer.Store.Layers, Thin: answer.Store.Thin, Mounts: len(answer.Store.Mounts), Images: []Image{},
-		View: answer.View,
+		View: answer.View, Cache: answer.Cache,
 	}
 	for _, r := range answer.Repositories {
 		s.Repositories = append(s.Repositories, InUse{Repository: r})
