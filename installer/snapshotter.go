@@ -133,7 +133,7 @@ func (s *second) look(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if was := s.rec.Installed; was != nil && was.Driver {
+	if was := s.rec.Installed; was != nil && was.Driver && s.File != "" {
 		return fmt.Errorf("the plugin %s is this host's storage driver: first run cvmfs-graphdriver uninstall", was.Plugin)
 	}
 	if s.active, s.enabled, err = s.Units.State(ctx, SnapshotterUnit); err != nil {

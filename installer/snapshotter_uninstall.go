@@ -18,13 +18,14 @@ type SnapshotterLeave struct {
 	Purge bool // its folder goes, with all it has fetched
 }
 
-// HasSnapshotter reports whether a record says that the snapshotter is installed, or was to be.
-func HasSnapshotter(record string) (bool, error) {
+// HasSnapshotter reports whether a record says that the snapshotter is installed, and whether a run that was to install
+// it or to take it back was cut off.
+func HasSnapshotter(record string) (has, cutOff bool, err error) {
 	r, err := readRecord(record)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	return r.Snapshotter != nil || r.Open != nil && r.Open.Snapshotter, nil
+	return r.Snapshotter != nil, r.Open != nil && r.Open.Snapshotter, nil
 }
 
 // departure is an uninstall of the snapshotter on its way.

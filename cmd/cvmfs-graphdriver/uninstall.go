@@ -24,7 +24,7 @@ func uninstallCommand() *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
-				second, err := installer.HasSnapshotter(c.String(recordFlag.Name))
+				second, err := h.HasSnapshotter()
 				if err != nil {
 					return err
 				}

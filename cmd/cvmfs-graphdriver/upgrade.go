@@ -21,7 +21,7 @@ func upgradeCommand() *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
-				second, err := installer.HasSnapshotter(c.String(recordFlag.Name))
+				second, err := h.HasSnapshotter()
 				if err != nil {
 					return err
 				}

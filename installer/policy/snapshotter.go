@@ -28,17 +28,19 @@ const (
 	unitFolder       = "/etc/systemd/system"
 )
 
-// Second reports whether this host takes the snapshotter in place of the plugin: it has it; its engine is 28 or newer,
-// or keeps its images in containerd; or a containerd is named, or is all there is.
+// Second reports whether this host takes the snapshotter in place of the plugin: its engine is 28 or newer, or keeps
+// its images in containerd; or a containerd is named, or is all there is.
 func (h *Host) Second(ctx context.Context) (bool, error) {
-	has, err := installer.HasSnapshotter(h.Record)
+	has, cutOff, err := installer.HasSnapshotter(h.Record)
 	switch {
-	case err != nil || has || h.Containerd != "":
+	case err != nil || cutOff || h.Containerd != "":
 		return err == nil, err
 	case h.HasEngine(ctx) || h.Host != "":
-		// One that doesn't answer is the plugin's matter, which can be the reason.
+		// One that doesn't answer is a matter of what is installed, which can be the reason.
 		takes, err := h.takesSnapshotter(ctx)
-		return err == nil && takes, nil
+		return takes || err != nil && has, nil
+	case has:
+		return true, nil
 	}
 	_, err = service.FindContainerd(ctx, h.containerdSocket())
 	return err == nil, nil
@@ -58,6 +60,13 @@ func (h *Host) takesSnapshotter(ctx context.Context) (bool, error) {
 	first, _, _ := strings.Cut(info.ServerVersion, ".")
 	major, err := strconv.Atoi(first)
 	return err == nil && major >= firstSnapshotter, nil
+}
+
+// HasSnapshotter reports whether the snapshotter is what is installed here, or was to be. Where the plugin is as well,
+// it comes first.
+func (h *Host) HasSnapshotter() (bool, error) {
+	has, cutOff, err := installer.HasSnapshotter(h.Record)
+	return has || cutOff, err
 }
 
 // HasEngine reports whether this host has an engine of Docker's, which need not run.

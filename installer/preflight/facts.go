@@ -24,7 +24,9 @@ type Plan struct {
 	Restart     string   // what restarts the engine, as service.Choose takes it; "" is auto
 	Agent       string   // who asks, for the servers' logs: product and version
 	Snapshotter string   // socket of the snapshotter's node; "" is none
-	Snapshots   bool     // it is the snapshotter that is to be the driver, in DataRoot, not the plugin
+	// it is the snapshotter that is to be the driver, in DataRoot, not the plugin; the engine is told of it if there is
+	// a DaemonJSON
+	Snapshots bool
 }
 
 // Facts are what was found on a host. In each part, Err says why it isn't known, or not all of it.

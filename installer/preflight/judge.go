@@ -1,5 +1,7 @@
 package preflight
 
+import "slices"
+
 // rules give findings, each for one matter.
 var rules = []func(f *Facts, p *Plan) []Finding{
 	user, reachable, here, version, rootless, imageStore, flags, file, storageOptions, driver, containers, images,
@@ -10,11 +12,13 @@ var rules = []func(f *Facts, p *Plan) []Finding{
 	configuration, named, repositories, minio,
 }
 
-// snapshotterRules are those for a host of the snapshotter. There may be no engine of Docker's on it.
-var snapshotterRules = []func(f *Facts, p *Plan) []Finding{
-	user, here, rootless, remapped, file, liveRestore, dataRoot, space, kernel, security, clock, configuration, named,
-	repositories,
-}
+// snapshotterRules are those for a host of the snapshotter, and toldRules for an engine that is told of it.
+var (
+	snapshotterRules = []func(f *Facts, p *Plan) []Finding{
+		user, dataRoot, space, kernel, security, clock, configuration, named, repositories,
+	}
+	toldRules = []func(f *Facts, p *Plan) []Finding{reachable, here, rootless, remapped, file, liveRestore}
+)
 
 // Judge returns all findings for a plan, the gravest first.
 func Judge(f Facts, p Plan) []Finding {
@@ -22,6 +26,9 @@ func Judge(f Facts, p Plan) []Finding {
 	apply := rules
 	if p.Snapshots {
 		apply = snapshotterRules
+		if p.DaemonJSON != "" {
+			apply = slices.Concat(toldRules, apply)
+		}
 	}
 	for _, rule := range apply {
 		all = append(all, rule(&f, &p)...)

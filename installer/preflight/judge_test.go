@@ -608,7 +608,7 @@ func TestEngine28IsToldTheWay(t *testing.T) {
 // An engine that maps owners by itself takes no snapshotter, or fetches all of an image.
 func TestTheSnapshotterIsJudgedByItsOwnRules(t *testing.T) {
 	plan := install
-	plan.Snapshots = true
+	plan.Snapshots, plan.DaemonJSON = true, "/etc/docker/daemon.json"
 	for version, severity := range map[string]Severity{"28.5.2": Warning, "29.1.0": Error} {
 		f := fit()
 		f.Engine.Version, f.Engine.UserNS = version, true
@@ -617,6 +617,11 @@ func TestTheSnapshotterIsJudgedByItsOwnRules(t *testing.T) {
 		}
 		if got := found(Judge(f, plan), "engine.version"); len(got) > 0 {
 			t.Errorf("%s: %+v", version, got)
+		}
+		untold := plan
+		untold.DaemonJSON = ""
+		if got := found(Judge(f, untold), "engine.userns-remap"); len(got) > 0 {
+			t.Errorf("%s, which isn't told: %+v", version, got)
 		}
 	}
 }
