@@ -35,6 +35,13 @@ func sh(t *testing.T, script string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// command runs lines of bash as sh does, and leaves it to the test what their failure means.
+func command(t *testing.T, script string) (string, error) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script).CombinedOutput()
+	return string(out), err
+}
+
 // journal returns what the engine and the plugin said last.
 func journal() string {
 	out, err := exec.Command("journalctl", "--no-pager", "--lines=60", "--unit=docker").CombinedOutput()

@@ -91,8 +91,8 @@ var suites = map[string][]program{
 	// A host from the installation of our package to its removal.
 	"host": {
 		{
-			folder: "test/host", host: "first life", run: only("TestInstalledCrashedAndUpgraded"),
-			limit: 20 * time.Minute,
+			folder: "test/host", host: "first life",
+			run: only("TestInstalledCrashedAndUpgraded", "TestTheSnapshotterComesAndGoes"), limit: 30 * time.Minute,
 		},
 		{folder: "test/host", host: "second life", run: only("TestRebootedAndUninstalled"), limit: 10 * time.Minute},
 	},
