@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/installer/daemonjson"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // fakeUnits are a host's services, as far as an installer of the snapshotter has to do with them: the snapshotter and
@@ -311,4 +314,23 @@ func cutOff(t *testing.T, docker, killed bool, what string, n int) bool {
 	}
 	u.isAsBefore(t, when)
 	return !t.Failed()
+}
+
+// What the snapshotter has mounted doesn't keep its folder from being removed, and isn't emptied.
+func TestMountsDoNotKeepAFolderFromBeingRemoved(t *testing.T) {
+	testutil.NeedRoot(t)
+	other, dir := t.TempDir(), filepath.Join(t.TempDir(), "root")
+	kept := filepath.Join(other, "kept")
+	inner := filepath.Join(dir, "run/images/1")
+	for _, err := range []error{
+		os.WriteFile(kept, nil, 0o600), os.MkdirAll(inner, 0o755), unix.Mount(other, inner, "", unix.MS_BIND, ""),
+		unix.Mount("", inner, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""), removeTree(dir),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !absent(dir) || absent(kept) {
+		t.Errorf("the folder is gone: %t, what was mounted there: %t", absent(dir), absent(kept))
+	}
 }

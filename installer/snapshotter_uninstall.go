@@ -9,6 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/installer/daemonjson"
 )
 
@@ -199,7 +202,7 @@ func (d *departure) forget(ctx context.Context) error {
 	})
 	if err == nil && d.Purge {
 		err = d.step(ctx, stepPurge, func(context.Context) (Outcome, string, error) {
-			return Done, SnapshotterRoot, os.RemoveAll(SnapshotterRoot)
+			return Done, SnapshotterRoot, removeTree(SnapshotterRoot)
 		})
 	}
 	if err != nil {
@@ -207,4 +210,27 @@ func (d *departure) forget(ctx context.Context) error {
 	}
 	d.rec.Open = nil
 	return d.rec.save()
+}
+
+// removeTree removes a folder in which a service that has ended may have left mounts. One that is the administrator's
+// mount itself is emptied.
+func removeTree(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("look for mounts below %s: %w", dir, err)
+	}
+	own := false
+	for _, m := range slices.Backward(mounts) { // the last one is mounted on others
+		if m.Mountpoint == dir {
+			own = true
+			continue
+		}
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil && (!own || !errors.Is(err, unix.EBUSY)) {
+		return err
+	}
+	return nil
 }
