@@ -293,29 +293,78 @@ func TestAPodRunsAThinImage(t *testing.T) {
 			u.docker("tag", stand.Thin, thin)
 			u.docker("push", thin)
 			want := u.run(stand.Ordinary, "/data/a.txt")
-			pod, container, err := u.Engine.RunInPod(t.Context(), "thin", thin, "/bin/hello", "/data/a.txt")
-			if err != nil {
-				t.Fatal(err)
-			}
-			u.eventually("the container's output is there", func() error {
-				said, err := u.Engine.Crictl(t.Context(), "logs", container)
-				if err == nil && strings.TrimSpace(said) != want {
-					err = fmt.Errorf("it is %q, want %q", said, want)
-				}
-				return err
-			})
+			pod := u.inPod(engine.Pod{Name: "thin", Image: thin}, want, "/bin/hello", "/data/a.txt")
 			info, err := u.Engine.Crictl(t.Context(), "imagefsinfo")
 			if err != nil || !strings.Contains(info, u.Snapshots()) {
 				t.Errorf("images lie in %s, %v, want %s", info, err, u.Snapshots())
 			}
-			for _, args := range [][]string{{"stopp", pod}, {"rmp", pod}, {"rmi", "--all"}} {
-				// Asked again, as kubelet does: a pod may still be ending when stopp has answered.
-				u.eventually(strings.Join(args, " "), func() error {
-					_, err := u.Engine.Crictl(t.Context(), args...)
-					return err
-				})
-			}
+			u.removePod(pod)
 			u.ctrRuns(thin, want)
+		})
+	}
+}
+
+// inPod runs a command in a pod, waits until it has said what is wanted, and returns the pod.
+func (u user) inPod(p engine.Pod, want string, command ...string) (pod string) {
+	u.Helper()
+	pod, container, err := u.Engine.RunInPod(u.Context(), p, command...)
+	if err != nil {
+		u.Fatal(err)
+	}
+	u.eventually("the container's output is there", func() error {
+		said, err := u.Engine.Crictl(u.Context(), "logs", container)
+		if err == nil && strings.TrimSpace(said) != want {
+			err = fmt.Errorf("it is %q, want %q", said, want)
+		}
+		return err
+	})
+	return pod
+}
+
+// removePod removes a pod, and all images of pods.
+func (u user) removePod(pod string) {
+	u.Helper()
+	for _, args := range [][]string{{"stopp", pod}, {"rmp", pod}, {"rmi", "--all"}} {
+		// Asked again, as kubelet does: a pod may still be ending when stopp has answered.
+		u.eventually(strings.Join(args, " "), func() error {
+			_, err := u.Engine.Crictl(u.Context(), args...)
+			return err
+		})
+	}
+}
+
+// In a pod with a user namespace files belong to whom they belong to without, and nothing is fetched for that.
+func TestAPodInAUserNamespaceSeesTheOwnersOfItsImage(t *testing.T) {
+	const look = "stat -c '%n %u:%g' / /bin/hello /data /data/owned /bin/sh; cut -c 1-40 /data/a.txt"
+	for _, view := range []string{"erofs", "fuse"} {
+		t.Run(view, func(t *testing.T) {
+			registry := testutil.NewRegistry(t, "", "")
+			options := inView(view)
+			options.Pause = registry.Push(t, "pause:1", pauseImage(t), nil)
+			u := onSnapshotter(t, engine.Stack29on21, options)
+			for n, base := range []string{stand.Ordinary, stand.Thin} {
+				local := u.withShell(base)
+				pushed := registry.Host + "/" + local
+				u.docker("tag", local, pushed)
+				u.docker("push", pushed)
+				want := u.shell(local, look)
+				pod := engine.Pod{Name: fmt.Sprint("pod", n), Image: pushed, Users: 200000 + n*65536}
+				before := u.Site.Count()
+				id := u.inPod(pod, fmt.Sprintf("%s\n%d", want, pod.Users), "sh", "-c",
+					look+"; set -- $(cat /proc/self/uid_map); echo $2; echo new >/data/new")
+				if more := u.Site.Count().Sub(before); more.Objects > 3 {
+					t.Errorf("%s: %d objects were fetched", base, more.Objects)
+				}
+				u.removePod(id)
+			}
+			u.eventually("nothing is mounted with mapped owners", func() error {
+				for _, point := range u.snapshotMounts() {
+					if strings.HasPrefix(point, "/run/mapped/") {
+						return fmt.Errorf("%s is", point)
+					}
+				}
+				return nil
+			})
 		})
 	}
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,8 +62,40 @@ func (c *Containerd) Configure(ctx context.Context, s Snapshotter, pause string)
 	if err != nil {
 		return err
 	}
-	text := containerdConfig(version, s, pause)
+	// The root of a user namespace passes to what is below, which containerd itself would make for root alone.
+	if err := os.MkdirAll(filepath.Dir(c.Root()), 0o711); err != nil {
+		return err
+	}
+	if err := makeNetwork(c.network()); err != nil {
+		return err
+	}
+	text := containerdConfig(version, s, pause, c.network())
 	return os.WriteFile(c.ConfigFile(), []byte(text), 0o644)
+}
+
+// network is the folder of what connects pods that have a network of their own.
+func (c *Containerd) network() string { return c.engine.path("cni") }
+
+// noNetwork is a plugin of the Container Network Interface that connects a pod to nothing, and says that it did.
+const noNetwork = `#!/bin/sh
+cat >/dev/null
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0"]}' ;;
+ADD) echo '{"cniVersion": "0.4.0", "interfaces": [{"name": "'"$CNI_IFNAME"'", "sandbox": "'"$CNI_NETNS"'"}],
+	"ips": [{"version": "4", "interface": 0, "address": "192.0.2.2/24"}]}' ;;
+esac
+`
+
+// makeNetwork makes the network of pods, below a folder: its configuration, and the plugins that it names.
+func makeNetwork(dir string) error {
+	const config = `{"cniVersion": "0.4.0", "name": "unconnected", "plugins": [{"type": "none"}]}`
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "none.conflist"), []byte(config), 0o644),
+		os.WriteFile(filepath.Join(dir, "none"), []byte(noNetwork), 0o755),
+		os.WriteFile(filepath.Join(dir, "loopback"), []byte(noNetwork), 0o755))
 }
 
 // Version is containerd's, as in "2.1.9".
@@ -81,7 +114,7 @@ func (c *Containerd) Version(ctx context.Context) (string, error) {
 
 // containerdConfig returns the configuration of a containerd by its version. Its own limits of processes, which it may
 // lack the capability to lower, are kept by containers of Kubernetes.
-func containerdConfig(version string, s Snapshotter, pause string) string {
+func containerdConfig(version string, s Snapshotter, pause, network string) string {
 	var b strings.Builder
 	old := strings.HasPrefix(version, "1.")
 	if old {
@@ -92,11 +125,17 @@ func containerdConfig(version string, s Snapshotter, pause string) string {
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = %[1]q
   disable_snapshot_annotations = false
-`, s.Name, pause)
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = %[3]q
+  conf_dir = %[3]q
+`, s.Name, pause, network)
 	} else {
 		fmt.Fprintf(&b, `version = 3
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dir = %[3]q
+  conf_dir = %[3]q
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = %[1]q
   disable_snapshot_annotations = false
@@ -105,7 +144,7 @@ func containerdConfig(version string, s Snapshotter, pause string) string {
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/amd64"
   snapshotter = %[1]q
-`, s.Name, pause)
+`, s.Name, pause, network)
 	}
 	if s.Socket == "" {
 		return b.String()

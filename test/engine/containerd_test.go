@@ -158,7 +158,7 @@ func pause(t *testing.T, of v1.Image) v1.Image {
 
 func podRuns(t *testing.T, e *Engine, image string) {
 	t.Helper()
-	pod, container, err := e.RunInPod(t.Context(), "tiny", image, "/bin/sh", "-c", "echo said; sleep 1000")
+	pod, container, err := e.RunInPod(t.Context(), Pod{Name: "tiny", Image: image}, "/bin/sh", "-c", "echo said; sleep 1000")
 	if err != nil {
 		t.Fatal(err)
 	}

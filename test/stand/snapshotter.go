@@ -70,6 +70,7 @@ func (s *Stand) startContainerd(ctx context.Context, o Options) error {
 	if s.Snapshotter != nil {
 		snapshotter = engine.Snapshotter{
 			Name: Snapshotter, Socket: s.snapshotterSocket(), Root: s.Snapshots(), Diff: true,
+			Capabilities: []string{"remap-ids"},
 		}
 	}
 	s.storage = map[string]any{
