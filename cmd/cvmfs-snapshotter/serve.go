@@ -70,6 +70,7 @@ func answer(
 	server.Ready(s, snapshotter.NewDiffer(s, containerd))
 	log.Info("serving", "version", version, "commit", commit, "view", n.ViewInUse())
 	go n.Run(ctx)
+	go s.Run(ctx)
 	go command(ctx, cfg, n, log)
 	select {
 	case err := <-ended:

@@ -42,6 +42,9 @@ func (f faceOf) Names(ctx context.Context) (status.Names, error) {
 		return status.Names{}, err
 	}
 	told := status.Names{Known: true}
+	if told.Lacking, err = f.lackingNames(ctx); err != nil {
+		told.Err = err.Error()
+	}
 	for _, namespace := range slices.Sorted(maps.Keys(chains)) {
 		named, err := f.named(namespaces.WithNamespace(ctx, namespace), chains[namespace])
 		if err != nil {

@@ -65,6 +65,10 @@ func (s *Snapshotter) lazily(ctx context.Context, key, parent string, labels map
 		return false
 	}
 	log.Info("a layer is taken from the repository", "name", name)
+	select {
+	case s.taken <- struct{}{}:
+	default:
+	}
 	return true
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/content"
@@ -39,9 +40,10 @@ type rig struct {
 	node     *node.Node
 	store    *grpc.ClientConn // to containerd, as far as it is a content store that gives leases
 	leases   *leaseServer
-	blobs    content.Store    // what is behind store
-	images   *imageServer     // likewise
-	conn     *grpc.ClientConn // to the snapshotter
+	blobs    content.Store            // what is behind store
+	images   *imageServer             // likewise
+	conn     *grpc.ClientConn         // to the snapshotter
+	own      *snapshotter.Snapshotter // what answers
 	stop     func()
 
 	// repositories that are asked for layers; nil: those of the node, which has none
@@ -74,9 +76,11 @@ func (r *rig) open() {
 	must(r.t, err)
 	r.contentServer()
 	s, err := snapshotter.Open(snapshotter.Config{
-		Node: r.node, Settings: r.settings, Containerd: r.store, Log: r.cfg.Log, Watch: r.cfg.Watch, Find: r.find,
+		Node: r.node, Settings: r.settings, Containerd: r.store, Log: r.cfg.Log, Watch: r.cfg.Watch,
+		Find: r.find, Settle: time.Millisecond,
 	})
 	must(r.t, err)
+	r.own = s
 	socket := filepath.Join(r.dir, "s")
 	l, err := net.Listen("unix", socket)
 	must(r.t, err)

@@ -31,7 +31,8 @@ type Config struct {
 	Watch      lockorder.Watcher // for tests
 
 	// for tests: asks repositories for layers; nil: as the node does
-	Find func(ctx context.Context, fqrn, digest string) (thin.Layer, error)
+	Find   func(ctx context.Context, fqrn, digest string) (thin.Layer, error)
+	Settle time.Duration // for tests: how soon blobs of layers that were found so are downloaded; 0: 20 s
 }
 
 // Snapshotter is the snapshots that containerd sees. It is safe for concurrent use.
@@ -43,7 +44,8 @@ type Snapshotter struct {
 	locks   lockorder.IDs // of snapshots that change, by layer
 	table   table
 	numbers numbers
-	finder  *finder // nil: layers of ordinary images are never taken from repositories
+	finder  *finder       // nil: layers of ordinary images are never taken from repositories
+	taken   chan struct{} // has one when some were, since Run has looked
 }
 
 var (
@@ -57,7 +59,7 @@ func Open(cfg Config) (*Snapshotter, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Snapshotter{cfg: cfg, node: cfg.Node, layers: cfg.Node.Layers()}
+	s := &Snapshotter{cfg: cfg, node: cfg.Node, layers: cfg.Node.Layers(), taken: make(chan struct{}, 1)}
 	if cfg.Find == nil {
 		cfg.Find = cfg.Node.Published
 	}

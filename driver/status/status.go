@@ -205,6 +205,15 @@ type Names struct {
 	Known  bool   `json:"known"` // the node can tell; else the engine itself is to be asked
 	Images []Name `json:"images,omitempty"`
 	Err    string `json:"error,omitempty"` // why some are missing
+	// names of images some of whose layers were taken from repositories, and not downloaded yet
+	Lacking []Lacking `json:"lacking,omitempty"`
+}
+
+// Lacking is the name of an image that can't be saved, and pushed only to a registry that has its layers.
+type Lacking struct {
+	Namespace string `json:"namespace"` // containerd's
+	Name      string `json:"name"`
+	Blobs     int    `json:"blobs"` // that are missing
 }
 
 // Name is one of them.

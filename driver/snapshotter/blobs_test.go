@@ -1,0 +1,117 @@
+package snapshotter_test
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/opencontainers/go-digest"
+
+	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/snapshotter"
+	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// lazyImage pulls an image, all of whose layers a repository has, and returns the digests of its blobs.
+func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string, blobs []digest.Digest) {
+	t.Helper()
+	made, err := random.Image(1000, 2)
+	must(t, err)
+	image = registry.Push(t, "an/image:1", made, nil)
+	layers, err := made.Layers()
+	must(t, err)
+	p := published{}
+	of := func(h v1.Hash, err error) digest.Digest {
+		must(t, err)
+		return digest.Digest(h.String())
+	}
+	r = newRigFinding(t, node.Settings{Lazy: []string{lazyFQRN}}, p.find)
+	parent, chain := "", digest.Digest("")
+	for _, l := range layers {
+		blob, id := of(l.Digest()), of(l.DiffID())
+		p[blob] = id
+		blobs = append(blobs, blob)
+		if chain == "" {
+			chain = id
+		} else {
+			chain = digest.FromString(chain.String() + " " + id.String())
+		}
+		_, err := r.Prepare(t.Context(), "moby/1/extract-1 x", parent, snapshots.WithLabels(map[string]string{
+			snapshots.LabelSnapshotRef: chain.String(), snapshotters.TargetLayerDigestLabel: blob.String(),
+			snapshotters.TargetRefLabel: image,
+		}))
+		if !errdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		parent = "moby/1/" + chain.String()
+	}
+	return r, image, blobs
+}
+
+// The blobs of layers that were taken from a repository are downloaded afterwards, and kept. Until then it is told
+// whose are missing.
+func TestBlobsAreDownloadedAfterwards(t *testing.T) {
+	registry := testutil.NewRegistry(t, "", "")
+	r, image, blobs := lazyImage(t, registry)
+	names, err := r.node.Names(t.Context())
+	must(t, err)
+	want := []status.Lacking{{Namespace: "moby", Name: image, Blobs: 2}}
+	if diff := cmp.Diff(want, names.Lacking); diff != "" {
+		t.Errorf("what is missing\n%s", diff)
+	}
+	registry.Set(testutil.Fault{Path: "/blobs/" + blobs[0].String(), Status: http.StatusForbidden})
+	run(t, r.own)
+	ctx := namespaces.WithNamespace(t.Context(), "moby")
+	has := func(blob digest.Digest) bool {
+		_, err := r.blobs.Info(ctx, blob)
+		return err == nil
+	}
+	eventually(t, func() bool { return has(blobs[1]) })
+	if has(blobs[0]) {
+		t.Error("a blob is there that the registry doesn't give")
+	}
+	if got := r.leases.last(); got != "moby ours" {
+		t.Errorf("the blob is kept by %q", got)
+	}
+	registry.Set()
+	r.reopen() // or ten minutes later
+	run(t, r.own)
+	eventually(t, func() bool { return has(blobs[0]) })
+	names, err = r.node.Names(t.Context())
+	if err != nil || len(names.Lacking) != 0 {
+		t.Errorf("%v is missing, %v", names.Lacking, err)
+	}
+}
+
+// run has a snapshotter do its work in the background until the test ends.
+func run(t *testing.T, s *snapshotter.Snapshotter) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+}
+
+func eventually(t *testing.T, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never")
+		}
+	}
+}
