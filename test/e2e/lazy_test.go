@@ -95,7 +95,9 @@ func TestOrdinaryImagesStartFromARepository(t *testing.T) {
 		stack  engine.Stack
 		layout string
 	}{
-		{engine.Stack29on21, "layers"}, {engine.Stack29on17, "ducc"}, {engine.Stack28on21, "layers"},
+		{engine.Stack29on21, "layers"},
+		{engine.Stack29on17, "ducc"},
+		{engine.Stack28on21, "layers"},
 		{engine.Stack29on24, "layers"},
 	} {
 		t.Run(c.stack.String()+" "+c.layout, func(t *testing.T) {
