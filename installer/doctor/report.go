@@ -112,6 +112,9 @@ func (s Status) Write(w io.Writer) error {
 	if s.Snapshotter != nil {
 		line("snapshotter", "answers at %s", s.Snapshotter.Socket)
 		writeState(line, s.Snapshotter.State)
+		for _, l := range s.Snapshotter.Lacking {
+			line("", "%s (%s): %d layers aren't downloaded, it can't be saved yet", l.Name, l.Namespace, l.Blobs)
+		}
 	}
 	if s.Active {
 		for _, pair := range s.Engine.DriverStatus {

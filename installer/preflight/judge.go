@@ -6,7 +6,7 @@ import "slices"
 var rules = []func(f *Facts, p *Plan) []Finding{
 	user, reachable, here, version, rootless, imageStore, flags, file, storageOptions, driver, containers, images,
 	moves, swarm, liveRestore,
-	plugin, pluginState, needed, folders,
+	plugin, pluginState, lacking, needed, folders,
 	dataRoot, space,
 	kernel, mounts, view, security, clock,
 	configuration, named, repositories, minio,
@@ -15,7 +15,7 @@ var rules = []func(f *Facts, p *Plan) []Finding{
 // snapshotterRules are those for a host of the snapshotter, and toldRules for an engine that is told of it.
 var (
 	snapshotterRules = []func(f *Facts, p *Plan) []Finding{
-		user, dataRoot, space, kernel, security, clock, configuration, named, repositories,
+		user, dataRoot, space, kernel, security, clock, configuration, named, repositories, lacking,
 	}
 	toldRules = []func(f *Facts, p *Plan) []Finding{reachable, here, rootless, remapped, file, liveRestore}
 )

@@ -626,6 +626,19 @@ func TestTheSnapshotterIsJudgedByItsOwnRules(t *testing.T) {
 	}
 }
 
+func TestImagesThatLackBlobsAreTold(t *testing.T) {
+	f := fit()
+	f.Snapshotter = &Snapshotter{Lacking: []status.Lacking{{Namespace: "moby", Name: "an/image:1", Blobs: 2}}}
+	for _, p := range []Plan{{}, {Snapshots: true}} {
+		found := Judge(f, p)
+		if !slices.ContainsFunc(found, func(f Finding) bool {
+			return f.ID == "snapshotter.blobs" && strings.Contains(f.What, "an/image:1 (moby)") && strings.Contains(f.What, "2 of")
+		}) {
+			t.Errorf("%+v", found)
+		}
+	}
+}
+
 func TestEngine27TakesItsVariable(t *testing.T) {
 	for _, c := range []struct {
 		name    string

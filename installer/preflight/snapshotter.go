@@ -3,6 +3,7 @@ package preflight
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -16,6 +17,22 @@ import (
 type Snapshotter struct {
 	Socket string `json:"socket"`
 	State  *State `json:"state"`
+	// images that were pulled without all of their layers, which a repository has
+	Lacking []status.Lacking `json:"lacking,omitempty"`
+}
+
+// lacking tells of images that can't be saved yet.
+func lacking(f *Facts, _ *Plan) (found []Finding) {
+	if f.Snapshotter == nil {
+		return nil
+	}
+	for _, l := range f.Snapshotter.Lacking {
+		found = append(found, one(Note, "snapshotter.blobs", fmt.Sprintf(
+			"%s (%s) can't be saved, and pushed only where its layers are: %d of them came from a repository", l.Name,
+			l.Namespace, l.Blobs), "the snapshotter downloads them in the background; if that doesn't end, its log says "+
+			"why: \"journalctl -u cvmfs-snapshotter\"")...)
+	}
+	return found
 }
 
 // Answers reports whether a node answers.
@@ -37,6 +54,7 @@ func askSnapshotter(ctx context.Context, socket string) *Snapshotter {
 	defer cancel()
 	if told, err := control.Names.Do(ctx, node, control.None{}, nil); err == nil { // else keys are shown
 		s.State.nameImages(NamesByKey(told))
+		s.Lacking = told.Lacking
 	}
 	return s
 }
