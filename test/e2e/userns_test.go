@@ -8,7 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/stand"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // shift is what owners are shifted by, on an engine whose containers' root is an ordinary user.
@@ -123,4 +125,37 @@ func setUID(u user, image string) {
 		}
 	}
 	u.Errorf("no user in %q", said)
+}
+
+// With containerd's image store Docker maps no owners: it changes those of every file when a container is made, and so
+// fetches the whole image.
+func TestUsersAreRemappedByDocker28OnTheSnapshotter(t *testing.T) {
+	for _, view := range []string{"erofs"} {
+		t.Run(view, func(t *testing.T) {
+			u := onSnapshotter(t, engine.Stack28on21, remapped(view))
+			before := u.Site.Count()
+			u.docker("create", "--network", "none", stand.Thin)
+			fetched := u.Site.Count().Sub(before)
+			if all := 11; fetched.Objects != all {
+				t.Errorf("to make a container %d objects were fetched, and the image has %d: see docs/containerd.md",
+					fetched.Objects, all)
+			}
+			u.same("a thin container", u.run(stand.Thin), u.run(stand.Ordinary))
+		})
+	}
+}
+
+func TestDocker29RefusesTheSnapshotterWithUsersRemapped(t *testing.T) {
+	o := remapped("erofs")
+	o.Tools, o.Snapshotter, o.Testdata = stackTools(t, engine.Stack29on21), shared.snapshotter(), testutil.Data(t)
+	s, err := stand.NewSnapshotter(t.Context(), o)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	const words = "containerd-snapshotter is explicitly enabled, but is not compatible with userns remapping"
+	if err == nil || !strings.Contains(err.Error()+s.Engine.Log(), words) {
+		t.Errorf("the engine starts, or says else: %v: %s", err, s.Engine.Log())
+	}
 }
