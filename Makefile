@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle kubernetes demo bench bench-convert soak test test-unit test-kernels test-kubernetes lint packages release clean
+.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert soak test test-unit test-kernels test-kubernetes lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ demo: bundle ## convert an image and run both in private engines, old and new (r
 bench: bundle ## compare with the engine's overlay2, as ratios (root; VIEW=erofs or fuse forces one)
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench ./test/bench
 	@exec $(DIST)/test/bench -bundle $(bundle_dir) -view $(VIEW)
+
+bench-snapshotter: bundle ## compare the snapshotter with containerd's overlayfs, as ratios (root; VIEW as with bench)
+	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench ./test/bench
+	@exec $(DIST)/test/bench -snapshotter $(DIST)/bin/cvmfs-snapshotter -view $(VIEW)
 
 bench-convert: programs ## compare converting an image with unpacking it, as ratios (fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/bench-convert ./test/bench/convert

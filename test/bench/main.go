@@ -1,8 +1,8 @@
-// Command bench holds the storage driver against the engine's own overlay2, on the same images in the same run: what
-// counts are the ratios, for machines differ and are noisy.
+// Command bench holds the storage driver against the engine's own overlay2, or the snapshotter against containerd's own
+// overlayfs, on the same images in the same run: what counts are the ratios, for machines differ and are noisy.
 //
-// Two private engines run side by side, one with overlay2, one with the plugin. Both get an image of twenty layers of
-// small files and one of a large one; the plugin also runs its thin twin, whose layers the project's own publisher has
+// Two private engines run side by side, one with the engine's own, one with ours. Both get an image of twenty layers of
+// small files and one of a large one; ours also runs its thin twin, whose layers the project's own publisher has
 // put into a repository and whose files are all on the host. The operations are taken in turn, a round each, and the
 // median of the rounds' ratios is printed.
 //
@@ -37,36 +37,34 @@ func main() {
 		work()
 		return
 	}
-	bundle := flag.String("bundle", "", "folder of the plugin bundle")
-	testdata := flag.String("testdata", "testdata", "folder of the reference repositories and images")
+	var o stand.Options
+	flag.StringVar(&o.Bundle, "bundle", "", "folder of the plugin bundle")
+	flag.StringVar(&o.Snapshotter, "snapshotter", "", "the snapshotter's program, in the place of the plugin")
+	flag.StringVar(&o.Testdata, "testdata", "testdata", "folder of the reference repositories and images")
 	rounds := flag.Int("rounds", 5, "how often each operation is measured")
 	files := flag.Int("files", 20000, "small files in the image")
 	view := flag.String("view", "auto", "of thin images: erofs or fuse; auto is what the kernel can do")
 	flag.Parse()
-	if *bundle == "" || flag.NArg() > 0 || *rounds < 1 {
-		fmt.Fprintln(os.Stderr, "bench: want -bundle FOLDER and no argument")
+	if (o.Bundle == "") == (o.Snapshotter == "") || flag.NArg() > 0 || *rounds < 1 {
+		fmt.Fprintln(os.Stderr, "bench: want -bundle FOLDER or -snapshotter FILE, and no argument")
 		os.Exit(2)
 	}
+	o.Driver, o.Quiet = []string{"cvmfs.view=" + *view}, true
 	if err := engine.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(3)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	if err := run(ctx, *bundle, *testdata, *view, *rounds, *files); err != nil {
+	if err := run(ctx, o, *rounds, *files); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
 // run sets up both engines, measures, and removes everything.
-func run(ctx context.Context, bundle, testdata, view string, rounds, files int) (err error) {
-	cache, err := engine.CacheDir()
-	if err != nil {
-		return err
-	}
-	tools, err := engine.Fetch(ctx, cache, os.Stderr)
-	if err != nil {
+func run(ctx context.Context, o stand.Options, rounds, files int) (err error) {
+	if o.Tools, err = tools(ctx, o.Snapshotter != ""); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "cvmfs-bench-")
@@ -79,25 +77,10 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(os.Stderr, "start an engine with the plugin")
-	ours, err := stand.New(ctx, stand.Options{
-		Tools: tools, Bundle: bundle, Testdata: testdata,
-		Driver: []string{"cvmfs.view=" + view}, Quiet: true,
-	})
-	defer func() { err = errors.Join(err, ours.Close()) }()
+	fmt.Fprintln(os.Stderr, "start both engines")
+	ours, peer, closeAll, err := start(ctx, o, dir)
+	defer func() { err = errors.Join(err, closeAll()) }()
 	if err != nil {
-		return err
-	}
-	fmt.Fprintln(os.Stderr, "start an engine with overlay2")
-	if err := os.Mkdir(filepath.Join(dir, "engine"), 0o711); err != nil {
-		return err
-	}
-	peer, err := engine.New(tools, filepath.Join(dir, "engine"))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, peer.Close()) }()
-	if err := peer.Start(ctx, map[string]any{"storage-driver": "overlay2"}); err != nil {
 		return err
 	}
 	fmt.Fprintln(os.Stderr, "publish the layers and write the images")
@@ -136,6 +119,45 @@ func run(ctx context.Context, bundle, testdata, view string, rounds, files int) 
 	return b.print()
 }
 
+// tools returns the programs of the engines.
+func tools(ctx context.Context, contained bool) (*engine.Tools, error) {
+	cache, err := engine.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	if contained {
+		return engine.Stack29on21.Find(ctx, cache)
+	}
+	return engine.Fetch(ctx, cache, os.Stderr)
+}
+
+// start starts an engine with ours, and one with its own, below a folder.
+func start(ctx context.Context, o stand.Options, dir string) (
+	ours *stand.Stand, peer *engine.Engine, closeAll func() error, err error,
+) {
+	build := stand.New
+	if o.Snapshotter != "" {
+		build = stand.NewSnapshotter
+	}
+	ours, err = build(ctx, o)
+	if err != nil {
+		return nil, nil, ours.Close, err
+	}
+	if o.Snapshotter != "" {
+		o.Snapshotter = "" // containerd's own
+		theirs, err := build(ctx, o)
+		return ours, theirs.Engine, func() error { return errors.Join(ours.Close(), theirs.Close()) }, err
+	}
+	if err = os.Mkdir(filepath.Join(dir, "engine"), 0o711); err != nil {
+		return nil, nil, ours.Close, err
+	}
+	if peer, err = engine.New(o.Tools, filepath.Join(dir, "engine")); err != nil {
+		return nil, nil, ours.Close, err
+	}
+	err = peer.Start(ctx, map[string]any{"storage-driver": "overlay2"})
+	return ours, peer, func() error { return errors.Join(ours.Close(), peer.Close()) }, err
+}
+
 // mostFetched is what loading the thin image may take, in bytes: manifest, whitelist, certificate.
 const mostFetched = 64 << 10
 
@@ -145,8 +167,8 @@ type target struct {
 	image  string
 }
 
-// bench collects, for each operation, a round's seconds of overlay2, of the ordinary image on the plugin, and of the
-// thin one.
+// bench collects, for each operation, a round's seconds of the engine's own driver, of the ordinary image on ours, and
+// of the thin one.
 type bench struct {
 	peer, ordinary, thin target
 	archives             map[string]string // image → archive
@@ -180,6 +202,8 @@ func (b *bench) round(ctx context.Context) error {
 	}{
 		{"create + mount + unmount, 20 times", target.mounts},
 		{"create + start + remove, 5 times", target.runs},
+		{"commit of one file", target.commits},
+		{"build of two steps", target.builds},
 	} {
 		for n, t := range targets {
 			took, err := cycle.do(t, ctx)
@@ -199,7 +223,7 @@ func (b *bench) round(ctx context.Context) error {
 		}
 	}
 	for _, t := range targets {
-		if _, err := t.engine.Docker(ctx, "rmi", "--force", t.image); err != nil {
+		if err := t.remove(ctx); err != nil {
 			return err
 		}
 	}
@@ -284,6 +308,85 @@ func (t target) runs(ctx context.Context) (float64, error) {
 	return time.Since(begin).Seconds(), nil
 }
 
+// Names of the images that are made of a target's.
+const (
+	committed = "bench/committed"
+	built     = "bench/built"
+)
+
+// commits commits a container with a file that is new.
+func (t target) commits(ctx context.Context) (float64, error) {
+	id, err := t.engine.Docker(ctx, "create", "--network", "none", t.image, workload, "nothing")
+	if err != nil {
+		return 0, err
+	}
+	if id, err = strings.TrimSpace(id), t.copyTo(ctx, strings.TrimSpace(id)); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	_, err = t.engine.Docker(ctx, "commit", id, committed)
+	took := time.Since(begin)
+	_, removed := t.engine.Docker(ctx, "rm", id)
+	return took.Seconds(), errors.Join(err, removed)
+}
+
+// copyTo copies a file into a container.
+func (t target) copyTo(ctx context.Context, id string) error {
+	dir, err := os.MkdirTemp("", "cvmfs-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) // it is in the folder for temporary files
+	if err := os.WriteFile(filepath.Join(dir, "new"), make([]byte, 1<<20), 0o600); err != nil {
+		return err
+	}
+	_, err = t.engine.Docker(ctx, "cp", filepath.Join(dir, "new"), id+":/new")
+	return err
+}
+
+// builds copies a file and runs a program that does nothing, without a cache.
+func (t target) builds(ctx context.Context) (float64, error) {
+	dir, err := os.MkdirTemp("", "cvmfs-bench-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir) // likewise
+	steps := fmt.Sprintf("FROM %s\nCOPY Dockerfile /\nRUN [\"/bench\", %q, \"nothing\"]\n", t.image, workload)
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(steps), 0o600); err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	_, err = t.engine.Docker(ctx, "build", "--quiet", "--no-cache", "--network", "none", "--tag", built, dir)
+	return time.Since(begin).Seconds(), err
+}
+
+// remove removes the target's image and what was made of it, and waits until it has gone.
+func (t target) remove(ctx context.Context) error {
+	for _, args := range [][]string{
+		{"rmi", "--force", committed, built, t.image}, {"builder", "prune", "--all", "--force"},
+	} {
+		if _, err := t.engine.Docker(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return t.gone(ctx)
+}
+
+// gone waits until containerd's collector, of an engine with one, has removed all that isn't needed.
+func (t target) gone(ctx context.Context) error {
+	if t.engine.Containerd == nil {
+		return nil
+	}
+	for former := ""; ; time.Sleep(time.Second) {
+		// Of the other targets' images some may be there: it is enough that nothing goes any more.
+		now, err := t.engine.Ctr(ctx, "--namespace", "moby", "content", "ls", "--quiet")
+		if err != nil || now == former {
+			return err
+		}
+		former = now
+	}
+}
+
 // work runs the workload in a fresh container, with no file of the image in memory.
 func (t target) work(ctx context.Context) ([]timing, error) {
 	unix.Sync()
@@ -298,10 +401,10 @@ func (t target) work(ctx context.Context) ([]timing, error) {
 	return times, json.Unmarshal([]byte(out), &times)
 }
 
-// print shows medians: overlay2's seconds, and the ratios to it.
+// print shows medians: the engine's own driver's seconds, and the ratios to it.
 func (b *bench) print() error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "OPERATION\tOVERLAY2\tORDINARY ON PLUGIN\tTHIN")
+	fmt.Fprintln(w, "OPERATION\tTHE ENGINE'S OWN\tORDINARY ON OURS\tTHIN")
 	for _, name := range b.order {
 		s := b.samples[name]
 		peer := median(s, func(r [3]float64) float64 { return r[0] })
