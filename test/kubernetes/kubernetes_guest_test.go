@@ -224,7 +224,7 @@ func (s *stand) snapshotterOf(name string) string {
 // state is what the node has of the snapshotter, and the files that may be changed for it.
 func (s *stand) state() string {
 	s.t.Helper()
-	return s.sh(s.t, `find /etc /opt /usr/local -newer /srv/test/sa.key -type d -o -type f -print0 | sort -z | xargs -0 sha256sum
+	return s.sh(s.t, `find /etc /opt /usr/local -type f -print0 | sort -z | xargs -0 sha256sum
 ls /opt /var/lib | grep cvmfs || true
 ls -d /run/cvmfs-snapshotter || true
 systemctl list-unit-files --no-legend | grep cvmfs || true
