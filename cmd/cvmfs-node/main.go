@@ -1,4 +1,5 @@
-// Command cvmfs-node puts the snapshotter on a node of Kubernetes, from the pod of a DaemonSet: see installer/kubernetes.
+// Command cvmfs-node puts the snapshotter on a node of Kubernetes, from the pod of a DaemonSet: see
+// installer/kubernetes.
 //
 // Its command "pod" runs in the pod, "ready" is the pod's probe, and "apply" is what systemd runs on the host.
 package main

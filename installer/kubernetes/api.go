@@ -38,7 +38,7 @@ func dial(socket string) (*client, error) {
 	return &client{conn}, nil
 }
 
-func (c *client) close() error { return c.conn.Close() }
+func (c *client) Close() error { return c.conn.Close() }
 
 // version returns containerd's, as in "2.1.9".
 func (c *client) version(ctx context.Context) (string, error) {

@@ -108,7 +108,7 @@ func (h *Host) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.Close()
 	version, err := c.version(ctx)
 	if err != nil {
 		return err
@@ -285,7 +285,7 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.Close()
 	version, err := c.version(ctx)
 	if err != nil {
 		return err

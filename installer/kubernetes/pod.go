@@ -35,7 +35,8 @@ type Pod struct {
 	Out      io.Writer
 }
 
-// Run brings the node to what the settings say. For as long as the snapshotter that is to be removed is in use it waits.
+// Run brings the node to what the settings say. For as long as the snapshotter that is to be removed is in use it
+// waits.
 func (p *Pod) Run(ctx context.Context) error {
 	set, err := ReadSettings(p.Settings)
 	if err != nil {

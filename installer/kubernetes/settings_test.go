@@ -20,7 +20,7 @@ func TestWrongSettingsAreRefused(t *testing.T) {
 		"":                                        "state",
 		"state: instaled":                         `"instaled"`,
 		"state: installed":                        "no pod would use",
-		"state: installed\ndefualt: true":         "defualt",
+		"state: installed\nusual: true":           "usual",
 		"state: installed\nruntimeClass: A_b":     "handler",
 		"state: removed\ncontainerd: crio":        "k3s",
 		"state: removed\ncvmfs: {../x: y}":        "../x",

@@ -88,7 +88,8 @@ func (o *options) imageFor(arch string) (v1.Image, error) {
 // add adds a file to an archive, the same whoever makes it and when.
 func add(w *tar.Writer, name string, mode int64, content []byte, o *options) error {
 	err := w.WriteHeader(&tar.Header{
-		Name: name, Mode: mode, Size: int64(len(content)), ModTime: o.date, Typeflag: tar.TypeReg, Format: tar.FormatUSTAR,
+		Name: name, Mode: mode, Size: int64(len(content)), ModTime: o.date, Typeflag: tar.TypeReg,
+		Format: tar.FormatUSTAR,
 	})
 	if err == nil {
 		_, err = w.Write(content)
@@ -117,7 +118,9 @@ func (o *options) writeArchive(to string, index v1.ImageIndex) error {
 }
 
 // archive writes the files of a folder below a name, in the order of their paths, each after edit if there is one.
-func archive(out io.Writer, files fs.FS, below string, o *options, edit func(path string, content []byte) []byte) error {
+func archive(out io.Writer, files fs.FS, below string, o *options,
+	edit func(path string, content []byte) []byte,
+) error {
 	w := tar.NewWriter(out)
 	err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

@@ -1,5 +1,5 @@
-// Command kubernetes makes what a cluster is given: the image of the node's pods, the chart, and the manifests for those
-// who use no charts.
+// Command kubernetes makes what a cluster is given: the image of the node's pods, the chart, and the manifests for
+// those who use no charts.
 //
 // The image is an OCI layout in an archive, or is pushed to a registry, with the programs of each architecture and
 // nothing else. The same programs, version and date give the same bytes.

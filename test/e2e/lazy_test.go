@@ -109,7 +109,8 @@ func TestOrdinaryImagesStartFromARepository(t *testing.T) {
 				t.Errorf("docker asked for %d blobs", n)
 			}
 			l.canBeSaved()
-			pod, container, err := l.Engine.RunInPod(t.Context(), "lazy", l.image, "/bin/hello", "/data/a.txt")
+			pod, container, err := l.Engine.RunInPod(t.Context(), engine.Pod{Name: "lazy", Image: l.image},
+				"/bin/hello", "/data/a.txt")
 			if err != nil {
 				t.Fatal(err)
 			}

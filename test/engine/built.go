@@ -45,8 +45,8 @@ var (
 	helmBuild = build{folder: "helm-3.22.0"}
 )
 
-// FetchKubernetes builds what a cluster of one node consists of into the cache folder unless it is there: ten minutes of
-// two processors.
+// FetchKubernetes builds what a cluster of one node consists of into the cache folder unless it is there: ten minutes
+// of two processors.
 func FetchKubernetes(ctx context.Context, cache string, progress io.Writer) error {
 	return errors.Join(containerdBuild.fetch(ctx, cache, progress), crictlBuild.fetch(ctx, cache, progress),
 		helmBuild.fetch(ctx, cache, progress), kubernetesBuild.fetch(ctx, cache, progress))

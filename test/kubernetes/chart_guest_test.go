@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,9 +47,7 @@ func (s *stand) chart() {
 		"image": map[string]any{"repository": s.registry.Host + "/cvmfs-snapshotter"}, "default": false, "runtimeClass": "cvmfs",
 		"systemdCgroup": false,
 	}
-	for name, value := range s.settings {
-		values[name] = value
-	}
+	maps.Copy(values, s.settings)
 	text, err := yaml.Marshal(values)
 	must(s.t, err)
 	s.write(s.t, "/srv/test/values.yaml", string(text))

@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,7 +122,8 @@ func withShell(t *testing.T, archive string) v1.Image {
 	}
 	image, err := tarball.ImageFromPath(testutil.Data(t, "images", archive), nil)
 	if err == nil {
-		image, err = mutate.AppendLayers(image, static.NewLayer(testutil.Tar(t, files...), types.DockerUncompressedLayer))
+		layer := static.NewLayer(testutil.Tar(t, files...), types.DockerUncompressedLayer)
+		image, err = mutate.AppendLayers(image, layer)
 	}
 	must(t, err)
 	return image
@@ -257,9 +259,7 @@ func (s *stand) manifests() {
 	s.run("second", s.thin, "")
 
 	removed := map[string]any{"state": "removed"}
-	for name, value := range s.settings {
-		removed[name] = value
-	}
+	maps.Copy(removed, s.settings)
 	s.manifest(versions[1], removed)
 	began := time.Now()
 	s.guide("### By kubectl: let new pods do without")
