@@ -340,8 +340,19 @@ func (c *container) write(name string, stamp time.Time) {
 func (c *container) overwrite(name string, stamp time.Time) {
 	body := c.content()
 	c.do(fmt.Sprintf("overwrite %s by %d bytes", name, len(body)), func(in string) error {
-		return errors.Join(os.WriteFile(in+name, []byte(body), 0o644), stampTo(in+name, stamp))
+		return errors.Join(rewrite(in+name, body), stampTo(in+name, stamp))
 	}, func() { c.view.own(name).written(body, stamp) })
+}
+
+// rewrite gives a file another content. Where sysctl fs.protected_regular is set, as systemd sets it, not even root may
+// open another user's file in a folder like /tmp in a way that would make one.
+func rewrite(name, body string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(body)
+	return errors.Join(err, f.Close())
 }
 
 func (c *container) append(name string, stamp time.Time) {
