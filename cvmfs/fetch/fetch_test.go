@@ -523,9 +523,9 @@ func TestStalledServerIsCutAndAnotherUsed(t *testing.T) {
 func TestSlowButSufficientTransferIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	s := files(t)
-	s.Set(testutil.Fault{Bytes: 10, Every: 80 * time.Millisecond}) // 125 bytes/s, 120 bytes
+	s.Set(testutil.Fault{Bytes: 10, Every: 200 * time.Millisecond}) // 50 bytes/s, 120 bytes
 	cfg := quick(s.URL)
-	cfg.LowSpeedLimit = 20
+	cfg.LowSpeedLimit, cfg.TimeoutDirect = 20, time.Second // much more than a part takes on a busy machine
 	f := fetcher(t, cfg)
 	start := time.Now()
 	mustGet(t, f, "x")

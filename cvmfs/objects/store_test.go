@@ -789,7 +789,8 @@ func TestFullDiskIsReportedAndLeavesNothing(t *testing.T) {
 	repo := newRepository(t)
 	dir := smallDisk(t, 1<<20)
 	s := open(t, configIn(dir, sources{"r": fetcher(t, repo.URL)}))
-	s.admission.limits = Limits{Limit: 1 << 40, Floor: -1 << 40} // nothing is refused: others fill the disk meanwhile
+	// Nothing is refused, and nothing goes: others fill the disk meanwhile.
+	s.admission.limits = Limits{Limit: 1 << 40, Floor: -1 << 40, yield: -1 << 40}
 	small, second := ref(t, repo.whole(noise(1, 200_000))), ref(t, repo.whole(noise(2, 200_000)))
 	if err := s.Fetch(t.Context(), small); err != nil {
 		t.Fatal(err)

@@ -9,9 +9,10 @@ import (
 
 // Whatever face it is: no option is taken and has no effect.
 func TestEachStorageOptionIsASetting(t *testing.T) {
-	o, err := options.Parse([]string{
+	o, err := options.ParseHost([]string{
 		"cvmfs.repositories=a.example.org", "cvmfs.view=fuse", "cvmfs.cache-limit=1G", "cvmfs.cache-floor=2G",
-		"cvmfs.metrics=127.0.0.1:9324", "cvmfs.isolate=yes", "overlay2.override_kernel_check=true",
+		"cvmfs.metrics=127.0.0.1:9324", "cvmfs.isolate=yes", "cvmfs.lazy=a.example.org",
+		"overlay2.override_kernel_check=true",
 	})
 	if err != nil {
 		t.Fatal(err)
