@@ -46,17 +46,48 @@ type lacking struct {
 	blob             digest.Digest
 }
 
-// lacked returns the blobs of the layers that were taken from repositories, in no order.
-func (s *Snapshotter) lacked() []lacking {
-	found := map[lacking]bool{}
-	for _, sn := range s.table.list(func(sn *snapshot) bool { return sn.committed && !sn.hidden && sn.Lazy }) {
-		namespace, _, _ := strings.Cut(sn.Name, "/")
-		found[lacking{
-			namespace, sn.Labels[snapshotters.TargetRefLabel],
-			digest.Digest(sn.Labels[snapshotters.TargetLayerDigestLabel]),
-		}] = true
+// missing returns the blobs of layers that were taken from repositories which containerd names and hasn't got, in no
+// order: in any of its namespaces, as these share a snapshot, and content they don't. A blob that nothing names would
+// be collected as soon as its lease ends: the image has gone, or containerd discards what was unpacked.
+func (s *Snapshotter) missing(ctx context.Context) (list []lacking, err error) {
+	lazy := s.table.list(func(sn *snapshot) bool { return sn.committed && !sn.hidden && sn.Lazy })
+	if len(lazy) == 0 {
+		return nil, nil
 	}
-	return slices.Collect(maps.Keys(found))
+	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
+	for _, namespace := range s.namespaces() {
+		has, named := map[digest.Digest]bool{}, map[digest.Digest]bool{}
+		if err := store.Walk(namespaces.WithNamespace(ctx, namespace), func(info content.Info) error {
+			has[info.Digest] = true
+			for label, value := range info.Labels {
+				if strings.HasPrefix(label, keepsContent) {
+					named[digest.Digest(value)] = true
+				}
+			}
+			return nil
+		}); err != nil {
+			return nil, fmt.Errorf("ask containerd for blobs in its namespace %s: %w", namespace, err)
+		}
+		for _, sn := range lazy {
+			blob := digest.Digest(sn.Labels[snapshotters.TargetLayerDigestLabel])
+			if named[blob] && !has[blob] {
+				list = append(list, lacking{namespace, sn.Labels[snapshotters.TargetRefLabel], blob})
+				has[blob] = true // once
+			}
+		}
+	}
+	return list, nil
+}
+
+// namespaces returns those of containerd's that have snapshots.
+func (s *Snapshotter) namespaces() []string {
+	found := map[string]bool{}
+	for _, sn := range s.table.list(func(sn *snapshot) bool { return !sn.hidden }) {
+		if namespace, _, named := strings.Cut(sn.Name, "/"); named {
+			found[namespace] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
 }
 
 // lackingNames returns the names of images whose blobs containerd hasn't got all: they can't be saved, and pushed only
@@ -65,19 +96,17 @@ func (s *Snapshotter) lackingNames(ctx context.Context) ([]status.Lacking, error
 	if s.cfg.Containerd == nil {
 		return nil, nil
 	}
-	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
-	var list []status.Lacking
-	missing := map[status.Lacking]int{}
-	for _, l := range s.lacked() {
-		_, err := store.Info(namespaces.WithNamespace(ctx, l.namespace), l.blob)
-		if errdefs.IsNotFound(err) {
-			missing[status.Lacking{Namespace: l.namespace, Name: l.image}]++
-		} else if err != nil {
-			return nil, fmt.Errorf("ask containerd for blobs: %w", err)
-		}
+	missing, err := s.missing(ctx)
+	if err != nil {
+		return nil, err
 	}
-	for l, blobs := range missing {
-		l.Blobs = blobs
+	blobs := map[status.Lacking]int{}
+	for _, l := range missing {
+		blobs[status.Lacking{Namespace: l.namespace, Name: l.image}]++
+	}
+	var list []status.Lacking
+	for l, n := range blobs {
+		l.Blobs = n
 		list = append(list, l)
 	}
 	slices.SortFunc(list, func(a, b status.Lacking) int {
@@ -110,39 +139,40 @@ func (s *Snapshotter) Run(ctx context.Context) {
 
 // completeBlobs downloads what is missing and can be had.
 func (s *Snapshotter) completeBlobs(ctx context.Context) {
-	for _, l := range s.lacked() {
+	missing, err := s.missing(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.cfg.Log.Warn("blobs of layers from repositories can't be looked for", "err", err, "again_in", blobsEvery)
+	}
+	for _, l := range missing {
 		log := s.cfg.Log.With("image", l.image, "namespace", l.namespace, "blob", l.blob)
-		switch fetched, err := s.complete(ctx, l); {
+		switch err := s.complete(ctx, l); {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
 			log.Warn("the blob of a layer from a repository can't be had: the image can't be saved, and pushed only "+
 				"where the registry has it", "err", err, "again_in", blobsEvery)
-		case fetched:
+		default:
 			log.Info("the blob of a layer from a repository is there now")
 		}
 	}
 }
 
-// complete downloads a blob into containerd's content store unless it is there. A lease keeps it until containerd has
-// seen what names it: the manifest that was pulled.
-func (s *Snapshotter) complete(ctx context.Context, l lacking) (fetched bool, err error) {
+// complete downloads a blob into containerd's content store. A lease keeps it until containerd has seen what names it:
+// the manifest that was pulled.
+func (s *Snapshotter) complete(ctx context.Context, l lacking) error {
 	ctx = namespaces.WithNamespace(ctx, l.namespace)
-	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
-	if _, err := store.Info(ctx, l.blob); !errdefs.IsNotFound(err) {
-		return false, err
+	blob, err := openBlob(ctx, l)
+	if err != nil {
+		return err
 	}
+	defer blob.Close()
 	lease, err := leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(s.cfg.Containerd)).
 		Create(ctx, leases.WithRandomID(), leases.WithExpiration(keptFor))
 	if err != nil {
-		return false, fmt.Errorf("keep a blob from containerd's collector: %w", err)
+		return fmt.Errorf("keep a blob from containerd's collector: %w", err)
 	}
-	blob, err := openBlob(ctx, l)
-	if err != nil {
-		return false, err
-	}
-	defer blob.Close()
-	return true, writeBlob(leases.WithLease(ctx, lease.ID), store, blob, l.blob)
+	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
+	return writeBlob(leases.WithLease(ctx, lease.ID), store, blob, l.blob)
 }
 
 // openBlob asks the registry for a blob, with the credentials that root's Docker has for it, if any.

@@ -2,6 +2,7 @@ package snapshotter_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"testing"
 	"time"
@@ -21,7 +22,8 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// lazyImage pulls an image, all of whose layers a repository has, and returns the digests of its blobs.
+// lazyImage pulls an image, all of whose layers a repository has, and returns the digests of its blobs. Of these the
+// manifest in containerd names none yet.
 func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string, blobs []digest.Digest) {
 	t.Helper()
 	made, err := random.Image(1000, 2)
@@ -62,6 +64,7 @@ func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string,
 func TestBlobsAreDownloadedAfterwards(t *testing.T) {
 	registry := testutil.NewRegistry(t, "", "")
 	r, image, blobs := lazyImage(t, registry)
+	r.manifest(blobs)
 	names, err := r.node.Names(t.Context())
 	must(t, err)
 	want := []status.Lacking{{Namespace: "moby", Name: image, Blobs: 2}}
@@ -89,6 +92,47 @@ func TestBlobsAreDownloadedAfterwards(t *testing.T) {
 	names, err = r.node.Names(t.Context())
 	if err != nil || len(names.Lacking) != 0 {
 		t.Errorf("%v is missing, %v", names.Lacking, err)
+	}
+}
+
+// manifest enters content that names blobs.
+func (r *rig) manifest(blobs []digest.Digest) {
+	r.t.Helper()
+	labels := map[string]string{}
+	for i, blob := range blobs {
+		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = blob.String()
+	}
+	r.content("manifest", labels)
+}
+
+// What nothing in containerd names would be collected and downloaded again for ever: where images' blobs are discarded
+// when they are unpacked, and of an image that has gone. It is neither downloaded nor told to be missing.
+func TestBlobsThatNothingNamesAreNotDownloaded(t *testing.T) {
+	r, image, blobs := lazyImage(t, testutil.NewRegistry(t, "", ""))
+	r.manifest(blobs[1:])
+	names, err := r.node.Names(t.Context())
+	must(t, err)
+	if diff := cmp.Diff([]status.Lacking{{Namespace: "moby", Name: image, Blobs: 1}}, names.Lacking); diff != "" {
+		t.Errorf("what is missing\n%s", diff)
+	}
+	r.own.CompleteBlobs(t.Context())
+	for i, blob := range blobs {
+		if _, err := r.blobs.Info(t.Context(), blob); (err == nil) != (i == 1) {
+			t.Errorf("blob %d: %v", i, err)
+		}
+	}
+}
+
+// Namespaces share a snapshot and not their content: a blob is downloaded for each that names it.
+func TestBlobsAreDownloadedForEveryNamespace(t *testing.T) {
+	r, _, blobs := lazyImage(t, testutil.NewRegistry(t, "", ""))
+	r.manifest(blobs) // that all namespaces of the test's store have
+	_, err := r.Prepare(t.Context(), "k8s.io/9/container", "")
+	must(t, err)
+	names, err := r.node.Names(t.Context())
+	must(t, err)
+	if len(names.Lacking) != 2 || names.Lacking[0].Namespace != "k8s.io" || names.Lacking[1].Namespace != "moby" {
+		t.Errorf("what is missing: %+v", names.Lacking)
 	}
 }
 

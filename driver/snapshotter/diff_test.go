@@ -78,7 +78,7 @@ func (l *leaseServer) last() string {
 func (r *rig) contentServer() {
 	r.t.Helper()
 	var err error
-	r.blobs, err = local.NewLabeledStore(filepath.Join(r.dir, "content"), &labelStore{})
+	r.blobs, err = local.NewLabeledStore(filepath.Join(r.dir, "content"), &r.labels)
 	must(r.t, err)
 	socket := filepath.Join(r.dir, "c")
 	must(r.t, os.RemoveAll(socket))

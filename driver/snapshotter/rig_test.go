@@ -41,6 +41,7 @@ type rig struct {
 	store    *grpc.ClientConn // to containerd, as far as it is a content store that gives leases
 	leases   *leaseServer
 	blobs    content.Store            // what is behind store
+	labels   labelStore               // of that
 	images   *imageServer             // likewise
 	conn     *grpc.ClientConn         // to the snapshotter
 	own      *snapshotter.Snapshotter // what answers
