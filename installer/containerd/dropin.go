@@ -15,6 +15,8 @@ type Options struct {
 	Root   string // its folder, whose file system Kubernetes measures
 	// Kubernetes' images are unpacked by it.
 	CRI bool
+	// It shows mapped owners here: pods with a user namespace need no copies of their images.
+	Mapped bool
 	// Platform is that of images which ctr and nerdctl pull on containerd 2, as in "linux/amd64".
 	Platform string
 }
@@ -66,8 +68,12 @@ func differs(version string) bool {
 // proxies are the tables of the snapshotter and its differ.
 func (o Options) proxies(version string) []table {
 	name := func(elem ...string) []string { return append([]string{"proxy_plugins"}, elem...) }
+	snapshots := []key{{"type", "snapshot"}, {"address", o.Socket}}
+	if o.Mapped {
+		snapshots = append(snapshots, key{"capabilities", []string{"remap-ids"}})
+	}
 	tables := []table{
-		{path: name(o.Name), keys: []key{{"type", "snapshot"}, {"address", o.Socket}}},
+		{path: name(o.Name), keys: snapshots},
 		{path: name(o.Name, "exports"), keys: []key{
 			{"root", o.Root},
 			{"enable_remote_snapshot_annotations", "true"}, // a text

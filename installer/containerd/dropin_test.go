@@ -7,17 +7,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
 
+	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/test/engine"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 var options = Options{
 	Name: "cvmfs", Socket: "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock", Root: "/var/lib/cvmfs-snapshotter",
-	CRI: true, Platform: "linux/amd64",
+	CRI: true, Mapped: true, Platform: "linux/amd64",
 }
 
 func must(t testing.TB, err error) {
@@ -141,7 +144,7 @@ func TestContainerd2TakesTheDropIn(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s, version %d", p.version, file), func(t *testing.T) {
 				got := p.imported(t, main, DropIn(p.version, max(file, -file), options))
-				proxies(t, got, "cvmfs", "cvmfs-diff")
+				proxies(t, got, []string{"[remap-ids]"}, "cvmfs", "cvmfs-diff")
 				if asked := at(got, "plugins", "io.containerd.service.v1.diff-service", "default"); fmt.Sprint(
 					asked) != "[cvmfs-diff walking]" {
 					t.Errorf("differs: %v", asked)
@@ -167,6 +170,29 @@ func TestContainerd2TakesTheDropIn(t *testing.T) {
 	}
 }
 
+// Where the kernel shows no mapped owners nothing is promised.
+func TestDropInsPromiseMappedOwnersWhereTheyAreShown(t *testing.T) {
+	with, without := options, options
+	without.Mapped = false
+	for _, version := range []string{"1.6.20", "1.7.24", "2.1.9", "2.4.2"} {
+		if !strings.Contains(DropIn(version, 2, with), `capabilities = ["remap-ids"]`) ||
+			strings.Contains(DropIn(version, 2, without), "capabilities") {
+			t.Error(version)
+		}
+	}
+}
+
+// What is told of a folder that isn't there yet is what the kernel says of the file system it will be on.
+func TestKernelsDecideOnMappedOwners(t *testing.T) {
+	testutil.NeedRoot(t)
+	dir := t.TempDir()
+	var kernel overlayfs.Kernel
+	want := kernel.ProbeMapped(dir, testutil.KnownView() == "erofs") == nil
+	if got := Maps(filepath.Join(dir, "not", "yet")); got != want {
+		t.Errorf("Maps: %v, want %v", got, want)
+	}
+}
+
 func TestDropInsTellOfKubernetes(t *testing.T) {
 	without := options
 	without.CRI = false
@@ -188,7 +214,7 @@ func TestContainerd1TakesTheDropIn(t *testing.T) {
 				if p.version >= "1.7" { // older ones end with a panic when they read of a differ
 					want = append(want, "cvmfs-diff")
 				}
-				proxies(t, got, want...)
+				proxies(t, got, []string{"[remap-ids]", "<nil>"}, want...)
 				cri := at(got, "plugins", "io.containerd.grpc.v1.cri")
 				if file == 2 && (at(cri, "sandbox_image") != "kept" || at(cri, "containerd", "snapshotter") != "overlayfs") {
 					t.Errorf("%v", cri)
@@ -208,7 +234,7 @@ func (p program) imported(t *testing.T, main, dropIn string) map[string]any {
 }
 
 // proxies asserts which of the snapshotter and its differ are known.
-func proxies(t *testing.T, config map[string]any, want ...string) {
+func proxies(t *testing.T, config map[string]any, capabilities []string, want ...string) {
 	t.Helper()
 	types := map[string]string{"cvmfs": "snapshot", "cvmfs-diff": "diff"}
 	all, _ := at(config, "proxy_plugins").(map[string]any)
@@ -219,6 +245,9 @@ func proxies(t *testing.T, config map[string]any, want ...string) {
 		p := all[name]
 		if at(p, "type") != types[name] || at(p, "address") != options.Socket {
 			t.Errorf("%s: %v", name, p)
+		}
+		if said := fmt.Sprint(at(p, "capabilities")); types[name] == "snapshot" && !slices.Contains(capabilities, said) {
+			t.Errorf("%s: capabilities: %s", name, said)
 		}
 	}
 }

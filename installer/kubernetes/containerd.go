@@ -152,6 +152,7 @@ func (s *Settings) dropIn(version string, file int) []byte {
 func (s *Settings) options() containerd.Options {
 	return containerd.Options{
 		Name: name, Socket: socket, Root: root, Platform: "linux/" + runtime.GOARCH, CRI: s.Default,
+		Mapped: containerd.Maps(root),
 	}
 }
 

@@ -226,7 +226,7 @@ func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, proces
 	}
 	o := containerd.Options{
 		Name: installer.SnapshotterName, Socket: installer.SnapshotterSocket, Root: installer.SnapshotterRoot,
-		CRI: h.CRI, Platform: "linux/" + runtime.GOARCH,
+		CRI: h.CRI, Platform: "linux/" + runtime.GOARCH, Mapped: containerd.Maps(installer.SnapshotterRoot),
 	}
 	dropIn := filepath.Join(filepath.Dir(path), snapshotterDrop)
 	if was, err := os.ReadFile(dropIn); err == nil && containerd.TellsCRI(was) {
