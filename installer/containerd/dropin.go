@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 // Options are what a containerd is told of the snapshotter.
@@ -30,9 +34,13 @@ const (
 	walking = "walking"
 )
 
-// DropIn returns the text of a file for a containerd of a version, as in "2.1.9", that is imported by a main file of a
-// version, 0 for none. What isn't in it has to be in the main file's tables.
-func DropIn(version string, file int, o Options) string {
+// DropIn returns the text of a file for a containerd of a version, as in "2.1.9", that a main file imports. What isn't
+// in it has to be in the main file's tables.
+func DropIn(version string, main []byte, o Options) (string, error) {
+	file, err := Version(main)
+	if err != nil {
+		return "", err
+	}
 	tables := o.proxies(version)
 	var b strings.Builder
 	b.WriteString("# The snapshotter of thin images, cvmfs-snapshotter.\n")
@@ -40,12 +48,16 @@ func DropIn(version string, file int, o Options) string {
 		if file > 1 {
 			fmt.Fprintf(&b, "version = %d\n", file)
 		}
-		tables = append(tables, o.plugins(version, file)...)
+		more, err := o.plugins(version, main)
+		if err != nil {
+			return "", err
+		}
+		tables = append(tables, more...)
 	}
 	for _, t := range tables {
 		b.WriteString("\n" + t.String())
 	}
-	return b.String()
+	return b.String(), nil
 }
 
 // TellsCRI reports whether a drop-in says that Kubernetes' images are unpacked by the snapshotter.
@@ -85,32 +97,73 @@ func (o Options) proxies(version string) []table {
 	return tables
 }
 
-// plugins are the tables of containerd's own plugins which use the snapshotter.
-func (o Options) plugins(version string, file int) []table {
+// plugins are the tables of containerd's own plugins which use the snapshotter, beside what a main file has in them.
+func (o Options) plugins(version string, main []byte) (tables []table, err error) {
+	var says config
+	if err := toml.Unmarshal(main, &says); err != nil {
+		return nil, fmt.Errorf("its plugins aren't understood (%w): set it by hand", err)
+	}
 	name := func(elem ...string) []string { return append([]string{"plugins"}, elem...) }
 	diff, cri := name("io.containerd.service.v1.diff-service"), name("io.containerd.grpc.v1.cri", "containerd")
-	if first(version) && file < 2 {
+	if first(version) && says.Version < 2 {
 		diff, cri = name("diff-service"), name("cri", "containerd")
 	}
-	var tables []table
 	if differs(version) {
-		tables = append(tables, table{path: diff, keys: []key{{"default", []string{o.diff(), walking}}}})
+		tables = append(tables, table{path: diff, keys: []key{{"default", o.differs(says.Plugins)}}})
 	}
 	images := []key{{"snapshotter", o.Name}, {"disable_snapshot_annotations", false}}
 	if o.CRI && !first(version) {
 		tables = append(tables, table{path: name(newCRI), keys: images})
 	}
-	if o.CRI && file < 3 {
+	if o.CRI && says.Version < 3 {
 		tables = append(tables, table{path: cri, keys: images})
 	}
 	if first(version) {
-		return tables
+		return tables, nil
 	}
-	for _, s := range []string{builtIn, o.Name} { // a list of ours takes the place of containerd's own
-		tables = append(tables, table{
-			path: name("io.containerd.transfer.v1.local", "unpack_config"), list: true,
-			keys: []key{{"platform", o.Platform}, {"snapshotter", s}},
-		})
+	return append(tables, o.unpacks(says.Plugins.Transfer.Unpack)...), nil
+}
+
+// config is what a main file says that ours stands beside: a list in a drop-in takes the place of the main file's.
+type config struct {
+	Version int
+	Plugins plugins
+}
+
+type plugins struct {
+	Diff     diffService `toml:"io.containerd.service.v1.diff-service"`
+	OldDiff  diffService `toml:"diff-service"` // in files of version 1
+	Transfer struct {
+		Unpack []map[string]any `toml:"unpack_config"`
+	} `toml:"io.containerd.transfer.v1.local"`
+}
+
+type diffService struct{ Default []string }
+
+// differs are the differs that containerd asks, one after another.
+func (o Options) differs(p plugins) []string {
+	theirs := slices.Concat(p.Diff.Default, p.OldDiff.Default)
+	if len(theirs) == 0 {
+		theirs = []string{walking}
+	}
+	return append([]string{o.diff()}, slices.DeleteFunc(theirs, func(d string) bool { return d == o.diff() })...)
+}
+
+// unpacks are the tables of the snapshotters which images may be pulled for.
+func (o Options) unpacks(theirs []map[string]any) (tables []table) {
+	if len(theirs) == 0 { // a list of ours takes the place of containerd's own
+		theirs = []map[string]any{{"platform": o.Platform, "snapshotter": builtIn}}
+	}
+	ours := map[string]any{"platform": o.Platform, "snapshotter": o.Name}
+	theirs = slices.DeleteFunc(theirs, func(t map[string]any) bool {
+		return t["platform"] == o.Platform && t["snapshotter"] == o.Name
+	})
+	for _, said := range append(theirs, ours) {
+		t := table{path: []string{"plugins", "io.containerd.transfer.v1.local", "unpack_config"}, list: true}
+		for _, name := range slices.Sorted(maps.Keys(said)) {
+			t.keys = append(t.keys, key{name, said[name]})
+		}
+		tables = append(tables, t)
 	}
 	return tables
 }
@@ -122,7 +175,7 @@ type table struct {
 	keys []key
 }
 
-// key has a value: a text, a list of texts, or whether something is so.
+// key has a value that TOML and JSON write alike: no table.
 type key struct {
 	name  string
 	value any

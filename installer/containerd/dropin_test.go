@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -143,7 +144,7 @@ func TestContainerd2TakesTheDropIn(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s, version %d", p.version, file), func(t *testing.T) {
-				got := p.imported(t, main, DropIn(p.version, max(file, -file), options))
+				got := p.imported(t, main, dropIn(t, p.version, main))
 				proxies(t, got, []string{"[remap-ids]"}, "cvmfs", "cvmfs-diff")
 				if asked := at(got, "plugins", "io.containerd.service.v1.diff-service", "default"); fmt.Sprint(
 					asked) != "[cvmfs-diff walking]" {
@@ -175,8 +176,11 @@ func TestDropInsPromiseMappedOwnersWhereTheyAreShown(t *testing.T) {
 	with, without := options, options
 	without.Mapped = false
 	for _, version := range []string{"1.6.20", "1.7.24", "2.1.9", "2.4.2"} {
-		if !strings.Contains(DropIn(version, 2, with), `capabilities = ["remap-ids"]`) ||
-			strings.Contains(DropIn(version, 2, without), "capabilities") {
+		can, err := DropIn(version, nil, with)
+		must(t, err)
+		cannot, err := DropIn(version, nil, without)
+		must(t, err)
+		if !strings.Contains(can, `capabilities = ["remap-ids"]`) || strings.Contains(cannot, "capabilities") {
 			t.Error(version)
 		}
 	}
@@ -194,10 +198,14 @@ func TestKernelsDecideOnMappedOwners(t *testing.T) {
 }
 
 func TestDropInsTellOfKubernetes(t *testing.T) {
-	without := options
-	without.CRI = false
-	if !TellsCRI([]byte(DropIn("2.1.9", 3, options))) || TellsCRI([]byte(DropIn("2.1.9", 3, without))) {
-		t.Error("it isn't told")
+	for _, told := range []bool{true, false} {
+		o := options
+		o.CRI = told
+		text, err := DropIn("2.1.9", []byte("version = 3\n"), o)
+		must(t, err)
+		if TellsCRI([]byte(text)) != told {
+			t.Errorf("it says otherwise than %v", told)
+		}
 	}
 }
 
@@ -209,7 +217,7 @@ func TestContainerd1TakesTheDropIn(t *testing.T) {
 		}
 		for _, file := range []int{1, 2} {
 			t.Run(fmt.Sprintf("%s, version %d", p.version, file), func(t *testing.T) {
-				got := p.imported(t, mains[file], DropIn(p.version, file, options))
+				got := p.imported(t, mains[file], dropIn(t, p.version, mains[file]))
 				want := []string{"cvmfs"}
 				if p.version >= "1.7" { // older ones end with a panic when they read of a differ
 					want = append(want, "cvmfs-diff")
@@ -222,6 +230,102 @@ func TestContainerd1TakesTheDropIn(t *testing.T) {
 			})
 		}
 	}
+}
+
+// own are lists of an administrator's, by the versions of main files.
+var own = map[int]string{
+	1: "imports = [\"drop.toml\"]\n[plugins.diff-service]\ndefault = [\"theirs\", \"walking\"]\n",
+	3: `version = 3
+imports = ["drop.toml"]
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["theirs", "walking"]
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/arm64"
+  snapshotter = "native"
+  differ = "theirs"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "cvmfs"
+`,
+}
+
+// Lists that a main file has lose nothing to those of the snapshotter, which take their places.
+func TestListsOfTheMainFileAreKept(t *testing.T) {
+	for _, p := range programs(t) {
+		if !differs(p.version) {
+			continue
+		}
+		text := own[3]
+		if first(p.version) {
+			text = own[1]
+		}
+		const file = "/conf.d/drop.toml" // which imported puts beside the main file
+		main, err := Main([]byte(text), p.version, file, options)
+		must(t, err)
+		again, err := Main(main, p.version, file, options)
+		must(t, err)
+		main = bytes.ReplaceAll(again, []byte(", \""+file+"\""), nil)
+		got := p.imported(t, string(main), dropIn(t, p.version, string(again)))
+		differs := at(got, "plugins", "io.containerd.service.v1.diff-service", "default")
+		if fmt.Sprint(differs) != "[cvmfs-diff theirs walking]" {
+			t.Errorf("%s: differs: %v", p.version, differs)
+		}
+		if first(p.version) {
+			continue
+		}
+		unpack, _ := at(got, "plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
+		if fmt.Sprint(names(unpack)) != "[native cvmfs]" || at(unpack[0], "platform") != "linux/arm64" ||
+			at(unpack[0], "differ") != "theirs" {
+			t.Errorf("%s: pulls unpack: %v", p.version, unpack)
+		}
+	}
+}
+
+// A main file is tried from another folder, whatever its imports are relative to.
+func TestImportsAreFoundFromElsewhere(t *testing.T) {
+	main := "version = 2\nimports = [ 'conf.d/*.toml', # ours\n \"/abs.toml\" ]\n[debug]\n  level = 'info'\n"
+	got, err := Elsewhere([]byte(main), "/etc/containerd")
+	must(t, err)
+	want := "version = 2\nimports = [\"/etc/containerd/conf.d/*.toml\",\"/abs.toml\"]\n[debug]\n  level = 'info'\n"
+	if string(got) != want {
+		t.Errorf("%s", got)
+	}
+	for _, p := range programs(t) {
+		home := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(home, "site.toml"), []byte("root = '/site'\n"), 0o644))
+		main, err := Elsewhere([]byte("imports = ['site.toml', 'drop.toml']\n"), home)
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(home, "drop.toml"), nil, 0o644))
+		if got := p.imported(t, string(main), ""); at(got, "root") != "/site" {
+			t.Errorf("%s: %v", p.version, at(got, "root"))
+		}
+	}
+}
+
+// Patterns that a containerd doesn't follow bring no drop-in.
+func TestImportsAreWhatContainerdFollows(t *testing.T) {
+	for _, p := range programs(t) {
+		for _, imports := range []string{"'conf.d/*.toml'", "'conf.d/./drop.toml'", "'conf.d/drop.toml'"} {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "conf.d", "drop.toml")
+			main, err := Main([]byte("version = 2\nimports = ["+imports+"]\n"), p.version, file, options)
+			must(t, err)
+			must(t, os.Mkdir(filepath.Dir(file), 0o755))
+			must(t, os.WriteFile(file, []byte(dropIn(t, p.version, string(main))), 0o644))
+			must(t, os.WriteFile(filepath.Join(dir, "config.toml"), main, 0o644))
+			if at(p.understood(t, filepath.Join(dir, "config.toml")), "proxy_plugins", "cvmfs") == nil {
+				t.Errorf("%s: %s: it isn't read", p.version, imports)
+			}
+		}
+	}
+}
+
+// dropIn is the drop-in for a main file.
+func dropIn(t *testing.T, version, main string) string {
+	t.Helper()
+	text, err := DropIn(version, []byte(main), options)
+	must(t, err)
+	return text
 }
 
 // imported returns what containerd understands of a main file that imports a drop-in.

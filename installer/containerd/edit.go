@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -18,10 +19,6 @@ func Main(main []byte, version, dropIn string, o Options) ([]byte, error) {
 	if main == nil {
 		main = fmt.Appendf(nil, "version = %d\n", newest(version))
 	}
-	file, err := Version(main)
-	if err != nil {
-		return nil, err
-	}
 	d, err := parse(main)
 	if err == nil && !d.imports(dropIn) {
 		main, err = d.appendTo("imports", dropIn)
@@ -29,7 +26,11 @@ func Main(main []byte, version, dropIn string, o Options) ([]byte, error) {
 	if err != nil || !first(version) {
 		return main, err
 	}
-	for _, t := range o.plugins(version, file) {
+	tables, err := o.plugins(version, main)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
 		for _, k := range slices.Backward(t.keys) { // a new one is put first
 			if main, err = set(main, t.path, k); err != nil {
 				return nil, fmt.Errorf("set %s of [%s]: %w", k.name, dotted(t.path), err)
@@ -182,13 +183,31 @@ func (d *document) imports(file string) bool {
 		return false
 	}
 	return slices.ContainsFunc(says.Imports, func(pattern string) bool {
-		pattern = filepath.Clean(pattern)
-		if !filepath.IsAbs(pattern) { // as seen from the main file, which lies beside the folder of drop-ins
-			pattern = filepath.Join(filepath.Dir(filepath.Dir(file)), pattern)
+		many := strings.Contains(pattern, "*") // other patterns are names
+		if !filepath.IsAbs(pattern) {
+			// As seen from the main file, which lies beside the folder of drop-ins; of many, containerd 1.6 sees none.
+			return !many && filepath.Join(filepath.Dir(filepath.Dir(file)), pattern) == file
 		}
 		match, err := filepath.Match(pattern, file)
-		return err == nil && match
+		return many && err == nil && match || filepath.Clean(pattern) == file
 	})
+}
+
+// Elsewhere returns a main file of a folder as it is read in another one: what it imports is where it was.
+func Elsewhere(main []byte, folder string) ([]byte, error) {
+	var says struct{ Imports []string }
+	if err := toml.Unmarshal(main, &says); err != nil {
+		return nil, fmt.Errorf("it is no TOML: %w", err)
+	}
+	if !slices.ContainsFunc(says.Imports, func(i string) bool { return !filepath.IsAbs(i) }) {
+		return main, nil
+	}
+	for i, name := range says.Imports {
+		if !filepath.IsAbs(name) {
+			says.Imports[i] = filepath.Join(folder, name)
+		}
+	}
+	return set(main, nil, key{"imports", says.Imports})
 }
 
 // appendTo returns the text with one more element of a list of texts that is in no table, and may be missing.

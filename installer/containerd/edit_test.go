@@ -21,7 +21,11 @@ func TestMainFilesAreEditedInPlace(t *testing.T) {
 			"# licence\n\ndisabled_plugins = [\"cri\"] # no CRI\nimports = [\"" + conf + "\"]\n\n#root = \"/r\"\n",
 		},
 		{"a pattern", "2.1.9", "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n", "same"},
-		{"a relative pattern", "2.1.9", "version = 3\nimports = ['conf.d/*.toml']\n", "same"},
+		{"a relative name", "2.1.9", "version = 3\nimports = ['conf.d/./cvmfs.toml']\n", "same"},
+		{
+			"a relative pattern, which not all follow", "2.1.9", "version = 3\nimports = ['conf.d/*.toml']\n",
+			"version = 3\nimports = ['conf.d/*.toml', \"" + conf + "\"]\n",
+		},
 		{
 			"a list with a comment", "2.4.0", "version = 3\nimports = [\n  'a.toml', # first\n]\n[debug]\n",
 			"version = 3\nimports = [\n  'a.toml', \"" + conf + "\", # first\n]\n[debug]\n",
@@ -126,10 +130,10 @@ func TestContainerd1TakesTheEditedFile(t *testing.T) {
 			continue
 		}
 		dir := t.TempDir()
-		dropIn := filepath.Join(dir, "drop.toml")
-		main, err := Main([]byte(mains[2]), p.version, dropIn, options)
+		file := filepath.Join(dir, "drop.toml")
+		main, err := Main([]byte(mains[2]), p.version, file, options)
 		must(t, err)
-		must(t, os.WriteFile(dropIn, []byte(DropIn(p.version, 2, options)), 0o644))
+		must(t, os.WriteFile(file, []byte(dropIn(t, p.version, mains[2])), 0o644))
 		must(t, os.WriteFile(filepath.Join(dir, "config.toml"), main, 0o644))
 		got := p.understood(t, filepath.Join(dir, "config.toml"))
 		cri := at(got, "plugins", "io.containerd.grpc.v1.cri")

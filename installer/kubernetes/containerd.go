@@ -99,17 +99,15 @@ func (f *flavour) tell(rec *record, version string, s *Settings) (changed bool, 
 	if err != nil {
 		return false, err
 	}
-	file := newest
-	if main != nil {
-		file, err = containerd.Version(main)
-	}
-	if err == nil {
-		main, err = containerd.Main(main, version, f.dropIn(), s.options())
-	}
+	main, err = containerd.Main(main, version, f.dropIn(), s.options())
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", f.path(f.main), err)
 	}
-	dropIn, err := rec.write(f.dropIn(), s.dropIn(version, file))
+	text, err := s.dropIn(version, main)
+	if err != nil {
+		return false, err
+	}
+	dropIn, err := rec.write(f.dropIn(), text)
 	if err != nil {
 		return false, err
 	}
@@ -122,7 +120,11 @@ const newest = 3
 
 // tellTemplate does so where the main file is made of a template, of version 3, at each start.
 func (f *flavour) tellTemplate(rec *record, version string, s *Settings) (changed bool, err error) {
-	changed, err = rec.write(f.dropIn(), s.dropIn(version, newest))
+	text, err := s.dropIn(version, fmt.Appendf(nil, "version = %d\n", newest))
+	if err != nil {
+		return false, err
+	}
+	changed, err = rec.write(f.dropIn(), text)
 	if err != nil {
 		return false, err
 	}
@@ -143,9 +145,14 @@ func (f *flavour) tellTemplate(rec *record, version string, s *Settings) (change
 	return true, err
 }
 
-// dropIn is the text of the drop-in for a containerd of some version with a main file of another.
-func (s *Settings) dropIn(version string, file int) []byte {
-	return []byte(containerd.DropIn(version, file, s.options()) + s.runtime(file))
+// dropIn is the text of the drop-in for a containerd of some version with a main file.
+func (s *Settings) dropIn(version string, main []byte) ([]byte, error) {
+	file, err := containerd.Version(main)
+	if err != nil {
+		return nil, err
+	}
+	text, err := containerd.DropIn(version, main, s.options())
+	return []byte(text + s.runtime(file)), err
 }
 
 // options are what containerd is told of the snapshotter.

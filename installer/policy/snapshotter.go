@@ -237,10 +237,8 @@ func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, proces
 		if err != nil {
 			return nil, fmt.Errorf("edit %s: %w", path, err)
 		}
-		file, err := containerd.Version(next)
-		return []installer.Text{
-			{Path: dropIn, Content: []byte(containerd.DropIn(version, file, o))}, {Path: path, Content: next},
-		}, err
+		text, err := containerd.DropIn(version, next, o)
+		return []installer.Text{{Path: dropIn, Content: []byte(text)}, {Path: path, Content: next}}, err
 	}
 	if err := tryContainerd(ctx, process, files); err != nil {
 		return nil, err
@@ -261,8 +259,12 @@ func tryContainerd(ctx context.Context, process *service.Engine,
 	if err != nil {
 		return err
 	}
-	for i, name := range []string{"drop-in.toml", "config.toml"} {
-		if err := os.WriteFile(filepath.Join(dir, name), texts[i].Content, 0o600); err != nil {
+	main, err := containerd.Elsewhere(texts[1].Content, filepath.Dir(texts[1].Path))
+	if err != nil {
+		return fmt.Errorf("try %s: what it imports can't be found from elsewhere, %w", texts[1].Path, err)
+	}
+	for name, content := range map[string][]byte{"drop-in.toml": texts[0].Content, "config.toml": main} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			return err
 		}
 	}

@@ -186,7 +186,7 @@ func (m *machine) installer(t *testing.T) (*installer.Installer, installer.Snaps
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := containerd.Version(main)
+	told, err := containerd.DropIn(version, main, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +205,7 @@ func (m *machine) installer(t *testing.T) (*installer.Installer, installer.Snaps
 		},
 		Unit: &installer.Text{Path: filepath.Join(m.dir, "unit"), Content: []byte("[Unit]\n")},
 		Config: []installer.Text{
-			{Path: dropIn, Content: []byte(containerd.DropIn(version, file, o))}, {Path: path, Content: main},
+			{Path: dropIn, Content: []byte(told)}, {Path: path, Content: main},
 		},
 		ConfigUnit: "containerd.service", File: m.Engine.ConfigFile(),
 		Preflight: func(context.Context) error { return nil },
