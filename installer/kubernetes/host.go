@@ -126,11 +126,7 @@ func (h *Host) install(ctx context.Context) error {
 
 // writeSettings writes the files of the snapshotter: its settings, those of CernVM-FS and its unit.
 func (h *Host) writeSettings(f *flavour) error {
-	size, err := fileSystemSize(root)
-	if err != nil {
-		return err
-	}
-	config, err := h.set.config(f.socket, size)
+	config, err := h.set.config(f.socket)
 	if err != nil {
 		return err
 	}
@@ -320,21 +316,6 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 		return err
 	}
 	return h.unmark(reloadFile)
-}
-
-// fileSystemSize is that of the file system on which a path is or will be, in bytes.
-func fileSystemSize(path string) (uint64, error) {
-	for {
-		var s unix.Statfs_t
-		err := unix.Statfs(path, &s)
-		if err == nil {
-			return s.Blocks * uint64(s.Bsize), nil
-		}
-		if !errors.Is(err, unix.ENOENT) || path == "/" {
-			return 0, fmt.Errorf("ask for the size of the file system of %s: %w", path, err)
-		}
-		path = filepath.Dir(path)
-	}
 }
 
 // unmountBelow takes off every mount below a folder, the last one first.

@@ -94,26 +94,12 @@ const (
 	socket     = "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock"
 )
 
-// floorPart is the part of the file system, as 1/n, that the cache leaves free where the settings don't say. kubelet
-// begins to remove images with 15 % free: before that the cache gives room.
-const floorPart = 5
-
-// floorOption is the storage option that says so otherwise.
-const floorOption = "cvmfs.cache-floor"
-
-// config returns the snapshotter's file of settings for a containerd, on a file system of so many bytes.
-func (s *Settings) config(containerd string, size uint64) ([]byte, error) {
+// config returns the snapshotter's file of settings for a containerd. The cache's bounds are the snapshotter's to
+// choose, which leaves more to others on a node of Kubernetes.
+func (s *Settings) config(containerd string) ([]byte, error) {
 	keys := map[string]any{}
 	maps.Copy(keys, s.Snapshotter)
 	keys["containerd"] = containerd
-	options, _ := keys["storage-opts"].([]any)
-	if !slices.ContainsFunc(options, func(o any) bool {
-		before, _, _ := bytes.Cut([]byte(fmt.Sprint(o)), []byte("="))
-		return string(before) == floorOption
-	}) {
-		options = append(slices.Clone(options), fmt.Sprintf("%s=%d", floorOption, size/floorPart))
-	}
-	keys["storage-opts"] = options
 	text, err := json.MarshalIndent(keys, "", "  ")
 	return append(text, '\n'), err
 }
