@@ -12,8 +12,8 @@ import (
 )
 
 // Published returns where the newest revision of a repository has the layer of a blob (SHA-256, hex), with the diffID
-// that the repository says. It is fs.ErrNotExist where the repository hasn't got the layer, or doesn't say its diffID.
-// What this needs of catalogs is fetched.
+// that the repository says. It is fs.ErrNotExist where the repository hasn't got the layer, or says no diffID of it that
+// can be made out. What this needs of catalogs is fetched.
 func (n *Node) Published(ctx context.Context, fqrn, digest string) (thin.Layer, error) {
 	c, err := n.configured()
 	if err != nil {
@@ -30,9 +30,20 @@ func (n *Node) Published(ctx context.Context, fqrn, digest string) (thin.Layer, 
 	if err != nil {
 		return thin.Layer{}, err
 	}
+	return n.published(ctx, v, digest)
+}
+
+// errInfo means that what a repository says of a layer can't be made out. That is the fault of one layer, and not of
+// the repository.
+var errInfo = errors.New("malformed info of a layer")
+
+func (n *Node) published(ctx context.Context, v *client.Revision, digest string) (thin.Layer, error) {
 	for _, path := range []string{"/layers/" + digest, "/.layers/" + digest[:2] + "/" + digest + "/layerfs"} {
 		l, err := publishedAt(ctx, v, path, digest)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, errInfo):
+			n.cfg.Log.Warn("a layer isn't taken from the repository", "repository", v.FQRN, "path", path, "err", err)
+		case !errors.Is(err, fs.ErrNotExist):
 			return l, err
 		}
 	}
@@ -62,8 +73,8 @@ func infoOf(ctx context.Context, v *client.Revision, path, digest string) (*thin
 	if err != nil {
 		return nil, err
 	}
-	if e.Size > thin.MaxInfoSize {
-		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", file, e.Size, thin.MaxInfoSize)
+	if !e.IsRegular() || e.Size > thin.MaxInfoSize {
+		return nil, fmt.Errorf("%w: %s is no file, or has more than %d bytes", errInfo, file, thin.MaxInfoSize)
 	}
 	content, err := v.Open(ctx, file, e)
 	if err != nil {
@@ -74,5 +85,9 @@ func infoOf(ctx context.Context, v *client.Revision, path, digest string) (*thin
 	if err != nil {
 		return nil, err
 	}
-	return thin.ParseInfo(b, digest)
+	info, err := thin.ParseInfo(b, digest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errInfo, file, err)
+	}
+	return info, nil
 }
