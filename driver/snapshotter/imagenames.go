@@ -103,16 +103,22 @@ func (s *Snapshotter) named(ctx context.Context, chains map[digest.Digest]chain)
 			id = digest.Digest(c.below)
 		}
 	}
-	for _, c := range unnamed {
-		delete(unnamed, digest.Digest(c.below)) // the topmost one is told
-	}
-	for _, c := range unnamed {
+	for _, c := range topmost(unnamed) {
 		named = append(named, status.Name{Key: c.key, Snapshot: c.snapshot})
 	}
 	slices.SortFunc(named, func(a, b status.Name) int {
 		return strings.Compare(a.Name+" "+a.Snapshot, b.Name+" "+b.Snapshot)
 	})
 	return named, err
+}
+
+// topmost returns the chains that none of the others stands on.
+func topmost(chains map[digest.Digest]chain) map[digest.Digest]chain {
+	top := maps.Clone(chains)
+	for _, c := range chains {
+		delete(top, digest.Digest(c.below))
+	}
+	return top
 }
 
 // images returns containerd's images whose chains are among some, and these.

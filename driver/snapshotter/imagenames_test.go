@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -126,23 +125,5 @@ func TestComposedImagesHaveContainerdsNames(t *testing.T) {
 		return n.Snapshot == snapshot
 	}) {
 		t.Errorf("without containerd: %+v, %v", got, err)
-	}
-}
-
-// Of a chain that no image keeps the topmost snapshot is told, and none that it stands on.
-func TestOfAnUnnamedChainTheTopmostIsTold(t *testing.T) {
-	r := newRig(t, node.Settings{})
-	_, below := r.thin("moby", "base")
-	for i := range 6 {
-		name := fmt.Sprintf("moby/%d/%s", 10+i, digest.FromString(strconv.Itoa(i)))
-		r.commit(name, below, "file")
-		below = name
-	}
-	for range 10 { // whatever the order in which they are looked at
-		got, err := r.node.Names(t.Context())
-		must(t, err)
-		if diff := cmp.Diff([]status.Name{{Key: "key1", Namespace: "moby", Snapshot: below}}, got.Images); diff != "" {
-			t.Fatal(diff)
-		}
 	}
 }

@@ -1,6 +1,10 @@
 package snapshotter
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
 
 const chainID = "sha256:b22a4a203adc848396086c43da7ee0efa5677fae8da00ec06300620e7ded457b"
 
@@ -29,6 +33,19 @@ func TestOnlyWhoMountsGetsDataOnlyLayers(t *testing.T) {
 	} {
 		if got := readsLowers(key); got != want {
 			t.Errorf("%s: %v, want %v", key, got, want)
+		}
+	}
+}
+
+// Of chains that no image keeps the topmost one is told, in whatever order they are looked at.
+func TestOfUnnamedChainsTheTopmostIsTold(t *testing.T) {
+	for range 50 {
+		got := topmost(map[digest.Digest]chain{
+			"a": {snapshot: "a"}, "b": {snapshot: "b", below: "a"}, "c": {snapshot: "c", below: "b"},
+			"d": {snapshot: "d", below: "a"},
+		})
+		if len(got) != 2 || got["c"].snapshot != "c" || got["d"].snapshot != "d" {
+			t.Fatal(got)
 		}
 	}
 }
