@@ -12,8 +12,8 @@ import (
 )
 
 // Published returns where the newest revision of a repository has the layer of a blob (SHA-256, hex), with the diffID
-// that the repository says. It is fs.ErrNotExist where the repository hasn't got the layer, or says no diffID of it that
-// can be made out. What this needs of catalogs is fetched.
+// that the repository says. It is fs.ErrNotExist where the repository hasn't got the layer, or says no diffID that can
+// be made out. What this needs of catalogs is fetched.
 func (n *Node) Published(ctx context.Context, fqrn, digest string) (thin.Layer, error) {
 	c, err := n.configured()
 	if err != nil {
