@@ -96,9 +96,7 @@ func (s *Snapshotter) take(name, parent string, labels map[string]string, found 
 		return err
 	}
 	if err := s.makeLazy(sn, found); err != nil {
-		err = errors.Join(err, s.node.Remove(id))
-		s.table.drop(sn)
-		return err
+		return errors.Join(err, s.unmake(sn))
 	}
 	s.table.change(sn, sn.record, true)
 	s.table.show(sn)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/thin"
@@ -218,4 +221,44 @@ func TestWrongAnswersOfARepositoryAreNotTaken(t *testing.T) {
 		t.Errorf("%s is left", info.Name)
 		return nil
 	}))
+}
+
+// What can't even be removed of a layer that couldn't be taken keeps what it stands on, and is containerd's to remove
+// after a restart.
+func TestWhatIsLeftOfALayerKeepsItsParent(t *testing.T) {
+	r := newRigFinding(t, node.Settings{Lazy: []string{lazyFQRN}},
+		func(ctx context.Context, fqrn, hex string) (thin.Layer, error) {
+			l, err := publish("a", "b").find(ctx, fqrn, hex)
+			if hex == blobOf("b").Encoded() {
+				l.Path = "/../outside"
+			}
+			return l, err
+		})
+	ctx := t.Context()
+	a := r.pull("moby/1/", "", chainOf("a"), blobOf("a"))
+	r.reopen()
+	next, err := os.ReadFile(r.node.Path("state", "next-layer"))
+	must(t, err)
+	stuck := filepath.Join(r.node.Path("layers"), ".dead-"+strings.TrimSpace(string(next)), "mounted")
+	must(t, os.MkdirAll(stuck, 0o700))
+	must(t, unix.Mount("tmpfs", stuck, "tmpfs", 0, "size=64k"))
+	t.Cleanup(func() { unix.Unmount(stuck, unix.MNT_DETACH) }) // it isn't mounted where all went well
+	// It can't be unpacked either, as the test's composer makes nothing that can be mounted.
+	_, err = r.Prepare(ctx, "moby/2/extract-1 x", a, snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotRef: chainOf("a", "b"), snapshotters.TargetLayerDigestLabel: blobOf("b").String(),
+	}))
+	if err == nil || errdefs.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	if err := r.Remove(ctx, a); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("remove of what it stands on: %v", err)
+	}
+	must(t, unix.Unmount(stuck, 0))
+	r.reopen()
+	left := "moby/2/" + chainOf("a", "b")
+	if got := r.walk(); got != a+" "+left {
+		t.Errorf("there are %s", got)
+	}
+	must(t, r.Remove(ctx, left))
+	must(t, r.Remove(ctx, a))
 }
