@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"cvmfs-graphdriver/driver/control"
@@ -51,8 +54,7 @@ func answer(
 			log.Warn("close the object store", "err", err)
 		}
 	}()
-	containerd, err := grpc.NewClient("unix://"+cfg.Containerd, // no connection is made yet
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	containerd, err := connect(cfg.Containerd)
 	if err != nil {
 		return err
 	}
@@ -78,6 +80,17 @@ func answer(
 	case <-drained:
 		return nil
 	}
+}
+
+// connect returns a connection to containerd, which isn't made yet. As containerd's own clients do, it asks soon again
+// for one that isn't there, however long it has been away: by default that would be after two minutes, and whoever
+// pulls meanwhile is refused.
+func connect(socket string) (*grpc.ClientConn, error) {
+	again := backoff.DefaultConfig
+	again.BaseDelay, again.MaxDelay = 100*time.Millisecond, time.Second
+	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: time.Second}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
 }
 
 // command answers commands until ctx ends. Containers don't depend on it: where it can't, that is told and no more.
