@@ -89,6 +89,7 @@ type second struct {
 	unit     *edit // nil: a package has brought it
 	config   []*edit
 	file     *edit // nil: no engine of Docker's is meant
+	down     bool  // the engine doesn't start, as containerd doesn't know its storage driver any more
 	active   bool  // the service runs
 	enabled  bool  // and is started with the host
 }
@@ -161,11 +162,27 @@ func (s *second) look(ctx context.Context) (err error) {
 	if s.File == "" {
 		return nil
 	}
-	if s.state, err = s.Engine.state(ctx); err != nil {
+	if s.state, s.down, err = s.stateOrDown(ctx, s.File); err != nil {
 		return err
 	}
 	s.file, err = read(s.File, s.onSnapshotter)
 	return err
+}
+
+// stateOrDown returns the engine's state. One that doesn't answer must be one that the snapshotter keeps from starting.
+func (r *run) stateOrDown(ctx context.Context, path string) (s *engineState, down bool, err error) {
+	if down, err = r.Engine.down(ctx); err != nil {
+		return nil, false, err
+	}
+	if !down {
+		s, err = r.Engine.state(ctx)
+		return s, false, err
+	}
+	file, err := daemonjson.Read(path)
+	if err == nil {
+		err = r.checkDead(ctx, file, SnapshotterName)
+	}
+	return &engineState{}, true, err
 }
 
 // read reads a file and says how it is to be.
@@ -229,7 +246,7 @@ func (s *second) intentions() []string {
 		will = append(will, "restart "+s.ConfigUnit+"; containers go on")
 	}
 	if s.docker() {
-		if s.state.driver != SnapshotterName {
+		if s.state.driver != SnapshotterName && !s.down {
 			will = append(will, fmt.Sprintf("run the engine on %s; the images (%d) and containers of %s stay there and aren't shown",
 				SnapshotterName, s.state.images, s.state.driver))
 		}
@@ -250,7 +267,7 @@ func (s *second) do(ctx context.Context) error {
 	}
 	t := transaction{
 		Operation: opInstall, Plugin: SnapshotterName, File: s.File, Snapshotter: true, Unit: s.ConfigUnit,
-		Down: s.state == nil,
+		Down: s.state == nil || s.down,
 	}
 	if s.state != nil {
 		t.Former = s.state.driver

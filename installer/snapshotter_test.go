@@ -246,6 +246,73 @@ func TestASnapshotterThatDoesNotAnswerIsTakenBack(t *testing.T) {
 	u.isAsBefore(t, "rolled back")
 }
 
+// Docker 29 doesn't start where containerd has lost what it was told of the snapshotter: an install tells it again.
+func TestAnEngineWithoutItsSnapshotterIsBroughtBack(t *testing.T) {
+	u, i, w := secondHost(t, true)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(i.InstallSnapshotter(t.Context(), w))
+	must(os.WriteFile(u.path("config.toml"), []byte(mainBefore), 0o644)) // by an upgrade of its package
+	must(u.Restart(t.Context(), containerdUnit))
+	if u.engine.start() == nil {
+		t.Fatal("the engine starts")
+	}
+	if err := i.UninstallSnapshotter(t.Context(), SnapshotterLeave{Force: true}); err == nil ||
+		!strings.Contains(err.Error(), `"cvmfs-graphdriver install" mends that`) {
+		t.Errorf("nobody answers for the snapshots: %v", err)
+	}
+	must(i.PlanSnapshotter(t.Context(), w))
+	if u.engine.up {
+		t.Error("a plan starts the engine")
+	}
+	must(i.InstallSnapshotter(t.Context(), w))
+	u.installed(t, "again", true)
+	must(i.UninstallSnapshotter(t.Context(), SnapshotterLeave{}))
+	u.isAsBefore(t, "uninstalled")
+}
+
+// An install that can't bring a dead engine back leaves it as it was.
+func TestAnEngineThatStaysDownIsToldOf(t *testing.T) {
+	u, i, w := secondHost(t, true)
+	if err := i.InstallSnapshotter(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	u.broken = true
+	if u.engine.start() == nil {
+		t.Fatal("the engine starts")
+	}
+	w.Renew = true
+	if err := i.InstallSnapshotter(t.Context(), w); !errors.As(err, new(*RolledBackError)) {
+		t.Errorf("%v", err)
+	}
+	u.broken = false
+	if err := i.InstallSnapshotter(t.Context(), w); err != nil {
+		t.Error(err)
+	}
+	u.installed(t, "mended", true)
+}
+
+// A dead engine is no reason to stay: it is started on its former storage driver, if its containers may be lost.
+func TestADeadEngineLeavesTheSnapshotter(t *testing.T) {
+	u, i, w := secondHost(t, true)
+	if err := i.InstallSnapshotter(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	u.engine.up = false
+	err := i.UninstallSnapshotter(t.Context(), SnapshotterLeave{})
+	if err == nil || !strings.Contains(err.Error(), "--force") || u.engine.up {
+		t.Errorf("its containers can't be told: %v", err)
+	}
+	if err := i.UninstallSnapshotter(t.Context(), SnapshotterLeave{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	u.isAsBefore(t, "uninstalled")
+}
+
 // A run that fails at any point undoes what it did; one that is killed there is undone by the next.
 func TestTheSnapshotterMayBeCutOffAnywhere(t *testing.T) {
 	forDoors(t, func(t *testing.T, docker bool) {

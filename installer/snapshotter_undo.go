@@ -18,7 +18,7 @@ func (r *run) undoSnapshotter(ctx context.Context, t *transaction) error {
 			return err
 		}
 	}
-	if t.Restarted {
+	if t.Restarted && !t.Down {
 		if err := r.restartUndoing(ctx); err != nil {
 			return err
 		}

@@ -37,6 +37,7 @@ type departure struct {
 	SnapshotterLeave
 	was    *installed
 	docker *change // of the engine's configuration file, nil for none
+	down   bool    // the engine doesn't start, as containerd doesn't know its storage driver any more
 }
 
 // UninstallSnapshotter has Docker's engine run on its former storage driver again, removes what containerd has unpacked
@@ -63,6 +64,12 @@ func (d *departure) do(ctx context.Context) error {
 	}
 	if d.docker != nil && d.was.Driver && d.Service == nil {
 		return errors.New("the engine that was told of the snapshotter isn't on this host any more, or doesn't run: start it")
+	}
+	if d.docker != nil && d.was.Driver {
+		var err error
+		if _, d.down, err = d.stateOrDown(ctx, d.docker.Backup.Path); err != nil {
+			return err
+		}
 	}
 	uses, err := d.uses(ctx)
 	if err != nil {
@@ -96,8 +103,15 @@ func (d *departure) uses(ctx context.Context) ([]string, error) {
 	if !slices.ContainsFunc(d.was.Changes, func(c change) bool { return c.Kind == containerdWritten }) {
 		return nil, nil // containerd has forgotten it
 	}
+	if err := d.Containerd.Serves(ctx, SnapshotterName); err != nil { // as it has to, to let go of snapshots
+		return nil, fmt.Errorf("%w; \"cvmfs-graphdriver install\" mends that, then uninstall", err)
+	}
 	uses, err := d.Containerd.Uses(ctx, SnapshotterName)
-	if err == nil && d.docker != nil && d.was.Driver {
+	if err == nil && d.down && !d.Force {
+		return nil, errors.New("no engine answers: containers that it alone knows of would lose their files: mend it (\"cvmfs-graphdriver " +
+			"install\"), or give --force")
+	}
+	if err == nil && d.docker != nil && d.was.Driver && !d.down {
 		var all []string
 		all, err = d.Engine.all(ctx) // containerd knows of those that run alone
 		uses = append(uses, all...)
@@ -114,7 +128,7 @@ func (d *departure) leaveDocker(ctx context.Context) error {
 	if d.docker == nil || !d.was.Driver {
 		return nil
 	}
-	s, err := d.Engine.state(ctx)
+	s, down, err := d.stateOrDown(ctx, d.docker.Backup.Path)
 	if err != nil {
 		return err
 	}
@@ -132,7 +146,7 @@ func (d *departure) leaveDocker(ctx context.Context) error {
 	}
 	t := transaction{
 		Operation: opUninstall, Plugin: SnapshotterName, Former: s.driver, File: b.Path, Snapshotter: true,
-		Unit: d.was.Unit,
+		Unit: d.was.Unit, Down: down,
 	}
 	back := func(ctx context.Context) error {
 		if !next.Changed() {
