@@ -58,6 +58,7 @@ failCgroupV1: false
 failSwapOn: false
 makeIPTablesUtilChains: false
 evictionHard: {memory.available: 1Mi, nodefs.available: 1%, imagefs.available: 1%}
+imageGCHighThresholdPercent: 100
 syncFrequency: 5s
 `
 
@@ -77,6 +78,7 @@ var services = []struct{ name, command string }{
 	{"apiserver", "/srv/programs/kubernetes/kube-apiserver --etcd-servers http://127.0.0.1:2379 " +
 		"--cert-dir /var/lib/apiserver --token-auth-file /srv/test/tokens.csv --authorization-mode RBAC " +
 		"--advertise-address " + address + " --service-cluster-ip-range 10.96.0.0/16 --allow-privileged " +
+		"--kubelet-preferred-address-types InternalIP " + // that of its name is loopback, which it doesn't relay to
 		"--service-account-issuer https://kubernetes.default.svc --service-account-key-file /srv/test/sa.key " +
 		"--service-account-signing-key-file /srv/test/sa.key"},
 	{"controllers", "/srv/programs/kubernetes/kube-controller-manager --kubeconfig /srv/test/kubeconfig " +

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,12 +15,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
+// The scripts that a node runs by.
+//
 //go:embed boot.sh
 var boot string
+
+//go:embed keep.sh
+var keep string
 
 // node is a Debian that is booted.
 type node struct {
@@ -34,44 +36,30 @@ func bootNode(t *testing.T, tree string, programs map[string]string) *node {
 	t.Helper()
 	work, err := os.MkdirTemp("", "node-")
 	must(t, err)
-	t.Cleanup(func() { must(t, os.RemoveAll(work)) })
 	n := &node{dir: filepath.Join(work, "test")}
-	must(t, os.Mkdir(n.dir, 0o755))
 	bin := filepath.Join(work, "programs")
+	cmd := exec.Command("sh", "-euc", keep, "keep", boot, tree, work, bin)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it outlives a test that is interrupted, and clears up
+	open, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, os.Mkdir(n.dir, 0o755))
 	must(t, os.Mkdir(bin, 0o755))
 	for name, from := range programs {
 		must(t, link(from, filepath.Join(bin, name)))
 	}
-	group := fmt.Sprintf("cvmfs-kubernetes-%d", os.Getpid())
-	groups := makeGroups(t, group)
-	// The shell joins the groups before it makes namespaces, so that its group is the root of what the node sees.
-	join := "for g in " + strings.Join(groups, " ") + "; do echo $$ >$g/cgroup.procs; done\n" +
-		`exec unshare --mount --pid --ipc --uts --cgroup --fork --kill-child sh -euc "$@"`
-	cmd := exec.Command("sh", append([]string{"-euc", join, "join", boot, "boot"}, tree, work, bin)...)
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
-		if n.first != 0 {
-			must(t, unix.Kill(n.first, unix.SIGKILL))
+		must(t, open.Close())
+		if err := cmd.Wait(); err != nil || t.Failed() {
+			t.Errorf("the node's end: %v: %s", err, &said)
 		}
-		<-ended
-		removeGroups(t, groups)
 	})
-	children := fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid)
 	eventually(t, time.Minute, func() error {
-		select {
-		case err := <-ended:
-			ended <- err
-			return fmt.Errorf("the node ended: %w: %s", err, &said)
-		default:
-		}
-		b, err := os.ReadFile(children)
+		child, err := onlyChild(cmd.Process.Pid)
 		if err == nil {
-			n.first, err = strconv.Atoi(strings.TrimSpace(string(b)))
+			n.first, err = onlyChild(child)
 		}
 		if err == nil {
 			_, err = n.try(t.Context(), "systemctl is-active basic.target")
@@ -79,6 +67,15 @@ func bootNode(t *testing.T, tree string, programs map[string]string) *node {
 		return err
 	})
 	return n
+}
+
+// onlyChild returns the one child that a process has.
+func onlyChild(pid int) (int, error) {
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(children)))
 }
 
 // link makes a folder with hard links to the files of another.
@@ -91,43 +88,6 @@ func link(from, to string) error {
 		return fmt.Errorf("copy %s: %w: %s", from, err, out)
 	}
 	return nil
-}
-
-// makeGroups makes a control group in each hierarchy there is.
-func makeGroups(t *testing.T, name string) (groups []string) {
-	t.Helper()
-	mounts, err := os.ReadFile("/proc/mounts")
-	must(t, err)
-	for line := range strings.Lines(string(mounts)) {
-		fields := strings.Fields(line)
-		if fields[2] != "cgroup" && fields[2] != "cgroup2" {
-			continue
-		}
-		group := filepath.Join(fields[1], name)
-		must(t, os.Mkdir(group, 0o755))
-		groups = append(groups, group)
-		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			if all, err := os.ReadFile(filepath.Join(fields[1], file)); err == nil {
-				must(t, os.WriteFile(filepath.Join(group, file), all, 0o644))
-			}
-		}
-	}
-	return groups
-}
-
-// removeGroups removes control groups with those below, once their processes have ended.
-func removeGroups(t *testing.T, groups []string) {
-	t.Helper()
-	eventually(t, time.Minute, func() error {
-		var failures []error
-		for _, group := range groups {
-			err := exec.Command("find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
-			if _, gone := os.Stat(group); gone == nil {
-				failures = append(failures, fmt.Errorf("%s is left: %w", group, err))
-			}
-		}
-		return errors.Join(failures...)
-	})
 }
 
 // command is a shell script, not started yet, on the node.
