@@ -91,13 +91,15 @@ func (c *client) users(ctx context.Context, snapshotter string) (names []string,
 	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
 	err = c.eachNamespace(ctx, func(ctx context.Context, namespace string) error {
-		list, err := containersapi.NewContainersClient(c.conn).List(ctx, &containersapi.ListContainersRequest{
-			Filters: []string{fmt.Sprintf("snapshotter==%q", snapshotter)},
-		})
+		// All of them: containerd's filters know no snapshotter, and find nothing by one.
+		list, err := containersapi.NewContainersClient(c.conn).List(ctx, &containersapi.ListContainersRequest{})
 		if err != nil {
 			return fmt.Errorf("list the containers of %s: %w", namespace, err)
 		}
 		for _, c := range list.Containers {
+			if c.Snapshotter != snapshotter {
+				continue
+			}
 			name := namespace + ": container " + c.ID
 			if pod := c.Labels["io.kubernetes.pod.name"]; pod != "" {
 				name = "pod " + c.Labels["io.kubernetes.pod.namespace"] + "/" + pod
