@@ -14,15 +14,22 @@ var errClosed = errors.New("the object store is closed")
 // done its task takes the next one, for a while: a new one would have to grow its stack again, a tenth of what fetching
 // a small object costs.
 type tasks struct {
-	mu      sync.Mutex
-	closed  bool
-	running sync.WaitGroup // tasks
-	idle    []chan func()  // of goroutines without a task, the one that came last at the end
+	mu       sync.Mutex
+	closed   bool
+	running  sync.WaitGroup // tasks
+	idle     []idler        // goroutines without a task, the one that came last at the end
+	sweeping bool           // sweep is to come
+}
+
+// idler is a goroutine without a task since some time. Its channel has room for one; closed, it ends the goroutine.
+type idler struct {
+	next  chan func()
+	since time.Time
 }
 
 const (
 	idleTasks = 64              // goroutines that wait for a task, at most
-	idleTime  = 5 * time.Second // for which they do
+	idleTime  = 5 * time.Second // for which they do, at least; at most twice as long
 )
 
 // start runs fn, unless it is too late.
@@ -34,7 +41,7 @@ func (t *tasks) start(fn func()) bool {
 	}
 	t.running.Add(1)
 	if n := len(t.idle); n > 0 {
-		t.idle[n-1] <- fn // has room for one, and nobody else knows it any more
+		t.idle[n-1].next <- fn // nobody else knows it any more
 		t.idle = t.idle[:n-1]
 	} else {
 		go t.work(fn)
@@ -56,35 +63,42 @@ func (t *tasks) next(next chan func()) func() {
 	t.mu.Lock()
 	wait := !t.closed && len(t.idle) < idleTasks
 	if wait {
-		t.idle = append(t.idle, next)
+		t.idle = append(t.idle, idler{next, time.Now()})
+		if !t.sweeping {
+			t.sweeping = true
+			time.AfterFunc(idleTime, t.sweep)
+		}
 	}
 	t.mu.Unlock()
 	t.running.Done()
 	if !wait {
 		return nil
 	}
-	timer := time.NewTimer(idleTime)
-	defer timer.Stop()
-	select {
-	case fn := <-next:
-		return fn
-	case <-timer.C:
-	}
+	return <-next
+}
+
+// sweep ends the goroutines that had nothing to do for long. There is one timer for all: one for each wait would wake
+// the scheduler for each task.
+func (t *tasks) sweep() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if i := slices.Index(t.idle, next); i >= 0 {
-		t.idle = slices.Delete(t.idle, i, i+1)
-		return nil
+	old := 0
+	for old < len(t.idle) && time.Since(t.idle[old].since) >= idleTime {
+		close(t.idle[old].next)
+		old++
 	}
-	return <-next // it came at the last moment; nil if all is over
+	t.idle = slices.Delete(t.idle, 0, old)
+	if t.sweeping = len(t.idle) > 0; t.sweeping {
+		time.AfterFunc(idleTime, t.sweep)
+	}
 }
 
 // wait waits for all, and lets no more start.
 func (t *tasks) wait() {
 	t.mu.Lock()
 	t.closed = true
-	for _, next := range t.idle {
-		close(next)
+	for _, i := range t.idle {
+		close(i.next)
 	}
 	t.idle = nil
 	t.mu.Unlock()
