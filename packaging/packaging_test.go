@@ -171,7 +171,10 @@ func TestRelease(t *testing.T) {
 
 // isWhole checks that a release is there, all of it and nothing else, and that its sums and its signature are right.
 func isWhole(t *testing.T, dir string, public minisign.PublicKey) {
-	want := []string{"SHA256SUMS", "SHA256SUMS.minisig"}
+	want := []string{
+		"SHA256SUMS", "SHA256SUMS.minisig",
+		"cvmfs-snapshotter-1.2.3-chart.tgz", "cvmfs-snapshotter-1.2.3-image.tar", "cvmfs-snapshotter-1.2.3.yaml",
+	}
 	for _, arch := range []string{"amd64", "arm64"} {
 		rpm := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[arch]
 		want = append(want,

@@ -24,7 +24,7 @@ func packaged(t *testing.T, dir string) {
 	if err := os.MkdirAll(programs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"cvmfs-graphdriver", "cvmfs-graphdriver-plugin", "docker2cvmfs"} {
+	for _, name := range []string{"cvmfs-graphdriver", "cvmfs-graphdriver-plugin", "cvmfs-snapshotter", "docker2cvmfs"} {
 		if err := os.Symlink(filepath.Join(shared.dir, "bin", name), filepath.Join(programs, name)); err != nil {
 			t.Fatal(err)
 		}
