@@ -78,7 +78,8 @@ func (n *Node) limitCache(c *configuration) error {
 	}
 	by := "storage option cvmfs.cache-limit"
 	if limits.Limit == 0 {
-		if n.limits == (objects.Limits{Limit: n.limits.Limit, Floor: limits.Floor}) && n.quotaSeen.Same() {
+		now := limits
+		if now.Limit = n.limits.Limit; n.limits == now && n.quotaSeen.Same() {
 			return nil
 		}
 		var err error

@@ -123,6 +123,46 @@ func TestTheCacheIsLimitedByTheOptionOrElseTheSitesConfiguration(t *testing.T) {
 	}
 }
 
+// withKubelet is a face that tells of kubelet's snapshots once there are some.
+type withKubelet struct {
+	mountedImages
+	some bool
+}
+
+func (w *withKubelet) Kubernetes() bool { return w.some }
+
+// Kubelet's first snapshot has the cache give way, also where no file of the configuration has changed.
+func TestTheCacheGivesWayFromKubeletsFirstSnapshotOn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := configuredBy(t, dir, dir+"/etc")
+	kubelet := &withKubelet{}
+	yield := func() int64 {
+		t.Helper()
+		if err := n.limitCache(&configuration{face: kubelet}); err != nil {
+			t.Fatal(err)
+		}
+		st, err := n.CacheStatus()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Yield
+	}
+	for end := time.Now().Add(30 * time.Second); !n.quotaSeen.Same(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the configuration is read again each time")
+		}
+		if got := yield(); got != 0 {
+			t.Fatalf("without kubelet: %d", got)
+		}
+	}
+	for _, is := range []bool{true, false, true} {
+		if kubelet.some = is; (yield() > 0) != is {
+			t.Errorf("kubelet %t: %d", is, yield())
+		}
+	}
+}
+
 func TestReloadLimitsTheCacheAsTheFilesSayThen(t *testing.T) {
 	dir := t.TempDir()
 	etc := dir + "/etc"
