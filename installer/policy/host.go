@@ -125,14 +125,45 @@ func (h *Host) pluginName(ctx context.Context) (string, error) {
 	return installer.FindName(ctx, h.Engine, h.Record, h.file)
 }
 
-// Plan returns how the host is looked at as it stands.
+// Plan returns how the host is looked at as it stands: by the rules of the snapshotter where that is what runs images.
 func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	name, err := h.pluginName(ctx)
-	return preflight.Plan{
+	p := preflight.Plan{
 		Host: h.Address(), Name: name, DaemonJSON: h.file, Log: cmp.Or(h.Log, h.log),
 		CVMFSConfig: h.CVMFSConfig, MinioConfig: h.MinioConfig, Agent: agent(h.Version),
 		Snapshotter: cmp.Or(h.Socket, h.NodeSocket, control.SnapshotterSocket),
-	}, err
+	}
+	if err != nil {
+		return p, err
+	}
+	docker, err := h.namesSnapshotter()
+	if err != nil || !docker && (h.HasEngine(ctx) || !h.snapshotterAlone(ctx, p.Snapshotter)) {
+		return p, nil //nolint:nilerr // what is wrong with the file is among the findings
+	}
+	p.Snapshots, p.Name, p.DataRoot = true, installer.SnapshotterName, installer.SnapshotterRoot
+	if !docker {
+		p.DaemonJSON = ""
+	}
+	if settings, err := daemonjson.Read(installer.SnapshotterSettings); err == nil {
+		p.DataRoot = cmp.Or(settings.String("root"), p.DataRoot)
+		p.CVMFSConfig = cmp.Or(p.CVMFSConfig, settings.String("cvmfs-config"))
+	}
+	return p, nil
+}
+
+// namesSnapshotter reports whether the engine's configuration file has the snapshotter as storage driver.
+func (h *Host) namesSnapshotter() (bool, error) {
+	f, err := daemonjson.Read(h.file)
+	if err != nil {
+		return false, err
+	}
+	return f.String("storage-driver") == installer.SnapshotterName, nil
+}
+
+// snapshotterAlone reports whether a host without an engine has the snapshotter, set up by this program or by hand.
+func (h *Host) snapshotterAlone(ctx context.Context, socket string) bool {
+	has, _, err := installer.HasSnapshotter(h.Record)
+	return err == nil && has || preflight.Answers(ctx, control.NewClient(socket))
 }
 
 // agent is who asks, for the servers' logs.

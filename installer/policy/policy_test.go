@@ -211,3 +211,21 @@ func TestTheEngineTellsPluginOrSnapshotter(t *testing.T) {
 		}
 	}
 }
+
+// A host on the snapshotter is looked at by its rules, and others, also with a containerd beside, by the plugin's.
+func TestHostsAreLookedAtByWhatRunsTheirImages(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{"features": {"containerd-snapshotter": true}, "storage-driver": "cvmfs"}`: true,
+		`{"storage-driver": "cvmfs-graphdriver"}`:                                   false,
+	} {
+		file := filepath.Join(t.TempDir(), "daemon.json")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h := find(t, Request{File: file, Socket: filepath.Join(t.TempDir(), "none")})
+		p, err := h.Plan(t.Context())
+		if err != nil || p.Snapshots != want || want && (p.Name != "cvmfs" || p.DaemonJSON != file || p.DataRoot == "") {
+			t.Errorf("%s: %+v, %v", text, p, err)
+		}
+	}
+}

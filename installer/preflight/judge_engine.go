@@ -25,6 +25,9 @@ const (
 	firstWithoutAPI      = 1_48
 )
 
+// snapshotter is the storage driver of an engine that keeps its images with the snapshotter.
+const snapshotter = "cvmfs"
+
 func reachable(f *Facts, p *Plan) []Finding {
 	if f.Engine.Err == "" {
 		return nil
@@ -38,9 +41,17 @@ func reachable(f *Facts, p *Plan) []Finding {
 		detail += "; the engine's log says: " + f.Service.Cause
 	}
 	remedy := "start the engine, or name its socket with --host"
-	if f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name) {
+	switch {
+	case f.File.Driver == snapshotter && p.Snapshots && p.Install:
+		return with(one(Note, "engine.unreachable", "no engine answers at "+f.Engine.Host+
+			": it is started once containerd knows its storage driver", ""), detail)
+	case f.File.Driver == snapshotter:
+		remedy = fmt.Sprintf("%s names the snapshotter as storage driver, and containerd may not know it any more: \"cvmfs-graphdriver install\" "+
+			"tells it again and starts the engine, \"uninstall --force\" starts it on the former one", f.File.Path)
+	case f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name):
 		remedy = fmt.Sprintf("%s names %s as storage driver: \"cvmfs-graphdriver uninstall\" starts the engine on the former one, \"install\" does that and "+
-			"mends the plugin", f.File.Path, p.Name)
+			"mends the plugin; engine 28 and newer take no plugins: after an upgrade to one, uninstall, and then install sets up "+
+			"the snapshotter", f.File.Path, p.Name)
 		if f.Service.Cause == "" {
 			remedy += "; the reason is in the engine's log, in the line before the last (--log FILE names the log)"
 		}

@@ -132,7 +132,17 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		{"no answer, and ours", fit(), inUse, func(f *Facts, _ *Plan) {
 			f.Engine,
 				f.File.Driver = Engine{Err: "refused"}, name
-		}, "engine.unreachable", Error, "", "uninstall"},
+		}, "engine.unreachable", Error, "", "after an upgrade to one, uninstall, and then install"},
+		{"no answer, and the snapshotter is its driver", fit(), inUse, func(f *Facts, _ *Plan) {
+			f.Engine, f.File.Driver = Engine{Err: "refused"}, "cvmfs"
+		}, "engine.unreachable", Error, "", "tells it again"},
+		{"no answer, which an install mends", fit(), install, func(f *Facts, p *Plan) {
+			f.Engine, f.File.Driver = Engine{Err: "refused"}, "cvmfs"
+			p.Snapshots, p.DaemonJSON = true, "/etc/docker/daemon.json"
+		}, "engine.unreachable", Note, "is started once containerd knows", ""},
+		{"the snapshotter is silent", fit(), inUse, func(_ *Facts, p *Plan) {
+			p.Snapshots, p.Snapshotter = true, "/run/its.sock"
+		}, "snapshotter.silent", Error, "/run/its.sock", "systemctl restart"},
 		{
 			"another machine", fit(), install,
 			func(f *Facts, _ *Plan) { f.Engine = Engine{Host: "tcp://far:2375", Elsewhere: "far"} }, "engine.remote",

@@ -21,6 +21,15 @@ type Snapshotter struct {
 	Lacking []status.Lacking `json:"lacking,omitempty"`
 }
 
+// silent tells of a snapshotter that doesn't answer though this host has one.
+func silent(f *Facts, p *Plan) []Finding {
+	if f.Snapshotter != nil || p.Install {
+		return nil
+	}
+	return one(Error, "snapshotter.silent", "the snapshotter doesn't answer at "+p.Snapshotter,
+		"start it: \"systemctl restart cvmfs-snapshotter\"; its log says why it ended: \"journalctl --unit cvmfs-snapshotter\"")
+}
+
 // lacking tells of images that can't be saved yet.
 func lacking(f *Facts, _ *Plan) (found []Finding) {
 	if f.Snapshotter == nil {
