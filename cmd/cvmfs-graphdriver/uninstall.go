@@ -13,12 +13,13 @@ func uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
 		Usage: "take back what install has set up",
-		Description: "Restores the engine's configuration file, restarts the engine and disables the plugin. The plugin's images are kept, unless\n" +
-			"--purge is given: another install shows them again. Of the snapshotter, all that is unpacked with it is removed from containerd;\n" +
-			"--purge also removes what it has fetched.",
+		Description: "Restores the engine's configuration file, and restarts the engine. The plugin is disabled; its images are kept for another\n" +
+			"install, unless --purge is given. Of the snapshotter, all that is unpacked with it is removed from containerd, whose files are\n" +
+			"restored; --purge also removes what it has fetched. A host that has both gives up the snapshotter first, and the plugin\n" +
+			"when it is run again.",
 		Flags: []cli.Flag{
 			nameFlag,
-			&cli.BoolFlag{Name: "purge", Usage: "remove the plugin with all its images, containers and layers"},
+			&cli.BoolFlag{Name: "purge", Usage: "remove the plugin with all its images, containers and layers, or what the snapshotter has fetched"},
 			&cli.BoolFlag{Name: "force", Usage: "also if containers have their files from the snapshotter, which they lose"},
 			containerdFlag, fileFlag, hostFlag, restartFlag, yesFlag, jsonFlag, recordFlag,
 		},

@@ -13,8 +13,9 @@ func upgradeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "upgrade",
 		Usage: "run the newer plugin or snapshotter that has come with this program; settings and images stay",
-		Description: "The snapshotter is restarted, and containers go on. For the plugin: disables the plugin, replaces it, enables it and restarts the engine: containers stop and are started again. If that fails, the\n" +
-			"former plugin is restored (exit code 4).",
+		Description: "The snapshotter is restarted and looked at, and containers go on. The plugin is disabled, replaced and enabled, and the\n" +
+			"engine restarted: containers stop and are started again. If that fails, the former plugin is restored (exit code 4). A host\n" +
+			"that has both upgrades the snapshotter.",
 		Flags: []cli.Flag{
 			bundleFlag, keyFlag, nameFlag, containerdFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag,
 			jsonFlag, recordFlag,
