@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -107,8 +108,9 @@ func (t *tasks) wait() {
 
 // flights are fetches under way, by what they fetch. The zero value is ready.
 type flights struct {
-	mu sync.Mutex
-	m  map[string]*flight
+	mu    sync.Mutex
+	m     map[string]*flight
+	ended atomic.Int64 // so many have, before they were taken out of m
 }
 
 type flight struct {
@@ -163,6 +165,7 @@ func (g *flights) board(life context.Context, work *tasks, key string,
 		if f.err == nil {
 			f.err = fly(ctx)
 		}
+		g.ended.Add(1)
 		g.mu.Lock()
 		delete(g.m, key)
 		g.mu.Unlock()

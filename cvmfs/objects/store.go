@@ -50,7 +50,8 @@ type Store struct {
 	log     *slog.Logger
 	boot    string
 	dir     *os.File
-	unnamed bool // the file system makes files without a name
+	unnamed bool   // the file system makes files without a name
+	mode    uint32 // of such files
 
 	life    context.Context // of flights; ends with Close
 	end     context.CancelFunc
@@ -216,6 +217,7 @@ func (s *Store) Fetch(ctx context.Context, r Ref) error {
 
 // fetch also reports whether it was this call that made the object arrive.
 func (s *Store) fetch(ctx context.Context, r Ref, slots chan struct{}) (bool, error) {
+	ended := s.flights.ended.Load() // first: what arrives after Has has looked is by a flight that ends later
 	if s.Has(r) {
 		s.hits.Add(1)
 		return false, nil
@@ -224,7 +226,7 @@ func (s *Store) fetch(ctx context.Context, r Ref, slots chan struct{}) (bool, er
 	name := r.Name()
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
-		if s.Has(r) {
+		if (s.flights.ended.Load() != ended || r.Chunked()) && s.Has(r) { // chunks arrive by other flights, too
 			return nil
 		}
 		if err := s.arrive(ctx, r, slots); err != nil {

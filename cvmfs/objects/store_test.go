@@ -211,6 +211,25 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Fatalf("waited in vain: %s", what)
 }
 
+// Whatever mode a file is made with, and whatever umask takes off, an object may be read by all.
+func TestObjectsModeDoesNotDependOnHowTheyAreMade(t *testing.T) {
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	defer unix.Umask(unix.Umask(0o077)) // of all the process: this test doesn't run beside others
+	for i, mode := range []uint32{s.mode, tempMode, objectMode} {
+		if mode == objectMode && os.Geteuid() != 0 {
+			continue
+		}
+		s.mode = mode
+		plain := noise(i, 1000)
+		r := ref(t, repo.whole(plain))
+		if err := s.Fetch(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, s, r, plain)
+	}
+}
+
 func TestFetchMakesObjectsOfAllKinds(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

@@ -25,8 +25,8 @@ type temp struct {
 	path string // of the temporary name, where there must be one
 }
 
-// The modes of an object's file, and of one that is to become it. Without root, attributes are set only on what may be
-// written to.
+// The modes of an object's file, and of one that is to become it where it can't have that from the start: without root,
+// attributes are set only on what may be written to.
 const (
 	objectMode = 0o444
 	tempMode   = 0o600
@@ -44,7 +44,7 @@ func (s *Store) newTemp() (*temp, error) {
 		return &temp{f, f.Name()}, nil
 	}
 	// O_TMPFILE: open(2), since Linux 3.11.
-	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, tempMode)
+	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, s.mode)
 	if err != nil {
 		return nil, &fs.PathError{Op: "create in", Path: dir, Err: err}
 	}
@@ -100,24 +100,27 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 	if err := unix.Fstat(int(t.Fd()), &st); err != nil {
 		return err
 	}
-	if err := t.Chmod(objectMode); err != nil {
-		return err
+	if st.Mode&^unix.S_IFMT != objectMode { // s.mode is another, or umask has taken something off
+		if err := t.Chmod(objectMode); err != nil {
+			return err
+		}
 	}
-	err = s.link(t, r.Path())
+	path := r.Path()
+	err = s.link(t, path)
 	if errors.Is(err, fs.ErrExist) && !s.Has(r) {
 		// A file of another size: one that was cut short. Its readers, if any, keep it.
 		s.log.Warn("object store: replacing a damaged object", slog.String("object", r.Name()))
-		if _, err := s.remove(r.Path()); err != nil {
+		if _, err := s.remove(path); err != nil {
 			return err
 		}
 		s.damaged.Add(1)
-		err = s.link(t, r.Path())
+		err = s.link(t, path)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err == nil { // else another process was faster
-		s.ledger.enter(r.Path(), settledBlocks(&st), 1)
+		s.ledger.enter(path, settledBlocks(&st), 1)
 	}
 	s.changed.Store(true)
 	return nil
@@ -134,12 +137,15 @@ func settledBlocks(st *unix.Stat_t) int64 {
 	return st.Blocks
 }
 
-// probe finds out whether files can be made without a name and get one later.
+// probe finds out whether files can be made without a name and get one later, and whether with the mode of an object.
 func (s *Store) probe() {
-	s.unnamed = true
+	s.unnamed, s.mode = true, tempMode
 	t, err := s.newTemp()
 	if err == nil {
 		defer t.discard()
+		if t.Chmod(objectMode) == nil && unix.Fsetxattr(int(t.Fd()), attribute, []byte{0}, 0) == nil {
+			s.mode = objectMode
+		}
 		err = s.link(t, tmpFolder+"/probe")
 	}
 	if err == nil {
