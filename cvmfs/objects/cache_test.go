@@ -271,7 +271,7 @@ func TestAPlanThatWasDroppedRemovesNothing(t *testing.T) {
 	must(t, s.Pin("a", false))
 	plan()
 	s.eviction.forgetPlan()
-	if done, err := s.evictStep(t.Context(), 1<<30); err != nil || done.Objects == 0 { // all, if the time of a step is enough
+	if done, err := s.evictStep(t.Context(), 1<<30); err != nil || done.Objects == 0 { // all, if time is enough
 		t.Errorf("%+v, %v: a new plan", done, err)
 	}
 }
