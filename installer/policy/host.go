@@ -136,9 +136,9 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	docker, err := h.namesSnapshotter()
-	if err != nil || !docker && (h.HasEngine(ctx) || !h.snapshotterAlone(ctx, p.Snapshotter)) {
-		return p, nil //nolint:nilerr // what is wrong with the file is among the findings
+	docker, readable := h.namesSnapshotter()
+	if !readable || !docker && (h.HasEngine(ctx) || !h.snapshotterAlone(ctx, p.Snapshotter)) {
+		return p, nil
 	}
 	p.Snapshots, p.Name, p.DataRoot = true, installer.SnapshotterName, installer.SnapshotterRoot
 	if !docker {
@@ -151,13 +151,11 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	return p, nil
 }
 
-// namesSnapshotter reports whether the engine's configuration file has the snapshotter as storage driver.
-func (h *Host) namesSnapshotter() (bool, error) {
+// namesSnapshotter reports whether the engine's configuration file has the snapshotter as storage driver, and whether
+// it can be read; what is wrong with it is a finding.
+func (h *Host) namesSnapshotter() (named, readable bool) {
 	f, err := daemonjson.Read(h.file)
-	if err != nil {
-		return false, err
-	}
-	return f.String("storage-driver") == installer.SnapshotterName, nil
+	return err == nil && f.String("storage-driver") == installer.SnapshotterName, err == nil
 }
 
 // snapshotterAlone reports whether a host without an engine has the snapshotter, set up by this program or by hand.
