@@ -141,10 +141,16 @@ func (c *Client) dropSnapshots(ctx context.Context, snapshotter string) error {
 	if err != nil {
 		return err
 	}
+	api := snapshots.NewSnapshotsClient(c.conn)
 	for _, info := range childrenFirst(all) {
-		_, err := snapshots.NewSnapshotsClient(c.conn).Remove(ctx,
-			&snapshots.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: info.Name})
-		if notThere(err) != nil && !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
+		_, err := api.Remove(ctx, &snapshots.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: info.Name})
+		if errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) { // it is the collection's, which takes none with this label
+			_, err = api.Update(ctx, &snapshots.UpdateSnapshotRequest{
+				Snapshotter: snapshotter, Info: &snapshots.Info{Name: info.Name},
+				UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels.containerd.io/gc.root"}},
+			})
+		}
+		if notThere(err) != nil {
 			return fmt.Errorf("remove the snapshot %s: %w", info.Name, err)
 		}
 	}

@@ -11,12 +11,8 @@ import (
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
-	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
-	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -112,31 +108,4 @@ func (c *client) users(ctx context.Context, snapshotter string) (names []string,
 	})
 	slices.Sort(names)
 	return names, err
-}
-
-// removeSnapshots removes all that a snapshotter keeps: images' layers, children before parents.
-func (c *client) removeSnapshots(ctx context.Context, snapshotter string) error {
-	return c.eachNamespace(ctx, func(ctx context.Context, namespace string) error {
-		s := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(c.conn), snapshotter)
-		for {
-			parents, all := map[string]bool{}, []string{}
-			if err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-				parents[info.Parent] = true
-				all = append(all, info.Name)
-				return nil
-			}); err != nil {
-				return fmt.Errorf("list the snapshots of %s: %w", namespace, err)
-			}
-			if len(all) == 0 {
-				return nil
-			}
-			leaves := slices.DeleteFunc(all, func(name string) bool { return parents[name] })
-			for _, name := range leaves {
-				// containerd's collector may have been there first.
-				if err := s.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
-					return fmt.Errorf("remove the snapshot %s of %s: %w", name, namespace, err)
-				}
-			}
-		}
-	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/service"
 	"cvmfs-graphdriver/internal/durable"
 )
@@ -302,7 +303,7 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 			return fmt.Errorf("%w: these have their layers from it: %s (replace them: new ones don't)", ErrInUse,
 				strings.Join(users, ", "))
 		}
-		if err := c.removeSnapshots(ctx, name); err != nil {
+		if err := empty(ctx, f.socket); err != nil {
 			return err
 		}
 	}
@@ -316,6 +317,17 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 		return err
 	}
 	return h.unmark(reloadFile)
+}
+
+// empty has a containerd forget the layers of images that the snapshotter, which nothing uses, keeps.
+func empty(ctx context.Context, socket string) error {
+	c, err := containerd.Connect(socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Empty(ctx, name)
+	return err
 }
 
 // unmountBelow takes off every mount below a folder, the last one first.

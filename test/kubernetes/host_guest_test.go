@@ -49,6 +49,10 @@ systemctl list-unit-files --no-legend | grep -c cvmfs || true; grep -c cvmfs /pr
 
 	n.sh(t, "ctr snapshots --snapshotter cvmfs prepare extract && ctr snapshots --snapshotter cvmfs commit below extract && "+
 		"ctr snapshots --snapshotter cvmfs prepare above below")
+	// A collection takes the upper one, which nothing holds any more, and doesn't tell the lower one.
+	n.sh(t, "ctr snapshots --snapshotter cvmfs label above containerd.io/gc.root= && "+
+		"ctr leases create --id collect && ctr leases delete --sync collect && "+
+		"! ctr snapshots --snapshotter cvmfs info above")
 	s.pod("state: removed\n")
 	s.same("the host", n.sh(t, state), was)
 	s.pod("state: removed\n") // there is nothing to remove
