@@ -144,7 +144,8 @@ func (c *Client) dropSnapshots(ctx context.Context, snapshotter string) error {
 	api := snapshots.NewSnapshotsClient(c.conn)
 	for _, info := range childrenFirst(all) {
 		_, err := api.Remove(ctx, &snapshots.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: info.Name})
-		if errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) { // it is the collection's, which takes none with this label
+		if errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
+			// It is left to the collection, which takes none with this label.
 			_, err = api.Update(ctx, &snapshots.UpdateSnapshotRequest{
 				Snapshotter: snapshotter, Info: &snapshots.Info{Name: info.Name},
 				UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels.containerd.io/gc.root"}},
