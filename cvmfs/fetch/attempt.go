@@ -67,7 +67,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 		path = strings.Replace(path, geoProxy, f.asks(r.proxy), 1)
 	}
 	u := r.server.url(path)
-	e := &Error{URL: redact(u), Proxy: r.proxy.name}
+	e := &Error{Proxy: r.proxy.name}
 	out, began := stopped, time.Now()
 	defer func() { r.server.count.attempt(out, time.Since(began)) }()
 	switch {
@@ -92,6 +92,7 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 	case corrupt, short:
 		f.bad.Add(1)
 	}
+	e.URL = redact(u)
 	f.failures.Add(1)
 	f.failed(r)
 	f.log.Debug("attempt failed", slog.String("path", w.path), slog.String("server", r.server.name),
@@ -107,8 +108,6 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 	limited, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	m := newMeter(r.proxy.timeout, f.cfg.LowSpeedLimit, cancel)
-	// Connecting has limits of its own, one for each of its steps; this is for what falls between them.
-	m.timer.Reset(3 * r.proxy.timeout)
 	defer m.timer.Stop()
 	var remote net.Addr
 	trace := &httptrace.ClientTrace{
@@ -289,7 +288,7 @@ type meter struct {
 	err   error
 	total int64
 
-	timer  *time.Timer // cancels the exchange when nothing at all arrives for a window
+	timer  *time.Timer // cancels the exchange when nothing at all arrives for a window; at first, for three
 	cancel context.CancelCauseFunc
 	window time.Duration
 	limit  int64         // bytes that must arrive in a window
@@ -302,7 +301,8 @@ func newMeter(window time.Duration, bytesPerSecond int64, cancel context.CancelC
 	if bytesPerSecond > 0 {
 		m.limit = int64(max(1, window.Seconds()*float64(bytesPerSecond)))
 	}
-	m.timer = time.AfterFunc(window,
+	// Connecting has limits of its own, one for each of its steps; this is for what falls between them.
+	m.timer = time.AfterFunc(3*window,
 		func() { cancel(fmt.Errorf("%w: no answer, or none that went on, within %v", errSlow, window)) })
 	return m
 }
