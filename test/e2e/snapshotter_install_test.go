@@ -192,12 +192,13 @@ func (m *machine) installer(t *testing.T) (*installer.Installer, installer.Snaps
 	}
 	settings := filepath.Join(m.dir, "snapshotter.json")
 	m.snapshotter = m.Engine.Service("snapshotter", shared.snapshotter(), "--config", settings)
-	return &installer.Installer{
+	i := &installer.Installer{
 		Engine: docker, Service: dockers{user: m.user}, Units: m, Containerd: client,
 		Record: filepath.Join(m.dir, "record/install.json"), Hello: filepath.Join(shared.dir, "bin/cvmfs-graphdriver"),
 		Tell: func(e installer.Event) { t.Log(e.Step, e.Outcome, e.Text) },
 		Ask:  func(context.Context, []string) error { return nil },
-	}, installer.SnapshotterWishes{
+	}
+	return i, installer.SnapshotterWishes{
 		SettingsFile: settings,
 		Settings: []daemonjson.Change{
 			daemonjson.Set("root", m.Snapshots()), daemonjson.Set("address", m.socket()),
