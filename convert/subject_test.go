@@ -19,9 +19,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/testutil"
 )
@@ -229,8 +229,7 @@ func dockerRegistry(t *testing.T) string {
 	var said testutil.Buffer
 	server := exec.Command(program, "serve", filepath.Join(dir, "config.yml"))
 	server.Stdout, server.Stderr = &said, &said
-	server.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	if err := server.Start(); err != nil {
+	if err := child.Start(server); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -47,13 +48,13 @@ func newMachineOn(t *testing.T, mnt, config string) *machine {
 	t.Helper()
 	testutil.NeedRoot(t)
 	holder := exec.Command("/bin/sh", "-ec", shareFolder+`; echo ready; read end`, mnt, rootDir)
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	holder.Stderr = t.Output()
 	in, err := holder.StdinPipe()
 	must(t, err)
 	out, err := holder.StdoutPipe()
 	must(t, err)
-	must(t, holder.Start())
+	must(t, child.Start(holder))
 	t.Cleanup(func() {
 		in.Close()
 		_ = holder.Wait() // its read fails at the end of input
@@ -71,7 +72,6 @@ func (m *machine) boot() *instance {
 	p.cmd = exec.Command("nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", m.pid),
 		"/bin/sh", "-ec", `mount -t tmpfs tmpfs /run; exec "$0"`, os.Args[0])
 	p.cmd.Env = append(os.Environ(), underTest+"=1", "CVMFS_EXT_CONFIG="+m.config)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.launch()
 	return p
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -126,7 +127,7 @@ func startConfigured(t *testing.T, mnt, config string, env ...string) *instance 
 		os.Args[0])
 	p.cmd.Env = append(os.Environ(), underTest+"=1", "DEBUG=1", "CVMFS_EXT_CONFIG="+config)
 	p.cmd.Env = append(p.cmd.Env, env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	p.launch()
 	return p
 }
@@ -137,7 +138,7 @@ func (p *instance) launch() {
 	t.Helper()
 	out := io.MultiWriter(t.Output(), &p.said)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	must(t, p.cmd.Start())
+	must(t, child.Start(p.cmd))
 	go func() { p.ended <- p.cmd.Wait() }()
 	t.Cleanup(p.stop)
 	if p.root == "" {

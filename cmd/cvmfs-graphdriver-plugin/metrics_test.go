@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/prometheus"
 	"cvmfs-graphdriver/test/publishtest"
@@ -179,8 +180,7 @@ func watch(t *testing.T, metrics string) string {
 	cmd := exec.Command(program, "--config.file="+config, "--storage.tsdb.path="+dir+"/data",
 		"--web.listen-address="+address, "--log.level=warn")
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, cmd.Start())
+	must(t, child.Start(cmd))
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		_ = cmd.Wait()                          // how is of no matter

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -104,8 +105,7 @@ func (d *daemon) launch() {
 	d.manager.prepare(d.supervisor)
 	out := io.MultiWriter(d.t.Output(), &d.log)
 	d.supervisor.Stdout, d.supervisor.Stderr = out, out
-	d.supervisor.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(d.t, d.supervisor.Start())
+	must(d.t, child.Start(d.supervisor))
 	conn, err := grpc.NewClient("unix://"+d.dir+"/s", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	must(d.t, err)

@@ -27,6 +27,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/test/fusetest"
 	"cvmfs-graphdriver/test/testutil"
@@ -201,8 +202,14 @@ func soakInItsOwnMounts(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestSoak$", "-test.v", "-test.timeout=0",
 		fmt.Sprintf("-test.short=%t", testing.Short()))
 	cmd.Env = append(os.Environ(), soakApart+"=1")
-	cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
-	out, err := cmd.CombinedOutput()
+	cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := child.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	out := said.Bytes()
 	switch {
 	case err != nil:
 		t.Errorf("%v\n%s", err, out)

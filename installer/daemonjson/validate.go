@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/internal/child"
 )
 
 // validateWait bounds how long the engine's program may think about a configuration.
@@ -49,10 +51,14 @@ func (f *File) validate(ctx context.Context, program string, args, environ []str
 	cmd := exec.CommandContext(ctx, program, append(slices.Clip(args), "--config-file", temporary.Name(),
 		"--validate")...)
 	cmd.Env = environ
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	said := strings.TrimSpace(strings.ReplaceAll(string(out), temporary.Name(), f.Path))
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err = child.Start(cmd); err == nil {
+		err = cmd.Wait()
+	}
+	said := strings.TrimSpace(strings.ReplaceAll(out.String(), temporary.Name(), f.Path))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()

@@ -17,8 +17,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/rootfs"
 	"cvmfs-graphdriver/test/stand"
 	"cvmfs-graphdriver/test/testutil"
@@ -206,8 +206,7 @@ func (u user) registry() string {
 	var log bytes.Buffer
 	server := exec.Command(program, "serve", file)
 	server.Stdout, server.Stderr = &log, &log
-	server.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	if err := server.Start(); err != nil {
+	if err := child.Start(server); err != nil {
 		u.Fatal(err)
 	}
 	u.Cleanup(func() {

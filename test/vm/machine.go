@@ -11,10 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"cvmfs-graphdriver/internal/child"
 )
 
 // Machine says what a virtual machine is made of.
@@ -115,12 +116,7 @@ func (e *Emulator) Run(ctx context.Context, m *Machine, dir string, each func(Ev
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the emulator dies with the thread that starts it
-		result <- e.run(ctx, m, dir, console, &events{each: each}, stop)
-	}()
-	err := <-result
+	err := e.run(ctx, m, dir, console, &events{each: each}, stop)
 	if err == nil {
 		return nil
 	}
@@ -135,7 +131,7 @@ func (e *Emulator) run(ctx context.Context, m *Machine, dir, console string, eve
 ) error {
 	cmd := exec.CommandContext(ctx, e.program, m.arguments(e.firmware, console)...)
 	cmd.Env = append(os.Environ(), e.env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true} // Ctrl-C is for us
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
 	log, err := os.Create(filepath.Join(dir, "emulator"))
 	if err != nil {
 		return err
@@ -150,7 +146,7 @@ func (e *Emulator) run(ctx context.Context, m *Machine, dir, console string, eve
 	if _, err := cmd.StdinPipe(); err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		return err
 	}
 	limit := time.AfterFunc(m.Limit, func() { stop(fmt.Errorf("%w (%v)", errLimit, m.Limit)) })

@@ -35,6 +35,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/internal/child"
 	"cvmfs-graphdriver/test/older"
 )
 
@@ -195,8 +196,8 @@ func (w *work) start() (*plugin, error) {
 	p := &plugin{cmd: exec.CommandContext(w.ctx, "/bin/sh", "-ec", setUp, w.path("data"), program)}
 	p.cmd.Env = append(os.Environ(), "CVMFS_EXT_CONFIG="+w.path("config"))
 	p.cmd.Stdout, p.cmd.Stderr = os.Stdout, os.Stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if err := child.Start(p.cmd); err != nil {
 		return nil, err
 	}
 	p.root = fmt.Sprintf("/proc/%d/root", p.cmd.Process.Pid)
