@@ -1,34 +1,22 @@
 package main
 
 import (
-	"archive/tar"
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/conformance"
 	"cvmfs-graphdriver/driver/conformance/reference"
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
-	"cvmfs-graphdriver/thin"
 )
-
-// second is a repository beside the images' one; its folder /links stands for a layer in it.
-const second = "features.example.org"
 
 func TestConformance(t *testing.T) {
 	forRungs(t, func(t *testing.T, r rung) {
@@ -68,7 +56,7 @@ func inMemory(t *testing.T) string {
 func (r rung) target(t *testing.T, mnt string) conformance.Target {
 	t.Helper()
 	urls := map[string]string{}
-	for _, name := range []string{fqrn, second} {
+	for _, name := range []string{fqrn, referenceimage.Second} {
 		urls[name] = testutil.Serve(t, testutil.Repository(t, name))
 	}
 	start := func() *instance { return startWith(t, mnt, urls, "CVMFS_WITHOUT="+r.without) }
@@ -83,82 +71,12 @@ func (r rung) target(t *testing.T, mnt string) conformance.Target {
 		// the one on top of it.
 		InodesChange: testutil.ViewWords(p.view()) != "erofs",
 		Options:      []string{"cvmfs.view=" + r.view},
-		Thin:         append(thinLayers(t), linksLayer(t)),
+		Thin:         referenceimage.Layers(t),
 		Restart: func(testing.TB) {
 			p.stop()
 			p = start()
 		},
 		Kill: func(t testing.TB) { must(t, syscall.Kill(p.status().PID, syscall.SIGKILL)) },
-	}
-}
-
-// thinLayers returns the layers of the reference image.
-func thinLayers(t testing.TB) (list []conformance.ThinLayer) {
-	t.Helper()
-	d, err := thin.Parse([]byte(descriptor(t)))
-	must(t, err)
-	for n, archive := range ordinaryLayers(t) {
-		l := d.Layers[n]
-		list = append(list, conformance.ThinLayer{
-			Digest: l.Digest, URL: "cvmfs://" + l.FQRN + l.Path,
-			Archive: unlinked(t, archive),
-		})
-	}
-	return list
-}
-
-// unlinked makes files of their own of an archive's hard links, as the publisher of the reference repository has done.
-func unlinked(t testing.TB, archive []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	files := map[string][]byte{}
-	for r := tar.NewReader(bytes.NewReader(archive)); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			must(t, w.Close())
-			return b.Bytes()
-		}
-		must(t, err)
-		body, err := io.ReadAll(r)
-		must(t, err)
-		if h.Typeflag == tar.TypeLink {
-			body = files[h.Linkname]
-			h.Typeflag, h.Linkname, h.Size = tar.TypeReg, "", int64(len(body))
-		}
-		files[h.Name] = body
-		must(t, w.WriteHeader(h))
-		_, err = w.Write(body)
-		must(t, err)
-	}
-}
-
-// linksLayer returns the folder /links of the second repository as a layer, its archive made of what the reference
-// client shows.
-func linksLayer(t testing.TB) conformance.ThinLayer {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for lines := bufio.NewScanner(strings.NewReader(testutil.Expected(t, second))); lines.Scan(); {
-		var e struct {
-			Path, Target string
-			Mtime        int64
-		}
-		must(t, json.Unmarshal(lines.Bytes(), &e))
-		if filepath.Dir(e.Path) != "/links" {
-			continue
-		}
-		if filepath.Base(e.Path) == "variant" {
-			e.Target = "$(NO_SUCH_VARIABLE:-fallback)/bin"
-		}
-		must(t, w.WriteHeader(&tar.Header{
-			Typeflag: tar.TypeSymlink, Name: filepath.Base(e.Path), Linkname: e.Target, ModTime: time.Unix(e.Mtime, 0),
-			Mode: 0o777,
-		}))
-	}
-	must(t, w.Close())
-	return conformance.ThinLayer{
-		Digest: fmt.Sprintf("%064x", 1), URL: "cvmfs://" + second + "/links", Archive: b.Bytes(),
 	}
 }
 

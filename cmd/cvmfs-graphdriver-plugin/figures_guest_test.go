@@ -14,16 +14,18 @@ import (
 	"testing"
 	"time"
 
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
 // TestFiguresOfTheView measures a container of a thin image against one of the ordinary image of the same files, on
 // overlays of this kernel, in the view that is chosen here. Nothing is asserted of times; the ratios are in the log.
 func TestFiguresOfTheView(t *testing.T) {
-	p := startWith(t, t.TempDir(), map[string]string{second: testutil.Serve(t, testutil.Repository(t, second))})
+	url := testutil.Serve(t, testutil.Repository(t, referenceimage.Second))
+	p := startWith(t, t.TempDir(), map[string]string{referenceimage.Second: url})
 	p.init(rung{view: "auto"}, object{})
 	thin := fmt.Sprintf(`{"version":"1.0","min_version":"1.0","layers":[{"digest":"%064x","url":"cvmfs://%s/many"}]}`,
-		1, second)
+		1, referenceimage.Second)
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": thin})); text != "" {
 		t.Fatal(text)
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -19,7 +20,7 @@ func TestFilesHaveTheLabelOfTheirContainer(t *testing.T) {
 		if text := p.apply("ordinary", "", archive(t, map[string]string{"f": "f"})); text != "" {
 			t.Fatal(text)
 		}
-		if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+		if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 			t.Fatal(text)
 		}
 		for id, c := range map[string]struct{ image, file, label string }{

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/child"
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -87,7 +88,7 @@ func (p *instance) kill() {
 // thinContainer runs the reference thin image.
 func (p *instance) thinContainer(id string) string {
 	p.t.Helper()
-	if text := p.apply("thin", "", archive(p.t, map[string]string{"thin.json": descriptor(p.t)})); text != "" {
+	if text := p.apply("thin", "", archive(p.t, map[string]string{"thin.json": referenceimage.Descriptor(p.t)})); text != "" {
 		p.t.Fatal(text)
 	}
 	return p.container(id, "thin")
@@ -308,7 +309,7 @@ func TestPullThatIsInterruptedLeavesNoImage(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plugin/GraphDriver.ApplyDiff?id=thin",
-		bytes.NewReader(archive(t, map[string]string{"thin.json": descriptor(t)})))
+		bytes.NewReader(archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})))
 	must(t, err)
 	if resp, err := p.client.Do(req); err == nil {
 		resp.Body.Close()

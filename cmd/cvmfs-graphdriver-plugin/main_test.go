@@ -27,6 +27,7 @@ import (
 
 	"cvmfs-graphdriver/driver/status"
 	"cvmfs-graphdriver/internal/child"
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -295,14 +296,14 @@ func (p *instance) apply(id, parent string, archive []byte) string {
 // ordinary one.
 func (p *instance) applyTwins() (top string) {
 	p.t.Helper()
-	for n, a := range ordinaryLayers(p.t) {
+	for n, a := range referenceimage.Ordinary(p.t) {
 		id := fmt.Sprint("layer", n)
 		if text := p.apply(id, top, a); text != "" {
 			p.t.Fatal(text)
 		}
 		top = id
 	}
-	if text := p.apply("thin", "", archive(p.t, map[string]string{"thin.json": descriptor(p.t)})); text != "" {
+	if text := p.apply("thin", "", archive(p.t, map[string]string{"thin.json": referenceimage.Descriptor(p.t)})); text != "" {
 		p.t.Fatal(text)
 	}
 	return top
@@ -338,37 +339,6 @@ func archive(t testing.TB, files map[string]string) []byte {
 	}
 	must(t, w.Close())
 	return b.Bytes()
-}
-
-func descriptor(t testing.TB) string {
-	t.Helper()
-	b, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
-	must(t, err)
-	return string(b)
-}
-
-// ordinaryLayers returns the archives of the ordinary image that the thin one stands for, bottom to top.
-func ordinaryLayers(t testing.TB) (archives [][]byte) {
-	t.Helper()
-	files := map[string][]byte{}
-	f, err := os.Open(testutil.Data(t, "images", "tiny.tar"))
-	must(t, err)
-	defer f.Close()
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		must(t, err)
-		files[h.Name], err = io.ReadAll(r)
-		must(t, err)
-	}
-	var manifest []struct{ Layers []string }
-	must(t, json.Unmarshal(files["manifest.json"], &manifest))
-	for _, name := range manifest[0].Layers {
-		archives = append(archives, files[name])
-	}
-	return archives
 }
 
 // tree describes a root file system, contents included.
@@ -460,7 +430,7 @@ func mixLayers(t *testing.T, r rung) {
 		files      map[string]string
 	}{
 		{"below", "", map[string]string{"data/a.txt": "from below", "data/below.txt": "below", "etc/below": "kept"}},
-		{"thin", "below", map[string]string{"thin.json": descriptor(t)}},
+		{"thin", "below", map[string]string{"thin.json": referenceimage.Descriptor(t)}},
 		{"above", "thin", map[string]string{"data/b.txt": "from above", "data/.wh.blob": ""}},
 	} {
 		if text := p.apply(l.id, l.parent, archive(t, l.files)); text != "" {
@@ -511,7 +481,7 @@ func TestContainerOutlivesTheServer(t *testing.T) { forRungs(t, outliveServer) }
 func outliveServer(t *testing.T, r rung) {
 	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 	p.init(r, object{})
-	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
 	dir := p.container("c1", "thin")
@@ -543,7 +513,7 @@ func restartWithoutNetwork(t *testing.T, r rung) {
 	mnt := t.TempDir()
 	p := r.start(t, mnt, testutil.Serve(t, testutil.Repository(t, fqrn)))
 	p.init(r, object{})
-	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
 	want := tree(t, p.container("c1", "thin"))
@@ -558,7 +528,7 @@ func restartWithoutNetwork(t *testing.T, r rung) {
 	if text := p.apply("above", "thin", archive(t, map[string]string{"x": "x"})); text != "" {
 		t.Error(text)
 	}
-	if text := p.apply("later", "above", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("later", "above", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Error(text)
 	}
 	p.ok("CreateReadWrite", object{"ID": "c2", "Parent": "later"})
@@ -570,12 +540,12 @@ func restartWithoutNetwork(t *testing.T, r rung) {
 func TestRepositoryThatMayNotBeUsedIsRefusedByName(t *testing.T) {
 	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 	p.ok("Init", object{"Opts": []string{"cvmfs.repositories=other.example.org"}})
-	thin := archive(t, map[string]string{"thin.json": descriptor(t)})
+	thin := archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})
 	if text := p.apply("thin", "", thin); !strings.Contains(text, fqrn) || !strings.Contains(text, "allowed") {
 		t.Errorf("not allowed: %q", text)
 	}
 	p.ok("Init", object{"Opts": []string{}})
-	other := archive(t, map[string]string{"thin.json": strings.ReplaceAll(descriptor(t), fqrn, "other.example.org")})
+	other := archive(t, map[string]string{"thin.json": strings.ReplaceAll(referenceimage.Descriptor(t), fqrn, "other.example.org")})
 	if text := p.apply("thin", "", other); !strings.Contains(text, "other.example.org") ||
 		!strings.Contains(text, "configured") {
 		t.Errorf("not configured: %q", text)

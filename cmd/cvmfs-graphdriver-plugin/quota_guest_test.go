@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -62,7 +63,7 @@ func limitSize(t *testing.T, disk string) {
 	if text := p.apply("ordinary", "", archive(t, map[string]string{"f": "f"})); text != "" {
 		t.Fatal(text)
 	}
-	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
 	for _, image := range []string{"ordinary", "thin"} {

@@ -16,6 +16,7 @@ import (
 
 	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -103,7 +104,7 @@ func TestChangedProxyCountsForAContainerThatReads(t *testing.T) {
 		t.Errorf("%+v, %v", done, err)
 	}
 	second.Close()
-	if text := p.apply("again", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("again", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Error(text)
 	}
 	must(t, filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/overlayfs"
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -26,7 +27,7 @@ func TestServersKilledUnderLoadLoseNoRequest(t *testing.T) { forRungs(t, killUnd
 func killUnderLoad(t *testing.T, r rung) {
 	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 	p.init(r, object{})
-	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
 	dir := p.container("c1", "thin")
@@ -100,7 +101,7 @@ func useFile(name string, want []byte, unique string) error {
 func TestBothViewsAreMountedAtOnce(t *testing.T) {
 	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
 	p.init(rung{view: "erofs"}, object{})
-	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": descriptor(t)})); text != "" {
+	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
 	}
 	old := p.container("c1", "thin")

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -190,7 +191,8 @@ func TestRestartsMountAgain(t *testing.T) {
 // Where the repository can't be reached a thin layer is accepted, and composed when it is needed first.
 func TestThinLayersAreAcceptedOffline(t *testing.T) {
 	dir := testutil.Repository(t, fqrn)
-	d := startAt(t, rung{view: "erofs"}, "http://"+testutil.ClosedAddress(t, "127.0.0.1")+"/cvmfs/"+fqrn)
+	d := startAt(t, rung{view: "erofs"},
+		map[string]string{fqrn: "http://" + testutil.ClosedAddress(t, "127.0.0.1") + "/cvmfs/" + fqrn})
 	d.unpackThin("thin", "")
 	if _, err := d.Prepare(t.Context(), "c", "thin"); err == nil || !strings.Contains(err.Error(), fqrn) {
 		t.Fatalf("a container without its image: %v", err)
@@ -198,7 +200,7 @@ func TestThinLayersAreAcceptedOffline(t *testing.T) {
 	if _, err := d.Stat(t.Context(), "c"); !errdefs.IsNotFound(err) {
 		t.Errorf("what failed is there: %v", err)
 	}
-	d.url = testutil.Serve(t, dir)
+	d.urls[fqrn] = testutil.Serve(t, dir)
 	d.restart()
 	if lines := tree(t, d.mount(d.Prepare(t.Context(), "c", "thin"))); len(lines) < 20 {
 		t.Errorf("%d files", len(lines))
@@ -208,7 +210,7 @@ func TestThinLayersAreAcceptedOffline(t *testing.T) {
 // What is wrong with a thin image is told to who pulls it.
 func TestWrongThinLayersAreRefused(t *testing.T) {
 	d := start(t, rung{view: "erofs"})
-	wrong := strings.ReplaceAll(descriptor(t), fqrn, "unknown.example.org")
+	wrong := strings.ReplaceAll(referenceimage.Descriptor(t), fqrn, "unknown.example.org")
 	err := d.tryUnpack("thin", "", layer(t, file{Name: "thin.json", Body: wrong}))
 	if err == nil || !strings.Contains(err.Error(), "unknown.example.org") {
 		t.Fatalf("%v", err)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"cvmfs-graphdriver/internal/child"
+	"cvmfs-graphdriver/test/referenceimage"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -57,9 +58,12 @@ var rungs = []rung{
 	{"auto", "parameters,data,filebacked,resend"}, // Linux 5.2 to 6.4
 }
 
+// String names the rung.
+func (r rung) String() string { return strings.TrimSuffix(r.view+" without "+r.without, " without ") }
+
 func forRungs(t *testing.T, f func(t *testing.T, r rung)) {
 	for _, r := range rungs {
-		t.Run(strings.TrimSuffix(r.view+" without "+r.without, " without "), func(t *testing.T) { f(t, r) })
+		t.Run(r.String(), func(t *testing.T) { f(t, r) })
 	}
 }
 
@@ -67,8 +71,8 @@ func forRungs(t *testing.T, f func(t *testing.T, r rung)) {
 type daemon struct {
 	snapshots.Snapshotter
 	t          testing.TB
-	dir        string // root and socket, on a shared mount
-	url        string // of the repository; "" for none
+	dir        string            // root and socket, on a shared mount
+	urls       map[string]string // of repositories
 	rung       rung
 	supervisor *exec.Cmd
 	manager    *manager // nil: the program runs without one
@@ -79,16 +83,20 @@ type daemon struct {
 // start starts a daemon on folders of its own.
 func start(t testing.TB, r rung) *daemon {
 	t.Helper()
-	return startAt(t, r, testutil.Serve(t, testutil.Repository(t, fqrn)))
+	urls := map[string]string{}
+	for _, name := range []string{fqrn, referenceimage.Second} {
+		urls[name] = testutil.Serve(t, testutil.Repository(t, name))
+	}
+	return startAt(t, r, urls)
 }
 
-func startAt(t testing.TB, r rung, url string) *daemon {
+func startAt(t testing.TB, r rung, urls map[string]string) *daemon {
 	t.Helper()
 	testutil.NeedRoot(t)
 	dir, err := os.MkdirTemp("", "snap-") // named without what the test is called, which has commas
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
-	d := &daemon{t: t, dir: dir, rung: r, url: url}
+	d := &daemon{t: t, dir: dir, rung: r, urls: urls}
 	must(t, unix.Mount(d.dir, d.dir, "", unix.MS_BIND, ""))
 	must(t, unix.Mount("", d.dir, "", unix.MS_SHARED, ""))
 	t.Cleanup(func() { must(t, unix.Unmount(d.dir, unix.MNT_DETACH)) })
@@ -119,8 +127,9 @@ func (d *daemon) launch() {
 // config writes the file of settings.
 func (d *daemon) config() string {
 	b, err := json.Marshal(map[string]any{
-		"root": d.dir + "/r", "address": d.dir + "/s", "storage-opts": []string{"cvmfs.view=" + d.rung.view, "cvmfs.metrics=unix:" + d.dir + "/metrics.sock"},
-		"cvmfs-config": testutil.Configure(d.t, map[string]string{fqrn: d.url}),
+		"root": d.dir + "/r", "address": d.dir + "/s", "containerd": d.dir + "/c",
+		"storage-opts": []string{"cvmfs.view=" + d.rung.view, "cvmfs.metrics=unix:" + d.dir + "/metrics.sock"},
+		"cvmfs-config": testutil.Configure(d.t, d.urls),
 	})
 	must(d.t, err)
 	name := filepath.Join(d.dir, "config.json")
@@ -198,14 +207,6 @@ func (d *daemon) mount(mounts []mount.Mount, err error) string {
 	must(d.t, mount.All(mounts, dir))
 	d.t.Cleanup(func() { must(d.t, mount.UnmountAll(dir, 0)) })
 	return dir
-}
-
-// descriptor is the thin image's, whose layers are in the repository.
-func descriptor(t testing.TB) string {
-	t.Helper()
-	b, err := os.ReadFile(testutil.Data(t, "images", "thin.json"))
-	must(t, err)
-	return string(b)
 }
 
 // tree lists what is below a folder, contents included.

@@ -3,7 +3,6 @@ package main
 import (
 	"archive/tar"
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/driver/layers/layerstest"
-	"cvmfs-graphdriver/test/testutil"
+	"cvmfs-graphdriver/test/referenceimage"
 )
 
 type file = layerstest.File
@@ -26,22 +25,16 @@ func layer(t testing.TB, files ...file) *bytes.Reader {
 // unpackThin makes a snapshot of the thin image.
 func (d *daemon) unpackThin(name, parent string) {
 	d.t.Helper()
-	d.unpack(name, parent, layer(d.t, file{Name: "thin.json", Body: descriptor(d.t)}))
+	d.unpack(name, parent, layer(d.t, file{Name: "thin.json", Body: referenceimage.Descriptor(d.t)}))
 }
 
 // unpackOrdinary makes snapshots of the image that the thin one was made of, and returns the topmost.
 func (d *daemon) unpackOrdinary() (name string) {
 	d.t.Helper()
-	image, err := os.Open(testutil.Data(d.t, "images", "tiny.tar"))
-	must(d.t, err)
-	defer image.Close()
-	content := map[string][]byte{}
-	testutil.Untar(d.t, image, func(h *tar.Header, b []byte) { content[h.Name] = b })
-	var manifest []struct{ Layers []string }
-	must(d.t, json.Unmarshal(content["manifest.json"], &manifest))
-	for _, l := range manifest[0].Layers {
-		d.unpack(l, name, bytes.NewReader(content[l]))
-		name = l
+	for n, archive := range referenceimage.Ordinary(d.t) {
+		layer := fmt.Sprint("ordinary", n)
+		d.unpack(layer, name, bytes.NewReader(archive))
+		name = layer
 	}
 	return name
 }

@@ -26,7 +26,7 @@ type Target struct {
 	// with overlayfs on file systems whose files it can't find by a handle: two links may differ until the kernel
 	// forgets the older name.
 	InodesChange bool
-	// Skip names behaviours this driver is known not to have, and why.
+	// Skip names behaviours that this driver is known not to have, or after a slash a case of one, and why.
 	Skip map[string]string
 }
 
@@ -81,14 +81,22 @@ func behaviours() []behaviour {
 	}
 }
 
-// Run initialises a driver and checks every behaviour, each as a subtest. What a driver doesn't have by its own account
-// is logged, not skipped: a skipped test is one that should have run.
+// skips reports whether a driver is known not to have a behaviour, or a case of one, and logs it: a skipped test would
+// be one that should have run.
+func (target Target) skips(t *testing.T, name string) bool {
+	why := target.Skip[name]
+	if why != "" {
+		t.Logf("%s is not checked: %s", name, why)
+	}
+	return why != ""
+}
+
+// Run initialises a driver and checks every behaviour, each as a subtest.
 func Run(t *testing.T, target Target) {
 	initialise(t, target)
 	for _, b := range behaviours() {
-		switch why := target.Skip[b.name]; {
-		case why != "":
-			t.Logf("%s is not checked: %s", b.name, why)
+		switch {
+		case target.skips(t, b.name):
 		case b.needs != nil && !b.needs(target):
 			t.Logf("%s is not checked: the driver doesn't have what it is about", b.name)
 		default:

@@ -28,15 +28,14 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/test/contentstore"
 )
 
 // leaseServer gives leases, and takes down by which of them what is written stays, with the namespace before it.
@@ -77,9 +76,7 @@ func (l *leaseServer) last() string {
 // images.
 func (r *rig) contentServer() {
 	r.t.Helper()
-	var err error
-	r.blobs, err = local.NewLabeledStore(filepath.Join(r.dir, "content"), &r.labels)
-	must(r.t, err)
+	r.blobs = contentstore.New(r.t, filepath.Join(r.dir, "content"), &r.labels)
 	socket := filepath.Join(r.dir, "c")
 	must(r.t, os.RemoveAll(socket))
 	l, err := net.Listen("unix", socket)
@@ -93,25 +90,6 @@ func (r *rig) contentServer() {
 	r.t.Cleanup(server.Stop)
 	r.store, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(r.t, err)
-}
-
-// labelStore keeps labels of content, which containerd keeps in its database.
-type labelStore struct{ sync.Map }
-
-func (l *labelStore) Get(d digest.Digest) (map[string]string, error) {
-	v, _ := l.Load(d)
-	labels, _ := v.(map[string]string)
-	return labels, nil
-}
-
-func (l *labelStore) Set(d digest.Digest, labels map[string]string) error {
-	l.Store(d, labels)
-	return nil
-}
-
-func (l *labelStore) Update(d digest.Digest, labels map[string]string) (map[string]string, error) {
-	l.Store(d, labels)
-	return labels, nil
 }
 
 // The archive of a container holds what it changed, and nobody looks at what lies below.

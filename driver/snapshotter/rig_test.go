@@ -19,6 +19,7 @@ import (
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/node/nodetest"
 	"cvmfs-graphdriver/driver/snapshotter"
+	"cvmfs-graphdriver/test/contentstore"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -41,7 +42,7 @@ type rig struct {
 	store    *grpc.ClientConn // to containerd, as far as it is a content store that gives leases
 	leases   *leaseServer
 	blobs    content.Store            // what is behind store
-	labels   labelStore               // of that
+	labels   contentstore.Labels      // of that
 	images   *imageServer             // likewise
 	conn     *grpc.ClientConn         // to the snapshotter
 	own      *snapshotter.Snapshotter // what answers

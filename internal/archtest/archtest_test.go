@@ -85,6 +85,7 @@ var rules = map[string][]string{
 	"cvmfs/hash":            nil,
 	"cvmfs/sqlitefile":      nil,
 	"internal":              nil,
+	"test/referenceimage":   {"driver/conformance", "thin", "test/testutil"},
 	"test":                  {"cvmfs", "internal"},
 }
 
