@@ -47,6 +47,7 @@ var parts = []program{
 	{folder: "driver/layers", limit: 10 * time.Minute},
 	{folder: "driver/node", limit: 10 * time.Minute},
 	{folder: "driver/graphdriver", limit: 10 * time.Minute},
+	{folder: "driver/snapshotter", limit: 10 * time.Minute},
 	{folder: "driver/conformance", limit: 10 * time.Minute},
 }
 
@@ -56,6 +57,7 @@ var whole = []program{
 		folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels, beside) + "|" + forced,
 		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
 	},
+	{folder: "cmd/cvmfs-snapshotter", skip: only(snapshotLabels) + "|" + forced, limit: 20 * time.Minute},
 	{folder: "test/e2e", run: only(
 		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged",
 		"TestAThinContainerListsAsItsOrdinaryTwin",
