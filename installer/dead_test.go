@@ -120,7 +120,7 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 			t.Parallel()
 			for n := 0; ; n++ {
 				f, p := newHost(t)
-				f.remapped = false
+				f.change(func() { f.remapped = false })
 				former := f.root
 				i, w := p.newInstall(t)
 				if c.moved {
@@ -157,7 +157,7 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 // An engine that is down for another reason is left alone.
 func TestAnEngineThatIsDownOtherwiseIsLeftAlone(t *testing.T) {
 	f, p := newHost(t)
-	f.up = false
+	f.change(func() { f.up = false })
 	for _, what := range []string{"install", "uninstall", "upgrade"} {
 		if err := p.try(t, what); err == nil || !strings.Contains(err.Error(), "no engine answers") {
 			t.Errorf("%s: %v", what, err)
@@ -179,13 +179,13 @@ func TestAnEngineThatRunsIsNotBroughtBack(t *testing.T) {
 				other.socket = filepath.Join(t.TempDir(), "none")
 				i.Engine = other.newInstaller(t).Engine
 			} else {
-				f.fails = "HEAD /_ping"
+				f.change(func() { f.fails = "HEAD /_ping" })
 			}
 			before, starts := p.snapshot(t, f), f.starts
 			if err := p.act(i, what); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s, %s: %v", what, how, err)
 			}
-			f.fails = ""
+			f.change(func() { f.fails = "" })
 			if diff := cmp.Diff(before, p.snapshot(t, f)); diff != "" || f.starts != starts {
 				t.Errorf("%s, %s: %d starts more, -before +after\n%s", what, how, f.starts-starts, diff)
 			}
@@ -272,9 +272,9 @@ func TestContainersRunAgain(t *testing.T) {
 		{"uninstall", "", false},
 	} {
 		f, p := begun(t, c.what)
-		f.running["abc"], f.running["def"] = true, false
+		f.change(func() { f.running["abc"], f.running["def"] = true, false })
 		i := p.newInstaller(t)
-		f.fails = c.fails
+		f.change(func() { f.fails = c.fails })
 		i.Tell = f.mends
 		said := ""
 		i.Ask = func(_ context.Context, what []string) error { said += strings.Join(what, "\n"); return nil }
@@ -295,7 +295,7 @@ func TestAPluginIsFoundWhateverItsName(t *testing.T) {
 	f, p := newHost(t)
 	p.must(t, "install")
 	f.plugins["my-graphdriver"], f.plugins["other"] = f.plugins[DefaultName], &types.Plugin{Name: "other:latest"}
-	f.plugins["my-graphdriver"].Name = "my-graphdriver:latest"
+	f.change(func() { f.plugins["my-graphdriver"].Name = "my-graphdriver:latest" })
 	delete(f.plugins, DefaultName)
 	const byHand = `{"experimental": true, "storage-driver": "my-graphdriver"}`
 	if err := errors.Join(os.RemoveAll(filepath.Dir(p.record)), os.WriteFile(p.file, []byte(byHand), 0o644),
@@ -310,9 +310,9 @@ func TestAPluginIsFoundWhateverItsName(t *testing.T) {
 		}
 	}
 	name("my-graphdriver")
-	f.up = false
+	f.change(func() { f.up = false })
 	name("my-graphdriver")
-	f.up = true
+	f.change(func() { f.up = true })
 	layOut(t, f, p, "my-graphdriver")
 	p.must(t, "upgrade")
 	if !strings.HasSuffix(f.plugins["my-graphdriver"].Config.Description, "version 2") {
@@ -337,7 +337,7 @@ func TestOfSeveralPluginsOneIsNamed(t *testing.T) {
 	p.must(t, "uninstall")
 	second := *f.plugins[DefaultName]
 	second.Name = "second:latest"
-	f.plugins["second"] = &second
+	f.change(func() { f.plugins["second"] = &second })
 	if err := os.RemoveAll(filepath.Dir(p.record)); err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestOfSeveralPluginsOneIsNamed(t *testing.T) {
 func TestPurgeRemovesThePluginWhereItLies(t *testing.T) {
 	for _, how := range []string{"at once", "kept before", "dead"} {
 		f, p := newHost(t)
-		f.remapped = false
+		f.change(func() { f.remapped = false })
 		former := f.root
 		f.add(DefaultName, &types.PluginConfig{Description: "another"})
 		others := f.plugins
@@ -402,7 +402,7 @@ func TestAPluginThatIsNotRemovedKeepsTheListOfItsImages(t *testing.T) {
 	if err := os.WriteFile(listed, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.fails = "DELETE /plugins/"
+	f.change(func() { f.fails = "DELETE /plugins/" })
 	if err := p.try(t, "purge"); err == nil || f.plugins[DefaultName] == nil {
 		t.Fatalf("purge: %v, with the plugins %v", err, f.plugins)
 	}

@@ -152,12 +152,17 @@ func (f *fakeEngine) die(how string) {
 	}
 }
 
+// change changes what the engine is like, while it may be answering.
+func (f *fakeEngine) change(how func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	how()
+}
+
 // mends ends the failure of a request once a step has failed by it: going back takes the same request.
 func (f *fakeEngine) mends(e Event) {
 	if e.Outcome == Failed {
-		f.mu.Lock()
-		f.fails = ""
-		f.mu.Unlock()
+		f.change(func() { f.fails = "" })
 	}
 }
 

@@ -59,7 +59,10 @@ func TestUpgradeKeepsSettings(t *testing.T) {
 	f, p := begun(t, "upgrade")
 	id := f.plugins[DefaultName].ID
 	folder := "/srv/configuration"
-	f.plugins[DefaultName].Settings.Mounts[0].Source, f.plugins[DefaultName].Config.Mounts[0].Source = &folder, &folder
+	f.change(func() {
+		f.plugins[DefaultName].Settings.Mounts[0].Source = &folder
+		f.plugins[DefaultName].Config.Mounts[0].Source = &folder
+	})
 	p.must(t, "upgrade")
 	got := f.plugins[DefaultName]
 	if used := *got.Config.Mounts[0].Source; used != folder {
@@ -161,7 +164,7 @@ func TestKillWhileUndoingIsMendedByTheNextRun(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.broken[b.Config.Description] = true
+		f.change(func() { f.broken[b.Config.Description] = true })
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childVariable+"=upgrade:"+p.String(), killVariable+"="+strconv.Itoa(n))
 		out, err := cmd.CombinedOutput()
@@ -201,7 +204,7 @@ func TestRefusalsOfTheEngineAreUndone(t *testing.T) {
 			f, p := begun(t, c.what)
 			before := p.snapshot(t, f)
 			i := p.newInstaller(t)
-			f.fails = c.fails
+			f.change(func() { f.fails = c.fails })
 			i.Tell = f.mends
 			err := p.act(i, c.what)
 			if err == nil || !errors.As(err, new(*RolledBackError)) ||
@@ -243,10 +246,10 @@ func TestABadUpgradeIsRescued(t *testing.T) {
 func TestWhatCannotBeUndoneIsToldAndTriedAgain(t *testing.T) {
 	f, p := begun(t, "install")
 	i := p.newInstaller(t)
-	f.fails = "POST /plugins/cvmfs-graphdriver/enable"
+	f.change(func() { f.fails = "POST /plugins/cvmfs-graphdriver/enable" })
 	i.Tell = func(e Event) {
 		if e.Step == stepEnable && e.Outcome == Failed {
-			f.fails = "DELETE /plugins/"
+			f.change(func() { f.fails = "DELETE /plugins/" })
 		}
 	}
 	err := p.act(i, "install")
@@ -259,7 +262,7 @@ func TestWhatCannotBeUndoneIsToldAndTriedAgain(t *testing.T) {
 			t.Errorf("by hand it takes %q, without %q", stuck.ByHand, want)
 		}
 	}
-	f.fails = ""
+	f.change(func() { f.fails = "" })
 	p.must(t, "install")
 	if f.driver != DefaultName {
 		t.Errorf("the engine runs on %s", f.driver)
@@ -384,7 +387,7 @@ func TestTheDataFolderMoves(t *testing.T) {
 		former := f.root
 		i, w := p.newInstall(t)
 		w.DataRoot = filepath.Join(filepath.Dir(p.socket), "elsewhere")
-		f.remapped, f.fails = false, fails
+		f.change(func() { f.remapped, f.fails = false, fails })
 		err := i.Install(t.Context(), w)
 		if fails == "" && (err != nil || f.root != w.DataRoot || f.driver != DefaultName) {
 			t.Errorf("%v: the engine runs on %s in %s", err, f.driver, f.root)
@@ -392,7 +395,7 @@ func TestTheDataFolderMoves(t *testing.T) {
 		if fails != "" && (!errors.As(err, new(*RolledBackError)) || f.root != former || f.driver != "overlay2") {
 			t.Errorf("%v: the engine runs on %s in %s", err, f.driver, f.root)
 		}
-		f.fails = ""
+		f.change(func() { f.fails = "" })
 		p.must(t, "purge")
 		if b, err := os.ReadFile(p.file); err != nil || string(b) != administrators || f.root != former {
 			t.Errorf("the configuration is %q, %v, the engine's data are in %s", b, err, f.root)
@@ -413,7 +416,7 @@ func TestAFileThatTheEngineRejects(t *testing.T) {
 		t.Errorf("it ended with %v", err)
 	}
 	w.Fix = true
-	f.fails = "POST /containers/create"
+	f.change(func() { f.fails = "POST /containers/create" })
 	if err := i.Install(t.Context(), w); !errors.As(err, new(*RolledBackError)) {
 		t.Errorf("it ended with %v", err)
 	}

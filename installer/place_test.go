@@ -250,7 +250,7 @@ func newHost(t *testing.T) (*fakeEngine, place) {
 		os.WriteFile(p.file, []byte(administrators), 0o640)); err != nil {
 		t.Fatal(err)
 	}
-	f.remapped = true
+	f.change(func() { f.remapped = true })
 	return f, p
 }
 

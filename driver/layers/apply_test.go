@@ -20,6 +20,7 @@ import (
 
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/layers/layerstest"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // Digests tell whether an archive is whole. What reads as one is taken, as by the engine's own driver; what ends within
@@ -229,10 +230,7 @@ func TestApplyDiffKeepsEveryKindOfFile(t *testing.T) {
 }
 
 func TestFullDiskFailsTheLayerAndLeavesNothing(t *testing.T) {
-	small := t.TempDir()
-	must(t, unix.Mount("tmpfs", small, "tmpfs", 0, "size=1m"))
-	t.Cleanup(func() { must(t, unix.Unmount(small, unix.MNT_DETACH)) })
-	r := newRigIn(t, small)
+	r := newRigIn(t, testutil.SmallDisk(t, "1m"))
 	must(t, r.Create(layers.CreateArgs{ID: "big"}))
 	_, err := r.receive("big", "",
 		bytes.NewReader(tarOf(t, file{Name: "f", Body: strings.Repeat("x", 4<<20)})))

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // fakeProjects is a file system with project quotas; the kernel may have none.
@@ -43,6 +45,7 @@ func (p *fakeProjects) limit(id uint32, bytes uint64) error {
 
 func newStore(t *testing.T) (*Store, *fakeProjects) {
 	t.Helper()
+	testutil.NeedRoot(t)
 	dir := t.TempDir()
 	s, err := Open(Config{Dir: dir + "/layers", Device: dir + "/device"})
 	if err != nil {

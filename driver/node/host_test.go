@@ -92,8 +92,12 @@ func TestHostThatCannotKeepLayersIsRefusedWithTheRemedy(t *testing.T) {
 			if c.mount != nil && !errors.Is(err, c.mount) {
 				t.Errorf("%v: the kernel's reason is lost", err)
 			}
-			// the device of the file system, and what the object store keeps
-			for left, want := range map[string]int{n.Path("state"): 2, n.run("views"): 0} {
+			// what the object store keeps, and the device of the file system, which root alone can make
+			kept := 2
+			if os.Getuid() != 0 {
+				kept = 1
+			}
+			for left, want := range map[string]int{n.Path("state"): kept, n.run("views"): 0} {
 				names, err := os.ReadDir(left)
 				if len(names) != want || err != nil {
 					t.Errorf("left in %s: %s, %v", left, names, err)

@@ -139,7 +139,7 @@ func TestEnginesAreRecognisedByWhatTheySay(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := planFor(t, fakeEngine(t, c.api, c.a))
 			f := Gather(t.Context(), p)
-			f.Service.Manager = "" // of the machine
+			f.Service.Manager, f.Root = "", true // of the machine, and of who tests
 			if f.Data.Dir != "" {
 				// of the machine, too
 				f.Data.FileSystem, f.Data.Typed, f.Data.Free, f.Data.FreeInodes = "extfs", true, 1<<40, 1<<30

@@ -504,6 +504,7 @@ func TestReadAheadIsSetWithoutAServer(t *testing.T) {
 }
 
 func TestUnmountOfNothingIsNoError(t *testing.T) {
+	testutil.NeedRoot(t)
 	dir := t.TempDir()
 	for _, name := range []string{dir, filepath.Join(dir, "missing")} {
 		if err := Unmount(name); err != nil {

@@ -158,6 +158,7 @@ func blocks(text string) []string {
 }
 
 func TestTheGuidesLinesWork(t *testing.T) {
+	testutil.NeedRoot(t)
 	if err := os.Mkdir("/alternative", 0o755); errors.Is(err, fs.ErrExist) {
 		t.Skip("needs the machine to have no folder /alternative: the guide makes it")
 	} else if err != nil {
