@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -44,6 +45,7 @@ const (
 type lacking struct {
 	namespace, image string // of containerd; the name that was pulled
 	blob             digest.Digest
+	manifest         content.Info // that names it
 }
 
 // missing returns the blobs of layers that were taken from repositories which containerd names and hasn't got, in no
@@ -56,12 +58,12 @@ func (s *Snapshotter) missing(ctx context.Context) (list []lacking, err error) {
 	}
 	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
 	for _, namespace := range s.namespaces() {
-		has, named := map[digest.Digest]bool{}, map[digest.Digest]bool{}
+		has, named := map[digest.Digest]bool{}, map[digest.Digest]content.Info{}
 		if err := store.Walk(namespaces.WithNamespace(ctx, namespace), func(info content.Info) error {
 			has[info.Digest] = true
 			for label, value := range info.Labels {
 				if strings.HasPrefix(label, keepsContent) {
-					named[digest.Digest(value)] = true
+					named[digest.Digest(value)] = info
 				}
 			}
 			return nil
@@ -70,8 +72,8 @@ func (s *Snapshotter) missing(ctx context.Context) (list []lacking, err error) {
 		}
 		for _, sn := range lazy {
 			blob := digest.Digest(sn.Labels[snapshotters.TargetLayerDigestLabel])
-			if named[blob] && !has[blob] {
-				list = append(list, lacking{namespace, sn.Labels[snapshotters.TargetRefLabel], blob})
+			if manifest, ok := named[blob]; ok && !has[blob] {
+				list = append(list, lacking{namespace, sn.Labels[snapshotters.TargetRefLabel], blob, manifest})
 				has[blob] = true // once
 			}
 		}
@@ -161,6 +163,11 @@ func (s *Snapshotter) completeBlobs(ctx context.Context) {
 // the manifest that was pulled.
 func (s *Snapshotter) complete(ctx context.Context, l lacking) error {
 	ctx = namespaces.WithNamespace(ctx, l.namespace)
+	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
+	size, err := blobSize(ctx, store, l)
+	if err != nil {
+		return err
+	}
 	blob, err := openBlob(ctx, l)
 	if err != nil {
 		return err
@@ -171,8 +178,31 @@ func (s *Snapshotter) complete(ctx context.Context, l lacking) error {
 	if err != nil {
 		return fmt.Errorf("keep a blob from containerd's collector: %w", err)
 	}
-	store := contentproxy.NewContentStore(contentapi.NewContentClient(s.cfg.Containerd))
-	return writeBlob(leases.WithLease(ctx, lease.ID), store, blob, l.blob)
+	return writeBlob(leases.WithLease(ctx, lease.ID), store, blob, ocispec.Descriptor{Digest: l.blob, Size: size})
+}
+
+// maxManifest is how long a manifest may be, in bytes: what containerd and registries take.
+const maxManifest = 4 << 20
+
+// blobSize returns what an image's manifest says a blob's size is, in bytes.
+func blobSize(ctx context.Context, store content.Store, l lacking) (int64, error) {
+	if l.manifest.Size > maxManifest {
+		return 0, fmt.Errorf("the manifest %s has %d bytes", l.manifest.Digest, l.manifest.Size)
+	}
+	b, err := content.ReadBlob(ctx, store, ocispec.Descriptor{Digest: l.manifest.Digest, Size: l.manifest.Size})
+	if err != nil {
+		return 0, fmt.Errorf("read the manifest %s: %w", l.manifest.Digest, err)
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return 0, fmt.Errorf("the manifest %s: %w", l.manifest.Digest, err)
+	}
+	for _, layer := range m.Layers {
+		if layer.Digest == l.blob {
+			return layer.Size, nil
+		}
+	}
+	return 0, fmt.Errorf("the manifest %s has no layer of that digest", l.manifest.Digest)
 }
 
 // openBlob asks the registry for a blob, with the credentials that root's Docker has for it, if any.
@@ -193,10 +223,11 @@ func openBlob(ctx context.Context, l lacking) (io.ReadCloser, error) {
 	return blob, nil
 }
 
-// writeBlob puts a blob into a content store, which refuses it if it hasn't the digest.
-func writeBlob(ctx context.Context, store content.Store, blob io.Reader, want digest.Digest) (err error) {
-	ref := "cvmfs-blob-" + want.String()
-	w, err := store.Writer(ctx, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Digest: want}))
+// writeBlob puts a blob into a content store, which refuses it if it hasn't the digest. No more is stored than the size
+// of what is wanted.
+func writeBlob(ctx context.Context, store content.Store, blob io.Reader, want ocispec.Descriptor) (err error) {
+	ref := "cvmfs-blob-" + want.Digest.String()
+	w, err := store.Writer(ctx, content.WithRef(ref), content.WithDescriptor(want))
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
@@ -207,10 +238,14 @@ func writeBlob(ctx context.Context, store content.Store, blob io.Reader, want di
 	if err := w.Truncate(0); err != nil {
 		return err
 	}
-	if _, err := io.Copy(w, blob); err != nil {
+	n, err := io.Copy(w, io.LimitReader(blob, want.Size))
+	if err != nil {
 		return err
 	}
-	if err := w.Commit(ctx, 0, want); err != nil && !errdefs.IsAlreadyExists(err) {
+	if more, _ := blob.Read(make([]byte, 1)); more > 0 || n < want.Size {
+		return fmt.Errorf("the registry gives another number of bytes than the manifest says (%d)", want.Size)
+	}
+	if err := w.Commit(ctx, want.Size, want.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	return nil

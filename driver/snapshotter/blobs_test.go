@@ -2,8 +2,10 @@ package snapshotter_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/snapshotter"
@@ -22,9 +25,9 @@ import (
 	"cvmfs-graphdriver/test/testutil"
 )
 
-// lazyImage pulls an image, all of whose layers a repository has, and returns the digests of its blobs. Of these the
+// lazyImage pulls an image, all of whose layers a repository has, and returns its blobs. Of these the
 // manifest in containerd names none yet.
-func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string, blobs []digest.Digest) {
+func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string, blobs []ocispec.Descriptor) {
 	t.Helper()
 	made, err := random.Image(1000, 2)
 	must(t, err)
@@ -40,14 +43,16 @@ func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string,
 	parent, chain := "", digest.Digest("")
 	for _, l := range layers {
 		blob, id := of(l.Digest()), of(l.DiffID())
+		size, err := l.Size()
+		must(t, err)
 		p[blob] = id
-		blobs = append(blobs, blob)
+		blobs = append(blobs, ocispec.Descriptor{Digest: blob, Size: size})
 		if chain == "" {
 			chain = id
 		} else {
 			chain = digest.FromString(chain.String() + " " + id.String())
 		}
-		_, err := r.Prepare(t.Context(), "moby/1/extract-1 x", parent, snapshots.WithLabels(map[string]string{
+		_, err = r.Prepare(t.Context(), "moby/1/extract-1 x", parent, snapshots.WithLabels(map[string]string{
 			snapshots.LabelSnapshotRef: chain.String(), snapshotters.TargetLayerDigestLabel: blob.String(),
 			snapshotters.TargetRefLabel: image,
 		}))
@@ -71,11 +76,11 @@ func TestBlobsAreDownloadedAfterwards(t *testing.T) {
 	if diff := cmp.Diff(want, names.Lacking); diff != "" {
 		t.Errorf("what is missing\n%s", diff)
 	}
-	registry.Set(testutil.Fault{Path: "/blobs/" + blobs[0].String(), Status: http.StatusForbidden})
+	registry.Set(testutil.Fault{Path: "/blobs/" + blobs[0].Digest.String(), Status: http.StatusForbidden})
 	run(t, r.own)
 	ctx := namespaces.WithNamespace(t.Context(), "moby")
-	has := func(blob digest.Digest) bool {
-		_, err := r.blobs.Info(ctx, blob)
+	has := func(blob ocispec.Descriptor) bool {
+		_, err := r.blobs.Info(ctx, blob.Digest)
 		return err == nil
 	}
 	eventually(t, func() bool { return has(blobs[1]) })
@@ -95,14 +100,36 @@ func TestBlobsAreDownloadedAfterwards(t *testing.T) {
 	}
 }
 
-// manifest enters content that names blobs.
-func (r *rig) manifest(blobs []digest.Digest) {
+// manifest enters a manifest that names blobs.
+func (r *rig) manifest(blobs []ocispec.Descriptor) {
 	r.t.Helper()
 	labels := map[string]string{}
 	for i, blob := range blobs {
-		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = blob.String()
+		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = blob.Digest.String()
 	}
-	r.content("manifest", labels)
+	b, err := json.Marshal(ocispec.Manifest{Layers: blobs})
+	must(r.t, err)
+	r.content(string(b), labels)
+}
+
+// A registry that gives more or fewer bytes than the manifest says fills nothing and gives no blob.
+func TestBlobsOfAnotherSizeAreRefused(t *testing.T) {
+	r, image, blobs := lazyImage(t, testutil.NewRegistry(t, "", ""))
+	wrong := slices.Clone(blobs)
+	wrong[0].Size--
+	wrong[1].Size++
+	r.manifest(wrong)
+	r.own.CompleteBlobs(t.Context())
+	for i, blob := range blobs {
+		if _, err := r.blobs.Info(t.Context(), blob.Digest); err == nil {
+			t.Errorf("blob %d was taken", i)
+		}
+	}
+	names, err := r.node.Names(t.Context())
+	must(t, err)
+	if diff := cmp.Diff([]status.Lacking{{Namespace: "moby", Name: image, Blobs: 2}}, names.Lacking); diff != "" {
+		t.Errorf("what is missing\n%s", diff)
+	}
 }
 
 // What nothing in containerd names would be collected and downloaded again for ever: where images' blobs are discarded
@@ -117,7 +144,7 @@ func TestBlobsThatNothingNamesAreNotDownloaded(t *testing.T) {
 	}
 	r.own.CompleteBlobs(t.Context())
 	for i, blob := range blobs {
-		if _, err := r.blobs.Info(t.Context(), blob); (err == nil) != (i == 1) {
+		if _, err := r.blobs.Info(t.Context(), blob.Digest); (err == nil) != (i == 1) {
 			t.Errorf("blob %d: %v", i, err)
 		}
 	}
