@@ -135,7 +135,8 @@ func (s *second) look(ctx context.Context) (err error) {
 		return err
 	}
 	if was := s.rec.Installed; was != nil && was.Driver && s.File != "" {
-		return fmt.Errorf("the plugin %s is this host's storage driver: first run cvmfs-graphdriver uninstall", was.Plugin)
+		return fmt.Errorf("the plugin %s is this host's storage driver: give --migrate, which uninstalls it and pulls what ran, or "+
+			"first run cvmfs-graphdriver uninstall", was.Plugin)
 	}
 	if s.active, s.enabled, err = s.Units.State(ctx, SnapshotterUnit); err != nil {
 		return err

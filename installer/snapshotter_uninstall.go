@@ -17,8 +17,9 @@ import (
 
 // SnapshotterLeave is what an uninstall of the snapshotter is to do.
 type SnapshotterLeave struct {
-	Force bool // containers that have their files from it lose them
-	Purge bool // its folder goes, with all it has fetched
+	Force bool   // containers that have their files from it lose them
+	Purge bool   // its folder goes, with all it has fetched
+	Root  string // that folder
 }
 
 // HasSnapshotter reports whether a record says that the snapshotter is installed, and whether a run that was to install
@@ -84,7 +85,7 @@ func (d *departure) do(ctx context.Context) error {
 		will = append(will, "these lose their files: "+strings.Join(uses, ", "))
 	}
 	if d.Purge {
-		will = append(will, "remove "+SnapshotterRoot)
+		will = append(will, "remove "+d.Root)
 	}
 	if err := d.Ask(ctx, will); err != nil {
 		return err
@@ -216,7 +217,7 @@ func (d *departure) forget(ctx context.Context) error {
 	})
 	if err == nil && d.Purge {
 		err = d.step(ctx, stepPurge, func(context.Context) (Outcome, string, error) {
-			return Done, SnapshotterRoot, removeTree(SnapshotterRoot)
+			return Done, d.Root, removeTree(d.Root)
 		})
 	}
 	if err != nil {

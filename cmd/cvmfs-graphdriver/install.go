@@ -48,11 +48,19 @@ func installCommand() *cli.Command {
 			containerdFlag,
 			&cli.BoolFlag{Name: "cri", Usage: "Kubernetes' images are unpacked by the snapshotter, too"},
 			hostFlag, restartFlag, testFlag, thinFlag,
+			&cli.BoolFlag{
+				Name: "migrate",
+				Usage: "on an engine that was upgraded to 28 or newer: take the plugin out, set up the snapshotter, and pull what " +
+					"containers were made of",
+			},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only show the plan"},
 			yesFlag, jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+				if c.Bool("migrate") {
+					return migrate(c, h, i)
+				}
 				second, err := h.Second(c.Context)
 				if err != nil {
 					return err
@@ -87,5 +95,37 @@ func installSnapshotter(c *cli.Context, h *policy.Host, i *installer.Installer) 
 			return i.PlanSnapshotter(c.Context, wishes)
 		}
 		return i.InstallSnapshotter(c.Context, wishes)
+	})
+}
+
+// migrate has an engine that takes no plugin any more go over to the snapshotter. Each part can be run again: what is
+// done already changes nothing.
+func migrate(c *cli.Context, h *policy.Host, i *installer.Installer) error {
+	left, err := h.Left()
+	if err != nil {
+		return err
+	}
+	if err := h.Migrates(c.Context); err != nil {
+		return err
+	}
+	i.TellLeft(left)
+	if c.Bool("dry-run") {
+		return nil
+	}
+	if err := h.Restarts(c.Context, i); err != nil {
+		return err
+	}
+	if err := i.Uninstall(c.Context, h.Uninstall(false)); err != nil {
+		return err
+	}
+	// The engine runs again, and is looked at anew.
+	return onHost(c, func(h *policy.Host, i *installer.Installer) error {
+		if err := h.Migrates(c.Context); err != nil {
+			return err
+		}
+		if err := installSnapshotter(c, h, i); err != nil {
+			return err
+		}
+		return i.Repull(c.Context, left)
 	})
 }

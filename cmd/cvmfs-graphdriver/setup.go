@@ -56,7 +56,8 @@ var (
 		Name: "containerd", Usage: "`SOCKET` of the containerd that is to use the snapshotter (default: the engine's, if it takes no plugin, or " +
 			containerd.DefaultSocket + ")",
 	}
-	thinFlag = &cli.StringFlag{Name: "thin-image", Usage: "test with this thin `IMAGE`, too"}
+	pluginFlag = &cli.BoolFlag{Name: "plugin", Usage: "the plugin is meant, also where the snapshotter is installed"}
+	thinFlag   = &cli.StringFlag{Name: "thin-image", Usage: "test with this thin `IMAGE`, too"}
 )
 
 // onHost has a command work on this host's engine.
@@ -172,7 +173,7 @@ func request(c *cli.Context) policy.Request {
 		Bundle: c.String(bundleFlag.Name), Key: c.String(keyFlag.Name), From: c.String("from"),
 		DataRoot: c.String("data-root"), StorageOpts: c.StringSlice("storage-opt"), Settings: c.StringSlice("set"),
 		CVMFSConfig: c.String("cvmfs-config"), MinioConfig: c.String("minio-config"), Fix: c.Bool("fix"),
-		Containerd: c.String(containerdFlag.Name), CRI: c.Bool("cri"),
+		Containerd: c.String(containerdFlag.Name), CRI: c.Bool("cri"), Plugin: c.Bool(pluginFlag.Name),
 		Images: installer.Images{Ordinary: c.String(testFlag.Name), Thin: c.String(thinFlag.Name)},
 	}
 	if c.IsSet("debug") {

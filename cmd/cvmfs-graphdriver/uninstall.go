@@ -15,10 +15,10 @@ func uninstallCommand() *cli.Command {
 		Usage: "take back what install has set up",
 		Description: "Restores the engine's configuration file, and restarts the engine. The plugin is disabled; its images are kept for another\n" +
 			"install, unless --purge is given. Of the snapshotter, all that is unpacked with it is removed from containerd, whose files are\n" +
-			"restored; --purge also removes what it has fetched. A host that has both gives up the snapshotter first, and the plugin\n" +
-			"when it is run again.",
+			"restored; --purge also removes what it has fetched. A host that has both gives up the snapshotter, or with --plugin\n" +
+			"the plugin.",
 		Flags: []cli.Flag{
-			nameFlag,
+			nameFlag, pluginFlag,
 			&cli.BoolFlag{Name: "purge", Usage: "remove the plugin with all its images, containers and layers, or what the snapshotter has fetched"},
 			&cli.BoolFlag{Name: "force", Usage: "also if containers have their files from the snapshotter, which they lose"},
 			containerdFlag, fileFlag, hostFlag, restartFlag, yesFlag, jsonFlag, recordFlag,
@@ -31,9 +31,11 @@ func uninstallCommand() *cli.Command {
 				}
 				if second {
 					return onSnapshotter(c, h, i, func(*containerd.Client) error {
-						return i.UninstallSnapshotter(c.Context, installer.SnapshotterLeave{
-							Force: c.Bool("force"), Purge: c.Bool("purge"),
-						})
+						leave, err := h.SnapshotterLeave(c.Bool("force"), c.Bool("purge"))
+						if err != nil {
+							return err
+						}
+						return i.UninstallSnapshotter(c.Context, leave)
 					})
 				}
 				if err := h.Restarts(c.Context, i); err != nil {

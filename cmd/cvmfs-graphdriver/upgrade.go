@@ -14,11 +14,11 @@ func upgradeCommand() *cli.Command {
 		Name:  "upgrade",
 		Usage: "run the newer plugin or snapshotter that has come with this program; settings and images stay",
 		Description: "The snapshotter is restarted and looked at, and containers go on. The plugin is disabled, replaced and enabled, and the\n" +
-			"engine restarted: containers stop and are started again. If that fails, the former plugin is restored (exit code 4). A host\n" +
-			"that has both upgrades the snapshotter.",
+			"engine restarted: containers stop and are started again. If that fails, the former plugin is restored (exit code 4). On a\n" +
+			"host that has both the snapshotter is meant, with --plugin the plugin.",
 		Flags: []cli.Flag{
-			bundleFlag, keyFlag, nameFlag, containerdFlag, fileFlag, hostFlag, restartFlag, testFlag, thinFlag, yesFlag,
-			jsonFlag, recordFlag,
+			bundleFlag, keyFlag, nameFlag, pluginFlag, containerdFlag, fileFlag, hostFlag, restartFlag, testFlag,
+			thinFlag, yesFlag, jsonFlag, recordFlag,
 		},
 		Action: func(c *cli.Context) error {
 			return onHost(c, func(h *policy.Host, i *installer.Installer) error {

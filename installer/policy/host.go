@@ -31,7 +31,7 @@ type Request struct {
 
 	Host   string // the engine's socket
 	Socket string // of the one node that is meant
-	// of the snapshotter's node; "" is control.SnapshotterSocket
+	// of the snapshotter's node; "" is the one that its settings say
 	NodeSocket string
 	Name       string // of the plugin, and so of the storage driver
 	File       string // the engine's configuration file
@@ -53,6 +53,7 @@ type Request struct {
 
 	Containerd string // the socket of the containerd that is told of the snapshotter
 	CRI        bool   // Kubernetes' images are unpacked by the snapshotter
+	Plugin     bool   // the plugin is meant where both are installed
 
 	Images installer.Images // that are run afterwards
 }
@@ -131,7 +132,7 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	p := preflight.Plan{
 		Host: h.Address(), Name: name, DaemonJSON: h.file, Log: cmp.Or(h.Log, h.log),
 		CVMFSConfig: h.CVMFSConfig, MinioConfig: h.MinioConfig, Agent: agent(h.Version),
-		Snapshotter: cmp.Or(h.Socket, h.NodeSocket, control.SnapshotterSocket),
+		Snapshotter: cmp.Or(h.Socket, h.nodeSocket()),
 	}
 	if err != nil {
 		return p, err
@@ -144,8 +145,10 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	if !docker {
 		p.DaemonJSON = ""
 	}
+	if places, err := h.places(); err == nil {
+		p.DataRoot = places.root
+	}
 	if settings, err := daemonjson.Read(installer.SnapshotterSettings); err == nil {
-		p.DataRoot = cmp.Or(settings.String("root"), p.DataRoot)
 		p.CVMFSConfig = cmp.Or(p.CVMFSConfig, settings.String("cvmfs-config"))
 	}
 	return p, nil

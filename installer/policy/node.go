@@ -29,7 +29,7 @@ func (h *Host) Nodes(ctx context.Context) ([]Node, error) {
 		return []Node{{control.NewClient(h.Socket), "the node at " + h.Socket, h}}, nil
 	}
 	var nodes []Node
-	socket := cmp.Or(h.NodeSocket, control.SnapshotterSocket)
+	socket := h.nodeSocket()
 	if client := control.NewClient(socket); preflight.Answers(ctx, client) {
 		nodes = append(nodes, Node{client, "the snapshotter at " + socket, h})
 	}
@@ -58,7 +58,7 @@ func (h *Host) pluginNode(ctx context.Context) (Node, error) {
 	case errdefs.IsNotFound(err):
 		return Node{}, fmt.Errorf("the engine has no plugin %s (\"cvmfs-graphdriver install\" brings it; --name names "+
 			"another), and no snapshotter answers at %s (--socket names another)", name,
-			cmp.Or(h.NodeSocket, control.SnapshotterSocket))
+			h.nodeSocket())
 	case err != nil:
 		return Node{}, fmt.Errorf("find the plugin %s: %w", name, err)
 	case strings.Join(plugin.Config.Entrypoint, " ") != rootfs.Program:

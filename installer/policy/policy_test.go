@@ -229,3 +229,24 @@ func TestHostsAreLookedAtByWhatRunsTheirImages(t *testing.T) {
 		}
 	}
 }
+
+func TestTheSnapshotterIsWhereItsSettingsSay(t *testing.T) {
+	for text, want := range map[string]places{
+		"": {"/var/lib/cvmfs-snapshotter", "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock", "/run/cvmfs-snapshotter/control.sock"},
+		`{"root": "/data/cvmfs"}`: {
+			"/data/cvmfs", "/run/cvmfs-snapshotter/cvmfs-snapshotter.sock", "/run/cvmfs-snapshotter/control.sock",
+		},
+		`{"address": "/run/x/s"}`:                      {"/var/lib/cvmfs-snapshotter", "/run/x/s", "/run/x/control.sock"},
+		`{"address": "/run/x/s", "control": "/run/y"}`: {"/var/lib/cvmfs-snapshotter", "/run/x/s", "/run/y"},
+	} {
+		file := filepath.Join(t.TempDir(), "config.json")
+		if text != "" {
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := placesIn(file); err != nil || got != want {
+			t.Errorf("%s: %+v, %v, want %+v", text, got, err, want)
+		}
+	}
+}

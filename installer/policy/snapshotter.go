@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/options"
 	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/containerd"
@@ -26,7 +27,40 @@ const (
 	snapshotterDrop  = "conf.d/cvmfs-snapshotter.toml"
 	containerdConfig = "/etc/containerd/config.toml"
 	unitFolder       = "/etc/systemd/system"
+	defaultDataRoot  = "/var/lib/docker"
 )
+
+// places are where a snapshotter keeps its data and answers.
+type places struct{ root, socket, control string }
+
+// placesIn returns what the snapshotter's settings in a file mean. A file that isn't there says nothing.
+func placesIn(path string) (places, error) {
+	f, err := daemonjson.Read(path)
+	if err != nil {
+		return places{}, err
+	}
+	p := places{
+		root: cmp.Or(f.String("root"), installer.SnapshotterRoot), socket: cmp.Or(f.String("address"), installer.SnapshotterSocket),
+	}
+	// Beside the other socket, as the snapshotter has it.
+	p.control = cmp.Or(f.String("control"), filepath.Join(filepath.Dir(p.socket), filepath.Base(control.SnapshotterSocket)))
+	return p, nil
+}
+
+// places returns where the snapshotter of this host is.
+func (h *Host) places() (places, error) { return placesIn(installer.SnapshotterSettings) }
+
+// nodeSocket is where the snapshotter's node answers. What is wrong with its settings is told by what installs.
+func (h *Host) nodeSocket() string {
+	p, _ := h.places()
+	return cmp.Or(h.NodeSocket, p.control, control.SnapshotterSocket)
+}
+
+// SnapshotterLeave returns what an uninstall of the snapshotter is to do.
+func (h *Host) SnapshotterLeave(force, purge bool) (installer.SnapshotterLeave, error) {
+	p, err := h.places()
+	return installer.SnapshotterLeave{Force: force, Purge: purge, Root: p.root}, err
+}
 
 // Second reports whether this host takes the snapshotter in place of the plugin: its engine is 28 or newer, or keeps
 // its images in containerd; or a containerd is named, or is all there is.
@@ -62,11 +96,42 @@ func (h *Host) takesSnapshotter(ctx context.Context) (bool, error) {
 	return err == nil && major >= firstSnapshotter, nil
 }
 
-// HasSnapshotter reports whether the snapshotter is what is installed here, or was to be. Where the plugin is as well,
-// it comes first.
+// HasSnapshotter reports whether the snapshotter is installed here, or was to be, and is meant: where the plugin
+// is as well, it comes first unless the request is for the plugin.
 func (h *Host) HasSnapshotter() (bool, error) {
+	if h.Plugin {
+		return false, nil
+	}
 	has, cutOff, err := installer.HasSnapshotter(h.Record)
 	return has || cutOff, err
+}
+
+// Left returns what this host has of the plugin, which its engine runs on or ran on last.
+func (h *Host) Left() (installer.Left, error) {
+	plugin, root, err := installer.FormerPlugin(h.Record)
+	if err != nil {
+		return installer.Left{}, err
+	}
+	if plugin == "" {
+		return installer.Left{}, usagef("--migrate: no plugin was installed here by this program")
+	}
+	if root == "" {
+		f, err := daemonjson.Read(h.file)
+		if err != nil {
+			return installer.Left{}, err
+		}
+		root = cmp.Or(f.String("data-root"), f.String("graph"), defaultDataRoot)
+	}
+	return installer.ReadLeft(root, plugin)
+}
+
+// Migrates makes sure that the engine can go over to the snapshotter. One that doesn't answer is taken for one that
+// can't start on the plugin.
+func (h *Host) Migrates(ctx context.Context) error {
+	if takes, err := h.takesSnapshotter(ctx); err == nil && !takes {
+		return usagef("--migrate is for engines 28 and newer, and those that keep their images in containerd: this one takes the plugin")
+	}
+	return nil
 }
 
 // HasEngine reports whether this host has an engine of Docker's, which need not run.
@@ -214,6 +279,10 @@ func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, proces
 	if err != nil {
 		return nil, err
 	}
+	places, err := h.places()
+	if err != nil {
+		return nil, err
+	}
 	path := containerdConfig
 	for _, f := range service.ParseFlags(process.Args) {
 		if f.Name == "config" || f.Name == "c" {
@@ -225,8 +294,8 @@ func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, proces
 		return nil, err
 	}
 	o := containerd.Options{
-		Name: installer.SnapshotterName, Socket: installer.SnapshotterSocket, Root: installer.SnapshotterRoot,
-		CRI: h.CRI, Platform: "linux/" + runtime.GOARCH, Mapped: containerd.Maps(installer.SnapshotterRoot),
+		Name: installer.SnapshotterName, Socket: places.socket, Root: places.root,
+		CRI: h.CRI, Platform: "linux/" + runtime.GOARCH, Mapped: containerd.Maps(places.root),
 	}
 	dropIn := filepath.Join(filepath.Dir(path), snapshotterDrop)
 	if was, err := os.ReadFile(dropIn); err == nil && containerd.TellsCRI(was) {
@@ -279,9 +348,13 @@ func tryContainerd(ctx context.Context, process *service.Engine,
 
 // judgeSnapshotter looks whether the host qualifies for the snapshotter.
 func (h *Host) judgeSnapshotter(ctx context.Context, i *installer.Installer, w installer.SnapshotterWishes) error {
+	places, err := h.places()
+	if err != nil {
+		return err
+	}
 	plan := preflight.Plan{
 		Install: true, Host: h.Address(), Name: installer.SnapshotterName, DaemonJSON: w.File,
-		DataRoot: installer.SnapshotterRoot, StorageOpts: h.StorageOpts, CVMFSConfig: h.CVMFSConfig, Log: h.log,
+		DataRoot: places.root, StorageOpts: h.StorageOpts, CVMFSConfig: h.CVMFSConfig, Log: h.log,
 		Restart: h.Restart, Agent: agent(h.Version),
 		Snapshots: true,
 	}

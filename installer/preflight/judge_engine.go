@@ -50,8 +50,8 @@ func reachable(f *Facts, p *Plan) []Finding {
 			"tells it again and starts the engine, \"uninstall --force\" starts it on the former one", f.File.Path)
 	case f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name):
 		remedy = fmt.Sprintf("%s names %s as storage driver: \"cvmfs-graphdriver uninstall\" starts the engine on the former one, \"install\" does that and "+
-			"mends the plugin; engine 28 and newer take no plugins: after an upgrade to one, uninstall, and then install sets up "+
-			"the snapshotter", f.File.Path, p.Name)
+			"mends the plugin; engine 28 and newer take no plugins: after an upgrade to one, \"install --migrate\" goes over "+
+			"to the snapshotter", f.File.Path, p.Name)
 		if f.Service.Cause == "" {
 			remedy += "; the reason is in the engine's log, in the line before the last (--log FILE names the log)"
 		}
@@ -90,8 +90,8 @@ func version(f *Facts, p *Plan) []Finding {
 	case none:
 		remedy := "\"cvmfs-graphdriver install\" sets up the snapshotter, which is the way from 28 on"
 		if f.File.Driver != "" && tagged(f.File.Driver) == tagged(p.Name) {
-			remedy = "\"cvmfs-graphdriver uninstall\" takes the plugin out of " + f.File.Path + ", then " + remedy +
-				"; pull the images anew"
+			remedy = "\"cvmfs-graphdriver install --migrate\" takes the plugin out of " + f.File.Path +
+				", sets up the snapshotter, and pulls what containers were made of"
 		}
 		return one(Error, id, what+
 			" has no storage-driver plugins: they were removed in 28.0, and an engine that is configured to use one does not start",

@@ -132,7 +132,7 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 		{"no answer, and ours", fit(), inUse, func(f *Facts, _ *Plan) {
 			f.Engine,
 				f.File.Driver = Engine{Err: "refused"}, name
-		}, "engine.unreachable", Error, "", "after an upgrade to one, uninstall, and then install"},
+		}, "engine.unreachable", Error, "", "after an upgrade to one, \"install --migrate\""},
 		{"no answer, and the snapshotter is its driver", fit(), inUse, func(f *Facts, _ *Plan) {
 			f.Engine, f.File.Driver = Engine{Err: "refused"}, "cvmfs"
 		}, "engine.unreachable", Error, "", "tells it again"},
@@ -610,7 +610,7 @@ func TestEngine28IsToldTheWay(t *testing.T) {
 	}
 	f.File.Driver = install.Name // it was upgraded from 27
 	if got := found(Judge(f, install), "engine.version"); len(got) != 1 ||
-		!strings.Contains(got[0].Remedy, "uninstall") || !strings.Contains(got[0].Remedy, want) {
+		!strings.Contains(got[0].Remedy, "install --migrate") || !strings.Contains(got[0].Remedy, "daemon.json") {
 		t.Errorf("%+v", got)
 	}
 }
