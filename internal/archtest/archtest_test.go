@@ -86,6 +86,7 @@ var rules = map[string][]string{
 	"cvmfs/sqlitefile":      nil,
 	"internal":              nil,
 	"test/referenceimage":   {"driver/conformance", "thin", "test/testutil"},
+	"pushback/api":          nil,
 	"test":                  {"cvmfs", "internal"},
 }
 
