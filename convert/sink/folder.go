@@ -302,6 +302,9 @@ func (t *folderTransaction) commit() error {
 	return durable.SyncFS(t.folder.dir)
 }
 
+// Revision isn't known: whoever brings the folder into a repository makes it.
+func (t *folderTransaction) Revision() uint64 { return 0 }
+
 // Abort removes what is in the stage and gives the lock back.
 func (t *folderTransaction) Abort() error {
 	if t.lock == nil {

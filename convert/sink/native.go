@@ -34,10 +34,13 @@ func (n *native) Begin(ctx context.Context) (Transaction, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &nativeTransaction{t}, nil
+	return &nativeTransaction{t: t}, nil
 }
 
-type nativeTransaction struct{ t *publish.Transaction }
+type nativeTransaction struct {
+	t        *publish.Transaction
+	revision uint64
+}
 
 func (n *nativeTransaction) Has(ctx context.Context, path string) (bool, error) {
 	return n.t.Has(ctx, path)
@@ -115,8 +118,13 @@ func (n *nativeTransaction) Remove(ctx context.Context, path string) error {
 }
 
 func (n *nativeTransaction) Commit(ctx context.Context, description string) error {
-	_, err := n.t.Commit(ctx, publish.CommitOptions{Description: description})
+	s, err := n.t.Commit(ctx, publish.CommitOptions{Description: description})
+	if err == nil {
+		n.revision = s.Revision
+	}
 	return err
 }
+
+func (n *nativeTransaction) Revision() uint64 { return n.revision }
 
 func (n *nativeTransaction) Abort() error { return n.t.Abort() }

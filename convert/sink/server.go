@@ -28,6 +28,7 @@ type server struct {
 	root    string // where it is mounted
 	conf    string // its settings' file, which is locked while a run of this program works in it
 	spool   string // where it is worked on
+	note    string // Options.Note
 }
 
 var (
@@ -55,6 +56,7 @@ func openServer(name string, o Options) (Sink, error) {
 		fqrn: name, program: cmp.Or(o.Server, "cvmfs_server"), root: filepath.Join(cmp.Or(o.Root, "/cvmfs"), name),
 		conf:  filepath.Join(cmp.Or(o.Config, "/etc/cvmfs/repositories.d"), name, "server.conf"),
 		spool: filepath.Join(cmp.Or(o.Spool, "/var/spool/cvmfs"), name),
+		note:  o.Note,
 	}
 	settings, err := readSettings(s.conf)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,6 +135,9 @@ func (s *server) Begin(context.Context) (Transaction, error) {
 	}
 	t := &serverTransaction{server: s, lock: lock}
 	if err = lockFile(lock); err == nil {
+		err = s.endLeft()
+	}
+	if err == nil {
 		err = t.look()
 	}
 	if err != nil {
@@ -159,7 +164,7 @@ func (t *serverTransaction) look() error {
 // checkClosed finds out whether anybody has a transaction open, as the server's program does: by a file, which is
 // called one way or the other by its version, and outlives a power cut.
 func (s *server) checkClosed() error {
-	for _, name := range []string{"in_transaction.lock", "in_transaction"} {
+	for _, name := range openFiles {
 		_, err := os.Lstat(filepath.Join(s.spool, name))
 		if err == nil {
 			return fmt.Errorf("%w: %s", errOpen, s.whenOpen())
@@ -186,13 +191,20 @@ func (s *server) revision() (string, error) {
 
 // call runs the server's program to its end: killed in the middle it would leave the repository for a person to mend.
 // It gets a process group of its own, so that a terminal's Ctrl-C reaches this program alone. Its output is in the
-// error.
-func (s *server) call(args ...string) error {
+// error. What is noted of the transaction is completed by what tells the program's process.
+func (s *server) call(n note, args ...string) error {
 	c := exec.Command(s.program, args...) //nolint:noctx // see above
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	out, err := c.CombinedOutput()
+	out := &bytes.Buffer{}
+	c.Stdout, c.Stderr = out, out
+	err := c.Start()
+	if err == nil {
+		n.PID, n.Start = c.Process.Pid, startOf(c.Process.Pid)
+		noted := n.write(s.note)
+		err = errors.Join(c.Wait(), noted)
+	}
 	if err != nil {
-		return fmt.Errorf("%s %s: %w: %.2000s", s.program, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s %s: %w: %.2000s", s.program, strings.Join(args, " "), err, strings.TrimSpace(out.String()))
 	}
 	return nil
 }
@@ -213,11 +225,17 @@ func (t *serverTransaction) begin() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.open && t.err == nil {
-		if t.err = t.server.call("transaction", t.server.fqrn); t.err != nil {
-			t.err = fmt.Errorf("%w: if a transaction is open, %s", t.err, t.server.whenOpen())
+		if t.err = (note{Transaction: opening}).write(t.server.note); t.err != nil {
 			return t.err
 		}
+		if t.err = t.server.call(note{Transaction: opening}, "transaction", t.server.fqrn); t.err != nil {
+			t.err = fmt.Errorf("%w: if a transaction is open, %s", t.err, t.server.whenOpen())
+			return errors.Join(t.err, t.server.forget())
+		}
 		t.open = true
+		if t.err = (note{Transaction: t.server.identity()}).write(t.server.note); t.err != nil {
+			return t.err
+		}
 		now, err := t.server.revision()
 		if t.err = err; err == nil && t.revision != "" && now != t.revision {
 			t.err = errMoved
@@ -360,10 +378,15 @@ func (t *serverTransaction) commit(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	err := t.server.call("publish", t.server.fqrn)
-	t.open = err != nil
-	return err
+	err := t.server.call(note{Transaction: t.server.identity()}, "publish", t.server.fqrn)
+	if t.open = err != nil; t.open {
+		return err
+	}
+	return t.server.forget()
 }
+
+// Revision isn't known: the publisher's program doesn't tell it.
+func (t *serverTransaction) Revision() uint64 { return 0 }
 
 // Abort drops the repository's transaction and gives the lock back.
 func (t *serverTransaction) Abort() error {
@@ -372,8 +395,10 @@ func (t *serverTransaction) Abort() error {
 	}
 	var err error
 	if t.open {
-		if err = t.server.call("abort", "-f", t.server.fqrn); err != nil {
+		if err = t.server.call(note{Transaction: t.server.identity()}, "abort", "-f", t.server.fqrn); err != nil {
 			err = fmt.Errorf("%w: end it by hand: cvmfs_server abort %s", err, t.server.fqrn)
+		} else {
+			err = t.server.forget()
 		}
 	}
 	err = errors.Join(err, t.lock.Close())

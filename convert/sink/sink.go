@@ -44,6 +44,8 @@ type Transaction interface {
 	Remove(ctx context.Context, path string) error
 	// Commit publishes the changes. description is for people.
 	Commit(ctx context.Context, description string) error
+	// Revision is the repository's that has what was committed; 0 before, and where a sink doesn't know it.
+	Revision() uint64
 	// Abort drops the changes. After Commit it does nothing.
 	Abort() error
 }
@@ -98,6 +100,9 @@ type Options struct {
 	Config string // of a release manager machine: where its settings are; "": /etc/cvmfs/repositories.d
 	// of a release manager machine: where repositories are worked on, unless settings say it; "": /var/spool/cvmfs
 	Spool string
+	// of a release manager machine: file where this program notes that a transaction is its own, so that one which a
+	// killed process left is ended by the next one that has the same file; "": a person ends it
+	Note string
 }
 
 // Open finds the sink "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
