@@ -24,11 +24,15 @@ type CollectOptions struct {
 	Grace  time.Duration // how long a layer is known to be unused before it goes; 0: none
 	DryRun bool          // only tell
 	Now    time.Time     // zero: time.Now
+
+	KeepImages  bool          // images that were made for a wish stay, too: Lists says nothing of them
+	Dropped     []string      // digests of received layers that nothing keeps any more
+	ReceivedAge time.Duration // received layers that are so old go, too; 0: none
 }
 
 // CollectSummary is what Collect did, or would have done.
 type CollectSummary struct {
-	Images  []string `json:"images"`  // whose state went
+	Images  []string `json:"images"`  // whose state went; of a received layer "received/DIGEST"
 	Removed []string `json:"removed"` // layers
 	Waiting []string `json:"waiting"` // layers that are unused, in their time of grace
 	Kept    int      `json:"kept"`    // layers that an image names
@@ -40,7 +44,8 @@ var layerName = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Collect removes the layers of a layout that no image's state names, in one transaction, once they were found unused
 // for the time of grace; it begins with the first Collect that finds them so. Images that were converted for themselves
-// stay whatever the lists say, and so do those of which only DUCC's manifest is there.
+// stay whatever the lists say, and so do those of which only DUCC's manifest is there, and layers that a node sent,
+// unless these are dropped.
 func (c *Converter) Collect(ctx context.Context, o CollectOptions) (_ *CollectSummary, err error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
@@ -72,6 +77,9 @@ type collection struct {
 }
 
 func (g *collection) run(ctx context.Context) error {
+	if err := g.checkDropped(ctx); err != nil {
+		return err
+	}
 	if err := g.images(ctx, metadataFolder, 0); err != nil {
 		return err
 	}
@@ -79,7 +87,7 @@ func (g *collection) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	layers, err := g.layers(ctx)
+	layers, err := g.layout.Layers(ctx, g.tx)
 	if err != nil {
 		return err
 	}
@@ -148,7 +156,7 @@ func (g *collection) image(ctx context.Context, folder string) error {
 	if err != nil {
 		return err
 	}
-	if s != nil && s.Wish && !g.wished(folder) {
+	if s != nil && g.dropped(folder, s) {
 		g.summary.Images = append(g.summary.Images, strings.TrimPrefix(folder, metadataFolder+"/"))
 		if g.o.DryRun {
 			return nil
@@ -161,6 +169,14 @@ func (g *collection) image(ctx context.Context, folder string) error {
 		}
 	}
 	return g.manifest(ctx, folder)
+}
+
+// dropped reports whether what has a state isn't wanted any more.
+func (g *collection) dropped(folder string, s *state) bool {
+	if s.Received != nil {
+		return g.o.dropped(s.Received, path.Base(folder))
+	}
+	return s.Wish && !g.o.KeepImages && !g.wished(folder)
 }
 
 func (g *collection) wished(folder string) bool {
@@ -202,36 +218,6 @@ func (g *collection) unusedSince(ctx context.Context) (map[string]time.Time, err
 		return map[string]time.Time{}, nil // their time of grace begins anew
 	}
 	return since, nil
-}
-
-// layers lists the layers of the layout. Folders that are called otherwise are none of ours.
-func (g *collection) layers(ctx context.Context) ([]string, error) {
-	folders := []string{g.layout.Folder()}
-	if g.layout.DUCC {
-		prefixes, err := g.tx.List(ctx, duccLayers)
-		if err != nil {
-			return nil, err
-		}
-		folders = nil
-		for _, p := range prefixes {
-			if p.Folder && len(p.Name) == 2 {
-				folders = append(folders, duccLayers+"/"+p.Name)
-			}
-		}
-	}
-	var layers []string
-	for _, folder := range folders {
-		entries, err := g.tx.List(ctx, folder)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			if e.Folder && layerName.MatchString(e.Name) {
-				layers = append(layers, g.layout.Path(e.Name))
-			}
-		}
-	}
-	return layers, nil
 }
 
 func (g *collection) removeLayer(ctx context.Context, layer string) error {

@@ -21,6 +21,8 @@ type state struct {
 	Output   string   `json:"output,omitempty"` // where the thin image was put
 	Thin     string   `json:"thin"`             // digest of its manifest
 	Wish     bool     `json:"wish,omitempty"`   // a wish list named it: it goes when none does any more
+
+	Received *Received `json:"received,omitempty"` // a node sent it: the state is that of a layer, not of an image
 }
 
 // errState is a state that can't be understood.

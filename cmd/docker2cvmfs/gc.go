@@ -15,16 +15,21 @@ import (
 // gcCommand removes layers that no image needs.
 func gcCommand() *cli.Command {
 	return &cli.Command{
-		Name: "gc", Usage: "remove layers that no image needs any more", ArgsUsage: "WISHLIST.yaml…",
+		Name: "gc", Usage: "remove layers that no image needs any more", ArgsUsage: "[WISHLIST.yaml…]",
 		Description: "Pass all wish lists of the repository: an image converted for a list is dropped if no list names it.\n" +
-			"Images converted with make-thin are kept. Layers that other tools put into the same folder count as\n" +
-			"unused and are removed, unless a manifest.json below /.metadata names them. To free storage, run\n" +
-			"publish gc afterwards.",
+			"Images converted with make-thin are kept, and so are layers that nodes sent (see receive), until they are\n" +
+			"dropped by digest or by age. With one of these, and without a wish list, all images are kept. Layers that\n" +
+			"other tools put into the same folder count as unused and are removed, unless a manifest.json below\n" +
+			"/.metadata names them. To free storage, run publish gc afterwards.",
 		Flags: append(targetFlags(),
 			&cli.IntFlag{
 				Name: "grace-period", Usage: "remove layers that were found unused at least `DAYS` ago",
 				Value: 7,
 			},
+			&cli.StringSliceFlag{
+				Name: "drop-received", Usage: "drop the layer with this `DIGEST` that a node sent; can be repeated",
+			},
+			&cli.IntFlag{Name: "received-days", Usage: "drop layers that nodes sent at least `DAYS` ago"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be removed"},
 			&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 		),
@@ -33,11 +38,14 @@ func gcCommand() *cli.Command {
 }
 
 func collect(c *cli.Context) error {
-	if c.NArg() == 0 {
+	if c.NArg() == 0 && !c.IsSet("drop-received") && !c.IsSet("received-days") {
 		return program.Usagef(c, "no wish list: without one, all images would be dropped")
 	}
 	if c.Int("grace-period") < 0 {
 		return program.Usagef(c, "grace period of %d days", c.Int("grace-period"))
+	}
+	if c.IsSet("received-days") && c.Int("received-days") < 1 {
+		return program.Usagef(c, "received layers of %d days", c.Int("received-days"))
 	}
 	lists, err := wish.ReadFiles(c.Args().Slice())
 	if errors.Is(err, wish.ErrMixed) {
@@ -46,12 +54,19 @@ func collect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	conv, err := converter(c, lists[0].Repository)
+	repository := ""
+	if len(lists) > 0 {
+		repository = lists[0].Repository
+	}
+	conv, err := converter(c, repository)
 	if err != nil {
 		return err
 	}
+	const day = 24 * time.Hour
 	s, err := conv.Collect(c.Context, convert.CollectOptions{
-		Lists: lists, Grace: time.Duration(c.Int("grace-period")) * 24 * time.Hour, DryRun: c.Bool("dry-run"),
+		Lists: lists, KeepImages: len(lists) == 0, Grace: time.Duration(c.Int("grace-period")) * day,
+		Dropped: c.StringSlice("drop-received"), ReceivedAge: time.Duration(c.Int("received-days")) * day,
+		DryRun: c.Bool("dry-run"),
 	})
 	if err != nil {
 		return err
