@@ -73,6 +73,14 @@ func open(text string, o Options) (*Storage, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a.prefix == "" {
+		return nil, errors.New("want s3://BUCKET/PREFIX")
+	}
+	return a.open(o)
+}
+
+// open opens what lies at an address.
+func (a *address) open(o Options) (_ *Storage, err error) {
 	if a.endpoint == nil {
 		if a.endpoint, err = parseEndpoint(o.endpoint()); err != nil {
 			return nil, err
@@ -110,7 +118,7 @@ func parse(text string) (*address, error) {
 	switch {
 	case u.User != nil:
 		return nil, errors.New("an address holds no credentials: put them into the environment or a file")
-	case u.Scheme != "s3" || u.Host == "" || u.Fragment != "" || prefix == "" || path.Clean(prefix) != prefix ||
+	case u.Scheme != "s3" || u.Host == "" || u.Fragment != "" || prefix != "" && path.Clean(prefix) != prefix ||
 		strings.HasPrefix(prefix, ".."):
 		return nil, errors.New("want s3://BUCKET/PREFIX")
 	}
@@ -163,7 +171,12 @@ func redacted(text string) string {
 func (s *Storage) String() string { return "s3://" + s.address.bucket + "/" + s.address.prefix }
 
 // key is a file's name in the bucket.
-func (s *Storage) key(name string) string { return s.address.prefix + "/" + name }
+func (s *Storage) key(name string) string {
+	if s.address.prefix == "" {
+		return name
+	}
+	return s.address.prefix + "/" + name
+}
 
 // Put stores a file. Content that can't be read twice is held in memory.
 func (s *Storage) Put(ctx context.Context, name string, content io.Reader, size int64) error {

@@ -38,10 +38,16 @@ type Store struct {
 	Lists   int               // pages of names given
 }
 
-// Object is what is stored under a key: its content, and the headers it was put with.
+// Object is what is stored under a key: its content, the headers it was put with, and when that was.
 type Object struct {
-	Content []byte
-	Header  http.Header
+	Content  []byte
+	Header   http.Header
+	Modified time.Time
+}
+
+func (o Object) etag() string {
+	sum := md5.Sum(o.Content)
+	return strconv.Quote(hex.EncodeToString(sum[:]))
 }
 
 // NewStore makes a store that lives as long as the test.
@@ -118,8 +124,8 @@ func (s *Store) put(w http.ResponseWriter, q *http.Request, key string) {
 		reply(w, http.StatusBadRequest, errorReply{Code: "BadDigest", Message: "Content-MD5 doesn't match"})
 		return
 	}
-	s.Objects[key] = Object{content, q.Header.Clone()}
-	w.Header().Set("ETag", strconv.Quote(hex.EncodeToString(sum[:])))
+	s.Objects[key] = Object{content, q.Header.Clone(), time.Now()}
+	w.Header().Set("ETag", s.Objects[key].etag())
 }
 
 func (s *Store) get(w http.ResponseWriter, q *http.Request, key string) {
@@ -129,8 +135,13 @@ func (s *Store) get(w http.ResponseWriter, q *http.Request, key string) {
 		return
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(o.Content)))
-	w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
-	w.Header().Set("ETag", `"etag"`)
+	w.Header().Set("Last-Modified", o.Modified.UTC().Format(http.TimeFormat))
+	w.Header().Set("ETag", o.etag())
+	for name, values := range o.Header {
+		if strings.HasPrefix(name, "X-Amz-Meta-") {
+			w.Header()[name] = values
+		}
+	}
 	content := o.Content
 	if s.Cut {
 		content = content[:len(content)/2]
@@ -191,7 +202,7 @@ func (s *Store) list(w http.ResponseWriter, q *http.Request) {
 	for _, key := range keys {
 		answer.Contents = append(answer.Contents, listed{
 			key, len(s.Objects[key].Content),
-			time.Now().UTC().Format(time.RFC3339), `"etag"`,
+			s.Objects[key].Modified.UTC().Format(time.RFC3339), s.Objects[key].etag(),
 		})
 	}
 	reply(w, http.StatusOK, answer)
