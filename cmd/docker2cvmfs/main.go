@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		Flags: imageFlags(),
 		Commands: []*cli.Command{
 			pullCommand(), thinCommand(), makeThinCommand(), convertCommand(), loopCommand(), gcCommand(),
-			publishCommand(),
+			publishCommand(), receiveCommand(),
 			manifestCommand(), configCommand(),
 			program.VersionCommand(version, commit),
 		},

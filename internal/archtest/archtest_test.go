@@ -32,7 +32,7 @@ var rules = map[string][]string{
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/cvmfs-node":               {"installer", "internal"},
-	"cmd/docker2cvmfs":             {"convert", "cvmfs", "internal"},
+	"cmd/docker2cvmfs":             {"convert", "cvmfs", "pushback/receive", "internal"},
 	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "internal"},
 	"bundle":                       {"rootfs", "internal"},
 	"packaging":                    {"bundle", "internal"},
@@ -87,6 +87,7 @@ var rules = map[string][]string{
 	"internal":              nil,
 	"test/referenceimage":   {"driver/conformance", "thin", "test/testutil"},
 	"pushback/api":          nil,
+	"pushback/receive":      {"pushback/api", "convert", "cvmfs/publish/s3", "internal"},
 	"test":                  {"cvmfs", "internal"},
 }
 
@@ -104,6 +105,8 @@ var testRules = map[string][]string{
 	"cvmfs/publish/check": {"cvmfs/publish"},
 	// what makes the repositories that are read
 	"cvmfs/client": {"cvmfs/publish"},
+	// where what is received is published, and read
+	"pushback/receive": {"cvmfs", "thin"},
 	// what stands in for a node's images
 	"driver/graphdriver": {"driver/images"},
 	// what reads the examples, and what they name

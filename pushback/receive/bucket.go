@@ -1,0 +1,217 @@
+package receive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"time"
+
+	"cvmfs-graphdriver/cvmfs/publish/s3"
+	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/pushback/api"
+)
+
+// mostHints bounds the keys that events told of; beyond, all of the bucket is looked at.
+const mostHints = 10_000
+
+// told takes an event: the next look is soon.
+func (s *Service) told(e event) {
+	if s.bucket == nil || e.bucket != s.bucket.Name() {
+		return
+	}
+	key, ok := s.bucket.Below(e.key)
+	if !ok || !api.ValidDigest(path.Base(key)) {
+		return
+	}
+	s.mu.Lock()
+	if len(s.hints) < mostHints {
+		s.hints[key] = true
+	}
+	s.mu.Unlock()
+	signal(s.look)
+}
+
+// watch looks into the bucket until ctx ends: at what events tell of, and at all from time to time.
+func (s *Service) watch(ctx context.Context) {
+	var last time.Time
+	problem := ""
+	for ctx.Err() == nil {
+		var err error
+		if hints := s.takeHints(); time.Since(last) < s.c.Bucket.Poll {
+			err = s.follow(ctx, hints)
+		} else {
+			last = time.Now()
+			err = s.poll(ctx)
+		}
+		s.count(func(c *counts) {
+			c.polls++
+			if err != nil {
+				c.pollFailures++
+			}
+		})
+		if text := fmt.Sprint(err); err != nil && ctx.Err() == nil && text != problem {
+			s.log.Warn("the bucket can't be looked into, which is tried again", "err", err)
+			problem = text
+		} else if err == nil && problem != "" {
+			s.log.Info("the bucket can be looked into again")
+			problem = ""
+		}
+		select {
+		case <-s.look:
+		case <-time.After(time.Until(last.Add(s.c.Bucket.Poll))):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (s *Service) takeHints() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hints := slices.Sorted(maps.Keys(s.hints))
+	s.hints = map[string]bool{}
+	return hints
+}
+
+// follow looks at objects that events told of.
+func (s *Service) follow(ctx context.Context, keys []string) error {
+	for _, key := range keys {
+		o, err := s.bucket.Stat(ctx, key)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed, or nobody put it there
+		}
+		if err == nil {
+			err = s.object(ctx, *o, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// poll looks at all objects. One that can't be dealt with stops no other.
+func (s *Service) poll(ctx context.Context) error {
+	waiting := map[string]string{}
+	var first error
+	err := s.bucket.List(ctx, func(o s3.Object) error {
+		if err := s.object(ctx, o, waiting); err != nil && first == nil {
+			first = err
+		}
+		return context.Cause(ctx)
+	})
+	if err = errors.Join(err, first); err == nil {
+		s.mu.Lock()
+		s.deferred = waiting
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// object takes a layer's object, unless it is known, or there is no room for it now; then waiting, which may be nil,
+// says why.
+func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]string) error {
+	digest := path.Base(o.Key)
+	if !api.ValidDigest(digest) {
+		return nil
+	}
+	release, ok := s.book.claim(digest)
+	if !ok {
+		return nil // it is being worked on: what is left of it the next look finds
+	}
+	defer release()
+	r, known := s.book.get(digest)
+	switch {
+	case known && (r.State == Published || r.State == Rejected):
+		return s.bucket.Remove(ctx, o.Key)
+	case known && (r.State == Sending || r.State.Pending() || r.Key == o.Key && r.Object == o.Version):
+		return nil
+	}
+	r = Record{Digest: digest, Size: o.Size, Key: o.Key, Object: o.Version, State: Arrived, Since: time.Now().UTC()}
+	if wait, why := s.room(&r); wait > 0 {
+		return s.later(waiting, digest, why)
+	}
+	stat, err := s.bucket.Stat(ctx, o.Key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.arrive(r, stat, waiting)
+}
+
+func (s *Service) later(waiting map[string]string, digest, why string) error {
+	if waiting != nil {
+		waiting[digest] = why + ": it waits for its turn"
+	}
+	return nil
+}
+
+// arrive takes an object whose metadata are known.
+func (s *Service) arrive(r Record, o *s3.Object, waiting map[string]string) error {
+	r.Size, r.Object = o.Size, o.Version
+	r.Image, r.DiffID = bounded(o.Metadata[api.MetaImage]), o.Metadata[api.MetaDiffID]
+	r.Node = bounded(o.Metadata[api.MetaNode])
+	node, err := s.c.sender(folderOf(r.Key), r.Node)
+	if r.Node = node; err == nil {
+		err = s.c.admit(&r)
+	}
+	if err == nil && r.DiffID != "" && !api.ValidDigest(r.DiffID) {
+		err = refusef("diffID %.80q: want 64 lower-case hex digits", r.DiffID)
+	}
+	if err != nil {
+		r.DiffID = ""
+		return s.fail(DecidedRefused, r, err)
+	}
+	if wait, why := s.room(&r); wait > 0 {
+		return s.later(waiting, r.Digest, why)
+	}
+	if err := s.decide(DecidedReceived, &r, ""); err != nil {
+		return err
+	}
+	s.reached("received")
+	if err := s.book.put(r); err != nil {
+		return err
+	}
+	s.reached("recorded")
+	signal(s.wake)
+	return nil
+}
+
+// folderOf is the folder of a key; "" for one that lies in none.
+func folderOf(key string) string {
+	if dir := path.Dir(key); dir != "." {
+		return dir
+	}
+	return ""
+}
+
+// bounded cuts what a node says of a layer.
+func bounded(text string) string {
+	const most = 1024 // bytes
+	return text[:min(len(text), most)]
+}
+
+// fetch brings an object's archive here.
+func (s *Service) fetch(ctx context.Context, r *Record) error {
+	content, err := s.bucket.Get(ctx, r.Key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return refusef("it is gone from the bucket: send it again")
+	}
+	if err != nil {
+		return err
+	}
+	err = durable.ReplaceBy(s.book.archive(r.Digest), 0o600, func(w io.Writer) error {
+		n, err := io.Copy(w, io.LimitReader(content, r.Size+1))
+		if err == nil && n != r.Size {
+			err = fmt.Errorf("%d bytes came from the bucket, of %d", n, r.Size)
+		}
+		return err
+	})
+	return errors.Join(err, content.Close())
+}

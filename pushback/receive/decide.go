@@ -1,0 +1,111 @@
+package receive
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/pushback/api"
+)
+
+// verdict is a person's decision on a layer, left for the service.
+type verdict struct {
+	Approve bool   `json:"approve"`
+	By      string `json:"by"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// List returns the records of a service's state, which may be running, in the order in which the layers came.
+func List(c *Config) ([]Record, error) {
+	records, err := readRecords(c.State)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: no service has run with this configuration", err)
+	}
+	return sorted(records), err
+}
+
+// Archive is the file of a layer's archive while it waits.
+func Archive(c *Config, digest string) string { return filepath.Join(c.State, incomingFolder, digest) }
+
+// Decide leaves a person's decision on a layer for the service, which heeds it within seconds, or once it runs.
+// Approving a layer that was rejected takes that back: it can be sent again.
+func Decide(c *Config, digest string, approve bool, by, reason string) error {
+	digest = strings.TrimPrefix(digest, "sha256:")
+	if !api.ValidDigest(digest) {
+		return fmt.Errorf("layer %.100q: want a digest, 64 lower-case hex digits", digest)
+	}
+	records, err := readRecords(c.State)
+	if err != nil {
+		return err
+	}
+	r, ok := records[digest]
+	if !ok || r.State != Asking && !(approve && r.State == Rejected) {
+		return fmt.Errorf("layer %s doesn't wait for a decision: see docker2cvmfs receive list", digest)
+	}
+	b, err := json.Marshal(verdict{approve, by, reason})
+	if err != nil {
+		return err
+	}
+	return durable.Replace(filepath.Join(c.State, decisionsFolder, digest), 0o600, b)
+}
+
+// heed does what people have decided.
+func (s *Service) heed() {
+	folder := filepath.Join(s.c.State, decisionsFolder)
+	entries, err := os.ReadDir(folder)
+	s.complain("looking for decisions", "", err)
+	for _, e := range entries {
+		if api.ValidDigest(e.Name()) {
+			s.complain("heeding a decision", e.Name(), s.heedOne(filepath.Join(folder, e.Name()), e.Name()))
+		}
+	}
+}
+
+func (s *Service) heedOne(file, digest string) error {
+	release, ok := s.book.claim(digest)
+	if !ok {
+		return nil
+	}
+	defer release()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var v verdict
+	if json.Unmarshal(b, &v) == nil { // what isn't understood is nobody's decision
+		if err := s.obey(digest, v); err != nil {
+			return err
+		}
+	}
+	return durable.Remove(file)
+}
+
+func (s *Service) obey(digest string, v verdict) error {
+	r, ok := s.book.get(digest)
+	switch {
+	case ok && r.State == Rejected && v.Approve:
+		r.By, r.Reason = v.By, "it may be sent again"
+		if err := s.decide(DecidedApproved, &r, ""); err != nil {
+			return err
+		}
+		return s.book.drop(digest)
+	case !ok || r.State != Asking:
+		return nil
+	case v.Approve:
+		r.State, r.By, r.Reason = Ready, v.By, ""
+		if err := s.decide(DecidedApproved, &r, ""); err != nil {
+			return err
+		}
+		return s.book.put(r)
+	}
+	r.State, r.By, r.Reason = Rejected, v.By, strings.TrimSuffix("rejected by "+v.By+": "+v.Reason, ": ")
+	if err := s.decide(DecidedRejected, &r, ""); err != nil {
+		return err
+	}
+	return s.book.put(r) // a poll removes the object
+}

@@ -1,0 +1,265 @@
+package receive
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/cvmfs/publish/s3"
+	"cvmfs-graphdriver/pushback/api"
+)
+
+// Service takes layers and publishes them. Make one by [New], run it by Run, and close it.
+type Service struct {
+	c      *Config
+	log    *slog.Logger
+	fqrn   string
+	open   func() (sink.Sink, error)
+	bucket *s3.Bucket // nil: none
+	tokens *tokens    // nil: none
+	book   *book
+	audit  *audit
+	lock   *os.File
+	step   func(name string) // told what was reached, where a kill might come; nil
+
+	wake    chan struct{} // there may be something to publish
+	look    chan struct{} // there may be something in the bucket
+	uploads chan struct{} // one for each upload under way
+
+	mu       sync.Mutex // guards what follows
+	present  map[string]bool
+	seen     time.Time         // when present was found; zero: not yet
+	ask      bool              // somebody wants to know whether what was published is still there
+	trouble  string            // why nothing is published now
+	pause    time.Duration     // before publishing is tried again
+	resume   time.Time         // when
+	deferred map[string]string // what lies in the bucket and isn't taken yet, by digest, and why
+	hints    map[string]bool   // keys that events told of
+	counts   counts
+}
+
+// Check finds out whether a service could run by a configuration, as far as that can be told without changing anything
+// and without asking the store.
+func Check(c *Config) error {
+	_, err := newService(c, slog.New(slog.DiscardHandler))
+	return err
+}
+
+// newService makes a service without state.
+func newService(c *Config, log *slog.Logger) (*Service, error) {
+	s := &Service{
+		c: c, log: log, wake: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		uploads: make(chan struct{}, c.Limits.Uploads), present: map[string]bool{}, deferred: map[string]string{},
+		hints: map[string]bool{},
+	}
+	s.open = func() (sink.Sink, error) {
+		return sink.Open(c.Target, sink.Options{
+			FQRN: c.Repository, Prefix: c.Layout.FolderPrefix(), Note: filepath.Join(c.State, noteFile),
+		})
+	}
+	target, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	s.fqrn = target.FQRN()
+	if c.Bucket.Address != "" {
+		if s.bucket, err = s3.OpenBucket(c.Bucket.Address, s3.Options{File: c.Bucket.Credentials}); err != nil {
+			return nil, err
+		}
+	}
+	if c.Tokens != "" {
+		s.tokens = &tokens{file: c.Tokens}
+		if _, err := s.tokens.read(); err != nil {
+			return nil, err
+		}
+	}
+	if c.Certificate != "" {
+		if _, err := s.certificate(nil); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Service) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	pair, err := tls.LoadX509KeyPair(s.c.Certificate, s.c.Key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate and key: %w", err)
+	}
+	return &pair, nil
+}
+
+// New makes a service, whose state is its own from then on.
+func New(c *Config, log *slog.Logger) (*Service, error) {
+	s, err := newService(c, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := prepare(c.State); err != nil {
+		return nil, fmt.Errorf("state: %w", err)
+	}
+	if s.lock, err = lock(c.State); err != nil {
+		return nil, fmt.Errorf("state: %w", err)
+	}
+	if s.book, err = openBook(c.State, time.Now); err != nil {
+		return nil, fmt.Errorf("state: %w", errors.Join(err, s.lock.Close()))
+	}
+	s.audit = &audit{file: c.Audit, counts: map[Decision]int64{}}
+	return s, nil
+}
+
+// Close gives the state back.
+func (s *Service) Close() error { return s.lock.Close() }
+
+// Run does all that the service does until ctx ends, which is how it should end, and no error. ready is called with
+// where it listens, nil if nowhere, once requests are answered.
+func (s *Service) Run(ctx context.Context, ready func(net.Addr)) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var address net.Addr
+	if s.c.Listen != "" {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.c.Listen)
+		if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		address = listener.Addr()
+		g.Go(func() error { return s.serve(ctx, listener) })
+	}
+	if s.bucket != nil {
+		g.Go(func() error { s.watch(ctx); return nil })
+	}
+	g.Go(func() error { s.work(ctx); return nil })
+	if ready != nil {
+		ready(address)
+	}
+	return g.Wait()
+}
+
+// FQRN is the repository that layers are published in.
+func (s *Service) FQRN() string { return s.fqrn }
+
+// reached tells that a step is done that a kill may part from the next one.
+func (s *Service) reached(step string) {
+	if s.step != nil {
+		s.step(step)
+	}
+}
+
+// signal tells whoever waits at a channel, without waiting for it.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// URL is where a layer is, or will be.
+func (s *Service) url(digest string) string { return "cvmfs://" + s.fqrn + s.c.Layout.Path(digest) }
+
+// answer tells the status of a layer.
+func (s *Service) answer(digest string) *api.Answer {
+	a := &api.Answer{Status: api.Unknown, Digest: digest}
+	r, ok := s.book.get(digest)
+	if !ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.present[digest] {
+			a.Status, a.URL = api.Done, s.url(digest)
+			s.ask = true
+		} else if why := s.deferred[digest]; why != "" {
+			a.Status, a.Reason = api.Publishing, why
+		}
+		return a
+	}
+	a.DiffID, a.Size, a.Reason = r.DiffID, r.Size, r.Reason
+	switch r.State {
+	case Sending:
+		a.Reason = "the upload isn't complete"
+	case Arrived, Asking, Ready:
+		a.Status = api.Publishing
+		a.Reason = s.waitsFor(&r)
+	case Published:
+		a.Status, a.URL, a.Revision = api.Done, s.url(digest), r.Revision
+		s.mu.Lock()
+		s.ask = true
+		s.mu.Unlock()
+	case Failed, Rejected:
+		a.Status = api.Failed
+	}
+	return a
+}
+
+// waitsFor says what a layer waits for that will be published.
+func (s *Service) waitsFor(r *Record) string {
+	if r.State == Asking {
+		return "it waits for a person's approval"
+	}
+	if r.Reason != "" {
+		return r.Reason
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trouble
+}
+
+// decide notes a decision.
+func (s *Service) decide(d Decision, r *Record, remote string) error {
+	l := auditLine{
+		Time: time.Now().UTC(), Decision: d, Digest: r.Digest, DiffID: r.DiffID, Node: r.Node, Image: r.Image,
+		Size: r.Size, Key: r.Key, Remote: remote, By: r.By, Reason: r.Reason, Revision: r.Revision,
+	}
+	if d == DecidedPublished || d == DecidedPresent {
+		l.URL = s.url(r.Digest)
+	}
+	if err := s.audit.write(l); err != nil {
+		return err
+	}
+	s.log.Info("layer "+string(d), "layer", r.Digest, "node", r.Node, "image", r.Image, "bytes", r.Size,
+		"reason", r.Reason, "by", r.By)
+	return nil
+}
+
+// fail ends a layer's way.
+func (s *Service) fail(d Decision, r Record, reason error) error {
+	r.State, r.Reason, r.Next = Failed, reason.Error(), time.Time{}
+	if err := s.decide(d, &r, ""); err != nil {
+		return err
+	}
+	return s.book.put(r)
+}
+
+// room refuses a layer for which there is no place now; 0 and "" if there is.
+func (s *Service) room(r *Record) (time.Duration, string) {
+	const busy = 30 * time.Second
+	layers, bytes := s.book.usage()
+	switch {
+	case layers >= s.c.Limits.Queue:
+		return busy, fmt.Sprintf("%d layers wait already", layers)
+	case bytes+r.Size > s.c.Limits.Spool:
+		return busy, fmt.Sprintf("the layers that wait have %d bytes already", bytes)
+	}
+	return s.c.wait(r, s.book.all(), time.Now())
+}
+
+// counts are what happened since the start.
+type counts struct {
+	transactions, failures int64 // ended well, and not
+	published              int64 // bytes of archives
+	last                   time.Time
+	polls, pollFailures    int64
+}
+
+func (s *Service) count(f func(*counts)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(&s.counts)
+}

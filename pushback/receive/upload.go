@@ -1,0 +1,248 @@
+package receive
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/pushback/api"
+)
+
+const (
+	uploadStall = time.Minute // without a byte coming
+	takeOver    = time.Minute // since an upload's last byte, after which another node may send the same layer
+)
+
+// refusal answers a request that isn't met. after, if it isn't 0, says when to try again.
+type refusal struct {
+	code   int
+	reason string
+	after  time.Duration
+}
+
+func (r *refusal) write(w http.ResponseWriter, a *api.Answer) {
+	if r.after > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int((r.after+time.Second-1)/time.Second)))
+	}
+	a.Reason = r.reason
+	reply(w, r.code, a)
+}
+
+// offset tells how much of a layer is there, to who goes on with it.
+func (s *Service) offset(w http.ResponseWriter, q *http.Request, name string) {
+	digest := q.PathValue("digest")
+	r, ok := s.book.get(digest)
+	size := r.Size
+	if ok && r.State == Sending && r.Node == name {
+		size = s.have(digest)
+	} else if !ok || r.State == Sending || r.State == Failed {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	w.Header().Set(api.HeaderOffset, strconv.FormatInt(size, 10))
+}
+
+// have is how many bytes of an upload are there.
+func (s *Service) have(digest string) int64 {
+	info, err := os.Stat(s.book.archive(digest))
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// part is what a request carries of an archive.
+type part struct{ from, to, total int64 } // to is the offset behind the last byte
+
+func partOf(q *http.Request) (part, error) {
+	text := q.Header.Get("Content-Range")
+	if text == "" {
+		if q.ContentLength <= 0 {
+			return part{}, errors.New("want a Content-Length, or a Content-Range: bytes FIRST-LAST/TOTAL")
+		}
+		return part{0, q.ContentLength, q.ContentLength}, nil
+	}
+	var p part
+	var rest string
+	n, _ := fmt.Sscanf(text, "bytes %d-%d/%d%s", &p.from, &p.to, &p.total, &rest) // what is missing is told by n
+	if p.to++; n != 3 || p.from < 0 || p.to <= p.from || p.total < p.to {
+		return part{}, fmt.Errorf("Content-Range %.100q: want bytes FIRST-LAST/TOTAL", text)
+	}
+	return p, nil
+}
+
+// upload takes a part of a layer.
+func (s *Service) upload(w http.ResponseWriter, q *http.Request, name string) {
+	digest := q.PathValue("digest")
+	p, err := partOf(q)
+	if err != nil {
+		(&refusal{http.StatusBadRequest, err.Error(), 0}).write(w, s.answer(digest))
+		return
+	}
+	if a := s.answer(digest); a.Status == api.Publishing || a.Status == api.Done {
+		reply(w, http.StatusAccepted, a)
+		return
+	}
+	select {
+	case s.uploads <- struct{}{}:
+		defer func() { <-s.uploads }()
+	default:
+		(&refusal{http.StatusServiceUnavailable, "too many uploads at once", 5 * time.Second}).write(w, s.answer(digest))
+		return
+	}
+	release, ok := s.book.claim(digest)
+	if !ok {
+		(&refusal{http.StatusConflict, "this layer is being worked on", 5 * time.Second}).write(w, s.answer(digest))
+		return
+	}
+	refused := s.take(w, q, name, p)
+	release()
+	if refused != nil {
+		refused.write(w, s.answer(digest))
+		return
+	}
+	signal(s.wake)
+	reply(w, http.StatusAccepted, s.answer(digest))
+}
+
+// take puts a part of a layer to what is there, and judges whether it may come.
+func (s *Service) take(w http.ResponseWriter, q *http.Request, name string, p part) *refusal {
+	digest := q.PathValue("digest")
+	r, known := s.book.get(digest)
+	switch {
+	case known && (r.State == Published || r.State.Pending()):
+		return nil // since it was claimed
+	case known && r.State == Rejected:
+		return &refusal{http.StatusForbidden, r.Reason, 0}
+	case known && r.State == Sending && r.Node != name && time.Since(s.touched(digest)) < takeOver:
+		return &refusal{http.StatusConflict, "another node is sending this layer", takeOver}
+	}
+	goesOn := known && r.State == Sending && r.Node == name && r.Size == p.total
+	have := int64(0)
+	if goesOn {
+		have = s.have(digest)
+	}
+	if p.from != have {
+		w.Header().Set(api.HeaderOffset, strconv.FormatInt(have, 10))
+		return &refusal{http.StatusConflict, fmt.Sprintf("want the archive from byte %d on", have), 0}
+	}
+	if !goesOn {
+		r = Record{
+			Digest: digest, DiffID: q.Header.Get(api.HeaderDiffID), Size: p.total, Node: name,
+			Image: bounded(q.Header.Get(api.HeaderImage)), State: Sending, Since: time.Now().UTC(),
+		}
+		if refused := s.start(r, q); refused != nil {
+			return refused
+		}
+	}
+	return s.receive(w, q, r, p)
+}
+
+// touched is when the last byte of an upload came.
+func (s *Service) touched(digest string) time.Time {
+	info, err := os.Stat(s.book.archive(digest))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+// start begins an upload, if its node may.
+func (s *Service) start(r Record, q *http.Request) *refusal {
+	if r.DiffID != "" && !api.ValidDigest(r.DiffID) {
+		return &refusal{http.StatusBadRequest, api.HeaderDiffID + ": want 64 lower-case hex digits", 0}
+	}
+	if err := s.c.admit(&r); err != nil {
+		r.Reason = err.Error()
+		if err := s.decide(DecidedRefused, &r, q.RemoteAddr); err != nil {
+			return s.unable(err)
+		}
+		return &refusal{http.StatusForbidden, err.Error(), 0}
+	}
+	if wait, why := s.room(&r); wait > 0 {
+		return &refusal{http.StatusTooManyRequests, why, wait}
+	}
+	if err := os.Truncate(s.book.archive(r.Digest), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s.unable(err)
+	}
+	if err := s.decide(DecidedReceived, &r, q.RemoteAddr); err != nil {
+		return s.unable(err)
+	}
+	if err := s.book.put(r); err != nil {
+		return s.unable(err)
+	}
+	return nil
+}
+
+// unable answers what isn't the node's fault.
+func (s *Service) unable(err error) *refusal {
+	s.log.Error("an upload can't be taken", "err", err)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return &refusal{http.StatusInsufficientStorage, "the service's disk is full", time.Minute}
+	}
+	return &refusal{http.StatusInternalServerError, "the service can't keep the layer: its log says why", time.Minute}
+}
+
+// receive appends a part to an upload. What came of one that breaks off is kept.
+func (s *Service) receive(w http.ResponseWriter, q *http.Request, r Record, p part) *refusal {
+	f, err := os.OpenFile(s.book.archive(r.Digest), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return s.unable(err)
+	}
+	body := &steady{in: io.LimitReader(q.Body, p.to-p.from), control: http.NewResponseController(w)}
+	n, err := io.Copy(f, body)
+	err = errors.Join(err, f.Sync(), f.Close())
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // it knows deadlines
+	if err != nil && body.err == nil {
+		return s.unable(err)
+	}
+	if n < p.to-p.from {
+		return &refusal{http.StatusBadRequest, "the archive broke off", 0}
+	}
+	if p.to < p.total {
+		w.Header().Set(api.HeaderOffset, strconv.FormatInt(p.to, 10))
+		return nil
+	}
+	s.reached("whole")
+	r.State = Arrived
+	if err := s.book.put(r); err != nil {
+		return s.unable(err)
+	}
+	return nil
+}
+
+// complete takes an upload for arrived of which all is there: the service ended before it could say so.
+func (s *Service) complete(digest string) {
+	release, ok := s.book.claim(digest)
+	if !ok {
+		return
+	}
+	defer release()
+	if r, ok := s.book.get(digest); ok && r.State == Sending && s.have(digest) == r.Size {
+		r.State = Arrived
+		s.complain("recording a layer", digest, s.book.put(r))
+	}
+}
+
+// steady is a body whose time is extended as long as something comes.
+type steady struct {
+	in      io.Reader
+	control *http.ResponseController
+	err     error
+}
+
+func (s *steady) Read(p []byte) (int, error) {
+	s.control.SetReadDeadline(time.Now().Add(uploadStall)) // it knows deadlines
+	n, err := s.in.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
