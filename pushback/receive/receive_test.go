@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -573,34 +572,14 @@ func TestPeopleDecide(t *testing.T) {
 	s.is(bad, api.Unknown, "")
 }
 
-// run runs a service until the test ends or stop is called.
-func run(t *testing.T, c *Config) (stop func()) {
+// hosted gives a configuration a publisher whose repository is in the bucket where layers come.
+func hosted(t testing.TB, c *Config) {
 	t.Helper()
-	s, err := New(c, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	if err != nil {
+	dir := filepath.Join(t.TempDir(), "hosted")
+	address := strings.Replace(c.Bucket.Address, "/in?", "/cvmfs/repo?", 1)
+	settings := publish.Settings{FQRN: testFQRN, Storage: address}
+	if err := publish.Create(t.Context(), dir, settings, publish.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, nil) }()
-	return func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func TestAServiceIsStoppedAtOnce(t *testing.T) {
-	c := newConfig(t)
-	stop := run(t, c)
-	time.Sleep(50 * time.Millisecond)
-	began := time.Now()
-	stop()
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it took %v", took)
-	}
+	c.Target = "native:" + dir
 }

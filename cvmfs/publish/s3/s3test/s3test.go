@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/xml"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -61,6 +62,20 @@ func NewStore(t testing.TB) *Store {
 
 // Address is that of a repository in the store.
 func (s *Store) Address() string { return "s3://" + Bucket + "/cvmfs/repo?endpoint=" + s.URL }
+
+// Set puts an object into the store, also while requests are under way.
+func (s *Store) Set(key string, content []byte, header http.Header) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Objects[key] = Object{content, header, time.Now()}
+}
+
+// Keys returns those of all objects, sorted, also while requests are under way.
+func (s *Store) Keys() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.Objects))
+}
 
 // Env is an environment with the store's credentials.
 func Env(name string) string {

@@ -1,0 +1,236 @@
+package receive
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/pushback/api"
+)
+
+func TestPatternsOfImages(t *testing.T) {
+	for _, c := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"", "", true},
+		{"a", "a", true},
+		{"a", "ab", false},
+		{"*", "", true},
+		{"*", "a/b:1", true},
+		{"r/team/*", "r/team/a:1", true},
+		{"r/team/*", "r/teams/a:1", false},
+		{"a*b*c", "aXbYc", true},
+		{"a*b*c", "abc", true},
+		{"a*b*c", "acb", false},
+		{"*ab", "aab", true},
+		{"a*a", "a", false},
+		{"*a*a*", "a", false},
+	} {
+		if got := matches(c.pattern, c.text); got != c.want {
+			t.Errorf("%q fits %q: %t", c.pattern, c.text, got)
+		}
+	}
+}
+
+func TestNodesSendWhatTheyMay(t *testing.T) {
+	c := defaults()
+	c.Nodes = []Node{
+		{Name: "own", Prefixes: []string{"a", "b/c"}, Archive: 100},
+		{Name: "team", Images: []string{"r/team/*", "r/x:1"}, PerDay: 1000},
+	}
+	for _, w := range []struct{ folder, claimed, image, want string }{
+		{"a", "", "", ""},
+		{"a/x", "somebody", "", ""}, // whose folder it is counts, not what is claimed
+		{"b/c", "own", "", ""},
+		{"ab", "own", "", "doesn't lie in one"},
+		{"b", "own", "", "doesn't lie in one"},
+		{"", "", "", "may send no layers"},
+		{"", "other", "", "may send no layers"},
+		{"", "team", "r/team/x:1", ""},
+		{"", "team", "r/x:1", ""},
+		{"", "team", "r/x:2", "no layers of the image"},
+		{"", "team", "", "no layers of the image"},
+		{"", "*", "", "may send no layers"},
+	} {
+		node, err := c.sender(w.folder, w.claimed)
+		if err == nil {
+			err = c.admit(&Record{Node: node, Image: w.image, Size: 50})
+		}
+		if (err == nil) != (w.want == "") || err != nil && (!strings.Contains(err.Error(), w.want) ||
+			!errors.Is(err, errRefused)) {
+			t.Errorf("%+v: %v", w, err)
+		}
+	}
+	for node, size := range map[string]int64{"own": 101, "team": 1001} {
+		if err := c.admit(&Record{Node: node, Image: "r/x:1", Size: size}); !errors.Is(err, errRefused) {
+			t.Errorf("%s sends %d bytes: %v", node, size, err)
+		}
+	}
+	c.Nodes = append(c.Nodes, Node{Name: "*", Approval: true})
+	if n, err := c.rights("anybody"); err != nil || !n.Approval {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+func TestRatesAreKept(t *testing.T) {
+	c := defaults()
+	c.Nodes = []Node{{Name: "hourly", PerHour: 2}, {Name: "daily", PerDay: 100}, {Name: "free"}}
+	now := time.Now()
+	sent := func(node string, size int64, ago ...time.Duration) (all []Record) {
+		for n, d := range ago {
+			all = append(all, Record{Digest: fmt.Sprint(node, n), Node: node, Size: size, Since: now.Add(-d)})
+		}
+		return all
+	}
+	minutes := func(n int) time.Duration { return time.Duration(n) * time.Minute }
+	for _, w := range []struct {
+		node  string
+		size  int64
+		taken []Record
+		want  time.Duration
+	}{
+		{"free", 1000, sent("free", 1000, 1, 2, 3, 4), 0},
+		{"hourly", 1, sent("hourly", 1, minutes(59)), 0},
+		{"hourly", 1, sent("hourly", 1, minutes(50), minutes(10)), minutes(10)},
+		{"hourly", 1, sent("hourly", 1, minutes(50), minutes(10), minutes(61)), minutes(10)},
+		{"hourly", 1, sent("hourly", 1, minutes(50), minutes(40), minutes(10)), minutes(20)},
+		{"hourly", 1, sent("daily", 1, 1, 2, 3), 0},
+		{"daily", 50, sent("daily", 50, minutes(600)), 0},
+		{"daily", 51, sent("daily", 50, minutes(600)), minutes(24*60 - 600)},
+		{"daily", 60, sent("daily", 30, minutes(60), minutes(120), minutes(180)), minutes(24*60 - 120)},
+	} {
+		got, why := c.wait(&Record{Digest: "x", Node: w.node, Size: w.size}, w.taken, now)
+		if got != w.want || (why == "") != (got == 0) {
+			t.Errorf("%s sends %d bytes after %d layers: %v %q, want %v", w.node, w.size, len(w.taken), got, why, w.want)
+		}
+	}
+}
+
+func TestWhoMayNotSendIsToldSo(t *testing.T) {
+	s := newSite(t, func(c *Config) {
+		c.Nodes = []Node{{Name: "n1", Images: []string{"team/*"}, PerHour: 2}}
+		c.Limits.Archive, c.Events = 1000, "n2"
+	})
+	l := newLayer(t, "file")
+	put := func(token, image string, body []byte) (int, string, http.Header) {
+		return s.request(http.MethodPut, "/layers/"+hexSum(body), token, body, api.HeaderImage, image)
+	}
+	for _, w := range []struct {
+		token, image string
+		body         []byte
+		want         int
+	}{
+		{"", "team/a", l.archive, http.StatusUnauthorized},
+		{"not-a-token-of-anybody", "team/a", l.archive, http.StatusUnauthorized},
+		{token2, "team/a", l.archive, http.StatusForbidden},
+		{token1, "other/a", l.archive, http.StatusForbidden},
+		{token1, "team/a", make([]byte, 1001), http.StatusForbidden},
+		{token1, "team/a", nil, http.StatusBadRequest},
+		{token1, "team/a", l.archive, http.StatusAccepted},
+	} {
+		if code, text, _ := put(w.token, w.image, w.body); code != w.want {
+			t.Errorf("%+v: %d %s", w.want, code, text)
+		}
+	}
+	second, third := newLayer(t, "second"), newLayer(t, "third")
+	put(token1, "team/a", second.archive)
+	code, text, header := put(token1, "team/a", third.archive)
+	if code != http.StatusTooManyRequests || header.Get("Retry-After") == "" {
+		t.Errorf("too many in an hour: %d %s", code, text)
+	}
+	s.puts("", third, api.MetaNode, "n1", api.MetaImage, "team/a")
+	foreign := newLayer(t, "foreign")
+	s.puts("", foreign, api.MetaNode, "n3")
+	s.turn()
+	s.has(l, second)
+	s.is(third, api.Publishing, "it waits for its turn")
+	s.is(foreign, api.Failed, "may send no layers")
+	for path, want := range map[string]int{
+		"/layers/x": http.StatusBadRequest, "/nowhere": http.StatusNotFound,
+		"/layers/" + strings.ToUpper(l.digest): http.StatusBadRequest,
+	} {
+		if code, text, _ := s.request(http.MethodPut, path, token1, l.archive); code != want {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
+}
+
+func TestAFullQueueTakesNoMore(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Limits.Queue, c.Approval = 1, true })
+	one, two, three := newLayer(t, "one"), newLayer(t, "two"), newLayer(t, "three")
+	s.puts("", one)
+	s.turn()
+	s.puts("", two)
+	s.turn()
+	s.is(two, api.Publishing, "1 layers wait already")
+	code, text, header := s.request(http.MethodPut, "/layers/"+three.digest, token1, three.archive)
+	if code != http.StatusTooManyRequests || header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", code, text)
+	}
+	if err := Decide(s.c, one.digest, true, "me", ""); err != nil {
+		t.Fatal(err)
+	}
+	s.turn()
+	s.turn()
+	s.is(one, api.Done, "")
+	s.is(two, api.Publishing, "approval")
+}
+
+func TestStatusIsToldToWhoMayKnowIt(t *testing.T) {
+	closed, open := newSite(t, nil), newSite(t, func(c *Config) { c.OpenStatus = true })
+	l := newLayer(t, "file")
+	if code, _, _ := closed.request(http.MethodGet, "/status/"+l.digest, "", nil); code != http.StatusUnauthorized {
+		t.Errorf("without a token: %d", code)
+	}
+	for state, want := range map[State]string{
+		"": "unknown", Ready: "publishing", Published: "done", Failed: "failed: no good",
+	} {
+		if state != "" {
+			if err := open.book.put(Record{Digest: l.digest, State: state, Reason: "no good"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		code, text, header := open.request(http.MethodGet, "/status/"+l.digest, "", nil)
+		if code != http.StatusOK || text != want || !strings.HasPrefix(header.Get("Content-Type"), "text/plain") {
+			t.Errorf("%s: %d %q", state, code, text)
+		}
+		if err := open.book.drop(l.digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, want := range map[string]int{"/metrics": http.StatusUnauthorized, "/events": http.StatusMethodNotAllowed} {
+		if code, _, _ := open.request(http.MethodGet, path, "", nil); code != want {
+			t.Errorf("%s: %d", path, code)
+		}
+	}
+	code, text, _ := open.request(http.MethodGet, "/metrics", token1, nil)
+	if code != http.StatusOK || !strings.Contains(text, `docker2cvmfs_receive_layers{state="ready"} 0`) {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
+// Tokens are changed while the service runs; a file that others may read stops all.
+func TestTokensAreReadAnew(t *testing.T) {
+	s := newSite(t, nil)
+	l := newLayer(t, "file")
+	if err := os.WriteFile(s.c.Tokens, []byte("n1 a-wholly-new-token-of-this-node\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, _ := s.request(http.MethodGet, "/status/"+l.digest, token1, nil); code != http.StatusUnauthorized {
+		t.Errorf("the former token: %d", code)
+	}
+	if err := os.Chmod(s.c.Tokens, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.c.Tokens, []byte("n1 "+token1+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, _ := s.request(http.MethodGet, "/status/"+l.digest, token1, nil); code != http.StatusServiceUnavailable {
+		t.Errorf("a file that others may read: %d", code)
+	}
+}
