@@ -7,6 +7,7 @@ import (
 
 	"cvmfs-graphdriver/convert/wish"
 	"cvmfs-graphdriver/cvmfs/config"
+	"cvmfs-graphdriver/pushback/receive"
 )
 
 func TestExamplesAreWhatTheirReadersTake(t *testing.T) {
@@ -24,6 +25,9 @@ func TestExamplesAreWhatTheirReadersTake(t *testing.T) {
 	defer f.Close()
 	if l, err := wish.Read(f); err != nil || len(l.Wishes) != 2 {
 		t.Errorf("wishes %v: %v", l, err)
+	}
+	if c, err := receive.ReadFile("examples/receive.yaml"); err != nil || len(c.Nodes) != 2 {
+		t.Errorf("receive.yaml: %+v: %v", c, err)
 	}
 	text, err := os.ReadFile("examples/daemon.json")
 	if err != nil {

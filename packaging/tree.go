@@ -33,8 +33,11 @@ const (
 	doc   = "usr/share/doc/cvmfs-graphdriver"
 )
 
-// snapshotterUnit is the definition of the snapshotter's service.
-const snapshotterUnit = "cvmfs-snapshotter.service"
+// units are the definitions of services, by where they are.
+var units = map[string]string{
+	"cvmfs-snapshotter.service":    "installer/service",
+	"docker2cvmfs-receive.service": "packaging/systemd",
+}
 
 // tree fills a new folder with what packages for an architecture hold, as nfpm.yaml wants it.
 func (r *release) tree(ctx context.Context, dir, arch string) error {
@@ -54,7 +57,9 @@ func (r *release) tree(ctx context.Context, dir, arch string) error {
 	if _, err := bundle.Verify(filepath.Join(r.bundles, archive), nil); err != nil {
 		return err
 	}
-	t.copy("usr/lib/systemd/system/"+snapshotterUnit, filepath.Join(r.source, "installer/service", snapshotterUnit), 0o644)
+	for unit, folder := range units {
+		t.copy("usr/lib/systemd/system/"+unit, filepath.Join(r.source, folder, unit), 0o644)
+	}
 	t.copy(share+"/"+archive, filepath.Join(r.bundles, archive), 0o644)
 	if err := r.addPrinted(ctx, t); err != nil {
 		return err

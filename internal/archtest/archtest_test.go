@@ -110,7 +110,7 @@ var testRules = map[string][]string{
 	// what stands in for a node's images
 	"driver/graphdriver": {"driver/images"},
 	// what reads the examples, and what they name
-	"packaging": {"convert/wish", "cvmfs/config", "driver/metrics"},
+	"packaging": {"convert/wish", "cvmfs/config", "driver/metrics", "pushback/receive"},
 	// what whole programs are made of
 	"test": {"bundle", "convert", "driver", "installer", "rootfs", "thin"},
 }
