@@ -3,6 +3,7 @@ package receive
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 const full = `version: 1
@@ -161,5 +163,52 @@ func TestTokensAreRead(t *testing.T) {
 	}
 	if _, err := (&tokens{file: file}).read(); err == nil || !strings.Contains(err.Error(), "chmod 0600") {
 		t.Errorf("a file that others may read: %v", err)
+	}
+}
+
+// The guide has all keys and all metrics.
+func TestTheGuideTellsAllKeysAndMetrics(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(testutil.Root(t), "docs/pushback.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := func(name string) {
+		t.Helper()
+		if !regexp.MustCompile("[`.]" + regexp.QuoteMeta(name) + "[`:{]").Match(text) {
+			t.Errorf("docs/pushback.md has no %s", name)
+		}
+	}
+	_, err = Read(strings.NewReader("version: 1\nx: 1\nlimits: {x: 1}\nnodes: [{x: 1}]\nbucket: {x: 1}\n"))
+	lists := regexp.MustCompile(`the keys are (.*)`).FindAllStringSubmatch(err.Error(), -1)
+	if len(lists) != 4 {
+		t.Fatalf("%d lists of keys: %v", len(lists), err)
+	}
+	for _, list := range lists {
+		for key := range strings.SplitSeq(list[1], ", ") {
+			told(key)
+		}
+	}
+	s := newSite(t, nil)
+	s.turn()
+	s.counts.last = time.Now()
+	names := regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(string(s.metrics()), -1)
+	if len(names) < 9 {
+		t.Errorf("metrics: %v", names)
+	}
+	for _, name := range names {
+		told(name[1])
+	}
+}
+
+// The guide's configuration is taken.
+func TestTheGuidesConfigurationIsTaken(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(testutil.Root(t), "docs/pushback.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "```yaml\n")
+	block, _, _ := strings.Cut(rest, "```")
+	if c, err := Read(strings.NewReader(strings.ReplaceAll("\n"+block, "\n   ", "\n"))); !found || err != nil {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
