@@ -138,7 +138,7 @@ func PluginConfig(b Build) Config {
 			configuration("cvmfs_ext_config", "/etc/cvmfs", "/etc/cvmfs",
 				"folder with the CernVM-FS configuration of the host"),
 			configuration("minio_ext_config", NoFolder, "/minio_ext_config",
-				"folder with config.json of a store for committed layers; this version does not read it"),
+				"folder with config.json, by which layers of commits are published"),
 		},
 		Network:         Network{Type: "host"},
 		PropagatedMount: PropagatedMount,

@@ -151,6 +151,12 @@ func (j *layerJSON) layer() (Layer, error) {
 	return l, nil
 }
 
+// ParseLayer returns the layer of a digest at an address, "cvmfs://FQRN/PATH", by the rules of a descriptor.
+func ParseLayer(url, digest string) (Layer, error) {
+	j := layerJSON{Digest: digest, URL: url}
+	return j.layer()
+}
+
 // beside reads the profile of an image: it lies in a repository that has a layer of the image, so that it is trusted
 // where the image is.
 func (j *profileJSON) beside(layers []Layer) (*Profile, error) {

@@ -6,7 +6,8 @@
 // nothing is started: it says what it is.
 //
 // What it takes from its environment: DEBUG=1 logs what a maintainer wants to know. CVMFS_EXT_CONFIG is the folder with
-// the CernVM-FS configuration, /etc/cvmfs by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT
+// the CernVM-FS configuration, /etc/cvmfs by default; PUSH_BACK_CONFIG that with the settings of push-back, the mount
+// point of minio_ext_config by default. GOMEMLIMIT and GOGC tune the runtime. For tests, CVMFS_WITHOUT
 // names, divided by commas, what not to use of the kernel: the words of overlayfs.ParseLack, and "resend" (of FUSE
 // requests).
 package main
@@ -41,6 +42,8 @@ const (
 	fuseDir   = runDir + "/fuse"
 	socket    = "/run/docker/plugins/plugin.sock"
 	configDir = "/etc/cvmfs"
+	// mount point of minio_ext_config
+	pushBackDir = "/minio_ext_config"
 )
 
 // byHand is for people who start the program by hand.

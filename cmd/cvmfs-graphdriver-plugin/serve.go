@@ -17,6 +17,7 @@ import (
 	"cvmfs-graphdriver/driver/supervise"
 	"cvmfs-graphdriver/internal/fusewire"
 	"cvmfs-graphdriver/internal/overlayfs"
+	"cvmfs-graphdriver/pushback"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -74,7 +75,8 @@ func nodeConfig(generation string, log *slog.Logger) node.Config {
 		Root: rootDir, Run: runDir, Generation: generation,
 		Kernel:        &overlayfs.Kernel{Lack: overlayfs.ParseLack(os.Getenv(lackVariable)), Scratch: runDir},
 		Configuration: cmp.Or(os.Getenv("CVMFS_EXT_CONFIG"), configDir), Defaults: defaults,
-		Agent: "cvmfs-graphdriver-plugin/" + version, Version: version, Commit: commit, Log: log,
+		PushBack: cmp.Or(os.Getenv("PUSH_BACK_CONFIG"), pushBackDir) + "/" + pushback.FileName,
+		Agent:    "cvmfs-graphdriver-plugin/" + version, Version: version, Commit: commit, Log: log,
 	}
 }
 

@@ -24,6 +24,7 @@ type config struct {
 	Control       string   `json:"control"`
 	Containerd    string   `json:"containerd"`
 	Configuration string   `json:"cvmfs-config"`
+	PushBack      string   `json:"push-back"`
 	Options       []string `json:"storage-opts"`
 	Debug         bool     `json:"debug"`
 
@@ -52,6 +53,10 @@ func flags() []cli.Flag {
 			Usage: "put the layers of committed containers into the content store of containerd at the socket `FILE`",
 		},
 		&cli.StringFlag{Name: "cvmfs-config", Value: "/etc/cvmfs", Usage: "read the CernVM-FS configuration in `FOLDER`"},
+		&cli.StringFlag{
+			Name: "push-back", Value: "/etc/cvmfs-snapshotter/push-back/config.json",
+			Usage: "have layers of commits published as the settings in `FILE` say, if it is there",
+		},
 		&cli.StringSliceFlag{
 			Name: "storage-opt", Usage: "set a storage `OPTION`, name=value, as " + options.View + "=fuse; can be repeated",
 		},
@@ -63,7 +68,7 @@ func flags() []cli.Flag {
 func readConfig(c *cli.Context) (*config, error) {
 	cfg := &config{
 		Root: c.String("root"), Address: c.String("address"), Control: c.String("control"),
-		Containerd: c.String("containerd"), Configuration: c.String("cvmfs-config"),
+		Containerd: c.String("containerd"), Configuration: c.String("cvmfs-config"), PushBack: c.String("push-back"),
 	}
 	file := c.String("config")
 	if err := cfg.readFile(file); err != nil && (c.IsSet("config") || !errors.Is(err, fs.ErrNotExist)) {
@@ -71,7 +76,7 @@ func readConfig(c *cli.Context) (*config, error) {
 	}
 	paths := map[string]*string{
 		"root": &cfg.Root, "address": &cfg.Address, "control": &cfg.Control, "cvmfs-config": &cfg.Configuration,
-		"containerd": &cfg.Containerd,
+		"containerd": &cfg.Containerd, "push-back": &cfg.PushBack,
 	}
 	for name, value := range paths {
 		if c.IsSet(name) {

@@ -108,6 +108,7 @@ func nodeConfig(cfg *config, generation string, log *slog.Logger) node.Config {
 		Root: cfg.Root, Run: cfg.path("run"), Generation: generation, Nested: true,
 		Kernel:        &overlayfs.Kernel{Lack: overlayfs.ParseLack(os.Getenv(lackVariable)), Scratch: cfg.path("run")},
 		Configuration: cfg.Configuration, Defaults: func() ([]byte, error) { return rootfs.Defaults, nil },
-		Agent: "cvmfs-snapshotter/" + version, Version: version, Commit: commit, Log: log,
+		PushBack: cfg.PushBack,
+		Agent:    "cvmfs-snapshotter/" + version, Version: version, Commit: commit, Log: log,
 	}
 }

@@ -221,12 +221,24 @@ func (d *Driver) ApplyDiff(ctx context.Context, id, parent string, r io.Reader) 
 	return d.node.Apply(ctx, id, parent, r)
 }
 
-// Diff returns what a layer adds to its parent as an image layer, as layers.Diff does.
+// Diff returns what a layer adds to its parent as an image layer, as layers.Diff does. Of a container on a thin image
+// that may be the descriptor of a thin layer, as node.PushBack has it: an engine asks for a container's own layer when
+// it is committed, and at no other time.
 func (d *Driver) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
 	if err := d.ready(); err != nil {
 		return nil, err
 	}
-	return d.layers.Diff(ctx, id, parent)
+	archive := func() (io.ReadCloser, error) { return d.layers.Diff(ctx, id, parent) }
+	if parent == id+node.InitSuffix {
+		pushed, err := d.node.PushBack(ctx, parent, archive)
+		if err != nil {
+			return nil, fmt.Errorf("diff layer %s: %w", id, err)
+		}
+		if pushed != nil {
+			return io.NopCloser(bytes.NewReader(pushed)), nil
+		}
+	}
+	return archive()
 }
 
 // Changes lists what a layer changes against another one, as node.Changes does.

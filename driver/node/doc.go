@@ -21,6 +21,7 @@
 //	fresh/objects/…          fresh links (likewise), another of them
 //	layers/                  layers (package layers)
 //	images/                  composed images (package images)
+//	push-back/               archives of layers on their way to be published (package pushback)
 //	state/                   the engine's arguments, marks of the object store, repositories, a node of the block device
 //
 // Layers are not in store/, for overlayfs refuses a lower layer inside another one (ELOOP). Below Config.Run, which is

@@ -30,6 +30,7 @@ import (
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/fusewire"
 	"cvmfs-graphdriver/internal/overlayfs"
+	"cvmfs-graphdriver/pushback"
 )
 
 // layout is the version of the on-disk layout that nodes read and write.
@@ -72,6 +73,8 @@ type Config struct {
 	Agent         string                 // who asks servers, for their logs
 	Version       string                 // of the program, for Status
 	Commit        string                 // likewise
+
+	PushBack string // file of the settings of push-back, which need not be there; "" for never
 
 	// Nested has composed images have their files below a folder, so that an overlay names nothing that is there where
 	// an image isn't mounted: for overlays that others mount.
@@ -136,6 +139,9 @@ type Node struct {
 	limiting  sync.Mutex     // while the cache's limits are set, and current with them
 	limits    objects.Limits // as they were set; limiting guards it, and the next
 	quotaSeen *config.Seen   // what the host's limit was read from
+
+	pushing sync.Mutex       // while pushes is made
+	pushes  *pushback.Pusher // nil until a layer is pushed back
 
 	composingThin lockorder.IDs // thin layers that are being composed
 

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ import (
 	"google.golang.org/grpc"
 
 	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/driver/node"
 )
 
 // Differ unpacks the archives of images, and makes those of what containers have changed, for containerd's diff
@@ -104,9 +106,11 @@ func (d *Differ) Compare(
 	if sn.parent != nil {
 		parent = sn.parent.id
 	}
-	archive, err := d.s.layers.DiffAs(ctx, sn.id, parent, args)
+	archive, err := d.archive(ctx, sn, func() (io.ReadCloser, error) {
+		return d.s.layers.DiffAs(ctx, sn.id, parent, args)
+	})
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return ocispec.Descriptor{}, fmt.Errorf("diff of snapshot %q: %w", sn.Name, err)
 	}
 	defer archive.Close()
 	var made ocispec.Descriptor
@@ -163,6 +167,23 @@ func (d *Differ) find(ctx context.Context, lower, upper []mount.Mount) *snapshot
 		return nil
 	}
 	return sn
+}
+
+// archive returns that of a snapshot, which of a container of Docker's on a thin image may be the descriptor of a thin
+// layer, as node.PushBack has it.
+func (d *Differ) archive(ctx context.Context, sn *snapshot,
+	ordinary func() (io.ReadCloser, error),
+) (io.ReadCloser, error) {
+	if sn.parent != nil && own(sn.parent.Name) == own(sn.Name)+node.InitSuffix {
+		pushed, err := d.s.node.PushBack(ctx, sn.parent.id, ordinary)
+		if err != nil {
+			return nil, err
+		}
+		if pushed != nil {
+			return io.NopCloser(bytes.NewReader(pushed)), nil
+		}
+	}
+	return ordinary()
 }
 
 // inNamespace has what is asked of containerd be of the namespace of a snapshot: up to 1.7 calls that come by way of

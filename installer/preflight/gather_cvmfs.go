@@ -2,7 +2,6 @@ package preflight
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -11,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,6 +18,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/trust"
+	"cvmfs-graphdriver/pushback"
 )
 
 // atOnce is how many repositories are asked at a time.
@@ -179,21 +180,37 @@ func (n *notes) WithAttrs([]slog.Attr) slog.Handler { return n }
 func (n *notes) WithGroup(string) slog.Handler { return n }
 
 // lookAtMinio reads the configuration of an object store, if there is one or has to be.
-func lookAtMinio(p Plan, setting string) *Minio {
+// tryWait bounds how long store and service may take to answer.
+const tryWait = 30 * time.Second
+
+func lookAtMinio(ctx context.Context, p Plan, setting string) *Minio {
 	dir := firstOf(p.MinioConfig, setting)
 	if dir == "" {
 		return nil
 	}
-	m := &Minio{File: filepath.Join(dir, "config.json")}
-	b, err := os.ReadFile(m.File)
+	m := &Minio{File: filepath.Join(dir, pushback.FileName)}
+	settings, err := pushback.Read(m.File)
 	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" {
 		return nil
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &map[string]any{})
+	if err == nil && p.MinioConfig != "" {
+		ctx, cancel := context.WithTimeout(ctx, tryWait)
+		defer cancel()
+		err = settings.Try(ctx)
 	}
 	if err != nil {
 		m.Err = err.Error()
 	}
 	return m
 }
+
+// pushBackFolder is where the settings of push-back are looked for on a host that wasn't told.
+func (f *Facts) pushBackFolder(p Plan) string {
+	if p.Snapshots {
+		return snapshotterPushBack
+	}
+	return f.Plugin.Settings["minio_ext_config"]
+}
+
+// snapshotterPushBack is where the snapshotter looks for settings of push-back unless it is told otherwise.
+const snapshotterPushBack = "/etc/cvmfs-snapshotter/push-back"

@@ -373,19 +373,30 @@ func TestStateOfThePluginIsTaken(t *testing.T) {
 
 func TestObjectStoreConfigurationIsRead(t *testing.T) {
 	dir := t.TempDir()
-	if m := lookAtMinio(Plan{}, dir); m != nil {
+	if m := lookAtMinio(t.Context(), Plan{}, dir); m != nil {
 		t.Errorf("%+v, and none is set", m)
 	}
-	if m := lookAtMinio(Plan{MinioConfig: dir}, ""); m == nil || m.Err == "" {
+	if m := lookAtMinio(t.Context(), Plan{MinioConfig: dir}, ""); m == nil || m.Err == "" {
 		t.Errorf("%+v, and there is no file", m)
 	}
-	for text, good := range map[string]bool{`{"version":"9"}`: true, `{`: false} {
+	for text, good := range map[string]bool{
+		`{"CvmfsRepo":"layers.example.org","PublishStatusURL":"https://publisher.example.org/status"}`: true,
+		`{"version":"9"}`: false, `{`: false,
+	} {
 		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if m := lookAtMinio(Plan{}, dir); m == nil || (m.Err == "") != good {
+		if m := lookAtMinio(t.Context(), Plan{}, dir); m == nil || (m.Err == "") != good {
 			t.Errorf("%s: %+v", text, m)
 		}
+	}
+	// What an administrator names is tried.
+	text := `{"CvmfsRepo":"layers.example.org","PublishStatusURL":"http://` + testutil.ClosedAddress(t, "127.0.0.1") + `/status"}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if m := lookAtMinio(t.Context(), Plan{MinioConfig: dir}, ""); m == nil || !strings.Contains(m.Err, "refused") {
+		t.Errorf("of a service that isn't there: %+v", m)
 	}
 }
 

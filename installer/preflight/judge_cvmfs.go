@@ -175,8 +175,8 @@ func minio(f *Facts, p *Plan) []Finding {
 	case m == nil:
 		return nil
 	case m.Err != "":
-		return with(one(Error, id, "the configuration of the object store can't be used: "+m.File,
-			"correct it, or leave --minio-config out"), m.Err)
+		return with(one(Error, id, "layers of commits can't be published, and commits of thin containers fail: "+m.File,
+			"correct it (docs/pushback.md), take it away, or leave --minio-config out"), m.Err)
 	}
-	return one(OK, id, "the configuration of the object store can be read: "+f.Minio.File, "")
+	return one(OK, id, "layers of commits are published as set up in "+f.Minio.File, "")
 }

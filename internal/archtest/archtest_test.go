@@ -29,11 +29,11 @@ var formatPackages = []string{
 // testRules adds, and the helpers of test.
 var rules = map[string][]string{
 	"cmd/cvmfs-graphdriver":        {"installer", "bundle", "rootfs", "driver", "cvmfs", "internal"},
-	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "cvmfs/pac", "internal"},
+	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "cvmfs/pac", "pushback", "internal"},
 	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/cvmfs-node":               {"installer", "internal"},
 	"cmd/docker2cvmfs":             {"convert", "cvmfs", "pushback/receive", "internal"},
-	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "internal"},
+	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "pushback", "internal"},
 	"bundle":                       {"rootfs", "internal"},
 	"packaging":                    {"bundle", "internal"},
 	"rootfs":                       nil,
@@ -44,7 +44,7 @@ var rules = map[string][]string{
 	"driver/snapshotter": {"driver/node", "driver/layers", "driver/lockorder", "driver/status", "thin", "internal"},
 	"driver/node": {
 		"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/control", "driver/metrics",
-		"driver/status", "driver/options", "thin", "cvmfs", "internal",
+		"driver/status", "driver/options", "thin", "cvmfs", "pushback", "internal",
 	},
 	"driver/control":        {"driver/status", "cvmfs/objects"},
 	"driver/metrics":        {"driver/status"},
@@ -87,6 +87,7 @@ var rules = map[string][]string{
 	"internal":              nil,
 	"test/referenceimage":   {"driver/conformance", "thin", "test/testutil"},
 	"pushback/api":          nil,
+	"pushback":              {"cvmfs/fqrn"},
 	"pushback/receive":      {"pushback/api", "convert", "cvmfs/publish/s3", "internal"},
 	"test":                  {"cvmfs", "internal"},
 }
@@ -107,6 +108,7 @@ var testRules = map[string][]string{
 	"cvmfs/client": {"cvmfs/publish"},
 	// where what is received is published, and read
 	"pushback/receive": {"cvmfs", "thin"},
+	"pushback":         {"cvmfs/publish/s3"},
 	// what stands in for a node's images
 	"driver/graphdriver": {"driver/images"},
 	// what reads the examples, and what they name

@@ -40,7 +40,7 @@ func (s *Stand) startSnapshotter(ctx context.Context, o Options) error {
 	}
 	config, err := json.Marshal(map[string]any{
 		"root": s.Snapshots(), "address": s.snapshotterSocket(), "cvmfs-config": s.Config, "storage-opts": o.Driver,
-		"containerd": s.Engine.Containerd.Socket(), "debug": !o.Quiet,
+		"containerd": s.Engine.Containerd.Socket(), "debug": !o.Quiet, "push-back": filepath.Join(s.Config, "config.json"),
 	})
 	file := filepath.Join(s.dir, "snapshotter.json")
 	if err == nil {

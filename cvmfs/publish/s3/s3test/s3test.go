@@ -2,10 +2,12 @@
 package s3test
 
 import (
+	"bufio"
 	"crypto/md5"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/xml"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -130,7 +132,11 @@ func (s *Store) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 }
 
 func (s *Store) put(w http.ResponseWriter, q *http.Request, key string) {
-	content, err := io.ReadAll(q.Body)
+	body := io.Reader(q.Body)
+	if strings.HasPrefix(q.Header.Get("X-Amz-Content-Sha256"), "STREAMING-") {
+		body = &chunked{in: bufio.NewReader(q.Body)}
+	}
+	content, err := io.ReadAll(body)
 	if err != nil {
 		return // the client gave up: nothing is stored
 	}
@@ -141,6 +147,32 @@ func (s *Store) put(w http.ResponseWriter, q *http.Request, key string) {
 	}
 	s.Objects[key] = Object{content, q.Header.Clone(), time.Now()}
 	w.Header().Set("ETag", s.Objects[key].etag())
+}
+
+// chunked reads what a client has signed in pieces: "SIZE;chunk-signature=…", and the piece; the last one is empty.
+type chunked struct {
+	in   *bufio.Reader
+	left int64
+}
+
+func (c *chunked) Read(p []byte) (int, error) {
+	if c.left == 0 {
+		line, err := c.in.ReadString('\n')
+		if err != nil {
+			return 0, io.ErrUnexpectedEOF
+		}
+		if _, err := fmt.Sscanf(line, "%x;", &c.left); err != nil {
+			return 0, err
+		}
+		if c.left == 0 {
+			return 0, io.EOF
+		}
+	}
+	n, err := c.in.Read(p[:min(int64(len(p)), c.left)])
+	if c.left -= int64(n); c.left == 0 && err == nil {
+		_, err = c.in.Discard(len("\r\n"))
+	}
+	return n, err
 }
 
 func (s *Store) get(w http.ResponseWriter, q *http.Request, key string) {

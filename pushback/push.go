@@ -1,0 +1,309 @@
+package pushback
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/moby/locker"
+
+	"cvmfs-graphdriver/pushback/api"
+)
+
+const (
+	userAgent = "cvmfs-graphdriver"
+	askEvery  = time.Second
+	tellEvery = 15 * time.Second
+	// keptFor is how long an archive is kept that was not sent: the next try of the same commit takes it.
+	keptFor = 24 * time.Hour
+	// archiveEnd is how many bytes an archive with nothing in it has, at most.
+	archiveEnd = 10 << 10
+)
+
+// ErrEmpty means that a layer holds nothing.
+var ErrEmpty = errors.New("the layer holds nothing")
+
+// Published is a layer that the service has published.
+type Published struct {
+	Digest string // of its archive: SHA-256 of the gzip file, hex
+	DiffID string // SHA-256 of the tar file, hex
+	Size   int64  // bytes of the gzip file
+	URL    string // cvmfs://FQRN/PATH
+}
+
+// Pusher sends layers. It is safe for concurrent use: of equal layers one is sent.
+type Pusher struct {
+	dir     string // archives on their way
+	log     *slog.Logger
+	sending *locker.Locker // by digest
+}
+
+// New makes a pusher that keeps archives on their way in a folder, which it makes, and removes what was left there long
+// ago.
+func New(dir string, log *slog.Logger) (*Pusher, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range left {
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > keptFor {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &Pusher{dir, log, locker.New()}, nil
+}
+
+// Push archives a layer, an uncompressed tar archive that stands on an image of that origin, sends it to where the
+// settings say, and waits until it is published. A layer that is published already is neither sent nor waited for. It
+// is ErrEmpty for an archive without entries.
+//
+// After a failure the archive is kept: the next try sends what is missing.
+func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin string) (*Published, error) {
+	l, file, err := p.spool(layer)
+	if err != nil {
+		return nil, err
+	}
+	p.sending.Lock(l.Digest)
+	defer func() { _ = p.sending.Unlock(l.Digest) }() // it is locked
+	l.Node, l.Image = s.node, origin
+	waiting, stop := context.WithTimeoutCause(ctx, time.Duration(s.Wait),
+		fmt.Errorf("it isn't published after %v", time.Duration(s.Wait)))
+	defer stop()
+	answer, err := p.publish(waiting, s, l, file)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s isn't published in %s: %w (the archive is kept: commit again to go on)", l.Digest,
+			s.CvmfsRepo, err)
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) { // an equal layer's went with it
+		return nil, err
+	}
+	published := &Published{Digest: l.Digest, DiffID: l.DiffID, Size: l.Size, URL: answer.URL}
+	if published.URL == "" { // a service of 2017
+		published.URL = "cvmfs://" + s.CvmfsRepo + "/layers/" + l.Digest
+	}
+	if !strings.HasPrefix(published.URL, "cvmfs://"+s.CvmfsRepo+"/") {
+		return nil, fmt.Errorf("the service says that layer %s is at %.300q, which isn't in CvmfsRepo, %s", l.Digest,
+			published.URL, s.CvmfsRepo)
+	}
+	return published, nil
+}
+
+// spool writes the archive to a file that is named by its digest. Equal layers give equal archives.
+func (p *Pusher) spool(layer io.Reader) (l api.Layer, name string, err error) {
+	f, err := os.CreateTemp(p.dir, "new-")
+	if err != nil {
+		return l, "", err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("archive the layer: %w", err), os.Remove(f.Name()))
+		}
+	}()
+	defer func() { err = errors.Join(err, f.Close()) }()
+	stored, plain := sha256.New(), sha256.New()
+	z := gzip.NewWriter(io.MultiWriter(f, stored))
+	size, err := io.Copy(io.MultiWriter(z, plain), layer)
+	if err = errors.Join(err, z.Close()); err != nil {
+		return l, "", err
+	}
+	if size <= archiveEnd && isEmpty(f, size) {
+		return l, "", ErrEmpty
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return l, "", err
+	}
+	l = api.Layer{
+		Digest: hex.EncodeToString(stored.Sum(nil)), DiffID: hex.EncodeToString(plain.Sum(nil)), Size: info.Size(),
+	}
+	name = filepath.Join(p.dir, l.Digest)
+	return l, name, os.Rename(f.Name(), name)
+}
+
+// isEmpty reports whether an archive of so many plain bytes has no entry: it is zeros alone.
+func isEmpty(f *os.File, size int64) bool {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return false
+	}
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return false
+	}
+	b := make([]byte, size)
+	_, err = io.ReadFull(z, b)
+	return err == nil && strings.Trim(string(b), "\x00") == ""
+}
+
+// publish has the service publish an archive, and returns what it says in the end.
+func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, file string) (*api.Answer, error) {
+	service, err := s.service()
+	if err != nil {
+		return nil, err
+	}
+	log := p.log.With("layer", l.Digest, "repository", s.CvmfsRepo, "bytes", l.Size)
+	answer, err := service.Status(ctx, l.Digest)
+	if err == nil && answer.Status == api.Done {
+		log.Info("the layer is published already")
+		return answer, nil
+	}
+	if err != nil && !temporary(err) {
+		return nil, err
+	}
+	log.Info("the layer of a commit is sent")
+	if s.Host != "" {
+		err = s.store(ctx, l, file)
+	} else {
+		err = sendToService(ctx, service, l, file)
+	}
+	if err != nil {
+		return nil, said(ctx, err)
+	}
+	return wait(ctx, service, l.Digest, log)
+}
+
+// temporary reports whether a service that couldn't be asked may answer later.
+func temporary(err error) bool {
+	refused, ok := errors.AsType[*api.Error](err)
+	return !ok || refused.Temporary()
+}
+
+// said returns why the time is over where that is why something failed.
+func said(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
+}
+
+func sendToService(ctx context.Context, service *api.Client, l api.Layer, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = service.Upload(ctx, l, f)
+	return err
+}
+
+// wait asks for the status of a layer that was sent until that is final. A service that doesn't know it yet may be told
+// of it later, by the store.
+func wait(ctx context.Context, service *api.Client, digest string, log *slog.Logger) (*api.Answer, error) {
+	began, told := time.Now(), time.Now()
+	for {
+		answer, err := service.Status(ctx, digest)
+		var state string
+		switch {
+		case err != nil && (!temporary(err) || ctx.Err() != nil):
+			return nil, said(ctx, err)
+		case err != nil:
+			state = err.Error()
+		case answer.Status == api.Done:
+			log.Info("the layer is published", "after", time.Since(began).Round(time.Millisecond))
+			return answer, nil
+		case answer.Status == api.Failed:
+			return nil, fmt.Errorf("the service refuses it: %s", answer.Reason)
+		default:
+			state = strings.TrimRight(fmt.Sprintf("%s: %s", answer.Status, answer.Reason), ": ")
+		}
+		if time.Since(told) >= tellEvery {
+			told = time.Now()
+			log.Info("the layer of a commit waits to be published", "service", state, "for", time.Since(began).Round(time.Second))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, said(ctx, fmt.Errorf("the service says: %s", state))
+		case <-time.After(askEvery):
+		}
+	}
+}
+
+// client returns the client of the store.
+func (s *Settings) client() (*minio.Client, error) {
+	keys := credentials.NewStaticV4(s.AccessKey, string(s.AccessSecret), "")
+	if s.Credentials != "" {
+		keys = credentials.NewFileAWSCredentials(s.Credentials, "")
+	}
+	lookup := minio.BucketLookupAuto
+	if s.PathStyle {
+		lookup = minio.BucketLookupPath
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = s.tls
+	return minio.New(s.Host, &minio.Options{
+		Creds: keys, Secure: s.SSL, Region: s.Region, BucketLookup: lookup, Transport: transport,
+	})
+}
+
+// key is that of an archive's object.
+func (s *Settings) key(digest string) string { return path.Join(s.Prefix, digest) }
+
+// store puts an archive into the bucket, in parts and with their checksums where it is large, unless it is there. Its
+// key is its digest: what has the size is the same, or the service finds that it isn't.
+func (s *Settings) store(ctx context.Context, l api.Layer, file string) error {
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	failed := func(err error) error {
+		return fmt.Errorf("send it to the bucket %s of %s: %w", s.Bucket, s.Host, err)
+	}
+	there, err := client.StatObject(ctx, s.Bucket, s.key(l.Digest), minio.StatObjectOptions{})
+	if err == nil && there.Size == l.Size {
+		return nil
+	}
+	if code := minio.ToErrorResponse(err).Code; err != nil && code != minio.NoSuchKey && code != minio.AccessDenied {
+		return failed(err) // who may write need not be allowed to read
+	}
+	_, err = client.FPutObject(ctx, s.Bucket, s.key(l.Digest), file, minio.PutObjectOptions{
+		ContentType: api.ContentType, SendContentMd5: true,
+		UserMetadata: map[string]string{
+			api.MetaNode: l.Node, api.MetaImage: l.Image, api.MetaDiffID: l.DiffID,
+		},
+	})
+	if err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
+// Try asks the service and the store whether they answer this node, and whether there is the bucket. It sends nothing.
+// Whether the store takes an object isn't known before it is sent one: who may write need not be allowed to look.
+func (s *Settings) Try(ctx context.Context) error {
+	nobodys := strings.Repeat("0", sha256.Size*2)
+	service, err := s.service()
+	if err == nil {
+		_, err = service.Status(ctx, nobodys)
+	}
+	if err != nil || s.Host == "" {
+		return err
+	}
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	first := <-client.ListObjects(ctx, s.Bucket, minio.ListObjectsOptions{Prefix: s.Prefix, MaxKeys: 1})
+	if first.Err != nil && minio.ToErrorResponse(first.Err).Code != minio.AccessDenied {
+		return fmt.Errorf("ask the bucket %s of %s: %w", s.Bucket, s.Host, first.Err)
+	}
+	return nil
+}

@@ -1,0 +1,324 @@
+package pushback
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
+	"cvmfs-graphdriver/pushback/api"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+const repo = "layers.example.org"
+
+// service is one that publishes: what it says of a layer, one answer after the other, the last one for ever.
+type service struct {
+	mu      sync.Mutex
+	says    []string
+	asked   int
+	puts    int
+	byStore bool // it learns of layers from the store
+	refuses int  // status code of uploads
+	took    map[string][]byte
+}
+
+func (s *service) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	digest := q.URL.Path[strings.LastIndexByte(q.URL.Path, '/')+1:]
+	switch {
+	case strings.HasPrefix(q.URL.Path, "/status/"):
+		s.asked++
+		say := s.says[0]
+		if len(s.says) > 1 && (s.byStore || len(s.took) > 0) {
+			s.says = s.says[1:]
+		}
+		if strings.HasPrefix(say, "{") {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, say, digest)
+			return
+		}
+		io.WriteString(w, say)
+	case q.Method == http.MethodHead:
+		w.WriteHeader(http.StatusNotFound)
+	case s.refuses != 0:
+		w.WriteHeader(s.refuses)
+	default:
+		s.puts++
+		s.took[digest], _ = io.ReadAll(q.Body)
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"status":"publishing","digest":%q}`, digest)
+	}
+}
+
+// rig is a node, a service and a store.
+type rig struct {
+	*testing.T
+	service  *service
+	store    *s3test.Store
+	pusher   *Pusher
+	settings *Settings
+	dir      string
+	log      testutil.Buffer
+}
+
+func newRig(t *testing.T, says ...string) *rig {
+	t.Helper()
+	r := &rig{T: t, store: s3test.NewStore(t), dir: t.TempDir()}
+	r.service = &service{says: says, took: map[string][]byte{}}
+	server := httptest.NewServer(r.service)
+	t.Cleanup(server.Close)
+	r.settings = &Settings{
+		AccessKey: s3test.AccessKey, AccessSecret: s3test.SecretKey, Bucket: s3test.Bucket, Region: "us-east-1",
+		CvmfsRepo: repo, PublishStatusURL: server.URL + "/status", Wait: Duration(20 * time.Second), node: "node7",
+		PathStyle: true, Prefix: "node7",
+	}
+	var err error
+	if r.pusher, err = New(r.dir, slog.New(slog.NewTextHandler(&r.log, nil))); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// withStore has layers sent to the store.
+func (r *rig) withStore() *rig {
+	r.settings.Host, r.service.byStore = strings.TrimPrefix(r.store.URL, "http://"), true
+	return r
+}
+
+func layer(t *testing.T, content string) *bytes.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if content != "" {
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: "f", Size: int64(len(content)), Mode: 0o644}), func() error {
+			_, err := io.WriteString(w, content)
+			return err
+		}()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return bytes.NewReader(b.Bytes())
+}
+
+func (r *rig) push(content string) (*Published, error) {
+	r.Helper()
+	return r.pusher.Push(r.Context(), r.settings, layer(r.T, content), "registry.example.org/x:1")
+}
+
+// kept lists the archives that are kept for another try.
+func (r *rig) kept() []string {
+	r.Helper()
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		r.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func TestALayerGoesThroughTheStore(t *testing.T) {
+	r := newRig(t, "unknown", "publishing", "publishing", "done").withStore()
+	p, err := r.push("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "cvmfs://" + repo + "/layers/" + p.Digest; p.URL != want {
+		t.Errorf("at %s, want %s", p.URL, want)
+	}
+	o, ok := r.store.Objects["node7/"+p.Digest]
+	if !ok || int64(len(o.Content)) != p.Size {
+		t.Fatalf("the store has %v", r.store.Keys())
+	}
+	for name, want := range map[string]string{
+		"Content-Type": api.ContentType, "X-Amz-Meta-Node": "node7", "X-Amz-Meta-Diff-Id": p.DiffID,
+		"X-Amz-Meta-Image": "registry.example.org/x:1",
+	} {
+		if got := o.Header.Get(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if left := r.kept(); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestALayerGoesToTheService(t *testing.T) {
+	const done = `{"status":"done","digest":%q,"url":"cvmfs://layers.example.org/.layers/aa/x/layerfs","revision":7}`
+	r := newRig(t, "unknown", "publishing", done)
+	p, err := r.push("hello")
+	if err != nil || p.URL != "cvmfs://layers.example.org/.layers/aa/x/layerfs" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if len(r.service.took[p.Digest]) != int(p.Size) {
+		t.Errorf("it took %d of %d bytes", len(r.service.took[p.Digest]), p.Size)
+	}
+}
+
+func TestAPublishedLayerIsNotSent(t *testing.T) {
+	r := newRig(t, "done").withStore()
+	p, err := r.push("hello")
+	if err != nil || len(r.store.Objects) != 0 || r.service.asked != 1 {
+		t.Errorf("%+v, %v; the store has %v after %d questions", p, err, r.store.Keys(), r.service.asked)
+	}
+	again, err := r.push("hello")
+	if err != nil || *again != *p {
+		t.Errorf("equal layers: %+v and %+v, %v", p, again, err)
+	}
+}
+
+func TestAnEmptyLayerIsNoLayer(t *testing.T) {
+	r := newRig(t, "unknown")
+	if _, err := r.push(""); !errors.Is(err, ErrEmpty) || len(r.kept()) != 0 || r.service.asked != 0 {
+		t.Errorf("%v, left %v", err, r.kept())
+	}
+}
+
+// Whatever fails is told, the archive is kept, and the next try goes through.
+func TestFailuresKeepTheArchive(t *testing.T) {
+	const elsewhere = `{"status":"done","digest":%q,"url":"cvmfs://other.example.org/layers/x"}`
+	for name, c := range map[string]struct {
+		says []string
+		set  func(r *rig)
+		want string
+	}{
+		"the service refuses it":     {[]string{"unknown", "failed: too large"}, func(*rig) {}, "too large"},
+		"it lies":                    {[]string{"unknown", elsewhere}, func(*rig) {}, "isn't in CvmfsRepo"},
+		"it talks nonsense for good": {[]string{"unknown", "<html>"}, func(r *rig) { r.settings.Wait = Duration(2 * time.Second) }, "isn't published after 2s"},
+		"nobody publishes it":        {[]string{"publishing"}, func(r *rig) { r.settings.Wait = Duration(2 * time.Second) }, "the service says: publishing"},
+		"the service takes nothing": {[]string{"unknown"}, func(r *rig) {
+			r.settings.Host, r.service.refuses = "", http.StatusForbidden
+		}, "403"},
+		"wrong credentials": {[]string{"unknown"}, func(r *rig) { r.settings.AccessKey = "wrong" }, "bucket"},
+		"no such bucket":    {[]string{"unknown"}, func(r *rig) { r.settings.Bucket = "gone" }, "bucket"},
+		"the store is down": {[]string{"unknown"}, func(r *rig) {
+			r.settings.Host, r.settings.Wait = testutil.ClosedAddress(t, "127.0.0.1"), Duration(2*time.Second)
+		}, "bucket"},
+		"the service is down": {[]string{"unknown"}, func(r *rig) {
+			r.settings.PublishStatusURL = "http://" + testutil.ClosedAddress(t, "127.0.0.1") + "/status"
+			r.settings.Wait = Duration(2 * time.Second)
+		}, "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, c.says...).withStore()
+			was := *r.settings
+			c.set(r)
+			_, err := r.push("hello")
+			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), s3test.SecretKey) {
+				t.Fatalf("%v, want %q", err, c.want)
+			}
+			if left := r.kept(); len(left) != 1 && !strings.Contains(c.want, "isn't in") {
+				t.Errorf("kept: %v", left)
+			}
+			r.settings, r.service.refuses, r.service.says = &was, 0, []string{"unknown", "done"}
+			if _, err := r.push("hello"); err != nil {
+				t.Errorf("the next try: %v", err)
+			}
+			if left := r.kept(); len(left) != 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// Equal layers that are pushed at once are sent once.
+func TestEqualLayersAreSentOnce(t *testing.T) {
+	r := newRig(t, "unknown", "publishing", "done")
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := r.push("hello"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if r.service.puts != 1 {
+		t.Errorf("%d uploads", r.service.puts)
+	}
+}
+
+func TestAFullDiskIsToldAndLeavesNothing(t *testing.T) {
+	r := newRig(t, "unknown")
+	r.dir = testutil.SmallDisk(t, "1m")
+	r.pusher.dir = r.dir
+	_, err := r.pusher.Push(t.Context(), r.settings, io.MultiReader(layer(t, "x"), newNoise(4<<20)), "")
+	if err == nil || !strings.Contains(err.Error(), "no space left") || len(r.kept()) != 0 {
+		t.Errorf("%v, left %v", err, r.kept())
+	}
+}
+
+// newNoise returns bytes that can't be compressed.
+func newNoise(n int64) io.Reader {
+	state := uint64(1)
+	return io.LimitReader(readerFunc(func(p []byte) (int, error) {
+		for i := range p {
+			state = state*6364136223846793005 + 1442695040888963407
+			p[i] = byte(state >> 56)
+		}
+		return len(p), nil
+	}), n)
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// A commit that is given up ends at once, and keeps the archive.
+func TestWaitingEndsWithTheCall(t *testing.T) {
+	r := newRig(t, "publishing").withStore()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(500*time.Millisecond, cancel)
+	_, err := r.pusher.Push(ctx, r.settings, layer(t, "hello"), "")
+	if !errors.Is(err, context.Canceled) || len(r.kept()) != 1 {
+		t.Errorf("%v, kept %v", err, r.kept())
+	}
+}
+
+func TestOldArchivesGo(t *testing.T) {
+	dir := t.TempDir()
+	old, fresh := write(t, dir, "old", "", 0o600), write(t, dir, "fresh", "", 0o600)
+	then := time.Now().Add(-2 * keptFor)
+	if err := os.Chtimes(old, then, then); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(dir, slog.Default()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(old); err == nil {
+		t.Error("the old one is there")
+	}
+	if _, err := os.Stat(fresh); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStoreAndServiceAreTried(t *testing.T) {
+	r := newRig(t, "unknown").withStore()
+	if err := r.settings.Try(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r.settings.Bucket = "gone"
+	if err := r.settings.Try(t.Context()); err == nil || !strings.Contains(err.Error(), "gone") {
+		t.Error(err)
+	}
+}

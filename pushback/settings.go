@@ -1,0 +1,230 @@
+// Package pushback makes layers of a repository of what containers add to thin images: a node archives such a layer,
+// sends it to an object store or to the service that publishes it, and waits until it is published. Package
+// pushback/receive is the service.
+package pushback
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"cvmfs-graphdriver/cvmfs/fqrn"
+	"cvmfs-graphdriver/pushback/api"
+)
+
+// FileName is that of the settings, in the folder that the setting minio_ext_config of the plugin names.
+const FileName = "config.json"
+
+const (
+	maxSettings = 64 << 10 // bytes
+	defaultWait = 10 * time.Minute
+)
+
+// Settings say where layers are sent to. The first six are those of 2017.
+type Settings struct {
+	AccessKey        string // of the store
+	AccessSecret     Secret
+	Host             string // of the store, HOST[:PORT]; "": there is none, and the service takes archives itself
+	CvmfsRepo        string // that layers are published in
+	SSL              bool   // the store speaks TLS
+	PublishStatusURL string // of the service; a layer's digest is put behind it
+
+	Region      string // of the bucket; "": the store is asked
+	Bucket      string // "": api.DefaultBucket
+	Prefix      string // of the keys of this node's objects
+	PathStyle   bool   // the bucket is named in paths, and not in the store's host name
+	CA          string // file of authorities in PEM, trusted besides the system's
+	Credentials string // file of the store's keys in the form of Amazon's tools, in place of the two above
+	Token       Secret // for the service
+	TokenFile   string // with the token
+	PlainHTTP   bool   // the token may be sent without TLS
+	Wait        Duration
+
+	node string
+	tls  *tls.Config
+}
+
+// Secret is text that isn't printed.
+type Secret string
+
+// String is in place of the secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "(secret)"
+}
+
+// GoString is in place of the secret.
+func (s Secret) GoString() string { return s.String() }
+
+// MarshalText is in place of the secret.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Duration is a time as in "10m"; zero: the default.
+type Duration time.Duration
+
+// UnmarshalText reads "10m".
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err == nil && v <= 0 {
+		err = errors.New("want more than nothing")
+	}
+	*d = Duration(v)
+	return err
+}
+
+// Read returns the settings in a file. It is fs.ErrNotExist where there is none: layers are not pushed back then. Other
+// files are named relative to its folder.
+func Read(path string) (*Settings, error) {
+	s, err := read(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("settings of push-back in %s: %w", path, err)
+	}
+	return s, err
+}
+
+func read(path string) (*Settings, error) {
+	b, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &Settings{}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(s); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the settings")
+	}
+	if err := s.complete(filepath.Dir(path)); err != nil {
+		return nil, noFile(err)
+	}
+	if s.AccessSecret != "" || s.Token != "" && s.TokenFile == "" {
+		if err := private(path); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.check()
+}
+
+// noFile is the error of a file that the settings name: it isn't the settings that are missing.
+func noFile(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New(err.Error())
+	}
+	return err
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSettings+1))
+	if err == nil && len(b) > maxSettings {
+		err = fmt.Errorf("more than %d bytes", maxSettings)
+	}
+	return b, err
+}
+
+// private refuses a file of secrets that everybody can read.
+func private(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
+		return fmt.Errorf("it holds secrets and has mode %04o: chmod 0600 %s", mode, path)
+	}
+	return nil
+}
+
+// complete reads the files that are named, and fills in what isn't said.
+func (s *Settings) complete(dir string) error {
+	for _, file := range []*string{&s.CA, &s.Credentials, &s.TokenFile} {
+		if *file != "" && !filepath.IsAbs(*file) {
+			*file = filepath.Join(dir, *file)
+		}
+	}
+	if s.TokenFile != "" {
+		b, err := readFile(s.TokenFile)
+		if err != nil {
+			return fmt.Errorf("TokenFile: %w", err)
+		}
+		if err := private(s.TokenFile); err != nil {
+			return fmt.Errorf("TokenFile: %w", err)
+		}
+		if s.Token != "" {
+			return errors.New("both Token and TokenFile are given")
+		}
+		s.Token = Secret(strings.TrimSpace(string(b)))
+	}
+	if s.CA != "" {
+		b, err := readFile(s.CA)
+		if err != nil {
+			return fmt.Errorf("CA: %w", err)
+		}
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(b) {
+			return fmt.Errorf("CA: %s has no certificate in PEM", s.CA)
+		}
+		s.tls = &tls.Config{RootCAs: pool}
+	}
+	if s.Bucket == "" {
+		s.Bucket = api.DefaultBucket
+	}
+	if s.Wait == 0 {
+		s.Wait = Duration(defaultWait)
+	}
+	var err error
+	s.node, err = os.Hostname()
+	return err
+}
+
+func (s *Settings) check() error {
+	if err := fqrn.Check(s.CvmfsRepo); err != nil {
+		return fmt.Errorf("CvmfsRepo: %w", err)
+	}
+	if _, err := s.service(); err != nil {
+		return fmt.Errorf("PublishStatusURL: %w", err)
+	}
+	if s.Host == "" {
+		if s.AccessKey != "" || s.AccessSecret != "" || s.Credentials != "" {
+			return errors.New("keys are given, and no Host of the store that they are for")
+		}
+		return nil
+	}
+	if u, err := url.Parse("x://" + s.Host); err != nil || u.Host != s.Host || u.Path != "" {
+		return fmt.Errorf("the store (Host) %.300q: want HOST or HOST:PORT", s.Host)
+	}
+	if (s.AccessKey == "" || s.AccessSecret == "") == (s.Credentials == "") {
+		return errors.New("the store wants AccessKey and AccessSecret, or Credentials")
+	}
+	if s.Credentials != "" {
+		return noFile(private(s.Credentials))
+	}
+	return nil
+}
+
+// service returns the client of the service.
+func (s *Settings) service() (*api.Client, error) {
+	return api.NewClient(s.PublishStatusURL, api.Options{
+		Token: string(s.Token), TLS: s.tls, PlainHTTP: s.PlainHTTP, UserAgent: userAgent,
+	})
+}

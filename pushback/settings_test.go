@@ -1,0 +1,92 @@
+package pushback
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const of2017 = `{"AccessKey":"key","AccessSecret":"hidden","Host":"127.0.0.1:9000","CvmfsRepo":"layers.example.org",` +
+	`"SSL":false,"PublishStatusURL":"http://127.0.0.1:3000/status"}`
+
+func write(t *testing.T, dir, name, text string, mode fs.FileMode) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestSettingsOf2017AreRead(t *testing.T) {
+	s, err := Read(write(t, t.TempDir(), FileName, of2017, 0o640))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Bucket != "layers" || time.Duration(s.Wait) != 10*time.Minute || s.AccessSecret != "hidden" || s.key("x") != "x" {
+		t.Errorf("%+v", s)
+	}
+	for _, printed := range []string{fmt.Sprint(s), fmt.Sprintf("%+v", *s), fmt.Sprintf("%#v", s)} {
+		if strings.Contains(printed, "hidden") {
+			t.Errorf("the secret is printed: %s", printed)
+		}
+	}
+	if _, err := Read(filepath.Join(t.TempDir(), FileName)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no file: %v", err)
+	}
+}
+
+func TestSettingsOfTodayAreRead(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "token", "a token\n", 0o600)
+	write(t, dir, "keys", "[default]\naws_access_key_id = k\naws_secret_access_key = s\n", 0o600)
+	s, err := Read(write(t, dir, FileName, `{"Host":"s3.example.org","SSL":true,"Credentials":"keys","Region":"eu","Bucket":"b",`+
+		`"Prefix":"node7/","PathStyle":true,"CvmfsRepo":"layers.example.org","PublishStatusURL":"https://p.example.org/status",`+
+		`"TokenFile":"token","Wait":"30s"}`, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Token != "a token" || s.key("x") != "node7/x" || time.Duration(s.Wait) != 30*time.Second {
+		t.Errorf("%+v", s)
+	}
+	if _, err := s.client(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWrongSettingsAreToldByName(t *testing.T) {
+	with := func(was, is string) string { return strings.Replace(of2017, was, is, 1) }
+	for name, c := range map[string]struct {
+		text, want string
+		mode       fs.FileMode
+	}{
+		"no JSON":          {"{", "unexpected EOF", 0o600},
+		"more":             {of2017 + "{}", "something follows", 0o600},
+		"an unknown key":   {with(`"SSL"`, `"Ssl2"`), "Ssl2", 0o600},
+		"for everybody":    {of2017, "chmod 0600", 0o644},
+		"no repository":    {with("layers.example.org", ""), "CvmfsRepo", 0o600},
+		"another path":     {with("layers.example.org", "../x"), "CvmfsRepo", 0o600},
+		"no service":       {with("http://127.0.0.1:3000/status", ""), "PublishStatusURL", 0o600},
+		"a store's URL":    {with("127.0.0.1:9000", "http://127.0.0.1:9000"), "Host", 0o600},
+		"keys for nothing": {with("127.0.0.1:9000", ""), "no Host", 0o600},
+		"no key":           {with(`"key"`, `""`), "AccessKey", 0o600},
+		"a missing file":   {with(`"SSL":false`, `"TokenFile":"gone"`), "TokenFile", 0o600},
+		"no certificate":   {with(`"SSL":false`, `"CA":"/dev/null"`), "no certificate", 0o600},
+		"no time":          {with(`"SSL":false`, `"Wait":"-1s"`), "want more", 0o600},
+		"a token in clear": {with("http://127.0.0.1:3000/status", `http://h/status","Token":"t`), "without TLS", 0o600},
+	} {
+		_, err := Read(write(t, t.TempDir(), FileName, c.text, c.mode))
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "hidden") ||
+			errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
