@@ -44,30 +44,13 @@ func (b *Bucket) Below(key string) (string, bool) { return strings.CutPrefix(key
 
 // List calls fn for each object.
 func (b *Bucket) List(ctx context.Context, fn func(Object) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	for o := range b.s.core.Client.ListObjects(ctx, b.Name(),
-		minio.ListObjectsOptions{Prefix: b.s.key(""), Recursive: true}) {
-		err := known(o.Err)
-		if err == nil {
-			err = b.each(o, fn)
-		}
-		if err != nil {
-			return fmt.Errorf("list %v: %w", b, err)
-		}
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("list %v: %w", b, context.Cause(ctx))
+	err := b.s.list(ctx, "", func(key string, o minio.ObjectInfo) error {
+		return fn(Object{Key: key, Size: o.Size, Version: version(o)})
+	})
+	if err != nil {
+		return fmt.Errorf("list %v: %w", b, err)
 	}
 	return nil
-}
-
-func (b *Bucket) each(o minio.ObjectInfo, fn func(Object) error) error {
-	key, ok := b.Below(o.Key)
-	if !ok {
-		return fmt.Errorf("%.200q is not what was asked for", o.Key)
-	}
-	return fn(Object{Key: key, Size: o.Size, Version: version(o)})
 }
 
 // version names an object by what a list and a look at it tell alike: times to the second.

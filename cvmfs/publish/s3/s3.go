@@ -47,6 +47,7 @@ const (
 type Storage struct {
 	core    minio.Core
 	address address
+	stall   time.Duration // of what is listed
 }
 
 var _ storage.Storage = (*Storage)(nil)
@@ -105,7 +106,7 @@ func (a *address) open(o Options) (_ *Storage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Storage{*core, *a}, nil
+	return &Storage{*core, *a, stall}, nil
 }
 
 // parse reads an address.
@@ -285,25 +286,41 @@ func (s *Storage) remove(ctx context.Context, names []string) error {
 
 // List calls fn for each file whose name begins with prefix.
 func (s *Storage) List(ctx context.Context, prefix string, fn func(storage.File) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	err := s.list(ctx, prefix, func(name string, o minio.ObjectInfo) error {
+		return fn(storage.File{Name: name, Size: o.Size, Modified: o.LastModified})
+	})
+	if err != nil {
+		return fmt.Errorf("list %s in %v: %w", prefix, s, err)
+	}
+	return nil
+}
+
+// list calls fn for each object whose key begins with prefix, with its name. A server that sends nothing for a while
+// ends it.
+func (s *Storage) list(ctx context.Context, prefix string, fn func(name string, o minio.ObjectInfo) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(s.stall, func() { cancel(fmt.Errorf("nothing came for %v", s.stall)) })
+	defer timer.Stop()
 	for o := range s.core.Client.ListObjects(ctx, s.address.bucket,
 		minio.ListObjectsOptions{Prefix: s.key(prefix), Recursive: true}) {
+		timer.Stop() // what fn does takes its own time
 		err := known(o.Err)
-		if err == nil {
-			name, ok := strings.CutPrefix(o.Key, s.key(""))
-			if !ok {
-				err = fmt.Errorf("%.200q is not what was asked for", o.Key)
-			} else {
-				err = fn(storage.File{Name: name, Size: o.Size, Modified: o.LastModified})
-			}
+		if name, ok := strings.CutPrefix(o.Key, s.key("")); err == nil && !ok {
+			err = fmt.Errorf("%.200q is not what was asked for", o.Key)
+		} else if err == nil {
+			err = fn(name, o)
+		}
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
 		}
 		if err != nil {
-			return fmt.Errorf("list %s in %v: %w", prefix, s, err)
+			return err
 		}
+		timer.Reset(s.stall)
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("list %s in %v: %w", prefix, s, context.Cause(ctx))
+		return context.Cause(ctx)
 	}
 	return nil
 }
