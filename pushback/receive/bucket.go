@@ -128,10 +128,13 @@ func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]st
 	switch {
 	case known && (r.State == Published || r.State == Rejected):
 		return s.bucket.Remove(ctx, o.Key)
-	case known && (r.State == Sending || r.State.Pending() || r.Key == o.Key && r.Object == o.Version):
+	case known && (r.State == Sending || r.State.Pending() || slices.Contains(r.Failed, o.Key+" "+o.Version)):
 		return nil
 	}
-	r = Record{Digest: digest, Size: o.Size, Key: o.Key, Object: o.Version, State: Arrived, Since: time.Now().UTC()}
+	r = Record{
+		Digest: digest, Size: o.Size, Key: o.Key, Object: o.Version, Failed: r.Failed, State: Arrived,
+		Since: time.Now().UTC(),
+	}
 	if wait, why := s.room(&r); wait > 0 {
 		return s.later(waiting, digest, why)
 	}
@@ -145,10 +148,14 @@ func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]st
 	return s.arrive(r, stat, waiting)
 }
 
+// later has an object wait in the bucket.
 func (s *Service) later(waiting map[string]string, digest, why string) error {
-	if waiting != nil {
-		waiting[digest] = why + ": it waits for its turn"
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if waiting == nil { // the next poll makes the list anew
+		waiting = s.deferred
 	}
+	waiting[digest] = why + ": it waits for its turn"
 	return nil
 }
 
@@ -199,6 +206,9 @@ func bounded(text string) string {
 
 // fetch brings an object's archive here.
 func (s *Service) fetch(ctx context.Context, r *Record) error {
+	if s.bucket == nil {
+		return errors.New("it is in a bucket, and the configuration has none any more")
+	}
 	content, err := s.bucket.Get(ctx, r.Key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return refusef("it is gone from the bucket: send it again")
@@ -209,7 +219,7 @@ func (s *Service) fetch(ctx context.Context, r *Record) error {
 	err = durable.ReplaceBy(s.book.archive(r.Digest), 0o600, func(w io.Writer) error {
 		n, err := io.Copy(w, io.LimitReader(content, r.Size+1))
 		if err == nil && n != r.Size {
-			err = fmt.Errorf("%d bytes came from the bucket, of %d", n, r.Size)
+			err = refusef("it has changed in the bucket, from %d to %d bytes or more", r.Size, n)
 		}
 		return err
 	})

@@ -31,7 +31,7 @@ type Config struct {
 	Key         string
 	PlainHTTP   bool   // tokens and layers may come from other hosts without TLS
 	Tokens      string // file of the tokens
-	OpenStatus  bool   // a layer's status is told to whoever asks, and no more than that of a failure
+	OpenStatus  bool   // a layer's status is told to whoever asks, and the reason of a failure
 	Events      string // whose token tells of new objects, besides those of nodes; "": no one's
 
 	Bucket Bucket

@@ -22,11 +22,12 @@ import (
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
 	"cvmfs-graphdriver/pushback/api"
+	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 )
 
 const (
-	testFQRN = "layers.example.org"
+	testFQRN = publishtest.FQRN
 	token1   = "the-token-of-the-first-node"
 	token2   = "the-token-of-the-second-node"
 )
@@ -76,15 +77,13 @@ type site struct {
 // newConfig makes a publisher's folder and a configuration for it.
 func newConfig(t testing.TB) *Config {
 	t.Helper()
-	dir, tokens := filepath.Join(t.TempDir(), "publisher"), filepath.Join(t.TempDir(), "tokens")
-	if err := publish.Create(t.Context(), dir, publish.Settings{FQRN: testFQRN}, publish.Options{}); err != nil {
-		t.Fatal(err)
-	}
+	tokens := filepath.Join(t.TempDir(), "tokens")
 	if err := os.WriteFile(tokens, []byte("n1 "+token1+"\nn2 "+token2+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c := defaults()
-	c.Target, c.State, c.Tokens = "native:"+dir, filepath.Join(t.TempDir(), "state"), tokens
+	repo := publishtest.New(t, publishtest.Small(publish.Settings{}))
+	c.Target, c.State, c.Tokens = "native:"+repo.Dir(), filepath.Join(t.TempDir(), "state"), tokens
 	c.Audit = filepath.Join(c.State, "audit.jsonl")
 	c.Listen = "127.0.0.1:0"
 	return c
@@ -575,11 +574,6 @@ func TestPeopleDecide(t *testing.T) {
 // hosted gives a configuration a publisher whose repository is in the bucket where layers come.
 func hosted(t testing.TB, c *Config) {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "hosted")
 	address := strings.Replace(c.Bucket.Address, "/in?", "/cvmfs/repo?", 1)
-	settings := publish.Settings{FQRN: testFQRN, Storage: address}
-	if err := publish.Create(t.Context(), dir, settings, publish.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	c.Target = "native:" + dir
+	c.Target = "native:" + publishtest.New(t, publishtest.Small(publish.Settings{Storage: address})).Dir()
 }

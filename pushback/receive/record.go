@@ -41,14 +41,15 @@ func (s State) Pending() bool { return s == Arrived || s == Asking || s == Ready
 
 // Record is what is known of a layer that came.
 type Record struct {
-	Digest string `json:"digest"`
-	DiffID string `json:"diff_id,omitempty"` // as the node says, until the layer is judged
-	Size   int64  `json:"size"`              // bytes of the archive
-	Node   string `json:"node,omitempty"`
-	Image  string `json:"image,omitempty"`
-	Key    string `json:"key,omitempty"`     // of the object in the bucket; "": it is an upload
-	Object string `json:"object,omitempty"`  // tells the object from a later one under the same key
-	Plain  int64  `json:"content,omitempty"` // bytes of the uncompressed archive; 0 until it is judged
+	Digest string   `json:"digest"`
+	DiffID string   `json:"diff_id,omitempty"` // as the node says, until the layer is judged
+	Size   int64    `json:"size"`              // bytes of the archive
+	Node   string   `json:"node,omitempty"`
+	Image  string   `json:"image,omitempty"`
+	Key    string   `json:"key,omitempty"`     // of the object in the bucket; "": it is an upload
+	Object string   `json:"object,omitempty"`  // tells the object from a later one under the same key
+	Failed []string `json:"failed,omitempty"`  // objects of this digest, each as key and Object, that have failed before
+	Plain  int64    `json:"content,omitempty"` // bytes of the uncompressed archive; 0 until it is judged
 
 	State    State     `json:"state"`
 	Reason   string    `json:"reason,omitempty"` // why it failed, or what it waits for
@@ -140,7 +141,7 @@ func readRecords(dir string) (map[string]Record, error) {
 	return records, nil
 }
 
-// openBook reads the records of a state that nobody else uses.
+// openBook reads the records of a state that nobody else uses, and settles what a killed process left.
 func openBook(dir string, now func() time.Time) (*book, error) {
 	for _, name := range []string{layersFolder, incomingFolder, decisionsFolder} {
 		if err := durable.Sweep(filepath.Join(dir, name)); err != nil {
@@ -152,7 +153,29 @@ func openBook(dir string, now func() time.Time) (*book, error) {
 		return nil, err
 	}
 	b := &book{dir: dir, now: now, records: records, busy: map[string]bool{}}
-	return b, b.sweep()
+	return b, errors.Join(b.sweep(), b.mend())
+}
+
+// mend has layers come again whose archives are gone, as after a loss of power: from the bucket, or from their node.
+func (b *book) mend() error {
+	for _, r := range b.in(Arrived, Asking, Ready) {
+		_, err := os.Lstat(b.archive(r.Digest))
+		switch {
+		case err == nil || r.State == Arrived && r.Key != "":
+			continue
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		case r.Key == "":
+			err = b.drop(r.Digest)
+		default:
+			r.State = Arrived
+			err = b.put(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sweep removes archives that no record needs.
@@ -176,11 +199,13 @@ func (b *book) get(digest string) (Record, bool) {
 	return r, ok
 }
 
-// put replaces a record, on disk first. An archive that isn't needed any more goes afterwards.
+// put replaces a record, on disk first. An archive that isn't needed any more goes afterwards. Where it can't be
+// written, the layer stays in its state; why it waits, and until when, counts all the same.
 func (b *book) put(r Record) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if old, ok := b.records[r.Digest]; !ok || old.State != r.State {
+	old, ok := b.records[r.Digest]
+	if !ok || old.State != r.State {
 		r.Changed = b.now().UTC()
 	}
 	text, err := json.MarshalIndent(r, "", "  ")
@@ -191,6 +216,9 @@ func (b *book) put(r Record) error {
 		err = durable.Replace(filepath.Join(b.dir, layersFolder, r.Digest+recordSuffix), 0o600, append(text, '\n'))
 	}
 	if err != nil {
+		if ok && old.State == r.State {
+			b.records[r.Digest] = r
+		}
 		return fmt.Errorf("record of layer %s: %w", r.Digest, err)
 	}
 	b.records[r.Digest] = r
@@ -226,6 +254,19 @@ func (b *book) all() []Record {
 	return sorted(b.records)
 }
 
+// in returns those that are in one of these states.
+func (b *book) in(states ...State) []Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	found := map[string]Record{}
+	for digest, r := range b.records {
+		if slices.Contains(states, r.State) {
+			found[digest] = r
+		}
+	}
+	return sorted(found)
+}
+
 func sorted(records map[string]Record) []Record {
 	list := make([]Record, 0, len(records))
 	for _, r := range records {
@@ -252,14 +293,17 @@ func (b *book) claim(digest string) (release func(), ok bool) {
 	}, true
 }
 
-// usage counts the layers that aren't decided, and the bytes of their archives.
-func (b *book) usage() (layers int, bytes int64) {
+// usage counts the layers that aren't decided, the bytes of their archives, and the layers that have failed.
+func (b *book) usage() (layers int, bytes int64, failed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, r := range b.records {
-		if r.State == Sending || r.State.Pending() {
+		switch {
+		case r.State == Sending || r.State.Pending():
 			layers, bytes = layers+1, bytes+r.Size
+		case r.State == Failed:
+			failed++
 		}
 	}
-	return layers, bytes
+	return layers, bytes, failed
 }

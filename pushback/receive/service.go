@@ -231,17 +231,26 @@ func (s *Service) decide(d Decision, r *Record, remote string) error {
 // fail ends a layer's way.
 func (s *Service) fail(d Decision, r Record, reason error) error {
 	r.State, r.Reason, r.Next = Failed, reason.Error(), time.Time{}
+	if r.Key != "" {
+		const most = 8
+		r.Failed = append(r.Failed[max(0, len(r.Failed)-most+1):], r.Key+" "+r.Object)
+	}
 	if err := s.decide(d, &r, ""); err != nil {
 		return err
 	}
 	return s.book.put(r)
 }
 
+// mostFailed bounds the records of layers that have failed, of which somebody may make any number.
+const mostFailed = 20_000
+
 // room refuses a layer for which there is no place now; 0 and "" if there is.
 func (s *Service) room(r *Record) (time.Duration, string) {
 	const busy = 30 * time.Second
-	layers, bytes := s.book.usage()
+	layers, bytes, failed := s.book.usage()
 	switch {
+	case failed >= mostFailed:
+		return busy, fmt.Sprintf("%d layers have failed: an administrator has to look why", failed)
 	case layers >= s.c.Limits.Queue:
 		return busy, fmt.Sprintf("%d layers wait already", layers)
 	case bytes+r.Size > s.c.Limits.Spool:

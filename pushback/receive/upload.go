@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/pushback/api"
 )
 
@@ -195,6 +197,11 @@ func (s *Service) receive(w http.ResponseWriter, q *http.Request, r Record, p pa
 	f, err := os.OpenFile(s.book.archive(r.Digest), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return s.unable(err)
+	}
+	if p.from == 0 {
+		if err := durable.SyncDir(filepath.Dir(f.Name())); err != nil {
+			return s.unable(errors.Join(err, f.Close()))
+		}
 	}
 	body := &steady{in: io.LimitReader(q.Body, p.to-p.from), control: http.NewResponseController(w)}
 	n, err := io.Copy(f, body)

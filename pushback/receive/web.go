@@ -91,7 +91,8 @@ func (s *Service) known(needed bool, to func(http.ResponseWriter, *http.Request,
 	}
 }
 
-// status tells what became of a layer: as of 2017, or as JSON to who asks for that. Who has no token learns no reasons.
+// status tells what became of a layer: as of 2017, or as JSON to who asks for that. Who has no token
+// learns little: whether it is there, or why it failed.
 func (s *Service) status(w http.ResponseWriter, q *http.Request, name string) {
 	a := s.answer(q.PathValue("digest"))
 	if name == "" && a.Status != api.Failed {

@@ -14,14 +14,20 @@ import (
 const (
 	tick       = time.Second // between two looks for decisions of people
 	firstPause = 2 * time.Second
-	lastPause  = 5 * time.Minute
+	lastPause  = time.Minute
 	lookAge    = time.Minute // of what is known of the repository, when somebody asks
+	forgetting = time.Minute // between two looks for what can be forgotten
 )
 
 // work judges and publishes what comes, until ctx ends.
 func (s *Service) work(ctx context.Context) {
+	var forgot time.Time
 	for ctx.Err() == nil {
 		s.round(ctx)
+		if time.Since(forgot) >= forgetting {
+			s.forget()
+			forgot = time.Now()
+		}
 		select {
 		case <-s.wake:
 		case <-time.After(tick):
@@ -33,18 +39,15 @@ func (s *Service) work(ctx context.Context) {
 // round does all that can be done now.
 func (s *Service) round(ctx context.Context) {
 	s.heed()
-	for _, r := range s.book.all() {
-		if r.State == Sending {
-			s.complete(r.Digest)
-		}
+	for _, r := range s.book.in(Sending) {
+		s.complete(r.Digest)
 	}
-	for _, r := range s.book.all() {
-		if ctx.Err() == nil && r.State == Arrived && !time.Now().Before(r.Next) {
+	for _, r := range s.book.in(Arrived) {
+		if ctx.Err() == nil && !time.Now().Before(r.Next) {
 			s.judge(ctx, r.Digest)
 		}
 	}
 	s.publish(ctx)
-	s.forget()
 }
 
 // complain logs what can't be done and is tried again.
@@ -121,9 +124,9 @@ func (s *Service) publish(ctx context.Context) {
 	}
 	var all [][]Record
 	var fresh []Record
-	for _, r := range s.book.all() {
+	for _, r := range s.book.in(Ready) {
 		switch {
-		case r.State != Ready || time.Now().Before(r.Next):
+		case time.Now().Before(r.Next):
 		case r.Attempts > 0:
 			all = append(all, []Record{r})
 		default:
@@ -202,10 +205,14 @@ func (s *Service) note(ctx context.Context, batch []Record, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	s.counts.failures++
-	s.trouble = err.Error()
 	s.pause = min(max(2*s.pause, firstPause), lastPause)
 	s.resume = time.Now().Add(s.pause)
+	if len(batch) == 0 { // what is known of the repository is old, which hinders nothing
+		s.log.Debug("the repository can't be looked into, which is tried again", "in", s.pause, "err", err)
+		return
+	}
+	s.counts.failures++
+	s.trouble = err.Error()
 	s.log.Error("layers can't be published, which is tried again", "layers", len(batch), "in", s.pause, "err", err)
 }
 
@@ -238,13 +245,14 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 	}
 	s.reached("committed")
 	for i, r := range batch {
-		if r.Revision = tx.Revision(); !added[i] {
-			s.settle(ctx, DecidedPresent, r)
-			continue
+		d := DecidedPublished
+		if !added[i] {
+			d = DecidedPresent
 		}
-		s.settle(ctx, DecidedPublished, r)
+		r.Revision = tx.Revision()
+		err = errors.Join(err, s.settle(ctx, d, r))
 	}
-	return nil
+	return err
 }
 
 // learn finds out what the repository has, and forgets what was removed from it.
@@ -260,8 +268,8 @@ func (s *Service) learn(ctx context.Context, tx sink.Transaction) error {
 	s.mu.Lock()
 	s.present, s.seen, s.ask = present, time.Now(), false
 	s.mu.Unlock()
-	for _, r := range s.book.all() {
-		if r.State == Published && !present[r.Digest] {
+	for _, r := range s.book.in(Published) {
+		if !present[r.Digest] {
 			if err := s.book.drop(r.Digest); err != nil {
 				return err
 			}
@@ -283,22 +291,24 @@ func (s *Service) add(ctx context.Context, tx sink.Transaction, r *Record) (_ bo
 }
 
 // settle ends the way of a layer that the repository has. Where that fails, it is found to be there the next time.
-func (s *Service) settle(ctx context.Context, d Decision, r Record) {
+func (s *Service) settle(ctx context.Context, d Decision, r Record) error {
 	r.State, r.Reason, r.Next = Published, "", time.Time{}
 	s.mu.Lock()
 	s.present[r.Digest] = true
 	s.counts.published += r.Size
 	s.mu.Unlock()
-	err := s.decide(d, &r, "")
+	if err := s.decide(d, &r, ""); err != nil {
+		return err
+	}
 	s.reached("audited")
-	if err == nil {
-		err = s.book.put(r)
+	if err := s.book.put(r); err != nil {
+		return err
 	}
 	s.reached("settled")
-	if err == nil && r.Key != "" {
-		err = s.bucket.Remove(ctx, r.Key) // the next poll finds what is left
+	if r.Key != "" && s.bucket != nil {
+		s.complain("removing a layer from the bucket", r.Digest, s.bucket.Remove(ctx, r.Key)) // a poll finds what is left
 	}
-	s.complain("settling a layer that is published", r.Digest, err)
+	return nil
 }
 
 // forget drops records that are old, and uploads that nobody goes on with.
