@@ -9,13 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"cvmfs-graphdriver/convert/sink/sinktest"
 	"cvmfs-graphdriver/test/testutil"
 )
 
 // noted opens a stand-in for a release manager machine, whose transactions are noted.
 func noted(t *testing.T) (target Sink, dir string) {
 	t.Helper()
-	o, dir := fakeServer(t, goodSettings)
+	o, dir := fakeServer(t, sinktest.GoodSettings)
 	o.Note = filepath.Join(dir, "note")
 	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {

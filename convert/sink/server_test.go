@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/convert/sink/sinktest"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -42,7 +43,7 @@ func recordingServer(t testing.TB, target Sink, dir string) (tx Transaction, cal
 func openFakeServer(t *testing.T) (Sink, string) {
 	t.Helper()
 	testutil.NeedRoot(t)
-	o, dir := fakeServer(t, goodSettings)
+	o, dir := fakeServer(t, sinktest.GoodSettings)
 	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/convert/sink/sinktest"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
@@ -271,56 +272,16 @@ func TestPublishersHoldLayersLosslessly(t *testing.T) {
 	removes(t, target, "/layers/abc")
 }
 
-// fakeServer makes a program that behaves as cvmfs_server does, as far as this package needs it: it notes how it is
-// called, and a transaction copies the repository's folder, which publish keeps and abort takes back.
+// fakeServer gives options for a stand-in of a release manager machine, and its folder.
 func fakeServer(t *testing.T, settings string) (Options, string) {
 	t.Helper()
-	dir := t.TempDir()
-	o := Options{
-		Server: filepath.Join(dir, "cvmfs_server"), Root: filepath.Join(dir, "cvmfs"),
-		Config: filepath.Join(dir, "repositories.d"),
-		Spool:  filepath.Join(dir, "spool"),
-	}
-	script := `#!/bin/sh
-set -e
-cd ` + dir + `
-echo "$@" >> calls
-case "$1" in
-transaction) test ! -e spool/$2/in_transaction.lock || { echo "another transaction is open"; exit 1; }
-	cp -a cvmfs/$2 open; touch spool/$2/in_transaction.lock;;
-publish) test ! -e refuse || { echo "no space left in the spool"; exit 1; }
-	echo "CVMFS_ROOT_HASH=$(date +%s%N)" > spool/$2/client.local; rm -rf open spool/$2/in_transaction.lock;;
-abort) rm -rf cvmfs/$3; mv open cvmfs/$3; rm -f spool/$3/in_transaction*;;
-*) exit 2;;
-esac
-`
-	for name, text := range map[string]string{
-		o.Server: script, filepath.Join(o.Config, testFQRN, "server.conf"): settings,
-		filepath.Join(o.Root, testFQRN, "new_repository"): "",
-		filepath.Join(o.Spool, testFQRN, "client.local"):  "CVMFS_CACHE_BASE=/var/spool\nCVMFS_ROOT_HASH=first\n",
-	} {
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return o, dir
+	s := sinktest.NewServer(t, testFQRN, settings)
+	return Options{Server: s.Program, Root: s.Root, Config: s.Config, Spool: s.Spool}, s.Dir
 }
-
-const goodSettings = `# made by mkfs
-CVMFS_INCLUDE_XATTRS=false
-CVMFS_INCLUDE_XATTRS=true
-CVMFS_ENABLE_MTIME_NS='true'
-CVMFS_IGNORE_XDIR_HARDLINKS="true"
-CVMFS_UNION_FS_TYPE=overlayfs
-CVMFS_AUTOCATALOGS=true
-`
 
 func TestReleaseManagerMachinesHoldLayersLosslessly(t *testing.T) {
 	testutil.NeedRoot(t)
-	o, dir := fakeServer(t, goodSettings)
+	o, dir := fakeServer(t, sinktest.GoodSettings)
 	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {
 		t.Fatal(err)
@@ -337,7 +298,7 @@ func TestReleaseManagerMachinesHoldLayersLosslessly(t *testing.T) {
 
 func TestReleaseManagerMachineDropsWhatFailed(t *testing.T) {
 	testutil.NeedRoot(t)
-	o, dir := fakeServer(t, goodSettings)
+	o, dir := fakeServer(t, sinktest.GoodSettings)
 	target, err := Open("cvmfs_server:"+testFQRN, o)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"cvmfs-graphdriver/convert"
+	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/internal/layertar"
 )
 
@@ -42,6 +43,8 @@ type Config struct {
 	GiveUp   time.Duration // a layer that can't be published for so long has failed
 	Keep     time.Duration // records of what is decided
 	Upload   time.Duration // an upload that nobody goes on with is kept so long
+
+	place sink.Options // where a release manager machine has things elsewhere than usual
 }
 
 // Bucket is where a store has layers.

@@ -10,15 +10,19 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/convert/sink/sinktest"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
 	"cvmfs-graphdriver/pushback/api"
 	"cvmfs-graphdriver/test/publishtest"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // What makes the test's own program a service: its configuration, and the step after which it kills itself, or "" where
@@ -26,7 +30,8 @@ import (
 const (
 	asService = "TEST_RUNS_SERVICE"
 	killedAt  = "TEST_KILLED_AT"
-	sends     = "TEST_SENDS" // file that it sends itself
+	sends     = "TEST_SENDS"           // file that it sends itself
+	machine   = "TEST_RELEASE_MACHINE" // where its release manager machine is
 )
 
 func TestMain(m *testing.M) {
@@ -44,6 +49,11 @@ func beService(text string) error {
 	var c Config
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		return err
+	}
+	if place := os.Getenv(machine); place != "" {
+		if err := json.Unmarshal([]byte(place), &c.place); err != nil {
+			return err
+		}
 	}
 	s, err := New(&c, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
@@ -177,6 +187,50 @@ func TestAServiceThatIsKilledAtAnyStepGoesOnFromThere(t *testing.T) {
 			}
 			if left, err := os.ReadDir(c.State + "/" + incomingFolder); err != nil || len(left) != 0 {
 				t.Errorf("left: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// A killed process leaves a release manager machine's transaction open: the next one ends it, and publishes.
+func TestAServiceThatIsKilledOnAReleaseManagerMachineGoesOn(t *testing.T) {
+	testutil.NeedRoot(t)
+	for _, step := range []string{"added", "committed", "audited"} {
+		t.Run(step, func(t *testing.T) {
+			c, store := atRest(t)
+			m := sinktest.NewServer(t, testFQRN, sinktest.GoodSettings)
+			c.Target = "cvmfs_server:" + testFQRN
+			c.place = sink.Options{Server: m.Program, Root: m.Root, Config: m.Config, Spool: m.Spool}
+			place, err := json.Marshal(c.place)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := newLayer(t, "file")
+			store.Set("in/"+l.digest, l.archive, nil)
+			err = service(t, c, killedAt+"="+step, machine+"="+string(place)).Wait()
+			if err == nil || !strings.Contains(err.Error(), "killed") {
+				t.Fatalf("it wasn't killed: %v", err)
+			}
+			s, err := New(c, slog.New(slog.NewTextHandler(t.Output(), nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			s.round(t.Context())
+			if a := s.answer(l.digest); a.Status != api.Done {
+				t.Errorf("%+v", a)
+			}
+			names, err := os.ReadDir(filepath.Join(m.Root, testFQRN, "layers", l.digest))
+			if err != nil || len(names) != 3 {
+				t.Errorf("%v, %v", names, err)
+			}
+			calls, err := os.ReadFile(filepath.Join(m.Dir, "calls"))
+			want := "transaction F\npublish F\n"
+			if step == "added" {
+				want = "transaction F\nabort -f F\n" + want
+			}
+			if err != nil || string(calls) != strings.ReplaceAll(want, "F", testFQRN) {
+				t.Errorf("calls: %s, %v", calls, err)
 			}
 		})
 	}

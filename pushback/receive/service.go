@@ -63,9 +63,9 @@ func newService(c *Config, log *slog.Logger) (*Service, error) {
 		hints: map[string]bool{},
 	}
 	s.open = func() (sink.Sink, error) {
-		return sink.Open(c.Target, sink.Options{
-			FQRN: c.Repository, Prefix: c.Layout.FolderPrefix(), Note: filepath.Join(c.State, noteFile),
-		})
+		o := c.place
+		o.FQRN, o.Prefix, o.Note = c.Repository, c.Layout.FolderPrefix(), filepath.Join(c.State, noteFile)
+		return sink.Open(c.Target, o)
 	}
 	target, err := s.open()
 	if err != nil {
