@@ -16,6 +16,9 @@ import (
 	"cvmfs-graphdriver/pushback/api"
 )
 
+// pollAgain is the pause before a bucket that couldn't be looked into is tried again.
+const pollAgain = 10 * time.Second
+
 // mostHints bounds the keys that events told of; beyond, all of the bucket is looked at.
 const mostHints = 10_000
 
@@ -38,15 +41,18 @@ func (s *Service) told(e event) {
 
 // watch looks into the bucket until ctx ends: at what events tell of, and at all from time to time.
 func (s *Service) watch(ctx context.Context) {
-	var last time.Time
+	var next time.Time // when all is looked at
 	problem := ""
 	for ctx.Err() == nil {
 		var err error
-		if hints := s.takeHints(); time.Since(last) < s.c.Bucket.Poll {
+		if hints := s.takeHints(); time.Now().Before(next) {
 			err = s.follow(ctx, hints)
 		} else {
-			last = time.Now()
 			err = s.poll(ctx)
+			next = time.Now().Add(s.c.Bucket.Poll)
+		}
+		if err != nil { // what was told of may be lost
+			next = time.Now().Add(min(s.c.Bucket.Poll, pollAgain))
 		}
 		s.count(func(c *counts) {
 			c.polls++
@@ -63,7 +69,7 @@ func (s *Service) watch(ctx context.Context) {
 		}
 		select {
 		case <-s.look:
-		case <-time.After(time.Until(last.Add(s.c.Bucket.Poll))):
+		case <-time.After(time.Until(next)):
 		case <-ctx.Done():
 		}
 	}

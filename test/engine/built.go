@@ -42,8 +42,24 @@ var (
 	kubernetesBuild = build{
 		folder: "kubernetes-1.36.3", ldflags: "-X k8s.io/component-base/version.gitVersion=v1.36.3",
 	}
-	helmBuild = build{folder: "helm-3.22.0"}
+	helmBuild  = build{folder: "helm-3.22.0"}
+	storeBuild = build{folder: "versitygw-1.8.0"}
 )
+
+// FetchStore builds what [FindStore] gives into the cache folder unless it is there: two minutes of a processor.
+func FetchStore(ctx context.Context, cache string, progress io.Writer) error {
+	return storeBuild.fetch(ctx, cache, progress)
+}
+
+// FindStore returns the path of versitygw, an S3 store that keeps objects in a folder; errors.Is(err, ErrNotFetched)
+// when [FetchStore] would help.
+func FindStore(cache string) (string, error) {
+	dir := filepath.Join(cache, storeBuild.folder)
+	if _, err := os.Stat(filepath.Join(dir, stampFile)); err != nil {
+		return "", fmt.Errorf("find versitygw: %w: %w", ErrNotFetched, err)
+	}
+	return filepath.Join(dir, "bin/versitygw"), nil
+}
 
 // FetchKubernetes builds what a cluster of one node consists of into the cache folder unless it is there: ten minutes
 // of two processors.

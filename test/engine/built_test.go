@@ -64,6 +64,7 @@ func TestNamesOfBuildsAreVersions(t *testing.T) {
 		crictlBuild:     "sigs.k8s.io/cri-tools v1.37.0",
 		kubernetesBuild: "k8s.io/kubernetes v1.36.3",
 		helmBuild:       "helm.sh/helm/v3 v3.22.0",
+		storeBuild:      "github.com/versity/versitygw v1.8.0",
 	} {
 		text, err := modules.ReadFile("modules/" + b.folder + ".mod")
 		if err != nil || !strings.Contains(string(text)+" ", pinned+" ") {

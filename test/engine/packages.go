@@ -107,7 +107,7 @@ func Fetch(ctx context.Context, cache string, progress io.Writer) (*Tools, error
 func FetchAll(ctx context.Context, cache string, progress io.Writer) error {
 	_, err := Fetch(ctx, cache, progress)
 	failures := []error{err}
-	for _, b := range []build{containerdBuild, dockerdBuild, crictlBuild} {
+	for _, b := range []build{containerdBuild, dockerdBuild, crictlBuild, storeBuild} {
 		failures = append(failures, b.fetch(ctx, cache, progress))
 	}
 	return errors.Join(append(failures,

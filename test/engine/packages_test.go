@@ -149,7 +149,7 @@ esac`)
 			t.Fatal(err)
 		}
 	}
-	if got, want := count(t, calls), 2+4+4+2+3+2; got != want {
+	if got, want := count(t, calls), 2+4+4+2+4+2; got != want {
 		t.Errorf("apt-get and go were called %d times, want %d", got, want)
 	}
 	sources, err := os.ReadFile(seen)
