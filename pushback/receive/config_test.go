@@ -63,7 +63,7 @@ func TestConfigurationsAreRead(t *testing.T) {
 		},
 		GiveUp: time.Hour, Keep: 24 * time.Hour, Upload: 10 * time.Minute,
 	}
-	if diff := cmp.Diff(want, c); diff != "" {
+	if diff := cmp.Diff(want, c, cmp.AllowUnexported(Config{})); diff != "" {
 		t.Error(diff)
 	}
 }
