@@ -178,6 +178,26 @@ func TestFinalRefusalsAreNotAskedAgain(t *testing.T) {
 	}
 }
 
+// A node whose rate is used up for hours says so instead of waiting.
+func TestARefusalForLongIsFinal(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked++
+		w.Header().Set("Retry-After", "3600")
+		http.Error(w, "too many layers", http.StatusTooManyRequests)
+	}))
+	defer server.Close()
+	c, err := NewClient(server.URL+"/status", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Upload(t.Context(), Layer{Digest: digest, Size: 3}, strings.NewReader("abc"))
+	refused, ok := errors.AsType[*Error](err)
+	if !ok || refused.After != time.Hour || asked != 1 {
+		t.Errorf("%v after %d requests", err, asked)
+	}
+}
+
 func TestAServiceThatTakesNothingIsGivenUp(t *testing.T) {
 	done := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-done }))

@@ -22,6 +22,7 @@ const (
 	stall      = time.Minute      // without a byte of an archive being taken, or an answer to it
 	attempts   = 5                // to send an archive, without a byte more being there
 	firstPause = 500 * time.Millisecond
+	longest    = 2 * time.Minute // that is waited where a service says when to ask again
 	maxAnswer  = 64 << 10 // bytes
 )
 

@@ -46,7 +46,7 @@ func (c *Client) upload(ctx context.Context, l Layer, archive io.ReaderAt) (*Ans
 		}
 		pause := firstPause << failed
 		if refused, ok := errors.AsType[*Error](err); ok {
-			pause = max(pause, min(refused.After, stall))
+			pause = max(pause, refused.After)
 		}
 		select {
 		case <-time.After(pause):
@@ -56,11 +56,11 @@ func (c *Client) upload(ctx context.Context, l Layer, archive io.ReaderAt) (*Ans
 	}
 }
 
-// again reports whether what went wrong may go better the next time: all but a final refusal. One of a part's place is
-// none: somebody else sends the same layer.
+// again reports whether what went wrong may soon go better: all but a final refusal. One of a part's place is none:
+// somebody else sends the same layer. One for longer is: a node's rate is used up.
 func again(err error) bool {
 	refused, ok := errors.AsType[*Error](err)
-	return !ok || refused.Temporary() || refused.Code == http.StatusConflict
+	return !ok || refused.After <= longest && (refused.Temporary() || refused.Code == http.StatusConflict)
 }
 
 // attempt sends what the service lacks, and returns how much it had before.

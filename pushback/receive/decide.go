@@ -51,7 +51,8 @@ func Decide(c *Config, digest string, approve bool, by, reason string) error {
 	if err != nil {
 		return err
 	}
-	return durable.Replace(filepath.Join(c.State, decisionsFolder, digest), 0o600, b)
+	// read by the service, whose user may be another one; nobody else may enter its state
+	return durable.Replace(filepath.Join(c.State, decisionsFolder, digest), 0o644, b)
 }
 
 // heed does what people have decided.
