@@ -56,7 +56,7 @@ func listFlags() []cli.Flag {
 			Usage: "append events to `FILE`, one JSON object per line",
 		},
 		&cli.BoolFlag{Name: "force", Usage: "write thin images even if nothing changed"},
-		refreshFlag(), fetchFlag(),
+		refreshFlag(), fetchFlag(), chunkFlag(),
 	)
 }
 

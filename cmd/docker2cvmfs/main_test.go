@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -25,6 +26,7 @@ import (
 	"cvmfs-graphdriver/convert"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/program"
+	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
@@ -397,5 +399,42 @@ func TestWrongUsageIsToldApart(t *testing.T) {
 	}
 	if out := must(t, "version"); !strings.HasPrefix(out, "docker2cvmfs ") {
 		t.Errorf("version: %s", out)
+	}
+}
+
+func TestChunksHaveTheSizeThatIsAskedFor(t *testing.T) {
+	alone(t)
+	large := publishtest.Pack(t, publishtest.File("large", string(testutil.Sample(2<<20))))
+	image, err := mutate.AppendLayers(tiny(t), static.NewLayer(large, types.DockerUncompressedLayer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	tag, err := name.NewTag("example/large:1")
+	if err == nil {
+		err = tarball.WriteToFile(file, tag, image)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := func(options ...string) int {
+		dir := newPublisher(t)
+		must(t, append([]string{"make-thin", "-i", "docker-archive:" + file, "--target", "native:" + dir},
+			options...)...)
+		chunks, err := filepath.Glob(filepath.Join(dir, "www/cvmfs", testFQRN, "data/*/*P"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(chunks)
+	}
+	if fine, coarse := objects("--chunk-size", "16KiB"), objects("--chunk-size", "512KiB"); fine < 65 || coarse > 8 ||
+		coarse < 2 {
+		t.Errorf("%d chunks of 16 KiB, and %d of 512 KiB", fine, coarse)
+	}
+	for _, target := range []string{"dir:" + t.TempDir(), "native:" + newPublisher(t)} {
+		if code, _, errOut := call(t, "make-thin", "-i", "docker-archive:"+file, "-r", testFQRN, "--target", target,
+			"--chunk-size", "1"); code == 0 || !strings.Contains(errOut, "chunk") {
+			t.Errorf("%s: exit code %d: %s", target, code, errOut)
+		}
 	}
 }

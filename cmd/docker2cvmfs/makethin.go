@@ -1,6 +1,9 @@
 package main
 
 import (
+	"math"
+
+	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/convert"
@@ -21,7 +24,7 @@ func makeThinCommand() *cli.Command {
 			&cli.StringFlag{Name: "input-reference", Aliases: []string{"i"}, Usage: "the `IMAGE` to convert"},
 			&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where to write the thin `IMAGE`"},
 			&cli.BoolFlag{Name: "force", Usage: "write the thin image even if nothing changed"},
-			refreshFlag(), fetchFlag(),
+			refreshFlag(), fetchFlag(), chunkFlag(),
 		),
 		Action: makeThin,
 	}
@@ -46,6 +49,28 @@ func targetFlags() []cli.Flag {
 	}
 }
 
+// chunkFlag is how large the chunks are that files of layers are cut into.
+func chunkFlag() cli.Flag {
+	return &cli.StringFlag{
+		Name:        "chunk-size",
+		Usage:       "average `SIZE` of the chunks that large files are cut into, as 128KiB; for native:DIR",
+		DefaultText: "what DIR/publisher.json says",
+	}
+}
+
+// chunkSize is what the flag says, in bytes; 0 where it isn't given.
+func chunkSize(c *cli.Context) (int, error) {
+	text := c.String("chunk-size")
+	if text == "" {
+		return 0, nil
+	}
+	n, err := units.RAMInBytes(text)
+	if err != nil || n <= 0 || n > math.MaxInt32 {
+		return 0, program.Usagef(c, "chunk size %q: want a size as 128KiB", text)
+	}
+	return int(n), nil
+}
+
 func refreshFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "refresh", Usage: "write what layers converted by older versions lack; name those" +
 		" whose blobs must be read for it"}
@@ -68,7 +93,13 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 		return nil, program.Usagef(c,
 			"no target: give --repository on a release manager machine, or --target native:DIR")
 	}
-	t, err := sink.Open(c.String("target"), sink.Options{FQRN: repository, Prefix: layout.FolderPrefix()})
+	chunk, err := chunkSize(c)
+	if err != nil {
+		return nil, err
+	}
+	t, err := sink.Open(c.String("target"), sink.Options{
+		FQRN: repository, Prefix: layout.FolderPrefix(), Chunk: chunk,
+	})
 	if err != nil {
 		return nil, err
 	}

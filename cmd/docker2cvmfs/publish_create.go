@@ -25,6 +25,10 @@ func publishCreateCommand() *cli.Command {
 				Name: "keys", Usage: "`FOLDER` of the keys; existing keys are used",
 				DefaultText: "DIR/keys",
 			},
+			&cli.StringFlag{
+				Name: "chunk-size", Usage: "average `SIZE` of the chunks that large files are cut into",
+				Value: "128KiB",
+			},
 			&cli.DurationFlag{
 				Name: "ttl", Usage: "how long clients wait before they look for a newer revision, as a `DURATION`",
 				Value: 4 * time.Minute,
@@ -42,15 +46,19 @@ func publishCreate(c *cli.Context) error {
 	if ttl < time.Second {
 		return program.Usagef(c, "ttl of %v", ttl)
 	}
+	chunk, err := chunkSize(c)
+	if err != nil {
+		return err
+	}
 	dir, fqrn := c.Args().Get(0), c.Args().Get(1)
 	s := publish.Settings{
 		FQRN: fqrn, Algorithm: c.String("hash"), Compression: c.String("compression"), Storage: c.String("storage"),
-		Keys: c.String("keys"),
-		TTL:  int(ttl / time.Second),
+		Keys: c.String("keys"), AvgChunk: chunk,
+		TTL: int(ttl / time.Second),
 	}
 	if err := publish.Create(c.Context, dir, s, publish.Options{}); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(c.App.Writer, "%s: created in %s\n", fqrn, dir)
+	_, err = fmt.Fprintf(c.App.Writer, "%s: created in %s\n", fqrn, dir)
 	return err
 }

@@ -89,6 +89,8 @@ func TestPublishCommandsRefuseWhatIsWrong(t *testing.T) {
 	}{
 		{program.Usage, []string{"create", dir}},
 		{program.Usage, []string{"create", "--ttl", "1ms", dir, testFQRN}},
+		{program.Usage, []string{"create", "--chunk-size", "many", dir, testFQRN}},
+		{program.Failed, []string{"create", "--chunk-size", "1", dir + "2", testFQRN}},
 		{program.Usage, []string{"nonsense"}},
 		{program.Usage, []string{"info"}},
 		{program.Usage, []string{"resign", "--days", "0", dir}},

@@ -15,8 +15,8 @@ import (
 // native is a repository of our own publisher.
 type native struct{ repo *publish.Repository }
 
-func openNative(dir string) (Sink, error) {
-	repo, err := publish.Open(dir, publish.Options{})
+func openNative(dir string, o Options) (Sink, error) {
+	repo, err := publish.Open(dir, publish.Options{Chunk: o.Chunk})
 	if err != nil {
 		return nil, err
 	}

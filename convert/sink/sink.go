@@ -103,6 +103,9 @@ type Options struct {
 	// of a release manager machine: file where this program notes that a transaction is its own, so that one which a
 	// killed process left is ended by the next one that has the same file; "": a person ends it
 	Note string
+	// Chunk is the average of the chunks that a publisher's folder cuts files into, in bytes; 0: its settings say.
+	// Other sinks refuse it: what they write to decides.
+	Chunk int
 }
 
 // Open finds the sink "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
@@ -117,7 +120,9 @@ func Open(text string, o Options) (Sink, error) {
 	case rest == "" || kind != "native" && kind != "cvmfs_server" && kind != "dir":
 		err = errors.New("want native:DIR, cvmfs_server:FQRN or dir:DIR")
 	case kind == "native":
-		t, err = openNative(rest)
+		t, err = openNative(rest, o)
+	case o.Chunk != 0:
+		err = errors.New("a size of chunks is for native:DIR only: leave it out")
 	case kind == "cvmfs_server":
 		t, err = openServer(rest, o)
 	default:

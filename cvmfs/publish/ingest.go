@@ -309,7 +309,7 @@ func (in *intake) content(f *file, from io.Reader) error {
 	w := &whole{file: f, left: 1}
 	s := in.t.repo.settings
 	var err error
-	if f.Size <= int64(s.MinChunk) {
+	if f.Size <= int64(max(s.MinChunk, s.WholeFile)) {
 		err = in.piece(w, from)
 	} else {
 		err = in.chunks(w, from, newChunker(s.MinChunk, s.AvgChunk, s.MaxChunk))

@@ -34,10 +34,12 @@ const (
 
 // Options are what a publisher's folder doesn't say.
 type Options struct {
-	Storage storage.Storage  // nil: the one that Settings.Storage names, with the credentials of the environment
-	Workers int              // that make objects; 0: one for each processor
-	Now     func() time.Time // nil: time.Now
-	Log     *slog.Logger     // nil: slog.Default
+	Storage storage.Storage // nil: the one that Settings.Storage names, with the credentials of the environment
+	Workers int             // that make objects; 0: one for each processor
+	// Chunk is the average of the chunks that files are cut into, in bytes, of half to twice that; 0: the settings say.
+	Chunk int
+	Now   func() time.Time // nil: time.Now
+	Log   *slog.Logger     // nil: slog.Default
 }
 
 // Repository is a publisher's folder. It is safe for concurrent use.
@@ -59,6 +61,10 @@ func Open(dir string, o Options) (*Repository, error) {
 	s, err := ReadSettings(dir)
 	if err != nil {
 		return nil, err
+	}
+	s = s.withChunks(o.Chunk)
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("open repository %s: %w", s.FQRN, err)
 	}
 	switch {
 	case o.Storage != nil:

@@ -20,9 +20,10 @@ type Settings struct {
 	FQRN               string `json:"fqrn"`
 	Algorithm          string `json:"algorithm"`           // of digests: sha1 (default) or shake128
 	Compression        string `json:"compression"`         // of files: zlib (default) or none
-	MinChunk           int    `json:"min_chunk"`           // bytes; a file that is larger may be cut into chunks; 4 MiB
-	AvgChunk           int    `json:"avg_chunk"`           // 8 MiB
-	MaxChunk           int    `json:"max_chunk"`           // 16 MiB
+	MinChunk           int    `json:"min_chunk"`           // bytes; a larger file may be cut into chunks; AvgChunk/2
+	AvgChunk           int    `json:"avg_chunk"`           // 128 KiB
+	MaxChunk           int    `json:"max_chunk"`           // 2 AvgChunk
+	WholeFile          int    `json:"whole_file"`          // bytes; a file up to this size isn't cut in any case; 1 MiB
 	Storage            string `json:"storage,omitempty"`   // "": the folder DIR/www; else an address, as in s3://…
 	Keys               string `json:"keys,omitempty"`      // folder of the keys; "": DIR/keys
 	AutoTag            *bool  `json:"auto_tag"`            // each revision gets a tag of its time; true
@@ -34,6 +35,12 @@ type Settings struct {
 // SettingsFile is the settings' name in a publisher's folder.
 const SettingsFile = "publisher.json"
 
+// What ADR 33 decided by measurement.
+const (
+	defaultChunk = 128 << 10
+	defaultWhole = 1 << 20
+)
+
 // The bounds of settings. A chunk is in memory while it is made into an object, several at once.
 const (
 	minChunkSize = 4 << 10
@@ -43,13 +50,17 @@ const (
 	maxSettings  = 1 << 20 // bytes of the file
 )
 
+// largestPiece is how many bytes one object may hold that is made in memory.
+func (s Settings) largestPiece() int { return max(s.MaxChunk, s.WholeFile) }
+
 // complete puts the defaults in.
 func (s Settings) complete() Settings {
 	set(&s.Algorithm, hash.SHA1.String())
 	set(&s.Compression, hash.Zlib.String())
-	set(&s.MinChunk, 4<<20)
-	set(&s.AvgChunk, 8<<20)
-	set(&s.MaxChunk, 16<<20)
+	set(&s.AvgChunk, defaultChunk)
+	set(&s.MinChunk, s.AvgChunk/2)
+	set(&s.MaxChunk, 2*s.AvgChunk)
+	set(&s.WholeFile, defaultWhole)
 	set(&s.TTL, 240)
 	set(&s.WhitelistDays, 30)
 	yes := true
@@ -62,6 +73,14 @@ func set[T comparable](field *T, standard T) {
 	if *field == *new(T) {
 		*field = standard
 	}
+}
+
+// withChunks returns complete settings with another average chunk; 0 leaves them as they are.
+func (s Settings) withChunks(average int) Settings {
+	if average != 0 {
+		s.MinChunk, s.AvgChunk, s.MaxChunk = 0, average, 0
+	}
+	return s.complete()
 }
 
 // check refuses complete settings that don't make a repository.
@@ -79,6 +98,8 @@ func (s Settings) check() error {
 	case s.MinChunk < minChunkSize || s.AvgChunk < s.MinChunk || s.MaxChunk < s.AvgChunk || s.MaxChunk > maxChunkSize:
 		return fmt.Errorf("chunk sizes %d, %d, %d: want %d ≤ smallest ≤ average ≤ largest ≤ %d",
 			s.MinChunk, s.AvgChunk, s.MaxChunk, minChunkSize, maxChunkSize)
+	case s.WholeFile < 0 || s.WholeFile > maxChunkSize:
+		return fmt.Errorf("whole_file %d: want 1 to %d bytes", s.WholeFile, maxChunkSize)
 	case s.TTL < 1 || s.TTL > maxTTL:
 		return fmt.Errorf("ttl %d: want 1 to %d seconds", s.TTL, maxTTL)
 	case s.WhitelistDays < 1 || s.WhitelistDays > maxDays:

@@ -89,7 +89,7 @@ func (r *Repository) begin(ctx context.Context) (*Transaction, error) {
 	if t.index, err = openContentIndex(r.dir); err != nil {
 		return nil, err
 	}
-	t.pipeline, err = newPipeline(r.storage, r.algorithm, r.compression, t.index, r.settings.MaxChunk,
+	t.pipeline, err = newPipeline(r.storage, r.algorithm, r.compression, t.index, r.settings.largestPiece(),
 		r.options.Workers)
 	if err != nil {
 		return nil, errors.Join(err, t.index.close())

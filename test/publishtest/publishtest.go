@@ -27,7 +27,7 @@ const FQRN = "publish.example.org"
 
 // Small gives settings by which files of a few thousand bytes are chunked.
 func Small(s publish.Settings) publish.Settings {
-	s.FQRN, s.MinChunk, s.AvgChunk, s.MaxChunk = FQRN, 4096, 8192, 16384
+	s.FQRN, s.MinChunk, s.AvgChunk, s.MaxChunk, s.WholeFile = FQRN, 4096, 8192, 16384, 1
 	return s
 }
 

@@ -62,6 +62,19 @@ func ReadAll(t testing.TB, v *client.Revision, below string) map[string]Seen {
 	return all
 }
 
+// Chunks are those of the file at a path; none where it is one object.
+func Chunks(t testing.TB, v *client.Revision, path string) (chunks []catalog.Chunk) {
+	t.Helper()
+	err := v.Walk(context.Background(), path, func(n *client.Node) error {
+		chunks = n.Chunks
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return chunks
+}
+
 func xattrText(attrs []catalog.Xattr) string {
 	var b strings.Builder
 	for _, a := range attrs {
