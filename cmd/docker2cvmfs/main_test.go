@@ -326,7 +326,7 @@ func TestBadInputIsToldClearly(t *testing.T) {
 				publish.Options{}); err != nil {
 				t.Fatal(err)
 			}
-			big := testutil.Tar(t, tar.Header{Typeflag: tar.TypeReg, Name: "a", Linkname: strings.Repeat("x", 5<<20)})
+			big := publishtest.Pack(t, publishtest.File("a", string(testutil.Sample(5<<20))))
 			image, err := mutate.AppendLayers(tiny(t), static.NewLayer(big, types.DockerUncompressedLayer))
 			if err != nil {
 				t.Fatal(err)
