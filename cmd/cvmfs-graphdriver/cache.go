@@ -74,6 +74,7 @@ func writeCacheStatus(w io.Writer, st *control.CacheState) {
 	}
 	fmt.Fprintf(w, "since start\t%d here when asked for, %d fetched; %d not kept for the limit, %d refused at the floor\n",
 		st.Hits, st.Misses, st.Unstored, st.Refused)
+	fmt.Fprintf(w, "ahead\t%s fetched before anybody asked, %s of it asked for since\n", size(st.Ahead), size(st.Wanted))
 	fmt.Fprintf(w, "removed\t%d objects, %s; %d damaged ones\n", st.Evicted.Objects, size(st.Evicted.Bytes), st.Damaged)
 	scrubbed := "not yet through"
 	if !st.Scrub.Ended.IsZero() {

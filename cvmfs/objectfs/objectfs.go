@@ -17,8 +17,9 @@
 //     only the chunks read are fetched, what the store has no room for within its limit, and objects that could not be
 //     fetched. As the last folder decides which error a reader sees, failures show there when the file is read, as EIO,
 //     or ENOSPC where the disk is full; the next read tries again.
-//   - Ahead are the objects that follow in the order of the image's folders. Every lookup in the gate asks for them
-//     too: a program that opens one file of a folder mostly opens its neighbours.
+//   - Neighbours are the objects next to one in the order of the image's folders. Every lookup in the gate asks for
+//     some of them, too: a program that opens one file of a folder mostly opens others of it. They are kept out of the
+//     store's folder until the gate is asked for them, which tells which are used.
 //
 // Folders list nothing, though names in them are found: nobody needs listings of what an image may hold.
 //
@@ -47,12 +48,14 @@ const (
 type Config struct {
 	Index     *objects.Index
 	Store     *objects.Store
-	Ahead     int   // how many objects to ask for ahead; 128
-	GateLimit int64 // size in bytes above which the gate does not wait for a chunked object; 8 MiB
+	GateLimit int64 // size in bytes above which the gate does not wait for a chunked object; 1 MiB
 	Log       *slog.Logger
 	// Users reports what an object is needed for, as attributes of a log line; nil if nobody can tell.
 	Users func(objects.Ref) []any
 }
+
+// gateLimit is what is better fetched at once than page by page (ADR 33).
+const gateLimit = 1 << 20
 
 // FS is the tree; it answers the requests of one mount.
 type FS struct {
@@ -62,11 +65,8 @@ type FS struct {
 
 // New makes the tree.
 func New(cfg Config) *FS {
-	if cfg.Ahead <= 0 {
-		cfg.Ahead = 128
-	}
 	if cfg.GateLimit <= 0 {
-		cfg.GateLimit = 8 << 20
+		cfg.GateLimit = gateLimit
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -159,10 +159,10 @@ func (f *FS) Lookup(ctx context.Context, folder uint64, name []byte) (fusewire.E
 	return fusewire.Entry{Node: r.Node(), Attr: objectAttr(r), Valid: fusewire.Forever}, 0
 }
 
-// arrive makes an object and those ahead of it arrive. It gives ENOENT whether it could or not, so that the data folder
+// arrive makes an object and neighbours of it arrive. It gives ENOENT whether it could or not, so that the data folder
 // decides what a reader sees, or EINTR.
 func (f *FS) arrive(ctx context.Context, r objects.Ref) syscall.Errno {
-	f.cfg.Store.Prefetch(r.Ahead(f.cfg.Ahead))
+	f.cfg.Store.Near(r)
 	if f.large(r) {
 		return syscall.ENOENT
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -293,7 +294,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestFirstContainerFetchesAndTheSecondAsksNobody(t *testing.T) {
 	s := newServer(t)
 	small, big := noise(3000, 1), noise(3<<20+11, 2)
-	h := newHost(t, t.TempDir(), s, Config{Ahead: 1}, file{"small", small, s.whole(small)},
+	h := newHost(t, t.TempDir(), s, Config{}, file{"small", small, s.whole(small)},
 		file{"big", big, s.whole(big)})
 	first := h.container()
 	h.expect(first, "small")
@@ -317,26 +318,37 @@ func TestFirstContainerFetchesAndTheSecondAsksNobody(t *testing.T) {
 	}
 }
 
-func TestNeighboursArriveAhead(t *testing.T) {
+func TestNeighboursArriveAheadAndAreSeenToBeUsed(t *testing.T) {
 	s := newServer(t)
 	var files []file
-	for i := range 100 {
+	for i := range 20 {
 		b := noise(1000+i, byte(i))
 		files = append(files, file{fmt.Sprintf("dir/%03d", i), b, s.whole(b)})
 	}
-	h := newHost(t, t.TempDir(), s, Config{Ahead: 60}, files...)
+	h := newHost(t, t.TempDir(), s, Config{}, files...)
 	root := h.container()
 	h.expect(root, "dir/010")
-	eventually(t, "60 neighbours are here", func() bool { return h.store.Stats().Fetched == 61 })
-	lookups := h.counts.of(fusewire.OpLookup)
-	for i := 10; i <= 70; i++ {
+	eventually(t, "neighbours are here", func() bool { return h.store.Stats().Prefetched >= 8 })
+	for i := range 20 {
 		h.expect(root, fmt.Sprintf("dir/%03d", i))
 	}
-	if got := h.counts.of(fusewire.OpLookup); got != lookups {
-		t.Errorf("%d lookups for what was here", got-lookups)
+	eventually(t, "rest", func() bool { st := h.store.Stats(); return st.Queued == 0 && st.Waiting == 0 })
+	if got := s.requests.Load(); got != 20 {
+		t.Errorf("%d requests, want 20", got)
 	}
-	if got := s.requests.Load(); got != 61 {
-		t.Errorf("%d requests, want 61", got)
+	if n := h.counts.of(fusewire.OpRead); n != 0 {
+		t.Errorf("%d reads through FUSE", n)
+	}
+	if st := h.store.Stats(); st.AheadUsed != st.AheadBytes || st.AheadUsed < 8*1000 {
+		t.Errorf("%d of %d bytes ahead count as used: all were read", st.AheadUsed, st.AheadBytes)
+	}
+	requests := h.counts.of(fusewire.OpLookup)
+	second := h.container()
+	for i := range 20 {
+		h.expect(second, fmt.Sprintf("dir/%03d", i))
+	}
+	if got := h.counts.of(fusewire.OpLookup) - requests; got != 0 {
+		t.Errorf("the second container made %d lookups", got)
 	}
 }
 
@@ -372,10 +384,34 @@ func TestLargeChunkedObjectIsReadInRanges(t *testing.T) {
 	}
 }
 
+func TestAFileThatIsHalfReadIsLocalForTheNextContainer(t *testing.T) {
+	s := newServer(t)
+	b := noise(4<<20, 9)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"large", b, s.chunked(b, 128<<10)})
+	f, err := os.Open(filepath.Join(h.container(), "large"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	half := make([]byte, 2<<20)
+	if _, err := io.ReadFull(f, half); err != nil || !bytes.Equal(half, b[:len(half)]) {
+		t.Errorf("the first half: %v", err)
+	}
+	eventually(t, "it is complete", func() bool { return h.store.Stats().Fetched == 1 })
+	reads := h.counts.of(fusewire.OpRead)
+	h.expect(h.container(), "large")
+	if got := h.counts.of(fusewire.OpRead); got != reads {
+		t.Errorf("the second container read %d times through FUSE", got-reads)
+	}
+	if n := s.requests.Load(); n != 32 {
+		t.Errorf("%d requests for 32 chunks", n)
+	}
+}
+
 func TestSmallChunkedObjectComesThroughTheGate(t *testing.T) {
 	s := newServer(t)
-	b := noise(3<<20, 4)
-	h := newHost(t, t.TempDir(), s, Config{}, file{"chunked", b, s.chunked(b, 1<<20)})
+	b := noise(1<<20, 4)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"chunked", b, s.chunked(b, 300<<10)})
 	h.expect(h.container(), "chunked")
 	if n := h.counts.of(fusewire.OpRead); n != 0 {
 		t.Errorf("%d reads through FUSE", n)

@@ -111,6 +111,7 @@ func (s *Store) reserveUnstored(ctx context.Context, n int64, p *partial) error 
 			return nil
 		case errors.Is(err, ErrLimit):
 			s.keepAhead()
+			s.dropHeld()
 			s.partials.dropIdle(time.Now())
 			s.partials.shrink(p)
 			if s.admission.squeeze(n, time.Since(began) > unstoredWait) {

@@ -14,7 +14,7 @@ type Status struct {
 	Used    int64 `json:"used"`    // bytes that they take, partial files among them
 	Counted bool  `json:"counted"` // Used was counted; else it is what was known when the store was last in use
 	Objects int64 `json:"objects"` // complete ones
-	Partial int64 `json:"partial"` // bytes of Used in partial files
+	Partial int64 `json:"partial"` // bytes of Used in partial files and held objects
 	Floor   int64 `json:"floor"`   // bytes of the file system that stay free
 	Yield   int64 `json:"yield"`   // bytes of it that stay free while there are objects that may go; 0: Floor alone
 	Free    int64 `json:"free"`    // bytes of it that are free
@@ -26,6 +26,8 @@ type Status struct {
 	Unstored int64   `json:"unstored"` // fetches that were not stored, as images in use hold all up to the limit
 	Refused  int64   `json:"refused"`  // fetches ended at the floor
 	Evicted  Removed `json:"evicted"`
+	Ahead    int64   `json:"ahead"`   // plain bytes that arrived before anybody asked for them
+	Wanted   int64   `json:"wanted"`  // of Ahead, those that somebody has asked for since
 	Freed    int64   `json:"freed"`   // bytes by which the free space of the file system grew while objects were evicted
 	Damaged  int64   `json:"damaged"` // objects removed, as they were damaged
 	Scrub    Scrub   `json:"scrub"`
@@ -45,6 +47,7 @@ func (s *Store) Status() (Status, error) {
 	e := &s.eviction
 	st.Size, st.Free, st.Objects, st.Counted = size, free, max(0, s.ledger.objects.Load()), s.ledger.exact.Load()
 	st.Hits, st.Misses, st.Damaged = s.hits.Load(), s.misses.Load(), s.damaged.Load()
+	st.Ahead, st.Wanted = s.aheadBytes.Load(), s.aheadUsed.Load()
 	st.Evicted, st.Freed = Removed{e.objects.Load(), e.bytes.Load()}, e.measured.Load()
 	if c := s.scrubbed.Load(); c != nil {
 		st.Scrub = *c
@@ -140,6 +143,9 @@ func (s *Store) cleanTo(ctx context.Context, to int64) (done Removed, err error)
 		over := s.ledger.bytes.Load() + s.admission.partial() - to
 		if over <= 0 {
 			return done, nil
+		}
+		if s.dropHeld() {
+			continue
 		}
 		d, err := s.evictStep(ctx, over)
 		done.Objects += d.Objects

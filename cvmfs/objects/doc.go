@@ -12,10 +12,14 @@
 //   - A Store is the folder of objects that are here: plain files under their names, complete and verified, or absent.
 //   - A flight is a fetch under way. Whoever wants the same content meanwhile waits for it; it ends when nobody waits
 //     any more.
+//   - A held object was fetched ahead, and nobody has asked for it yet. It is complete and verified, but has no name:
+//     so it is seen which of what was fetched ahead is used. Once it is asked for, or after two minutes, it gets its
+//     name.
 //   - Fresh links are second names of objects in a folder of their own, for two minutes. A kernel that looked for an
 //     object in the store's folder before it arrived finds it there.
 //   - A partial file holds the chunks of an object that somebody read from before it was complete, or that is not to be
-//     stored. It has no name, so nothing of it outlives the process.
+//     stored. It has no name, so nothing of it outlives the process. When half of an object is read, or nobody else
+//     fetches anything, the rest is fetched, and the file becomes the object.
 //   - The mark says since when everything is on stable storage. After a power cut, objects younger than the mark are
 //     checked against the SHA-256 recorded with each (extended attribute user.cvmfs.sha256), and dropped if they fail.
 //
@@ -23,8 +27,8 @@
 //
 // The store as a cache, in more words:
 //
-//   - The limit is how many bytes of disk (st_blocks) objects and partial files may take. The floor is how many bytes
-//     of the file system stay free, whoever fills it.
+//   - The limit is how many bytes of disk (st_blocks) objects may take, partial files and held objects included. The
+//     floor is how many bytes of the file system stay free, whoever fills it. What is held goes before anything else.
 //   - Admission is asked for every byte before it is fetched: by reads, fetching ahead and completing alike. At the
 //     floor it says syscall.ENOSPC (SpaceError). At the limit, if nothing can be evicted, it says ErrLimit: the object
 //     is then served from a partial file and not stored, so that a read never fails for the limit.
@@ -53,6 +57,7 @@
 //
 //	eviction.mu     the plan; held for one step of eviction, some milliseconds
 //	owner's lock    flock(2) on the state folder's file, for the same step, against other processes
+//	heldObjects.mu  the held objects; one is given its name under it
 //	partials.mu     the partial files there are
 //	partial.mu      the chunks of one
 //	admission.mu    bytes promised

@@ -240,6 +240,9 @@ func (s *Store) evictAll(ctx context.Context) (stuck bool, err error) {
 		if limit <= 0 && floor <= 0 {
 			return false, nil
 		}
+		if s.dropHeld() {
+			continue
+		}
 		_, before, err := s.fileSystem()
 		if err != nil {
 			return false, err

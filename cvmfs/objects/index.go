@@ -234,12 +234,17 @@ func (r Ref) Chunked() bool { return r.record().chunks() > 0 }
 // Node is the node id.
 func (r Ref) Node() uint64 { return r.x.id(r.Name()) }
 
-// Ahead returns the next n objects in the order of the folders, fewer at the end.
-func (r Ref) Ahead(n int) []Ref {
-	n = min(n, r.t.Len()-int(r.pos)-1)
-	refs := make([]Ref, 0, max(0, n))
-	for i := range n {
-		refs = append(refs, Ref{r.x, r.t, r.pos + 1 + uint32(i)})
+// near returns the objects next to this in the order of the folders, n on either side, nearest first, fewer at the
+// ends.
+func (r Ref) near(n int) []Ref {
+	refs := make([]Ref, 0, 2*n)
+	for i := 1; i <= n; i++ {
+		if pos := int(r.pos) + i; pos < r.t.Len() {
+			refs = append(refs, Ref{r.x, r.t, uint32(pos)})
+		}
+		if pos := int(r.pos) - i; pos >= 0 {
+			refs = append(refs, Ref{r.x, r.t, uint32(pos)})
+		}
 	}
 	return refs
 }

@@ -2,6 +2,7 @@ package objects
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -115,19 +116,17 @@ func TestCollidingNameIsRefusedNotConfused(t *testing.T) {
 	}
 }
 
-func TestAheadEndsWithTheTable(t *testing.T) {
+func TestNeighboursEndWithTheTable(t *testing.T) {
 	x := NewIndex([16]byte{})
-	x.Add(table(t, "a", sample...))
-	r, _ := x.Lookup(sample[2].Name())
-	for n, want := range map[int]int{-1: 0, 0: 0, 1: 1, 2: 2, 100: 2} {
-		refs := r.Ahead(n)
-		if len(refs) != want {
-			t.Errorf("Ahead(%d) gave %d", n, len(refs))
+	x.Add(table(t, "a", sample[:5]...))
+	for pos, want := range [][]int{{1, 2}, {2, 0, 3}, {3, 1, 4, 0}, {4, 2, 1}, {3, 2}} {
+		r, _ := x.Lookup(sample[pos].Name())
+		var got []int
+		for _, n := range r.near(2) {
+			got = append(got, int(n.pos))
 		}
-		for i, a := range refs {
-			if a.Name() != sample[3+i].Name() {
-				t.Errorf("Ahead(%d): position %d is %s", n, i, a.Name())
-			}
+		if !slices.Equal(got, want) {
+			t.Errorf("next to %d: %v, want %v", pos, got, want)
 		}
 	}
 }

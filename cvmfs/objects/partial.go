@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"slices"
 	"sort"
 	"strconv"
 	"sync"
@@ -20,7 +20,10 @@ import (
 
 const (
 	partialIdle  = time.Hour // a partial file nobody reads is given up after this
+	mostPartials = 1024      // at once; each is an open file
 	chunksAtOnce = 8         // per call
+	// completePart is what part of an object is read before the rest is fetched, too: half (ADR 33).
+	completePart = 2
 )
 
 // partials are the partial files there are.
@@ -35,22 +38,34 @@ type partials struct {
 // sparse; only what have says may be read from it.
 type partial struct {
 	Object
-	pieces  []Stored // its chunks, or the whole
+	pieces  []piece // its chunks, or the whole
 	ref     Ref
 	name    string
 	file    *temp
 	flights flights // by piece
 
-	mu      sync.Mutex
-	have    []bool
-	readers []int // of each piece: who needs it to stay
-	missing int
-	bytes   int64 // plain bytes here
-	closed  bool
+	mu         sync.Mutex
+	missing    int   // pieces
+	bytes      int64 // plain bytes here
+	read       int64 // of the pieces that were read
+	ahead      int64 // of those that were fetched ahead, or are to be, and were not read
+	end        int64 // of the last read
+	completing bool  // it was tried to fetch the rest, as enough was read
+	stuck      bool  // it can't be completed, as far as was tried while nobody waited
+	closed     bool
 
 	users int       // guarded by partials.mu, as are the next
 	used  time.Time // when the last user left
 	gone  bool      // not in partials any more: the last user closes it
+}
+
+// piece is a part of an object that is fetched by itself. But for Stored it is guarded by partial.mu.
+type piece struct {
+	Stored
+	have    bool // its bytes are in the file, verified
+	read    bool // somebody has wanted it
+	ahead   bool // it was asked for before anybody wanted it
+	readers int  // who need it to stay
 }
 
 // partial returns the partial file of r, and makes it if need be. The caller hands it back to release.
@@ -62,6 +77,9 @@ func (s *Store) partial(r Ref) (*partial, error) {
 		p.users++
 		return p, nil
 	}
+	if len(s.partials.m) >= mostPartials {
+		s.partials.dropOldest()
+	}
 	t, err := s.newTemp()
 	if err == nil {
 		if err = t.Truncate(r.Size()); err != nil {
@@ -72,8 +90,11 @@ func (s *Store) partial(r Ref) (*partial, error) {
 		return nil, fmt.Errorf("partial file of %s: %w", name, err)
 	}
 	o := r.Object()
-	p := &partial{Object: o, pieces: o.Stored(), ref: r, name: name, file: t, users: 1}
-	p.have, p.readers, p.missing = make([]bool, len(p.pieces)), make([]int, len(p.pieces)), len(p.pieces)
+	p := &partial{Object: o, ref: r, name: name, file: t, users: 1}
+	for _, stored := range o.Stored() {
+		p.pieces = append(p.pieces, piece{Stored: stored})
+	}
+	p.missing = len(p.pieces)
 	if s.partials.m == nil {
 		s.partials.m = map[string]*partial{}
 	}
@@ -105,15 +126,16 @@ func (g *partials) close(p *partial) {
 func (g *partials) shrink(p *partial) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, c := range p.pieces {
-		if !p.have[i] || p.readers[i] > 0 || p.closed {
+	for i := range p.pieces {
+		c := &p.pieces[i]
+		if !c.have || c.readers > 0 || p.closed {
 			continue
 		}
 		const hole = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 		if unix.Fallocate(int(p.file.Fd()), hole, c.Offset, c.Size) != nil {
 			return // no holes here: the file goes as a whole when it is idle
 		}
-		p.have[i] = false
+		c.have = false
 		p.missing++
 		p.bytes -= c.Size
 		g.admission.freed(c.Size)
@@ -125,7 +147,7 @@ func (p *partial) keep(first, last, by int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := first; i < last; i++ {
-		p.readers[i] += by
+		p.pieces[i].readers += by
 	}
 }
 
@@ -144,6 +166,21 @@ func (g *partials) forget(p *partial) {
 	if !p.gone {
 		p.gone = true
 		delete(g.m, p.name)
+	}
+}
+
+// dropOldest gives up the one that nobody has used for longest. The caller holds mu.
+func (g *partials) dropOldest() {
+	var oldest *partial
+	for _, p := range g.m {
+		if p.users == 0 && (oldest == nil || p.used.Before(oldest.used)) {
+			oldest = p
+		}
+	}
+	if oldest != nil {
+		oldest.gone = true
+		delete(g.m, oldest.name)
+		g.close(oldest)
 	}
 }
 
@@ -181,11 +218,15 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	}
 	defer s.partials.release(p)
 	end := min(off+int64(len(b)), p.Size)
-	first := sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset > off }) - 1
-	last := sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset >= end })
+	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
+	s.readOn(p, off, end)
 	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
+	if !p.hasAll(first, last) {
+		s.quiet.broken()
+		defer s.quiet.broken()
+	}
 	for {
 		err := s.need(ctx, p, first, last, reserve)
 		if errors.Is(err, ErrLimit) {
@@ -197,6 +238,13 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 		break
 	}
 	return p.file.ReadAt(b, off)
+}
+
+// within returns the pieces [first, last) with bytes of a range.
+func (p *partial) within(off, end int64) (first, last int) {
+	first = sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset > off }) - 1
+	last = sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset >= end })
+	return first, last
 }
 
 // arriveInChunks makes an object of all its chunks.
@@ -274,7 +322,7 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve rese
 		return err
 	}
 	defer give(s.slots)
-	c := p.pieces[i]
+	c := p.pieces[i].Stored
 	if err := reserve(ctx, c.Size); err != nil {
 		return err
 	}
@@ -284,16 +332,10 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve rese
 		return fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
 	}
 	s.chunks.Add(1)
-	last, here := p.arrived(i)
+	last, here := s.arrived(p, i)
 	s.admission.landed(c.Size, here)
 	if last && c.Suffix == hash.Chunk {
-		// nobody waits for the complete object, nor for its failing: the partial file still serves
-		s.tasks.start(func() {
-			if err := s.Fetch(s.life, p.ref); err != nil {
-				s.log.Debug("object store: complete object not kept", slog.String("object", p.name),
-					slog.Any("err", err))
-			}
-		})
+		s.completeSoon(p)
 	}
 	return nil
 }
@@ -310,21 +352,34 @@ func (s *Store) full(p *partial, err error) error {
 func (p *partial) has(i int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.have[i]
+	return p.pieces[i].have
+}
+
+func (p *partial) hasAll(first, last int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !slices.ContainsFunc(p.pieces[first:last], func(c piece) bool { return !c.have })
 }
 
 // arrived notes a verified piece. It reports whether it was the last, and how many bytes are now in the file for it:
 // none if the file was closed meanwhile.
-func (p *partial) arrived(i int) (last bool, bytes int64) {
+func (s *Store) arrived(p *partial, i int) (last bool, bytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	c := &p.pieces[i]
+	if c.ahead {
+		s.aheadBytes.Add(c.Size)
+		if c.read {
+			s.aheadUsed.Add(c.Size)
+		}
+	}
 	if p.closed {
 		return false, 0
 	}
-	p.have[i] = true
+	c.have = true
 	p.missing--
-	p.bytes += p.pieces[i].Size
-	return p.missing == 0, p.pieces[i].Size
+	p.bytes += c.Size
+	return p.missing == 0, c.Size
 }
 
 func (p *partial) missingBytes() int64 {

@@ -38,6 +38,11 @@ type Config struct {
 	Limits    Limits
 	Images    Images // nil: none is known, and none in use but those told by Used
 	ScrubRate int64  // bytes a second that scrubbing reads; 0 is 8 MiB, less is no scrubbing
+	// Idle is for how long nobody must have waited for the network before objects that are partly here are completed; 0
+	// is ten seconds.
+	Idle time.Duration
+	// NoReadAhead has only those chunks fetched that are read.
+	NoReadAhead bool
 	// Hold is how long an image that was said to be used counts as mounted, so that it may be mounted meanwhile; 0 is a
 	// minute.
 	Hold time.Duration
@@ -60,6 +65,7 @@ type Store struct {
 	slots   chan struct{} // fetches somebody waits for
 
 	ahead    prefetcher
+	holds    heldObjects
 	fresh    freshLinks
 	partials partials
 	changed  atomic.Bool // objects arrived or went since the mark
@@ -73,6 +79,9 @@ type Store struct {
 
 	fetched, fetchedBytes, failed, prefetched, dropped, chunks, waiting atomic.Int64
 	hits, misses, damaged                                               atomic.Int64
+	aheadBytes, aheadUsed                                               atomic.Int64
+	readers                                                             pace
+	quiet                                                               quiet
 }
 
 // Stats count since the store was opened, except where said.
@@ -81,6 +90,8 @@ type Stats struct {
 	FetchedBytes int64 // their plain bytes
 	Failed       int64 // flights that failed, those nobody waited for any more included
 	Prefetched   int64 // of Fetched, those that arrived by Prefetch
+	AheadBytes   int64 // plain bytes that arrived before anybody asked for them: neighbours, and chunks that follow
+	AheadUsed    int64 // of AheadBytes, those that somebody has asked for since
 	Dropped      int64 // objects Prefetch had no room for
 	Chunks       int64 // chunks that arrived in partial files
 	Queued       int64 // objects that wait for Prefetch now
@@ -106,6 +117,7 @@ func Open(cfg Config) (*Store, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.eviction.keep = cmp.Or(cfg.Hold, holdFor)
+	s.cfg.Idle = cmp.Or(cfg.Idle, idleFor)
 	if s.boot == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -193,6 +205,7 @@ func (s *Store) Close() error {
 	s.ahead.close()
 	s.end()
 	s.tasks.wait()
+	s.settle(time.Now())
 	s.partials.dropIdle(time.Now())
 	err := s.sync(true)
 	return errors.Join(err, s.dir.Close())
@@ -211,25 +224,45 @@ func (s *Store) Has(r Ref) bool {
 // lack it. A full disk is syscall.ENOSPC, by SpaceError where the floor is reached. ErrLimit means that ReadAt has to
 // be asked.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
-	_, err := s.fetch(ctx, r, s.slots)
-	return err
-}
-
-// fetch also reports whether it was this call that made the object arrive.
-func (s *Store) fetch(ctx context.Context, r Ref, slots chan struct{}) (bool, error) {
-	ended := s.flights.ended.Load() // first: what arrives after Has has looked is by a flight that ends later
 	if s.Has(r) {
 		s.hits.Add(1)
-		return false, nil
+		return nil
+	}
+	if here, err := s.claim(r); here || err != nil {
+		s.hits.Add(1)
+		return err
 	}
 	s.misses.Add(1)
+	s.quiet.broken()
+	defer s.quiet.broken()
+	began := time.Now()
+	for {
+		if _, err := s.bring(ctx, r, s.slots, false); err != nil {
+			return err
+		}
+		// It may have been on its way, fetched ahead: then it is held, or its room was needed.
+		if here, err := s.claim(r); here || err != nil || s.Has(r) {
+			s.readers.waited(time.Since(began))
+			return err
+		}
+	}
+}
+
+// bring makes an object be here, or with hold be held. It also reports whether it was this call that made it arrive.
+func (s *Store) bring(ctx context.Context, r Ref, slots chan struct{}, hold bool) (bool, error) {
+	ended := s.flights.ended.Load() // first: what arrives after Has has looked is by a flight that ends later
 	name := r.Name()
+	if s.Has(r) || s.holds.has(name) {
+		return false, nil
+	}
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
-		if (s.flights.ended.Load() != ended || r.Chunked()) && s.Has(r) { // chunks arrive by other flights, too
-			return nil
+		if s.flights.ended.Load() != ended || r.Chunked() { // chunks arrive by other flights, too
+			if s.Has(r) || s.holds.has(name) {
+				return nil
+			}
 		}
-		if err := s.arrive(ctx, r, slots); err != nil {
+		if err := s.arrive(ctx, r, slots, hold); err != nil {
 			return err
 		}
 		arrived = true
@@ -256,8 +289,8 @@ func (s *Store) join(ctx context.Context, g *flights, key string, fly func(conte
 	})
 }
 
-// arrive fetches an object in a flight.
-func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
+// arrive fetches an object in a flight. With hold it is held, unless it is in chunks.
+func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}, hold bool) error {
 	o := r.Object()
 	if len(o.Chunks) > 0 {
 		return s.arriveInChunks(ctx, r)
@@ -269,18 +302,25 @@ func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}) error {
 	if err := s.reserve(ctx, o.Size); err != nil {
 		return err
 	}
-	defer s.admission.landed(o.Size, 0)
+	inPart := int64(0)
+	defer func() { s.admission.landed(o.Size, inPart) }()
 	t, err := s.newTemp()
 	if err != nil {
 		return err
 	}
-	defer t.discard()
 	w := &part{file: t.File, size: o.Size, sum: sums.Get().(sum)}
 	defer sums.Put(w.sum)
-	if err := s.download(ctx, r, o.Stored()[0], w); err != nil {
-		return err
+	err = s.download(ctx, r, o.Stored()[0], w)
+	if err == nil && hold {
+		s.hold(t, r, w.sum.Sum(nil))
+		inPart = o.Size
+		return nil
 	}
-	return s.publish(t, r, w.sum.Sum(nil))
+	if err == nil {
+		err = s.publish(t, r, w.sum.Sum(nil))
+	}
+	t.discard()
+	return err
 }
 
 func take(ctx context.Context, slots chan struct{}) error {
@@ -397,6 +437,7 @@ func (s *Store) Run(ctx context.Context) {
 		}
 		s.scrub(ctx)
 	})
+	s.tasks.start(func() { s.completeIdle(ctx) })
 	tick := time.NewTicker(round)
 	defer tick.Stop()
 	var mounted []string
@@ -406,6 +447,7 @@ func (s *Store) Run(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			s.fresh.sweep(now)
+			s.settle(now.Add(-heldFor))
 			s.partials.dropIdle(now.Add(-partialIdle))
 			s.ahead.forgetOld(now)
 			mounted = s.lookAround(mounted)
@@ -442,6 +484,8 @@ func (s *Store) Stats() Stats {
 		FetchedBytes: s.fetchedBytes.Load(),
 		Failed:       s.failed.Load(),
 		Prefetched:   s.prefetched.Load(),
+		AheadBytes:   s.aheadBytes.Load(),
+		AheadUsed:    s.aheadUsed.Load(),
 		Dropped:      s.dropped.Load(),
 		Chunks:       s.chunks.Load(),
 		Waiting:      s.waiting.Load(),

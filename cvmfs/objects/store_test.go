@@ -127,7 +127,7 @@ func fetcher(t testing.TB, urls ...string) *fetch.Fetcher {
 func configIn(dir string, src Sources) Config {
 	return Config{
 		Dir: filepath.Join(dir, "store/objects"), Fresh: filepath.Join(dir, "fresh/objects"),
-		State: filepath.Join(dir, "state"), Sources: src,
+		State: filepath.Join(dir, "state"), Sources: src, NoReadAhead: true, // so that requests can be counted
 	}
 }
 
@@ -155,7 +155,11 @@ func refs(t testing.TB, objs ...Object) []Ref {
 	x := NewIndex([16]byte{})
 	x.Add(table(t, "r", objs...))
 	first, _ := x.Lookup(objs[0].Name())
-	return append([]Ref{first}, first.Ahead(len(objs))...)
+	all := make([]Ref, 0, len(objs))
+	for i := range objs {
+		all = append(all, Ref{x, first.t, uint32(i)})
+	}
+	return all
 }
 
 func ref(t testing.TB, o Object) Ref { return refs(t, o)[0] }
@@ -1133,7 +1137,7 @@ func child(dir, url string) {
 	fmt.Println("ready")
 	for i := range killObjects {
 		r := Ref{x, t, uint32(i)}
-		s.Prefetch(r.Ahead(100))
+		s.Near(r)
 		if err := s.Fetch(context.Background(), r); err != nil {
 			panic(err)
 		}
@@ -1199,7 +1203,7 @@ func BenchmarkColdStart(b *testing.B) {
 				s := newStore(b, repo)
 				b.StartTimer()
 				for _, r := range all {
-					s.Prefetch(r.Ahead(128))
+					s.Near(r)
 					if err := s.Fetch(b.Context(), r); err != nil {
 						b.Fatal(err)
 					}

@@ -45,6 +45,8 @@ type Objects struct {
 	FetchedBytes int64 // their plain bytes
 	Failed       int64 // fetches that failed, those nobody waited for any more included
 	Prefetched   int64 // of Fetched, those that nobody had asked for yet
+	AheadBytes   int64 // plain bytes that arrived before anybody asked for them
+	AheadUsed    int64 // of AheadBytes, those that somebody has asked for since
 	Dropped      int64 // objects there was no room for to be fetched ahead
 	Chunks       int64 // chunks that arrived in partial files
 	Queued       int64 // objects that wait to be fetched ahead now

@@ -44,8 +44,9 @@ const (
 	maxPause   = 3 * time.Second
 	// lookEvery is how often the server is looked at.
 	lookEvery = time.Second
-	// readAhead of the FUSE mount, KiB: one READ of the greatest size.
-	readAhead = fusewire.MaxRead / 1024
+	// readAhead of the FUSE mount, KiB: what a page fault may ask for around it. More would have chunks fetched that
+	// nobody reads (ADR 33).
+	readAhead = 128
 )
 
 // Run is the supervisor's life. It gives nil after SIGTERM, SIGINT or the end of ctx, when the server has ended and

@@ -86,9 +86,9 @@ func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p [
 	return n, f.fault(i, nid, err)
 }
 
-// fetch reads from an object that is not here, and asks for those ahead of it.
+// fetch reads from an object that is not in the store's folder, and asks for neighbours of it.
 func (f *FS) fetch(ctx context.Context, r objects.Ref, p []byte, off int64) (int, syscall.Errno) {
-	f.cfg.Store.Prefetch(r.Ahead(f.cfg.Ahead))
+	f.cfg.Store.Near(r)
 	return f.cfg.Objects.Read(ctx, r.Node(), p, off)
 }
 

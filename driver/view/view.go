@@ -23,14 +23,13 @@ import (
 // Folder is the folder of the mount that holds the images.
 const Folder = "view"
 
-// Config says what to show. All but Layers, Ahead, Log and Users is needed.
+// Config says what to show. All but Layers, Log and Users is needed.
 type Config struct {
 	Objects *objectfs.FS   // answers for all other nodes of the mount, and fetches what is read
 	Index   *objects.Index // knows the objects of every image that is added
 	Store   *objects.Store
 	Dir     string // the store's folder of objects
 	Layers  string // ordinary layers: the redirect /graph/<id>/… is Layers/<id>/graph/<id>/…
-	Ahead   int    // how many objects to ask for ahead; 128
 	Log     *slog.Logger
 	// Users reports what an image is needed for, as attributes of a log line; nil if nobody can tell.
 	Users func(key string) []any
@@ -59,9 +58,6 @@ type image struct {
 
 // New makes the tree, without images.
 func New(cfg Config) *FS {
-	if cfg.Ahead <= 0 {
-		cfg.Ahead = 128
-	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

@@ -166,7 +166,7 @@ func (h *host) show(root *erofs.Node) string {
 	must(t, err)
 	h.view = New(Config{
 		Objects: objectfs.New(objectfs.Config{Index: index, Store: store, GateLimit: 1000, Log: log}),
-		Index:   index, Store: store, Dir: h.objects(), Layers: h.dir + "/layers", Ahead: 4, Log: log,
+		Index:   index, Store: store, Dir: h.objects(), Layers: h.dir + "/layers", Log: log,
 	})
 	must(t, h.view.Add(key, h.meta))
 	dev, err := fusewire.Mount(h.mount)
@@ -350,7 +350,7 @@ func TestContentIsFetchedWhenItIsRead(t *testing.T) {
 	if _, err := f.ReadAt(tail, int64(len(big)-100)); err != nil || !bytes.Equal(tail, big[len(big)-100:]) {
 		t.Errorf("the end of a file in chunks: %v", err)
 	}
-	if n := h.requests.Load(); n > 2 {
+	if n := h.requests.Load(); n > 3 { // one of them for the small neighbour
 		t.Errorf("%d requests for the last bytes of a file in 7 chunks", n)
 	}
 	for range 2 {
@@ -371,7 +371,7 @@ func TestContentIsFetchedWhenItIsRead(t *testing.T) {
 func TestNeighboursArriveAhead(t *testing.T) {
 	h := newHost(t)
 	tree := folderOf()
-	for i := range 10 {
+	for i := range 60 {
 		tree.Children = append(tree.Children, erofs.Child{Name: fmt.Sprint(i), Node: h.file(noise(100+i, byte(i)), 0)})
 	}
 	root := h.show(tree)
@@ -383,8 +383,8 @@ func TestNeighboursArriveAhead(t *testing.T) {
 		}
 	}
 	time.Sleep(20 * time.Millisecond)
-	if n := h.requests.Load(); n != 5 {
-		t.Errorf("%d requests for a file and four ahead", n)
+	if n := h.requests.Load(); n > 33 { // over the longest way
+		t.Errorf("%d requests for a file and its neighbours", n)
 	}
 }
 

@@ -1,0 +1,322 @@
+package objects
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// readingStore is a store that fetches ahead of readers.
+func readingStore(t *testing.T, r *repository) *Store {
+	t.Helper()
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, r.URL)})
+	cfg.NoReadAhead = false
+	return open(t, cfg)
+}
+
+// reads reads a range, which must be what it is.
+func reads(t *testing.T, s *Store, r Ref, plain []byte, off, n int) {
+	t.Helper()
+	b := make([]byte, n)
+	if n, err := s.ReadAt(t.Context(), r, b, int64(off)); n < len(b) || !bytes.Equal(b, plain[off:][:len(b)]) {
+		t.Fatalf("%d bytes at %d: %d, %v", len(b), off, n, err)
+	}
+}
+
+// at rest waits until nothing is under way.
+func atRest(t *testing.T, s *Store) {
+	t.Helper()
+	eventually(t, "rest", func() bool {
+		s.admission.mu.Lock()
+		defer s.admission.mu.Unlock()
+		return s.admission.flying == 0 && s.Stats().Queued == 0 && s.Stats().Waiting == 0
+	})
+}
+
+func TestWhoReadsOnHasEverMoreAhead(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	plain := noise(1, 100_000)
+	r := ref(t, repo.chunked(plain, 1000))
+	for i, want := range []int{2, 4, 6, 8, 10} { // chunks read, and as many ahead
+		reads(t, s, r, plain, i*1000, 1000)
+		eventually(t, fmt.Sprintf("%d chunks", want), func() bool { return repo.Requests("") == want })
+		atRest(t, s)
+	}
+	st := s.Stats()
+	if st.AheadBytes != 5000+4000 || st.AheadUsed != 4000 {
+		t.Errorf("%d bytes ahead, of which %d were read; want 9000 and 4000", st.AheadBytes, st.AheadUsed)
+	}
+}
+
+func TestWhoJumpsHasLittleAheadInVain(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	plain := noise(1, 100_000)
+	r := ref(t, repo.chunked(plain, 1000))
+	for i := range 10 {
+		reads(t, s, r, plain, i*10_000, 1)
+	}
+	eventually(t, "what was read, and what is ahead", func() bool { return repo.Requests("") >= 19 })
+	atRest(t, s)
+	if n := repo.Requests(""); n > 20 {
+		t.Errorf("%d chunks were fetched, for 10 that were read", n)
+	}
+	if st := s.Stats(); st.AheadUsed != 0 {
+		t.Errorf("%d bytes ahead count as read", st.AheadUsed)
+	}
+}
+
+func TestALargeChunkComesAheadOnlyOfWhoIsHalfThroughTheOneBefore(t *testing.T) {
+	t.Parallel()
+	const size = aheadPiece + 1000
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	plain := noise(1, 5*size)
+	r := ref(t, repo.chunked(plain, size))
+	reads(t, s, r, plain, size/2+10, 10) // in the second half, but out of the blue
+	atRest(t, s)
+	if n := repo.Requests(""); n != 1 {
+		t.Errorf("%d chunks for one read", n)
+	}
+	reads(t, s, r, plain, size/2+20, 10)
+	eventually(t, "the next chunk", func() bool { return repo.Requests("") == 2 })
+}
+
+func TestWhatIsReadToAHalfIsCompleted(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	plain := noise(1, 10_000)
+	r := ref(t, repo.chunked(plain, 1000))
+	for i := range 4 {
+		reads(t, s, r, plain, 2000*i, 1)
+	}
+	atRest(t, s)
+	if n := repo.Requests(""); n != 4 || s.Has(r) {
+		t.Fatalf("%d chunks came for 4 that were read", n)
+	}
+	reads(t, s, r, plain, 9000, 1)
+	eventually(t, "the object", func() bool { return s.Has(r) })
+	holds(t, s, r, plain)
+	if n := repo.Requests(""); n != 10 {
+		t.Errorf("%d requests for 10 chunks", n)
+	}
+}
+
+func TestWhatIsPartlyHereIsCompletedWhenNobodyWaits(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.Idle = 50 * time.Millisecond
+	s := open(t, cfg)
+	plain, other := noise(1, 10_000), noise(2, 10_000)
+	all := refs(t, repo.chunked(plain, 1000), repo.chunked(other, 1000), repo.chunked(noise(3, 10_000), 1000))
+	reads(t, s, all[0], plain, 0, 1)
+	reads(t, s, all[1], other, 5000, 1)
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	go s.Run(ctx)
+	eventually(t, "both objects", func() bool { return s.Has(all[0]) && s.Has(all[1]) && s.Stats().Partials == 0 })
+	if n := repo.Requests(""); n != 20 {
+		t.Errorf("%d requests: of the third, nothing was read", n)
+	}
+	if s.Has(all[2]) {
+		t.Error("what nobody has asked for came")
+	}
+}
+
+func TestNothingIsEvictedToCompleteWhatIsPartlyHere(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.Limits = Limits{Limit: 40_000, Floor: 1}
+	s := open(t, cfg)
+	plain, other := noise(1, 20_000), noise(2, 30_000)
+	all := refs(t, repo.chunked(plain, 1000), repo.whole(other))
+	if err := s.Fetch(t.Context(), all[1]); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s, all[0], plain, 0, 1)
+	s.quiet.since.Store(0)
+	p := s.partials.latest()
+	if p == nil {
+		t.Fatal("there is nothing to complete")
+	}
+	defer s.partials.release(p)
+	if s.completeGently(t.Context(), p) || !s.Has(all[1]) || s.Has(all[0]) {
+		t.Errorf("completed beyond the limit; the other object: %v", s.Has(all[1]))
+	}
+}
+
+func TestPiecesAreFetchedAhead(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	plain := noise(1, 10_000)
+	r := ref(t, repo.chunked(plain, 1000))
+	if err := s.FetchPieces(t.Context(), r, 7, 2); err != nil {
+		t.Fatal(err)
+	}
+	if n := repo.Requests(""); n != 2 {
+		t.Errorf("%d requests", n)
+	}
+	reads(t, s, r, plain, 2500, 1)
+	reads(t, s, r, plain, 7999, 1)
+	if st := s.Stats(); repo.Requests("") != 2 || st.AheadBytes != 2000 || st.AheadUsed != 2000 {
+		t.Errorf("%d requests, %d bytes ahead, %d used", repo.Requests(""), st.AheadBytes, st.AheadUsed)
+	}
+	if err := s.FetchPieces(t.Context(), r, 3, 10); err == nil {
+		t.Error("chunk 10 of 10 was fetched")
+	}
+	repo.Set(testutil.Fault{Status: 500})
+	if err := s.FetchPieces(t.Context(), r, 4); err == nil {
+		t.Error("no error of a server that fails")
+	}
+	repo.Set(testutil.Fault{})
+	if err := s.FetchPieces(t.Context(), r, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the object", func() bool { return s.Has(r) })
+	holds(t, s, r, plain)
+	if err := s.FetchPieces(t.Context(), r, 1); err != nil {
+		t.Error(err)
+	}
+	whole := ref(t, repo.whole(plain))
+	if err := s.FetchPieces(t.Context(), whole, 0); err != nil || !s.Has(whole) {
+		t.Errorf("an object without chunks: %v", err)
+	}
+}
+
+// few are objects of one neighbourhood.
+func few(t *testing.T, repo *repository, n int) []Ref {
+	t.Helper()
+	var objs []Object
+	for i := range n {
+		objs = append(objs, repo.whole(noise(i, 1000)))
+	}
+	return refs(t, objs...)
+}
+
+func TestNeighboursAreHeldUntilTheyAreAskedFor(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	all := few(t, repo, 4)
+	s.Near(all[0])
+	eventually(t, "three neighbours", func() bool { return s.Stats().Prefetched == 3 })
+	atRest(t, s)
+	if s.Has(all[1]) {
+		t.Fatal("a kernel would find what nobody has asked for")
+	}
+	if st, err := s.Status(); err != nil || st.Partial != 3000 || st.Objects != 0 {
+		t.Errorf("%d bytes count as partly here, and %d objects, %v", st.Partial, st.Objects, err)
+	}
+	for i := 1; i < 3; i++ {
+		if err := s.Fetch(t.Context(), all[i]); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, s, all[i], noise(i, 1000))
+	}
+	if st := s.Stats(); repo.Requests("") != 3 || st.AheadBytes != 3000 || st.AheadUsed != 2000 {
+		t.Errorf("%d requests, %d bytes ahead, %d used", repo.Requests(""), st.AheadBytes, st.AheadUsed)
+	}
+	s.settle(time.Now())
+	if !s.Has(all[3]) {
+		t.Error("what nobody asked for in time is not kept")
+	}
+	if st, err := s.Status(); err != nil || st.Partial != 0 || st.Objects != 3 || st.Wanted != 2000 {
+		t.Errorf("%d bytes partly here, %d objects, %d bytes wanted, %v", st.Partial, st.Objects, st.Wanted, err)
+	}
+}
+
+func TestHeldObjectsMakeRoom(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.Limits = Limits{Limit: 30_000, Floor: 1}
+	s := open(t, cfg)
+	all := few(t, repo, 4)
+	big := ref(t, repo.whole(noise(9, 28_500)))
+	s.Near(all[0])
+	eventually(t, "three neighbours", func() bool { return s.Stats().Prefetched == 3 })
+	atRest(t, s)
+	if err := s.Fetch(t.Context(), big); err != nil {
+		t.Fatalf("held objects keep out what is asked for: %v", err)
+	}
+	if st, err := s.Status(); err != nil || st.Partial != 0 {
+		t.Errorf("%d bytes are held, %v", st.Partial, err)
+	}
+	if err := s.Fetch(t.Context(), all[1]); err == nil && repo.Requests("") != 5 {
+		t.Errorf("%d requests: it was given up", repo.Requests(""))
+	}
+}
+
+func TestHeldObjectsAreStoredAtTheEndAndLostWithoutOne(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	dir := t.TempDir()
+	cfg := configIn(dir, sources{"r": fetcher(t, repo.URL)})
+	killed := open(t, cfg)
+	all := few(t, repo, 4)
+	killed.Near(all[0])
+	eventually(t, "three neighbours", func() bool { return killed.Stats().Prefetched == 3 })
+	s := open(t, cfg) // as if the other were dead
+	if left, err := os.ReadDir(filepath.Join(cfg.Dir, tmpFolder)); err != nil || len(left) > 0 {
+		t.Errorf("%v is left behind, %v", left, err)
+	}
+	if s.Has(all[1]) || s.Has(all[3]) {
+		t.Error("a held object has a name")
+	}
+	s.Near(all[0])
+	eventually(t, "three neighbours again", func() bool { return s.Stats().Prefetched == 3 })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < 4; i++ {
+		if _, err := os.Stat(filepath.Join(cfg.Dir, all[i].Path())); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestNeighboursComeWhereTheyAreUsed(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	all := few(t, repo, neighbourhood)
+	came := func(asked int) int { return repo.Requests("") - asked }
+	ask := func(i int) {
+		s.Near(all[i])
+		if err := s.Fetch(t.Context(), all[i]); err != nil {
+			t.Fatal(err)
+		}
+		atRest(t, s)
+	}
+	ask(20)
+	if n := came(1); n != 2*leastGrant {
+		t.Errorf("%d neighbours came for one object, want %d", n, 2*leastGrant)
+	}
+	s.Near(all[20]) // again: another reader, or the next page
+	atRest(t, s)
+	if n := came(1); n != 2*leastGrant {
+		t.Errorf("%d neighbours came for one object that was asked for twice, want %d", n, 2*leastGrant)
+	}
+	ask(21) // one of them
+	if n := repo.Requests(""); n != 1+3*leastGrant {
+		t.Errorf("%d objects came for two, want %d", n, 1+3*leastGrant)
+	}
+	s.readers.wait.Store(int64(time.Second)) // a long way
+	ask(19)
+	if n := repo.Requests(""); n < 1+3*mostGrant {
+		t.Errorf("%d objects came over a long way, want %d", n, 1+4*mostGrant)
+	}
+}

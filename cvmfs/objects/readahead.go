@@ -1,0 +1,155 @@
+package objects
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// aheadPiece is the largest piece that is fetched ahead of a reader who may never come to it.
+	aheadPiece = 1 << 20
+	// aheadOfFile is how many bytes of a file are fetched ahead of its readers, at most.
+	aheadOfFile = 4 << 20
+)
+
+// readOn takes note of a read, and fetches what may be read next: the pieces that follow, as long as no more bytes wait
+// to be read than have been. So whoever reads on has ever more ahead of him, and where what is ahead isn't used nothing
+// more comes. Once enough of the object is read, the rest is fetched, so that it becomes a file.
+func (s *Store) readOn(p *partial, off, end int64) {
+	first, last := p.within(off, end)
+	used, whole := p.noteRead(first, last)
+	s.aheadUsed.Add(used)
+	switch {
+	case whole:
+		s.completeSoon(p)
+	case !s.cfg.NoReadAhead:
+		for _, i := range p.wantNext(last, off, end) {
+			s.tasks.start(func() {
+				if err := s.FetchPieces(s.life, p.ref, i); err != nil { // whoever needs it will see
+					s.log.Debug("object store: a chunk can't be fetched ahead", slog.Any("err", err))
+				}
+			})
+		}
+	}
+}
+
+// noteRead marks pieces as read. It returns how many bytes of them were here, fetched ahead, and whether the rest of
+// the object is to be fetched now.
+func (p *partial) noteRead(first, last int) (used int64, whole bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := first; i < last; i++ {
+		c := &p.pieces[i]
+		if c.read {
+			continue
+		}
+		c.read = true
+		p.read += c.Size
+		if c.ahead {
+			p.ahead -= c.Size
+		}
+		if c.ahead && c.have {
+			used += c.Size
+		}
+	}
+	whole = !p.completing && len(p.Chunks) > 0 && p.missing > 0 && p.read >= p.Size/completePart
+	p.completing = p.completing || whole
+	return used, whole
+}
+
+// wantNext picks pieces to fetch ahead after a read of a range, from piece next on. Of large ones it is one, and only
+// for a reader who goes on where he has ended and has passed the middle of the piece he reads.
+func (p *partial) wantNext(next int, off, end int64) (list []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	goesOn := off == p.end
+	p.end = end
+	for i := next; i < len(p.pieces); i++ {
+		c, before := &p.pieces[i], &p.pieces[i-1]
+		switch large := c.Size > aheadPiece; {
+		case c.have || c.read || c.ahead:
+		case large && goesOn && i == next && end >= before.Offset+before.Size/2:
+			p.expect(c)
+			return append(list, i)
+		case large || p.ahead+c.Size > min(p.read, aheadOfFile):
+			return list
+		default:
+			p.expect(c)
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+// expect marks a piece as one that nobody has asked for yet. The caller holds mu.
+func (p *partial) expect(c *piece) {
+	if !c.read && !c.ahead {
+		c.ahead = true
+		p.ahead += c.Size
+	}
+}
+
+// failed takes that back for a piece that could not be had.
+func (p *partial) failed(c *piece) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.ahead && !c.have {
+		c.ahead = false
+		if !c.read {
+			p.ahead -= c.Size
+		}
+	}
+}
+
+// FetchPieces makes pieces of an object be here before anybody asks for them: chunks by their numbers, or piece 0 of an
+// object without chunks. Together with those that are read they become the object once all are here. Errors are those
+// of Fetch.
+func (s *Store) FetchPieces(ctx context.Context, r Ref, pieces ...int) error {
+	if !r.Chunked() {
+		return s.Fetch(ctx, r)
+	}
+	if s.Has(r) {
+		return nil
+	}
+	p, err := s.partial(r)
+	if err != nil {
+		return err
+	}
+	defer s.partials.release(p)
+	if n := len(p.pieces); slices.ContainsFunc(pieces, func(i int) bool { return i < 0 || i >= n }) {
+		return fmt.Errorf("object %s has %d chunks: there is none of %v", p.name, n, pieces)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(chunksAtOnce)
+	for _, i := range pieces {
+		c := &p.pieces[i]
+		p.mu.Lock()
+		p.expect(c)
+		p.mu.Unlock()
+		g.Go(func() error {
+			err := s.need(ctx, p, i, i+1, s.reserve)
+			if err != nil {
+				p.failed(c)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("fetch chunks of object %s: %w", p.name, err)
+	}
+	return nil
+}
+
+// completeSoon fetches the rest of an object in the background.
+func (s *Store) completeSoon(p *partial) {
+	s.tasks.start(func() {
+		if _, err := s.bring(s.life, p.ref, s.slots, false); err != nil {
+			// Nobody waits for the complete object: the partial file still serves.
+			s.log.Debug("object store: complete object not kept", slog.String("object", p.name), slog.Any("err", err))
+		}
+	})
+}
