@@ -865,6 +865,7 @@ func TestManyAtOnceWhileServersComeAndGo(t *testing.T) {
 	a, b := files(t), files(t)
 	cfg := quick(a.URL, b.URL)
 	cfg.HostResetAfter, cfg.MaxRetries = 20*time.Millisecond, 1
+	cfg.TimeoutDirect = 2 * time.Second // the good one may be slow: 32 ask at once
 	f := fetcher(t, cfg)
 	stop := make(chan struct{})
 	var chaos sync.WaitGroup
