@@ -23,7 +23,7 @@ const (
 	attempts   = 5                // to send an archive, without a byte more being there
 	firstPause = 500 * time.Millisecond
 	longest    = 2 * time.Minute // that is waited where a service says when to ask again
-	maxAnswer  = 64 << 10 // bytes
+	maxAnswer  = 64 << 10        // bytes
 )
 
 // Options say how a service is spoken to.
