@@ -32,26 +32,28 @@ import (
 // What a container adds to a thin image is published at its commit, and the image that comes of it is thin: here, and
 // on another host, which has nothing of it.
 func TestACommittedLayerIsPublished(t *testing.T) {
-	t.Run("plugin", func(t *testing.T) {
-		u := onOwnStand(t)
-		u.load("thin_tiny.tar")
-		pushBack(u, func(t *testing.T) user {
+	plugin := func(find func(t *testing.T) *engine.Tools) func(t *testing.T) *stand.Stand {
+		return func(t *testing.T) *stand.Stand {
+			found := find(t)
 			return own(t, func() (*stand.Stand, error) {
-				return newStand(t.Context(), tools(t), testutil.Data(t), stand.Options{})
-			})
+				return newStand(t.Context(), found, testutil.Data(t), stand.Options{})
+			}).Stand
+		}
+	}
+	for name, build := range map[string]func(t *testing.T) *stand.Stand{
+		"plugin": plugin(tools), "plugin on the newer engine": plugin(newerTools),
+		"snapshotter": func(t *testing.T) *stand.Stand {
+			o := stand.Options{
+				Tools: stackTools(t, engine.Stack29on21), Snapshotter: shared.snapshotter(), Testdata: testutil.Data(t),
+			}
+			return own(t, func() (*stand.Stand, error) { return stand.NewSnapshotter(t.Context(), o) }).Stand
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pushBack(user{t, build(t)}, build)
 		})
-	})
-	t.Run("snapshotter", func(t *testing.T) {
-		u := onSnapshotter(t, engine.Stack29on21, stand.Options{})
-		pushBack(u, func(t *testing.T) user {
-			return own(t, func() (*stand.Stand, error) {
-				return stand.NewSnapshotter(t.Context(), stand.Options{
-					Tools: stackTools(t, engine.Stack29on21), Snapshotter: shared.snapshotter(),
-					Testdata: testutil.Data(t),
-				})
-			})
-		})
-	})
+	}
 }
 
 // pushes is a user whose commits are published.
@@ -64,7 +66,8 @@ type pushes struct {
 
 const pushToken = "a-token-of-a-node-0123456789"
 
-func pushBack(u user, another func(t *testing.T) user) {
+func pushBack(u user, another func(t *testing.T) *stand.Stand) {
+	u.load("thin_tiny.tar")
 	p := &pushes{user: u, publisher: filepath.Join(u.TempDir(), "publisher")}
 	err := publish.Create(u.Context(), p.publisher, publish.Settings{FQRN: layersFQRN}, publish.Options{})
 	if err != nil {
@@ -118,7 +121,7 @@ func pushBack(u user, another func(t *testing.T) user) {
 	name := registry.Host + "/example/pushed:1"
 	p.docker("tag", "example/pushed:1", name)
 	p.docker("push", name)
-	other := another(u.T)
+	other := user{u.T, another(u.T)}
 	p.serveIn(other)
 	other.docker("pull", name)
 	if diff := cmp.Diff(want, (&pushes{user: other}).tree(other.create(name))); diff != "" {
