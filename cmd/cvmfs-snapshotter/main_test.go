@@ -120,7 +120,7 @@ func (d *daemon) launch() {
 	d.conn = conn
 	d.Snapshotter = proxy.NewSnapshotter(api.NewSnapshotsClient(conn), "cvmfs")
 	eventually(d.t, "it answers", func() bool {
-		if d.rung.view == "erofs" && strings.Contains(d.log.String(), "this kernel") {
+		if d.rung.view == "erofs" && strings.Contains(d.log.String(), "storage option cvmfs.view=erofs:") {
 			must(d.t, d.supervisor.Process.Kill())
 			_ = d.supervisor.Wait() // killed, so that its error says nothing
 			testutil.KernelLacks(d.t, "the erofs view")
@@ -253,7 +253,7 @@ func tree(t testing.TB, dir string) []string {
 // eventually waits for something that the program does by itself.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("in vain: ", what)
 		}
