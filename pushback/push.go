@@ -29,6 +29,8 @@ const (
 	tellEvery = 15 * time.Second
 	// keptFor is how long an archive is kept that was not sent: the next try of the same commit takes it.
 	keptFor = 24 * time.Hour
+	// slowest is how many bytes a second are sent at least, besides waiting.
+	slowest = 64 << 10
 	// archiveEnd is how many bytes an archive with nothing in it has, at most.
 	archiveEnd = 10 << 10
 )
@@ -83,9 +85,9 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 	}
 	p.sending.Lock(l.Digest)
 	defer func() { _ = p.sending.Unlock(l.Digest) }() // it is locked
-	l.Node, l.Image = s.node, origin
-	waiting, stop := context.WithTimeoutCause(ctx, time.Duration(s.Wait),
-		fmt.Errorf("it isn't published after %v", time.Duration(s.Wait)))
+	l.Node, l.Image = s.node, printable(origin)
+	limit := time.Duration(s.Wait) + time.Duration(l.Size/slowest)*time.Second
+	waiting, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it isn't published after %v", limit))
 	defer stop()
 	answer, err := p.publish(waiting, s, l, file)
 	if err != nil {
@@ -104,6 +106,17 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 			published.URL, s.CvmfsRepo)
 	}
 	return published, nil
+}
+
+// printable is as much of a text as can be a header of a request.
+func printable(text string) string {
+	clean := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, text)
+	return clean[:min(len(clean), 1024)]
 }
 
 // spool writes the archive to a file that is named by its digest. Equal layers give equal archives.
@@ -207,12 +220,14 @@ func sendToService(ctx context.Context, service *api.Client, l api.Layer, file s
 // of it later, by the store.
 func wait(ctx context.Context, service *api.Client, digest string, log *slog.Logger) (*api.Answer, error) {
 	began, told := time.Now(), time.Now()
+	state := "nothing"
 	for {
 		answer, err := service.Status(ctx, digest)
-		var state string
 		switch {
-		case err != nil && (!temporary(err) || ctx.Err() != nil):
-			return nil, said(ctx, err)
+		case err != nil && ctx.Err() != nil:
+			return nil, said(ctx, fmt.Errorf("the service says: %s", state))
+		case err != nil && !temporary(err):
+			return nil, err
 		case err != nil:
 			state = err.Error()
 		case answer.Status == api.Done:

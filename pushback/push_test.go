@@ -173,6 +173,20 @@ func TestALayerGoesToTheService(t *testing.T) {
 	}
 }
 
+// What a descriptor says of its origin is anybody's text.
+func TestAnyOriginIsSent(t *testing.T) {
+	r := newRig(t, "unknown", "done").withStore()
+	origin := "a\r\nX-Amz-Meta-Node: other\x00é" + strings.Repeat("x", 5000)
+	p, err := r.pusher.Push(t.Context(), r.settings, layer(t, "hello"), origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := r.store.Objects["node7/"+p.Digest].Header
+	if h.Get("X-Amz-Meta-Node") != "node7" || !strings.HasPrefix(h.Get("X-Amz-Meta-Image"), "a??X-Amz") {
+		t.Errorf("%q, %q", h.Get("X-Amz-Meta-Node"), h.Get("X-Amz-Meta-Image"))
+	}
+}
+
 func TestAPublishedLayerIsNotSent(t *testing.T) {
 	r := newRig(t, "done").withStore()
 	p, err := r.push("hello")
