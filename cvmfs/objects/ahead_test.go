@@ -238,6 +238,24 @@ func TestNeighboursAreHeldUntilTheyAreAskedFor(t *testing.T) {
 	}
 }
 
+// A removed image gives back also what nobody had asked for yet, or asked for whole.
+func TestRemovedImageGivesItsPartsBack(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := open(t, configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)}))
+	all := few(t, repo, 4)
+	s.Near(all[0])
+	eventually(t, "three neighbours", func() bool { return s.Stats().Prefetched == 3 })
+	atRest(t, s)
+	if st, err := s.Status(); err != nil || st.Partial == 0 {
+		t.Fatalf("nothing is held: %+v, %v", st, err)
+	}
+	s.Forget(all[0].t)
+	if st, err := s.Status(); err != nil || st.Partial != 0 {
+		t.Errorf("%d bytes are held, %v", st.Partial, err)
+	}
+}
+
 func TestHeldObjectsMakeRoom(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

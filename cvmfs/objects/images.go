@@ -147,11 +147,30 @@ func (s *Store) Pin(key string, pinned bool) error {
 
 // Forget tells that an image has been removed. Those of its objects that no other image names go in the background.
 func (s *Store) Forget(t *Table) {
+	s.dropParts(t)
 	s.eviction.mu.Lock()
 	s.eviction.forgotten = append(s.eviction.forgotten, t)
 	s.eviction.mu.Unlock()
 	s.admission.unstick()
 	s.startEviction()
+}
+
+// dropParts gives up what is held and what is partly here of an image's objects. What another image names as well comes
+// again.
+func (s *Store) dropParts(t *Table) {
+	names := make(map[string]bool, t.Len())
+	for i := range t.Len() {
+		names[t.name(i).String()] = true
+	}
+	s.partials.drop(func(name string, _ *partial) bool { return names[name] })
+	h := &s.holds
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, o := range h.m {
+		if names[name] {
+			s.giveUp(o)
+		}
+	}
 }
 
 // keyOf is the key of a table's image: the name of the folder it lies in.

@@ -186,10 +186,15 @@ func (g *partials) dropOldest() {
 
 // dropIdle gives up the partial files nobody has used since then. It reports whether there were any.
 func (g *partials) dropIdle(since time.Time) (dropped bool) {
+	return g.drop(func(_ string, p *partial) bool { return !p.used.After(since) })
+}
+
+// drop gives up those of these partial files that nobody uses now. It reports whether there were any.
+func (g *partials) drop(these func(name string, p *partial) bool) (dropped bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for name, p := range g.m {
-		if p.users == 0 && !p.used.After(since) {
+		if p.users == 0 && these(name, p) {
 			p.gone = true
 			delete(g.m, name)
 			g.close(p)
