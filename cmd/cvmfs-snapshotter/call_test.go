@@ -64,7 +64,7 @@ func TestWrongCallsAreRefused(t *testing.T) {
 		{`{"control":"c.sock"}`, nil, program.Usage, "control: want an absolute path"},
 		{`{"rooot":"/a"}`, nil, program.Failed, "rooot"},
 		{`{"root":"/a"} {}`, nil, program.Failed, "behind"},
-		{`{"address":"s"}`, nil, program.Usage, "address"},
+		{`{"address":"s"}`, nil, program.Usage, "address: want an absolute path"},
 		{`{}`, []string{"serve"}, program.Failed, "supervisor"},
 	} {
 		must(t, os.WriteFile(file, []byte(c.content), 0o600))

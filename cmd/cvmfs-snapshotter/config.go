@@ -74,23 +74,26 @@ func readConfig(c *cli.Context) (*config, error) {
 	if err := cfg.readFile(file); err != nil && (c.IsSet("config") || !errors.Is(err, fs.ErrNotExist)) {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
-	paths := map[string]*string{
-		"root": &cfg.Root, "address": &cfg.Address, "control": &cfg.Control, "cvmfs-config": &cfg.Configuration,
-		"containerd": &cfg.Containerd, "push-back": &cfg.PushBack,
+	paths := []struct {
+		name  string
+		value *string
+	}{ // address before control, whose default is made from it
+		{"root", &cfg.Root}, {"address", &cfg.Address}, {"control", &cfg.Control}, {"containerd", &cfg.Containerd},
+		{"cvmfs-config", &cfg.Configuration}, {"push-back", &cfg.PushBack},
 	}
-	for name, value := range paths {
-		if c.IsSet(name) {
-			*value = c.String(name)
+	for _, p := range paths {
+		if c.IsSet(p.name) {
+			*p.value = c.String(p.name)
 		}
 	}
 	if cfg.Control == "" {
 		cfg.Control = filepath.Join(filepath.Dir(cfg.Address), filepath.Base(control.SnapshotterSocket))
 	}
-	for name, value := range paths {
-		if !filepath.IsAbs(*value) {
-			return nil, program.Usagef(c, "%s: want an absolute path, not %q", name, *value)
+	for _, p := range paths {
+		if !filepath.IsAbs(*p.value) {
+			return nil, program.Usagef(c, "%s: want an absolute path, not %q", p.name, *p.value)
 		}
-		*value = filepath.Clean(*value)
+		*p.value = filepath.Clean(*p.value)
 	}
 	if strings.ContainsAny(cfg.Root, `\:,`) {
 		return nil, program.Usagef(c, `root: want a path without any of \ : , in it, as it is part of mount options, not %q`, cfg.Root)
