@@ -76,13 +76,35 @@ type lane struct {
 	trip    time.Duration // the shortest connect; a busy host makes single ones long
 	hold    time.Time     // until then limit doesn't grow
 	worked  time.Time     // last answer
-	waiting []*waiter     // in order of arrival
+	waiting []*waiter     // in order of arrival, those who let others pass behind them
 }
 
 // waiter waits for a slot or for a dial.
 type waiter struct {
-	dial  bool
-	ready chan struct{} // closed when it's its turn
+	dial    bool
+	patient bool          // it lets others pass
+	ready   chan struct{} // closed when it's its turn
+}
+
+// patience is the key of a context's value.
+type patience struct{}
+
+// LetPass returns a context whose requests, where they wait for a connection, let those pass that others make: for what
+// nobody waits for yet.
+func LetPass(ctx context.Context) context.Context { return context.WithValue(ctx, patience{}, true) }
+
+// LetsPass reports whether a context is one of LetPass.
+func LetsPass(ctx context.Context) bool { return ctx.Value(patience{}) != nil }
+
+// queue puts a waiter in its place. The caller holds mu.
+func (l *lane) queue(w *waiter) {
+	at := len(l.waiting)
+	if !w.patient {
+		if first := slices.IndexFunc(l.waiting, func(o *waiter) bool { return o.patient }); first >= 0 {
+			at = first
+		}
+	}
+	l.waiting = slices.Insert(l.waiting, at, w)
 }
 
 // free reports whether there is room for a slot or a dial.
@@ -129,8 +151,8 @@ func (l *lane) wait(ctx context.Context, dial bool) (waited bool, err error) {
 		l.mu.Unlock()
 		return false, nil
 	}
-	w := &waiter{dial: dial, ready: make(chan struct{})}
-	l.waiting = append(l.waiting, w)
+	w := &waiter{dial: dial, patient: LetsPass(ctx), ready: make(chan struct{})}
+	l.queue(w)
 	l.mu.Unlock()
 	select {
 	case <-w.ready:

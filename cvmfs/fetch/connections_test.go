@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -214,4 +216,44 @@ func TestWaitForAConnectionEndsWithTheContext(t *testing.T) {
 	if l.busy != 0 || l.fresh != 0 || len(l.waiting) != 0 {
 		t.Errorf("left behind: %+v", l)
 	}
+}
+
+func TestThoseWhoLetOthersPassWaitBehindThem(t *testing.T) {
+	t.Parallel()
+	l := &lane{limit: 1}
+	first, _, err := l.enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	var group sync.WaitGroup
+	wait := func(name string, ctx context.Context, n int) {
+		group.Go(func() {
+			s, _, err := l.enter(ctx)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			order = append(order, name) // one at a time: the next one enters when this one has left
+			s.leave()
+		})
+		for len(waitingNow(l)) < n {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	wait("patient", LetPass(t.Context()), 1)
+	wait("patient too", LetPass(t.Context()), 2)
+	wait("reader", t.Context(), 3)
+	wait("reader too", t.Context(), 4)
+	first.leave()
+	group.Wait()
+	if got, want := strings.Join(order, ", "), "reader, reader too, patient, patient too"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func waitingNow(l *lane) []*waiter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.waiting)
 }

@@ -16,7 +16,7 @@ import (
 func readingStore(t *testing.T, r *repository) *Store {
 	t.Helper()
 	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, r.URL)})
-	cfg.NoReadAhead = false
+	cfg.NothingAhead = false
 	return open(t, cfg)
 }
 
@@ -209,7 +209,7 @@ func few(t *testing.T, repo *repository, n int) []Ref {
 func TestNeighboursAreHeldUntilTheyAreAskedFor(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
-	s := newStore(t, repo)
+	s := readingStore(t, repo)
 	all := few(t, repo, 4)
 	s.Near(all[0])
 	eventually(t, "three neighbours", func() bool { return s.Stats().Prefetched == 3 })
@@ -242,7 +242,7 @@ func TestNeighboursAreHeldUntilTheyAreAskedFor(t *testing.T) {
 func TestRemovedImageGivesItsPartsBack(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
-	s := open(t, configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)}))
+	s := readingStore(t, repo)
 	all := few(t, repo, 4)
 	s.Near(all[0])
 	eventually(t, "three neighbours", func() bool { return s.Stats().Prefetched == 3 })
@@ -260,6 +260,7 @@ func TestHeldObjectsMakeRoom(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
 	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.NothingAhead = false
 	cfg.Limits = Limits{Limit: 30_000, Floor: 1}
 	s := open(t, cfg)
 	all := few(t, repo, 4)
@@ -283,6 +284,7 @@ func TestHeldObjectsAreStoredAtTheEndAndLostWithoutOne(t *testing.T) {
 	repo := newRepository(t)
 	dir := t.TempDir()
 	cfg := configIn(dir, sources{"r": fetcher(t, repo.URL)})
+	cfg.NothingAhead = false
 	killed := open(t, cfg)
 	all := few(t, repo, 4)
 	killed.Near(all[0])
@@ -309,7 +311,7 @@ func TestHeldObjectsAreStoredAtTheEndAndLostWithoutOne(t *testing.T) {
 func TestNeighboursComeWhereTheyAreUsed(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
-	s := newStore(t, repo)
+	s := readingStore(t, repo)
 	all := few(t, repo, neighbourhood)
 	came := func(asked int) int { return repo.Requests("") - asked }
 	ask := func(i int) {

@@ -226,6 +226,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
+	s.asked(r, first, last)
 	s.readOn(p, off, end)
 	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
 	if !p.hasAll(first, last) {

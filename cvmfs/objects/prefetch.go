@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"cvmfs-graphdriver/cvmfs/fetch"
 )
 
 const (
@@ -68,8 +70,12 @@ func (s *Store) Prefetch(refs []Ref) {
 
 // Near tells that somebody asks for an object that isn't in the store's folder, and has neighbours of it fetched ahead,
 // as Prefetch does: a program that opens one file of a folder mostly opens others of it. They are held, to see which of
-// them are asked for: where few are, few more come. Only the first time counts.
+// them are asked for: where few are, few more come. Only the first time counts. While a profile says what is fetched of
+// the image, nothing is.
 func (s *Store) Near(r Ref) {
+	if s.cfg.NothingAhead || s.starts.has(r.t) {
+		return
+	}
 	grant := s.readers.grant()
 	q := &s.ahead
 	q.mu.Lock()
@@ -134,13 +140,14 @@ func (q *prefetcher) usage(r Ref) *usage {
 
 // prefetch is a worker; it ends when there is nothing to do.
 func (s *Store) prefetch() {
+	ctx := fetch.LetPass(s.life)
 	for {
 		o, ok := s.ahead.pop()
 		if !ok {
 			return
 		}
 		r := o.Ref
-		arrived, err := s.bring(s.life, r, nil, o.hold)
+		arrived, err := s.bring(ctx, r, nil, o.hold)
 		if err != nil {
 			s.ahead.forget(r)
 			s.log.Debug("object store: prefetch failed", slog.String("object", r.Name()), slog.Any("err", err))

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+
+	"cvmfs-graphdriver/cvmfs/fetch"
 )
 
 const (
@@ -26,10 +28,10 @@ func (s *Store) readOn(p *partial, off, end int64) {
 	switch {
 	case whole:
 		s.completeSoon(p)
-	case !s.cfg.NoReadAhead:
+	case !s.cfg.NothingAhead && !s.starts.has(p.ref.t):
 		for _, i := range p.wantNext(last, off, end) {
 			s.tasks.start(func() {
-				if err := s.FetchPieces(s.life, p.ref, i); err != nil { // whoever needs it will see
+				if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see
 					s.log.Debug("object store: a chunk can't be fetched ahead", slog.Any("err", err))
 				}
 			})
@@ -147,7 +149,7 @@ func (s *Store) FetchPieces(ctx context.Context, r Ref, pieces ...int) error {
 // completeSoon fetches the rest of an object in the background.
 func (s *Store) completeSoon(p *partial) {
 	s.tasks.start(func() {
-		if _, err := s.bring(s.life, p.ref, s.slots, false); err != nil {
+		if _, err := s.bring(fetch.LetPass(s.life), p.ref, s.slots, false); err != nil {
 			// Nobody waits for the complete object: the partial file still serves.
 			s.log.Debug("object store: complete object not kept", slog.String("object", p.name), slog.Any("err", err))
 		}

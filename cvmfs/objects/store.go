@@ -41,8 +41,8 @@ type Config struct {
 	// Idle is for how long nobody must have waited for the network before objects that are partly here are completed; 0
 	// is ten seconds.
 	Idle time.Duration
-	// NoReadAhead has only those chunks fetched that are read.
-	NoReadAhead bool
+	// NothingAhead has only that fetched which is read: no neighbours, and no chunks that follow.
+	NothingAhead bool
 	// Hold is how long an image that was said to be used counts as mounted, so that it may be mounted meanwhile; 0 is a
 	// minute.
 	Hold time.Duration
@@ -65,6 +65,7 @@ type Store struct {
 	slots   chan struct{} // fetches somebody waits for
 
 	ahead    prefetcher
+	starts   starts
 	holds    heldObjects
 	fresh    freshLinks
 	partials partials
@@ -79,7 +80,8 @@ type Store struct {
 
 	fetched, fetchedBytes, failed, prefetched, dropped, chunks, waiting atomic.Int64
 	hits, misses, damaged                                               atomic.Int64
-	aheadBytes, aheadUsed                                               atomic.Int64
+	aheadBytes, aheadUsed, startBytes                                   atomic.Int64
+	recordings                                                          atomic.Pointer[[]*Recording]
 	readers                                                             pace
 	quiet                                                               quiet
 }
@@ -92,6 +94,7 @@ type Stats struct {
 	Prefetched   int64 // of Fetched, those that arrived by Prefetch
 	AheadBytes   int64 // plain bytes that arrived before anybody asked for them: neighbours, and chunks that follow
 	AheadUsed    int64 // of AheadBytes, those that somebody has asked for since
+	StartBytes   int64 // plain bytes that arrived as start profiles name them
 	Dropped      int64 // objects Prefetch had no room for
 	Chunks       int64 // chunks that arrived in partial files
 	Queued       int64 // objects that wait for Prefetch now
@@ -224,6 +227,7 @@ func (s *Store) Has(r Ref) bool {
 // lack it. A full disk is syscall.ENOSPC, by SpaceError where the floor is reached. ErrLimit means that ReadAt has to
 // be asked.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
+	s.asked(r, 0, r.pieces())
 	if s.Has(r) {
 		s.hits.Add(1)
 		return nil
@@ -280,7 +284,11 @@ func (s *Store) bring(ctx context.Context, r Ref, slots chan struct{}, hold bool
 func (s *Store) join(ctx context.Context, g *flights, key string, fly func(context.Context) error) error {
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
+	patient := fetch.LetsPass(ctx)
 	return g.join(ctx, s.life, &s.tasks, key, func(ctx context.Context) error {
+		if patient { // who joins later finds it near its turn
+			ctx = fetch.LetPass(ctx)
+		}
 		err := fly(ctx)
 		if err != nil {
 			s.failed.Add(1)
@@ -486,6 +494,7 @@ func (s *Store) Stats() Stats {
 		Prefetched:   s.prefetched.Load(),
 		AheadBytes:   s.aheadBytes.Load(),
 		AheadUsed:    s.aheadUsed.Load(),
+		StartBytes:   s.startBytes.Load(),
 		Dropped:      s.dropped.Load(),
 		Chunks:       s.chunks.Load(),
 		Waiting:      s.waiting.Load(),

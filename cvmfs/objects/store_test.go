@@ -127,7 +127,7 @@ func fetcher(t testing.TB, urls ...string) *fetch.Fetcher {
 func configIn(dir string, src Sources) Config {
 	return Config{
 		Dir: filepath.Join(dir, "store/objects"), Fresh: filepath.Join(dir, "fresh/objects"),
-		State: filepath.Join(dir, "state"), Sources: src, NoReadAhead: true, // so that requests can be counted
+		State: filepath.Join(dir, "state"), Sources: src, NothingAhead: true, // so that requests can be counted
 	}
 }
 

@@ -165,6 +165,8 @@ var fetching = []Family{
 	counter("cvmfs_objects_ahead_used_bytes_total",
 		"Of these bytes, those that were asked for within two minutes; the others were fetched in vain so far.",
 		func(st *status.Node) int64 { return st.Objects.AheadUsed }),
+	counter("cvmfs_objects_start_bytes_total", "Bytes that arrived because a start profile names them, uncompressed.",
+		func(st *status.Node) int64 { return st.Objects.StartBytes }),
 	counter("cvmfs_objects_prefetch_dropped_total", "Objects that were not fetched ahead, as the queue was full.",
 		func(st *status.Node) int64 { return st.Objects.Dropped }),
 	counter("cvmfs_objects_chunks_total", "Chunks of large objects that arrived because a part was read.",

@@ -47,6 +47,7 @@ type Objects struct {
 	Prefetched   int64 // of Fetched, those that nobody had asked for yet
 	AheadBytes   int64 // plain bytes that arrived before anybody asked for them
 	AheadUsed    int64 // of AheadBytes, those that somebody has asked for since
+	StartBytes   int64 // plain bytes that arrived as start profiles name them
 	Dropped      int64 // objects there was no room for to be fetched ahead
 	Chunks       int64 // chunks that arrived in partial files
 	Queued       int64 // objects that wait to be fetched ahead now

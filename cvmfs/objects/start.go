@@ -1,0 +1,194 @@
+package objects
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sync/semaphore"
+
+	"cvmfs-graphdriver/cvmfs/fetch"
+)
+
+const (
+	// startPieces are fetched at once of a profile: as many as a server is asked for at once, and some more so that it
+	// is asked for the next one right away.
+	startPieces = 48
+	// startBytes bounds the plain bytes that are on their way for a profile, so that what a program asks for meanwhile
+	// hasn't to share the link with many large pieces.
+	startBytes = 8 << 20
+)
+
+// Started is what became of a profile. Counts are of pieces: objects without chunks, and chunks.
+type Started struct {
+	Here    int   // they were here before
+	Fetched int   // they are here now
+	Bytes   int64 // plain, of Fetched
+	Unknown int   // the image doesn't consist of them
+	Failed  int   // they could not be had; whoever needs them will see
+}
+
+// Start fetches what a profile names of an image's objects, in order, several at once, unless it is here. Requests let
+// those pass that somebody waits for, and while it goes on no neighbours of the image's objects are fetched. Each piece
+// of the image is fetched once at most, whatever the profile says. The error is that of the context, that of a full
+// disk or cache, or, if no server can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
+func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile) (Started, error) {
+	defer s.starts.enter(t)()
+	var done Started
+	steps := t.steps(p, &done)
+	ctx, cancel := context.WithCancelCause(fetch.LetPass(ctx))
+	defer cancel(nil)
+	var (
+		mu    sync.Mutex // guards done
+		tasks sync.WaitGroup
+		room  = semaphore.NewWeighted(startBytes)
+		slots = make(chan struct{}, startPieces)
+	)
+	for _, step := range steps {
+		r := Ref{x, t, step.pos}
+		size := min(step.size, startBytes)
+		if take(ctx, slots) != nil || room.Acquire(ctx, size) != nil {
+			break
+		}
+		tasks.Go(func() {
+			defer give(slots)
+			defer room.Release(size)
+			arrived, err := s.startPiece(ctx, r, step.piece)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil && arrived:
+				done.Fetched++
+				done.Bytes += step.size
+				s.startBytes.Add(step.size)
+			case err == nil:
+				done.Here++
+			case ends(err):
+				cancel(err)
+			default:
+				done.Failed++
+				s.log.Debug("object store: passed over at a start", slog.String("object", r.Name()), slog.Any("err", err))
+			}
+		})
+	}
+	tasks.Wait()
+	return done, context.Cause(ctx)
+}
+
+// ends reports whether after an error of one piece others needn't be tried.
+func ends(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errClosed) ||
+		errors.Is(err, fetch.ErrUnavailable) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, ErrLimit)
+}
+
+// startPiece has a piece be here, and reports whether that was needed.
+func (s *Store) startPiece(ctx context.Context, r Ref, piece int) (bool, error) {
+	if !r.Chunked() {
+		if s.holds.has(r.Name()) {
+			return false, nil
+		}
+		return s.bring(ctx, r, nil, false)
+	}
+	if s.Has(r) {
+		return false, nil
+	}
+	p, err := s.partial(r)
+	if err != nil {
+		return false, err
+	}
+	defer s.partials.release(p)
+	if p.has(piece) {
+		return false, nil
+	}
+	return true, s.need(ctx, p, piece, piece+1, s.reserve)
+}
+
+// step is a piece that a profile names.
+type step struct {
+	pos   uint32
+	piece int
+	size  int64 // plain bytes
+}
+
+// steps returns the pieces of a profile that the table has, in the profile's order, each once.
+func (t *Table) steps(p Profile, done *Started) []step {
+	pos := make(map[Name]int, len(p))
+	for _, r := range p {
+		pos[r.Name] = -1
+	}
+	for i := range t.Len() {
+		n := t.record(i).name()
+		if first, wanted := pos[n]; wanted && first < 0 {
+			pos[n] = i
+		}
+	}
+	type piece struct {
+		pos uint32
+		n   int
+	}
+	seen := map[piece]bool{}
+	var steps []step
+	for _, r := range p {
+		i := pos[r.Name]
+		if i < 0 {
+			done.Unknown++
+			continue
+		}
+		stored := t.stored(i)
+		if r.First >= len(stored) {
+			done.Unknown++
+			continue
+		}
+		for n := r.First; n <= r.Last && n < len(stored); n++ {
+			if at := (piece{uint32(i), n}); !seen[at] {
+				seen[at] = true
+				steps = append(steps, step{at.pos, n, stored[n].Size})
+			}
+		}
+	}
+	return steps
+}
+
+func (t *Table) stored(i int) []Stored {
+	o := t.object(i)
+	return o.Stored()
+}
+
+// starts are the images for which a profile is under way.
+type starts struct {
+	mu   sync.Mutex
+	m    map[*Table]int
+	some atomic.Bool // m isn't empty
+}
+
+// enter counts a start until leave is called.
+func (a *starts) enter(t *Table) (leave func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.m == nil {
+		a.m = map[*Table]int{}
+	}
+	a.m[t]++
+	a.some.Store(true)
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.m[t]--; a.m[t] == 0 {
+			delete(a.m, t)
+		}
+		a.some.Store(len(a.m) > 0)
+	}
+}
+
+// has reports whether a profile of an image is under way.
+func (a *starts) has(t *Table) bool {
+	if !a.some.Load() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.m[t] > 0
+}

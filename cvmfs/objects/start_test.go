@@ -1,0 +1,234 @@
+package objects
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+
+	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// want is the read of an object, or of chunks of it.
+func want(r Ref, chunks ...int) Read {
+	n := r.record().name()
+	if len(chunks) == 0 {
+		return Read{Name: n}
+	}
+	return Read{n, chunks[0], chunks[len(chunks)-1]}
+}
+
+func TestProfileIsReadAsItWasWritten(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	all := refs(t, repo.whole(noise(1, 100)), repo.chunked(noise(2, 5000), 1000))
+	p := Profile{want(all[1], 2), want(all[0]), want(all[1], 0, 1), want(all[1], 4)}
+	b := p.Encode()
+	got, err := ParseProfile(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got.Encode()) != string(b) || len(got) != len(p) {
+		t.Errorf("got %v, want %v", got, p)
+	}
+	if empty, err := ParseProfile(Profile{}.Encode()); err != nil || len(empty) != 0 {
+		t.Errorf("an empty one: %v, %v", empty, err)
+	}
+}
+
+func TestWrongProfilesAreRefused(t *testing.T) {
+	t.Parallel()
+	const whole, chunked = "5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.6", "5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.6"
+	for _, c := range []struct{ text, says string }{
+		{"", "is none, or of a newer version"},
+		{"cvmfs start profile 2\n" + whole, "is none, or of a newer version"},
+		{profileHead + "\n\n", "line 2"},
+		{profileHead + "\n../../etc/passwd\n", "line 2"},
+		{profileHead + "\n" + whole + "\n" + whole + ".0123456789abcdef\n", "line 3: object"},
+		{profileHead + "\n" + whole + " 1\n", "behind no other"},
+		{profileHead + "\n" + chunked + "\n", "behind an object that has some"},
+		{profileHead + "\n" + chunked + " x\n", "want a number"},
+		{profileHead + "\n" + chunked + " 1-\n", "want a number"},
+		{profileHead + "\n" + chunked + " 2-1\n", "none such"},
+		{profileHead + "\n" + chunked + " -1\n", "want a number"},
+		{profileHead + "\n" + chunked + " 0-999999999\n", "none such"},
+		{profileHead + strings.Repeat("\n", MaxProfile), "the limit is"},
+	} {
+		if _, err := ParseProfile([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%.80q: %v, want %q", c.text, err, c.says)
+		}
+	}
+}
+
+func FuzzParseProfile(f *testing.F) {
+	f.Add([]byte(profileHead + "\n5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.6 0-3\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := ParseProfile(b)
+		if err != nil {
+			return
+		}
+		again, err := ParseProfile(p.Encode())
+		if err != nil || string(again.Encode()) != string(p.Encode()) {
+			t.Errorf("%q: %v", b, err)
+		}
+	})
+}
+
+func TestStartFetchesWhatAProfileNamesInOrder(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	plain := noise(9, 10_000)
+	objs := []Object{repo.chunked(plain, 1000)}
+	for i := range 5 {
+		objs = append(objs, repo.whole(noise(i, 1000)))
+	}
+	all := refs(t, objs...)
+	elsewhere := ref(t, repo.whole(noise(77, 10))) // of another image
+	if err := s.Fetch(t.Context(), all[1]); err != nil {
+		t.Fatal(err)
+	}
+	before := repo.Requests("")
+	p := Profile{
+		want(all[3]), want(elsewhere), want(all[0], 2, 3), want(all[1]), want(all[3]), want(all[0], 3, 4, 5),
+		want(all[0], 9, 10, 11, 12), want(all[0], 10),
+	}
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Chunks 2, 3, 4, 5 and 9, and one object. There is no chunk 10.
+	if want := (Started{Here: 1, Fetched: 6, Bytes: 6000, Unknown: 2}); done != want {
+		t.Errorf("got %+v, want %+v", done, want)
+	}
+	if n := repo.Requests("") - before; n != 6 {
+		t.Errorf("%d requests, want 6", n)
+	}
+	holds(t, s, all[3], noise(2, 1000))
+	if s.Has(all[2]) || s.Has(all[4]) || s.Has(all[0]) {
+		t.Error("something is here that the profile doesn't name")
+	}
+	reads(t, s, all[0], plain, 2000, 4000)
+	if n := repo.Requests("") - before; n != 6 {
+		t.Errorf("%d requests after chunks were read that are here, want 6", n)
+	}
+	again, err := s.Start(t.Context(), all[0].x, all[0].t, p)
+	if want := (Started{Here: 7, Unknown: 2}); err != nil || again != want {
+		t.Errorf("the second time: %+v, %v, want %+v", again, err, want)
+	}
+	if st := s.Stats(); st.StartBytes != 6000 {
+		t.Errorf("%d bytes counted", st.StartBytes)
+	}
+}
+
+// No server has what a profile names first, and others have the rest.
+func TestStartGoesOnWithoutWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	all := refs(t, Object{Digest: repo.whole(noise(1, 10)).Digest, Size: 11}, repo.whole(noise(2, 1000)))
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0]), want(all[1])})
+	if want := (Started{Fetched: 1, Bytes: 1000, Failed: 1}); err != nil || done != want {
+		t.Errorf("got %+v, %v, want %+v", done, err, want)
+	}
+}
+
+func TestStartEndsWhereGoingOnIsInVain(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	some := few(t, repo, 40)
+	p := Profile{}
+	for _, r := range some {
+		p = append(p, want(r))
+	}
+	t.Run("canceled", func(t *testing.T) {
+		t.Parallel()
+		s := newStore(t, repo)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.Start(ctx, some[0].x, some[0].t, p); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("no server", func(t *testing.T) {
+		t.Parallel()
+		s := open(t, configIn(t.TempDir(), sources{"r": fetcher(t, "http://127.0.0.1:1")}))
+		if _, err := s.Start(t.Context(), some[0].x, some[0].t, p); !errors.Is(err, fetch.ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("full", func(t *testing.T) {
+		t.Parallel()
+		cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+		cfg.Limits = Limits{Floor: 1 << 60}
+		s := open(t, cfg)
+		if done, err := s.Start(t.Context(), some[0].x, some[0].t, p); !errors.Is(err, syscall.ENOSPC) || done.Fetched > 0 {
+			t.Errorf("got %+v, %v", done, err)
+		}
+	})
+}
+
+func TestNoNeighboursComeDuringAStart(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	all := few(t, repo, 30)
+	repo.Set(testutil.Fault{Silent: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	started := make(chan error, 1)
+	go func() {
+		_, err := s.Start(ctx, all[0].x, all[0].t, Profile{want(all[0])})
+		started <- err
+	}()
+	eventually(t, "the start", func() bool { return repo.Requests("") == 1 })
+	s.Near(all[1])
+	if n := s.Stats().Queued; n != 0 {
+		t.Errorf("%d neighbours are to come", n)
+	}
+	cancel()
+	if err := <-started; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	repo.Set()
+	s.Near(all[1])
+	eventually(t, "neighbours after the start", func() bool { return s.Stats().Prefetched > 0 })
+}
+
+func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	plain := noise(9, 10_000)
+	all := refs(t, repo.whole(noise(1, 1000)), repo.chunked(plain, 1000), repo.whole(noise(2, 1000)))
+	other := ref(t, repo.whole(noise(3, 1000)))
+	fetch := func(r Ref) {
+		t.Helper()
+		if err := s.Fetch(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fetch(all[0]) // before
+	rec := s.Record()
+	second := s.Record()
+	reads(t, s, all[1], plain, 3500, 1000)
+	fetch(other)
+	fetch(all[2])
+	reads(t, s, all[1], plain, 0, 10)
+	fetch(all[2])
+	rec.Stop()
+	reads(t, s, all[1], plain, 9000, 10)
+	second.Stop()
+	want := Profile{want(all[1], 3, 4), want(all[2]), want(all[1], 0)}
+	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
+		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
+	}
+	if got := second.Profile(all[0].t); len(got) != 4 {
+		t.Errorf("the recording that went on has\n%s", got.Encode())
+	}
+	if s.recordings.Load() != nil {
+		t.Error("a recording goes on")
+	}
+	rec.Stop() // again
+}
