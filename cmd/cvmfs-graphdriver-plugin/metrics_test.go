@@ -94,6 +94,7 @@ func TestMetricsComeBackWithTheServer(t *testing.T) {
 // sight is what Prometheus sees: a repository at two servers, and containers of two images.
 type sight struct {
 	*instance
+	repo    *publish.Repository
 	servers [2]*testutil.Faulty
 	pause   time.Duration // between reads of files
 }
@@ -101,15 +102,15 @@ type sight struct {
 // filesOf is how many files an image has, by its name.
 var filesOf = map[string]int{"analysis": 1200, "simulation": 600}
 
-// newSight publishes the images and starts the plugin.
-func newSight(t *testing.T, metrics string) *sight {
+// newSight publishes images of so many files and starts the plugin with an option.
+func newSight(t *testing.T, files map[string]int, option string) *sight {
 	t.Helper()
 	repo := publishtest.New(t, publish.Settings{FQRN: publishtest.FQRN})
 	tx := publishtest.Begin(t, repo)
-	for _, name := range slices.Sorted(maps.Keys(filesOf)) {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
 		var items []publishtest.Item
 		noise := rand.NewChaCha8([32]byte([]byte(name + strings.Repeat(".", 32))[:32]))
-		for i := range filesOf[name] {
+		for i := range files[name] {
 			content := make([]byte, 1000+noise.Uint64()%60_000)
 			noise.Read(content) // can't fail
 			items = append(items, publishtest.File(fmt.Sprintf("f%04d", i), string(content)))
@@ -117,7 +118,7 @@ func newSight(t *testing.T, metrics string) *sight {
 		publishtest.Ingest(t, tx, "/layers/"+name, publishtest.Pack(t, items...))
 	}
 	publishtest.Commit(t, tx)
-	s := &sight{}
+	s := &sight{repo: repo}
 	var urls []string
 	for i := range s.servers {
 		s.servers[i] = testutil.NewFaulty(t, http.FileServer(http.Dir(filepath.Join(repo.Dir(), "www"))))
@@ -129,7 +130,7 @@ func newSight(t *testing.T, metrics string) *sight {
 	must(t, os.WriteFile(filepath.Join(config, "config.d", repo.FQRN()+".conf"), fmt.Appendf(nil,
 		"CVMFS_SERVER_URL='%s'\nCVMFS_PUBLIC_KEY=%s\n", strings.Join(urls, ";"), repo.MasterKeyFile()), 0o644))
 	s.instance = startConfigured(t, t.TempDir(), config)
-	s.initWith("cvmfs.metrics=" + metrics)
+	s.initWith(option)
 	return s
 }
 
@@ -214,7 +215,7 @@ const pictureVariable = "CVMFS_PICTURE"
 func TestTheDashboardShowsWhatThePluginDoes(t *testing.T) {
 	metrics := freePort(t)
 	server := watch(t, metrics)
-	s := newSight(t, metrics)
+	s := newSight(t, filesOf, "cvmfs.metrics="+metrics)
 	picture := os.Getenv(pictureVariable)
 	files := 100
 	if picture != "" {

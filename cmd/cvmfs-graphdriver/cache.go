@@ -26,7 +26,7 @@ func cacheCommand() *cli.Command {
 		Usage: "inspect, verify, fill and clean the cache of files of thin images",
 		Subcommands: []*cli.Command{
 			cacheStatusCommand(), cacheListCommand(), cacheVerifyCommand(), cacheCleanCommand(), cachePrewarmCommand(),
-			cachePinCommand(),
+			cachePinCommand(), cacheProfileCommand(),
 		},
 		Action: program.OnlyCommands,
 	}
@@ -279,6 +279,23 @@ func cachePrewarmCommand() *cli.Command {
 				if err == nil && done.Failed > 0 {
 					err = fmt.Errorf("%d objects could not be had: the node's log says why, at level debug", done.Failed)
 				}
+				return err
+			})
+		},
+	}
+}
+
+func cacheProfileCommand() *cli.Command {
+	return &cli.Command{
+		Name: "profile", ArgsUsage: "IMAGE", Flags: nodeFlags(),
+		Usage: "print the start profile that was recorded of an image here, for docker2cvmfs make-thin --profile",
+		Action: func(c *cli.Context) error {
+			return onImageArg(c, func(node policy.Node, key string) error {
+				p, err := control.CacheProfile.Do(c.Context, node.Client, control.CacheImage{Key: key}, nil)
+				if err != nil {
+					return err
+				}
+				_, err = io.WriteString(c.App.Writer, p)
 				return err
 			})
 		},

@@ -76,6 +76,13 @@ func (f fakeCache) CachePrewarm(_ context.Context, key string, tell func(objects
 	return objects.Completion{Fetched: 3 - f.failed, Failed: f.failed, Here: 1, Of: 4, Bytes: 3 << 20}, nil
 }
 
+func (fakeCache) CacheProfile(_ context.Context, key string) (string, error) {
+	if key != thinKey {
+		return "", errors.New("no start was recorded")
+	}
+	return "cvmfs start profile 1\n", nil
+}
+
 func (fakeCache) CachePin(key string, pinned bool) error {
 	if key != idleKey || pinned {
 		return errors.New("not what was asked")
@@ -165,6 +172,8 @@ func TestCacheCommands(t *testing.T) {
 		{sound, "prewarm", 2, []string{"want one image"}},
 		{sound, "prewarm debian:12", 1, []string{"debian:12: it is not a thin image"}},
 		{sound, "prewarm nothing:1", 1, []string{"there is no image nothing:1 on this host", "docker pull"}},
+		{sound, "profile python-thin:3.11", 0, []string{"cvmfs start profile 1"}},
+		{sound, "profile " + idleKey, 1, []string{"no start was recorded"}},
 		{sound, "pin --remove " + idleKey, 0, nil},
 		{sound, "pin " + idleKey, 1, []string{"not what was asked"}},
 		{filepath.Join(t.TempDir(), "none"), "status", 1, []string{"no node answers"}},

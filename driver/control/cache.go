@@ -19,6 +19,8 @@ const (
 	CacheClean Task[objects.CleanOptions, None, objects.Removed] = "Cache.Clean"
 	// CachePrewarm fetches what of an image isn't here.
 	CachePrewarm Task[CacheImage, objects.Completion, objects.Completion] = "Cache.Prewarm"
+	// CacheProfile asks for the start profile that was recorded of an image.
+	CacheProfile Task[CacheImage, None, string] = "Cache.Profile"
 	// CachePin keeps the objects of an image, or ends that.
 	CachePin Task[CachePinned, None, None] = "Cache.Pin"
 )
@@ -53,6 +55,7 @@ type Cache interface {
 	CacheVerify(ctx context.Context, key string, tell func(objects.Verified)) (objects.Verified, error)
 	CacheClean(ctx context.Context, o objects.CleanOptions) (objects.Removed, error)
 	CachePrewarm(ctx context.Context, key string, tell func(objects.Completion)) (objects.Completion, error)
+	CacheProfile(ctx context.Context, key string) (string, error)
 	CachePin(key string, pinned bool) error
 }
 
@@ -74,6 +77,9 @@ func (h *Handler) registerCache(n Cache) {
 		error,
 	) {
 		return n.CachePrewarm(ctx, q.Key, tell)
+	})
+	perform(h, CacheProfile, func(ctx context.Context, q CacheImage, _ func(None)) (string, error) {
+		return n.CacheProfile(ctx, q.Key)
 	})
 	perform(h, CachePin, func(_ context.Context, q CachePinned, _ func(None)) (None, error) {
 		return None{}, n.CachePin(q.Key, q.Pinned)

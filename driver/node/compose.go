@@ -12,6 +12,7 @@ import (
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/thin"
 )
 
 // Composer makes the composed images of thin chains; *images.Composer is one.
@@ -25,6 +26,11 @@ type Composer interface {
 	// Find returns the first file of an image whose content is an object; "" if none is.
 	Find(ctx context.Context, key string, object objects.Ref) (string, error)
 	Remove(key string) error
+	// Profile returns the start profile that a descriptor names, RecordedProfile the one that KeepProfile was given, or
+	// fs.ErrNotExist.
+	Profile(ctx context.Context, key string, at *thin.Profile) (objects.Profile, error)
+	RecordedProfile(key string) (objects.Profile, error)
+	KeepProfile(key string, p objects.Profile) error
 	// Sweep removes what is half-written, and returns the keys of the images there are. No Compose may be under way, of
 	// whichever composer on the folder. One that has returned, also with an error, has left nothing running.
 	Sweep() (keys []string, err error)

@@ -88,6 +88,9 @@ func (n *Node) overlay(ctx context.Context, c *configuration, stack *layers.Stac
 		return Overlay{}, err
 	}
 	n.objects.Used(image.Table) // they stay while it is mounted
+	if stack.Upper != "" {      // of a container, or of what is to become one
+		n.start(c, stack.Thin, image)
+	}
 	by := c.view
 	by.stacked = by.stacked || plain
 	o.Image, o.View = image.Key, by.view

@@ -80,6 +80,9 @@ type Config struct {
 	// an image isn't mounted: for overlays that others mount.
 	Nested bool
 
+	// RecordQuiet is after which time without a new read a start is over that is recorded; 0: 10 s.
+	RecordQuiet time.Duration
+
 	NewComposer func(Settings) (Composer, error) // for tests; nil composes images of repositories
 	Log         *slog.Logger
 	Watch       lockorder.Watcher // for tests
@@ -128,6 +131,7 @@ type Node struct {
 	objects *objects.Store
 	index   *objects.Index
 	view    *view.FS
+	starts  *starts
 	machine machine
 
 	exporter *metrics.Exporter
@@ -172,7 +176,7 @@ func Open(cfg Config) (*Node, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{cfg: cfg, machine: thisMachine()}
+	n := &Node{cfg: cfg, machine: thisMachine(), starts: newStarts()}
 	n.exporter = metrics.New(metrics.Config{Status: n.Status, Log: cfg.Log})
 	n.mu.Place(lockorder.Leaf, "node", cfg.Watch)
 	n.naming.Place(lockorder.Naming, "naming", cfg.Watch)
@@ -237,6 +241,7 @@ func (n *Node) Run(ctx context.Context) {
 
 // Close ends the use of the object store.
 func (n *Node) Close() error {
+	n.starts.close()
 	n.exporter.Close()
 	return n.objects.Close()
 }

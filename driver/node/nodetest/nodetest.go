@@ -4,6 +4,7 @@ package nodetest
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"cvmfs-graphdriver/driver/lockorder/lockordertest"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/internal/overlayfs"
+	"cvmfs-graphdriver/thin"
 )
 
 // Config returns the configuration of a node below a folder, with real mounts, a [Composer] and watched locks. The test
@@ -115,6 +117,17 @@ func (c *Composer) Peek(string) (*objects.Table, error) { return nil, images.Err
 
 // Find finds nothing.
 func (c *Composer) Find(context.Context, string, objects.Ref) (string, error) { return "", nil }
+
+// Profile knows no start profile.
+func (c *Composer) Profile(context.Context, string, *thin.Profile) (objects.Profile, error) {
+	return nil, fs.ErrNotExist
+}
+
+// RecordedProfile knows none.
+func (c *Composer) RecordedProfile(string) (objects.Profile, error) { return nil, fs.ErrNotExist }
+
+// KeepProfile does nothing.
+func (c *Composer) KeepProfile(string, objects.Profile) error { return nil }
 
 // Remove removes an image.
 func (c *Composer) Remove(key string) error {

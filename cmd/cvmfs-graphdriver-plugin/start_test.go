@@ -1,0 +1,127 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/control"
+	"cvmfs-graphdriver/test/publishtest"
+)
+
+// asked returns how many objects the servers were asked for.
+func (s *sight) asked() (n int) {
+	for _, f := range s.servers {
+		n += f.Requests("/data/") - f.Requests("C") // catalogs
+	}
+	return n
+}
+
+// awaits waits for something to come true.
+func awaits(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(90 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain: ", what)
+		}
+	}
+}
+
+// profileOf names the content of some files of an image, and some that is no image's.
+func (s *sight) profileOf(image string, files map[string]bool) []byte {
+	s.t.Helper()
+	var p objects.Profile
+	v := publishtest.Newest(s.t, s.repo)
+	must(s.t, v.Walk(s.t.Context(), "/layers/"+image, func(n *client.Node) error {
+		if !files[n.Name] {
+			return nil
+		}
+		o, err := objects.FromEntry(n.Entry, n.Path)
+		if err != nil {
+			return err
+		}
+		name, err := objects.ParseName(o.Name())
+		p = append(p, objects.Read{Name: name})
+		return err
+	}))
+	if len(p) != len(files) {
+		s.t.Fatalf("%d files of %d", len(p), len(files))
+	}
+	return append(p.Encode(), fmt.Sprintf("%040x.z.7\n", 1)...)
+}
+
+// A container that reads nothing has what its image's profile names; one that reads that asks for nothing more.
+func TestStartProfileIsFetchedAheadOfTheReader(t *testing.T) {
+	for _, view := range []string{"auto", "fuse"} {
+		t.Run(view, func(t *testing.T) { startWithProfile(t, view) })
+	}
+}
+
+func startWithProfile(t *testing.T, view string) {
+	s := newSight(t, map[string]int{"web": 200}, "cvmfs.view="+view)
+	const path = "/.metadata/web/start-profile"
+	wanted := map[string]bool{}
+	for i := 10; i < 200; i += 20 {
+		wanted[fmt.Sprintf("f%04d", i)] = true
+	}
+	content := s.profileOf("web", wanted)
+	tx := publishtest.Begin(t, s.repo)
+	must(t, tx.WriteFile(t.Context(), path, content, 0o644))
+	publishtest.Commit(t, tx)
+	pull := func(id, digest string) {
+		body := fmt.Sprintf(`{"version":"1.1","layers":[{"digest":"%064x","url":"cvmfs://%[2]s/layers/web"}],`+
+			`"profile":{"url":"cvmfs://%[2]s%s","digest":"%s"}}`, 1, publishtest.FQRN, path, digest)
+		if text := s.apply(id, "", archive(t, map[string]string{"thin.json": body})); text != "" {
+			t.Fatal(text)
+		}
+	}
+	pull("web", fmt.Sprintf("%x", sha256.Sum256(content)))
+	before := s.asked()
+	dir := s.container("c1", "web")
+	s.said.await(t, "start profile: fetched ahead")
+	if n := s.asked() - before; n != len(wanted)+1 { // and the profile itself
+		t.Errorf("%d objects were asked for, want %d", n, len(wanted)+1)
+	}
+	for name := range wanted {
+		if b, err := os.ReadFile(dir + "/" + name); err != nil || len(b) < 1000 {
+			t.Error(name, len(b), err)
+		}
+	}
+	if n := s.asked() - before; n != len(wanted)+1 {
+		t.Errorf("%d objects were asked for once they were read, want %d", n, len(wanted)+1)
+	}
+	if st := s.status().Objects; st.StartBytes < 1000*int64(len(wanted)) {
+		t.Errorf("%d bytes count as fetched by profiles", st.StartBytes)
+	}
+	s.end("c1")
+
+	// A start goes on without one that isn't what the descriptor says.
+	s.ok("Remove", object{"ID": "web"})
+	pull("other", strings.Repeat("0", 64))
+	s.container("c2", "other")
+	if line := s.said.await(t, "start profile: it can't be used"); !strings.Contains(line, "wants 000000") {
+		t.Error(line)
+	}
+}
+
+// Without a profile the node records one, and gives it away.
+func TestStartIsRecorded(t *testing.T) {
+	s := newSight(t, map[string]int{"web": 200}, "cvmfs.view=auto")
+	s.pull("web")
+	s.read("c1", "web", 100, 120)
+	s.said.await(t, "a start was recorded")
+	key := s.ok("GetMetadata", object{"ID": "c1"})["Metadata"].(map[string]any)["Image"].(string)
+	text, err := control.CacheProfile.Do(t.Context(), control.NewClient(s.root+socket), control.CacheImage{Key: key}, nil)
+	must(t, err)
+	p, err := objects.ParseProfile([]byte(text))
+	must(t, err)
+	if len(p) != 20 {
+		t.Errorf("%d reads were recorded, want 20:\n%s", len(p), text)
+	}
+	s.end("c1")
+}

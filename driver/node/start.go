@@ -1,0 +1,200 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/thin"
+)
+
+const (
+	// recordQuiet ends the recording of a start: nothing new was read for so long. Programs that serve have started then.
+	recordQuiet = 10 * time.Second
+	// recordMost ends it in any case.
+	recordMost = time.Minute
+	// coldShare is what part of an image may be here, at most, for its start to be worth recording: what is here is opened
+	// without us, and isn't seen.
+	coldShare = 50
+)
+
+// ErrNoProfile means that no start of an image was recorded here.
+var ErrNoProfile = errors.New("no start of this image was recorded here: that is done for the first container of an " +
+	"image that comes without a start profile, if next to nothing of the image is here")
+
+// starts are the images whose start is under way: what it reads is fetched ahead, or recorded.
+type starts struct {
+	life context.Context
+	end  context.CancelFunc
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	images  map[string]bool
+	ended   bool
+	watched map[string]bool // images whose start was looked at without a profile
+}
+
+func newStarts() *starts {
+	s := &starts{images: map[string]bool{}, watched: map[string]bool{}}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// begin runs fn beside its caller, one at a time for each image, unless it is too late.
+func (s *starts) begin(key string, fn func(ctx context.Context)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.images[key] {
+		return
+	}
+	s.images[key] = true
+	s.work.Go(func() {
+		fn(s.life)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.images, key)
+	})
+}
+
+// first reports whether an image was not looked at before.
+func (s *starts) first(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.watched[key]
+	s.watched[key] = true
+	return !was
+}
+
+// close ends all, and waits for it.
+func (s *starts) close() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	s.end()
+	s.work.Wait()
+}
+
+// start helps a container to start, beside its caller: it fetches what the start profile of its image names. Where there
+// is none, and next to nothing of the image is here, it records one, for the next time that the image comes.
+func (n *Node) start(c *configuration, topmost string, image *images.Image) {
+	n.starts.begin(image.Key, func(ctx context.Context) {
+		log := n.cfg.Log.With("image", image.Key)
+		p, err := n.profile(ctx, c, topmost, image.Key)
+		switch {
+		case errors.Is(err, ErrNoProfile):
+			if n.starts.first(image.Key) {
+				n.record(ctx, c, image)
+			}
+			return
+		case err != nil:
+			log.Warn("start profile: it can't be used, and a container starts without", "err", err)
+			return
+		}
+		began := time.Now()
+		done, err := n.objects.Start(ctx, n.index, image.Table, p)
+		log = log.With("fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here, "failed", done.Failed,
+			"took", time.Since(began).Round(time.Millisecond))
+		switch {
+		case err != nil && ctx.Err() == nil:
+			log.Warn("start profile: not all could be fetched ahead", "err", err)
+		case err == nil && done.Fetched > 0:
+			log.Info("start profile: fetched ahead of a container's start")
+		}
+	})
+}
+
+// profile returns the start profile of an image: the one that its descriptor names, or the one that was recorded here.
+func (n *Node) profile(ctx context.Context, c *configuration, topmost, key string) (objects.Profile, error) {
+	at, err := n.publishedProfile(topmost)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	if at != nil {
+		p, err := c.composer.Profile(ctx, key, at)
+		if err == nil {
+			return p, nil
+		}
+		failed = err
+	}
+	p, err := c.composer.RecordedProfile(key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && failed != nil:
+		return nil, failed
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, ErrNoProfile
+	}
+	return p, err
+}
+
+// publishedProfile returns where the start profile lies that the descriptor of a thin layer names, or one below it; nil
+// if none does.
+func (n *Node) publishedProfile(topmost string) (*thin.Profile, error) {
+	chain, _, err := n.layers.Chain(topmost)
+	if err != nil {
+		return nil, err
+	}
+	for i := len(chain) - 1; i >= 0; i-- {
+		if d := chain[i].Thin; d != nil && d.Profile != nil {
+			return d.Profile, nil
+		}
+	}
+	return nil, nil
+}
+
+// record records a start, if next to nothing of the image is here.
+func (n *Node) record(ctx context.Context, c *configuration, image *images.Image) {
+	if here := n.objects.Local(image.Table); here.Bytes > here.OfBytes/coldShare {
+		return
+	}
+	rec := n.objects.Record()
+	defer rec.Stop()
+	quiet := cmp.Or(n.cfg.RecordQuiet, recordQuiet)
+	end := time.NewTimer(recordMost)
+	defer end.Stop()
+	tick := time.NewTicker(quiet)
+	defer tick.Stop()
+	for before, over := -1, false; !over; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-end.C:
+			over = true
+		case <-tick.C:
+			now := rec.Len()
+			over, before = now == before && now > 0, now
+		}
+	}
+	p := rec.Profile(image.Table)
+	if len(p) == 0 {
+		return
+	}
+	if err := c.composer.KeepProfile(image.Key, p); err != nil {
+		n.cfg.Log.Warn("a recorded start profile can't be kept", "image", image.Key, "err", err)
+		return
+	}
+	n.cfg.Log.Info("a start was recorded", slog.String("image", image.Key), slog.Int("reads", len(p)))
+}
+
+// CacheProfile returns the file of the start profile that was recorded of an image here; ErrNoProfile if none was.
+func (n *Node) CacheProfile(ctx context.Context, key string) (string, error) {
+	c, err := n.configured()
+	if err != nil {
+		return "", err
+	}
+	p, err := c.composer.RecordedProfile(key)
+	if err == nil {
+		return string(p.Encode()), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("start profile of image %s: %w", key, err)
+	}
+	return "", ErrNoProfile
+}
