@@ -26,6 +26,11 @@ type Job struct {
 	Input  source.Reference
 	Output *source.Reference // nil: only the layers and the state are published
 	Wish   bool              // a wish list names it
+	// Profile is the image's start profile (package objects), which is published with it; nil: the one that is published
+	// with the same image stays.
+	Profile []byte
+	// Record has a start profile recorded once the layers are published, unless one is published with the same image.
+	Record bool
 }
 
 // Converter converts images into layers of one sink. Set its fields before use.
@@ -38,6 +43,8 @@ type Converter struct {
 	Force    bool           // convert what is unchanged too
 	Refresh  Refresh        // what is done for layers that are there
 	Progress func(Event)    // nil: none; called by one goroutine at a time
+	// Recorder records the start of an image whose layers are published; nil: none can be recorded.
+	Recorder func(ctx context.Context, image *source.Image, d *thin.Descriptor) (profile []byte, err error)
 
 	progress    sync.Mutex
 	connections registry.Connections // for all images
@@ -97,10 +104,18 @@ func (c *Converter) convert(ctx context.Context, job Job) (_ *Summary, err error
 		return nil, err
 	}
 	err = c.publish(ctx, tx, p)
-	if err = errors.Join(err, tx.Abort()); err != nil || p.summary.Unchanged {
+	if err = errors.Join(err, tx.Abort()); err != nil {
 		return &p.summary, err
 	}
-	return &p.summary, c.write(ctx, p)
+	if !p.summary.Unchanged {
+		if err := c.write(ctx, p); err != nil {
+			return &p.summary, err
+		}
+	}
+	if !job.Record || p.state.Profile != "" && !c.Force {
+		return &p.summary, nil
+	}
+	return c.convertRecorded(ctx, p)
 }
 
 // plan is what a conversion comes to.
@@ -108,6 +123,7 @@ type plan struct {
 	image      *source.Image
 	job        Job
 	layers     []*source.Layer // to be in the sink, bottom to top, without repetitions
+	profile    []byte          // to be published; nil: none, or one that is
 	descriptor *thin.Descriptor
 	thin       *thinimage.Image
 	state      *state
@@ -121,18 +137,15 @@ func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*pl
 		return nil, err
 	}
 	p := &plan{image: image, job: job, layers: withoutRepetitions(own), descriptor: d}
-	if p.thin, err = thinimage.Build(image, d, job.Output); err != nil {
-		return nil, err
-	}
 	p.state = &state{
 		Image: job.Input.String(), Manifest: image.Digest.String(), Config: image.Manifest.Config.Digest.String(),
-		Layers: []string{}, Thin: p.thin.Digest.String(), Wish: job.Wish,
+		Layers: []string{}, Wish: job.Wish,
 	}
 	if job.Output != nil {
 		p.state.Output = job.Output.String()
 	}
 	p.summary = Summary{
-		Image: p.state.Image, Thin: p.state.Output, ThinDigest: p.state.Thin,
+		Image: p.state.Image, Thin: p.state.Output,
 		Layers: len(image.Layers), Flattened: len(image.Layers) - len(own),
 	}
 	for _, l := range d.Layers {
@@ -141,7 +154,17 @@ func (c *Converter) plan(ctx context.Context, image *source.Image, job Job) (*pl
 			p.state.Layers = append(p.state.Layers, l.Path)
 		}
 	}
-	return p, nil
+	return p, p.build()
+}
+
+// build makes the thin image of what is planned.
+func (p *plan) build() (err error) {
+	if p.thin, err = thinimage.Build(p.image, p.descriptor, p.job.Output); err != nil {
+		return err
+	}
+	p.state.Thin = p.thin.Digest.String()
+	p.summary.ThinDigest = p.state.Thin
+	return nil
 }
 
 // Describe returns the descriptor of an image whose layers lie in a repository, whether they are there already or not.
@@ -151,6 +174,16 @@ func Describe(ctx context.Context, image *source.Image, fqrn string, layout Layo
 		return nil, fmt.Errorf("describe %s: %w", image.Reference, err)
 	}
 	return d, nil
+}
+
+// Thin returns the descriptor of a thin image.
+func Thin(ctx context.Context, image *source.Image) (*thin.Descriptor, error) {
+	if len(image.Layers) == 1 {
+		if d, err := readDescriptor(ctx, image.Layers[0]); d != nil || err != nil {
+			return d, err
+		}
+	}
+	return nil, fmt.Errorf("%s is no thin image: convert it first", image.Reference)
 }
 
 // describe returns an image's descriptor and the layers of the image that are ordinary ones.
@@ -203,6 +236,9 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 	if err != nil && !errors.Is(err, errState) { // which is as good as none: it is written anew
 		return err
 	}
+	if err := c.profile(p, old); err != nil {
+		return err
+	}
 	missing, err := c.missing(ctx, tx, p)
 	if err != nil {
 		return err
@@ -232,7 +268,7 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 		p.summary.Unchanged = !c.Force && c.written(ctx, p)
 		return nil
 	}
-	if err := writeState(ctx, tx, p.image, p.state); err != nil {
+	if err := errors.Join(writeProfile(ctx, tx, p), writeState(ctx, tx, p.image, p.state)); err != nil {
 		return err
 	}
 	c.emit(Event{Action: Publishing, Image: p.state.Image})

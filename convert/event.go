@@ -20,6 +20,7 @@ const (
 	LayerFailed    Action = "layer_failed"    // Digest, Path, Err, Elapsed
 	Publishing     Action = "publishing"      // the transaction is being committed
 	ImageWritten   Action = "image_written"   // Digest of the thin image, Note
+	Recording      Action = "recording"       // the image is run to record its start
 	ImageDone      Action = "image_done"      // Summary, Elapsed
 	ImageUnchanged Action = "image_unchanged" // Elapsed
 	ImageFailed    Action = "image_failed"    // Err, Elapsed

@@ -14,6 +14,7 @@ const (
 	metadataFolder = "/.metadata"
 	stateName      = "docker2cvmfs.json"
 	manifestName   = "manifest.json"
+	profileName    = "start-profile"
 	unusedFile     = metadataFolder + "/docker2cvmfs-unused.json"
 	duccLayers     = "/.layers"
 	duccRoot       = "layerfs"

@@ -75,7 +75,7 @@ func (c *Converter) ConvertList(ctx context.Context, list *wish.List) (*ListSumm
 				continue
 			}
 			seen[image.String()] = true
-			c.convertWish(ctx, image, list.Format, s)
+			c.convertWish(ctx, image, list, s)
 		}
 		if ctx.Err() != nil {
 			return s, fmt.Errorf("convert wish list: %w", context.Cause(ctx))
@@ -111,8 +111,9 @@ func (c *Converter) expand(ctx context.Context, w wish.Wish) ([]wish.Wish, error
 	return images, nil
 }
 
-func (c *Converter) convertWish(ctx context.Context, w wish.Wish, format string, s *ListSummary) {
-	job, err := jobOf(w, format)
+func (c *Converter) convertWish(ctx context.Context, w wish.Wish, list *wish.List, s *ListSummary) {
+	job, err := jobOf(w, list.Format)
+	job.Record = list.Record
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

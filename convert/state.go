@@ -14,13 +14,14 @@ import (
 
 // state is what is published of a converted image.
 type state struct {
-	Image    string   `json:"image"`            // as it was named
-	Manifest string   `json:"manifest"`         // digest of the original's manifest
-	Config   string   `json:"config"`           // digest of its configuration
-	Layers   []string `json:"layers"`           // their paths in this repository, bottom to top
-	Output   string   `json:"output,omitempty"` // where the thin image was put
-	Thin     string   `json:"thin"`             // digest of its manifest
-	Wish     bool     `json:"wish,omitempty"`   // a wish list named it: it goes when none does any more
+	Image    string   `json:"image"`             // as it was named
+	Manifest string   `json:"manifest"`          // digest of the original's manifest
+	Config   string   `json:"config"`            // digest of its configuration
+	Layers   []string `json:"layers"`            // their paths in this repository, bottom to top
+	Output   string   `json:"output,omitempty"`  // where the thin image was put
+	Thin     string   `json:"thin"`              // digest of its manifest
+	Wish     bool     `json:"wish,omitempty"`    // a wish list named it: it goes when none does any more
+	Profile  string   `json:"profile,omitempty"` // SHA-256 of the start profile, hex; "": it has none
 
 	Received *Received `json:"received,omitempty"` // a node sent it: the state is that of a layer, not of an image
 }

@@ -78,8 +78,12 @@ func readConfig(c *cli.Context) (*config, error) {
 		name  string
 		value *string
 	}{ // address before control, whose default is made from it
-		{"root", &cfg.Root}, {"address", &cfg.Address}, {"control", &cfg.Control}, {"containerd", &cfg.Containerd},
-		{"cvmfs-config", &cfg.Configuration}, {"push-back", &cfg.PushBack},
+		{"root", &cfg.Root},
+		{"address", &cfg.Address},
+		{"control", &cfg.Control},
+		{"containerd", &cfg.Containerd},
+		{"cvmfs-config", &cfg.Configuration},
+		{"push-back", &cfg.PushBack},
 	}
 	for _, p := range paths {
 		if c.IsSet(p.name) {

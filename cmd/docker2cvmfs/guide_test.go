@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"cvmfs-graphdriver/driver/record"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -15,6 +16,7 @@ import (
 const asProgram = "TEST_RUNS_DOCKER2CVMFS"
 
 func TestMain(m *testing.M) {
+	record.Main()
 	if os.Getenv(asProgram) != "" {
 		os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
 	}

@@ -49,7 +49,7 @@ func loopCommand() *cli.Command {
 
 func listFlags() []cli.Flag {
 	flags := append(imageFlags(), progressFlags()...)
-	flags = append(flags, targetFlags()...)
+	flags = append(append(flags, targetFlags()...), recordFlags()...)
 	return append(flags,
 		&cli.StringFlag{
 			Name: "notification-file", Aliases: []string{"notify", "n"},

@@ -14,6 +14,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/cvmfs/pac"
+	"cvmfs-graphdriver/driver/record"
 	"cvmfs-graphdriver/internal/program"
 )
 
@@ -27,6 +29,8 @@ var (
 const memoryLimit = 150 << 20
 
 func main() {
+	pac.Main()
+	record.Main()
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
@@ -41,7 +45,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		Flags: imageFlags(),
 		Commands: []*cli.Command{
 			pullCommand(), thinCommand(), makeThinCommand(), convertCommand(), loopCommand(), gcCommand(),
-			publishCommand(), receiveCommand(),
+			profileCommand(), publishCommand(), receiveCommand(),
 			manifestCommand(), configCommand(),
 			program.VersionCommand(version, commit),
 		},

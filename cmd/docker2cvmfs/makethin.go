@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
@@ -20,13 +21,18 @@ func makeThinCommand() *cli.Command {
 		Usage: "convert one image: publish its layers in a repository and write its thin image",
 		Description: "The thin image goes to a registry, or to docker-archive:FILE, oci:DIR[:TAG] or docker-daemon:NAME.\n" +
 			"Without --output-reference only the layers are published.",
-		Flags: append(flags,
-			&cli.StringFlag{Name: "input-reference", Aliases: []string{"i"}, Usage: "the `IMAGE` to convert"},
-			&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where to write the thin `IMAGE`"},
-			&cli.BoolFlag{Name: "force", Usage: "write the thin image even if nothing changed"},
-			refreshFlag(), fetchFlag(), chunkFlag(),
-		),
+		Flags: slices.Concat(flags, makeThinFlags(),
+			[]cli.Flag{refreshFlag(), fetchFlag(), chunkFlag(), profileFlag()}, recordFlags()),
 		Action: makeThin,
+	}
+}
+
+// makeThinFlags say what is converted.
+func makeThinFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "input-reference", Aliases: []string{"i"}, Usage: "the `IMAGE` to convert"},
+		&cli.StringFlag{Name: "output-reference", Aliases: []string{"o"}, Usage: "where to write the thin `IMAGE`"},
+		&cli.BoolFlag{Name: "force", Usage: "write the thin image even if nothing changed"},
 	}
 }
 
@@ -115,7 +121,7 @@ func converter(c *cli.Context, repository string) (*convert.Converter, error) {
 	o := imageOptions(c)
 	return &convert.Converter{
 		Sink: t, Layout: layout, Input: o, Output: o, Parallel: c.Int("parallel"),
-		Force: c.Bool("force"), Refresh: refresh,
+		Force: c.Bool("force"), Refresh: refresh, Recorder: recorder(c, t),
 	}, nil
 }
 
@@ -123,6 +129,11 @@ func makeThin(c *cli.Context) error {
 	if err := needArgs(c); err != nil {
 		return err
 	}
+	return makeThinOf(c, func(job *convert.Job) error { return setProfile(c, job) })
+}
+
+// makeThinOf converts the image that the flags name, once adapt has said how.
+func makeThinOf(c *cli.Context, adapt func(*convert.Job) error) error {
 	if c.String("input-reference") == "" {
 		return program.Usagef(c, "no image to convert: give --input-reference")
 	}
@@ -140,6 +151,9 @@ func makeThin(c *cli.Context) error {
 			return program.Usagef(c, "output %s: a digest can't be chosen: give a tag", output)
 		}
 		job.Output = &output
+	}
+	if err := adapt(&job); err != nil {
+		return err
 	}
 	conv, err := converter(c, "")
 	if err != nil {

@@ -82,6 +82,8 @@ func line(e convert.Event) string {
 		return fmt.Sprintf("%s: failed", short(e.Digest))
 	case convert.Publishing:
 		return e.Image + ": publishing"
+	case convert.Recording:
+		return e.Image + ": running it, to record its start"
 	case convert.ImageWritten:
 		if e.Note != "" {
 			return e.Image + ": " + e.Note

@@ -26,6 +26,14 @@ func openNative(dir string, o Options) (Sink, error) {
 // Native is the sink of a publisher's folder that is open already.
 func Native(repo *publish.Repository) Sink { return &native{repo} }
 
+// Publisher returns the publisher's folder that a sink is; nil if it is none.
+func Publisher(s Sink) *publish.Repository {
+	if n, ok := s.(*native); ok {
+		return n.repo
+	}
+	return nil
+}
+
 func (n *native) FQRN() string   { return n.repo.FQRN() }
 func (n *native) String() string { return "native:" + n.repo.Dir() }
 

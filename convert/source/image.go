@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -255,4 +256,29 @@ func checkBytes(raw []byte, d v1.Descriptor) error {
 		return fmt.Errorf("%w: %d bytes instead of %d", ErrDamaged, n, d.Size)
 	}
 	return nil
+}
+
+// Command is what an image runs unless a container says otherwise, as its configuration has it.
+type Command struct {
+	Args []string // entrypoint and arguments; none: the image names no program
+	Env  []string
+	Dir  string // "" is /
+	User string // "": root
+}
+
+// Command returns what the image runs.
+func (i *Image) Command() (Command, error) {
+	var c struct {
+		Config struct {
+			Entrypoint, Cmd, Env []string
+			WorkingDir, User     string
+		} `json:"config"`
+	}
+	if err := json.Unmarshal(i.RawConfig, &c); err != nil {
+		return Command{}, fmt.Errorf("configuration of %s: %w", i.Reference, err)
+	}
+	return Command{
+		Args: slices.Concat(c.Config.Entrypoint, c.Config.Cmd), Env: c.Config.Env, Dir: c.Config.WorkingDir,
+		User: c.Config.User,
+	}, nil
 }

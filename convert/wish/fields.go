@@ -17,6 +17,7 @@ type fields struct {
 	user     string
 	repo     string
 	format   string
+	profile  string
 	input    []string
 	failures []error
 }
@@ -31,6 +32,7 @@ var known = []field{
 	{"version", "a number", func(f *fields) any { return &f.version }},
 	{"user", "a text", func(f *fields) any { return &f.user }},
 	{"cvmfs_repo", "a text", func(f *fields) any { return &f.repo }},
+	{"profile", "a text", func(f *fields) any { return &f.profile }},
 	{"output_format", "a text", func(f *fields) any { return &f.format }},
 	{"input", "a list of texts", func(f *fields) any { return &f.input }},
 }

@@ -10,6 +10,8 @@
 //	  - 'https://registry-1.docker.io/library/debian:13'
 //	  - 'https://registry-1.docker.io/library/python:3.*'
 //
+// With "profile: record" the start of each new image is recorded (docs/start-profiles.md), which needs root; DUCC knows no such key.
+//
 // A wish names an image with its registry, and its tag or digest: none is taken for granted. A tag may be a pattern:
 // "*" stands for any run of characters, also none, "?" for exactly one, every other character for itself; the whole tag
 // must fit.
@@ -45,6 +47,7 @@ type List struct {
 	User       string // who pushes thin images
 	Repository string // FQRN
 	Format     string // of output references
+	Record     bool   // a start profile is recorded of images that have none
 	Wishes     []Wish
 }
 
@@ -122,7 +125,10 @@ func read(r io.Reader) (*List, error) {
 	if err := fqrn.Check(raw.repo); err != nil {
 		return nil, fmt.Errorf("cvmfs_repo: %w", err)
 	}
-	l := &List{User: raw.user, Repository: raw.repo, Format: raw.format}
+	if raw.profile != "" && raw.profile != "record" {
+		return nil, fmt.Errorf("profile %.40q: want record, or nothing", raw.profile)
+	}
+	l := &List{User: raw.user, Repository: raw.repo, Format: raw.format, Record: raw.profile == "record"}
 	if l.Format == "" {
 		l.Format = DefaultFormat
 	}

@@ -42,6 +42,13 @@ input:
 	}
 }
 
+func TestListsMayWantStartsRecorded(t *testing.T) {
+	l, err := Read(strings.NewReader("version: 1\ncvmfs_repo: layers.example.org\nprofile: record\ninput: [a.b/c:1]\n"))
+	if err != nil || !l.Record {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
+
 func TestBadWishListsAreRefused(t *testing.T) {
 	head := "version: 1\ncvmfs_repo: layers.example.org\n"
 	for name, c := range map[string]struct{ text, want string }{
@@ -49,6 +56,7 @@ func TestBadWishListsAreRefused(t *testing.T) {
 		"no YAML":              {"version: [", "yaml"},
 		"another version":      {"version: 2\ncvmfs_repo: layers.example.org\ninput: [a.b/c:1]\n", "version 2"},
 		"no images":            {head, "no images"},
+		"unknown profile":      {head + "profile: always\ninput: [a.b/c:1]\n", "want record"},
 		"no repository":        {"version: 1\ninput: [a.b/c:1]\n", "cvmfs_repo"},
 		"unknown key":          {head + "outputs: x\ninput: [a.b/c:1]\n", "outputs"},
 		"no tag":               {head + "input: [a.b/c]\n", "neither tag nor digest"},
@@ -73,7 +81,7 @@ func TestBadWishListsAreRefused(t *testing.T) {
 // TestFaultsOfAListAreToldInItsOwnWords: not in those of this program or of a library, and each once.
 func TestFaultsOfAListAreToldInItsOwnWords(t *testing.T) {
 	head := "version: 1\ncvmfs_repo: layers.example.org\n"
-	all := "the keys are version, user, cvmfs_repo, output_format, input"
+	all := "the keys are version, user, cvmfs_repo, profile, output_format, input"
 	for name, c := range map[string]struct {
 		text string
 		want []string

@@ -314,14 +314,15 @@ func TestNeighboursComeWhereTheyAreUsed(t *testing.T) {
 	s := readingStore(t, repo)
 	all := few(t, repo, neighbourhood)
 	came := func(asked int) int { return repo.Requests("") - asked }
-	ask := func(i int) {
+	ask := func(i int, wait time.Duration) {
+		s.readers.wait.Store(int64(wait)) // whatever this machine is busy with
 		s.Near(all[i])
 		if err := s.Fetch(t.Context(), all[i]); err != nil {
 			t.Fatal(err)
 		}
 		atRest(t, s)
 	}
-	ask(20)
+	ask(20, 0)
 	if n := came(1); n != 2*leastGrant {
 		t.Errorf("%d neighbours came for one object, want %d", n, 2*leastGrant)
 	}
@@ -330,12 +331,11 @@ func TestNeighboursComeWhereTheyAreUsed(t *testing.T) {
 	if n := came(1); n != 2*leastGrant {
 		t.Errorf("%d neighbours came for one object that was asked for twice, want %d", n, 2*leastGrant)
 	}
-	ask(21) // one of them
+	ask(21, 0) // one of them
 	if n := repo.Requests(""); n != 1+3*leastGrant {
 		t.Errorf("%d objects came for two, want %d", n, 1+3*leastGrant)
 	}
-	s.readers.wait.Store(int64(time.Second)) // a long way
-	ask(19)
+	ask(19, time.Second) // a long way
 	if n := repo.Requests(""); n < 1+3*mostGrant {
 		t.Errorf("%d objects came over a long way, want %d", n, 1+4*mostGrant)
 	}

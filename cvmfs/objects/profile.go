@@ -102,3 +102,17 @@ func (p Profile) Encode() []byte {
 	}
 	return b.Bytes()
 }
+
+// Count returns how many objects without chunks the profile names, the plain bytes of these, and how many chunks of other
+// objects.
+func (p Profile) Count() (whole, chunks int, bytes int64) {
+	for _, r := range p {
+		if r.Name.Chunked {
+			chunks += r.Last - r.First + 1
+			continue
+		}
+		whole++
+		bytes += r.Name.Size
+	}
+	return whole, chunks, bytes
+}

@@ -152,6 +152,24 @@ func (t *Table) steps(p Profile, done *Started) []step {
 	return steps
 }
 
+// Named is how much a profile names of an image.
+type Named struct {
+	Pieces  int   // objects without chunks, and chunks
+	Bytes   int64 // plain, of these
+	Unknown int   // reads of what the image doesn't consist of
+}
+
+// Of returns how much the profile names of an image.
+func (p Profile) Of(t *Table) (n Named) {
+	var done Started
+	for _, s := range t.steps(p, &done) {
+		n.Pieces++
+		n.Bytes += s.size
+	}
+	n.Unknown = done.Unknown
+	return n
+}
+
 func (t *Table) stored(i int) []Stored {
 	o := t.object(i)
 	return o.Stored()

@@ -80,6 +80,9 @@ type Config struct {
 	// an image isn't mounted: for overlays that others mount.
 	Nested bool
 
+	// NothingAhead has only that fetched which is read.
+	NothingAhead bool
+
 	// RecordQuiet is after which time without a new read a start is over that is recorded; 0: 10 s.
 	RecordQuiet time.Duration
 
@@ -215,7 +218,7 @@ func (n *Node) openObjects() (err error) {
 	n.index = objects.NewIndex([16]byte(key[:16]))
 	n.objects, err = objects.Open(objects.Config{
 		Dir: n.Path("store", "objects"), Fresh: n.Path("fresh", "objects"), State: n.Path("state", "objects"),
-		Sources: n, Images: cachedImages{n}, Log: n.cfg.Log,
+		Sources: n, Images: cachedImages{n}, NothingAhead: n.cfg.NothingAhead, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err

@@ -84,6 +84,9 @@ func (s *starts) close() {
 // start helps a container to start, beside its caller: it fetches what the start profile of its image names. Where there
 // is none, and next to nothing of the image is here, it records one, for the next time that the image comes.
 func (n *Node) start(c *configuration, topmost string, image *images.Image) {
+	if n.cfg.NothingAhead {
+		return
+	}
 	n.starts.begin(image.Key, func(ctx context.Context) {
 		log := n.cfg.Log.With("image", image.Key)
 		p, err := n.profile(ctx, c, topmost, image.Key)
@@ -181,6 +184,25 @@ func (n *Node) record(ctx context.Context, c *configuration, image *images.Image
 		return
 	}
 	n.cfg.Log.Info("a start was recorded", slog.String("image", image.Key), slog.Int("reads", len(p)))
+}
+
+// Record begins to record what is read. The function that it returns ends that, and gives the start profile of an image
+// in use and how much it names.
+func (n *Node) Record() (profile func(image string) (objects.Profile, objects.Named, error)) {
+	rec := n.objects.Record()
+	return func(image string) (objects.Profile, objects.Named, error) {
+		rec.Stop()
+		c, err := n.configured()
+		if err != nil {
+			return nil, objects.Named{}, err
+		}
+		composed, err := c.composer.Image(image)
+		if err != nil {
+			return nil, objects.Named{}, err
+		}
+		p := rec.Profile(composed.Table)
+		return p, p.Of(composed.Table), nil
+	}
 }
 
 // CacheProfile returns the file of the start profile that was recorded of an image here; ErrNoProfile if none was.

@@ -32,7 +32,7 @@ var rules = map[string][]string{
 	"cmd/cvmfs-graphdriver-plugin": {"rootfs", "driver", "cvmfs/pac", "pushback", "internal"},
 	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/cvmfs-node":               {"installer", "internal"},
-	"cmd/docker2cvmfs":             {"convert", "cvmfs", "pushback/receive", "internal"},
+	"cmd/docker2cvmfs":             {"convert", "cvmfs", "driver/record", "pushback/receive", "thin", "internal"},
 	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "pushback", "internal"},
 	"bundle":                       {"rootfs", "internal"},
 	"packaging":                    {"bundle", "internal"},
@@ -46,8 +46,11 @@ var rules = map[string][]string{
 		"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/control", "driver/metrics",
 		"driver/status", "driver/options", "thin", "cvmfs", "pushback", "internal",
 	},
-	"driver/control":        {"driver/status", "cvmfs/objects"},
-	"driver/metrics":        {"driver/status"},
+	"driver/control": {"driver/status", "cvmfs/objects"},
+	"driver/metrics": {"driver/status"},
+	"driver/record": {
+		"driver/node", "driver/layers", "driver/status", "rootfs", "thin", "cvmfs", "internal",
+	},
 	"driver/repomount":      {"driver/images", "driver/view", "driver/options", "cvmfs", "internal"},
 	"driver/layers":         {"driver/lockorder", "thin", "internal"},
 	"driver/images":         {"thin", "cvmfs", "internal"},
@@ -97,7 +100,7 @@ var testRules = map[string][]string{
 	// what is in the images that are made and pulled
 	"cmd/cvmfs-snapshotter":        {"driver", "internal"},
 	"cmd/docker2cvmfs":             {"thin"},
-	"cmd/cvmfs-graphdriver-plugin": {"thin", "cvmfs/publish"},
+	"cmd/cvmfs-graphdriver-plugin": {"thin", "cvmfs"},
 	// what publishes and reads what is converted
 	"convert": {"cvmfs"},
 	// where objects come from, and what they are

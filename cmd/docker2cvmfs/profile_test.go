@@ -1,0 +1,255 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"cvmfs-graphdriver/convert/source"
+	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/test/testutil"
+	"cvmfs-graphdriver/thin"
+)
+
+// startingProgram reads files, says who it is, and does what its last argument says: ends, ends badly, or serves.
+const startingProgram = `package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+)
+
+func main() {
+	for _, name := range os.Args[2:] {
+		if _, err := os.ReadFile(name); err != nil {
+			fmt.Println(err)
+			os.Exit(3)
+		}
+	}
+	if err := os.WriteFile("/written", nil, 0o600); err != nil {
+		fmt.Println("write:", err)
+	}
+	status, _ := os.ReadFile("/proc/self/status")
+	dir, _ := os.Getwd()
+	_, err := os.Stat("/proc/self/root/var/tmp")
+	fmt.Printf("pid %d uid %d dir %s host %t env %s\n%s", os.Getpid(), os.Getuid(), dir, err == nil, os.Getenv("GREETING"), status)
+	switch os.Args[1] {
+	case "fail":
+		os.Exit(7)
+	case "serve":
+		l, err := net.Listen("tcp", "127.0.0.1:8088")
+		fmt.Println("serving:", err)
+		for err == nil {
+			_, err = l.Accept()
+		}
+	}
+}
+`
+
+// startingImage is an image with the program and fifty files; one of nobody has a link where a container has /sys.
+func startingImage(t *testing.T, config v1.Config) v1.Image {
+	t.Helper()
+	dir := t.TempDir()
+	sure(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(startingProgram), 0o600))
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s -w", "-o", "program", "main.go")
+	build.Dir, build.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GO111MODULE=off", "GOFLAGS=")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	program, err := os.ReadFile(filepath.Join(dir, "program"))
+	sure(t, err)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	add := func(name, content string, mode int64) {
+		sure(t, w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(content))}))
+		_, err := w.Write([]byte(content))
+		sure(t, err)
+	}
+	add("bin/start", string(program), 0o755)
+	for i := range 50 {
+		add(fmt.Sprintf("data/f%02d", i), strings.Repeat(fmt.Sprint("content of ", i, "\n"), 100), 0o644)
+	}
+	if config.User == "nobody" {
+		sure(t, w.WriteHeader(&tar.Header{Name: "sys", Typeflag: tar.TypeSymlink, Linkname: "/../../data"}))
+	}
+	sure(t, w.Close())
+	image := mutate.MediaType(empty.Image, types.DockerManifestSchema2)
+	image, err = mutate.AppendLayers(image, static.NewLayer(b.Bytes(), types.DockerUncompressedLayer))
+	sure(t, err)
+	image, err = mutate.Config(image, config)
+	sure(t, err)
+	return image
+}
+
+func sure(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// descriptorOf reads the descriptor of a thin image in a registry.
+func descriptorOf(t *testing.T, registry *testutil.Registry, name string) *thin.Descriptor {
+	t.Helper()
+	ref, err := source.Parse(name, registry.URL+"/v2")
+	sure(t, err)
+	image, err := source.Open(t.Context(), ref, source.Options{})
+	sure(t, err)
+	defer image.Close()
+	content, err := image.Layers[0].Content(t.Context(), nil)
+	sure(t, err)
+	defer content.Close()
+	in := tar.NewReader(content)
+	_, err = in.Next()
+	sure(t, err)
+	var text bytes.Buffer
+	_, err = text.ReadFrom(in)
+	sure(t, err)
+	d, err := thin.Parse(text.Bytes())
+	sure(t, err)
+	return d
+}
+
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: the image is mounted")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("needs FUSE: ", err)
+	}
+}
+
+func TestStartIsRecordedAndPublished(t *testing.T) {
+	needsRoot(t)
+	alone(t)
+	registry := testutil.NewRegistry(t, "", "")
+	registry.Push(t, "library/start:1", startingImage(t, v1.Config{
+		Entrypoint: []string{"start"}, Cmd: []string{"end", "data/f07", "/data/f03"}, WorkingDir: "/",
+		Env: []string{"PATH=/usr/bin:/bin", "GREETING=hello"}, User: "1000:1000",
+	}), nil)
+	target := "native:" + newPublisher(t)
+	args := []string{
+		"--registry", registry.URL + "/v2", "make-thin", "--target", target, "-i", "library/start:1", "-o", "library/start:thin",
+	}
+	must(t, args...)
+	if d := descriptorOf(t, registry, "library/start:thin"); d.Profile != nil {
+		t.Fatalf("there is a profile that nobody wanted: %+v", d.Profile)
+	}
+
+	file := filepath.Join(t.TempDir(), "profile")
+	code, _, said := call(t, "--registry", registry.URL+"/v2", "profile", "record", "--target", target, "--output", file,
+		"library/start:thin")
+	if code != 0 || !strings.Contains(said, "until it ended") {
+		t.Fatalf("%d: %s", code, said)
+	}
+	for _, want := range []string{"pid 1 uid 1000 dir / host false env hello", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "write:"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("the program doesn't say %q:\n%s", want, said)
+		}
+	}
+	b, err := os.ReadFile(file)
+	sure(t, err)
+	p, err := objects.ParseProfile(b)
+	sure(t, err)
+	const size = int64(len("content of 7\n") * 100)
+	small := slices.DeleteFunc(slices.Clone(p), func(r objects.Read) bool { return r.Name.Size != size })
+	if len(small) != 2 || len(p) < 3 {
+		t.Errorf("the start reads the program and two files:\n%s", b)
+	}
+
+	// Published by hand, kept by a conversion that says nothing of it, and not recorded anew.
+	must(t, slices.Concat(args[:2], []string{"profile", "attach"}, args[3:], []string{file})...)
+	d := descriptorOf(t, registry, "library/start:thin")
+	if d.Profile == nil {
+		t.Fatal("no profile is named")
+	}
+	must(t, args...)
+	if kept := descriptorOf(t, registry, "library/start:thin"); kept.Profile == nil || *kept.Profile != *d.Profile {
+		t.Errorf("the profile was %+v, and is %+v", d.Profile, kept.Profile)
+	}
+	if out := must(t, append(args, "--json", "--profile", "record")...); !strings.Contains(out, `"unchanged":true`) {
+		t.Error("it was recorded again: ", out)
+	}
+}
+
+func TestMakeThinRecords(t *testing.T) {
+	needsRoot(t)
+	alone(t)
+	registry := testutil.NewRegistry(t, "", "")
+	registry.Push(t, "library/serve:1", startingImage(t, v1.Config{
+		Entrypoint: []string{"/bin/start"}, Cmd: []string{"serve", "/data/f01"},
+	}), nil)
+	args := []string{
+		"--registry", registry.URL + "/v2", "make-thin", "--target", "native:" + newPublisher(t), "-i", "library/serve:1",
+		"-o", "library/serve:thin", "--profile", "record", "--until-port", "8088", "--for", "60s",
+	}
+	code, _, said := call(t, args...)
+	if code != 0 || !strings.Contains(said, "serving: <nil>") || !strings.Contains(said, "uid 0") ||
+		!strings.Contains(said, "CapEff:\t00000000a80425fb") {
+		t.Errorf("%d: %s", code, said)
+	}
+	if d := descriptorOf(t, registry, "library/serve:thin"); d.Profile == nil {
+		t.Error("no profile is named")
+	}
+}
+
+func TestStartsThatAreNoneAreRefused(t *testing.T) {
+	needsRoot(t)
+	alone(t)
+	registry := testutil.NewRegistry(t, "", "")
+	registry.Push(t, "library/start:1", startingImage(t, v1.Config{}), nil)
+	target := "native:" + newPublisher(t)
+	must(t, "--registry", registry.URL+"/v2", "make-thin", "--target", target, "-i", "library/start:1", "-o",
+		"library/start:thin")
+	registry.Push(t, "library/link:1", startingImage(t, v1.Config{User: "nobody"}), nil)
+	must(t, "--registry", registry.URL+"/v2", "make-thin", "--target", target, "-i", "library/link:1", "-o",
+		"library/link:thin")
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"library/start:thin"}, "names no command"},
+		{[]string{"library/start:thin", "nothing"}, "exit code 127"},
+		{[]string{"library/start:thin", "/data/f01"}, "exit code 126"},
+		{[]string{"library/start:thin", "start", "fail"}, "exit code 7"},
+		{[]string{"--until-port", "1", "library/start:thin", "start", "end"}, "before anybody listened at port 1"},
+		{[]string{"library/start:1", "start"}, "is no thin image"},
+		{[]string{"library/link:thin", "start", "end"}, "/sys of the image is no folder"},
+	} {
+		args := append([]string{"--registry", registry.URL + "/v2", "profile", "record", "--target", target}, c.args...)
+		code, out, said := call(t, args...)
+		if code != 1 || !strings.Contains(said, c.says) || out != "" {
+			t.Errorf("%v: %d, %s%s", c.args, code, out, said)
+		}
+	}
+	if left, err := filepath.Glob("/var/tmp/cvmfs-record-*"); err != nil || len(left) > 0 {
+		t.Errorf("%v is left behind, %v", left, err)
+	}
+}
+
+func TestProfileIsShown(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "p")
+	sure(t, os.WriteFile(file, []byte("cvmfs start profile 1\n5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.2048\n"+
+		"5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.70000000 3-5\n"), 0o600))
+	if out := must(t, "profile", "show", file); out != "1 objects of 2KiB, and 3 chunks of others\n" {
+		t.Error(out)
+	}
+	sure(t, os.WriteFile(file, []byte("nonsense"), 0o600))
+	if code, _, said := call(t, "profile", "show", file); code != 1 || !strings.Contains(said, "is none") {
+		t.Errorf("%d: %s", code, said)
+	}
+}

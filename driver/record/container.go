@@ -1,0 +1,232 @@
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes of the container where the program can't be run, as engines have them.
+const (
+	exitSetup    = 125
+	exitNotRun   = 126
+	exitNotFound = 127
+)
+
+// capabilities are those that engines leave to containers: moby's default set.
+var capabilities = map[uintptr]bool{
+	unix.CAP_CHOWN: true, unix.CAP_DAC_OVERRIDE: true, unix.CAP_FSETID: true, unix.CAP_FOWNER: true, unix.CAP_MKNOD: true,
+	unix.CAP_NET_RAW: true, unix.CAP_SETGID: true, unix.CAP_SETUID: true, unix.CAP_SETFCAP: true, unix.CAP_SETPCAP: true,
+	unix.CAP_NET_BIND_SERVICE: true, unix.CAP_SYS_CHROOT: true, unix.CAP_KILL: true, unix.CAP_AUDIT_WRITE: true,
+}
+
+// containerMain becomes the image's program: it reads a Command from its standard input.
+func containerMain() int {
+	runtime.LockOSThread() // capabilities are a thread's
+	var c Command
+	err := json.NewDecoder(os.Stdin).Decode(&c)
+	if err == nil {
+		err = enter(os.Args[len(os.Args)-1])
+	}
+	var program string
+	if err == nil {
+		err = become(&c)
+	}
+	if err == nil {
+		program, err = find(&c)
+	}
+	if err == nil {
+		err = unix.Exec(program, c.Args, c.Env)
+	}
+	fmt.Fprintf(os.Stderr, "run %s: %v\n", strings.Join(c.Args, " "), err)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && program == "":
+		return exitNotFound
+	case program != "":
+		return exitNotRun
+	}
+	return exitSetup
+}
+
+// enter makes a folder the root, so that nothing outside can be reached any more, and mounts what programs expect.
+func enter(root string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("enter %s: %w", root, err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the former root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	for _, m := range []struct {
+		at, kind, data string
+		flags          uintptr
+	}{
+		{"/proc", "proc", "", plain},
+		{"/dev", "tmpfs", "mode=755,size=64k", unix.MS_NOSUID},
+		{"/dev/pts", "devpts", "newinstance,ptmxmode=0666,mode=620", unix.MS_NOSUID | unix.MS_NOEXEC},
+		{"/dev/shm", "tmpfs", "mode=1777", plain},
+		{"/sys", "sysfs", "", plain | unix.MS_RDONLY},
+	} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			return err
+		}
+		info, err := os.Lstat(m.at)
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("%s of the image is no folder: nothing can be mounted there", m.at)
+		}
+		if err := unix.Mount(m.kind, m.at, m.kind, m.flags, m.data); err != nil {
+			return fmt.Errorf("mount %s: %w", m.at, err)
+		}
+	}
+	if err := devices(); err != nil {
+		return err
+	}
+	return errors.Join(unix.Sethostname([]byte("record")), loopback())
+}
+
+// devices makes those that every container has.
+func devices() error {
+	for _, d := range []struct {
+		name         string
+		major, minor uint32
+	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
+		name := "/dev/" + d.name
+		if err := unix.Mknod(name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
+			return fmt.Errorf("make %s: %w", name, err)
+		}
+		if err := os.Chmod(name, 0o666); err != nil {
+			return err
+		}
+	}
+	for name, target := range map[string]string{
+		"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1",
+		"stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(target, "/dev/"+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loopback switches the one network interface on.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r); err != nil {
+		return fmt.Errorf("switch the loopback interface on: %w", err)
+	}
+	return nil
+}
+
+// become takes the user, the folder and the rights of the command.
+func become(c *Command) error {
+	who, err := user.GetExecUserPath(c.User, &user.ExecUser{Home: "/"}, "/etc/passwd", "/etc/group")
+	if err != nil {
+		return fmt.Errorf("user %q of the image: %w", c.User, err)
+	}
+	if c.Dir != "" {
+		if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chdir(c.Dir); err != nil {
+			return err
+		}
+	}
+	if variable(c.Env, "HOME") == "" {
+		c.Env = append(c.Env, "HOME="+who.Home)
+	}
+	for n := uintptr(0); n <= unix.CAP_LAST_CAP; n++ {
+		if capabilities[n] {
+			continue
+		}
+		// EINVAL: the kernel doesn't know it.
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, n, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("drop capability %d: %w", n, err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if err := errors.Join(unix.Setgroups(who.Sgids), unix.Setresgid(who.Gid, who.Gid, who.Gid),
+		unix.Setresuid(who.Uid, who.Uid, who.Uid)); err != nil {
+		return fmt.Errorf("become user %q: %w", c.User, err)
+	}
+	if err := keepCapabilities(who.Uid == 0); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // another user's process has lost it
+}
+
+// keepCapabilities leaves root with those of containers, and others with none.
+func keepCapabilities(root bool) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if root {
+		for n := range capabilities {
+			sets[n/32].Effective |= 1 << (n % 32)
+			sets[n/32].Permitted |= 1 << (n % 32)
+		}
+	}
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	return nil
+}
+
+// find looks for the program as engines do: in PATH, unless it is a path.
+func find(c *Command) (string, error) {
+	name := c.Args[0]
+	if strings.Contains(name, "/") {
+		_, err := os.Stat(name)
+		return name, err
+	}
+	path := variable(c.Env, "PATH")
+	if path == "" {
+		path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+		c.Env = append(c.Env, "PATH="+path)
+	}
+	for dir := range strings.SplitSeq(path, ":") {
+		program := filepath.Join("/", dir, name)
+		if info, err := os.Stat(program); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return program, nil
+		}
+	}
+	return "", fmt.Errorf("%w in %s", os.ErrNotExist, path)
+}
+
+func variable(env []string, name string) string {
+	for _, e := range env {
+		if value, found := strings.CutPrefix(e, name+"="); found {
+			return value
+		}
+	}
+	return ""
+}
