@@ -61,7 +61,6 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 	if err := context.Cause(ctx); err != nil {
 		return stopped, fmt.Errorf("fetch %s: %w", w.path, err)
 	}
-	f.requests.Add(1)
 	path := w.path
 	if w.only != nil {
 		path = strings.Replace(path, geoProxy, f.asks(r.proxy), 1)
@@ -69,12 +68,16 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 	u := r.server.url(path)
 	e := &Error{Proxy: r.proxy.name}
 	out, began := stopped, time.Now()
-	defer func() { r.server.count.attempt(out, time.Since(began)) }()
+	defer func() {
+		took := time.Since(began)
+		r.server.ended(out, took)
+		r.proxy.ended(out, took)
+	}()
 	switch {
 	case r.proxy.err != nil:
 		out, e.Err = unreachable, r.proxy.err
 	case r.server.file:
-		f.answered(r, 0)
+		r.answered(0)
 		out, e.Err = f.readFile(ctx, u.Path, w.request, sink)
 	default:
 		out, e.Status, e.Err = f.exchange(ctx, r, u, s, w, sink)
@@ -87,14 +90,8 @@ func (f *Fetcher) attempt(ctx context.Context, r route, s *slot, w *walk,
 			return out, fmt.Errorf("fetch %s: %w", w.path, err)
 		}
 		return out, e.Err
-	case missing:
-		f.missing.Add(1)
-	case corrupt, short:
-		f.bad.Add(1)
 	}
 	e.URL = redact(u)
-	f.failures.Add(1)
-	f.failed(r)
 	f.log.Debug("attempt failed", slog.String("path", w.path), slog.String("server", r.server.name),
 		slog.String("proxy", r.proxy.name), slog.String("outcome", out.String()),
 		slog.Duration("after", time.Since(w.began)), slog.Any("err", e.Err))
@@ -134,7 +131,7 @@ func (f *Fetcher) exchange(ctx context.Context, r route, u *url.URL, s *slot, w 
 		return out, 0, err
 	}
 	defer resp.Body.Close()
-	f.answered(r, time.Since(w.began))
+	r.answered(time.Since(w.began))
 	m.body = resp.Body
 	defer func() { f.bytes.Add(m.total) }()
 	want := http.StatusOK

@@ -9,20 +9,39 @@ import (
 	"cvmfs-graphdriver/internal/tally"
 )
 
-// count is what became of the attempts at servers of one host.
+// count is what became of the attempts at a server, or through a proxy. All that is told of them is made of it.
 type count struct {
-	attempts atomic.Int64
 	outcomes [unreachable + 1]atomic.Int64
-	took     tally.Durations // of those that delivered
+	answers  atomic.Int64    // headers that came
+	waited   atomic.Int64    // for these in all, in nanoseconds
+	took     tally.Durations // of the attempts that delivered
 }
 
-// attempt counts one that ended after some time.
-func (c *count) attempt(out outcome, took time.Duration) {
-	c.attempts.Add(1)
+// ended counts an attempt that ended after some time.
+func (c *count) ended(out outcome, took time.Duration) {
 	c.outcomes[out].Add(1)
 	if out == delivered {
 		c.took.Add(took)
 	}
+}
+
+// header counts that of an answer.
+func (c *count) header(waited time.Duration) {
+	c.answers.Add(1)
+	c.waited.Add(int64(waited))
+}
+
+// attempts is how many have ended.
+func (c *count) attempts() (n int64) {
+	for out := range c.outcomes {
+		n += c.outcomes[out].Load()
+	}
+	return n
+}
+
+// failures is how many brought nothing; that a caller left is none.
+func (c *count) failures() int64 {
+	return c.attempts() - c.outcomes[delivered].Load() - c.outcomes[stopped].Load()
 }
 
 // HostStats count the attempts at the servers of one host since the Fetcher was made.
@@ -36,20 +55,18 @@ type HostStats struct {
 // Hosts returns the counters of all hosts, in the order of the configuration.
 func (f *Fetcher) Hosts() []HostStats {
 	var list []HostStats
-	told := map[*count]bool{}
 	for _, s := range f.everyServer() {
-		if told[s.count] {
-			continue
+		i := slices.IndexFunc(list, func(h HostStats) bool { return h.Host == s.host() })
+		if i < 0 {
+			i = len(list)
+			list = append(list, HostStats{Host: s.host(), Failures: map[string]int64{}})
 		}
-		told[s.count] = true
-		h := HostStats{
-			Host: s.host(), Attempts: s.count.attempts.Load(), Failures: map[string]int64{},
-			Latency: s.count.took.Histogram(),
-		}
+		h := &list[i]
+		h.Attempts += s.attempts()
+		h.Latency = h.Latency.Plus(s.took.Histogram())
 		for out := missing; out <= unreachable; out++ {
-			h.Failures[strings.ReplaceAll(out.String(), " ", "_")] = s.count.outcomes[out].Load()
+			h.Failures[strings.ReplaceAll(out.String(), " ", "_")] += s.outcomes[out].Load()
 		}
-		list = append(list, h)
 	}
 	return list
 }
@@ -68,17 +85,6 @@ func (f *Fetcher) everyServer() []*server {
 		return f.all
 	}
 	return slices.Concat(f.all, f.external.all)
-}
-
-// countHosts gives servers of one host one count. Nothing has been counted yet.
-func (f *Fetcher) countHosts() {
-	counts := map[string]*count{}
-	for _, s := range f.everyServer() {
-		if counts[s.host()] == nil {
-			counts[s.host()] = &count{}
-		}
-		s.count = counts[s.host()]
-	}
 }
 
 // Standing is that of all servers or all proxies together, and how often one lost its place.

@@ -47,6 +47,41 @@ func TestAttemptsAreCountedByHost(t *testing.T) {
 	}
 }
 
+// Whoever asks is told one count: by member, by host, and of all together.
+func TestAllCountsAreOne(t *testing.T) {
+	t.Parallel()
+	a, b, p := files(t), files(t), proxyServer(t)
+	a.Set(testutil.Fault{Path: "gone", Status: 404}, testutil.Fault{Path: "cut", Cut: 2})
+	cfg := quick(a.URL+"/one", b.URL, a.URL+"/two")
+	cfg.Proxies, cfg.Timeout = [][]string{{p.URL}}, time.Minute
+	f := fetcher(t, cfg)
+	for _, name := range []string{"good", "gone", "cut", "good"} {
+		mustGet(t, f, name)
+	}
+	servers, proxies := f.Members()
+	stats := f.Stats()
+	var answers, failures, attempts, kinds int64
+	for _, m := range servers {
+		answers, failures = answers+m.Answers, failures+m.Failures
+	}
+	for _, h := range f.Hosts() {
+		attempts += h.Attempts
+		for _, n := range h.Failures {
+			kinds += n
+		}
+	}
+	if stats.Requests == 0 || attempts != stats.Requests || answers != stats.Requests {
+		t.Errorf("%d attempts by host, %d answers by member, %+v", attempts, answers, stats)
+	}
+	if stats.Failures == 0 || failures != stats.Failures || kinds != stats.Failures {
+		t.Errorf("%d failures by member, %d by kind, %+v", failures, kinds, stats)
+	}
+	if want := (Member{Name: p.URL, Answers: answers, Failures: failures, Wait: proxies[0].Wait}); len(proxies) != 1 ||
+		proxies[0] != want {
+		t.Errorf("proxies %+v, want %+v", proxies, want)
+	}
+}
+
 func TestFailOversAreCounted(t *testing.T) {
 	t.Parallel()
 	a, b, p := files(t), files(t), proxyServer(t)

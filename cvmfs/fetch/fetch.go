@@ -77,7 +77,7 @@ type Fetcher struct {
 	due       time.Time     // when names of proxies are to be resolved again; zero: never
 	resolving chan struct{} // closed when that is done; nil: nobody does it
 
-	requests, bytes, failures, retries, missing, bad, refused atomic.Int64
+	bytes, retries, refused atomic.Int64 // what no server's count has
 
 	failovers struct{ servers, proxies atomic.Int64 }
 }
@@ -126,7 +126,6 @@ func New(cfg Config) (*Fetcher, error) {
 			return nil, fmt.Errorf("external files: %w", err)
 		}
 	}
-	f.countHosts()
 	return f, nil
 }
 
@@ -178,11 +177,10 @@ func (f *Fetcher) lane(r route) *lane {
 // server is one base URL.
 type server struct {
 	health
-	usage
-	base  *url.URL
-	name  string // the base URL as it may be printed
-	file  bool
-	count *count // shared by the servers of a host
+	count
+	base *url.URL
+	name string // the base URL as it may be printed
+	file bool
 }
 
 func newServer(spec string) (*server, error) {
@@ -317,24 +315,18 @@ func (f *Fetcher) settled(ctx context.Context, t trial, s *slot, w *walk, sink f
 
 // Stats returns the counters, those of external files included.
 func (f *Fetcher) Stats() Stats {
-	s := Stats{
-		Requests:    f.requests.Load(),
-		Bytes:       f.bytes.Load(),
-		Failures:    f.failures.Load(),
-		Retries:     f.retries.Load(),
-		NotFound:    f.missing.Load(),
-		BadData:     f.bad.Load(),
-		Unavailable: f.refused.Load(),
+	st := Stats{Bytes: f.bytes.Load(), Retries: f.retries.Load(), Unavailable: f.refused.Load()}
+	if f.external != nil {
+		e := f.external.Stats()
+		st.Bytes, st.Retries, st.Unavailable = st.Bytes+e.Bytes, st.Retries+e.Retries, st.Unavailable+e.Unavailable
 	}
-	if f.external == nil {
-		return s
+	for _, s := range f.everyServer() {
+		st.Requests += s.attempts()
+		st.Failures += s.failures()
+		st.NotFound += s.outcomes[missing].Load()
+		st.BadData += s.outcomes[short].Load() + s.outcomes[corrupt].Load()
 	}
-	e := f.external.Stats()
-	return Stats{
-		Requests: s.Requests + e.Requests, Bytes: s.Bytes + e.Bytes, Failures: s.Failures + e.Failures,
-		Retries: s.Retries + e.Retries, NotFound: s.NotFound + e.NotFound, BadData: s.BadData + e.BadData,
-		Unavailable: s.Unavailable + e.Unavailable,
-	}
+	return st
 }
 
 // Close closes idle connections. Calls of Get that are under way, and later ones, go on to work.

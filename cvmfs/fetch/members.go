@@ -11,39 +11,16 @@ type Member struct {
 	Err      error         // why others are preferred; nil: it is in order
 }
 
-// usage counts what a server or proxy was used for. It is guarded by Fetcher.mu.
-type usage struct {
-	answers, failures int64
-	waited            time.Duration
-}
-
-func (u *usage) member(name string, h *health) Member {
-	m := Member{Name: name, Answers: u.answers, Failures: u.failures}
-	if u.answers > 0 {
-		m.Wait = u.waited / time.Duration(u.answers)
+// memberOf tells of a server or a proxy. It is called with Fetcher.mu held.
+func memberOf(name string, c *count, h *health) Member {
+	m := Member{Name: name, Answers: c.answers.Load(), Failures: c.failures()}
+	if m.Answers > 0 {
+		m.Wait = time.Duration(c.waited.Load() / m.Answers)
 	}
 	if !h.since.IsZero() {
 		m.Err = h.cause
 	}
 	return m
-}
-
-// answered counts an answer.
-func (f *Fetcher) answered(r route, waited time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, u := range []*usage{&r.server.usage, &r.proxy.usage} {
-		u.answers++
-		u.waited += waited
-	}
-}
-
-// failed counts an attempt that brought nothing.
-func (f *Fetcher) failed(r route) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r.server.failures++
-	r.proxy.failures++
 }
 
 // Members returns the servers and the proxies, in order of preference, and how they were found so far. Proxies are
@@ -63,7 +40,7 @@ func (f *Fetcher) ownMembers() (servers, proxies []Member) {
 	defer f.mu.Unlock()
 	remote := false
 	for _, s := range f.servers {
-		servers = append(servers, s.member(s.name, &s.health))
+		servers = append(servers, memberOf(s.name, &s.count, &s.health))
 		remote = remote || !s.file
 	}
 	for _, p := range f.proxies {
@@ -72,7 +49,7 @@ func (f *Fetcher) ownMembers() (servers, proxies []Member) {
 			name = "DIRECT"
 		}
 		if remote {
-			proxies = append(proxies, p.member(name, &p.health))
+			proxies = append(proxies, memberOf(name, &p.count, &p.health))
 		}
 	}
 	return servers, proxies

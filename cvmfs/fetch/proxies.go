@@ -21,7 +21,7 @@ import (
 // proxy is a way to the servers, with the connections kept open on it: a proxy at one of its addresses, or DIRECT.
 type proxy struct {
 	health
-	usage
+	count
 	name    string // as it may be printed; "" is DIRECT
 	host    string // its name as it's configured
 	addr    string // host and port that is connected to

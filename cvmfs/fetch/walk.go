@@ -16,6 +16,12 @@ type route struct {
 	proxy  *proxy
 }
 
+// answered counts the header of an answer.
+func (r route) answered(waited time.Duration) {
+	r.server.header(waited)
+	r.proxy.header(waited)
+}
+
 // failure is how the attempts on a route failed.
 type failure struct {
 	out   outcome

@@ -63,7 +63,7 @@ func byRepository(name, help string, value func(status.Fetch) int64) Family {
 }
 
 // byMember makes a family with samples of the servers and of the proxies of each repository.
-func byMember(name, kind, help string, value func(status.Members) int64) Family {
+func byMember(name, kind, help string, value func(status.Standing) int64) Family {
 	return Family{
 		Name: name, Type: kind, Help: help, Labels: []string{"repository", "member"},
 		samples: func(w *writer, st *status.Node) {
@@ -202,11 +202,11 @@ var fetching = []Family{
 		"How long attempts took that delivered, until the file was received, checked and written.", nil,
 		func(w *writer, h status.Host, labels ...string) { w.durations(h.Latency, labels...) }),
 	byMember("cvmfs_fetch_members", "gauge", "Servers of the repository, and addresses of proxies.",
-		func(m status.Members) int64 { return int64(m.Of) }),
+		func(m status.Standing) int64 { return int64(m.Of) }),
 	byMember("cvmfs_fetch_members_failed", "gauge", "Servers and proxies that are out of order now: others are tried first.",
-		func(m status.Members) int64 { return int64(m.Failed) }),
+		func(m status.Standing) int64 { return int64(m.Failed) }),
 	byMember("cvmfs_fetch_failovers_total", "counter", "Times a server or proxy got out of order, and others were used.",
-		func(m status.Members) int64 { return m.Failovers }),
+		func(m status.Standing) int64 { return m.Failovers }),
 }
 
 var images = []Family{

@@ -24,7 +24,7 @@ func busy() status.Node {
 				Hosts: []status.Host{{
 					Host: "s1.example.org:8000", Attempts: 4, Failures: map[string]int64{"missing": 1, "dead": 0}, Latency: took,
 				}},
-				Servers: status.Members{Of: 2, Failed: 1, Failovers: 9},
+				Servers: status.Standing{Of: 2, Failed: 1, Failovers: 9},
 			},
 		},
 		Compose: status.Work{Took: took, Failed: 1}, Mounted: status.Work{Took: took},

@@ -60,7 +60,7 @@ func (n *Node) Status() status.Node {
 // ways tells the state of a repository's servers and proxies.
 func ways(f *fetch.Fetcher) (w status.Ways) {
 	servers, proxies := f.Standing()
-	w.Servers, w.Proxies = status.Members(servers), status.Members(proxies)
+	w.Servers, w.Proxies = status.Standing(servers), status.Standing(proxies)
 	for _, h := range f.Hosts() {
 		w.Hosts = append(w.Hosts, status.Host{
 			Host: h.Host, Attempts: h.Attempts, Failures: h.Failures, Latency: status.Durations(h.Latency),

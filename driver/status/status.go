@@ -88,9 +88,9 @@ type Cache struct {
 
 // Ways are the servers of a repository and the proxies on the way to them.
 type Ways struct {
-	Hosts   []Host  `json:"hosts"`
-	Servers Members `json:"servers"`
-	Proxies Members `json:"proxies"`
+	Hosts   []Host   `json:"hosts"`
+	Servers Standing `json:"servers"`
+	Proxies Standing `json:"proxies"`
 }
 
 // Host counts the attempts at servers of one host. The fields are those of fetch.HostStats.
@@ -101,8 +101,8 @@ type Host struct {
 	Latency  Durations        // of attempts that delivered
 }
 
-// Members are servers or proxies. The fields are those of fetch.Members.
-type Members struct {
+// Standing is that of servers or proxies together. The fields are those of fetch.Standing.
+type Standing struct {
 	Of        int   // there are
 	Failed    int   // of them are out of order now
 	Failovers int64 // times one of them got out of order

@@ -2,6 +2,7 @@
 package tally
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -34,6 +35,18 @@ type Histogram struct {
 	Bounds []float64 // upper ends of all buckets but the last one, which has none, in seconds
 	Counts []int64   // of each bucket
 	Sum    float64   // of all durations, in seconds
+}
+
+// Plus returns the durations of both.
+func (h Histogram) Plus(other Histogram) Histogram {
+	if len(h.Counts) == 0 {
+		return other
+	}
+	sum := Histogram{Bounds: h.Bounds, Counts: slices.Clone(h.Counts), Sum: h.Sum + other.Sum}
+	for i, n := range other.Counts {
+		sum.Counts[i] += n
+	}
+	return sum
 }
 
 // Histogram returns what was counted so far.

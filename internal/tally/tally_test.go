@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cvmfs-graphdriver/internal/tally"
 )
 
@@ -27,6 +29,22 @@ func TestDurationsAreCountedInTheirBuckets(t *testing.T) {
 	}
 	if h.Sum < 3903.001 || h.Sum > 3903.003 {
 		t.Errorf("the sum is %v", h.Sum)
+	}
+}
+
+func TestHistogramsAreAdded(t *testing.T) {
+	var a, b, both tally.Durations
+	for _, took := range []time.Duration{time.Millisecond, time.Second} {
+		a.Add(took)
+		both.Add(took)
+	}
+	b.Add(time.Minute)
+	both.Add(time.Minute)
+	if d := cmp.Diff(both.Histogram(), tally.Histogram{}.Plus(a.Histogram()).Plus(b.Histogram())); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
+	if n := a.Histogram().Counts; n[0] != 1 {
+		t.Errorf("adding changed one of the two: %v", n)
 	}
 }
 
