@@ -197,7 +197,7 @@ func external(e config.External, f fetch.Config, o Options) *fetch.Config {
 		URLs: e.Auto.URLs, Proxies: e.Auto.Proxies, NoDirect: e.Auto.NoDirect,
 		Cache: filepath.Join(o.Dir, "proxies-external"),
 	}
-	f.Geo = fetch.Geo{} // these servers don't answer the question for the order
+	f.Geo = fetch.Geo{} // the repository's servers are asked for their order
 	return &f
 }
 

@@ -55,7 +55,7 @@
 //
 // With Geo.Use the first request waits for the order that one of the servers gives, of at most three that are asked.
 // Where none tells it the configured order is used, and the question is repeated ten minutes later. Config.MaxServers
-// counts in the order that is found.
+// counts in the order that is found. Servers of external files are put in order by the repository's.
 //
 // # Proxies that are found
 //

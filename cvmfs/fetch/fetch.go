@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,7 +34,7 @@ type Config struct {
 	HostResetAfter  time.Duration // a failed server regains its place after this; 0: only when others fail
 	FollowRedirects bool          // up to four; otherwise a redirect is an error
 	Names           Names         // how names become addresses
-	Geo             Geo           // whether servers are sorted by geography
+	Geo             Geo           // whether servers, and those of External, are sorted by geography
 	MaxServers      int           // so many servers are used, after they are sorted; 0: all
 	Shard           bool          // each file has its proxy of a group, so that together they hold more
 	Persistent      bool          // servers that can't be reached are tried until the caller gives up
@@ -66,6 +64,7 @@ type Fetcher struct {
 
 	external *Fetcher // nil: there is none
 
+	locator *Fetcher      // whose servers are asked for the geographic order
 	whoami  string        // the name of this host for the geographic order
 	sorting chan struct{} // holds a token while somebody asks for that
 	sorted  atomic.Bool   // there is an order, be it the configured one
@@ -110,9 +109,7 @@ func New(cfg Config) (*Fetcher, error) {
 		return nil, fmt.Errorf("fetch: no server: set CVMFS_SERVER_URL")
 	}
 	f.arrange(nil)
-	if !cfg.Geo.Use || len(f.all) < 2 || slices.ContainsFunc(f.all, func(s *server) bool { return s.file }) {
-		f.sortDue.Store(math.MaxInt64)
-	}
+	f.sortBy(f)
 	var err error
 	if f.authorities, err = cfg.Authorities.pool(); err != nil {
 		f.log.Warn("certificate authorities can't be read: https servers that need them will fail", slog.Any("err", err))
@@ -125,6 +122,7 @@ func New(cfg Config) (*Fetcher, error) {
 		if f.external, err = New(*cfg.External); err != nil {
 			return nil, fmt.Errorf("external files: %w", err)
 		}
+		f.external.sortBy(f)
 	}
 	return f, nil
 }

@@ -17,7 +17,8 @@ import (
 )
 
 // Geo has servers sorted by how near they are to whoever asks for files: the proxy, or without one this host. A server
-// knows that (CernVM-FS client, network/download.cc: GeoSortServers).
+// knows that (CernVM-FS client, network/download.cc: GeoSortServers). Those of external files need not, as they are
+// ordinary web servers: the repository's are asked for them, too (mountpoint.cc: SetupExternalDownloadMgr).
 type Geo struct {
 	Use      bool
 	Template string // who asks, instead of the proxy's name or, without a proxy, a random one
@@ -33,10 +34,23 @@ const (
 	maxGeo   = 4 << 10
 )
 
+// sortBy has the servers sorted, where the other Fetcher is to, by what its servers say. Folders neither know that nor
+// are anywhere.
+func (f *Fetcher) sortBy(locator *Fetcher) {
+	f.locator = locator
+	folder := func(s *server) bool { return s.file }
+	due := int64(0)
+	if !locator.cfg.Geo.Use || len(f.all) < 2 || slices.ContainsFunc(f.all, folder) ||
+		slices.ContainsFunc(locator.all, folder) {
+		due = math.MaxInt64
+	}
+	f.sortDue.Store(due)
+}
+
 // errGeo is a reply that isn't an order.
 var errGeo = fmt.Errorf("%w: not an order of the servers", ErrBadData)
 
-// sort puts the servers in the order that one of them gives, and leaves those out that are too many. The first request
+// sort puts the servers in the order that a server gives, and leaves those out that are too many. The first request
 // waits for it; where it fails, the configured order is used, and the question is repeated after a while.
 func (f *Fetcher) sort(ctx context.Context) error {
 	select {
@@ -56,7 +70,7 @@ func (f *Fetcher) sort(ctx context.Context) error {
 	if time.Now().UnixNano() < f.sortDue.Load() {
 		return nil
 	}
-	order, err := f.order(ctx)
+	order, err := f.locator.order(ctx, f.all)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -85,10 +99,13 @@ func (f *Fetcher) arrange(order []int) {
 	f.servers = servers
 }
 
-// order asks some of the servers, chosen at random, how near all are.
-func (f *Fetcher) order(ctx context.Context) ([]int, error) {
+// order asks some of the servers, chosen at random, how near those of a list are.
+func (f *Fetcher) order(ctx context.Context, list []*server) ([]int, error) {
+	if err := f.resolve(ctx); err != nil {
+		return nil, err
+	}
 	var hosts []string
-	for _, s := range f.all {
+	for _, s := range list {
 		hosts = append(hosts, s.base.Hostname())
 	}
 	path := "api/v1.0/geo/" + geoProxy + "/" + strings.Join(hosts, ",")
@@ -99,7 +116,7 @@ func (f *Fetcher) order(ctx context.Context) ([]int, error) {
 		err := f.walk(ctx, &w, func(body io.Reader) error {
 			b, err := io.ReadAll(io.LimitReader(body, maxGeo))
 			if err == nil {
-				order, err = parseOrder(b, len(f.all))
+				order, err = parseOrder(b, len(list))
 			}
 			return err
 		})

@@ -104,6 +104,64 @@ func TestGeographyIsAskedForWhoAsks(t *testing.T) {
 	}
 }
 
+// Servers of external files are ordinary ones: those of the repository know where they are.
+func TestExternalServersAreSortedByTheRepositorys(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, order string
+		use         bool
+		most        int
+		want        []int // external servers that are used one after another as each fails
+	}{
+		{"as they say", "3,1,2", true, 0, []int{2, 0, 1}},
+		{"at most so many, after sorting", "3,1,2", true, 2, []int{2, 0}},
+		{"not wished", "3,1,2", false, 0, []int{0, 1, 2}},
+		{"nobody knows", "", true, 0, []int{0, 1, 2}},
+		{"an order of too few", "1,2", true, 0, []int{0, 1, 2}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			own := located(t, c.order)
+			var all []*testutil.Faulty
+			var urls []string
+			for range 3 {
+				s := files(t)
+				all, urls = append(all, s), append(urls, s.URL+"/x")
+			}
+			external := quick(urls...)
+			external.MaxServers = c.most
+			cfg := quick(own.URL + "/cvmfs/r")
+			cfg.Geo.Use, cfg.External = c.use, &external
+			cfg.Proxies = [][]string{{proxyServer(t).URL}}
+			cfg.Timeout, external.TimeoutDirect = time.Minute, time.Minute
+			e, err := fetcher(t, cfg).External()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, at := range c.want {
+				name := fmt.Sprint("file", i)
+				mustGet(t, e, name)
+				if all[at].Requests(name) != 1 {
+					t.Errorf("file %d did not come from server %d", i, at)
+				}
+				all[at].Set(testutil.Fault{Status: 500})
+			}
+			if _, err := get(t.Context(), e, "more"); err == nil {
+				t.Error("a server too many was used")
+			}
+			asked := own.Requests("/api/v1.0/geo/127.0.0.1/127.0.0.1,127.0.0.1,127.0.0.1") // the proxy asks
+			if asked != own.Requests("") || c.use != (asked > 0) || c.order == "3,1,2" && asked > 1 {
+				t.Errorf("asked %d times, of %d requests", asked, own.Requests(""))
+			}
+			for i, s := range all {
+				if s.Requests("/api/") > 0 {
+					t.Errorf("external server %d was asked for the order", i)
+				}
+			}
+		})
+	}
+}
+
 // A server that has no such API, or lets nobody to it, is as good for files as before.
 func TestRefusedQuestionForTheOrderIsNobodysFault(t *testing.T) {
 	t.Parallel()

@@ -78,7 +78,7 @@ func TestServersAreToldThePathWhereTheyAreToBe(t *testing.T) {
 	infos := []string{"/a b/ü", "/x\r\nX-Evil: 1", strings.Repeat("/long", 1000), ""}
 	for _, on := range []bool{false, true} {
 		cfg := quick(server.URL)
-		cfg.TellInfo = on
+		cfg.TellInfo, cfg.TimeoutDirect = on, time.Minute
 		f := fetcher(t, cfg)
 		for _, info := range infos {
 			if _, err := body(t, f, Request{Path: "data/x", Info: info}); err != nil {
