@@ -22,7 +22,7 @@ type heldObjects struct {
 
 type heldObject struct {
 	*temp // nil: claimed
-	ref   Ref
+	ref   named
 	sha   []byte
 	since time.Time
 }
@@ -34,7 +34,7 @@ func (h *heldObjects) has(name string) bool {
 }
 
 // hold takes a complete file over. Its bytes count as those of partial files.
-func (s *Store) hold(t *temp, r Ref, sha []byte) {
+func (s *Store) hold(t *temp, r named, sha []byte) {
 	s.aheadBytes.Add(r.Size())
 	o := &heldObject{t, r, sha, time.Now()}
 	h := &s.holds
@@ -52,7 +52,7 @@ func (s *Store) hold(t *temp, r Ref, sha []byte) {
 }
 
 // claim gives an object that is held its name, as somebody has asked for it. It reports whether it was held.
-func (s *Store) claim(r Ref) (bool, error) {
+func (s *Store) claim(r named) (bool, error) {
 	h := &s.holds
 	h.mu.Lock()
 	defer h.mu.Unlock()

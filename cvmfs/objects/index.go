@@ -189,7 +189,7 @@ type origin struct {
 
 // origins are where the object comes from as tables say, r's own first. Of a repository one path is enough, unless they
 // name different external files.
-func (x *Index) origins(r Ref) []origin {
+func (x *Index) origins(r named) []origin {
 	origins := []origin{r.t.origin(int(r.pos))}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -224,6 +224,20 @@ func (r Ref) Name() string { return r.t.name(int(r.pos)).String() }
 
 // Path is the place below the store's folder.
 func (r Ref) Path() string { return place(r.Name()) }
+
+// named is a Ref that knows its path, which others make anew, of the object's record, each time they are asked.
+type named struct {
+	Ref
+	path string
+}
+
+func (r Ref) named() named { return named{r, r.Path()} }
+
+// Name is the file name in the store.
+func (n named) Name() string { return nameAt(n.path) }
+
+// Path is the place below the store's folder.
+func (n named) Path() string { return n.path }
 
 // Size is the number of plain bytes.
 func (r Ref) Size() int64 { return r.record().size() }

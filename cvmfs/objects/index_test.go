@@ -152,7 +152,7 @@ func TestIndexIsSafeForConcurrentUse(t *testing.T) {
 			for j := range 5000 {
 				o := objs[j%100]
 				r, ok := x.Lookup(o.Name())
-				if !ok || r.Object().Digest != o.Digest || len(x.origins(r)) == 0 {
+				if !ok || r.Object().Digest != o.Digest || len(x.origins(r.named())) == 0 {
 					t.Errorf("object %d is lost", j%100)
 					return
 				}
@@ -167,7 +167,7 @@ func TestIndexIsSafeForConcurrentUse(t *testing.T) {
 }
 
 func reposOf(x *Index, r Ref) (repos []string) {
-	for _, o := range x.origins(r) {
+	for _, o := range x.origins(r.named()) {
 		repos = append(repos, o.repo)
 	}
 	return repos

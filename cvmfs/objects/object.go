@@ -142,6 +142,8 @@ func ownerOf(repo string) uint64 {
 
 func place(name string) string { return name[:2] + "/" + name }
 
+func nameAt(place string) string { return place[3:] }
+
 // id makes the name's parts.
 func (o *Object) id() Name {
 	n := Name{Digest: o.Digest, Compression: o.Compression, Size: o.Size}

@@ -276,7 +276,7 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 	if _, err := io.Copy(sha, contextReader{ctx, io.NewSectionReader(p.file, 0, p.Size)}); err != nil {
 		return err
 	}
-	if err := s.publish(p.file, r, sha.Sum(nil)); err != nil {
+	if err := s.publish(p.file, r.named(), sha.Sum(nil)); err != nil {
 		return s.full(p, err)
 	}
 	s.partials.stored(p)
@@ -333,7 +333,7 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve rese
 		return err
 	}
 	w := &part{file: p.file.File, at: c.Offset, size: c.Size}
-	if err := s.download(ctx, p.ref, c, w); err != nil {
+	if err := s.download(ctx, p.ref.named(), c, w); err != nil {
 		s.admission.landed(c.Size, 0)
 		return fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
 	}

@@ -215,9 +215,11 @@ func (s *Store) Close() error {
 }
 
 // Has reports whether the object is here, complete.
-func (s *Store) Has(r Ref) bool {
+func (s *Store) Has(r Ref) bool { return s.has(r.named()) }
+
+func (s *Store) has(r named) bool {
 	var st unix.Stat_t
-	return unix.Fstatat(int(s.dir.Fd()), r.Path(), &st, 0) == nil && st.Size == r.Size()
+	return unix.Fstatat(int(s.dir.Fd()), r.path, &st, 0) == nil && st.Size == r.Size()
 }
 
 // Fetch makes an object be here, complete and verified. Calls for one object share a flight, whose failure all of them
@@ -228,41 +230,58 @@ func (s *Store) Has(r Ref) bool {
 // be asked.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
 	s.asked(r, 0, r.pieces())
-	if s.Has(r) {
-		s.hits.Add(1)
-		return nil
-	}
-	if here, err := s.claim(r); here || err != nil {
+	n := r.named()
+	ended, here, err := s.look(n)
+	if here || err != nil {
 		s.hits.Add(1)
 		return err
 	}
 	s.misses.Add(1)
 	s.quiet.broken()
 	defer s.quiet.broken()
-	began := time.Now()
-	for {
-		if _, err := s.bring(ctx, r, s.slots, false); err != nil {
+	for began := time.Now(); ; {
+		here, err = s.bringMissing(ctx, n, ended, s.slots, false)
+		if err != nil {
 			return err
 		}
-		// It may have been on its way, fetched ahead: then it is held, or its room was needed.
-		if here, err := s.claim(r); here || err != nil || s.Has(r) {
+		if !here { // it may have been on its way, fetched ahead: then it is held, or its room was needed
+			ended, here, err = s.look(n)
+		}
+		if here || err != nil {
 			s.readers.waited(time.Since(began))
 			return err
 		}
 	}
 }
 
+// look reports whether an object is here, and gives it its name if it is held. For bringMissing it also returns how
+// many flights had ended before.
+func (s *Store) look(r named) (ended int64, here bool, err error) {
+	ended = s.flights.ended.Load() // first: what arrives after has has looked is by a flight that ends later
+	if s.has(r) {
+		return ended, true, nil
+	}
+	here, err = s.claim(r)
+	return ended, here, err
+}
+
 // bring makes an object be here, or with hold be held. It also reports whether it was this call that made it arrive.
-func (s *Store) bring(ctx context.Context, r Ref, slots chan struct{}, hold bool) (bool, error) {
-	ended := s.flights.ended.Load() // first: what arrives after Has has looked is by a flight that ends later
-	name := r.Name()
-	if s.Has(r) || s.holds.has(name) {
+func (s *Store) bring(ctx context.Context, ref Ref, slots chan struct{}, hold bool) (bool, error) {
+	r := ref.named()
+	ended := s.flights.ended.Load()
+	if s.has(r) || s.holds.has(r.Name()) {
 		return false, nil
 	}
+	return s.bringMissing(ctx, r, ended, slots, hold)
+}
+
+// bringMissing is bring for an object that was neither here nor held when so many flights had ended.
+func (s *Store) bringMissing(ctx context.Context, r named, ended int64, slots chan struct{}, hold bool) (bool, error) {
+	name := r.Name()
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
 		if s.flights.ended.Load() != ended || r.Chunked() { // chunks arrive by other flights, too
-			if s.Has(r) || s.holds.has(name) {
+			if s.has(r) || s.holds.has(name) {
 				return nil
 			}
 		}
@@ -298,10 +317,10 @@ func (s *Store) join(ctx context.Context, g *flights, key string, fly func(conte
 }
 
 // arrive fetches an object in a flight. With hold it is held, unless it is in chunks.
-func (s *Store) arrive(ctx context.Context, r Ref, slots chan struct{}, hold bool) error {
+func (s *Store) arrive(ctx context.Context, r named, slots chan struct{}, hold bool) error {
 	o := r.Object()
 	if len(o.Chunks) > 0 {
-		return s.arriveInChunks(ctx, r)
+		return s.arriveInChunks(ctx, r.Ref)
 	}
 	if err := take(ctx, slots); err != nil {
 		return err
@@ -350,7 +369,7 @@ func give(slots chan struct{}) {
 }
 
 // download gets what is stored of r from wherever those that name r say it is.
-func (s *Store) download(ctx context.Context, r Ref, stored Stored, w *part) error {
+func (s *Store) download(ctx context.Context, r named, stored Stored, w *part) error {
 	var kept error
 	for _, o := range r.x.origins(r) {
 		stored.External, stored.File = o.external, o.path

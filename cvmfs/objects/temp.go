@@ -35,9 +35,8 @@ const (
 // newTemp makes an empty file for an object. All are made in one folder: file systems put what was made in one near to
 // each other, so that what was fetched together is read together, too.
 func (s *Store) newTemp() (*temp, error) {
-	dir := filepath.Join(s.cfg.Dir, tmpFolder)
 	if !s.unnamed {
-		f, err := os.CreateTemp(dir, "")
+		f, err := os.CreateTemp(filepath.Join(s.cfg.Dir, tmpFolder), "")
 		if err != nil {
 			return nil, err
 		}
@@ -46,9 +45,9 @@ func (s *Store) newTemp() (*temp, error) {
 	// O_TMPFILE: open(2), since Linux 3.11.
 	fd, err := unix.Openat(int(s.dir.Fd()), tmpFolder, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, s.mode)
 	if err != nil {
-		return nil, &fs.PathError{Op: "create in", Path: dir, Err: err}
+		return nil, &fs.PathError{Op: "create in", Path: filepath.Join(s.cfg.Dir, tmpFolder), Err: err}
 	}
-	return &temp{os.NewFile(uintptr(fd), filepath.Join(dir, "(unnamed)")), ""}, nil
+	return &temp{os.NewFile(uintptr(fd), s.cfg.Dir+"/"+tmpFolder+"/(unnamed)"), ""}, nil
 }
 
 // link gives the file its name below the store's folder, in one step.
@@ -91,7 +90,7 @@ func (t *temp) discard() {
 }
 
 // publish makes a complete, verified file an object.
-func (s *Store) publish(t *temp, r Ref, sha []byte) error {
+func (s *Store) publish(t *temp, r named, sha []byte) error {
 	err := unix.Fsetxattr(int(t.Fd()), attribute, sha, 0)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) { // without it the object is dropped after a power cut: no harm
 		return &fs.PathError{Op: "record digest of", Path: t.Name(), Err: err}
@@ -105,22 +104,21 @@ func (s *Store) publish(t *temp, r Ref, sha []byte) error {
 			return err
 		}
 	}
-	path := r.Path()
-	err = s.link(t, path)
-	if errors.Is(err, fs.ErrExist) && !s.Has(r) {
+	err = s.link(t, r.path)
+	if errors.Is(err, fs.ErrExist) && !s.has(r) {
 		// A file of another size: one that was cut short. Its readers, if any, keep it.
 		s.log.Warn("object store: replacing a damaged object", slog.String("object", r.Name()))
-		if _, err := s.remove(path); err != nil {
+		if _, err := s.remove(r.path); err != nil {
 			return err
 		}
 		s.damaged.Add(1)
-		err = s.link(t, path)
+		err = s.link(t, r.path)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err == nil { // else another process was faster
-		s.ledger.enter(path, settledBlocks(&st), 1)
+		s.ledger.enter(r.path, settledBlocks(&st), 1)
 	}
 	s.changed.Store(true)
 	return nil
