@@ -556,7 +556,7 @@ func TestDeadServerCostsOneWaitThenFailsAtOnce(t *testing.T) {
 			t.Parallel()
 			hole, accepted := blackhole(t)
 			cfg := quick(hole + "/cvmfs/r")
-			cfg.BackoffInit, cfg.BackoffMax = 400*time.Millisecond, time.Second
+			cfg.BackoffInit, cfg.BackoffMax = time.Minute, time.Minute // for which it is in a cool-down
 			if proxied {
 				cfg.Servers = []string{"http://s1.invalid/cvmfs/r", "http://s2.invalid/cvmfs/r"}
 				cfg.Proxies = [][]string{{hole}}
@@ -566,15 +566,11 @@ func TestDeadServerCostsOneWaitThenFailsAtOnce(t *testing.T) {
 				t.Fatalf("got %v", err)
 			}
 			first := accepted()
-			start := time.Now()
 			var err error
 			for i := range 100 {
 				if _, err = get(t.Context(), f, fmt.Sprint(i)); !errors.Is(err, ErrUnavailable) {
 					t.Fatalf("got %v", err)
 				}
-			}
-			if took := time.Since(start); took > cfg.TimeoutDirect {
-				t.Errorf("100 files took %v", took)
 			}
 			if accepted() != first || f.Stats().Unavailable != 100 {
 				t.Errorf("%d more connections, stats %+v", accepted()-first, f.Stats())
@@ -934,7 +930,9 @@ func FuzzEscape(f *testing.F) {
 // the reason.
 func TestEachCauseIsToldOnce(t *testing.T) {
 	const server = "http://127.0.0.1:9/x" // nobody listens there
-	f := fetcher(t, quick(server))
+	cfg := quick(server)
+	cfg.MaxRetries = 1
+	f := fetcher(t, cfg)
 	for range 2 {
 		_, err := get(t.Context(), f, "a")
 		if err == nil || strings.Count(err.Error(), "connection refused") != 1 || !errors.Is(err, ErrUnavailable) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -383,9 +384,10 @@ func (w *walk) fail(r route, fail failure) {
 	w.tried[r] = fail
 }
 
-// note keeps an error for the caller. Walks are short, but retried servers of a long chain need not all be told.
+// note keeps an error for the caller, once. Walks are short, but retried servers of a long chain need not all be told.
 func (w *walk) note(err error) {
-	if len(w.errs) < 8 {
+	known := func(e error) bool { return e.Error() == err.Error() }
+	if len(w.errs) < 8 && !slices.ContainsFunc(w.errs, known) {
 		w.errs = append(w.errs, err)
 	}
 }
