@@ -104,6 +104,19 @@ var ErrNoImage = errors.New("no such composed image")
 // ErrClosed means that another composer has taken over.
 var ErrClosed = errors.New("the driver was initialised with other options meanwhile: repeat the call")
 
+// GoneError means that a repository was asked for the folder of a layer, and hasn't got it.
+type GoneError struct {
+	Layer    thin.Layer
+	Revision uint64 // the newest, which was asked
+	Err      error
+}
+
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("not in revision %d, the newest: publish the layer, or convert the image again: %v", e.Revision, e.Err)
+}
+
+func (e *GoneError) Unwrap() error { return e.Err }
+
 // New makes a composer on a folder of images. What a former life left half-written is for Sweep to remove.
 func New(cfg Config) (*Composer, error) {
 	if cfg.Log == nil {
@@ -346,8 +359,7 @@ func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revi
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("not in revision %d, the newest: publish the layer, or convert the image again: %w",
-			revision.Number, err)
+		return nil, &GoneError{t, revision.Number, err}
 	}
 	if err != nil {
 		return nil, err

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"cvmfs-graphdriver/driver/lockorder"
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/layertar"
@@ -280,12 +278,10 @@ func (a *Arrival) Commit(image string) error {
 	if err := durable.WriteRecord(a.temp, recordXattr, l); err != nil {
 		return err
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, a.temp, unix.AT_FDCWD, s.dir(a.ID), unix.RENAME_EXCHANGE); err != nil {
-		return fmt.Errorf("put the layer in place: %w", err)
+	if a.committed, err = s.exchange(a.ID, a.temp); a.committed {
+		s.made.remove(a.ID)
 	}
-	a.committed = true
-	s.made.remove(a.ID)
-	return durable.SyncDir(s.cfg.Dir)
+	return err
 }
 
 // treeSize adds up the sizes of what isn't a folder, each inode once: the size of a layer as overlay2 reports it.

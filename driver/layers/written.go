@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
@@ -100,6 +102,68 @@ func (s *Store) FillThin(id string, d *thin.Descriptor) error {
 		return err
 	}
 	return durable.New(filepath.Join(s.diff(id), thin.FileName), descriptorMode, content)
+}
+
+// Refill gives a thin layer the content of an uncompressed tar archive, so that it is an ordinary one. The layer's folder
+// changes at one moment: what is composed of it and of others stays as it is. note is called with the folder of the
+// content once that is there, and returns the layer's new note; its error leaves the layer as it was, as any other does.
+// A layer that isn't thin is left as it is, and nothing of the archive is read.
+func (s *Store) Refill(ctx context.Context, id string, archive io.Reader, note func(content string) ([]byte, error)) error {
+	if err := s.refill(ctx, id, archive, note); err != nil {
+		return fmt.Errorf("unpack layer %s in the place of a thin one: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Store) refill(
+	ctx context.Context, id string, archive io.Reader, note func(content string) ([]byte, error),
+) error {
+	l, err := s.load(id)
+	if err != nil || !l.Thin {
+		return err
+	}
+	temp, err := s.newFolder(id)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp) // the thin layer where all went well; the next Open removes what stays
+	content := filepath.Join(temp, diffDir(id))
+	o := layertar.Options{Root: true, Bottom: l.Parent == ""}
+	if _, err := s.unpack(ctx, archive, id, content, o); err != nil {
+		return err
+	}
+	text, err := note(content)
+	if err == nil {
+		err = writeNote(temp, text)
+	}
+	if err == nil {
+		err = durable.WriteRecord(temp, recordXattr, &layer{Parent: l.Parent, Committed: true})
+	}
+	if err == nil {
+		err = durable.SyncFS(temp)
+	}
+	if err != nil {
+		return err
+	}
+	defer s.locks.Lock(id)()
+	if now, err := s.load(id); err != nil || *now != *l {
+		return errors.Join(err, errors.New("it was removed, composed or replaced meanwhile"))
+	}
+	_, err = s.exchange(id, temp)
+	return err
+}
+
+// exchange puts a layer's folder in the place of the present one, and that in its place. It is done also where a loss of
+// power may undo it, which is an error.
+func (s *Store) exchange(id, folder string) (done bool, err error) {
+	s.records.Lock()
+	delete(s.records.committed, id)
+	err = unix.Renameat2(unix.AT_FDCWD, folder, unix.AT_FDCWD, s.dir(id), unix.RENAME_EXCHANGE)
+	s.records.Unlock()
+	if err != nil {
+		return false, fmt.Errorf("put the layer in place: %w", err)
+	}
+	return true, durable.SyncDir(s.cfg.Dir)
 }
 
 // descriptorMode is that of the file as docker2cvmfs makes it.

@@ -1,16 +1,20 @@
 package layers_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/layers"
+	"cvmfs-graphdriver/thin"
 )
 
 func TestNotesStayWithTheirLayers(t *testing.T) {
@@ -122,5 +126,67 @@ func TestADiffOfALayerThatGoesIsNoWholeArchive(t *testing.T) {
 	must(t, r.remove("1"))
 	if _, err := io.Copy(io.Discard, archive); !errors.Is(err, layers.ErrNoLayer) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A thin layer becomes an ordinary one at one moment, or stays what it is.
+func TestThinLayersAreRefilled(t *testing.T) {
+	r := newRig(t)
+	archive := tarOf(t, file{Name: "f", Body: "content"})
+	failure := errors.New("of the caller's")
+	state := func() string {
+		t.Helper()
+		noted, err := r.Noted()
+		must(t, err)
+		stack, err := r.Describe("2")
+		must(t, err)
+		return fmt.Sprintf("%s: %s, thin %q, image %q, on %s", noted[0].Note, strings.Join(list(t, r.diff("2")), " "), stack.Thin,
+			stack.Image, noted[0].Parent)
+	}
+	must(t, r.Create(layers.CreateArgs{ID: "1", Writable: true}))
+	must(t, r.Create(layers.CreateArgs{ID: "2", Parent: "1", Writable: true, Note: []byte("former")}))
+	must(t, r.FillThin("2", &thin.Descriptor{}))
+	must(t, r.Seal("2", true, ""))
+	before := state()
+	to := func(note string, err error) func(string) ([]byte, error) {
+		return func(dir string) ([]byte, error) {
+			if _, err := os.Stat(filepath.Join(dir, "f")); err != nil {
+				t.Error(err)
+			}
+			return []byte(note), err
+		}
+	}
+	refill := func(b []byte, note func(string) ([]byte, error)) error {
+		return r.Refill(t.Context(), "2", bytes.NewReader(b), note)
+	}
+	if err := refill(archive, to("", failure)); !errors.Is(err, failure) {
+		t.Error(err)
+	}
+	if err := refill(archive[:515], to("", nil)); !errors.Is(err, layers.ErrTruncated) {
+		t.Error(err)
+	}
+	chain, _, err := r.Chain("2")
+	must(t, err)
+	named := func(dir string) ([]byte, error) { return nil, r.NameImage("2", chain, "key") }
+	if err := refill(archive, named); err == nil {
+		t.Error("one that was composed meanwhile was refilled")
+	}
+	must(t, r.NameImage("2", chain, ""))
+	r.reopen()
+	if got := state(); got != before {
+		t.Errorf("after failures it is %s, it was %s", got, before)
+	}
+	must(t, refill(archive, to("later", nil)))
+	must(t, refill(nil, nil)) // it isn't thin
+	want := `later: f -rw-r--r-- 0:0 content, thin "", image "", on 1`
+	if got := state(); got != want {
+		t.Errorf("it is %s, want %s", got, want)
+	}
+	r.reopen()
+	if got := state(); got != want {
+		t.Errorf("after a restart it is %s, want %s", got, want)
+	}
+	if entries, err := os.ReadDir(r.dir); err != nil || len(entries) != 2 {
+		t.Errorf("%v is left, %v", entries, err)
 	}
 }

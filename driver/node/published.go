@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -31,6 +32,25 @@ func (n *Node) Published(ctx context.Context, fqrn, digest string) (thin.Layer, 
 		return thin.Layer{}, err
 	}
 	return n.published(ctx, v, digest)
+}
+
+// Gone returns the layer whose folder a repository hasn't got any more, or yet, if that is why something could not be
+// composed.
+func Gone(err error) (thin.Layer, bool) {
+	var gone *images.GoneError
+	if !errors.As(err, &gone) {
+		return thin.Layer{}, false
+	}
+	return gone.Layer, true
+}
+
+// HasImage reports whether a composed image is on disk.
+func (n *Node) HasImage(key string) bool {
+	c, err := n.configured()
+	if err == nil {
+		_, err = c.composer.Describe(key)
+	}
+	return err == nil
 }
 
 // errInfo means that what a repository says of a layer can't be made out. That is the fault of one layer, and not of

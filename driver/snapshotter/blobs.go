@@ -71,7 +71,7 @@ func (s *Snapshotter) missing(ctx context.Context) (list []lacking, err error) {
 			return nil, fmt.Errorf("ask containerd for blobs in its namespace %s: %w", namespace, err)
 		}
 		for _, sn := range lazy {
-			blob := digest.Digest(sn.Labels[snapshotters.TargetLayerDigestLabel])
+			blob := sn.blob()
 			if manifest, ok := named[blob]; ok && !has[blob] {
 				list = append(list, lacking{namespace, sn.Labels[snapshotters.TargetRefLabel], blob, manifest})
 				has[blob] = true // once
@@ -227,7 +227,7 @@ func openBlob(ctx context.Context, l lacking) (io.ReadCloser, error) {
 // of what is wanted.
 func writeBlob(ctx context.Context, store content.Store, blob io.Reader, want ocispec.Descriptor) (err error) {
 	ref := "cvmfs-blob-" + want.Digest.String()
-	w, err := store.Writer(ctx, content.WithRef(ref), content.WithDescriptor(want))
+	w, err := content.OpenWriter(ctx, store, content.WithRef(ref), content.WithDescriptor(want)) // waits for another
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}

@@ -34,12 +34,13 @@ func lazyImage(t *testing.T, registry *testutil.Registry) (r *rig, image string,
 	image = registry.Push(t, "an/image:1", made, nil)
 	layers, err := made.Layers()
 	must(t, err)
-	p := published{}
+	p := publish()
 	of := func(h v1.Hash, err error) digest.Digest {
 		must(t, err)
 		return digest.Digest(h.String())
 	}
 	r = newRigFinding(t, node.Settings{Lazy: []string{lazyFQRN}}, p.find)
+	r.published = p
 	parent, chain := "", digest.Digest("")
 	for _, l := range layers {
 		blob, id := of(l.Digest()), of(l.DiffID())

@@ -34,15 +34,17 @@ const (
 //
 // What the labels say is a claim of whoever made the image. Nobody else compares the chain ID with the layer: the
 // repository's word for the diffID, on top of the parent's chain ID, must come to the chain ID that is asked for. All
-// that goes wrong means that the layer is downloaded as usual.
+// that goes wrong means that the layer is downloaded as usual. What goes wrong later, replaceGone mends.
 func (s *Snapshotter) lazily(ctx context.Context, key, parent string, labels map[string]string) bool {
 	chain := digest.Digest(labels[snapshots.LabelSnapshotRef])
 	blob := digest.Digest(labels[snapshotters.TargetLayerDigestLabel])
 	if s.finder == nil || !isSHA256(chain) || !isSHA256(blob) {
 		return false
 	}
-	if len(s.table.list(func(sn *snapshot) bool { return sn.isLazy(chain, blob, parent) })) > 0 {
-		return true // another namespace, or a pull at the same time, has it
+	for _, sn := range s.table.list(func(sn *snapshot) bool { return sn.isLazy(chain, blob, parent) }) {
+		if s.canBeShown(ctx, sn) {
+			return true // another namespace, or a pull at the same time, has it
+		}
 	}
 	found, err := s.finder.find(ctx, blob.Encoded())
 	if err != nil {
@@ -78,8 +80,7 @@ func isSHA256(d digest.Digest) bool { return d.Validate() == nil && d.Algorithm(
 // isLazy reports whether a snapshot is one that lazily has made for a layer on top of a parent.
 func (sn *snapshot) isLazy(chain, blob digest.Digest, parent string) bool {
 	return sn.committed && !sn.hidden && sn.Lazy && sn.below == parent &&
-		sn.Labels[snapshots.LabelSnapshotRef] == chain.String() &&
-		sn.Labels[snapshotters.TargetLayerDigestLabel] == blob.String()
+		sn.Labels[snapshots.LabelSnapshotRef] == chain.String() && sn.blob() == blob
 }
 
 // take makes a committed snapshot of a layer in a repository. It is composed when something is to be shown of it: the
@@ -144,6 +145,21 @@ type answer struct {
 
 // errSlow means that no repository has said in time that it has a layer.
 var errSlow = errors.New("no answer in time")
+
+// findIn asks one repository for a layer. The error is errSlow if it doesn't answer in time, or is left alone.
+func (f *finder) findIn(ctx context.Context, fqrn, digest string) (thin.Layer, error) {
+	if f.isPaused(fqrn) {
+		return thin.Layer{}, errSlow
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, f.wait, errSlow)
+	defer cancel()
+	select {
+	case a := <-f.begin(ctx, fqrn, digest):
+		return a.layer, a.err
+	case <-ctx.Done():
+		return thin.Layer{}, context.Cause(ctx)
+	}
+}
 
 // find returns a layer in the first of the repositories that has it, of those that answer in time.
 func (f *finder) find(ctx context.Context, digest string) (thin.Layer, error) {

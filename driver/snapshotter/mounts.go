@@ -21,8 +21,22 @@ type shown struct {
 	readOnly bool
 }
 
-// show returns what shows a snapshot that isn't committed, with all mounted that it stands on.
+// show returns what shows a snapshot that isn't committed, with all mounted that it stands on. Layers that can't be had
+// any more are replaced.
 func (s *Snapshotter) show(ctx context.Context, sn snapshot) (shown, error) {
+	for {
+		found, err := s.look(ctx, sn)
+		if err == nil {
+			return found, nil
+		}
+		if err := s.replaceGone(ctx, sn, err); err != nil {
+			return shown{}, err
+		}
+	}
+}
+
+// look is show for layers that can all be had.
+func (s *Snapshotter) look(ctx context.Context, sn snapshot) (shown, error) {
 	if sn.parent == nil {
 		return shown{folder: s.layers.Content(sn.id), readOnly: sn.View}, nil
 	}

@@ -49,7 +49,8 @@ type rig struct {
 	stop     func()
 
 	// repositories that are asked for layers; nil: those of the node, which has none
-	find func(ctx context.Context, fqrn, digest string) (thin.Layer, error)
+	find      func(ctx context.Context, fqrn, digest string) (thin.Layer, error)
+	published published // that find answers by, where a test changes it
 }
 
 func newRig(t testing.TB, settings node.Settings) *rig { return newRigFinding(t, settings, nil) }

@@ -278,7 +278,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 
 // commit brings to disk that a snapshot is committed, and what it takes of the disk to its record.
 func (s *Snapshotter) commit(ctx context.Context, now snapshot, to *record) error {
-	taken, err := s.diskUsage(ctx, now.id)
+	taken, err := usageOf(ctx, s.layers.Content(now.id))
 	if err != nil {
 		return err
 	}
@@ -372,15 +372,16 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if now.committed && now.Usage != nil {
 		return snapshots.Usage(*now.Usage), nil
 	}
-	taken, err := s.diskUsage(ctx, now.id)
+	taken, err := usageOf(ctx, s.layers.Content(now.id))
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %q: %w", key, err)
 	}
 	return snapshots.Usage(taken), nil
 }
 
-func (s *Snapshotter) diskUsage(ctx context.Context, id string) (usage, error) {
-	u, err := fs.DiskUsage(ctx, s.layers.Content(id))
+// usageOf is what the content of a layer takes.
+func usageOf(ctx context.Context, folder string) (usage, error) {
+	u, err := fs.DiskUsage(ctx, folder)
 	return usage{Size: u.Size, Inodes: u.Inodes}, err
 }
 

@@ -184,6 +184,16 @@ func (t *table) list(fits func(*snapshot) bool) (list []snapshot) {
 	return list
 }
 
+// ancestors returns what there is of the snapshots below one, its parent first.
+func (t *table) ancestors(sn snapshot) (list []snapshot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for below := sn.parent; below != nil; below = below.parent {
+		list = append(list, *below)
+	}
+	return list
+}
+
 // infos returns what there is to say of snapshots that pass a filter, in the order of their names.
 func (t *table) infos(filter filters.Filter) (infos []snapshots.Info) {
 	t.mu.Lock()

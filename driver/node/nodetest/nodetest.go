@@ -47,8 +47,9 @@ type Composer struct {
 	Chains [][]images.Layer // that were composed
 	Made   func()           // called when an image has been made and nobody has been told
 
-	mu  sync.Mutex
-	err error
+	mu   sync.Mutex
+	err  error
+	gone map[string]bool // digests of layers
 }
 
 // Fail has every Compose fail, or with nil succeed.
@@ -56,6 +57,18 @@ func (c *Composer) Fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.err = err
+}
+
+// Lose has a repository be without the layers of some digests (SHA-256, hex).
+func (c *Composer) Lose(digests ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone == nil {
+		c.gone = map[string]bool{}
+	}
+	for _, d := range digests {
+		c.gone[d] = true
+	}
 }
 
 // Pause has every image that is made wait for proceed before anybody is told of it.
@@ -83,6 +96,11 @@ func (c *Composer) compose(chain []images.Layer) (*images.Image, error) {
 	c.Chains = append(c.Chains, chain)
 	if c.err != nil {
 		return nil, c.err
+	}
+	for _, l := range chain {
+		if l.Thin != nil && len(l.Thin.Layers) > 0 && c.gone[l.Thin.Layers[0].Digest] {
+			return nil, fmt.Errorf("compose: %w", &images.GoneError{Layer: l.Thin.Layers[0], Err: fs.ErrNotExist})
+		}
 	}
 	image := &images.Image{Key: fmt.Sprintf("key%d", len(chain)), Table: new(objects.Table)} // of no objects
 	if c.Images == nil {
