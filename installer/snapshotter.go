@@ -39,9 +39,9 @@ type Units interface {
 type Containerd interface {
 	// Ready waits until it answers.
 	Ready(ctx context.Context) error
-	// Serves asks for an answer of a snapshotter by way of containerd.
-	Serves(ctx context.Context, snapshotter string) error
-	// Uses returns the containers that have their files from a snapshotter, for people.
+	// Serves asks for an answer of a snapshotter by way of containerd; with cri also whether Kubernetes' part of that works.
+	Serves(ctx context.Context, snapshotter string, cri bool) error
+	// Uses returns the pods and containers that have their files from a snapshotter, for people.
 	Uses(ctx context.Context, snapshotter string) ([]string, error)
 	// Empty removes all snapshots of a snapshotter, children before parents.
 	Empty(ctx context.Context, snapshotter string) (removed int, err error)
@@ -60,6 +60,7 @@ type SnapshotterWishes struct {
 	Unit         *Text               // the definition of its service; nil: a package has brought it
 	Config       []Text              // containerd's files, in the order in which they are written
 	ConfigUnit   string              // the unit of containerd
+	CRI          bool                // Kubernetes' images are unpacked by the snapshotter, too
 	File         string              // Docker's configuration file; "": no engine of Docker's is meant
 	Images       Images              // that are run by Docker afterwards
 	Renew        bool                // the service is restarted, as its program is another
@@ -302,7 +303,7 @@ func (s *second) steps(ctx context.Context) error {
 		{stepService, s.startService},
 		{stepContainerd, s.configure},
 		{stepServes, func(ctx context.Context) (Outcome, string, error) {
-			return Done, "", s.Containerd.Serves(ctx, SnapshotterName)
+			return Done, "", s.Containerd.Serves(ctx, SnapshotterName, s.CRI)
 		}},
 		{stepFile, s.tellDocker},
 	} {

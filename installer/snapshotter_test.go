@@ -81,7 +81,7 @@ func (u *fakeUnits) State(context.Context, string) (active, enabled bool, err er
 
 func (u *fakeUnits) Ready(context.Context) error { return nil }
 
-func (u *fakeUnits) Serves(context.Context, string) error {
+func (u *fakeUnits) Serves(context.Context, string, bool) error {
 	if !u.known || !u.active || u.broken {
 		return fmt.Errorf("known %t, active %t, broken %t", u.known, u.active, u.broken)
 	}

@@ -104,7 +104,7 @@ func (d *departure) uses(ctx context.Context) ([]string, error) {
 	if !slices.ContainsFunc(d.was.Changes, func(c change) bool { return c.Kind == containerdWritten }) {
 		return nil, nil // containerd has forgotten it
 	}
-	if err := d.Containerd.Serves(ctx, SnapshotterName); err != nil { // as it has to, to let go of snapshots
+	if err := d.Containerd.Serves(ctx, SnapshotterName, false); err != nil { // as it has to, to let go of snapshots
 		return nil, fmt.Errorf("%w; \"cvmfs-graphdriver install\" mends that, then uninstall", err)
 	}
 	uses, err := d.Containerd.Uses(ctx, SnapshotterName)

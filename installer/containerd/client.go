@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,22 +78,26 @@ func (c *Client) Ready(ctx context.Context) error {
 	}
 }
 
-// Serves makes sure that containerd knows a snapshotter, and that this answers by way of containerd.
-func (c *Client) Serves(ctx context.Context, snapshotter string) error {
+// Serves makes sure that containerd knows a snapshotter, and that this answers by way of containerd; with cri also that
+// the part of containerd works that Kubernetes speaks to, which doesn't with a snapshotter it can't find.
+func (c *Client) Serves(ctx context.Context, snapshotter string, cri bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
-	found, err := introspection.NewIntrospectionClient(c.conn).Plugins(ctx, &introspection.PluginsRequest{
-		Filters: []string{fmt.Sprintf("type==io.containerd.snapshotter.v1,id==%s", snapshotter)},
-	})
+	answer, err := introspection.NewIntrospectionClient(c.conn).Plugins(ctx, &introspection.PluginsRequest{})
 	if err != nil {
-		return fmt.Errorf("ask containerd for its snapshotters: %w", errgrpc.ToNative(err))
+		return fmt.Errorf("ask containerd for its plugins: %w", errgrpc.ToNative(err))
 	}
-	if len(found.Plugins) == 0 {
+	known := false
+	for _, p := range answer.Plugins {
+		ours := p.Type == "io.containerd.snapshotter.v1" && p.ID == snapshotter
+		known = known || ours
+		if failed := p.InitErr; failed != nil && (ours || cri && (p.Type == "io.containerd.cri.v1" || p.ID == "cri")) {
+			return fmt.Errorf("containerd's plugin %s.%s doesn't work: %s", p.Type, p.ID, failed.Message)
+		}
+	}
+	if !known {
 		return fmt.Errorf("containerd doesn't know the snapshotter %s: another file than the one that was written may be its "+
 			"configuration (see its flag --config)", snapshotter)
-	}
-	if failed := found.Plugins[0].InitErr; failed != nil {
-		return fmt.Errorf("containerd can't use the snapshotter %s: %s", snapshotter, failed.Message)
 	}
 	// There is none of this name: the answer is the snapshotter's.
 	_, err = snapshots.NewSnapshotsClient(c.conn).Usage(in(ctx, "default"),
@@ -109,11 +114,14 @@ func in(ctx context.Context, namespace string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
 }
 
-// Uses returns the containers whose files are a snapshotter's, as "namespace/id".
+// Uses returns what has its files from a snapshotter, for people and in their order: pods as "pod namespace/name", other
+// containers as "namespace/id", the namespace being containerd's. Where one of containerd's namespaces can't be asked,
+// those of the others are returned with the error.
 func (c *Client) Uses(ctx context.Context, snapshotter string) (uses []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
 	err = c.forNamespaces(ctx, func(namespace string) error {
+		// All of them: containerd's filters know no snapshotter, and find nothing by one.
 		found, err := containers.NewContainersClient(c.conn).List(in(ctx, namespace),
 			&containers.ListContainersRequest{})
 		if err != nil {
@@ -121,25 +129,33 @@ func (c *Client) Uses(ctx context.Context, snapshotter string) (uses []string, e
 		}
 		for _, container := range found.Containers {
 			if container.Snapshotter == snapshotter {
-				uses = append(uses, namespace+"/"+container.ID)
+				uses = append(uses, nameOf(container, namespace))
 			}
 		}
 		return nil
 	})
-	return uses, err
+	slices.Sort(uses)
+	return slices.Compact(uses), err
 }
 
+func nameOf(container *containers.Container, namespace string) string {
+	if pod := container.Labels["io.kubernetes.pod.name"]; pod != "" {
+		return "pod " + container.Labels["io.kubernetes.pod.namespace"] + "/" + pod
+	}
+	return namespace + "/" + container.ID
+}
+
+// forNamespaces does something for each of containerd's namespaces, also where it fails for some.
 func (c *Client) forNamespaces(ctx context.Context, do func(namespace string) error) error {
 	all, err := namespaces.NewNamespacesClient(c.conn).List(ctx, &namespaces.ListNamespacesRequest{})
 	if err != nil {
 		return fmt.Errorf("ask containerd for its namespaces: %w", errgrpc.ToNative(err))
 	}
+	var failures []error
 	for _, n := range all.Namespaces {
-		if err := do(n.Name); err != nil {
-			return err
-		}
+		failures = append(failures, do(n.Name))
 	}
-	return nil
+	return errors.Join(failures...)
 }
 
 // list returns the snapshots of the namespace that the context is for.

@@ -105,19 +105,18 @@ func (h *Host) install(ctx context.Context) error {
 	if err := h.start(ctx); err != nil {
 		return err
 	}
-	c, err := dial(f.socket)
+	c, version, err := connect(ctx, f.socket)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	version, err := c.version(ctx)
-	if err != nil {
-		return err
-	}
 	if err := h.tell(ctx, f, engineUnit, version, h.set); err != nil {
 		return err
 	}
-	if err := c.knows(ctx, name); err != nil {
+	if err := c.Ready(ctx); err != nil {
+		return err
+	}
+	if err := c.Serves(ctx, name, true); err != nil {
 		return fmt.Errorf("%w (its configuration: %s, imported by %s; journalctl --unit %s)", err, f.dropIn(),
 			f.path(f.main), engineUnit)
 	}
@@ -278,21 +277,20 @@ func (h *Host) remove(ctx context.Context) error {
 
 // removeFrom has a containerd forget the snapshotter.
 func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) error {
-	c, err := dial(f.socket)
+	c, version, err := connect(ctx, f.socket)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	version, err := c.version(ctx)
-	if err != nil {
-		return err
-	}
 	// The snapshotter stays known for as long as containers have their layers from it, and is nobody's choice any more.
 	if _, told := h.rec.Files[f.dropIn()]; told {
 		if err := h.tell(ctx, f, engineUnit, version, &Settings{}); err != nil {
 			return err
 		}
-		users, err := c.users(ctx, name)
+		if err := c.Ready(ctx); err != nil {
+			return err
+		}
+		users, err := c.Uses(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -303,7 +301,7 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 			return fmt.Errorf("%w: these have their layers from it: %s (replace them: new ones don't)", ErrInUse,
 				strings.Join(users, ", "))
 		}
-		if err := empty(ctx, f.socket); err != nil {
+		if _, err := c.Empty(ctx, name); err != nil { // layers of images
 			return err
 		}
 	}
@@ -319,15 +317,18 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 	return h.unmark(reloadFile)
 }
 
-// empty has a containerd forget the layers of images that the snapshotter, which nothing uses, keeps.
-func empty(ctx context.Context, socket string) error {
-	c, err := containerd.Connect(socket)
-	if err != nil {
-		return err
+// connect waits until a containerd answers, and returns its version.
+func connect(ctx context.Context, socket string) (c *containerd.Client, version string, err error) {
+	if c, err = containerd.Connect(socket); err != nil {
+		return nil, "", err
 	}
-	defer c.Close()
-	_, err = c.Empty(ctx, name)
-	return err
+	if err = c.Ready(ctx); err == nil {
+		version, err = c.Version(ctx)
+	}
+	if err != nil {
+		return nil, "", errors.Join(err, c.Close())
+	}
+	return c, version, nil
 }
 
 // unmountBelow takes off every mount below a folder, the last one first.

@@ -212,7 +212,7 @@ func (h *Host) InstallSnapshotter(ctx context.Context, i *installer.Installer, c
 	if w.ConfigUnit = process.Unit; w.ConfigUnit == "" {
 		return w, fmt.Errorf("containerd, process %d, runs in no unit of systemd's: it can't be restarted", process.PID)
 	}
-	if w.Config, err = h.containerdFiles(ctx, c, process); err != nil {
+	if w.Config, w.CRI, err = h.containerdFiles(ctx, c, process); err != nil {
 		return w, err
 	}
 	w.Preflight = func(ctx context.Context) error { return h.judgeSnapshotter(ctx, i, w) }
@@ -271,17 +271,18 @@ func snapshotterUnit() (*installer.Text, error) {
 	}, nil
 }
 
-// containerdFiles are containerd's main file and the drop-in, which comes first as it may be imported already.
-func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, process *service.Engine) ([]installer.Text,
-	error,
+// containerdFiles are containerd's main file and the drop-in, which comes first as it may be imported already. cri
+// reports whether they have Kubernetes use the snapshotter.
+func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, process *service.Engine) (
+	texts []installer.Text, cri bool, err error,
 ) {
 	version, err := c.Version(ctx)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	places, err := h.places()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	path := containerdConfig
 	for _, f := range service.ParseFlags(process.Args) {
@@ -291,7 +292,7 @@ func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, proces
 	}
 	main, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+		return nil, false, err
 	}
 	o := containerd.Options{
 		Name: installer.SnapshotterName, Socket: places.socket, Root: places.root,
@@ -310,9 +311,10 @@ func (h *Host) containerdFiles(ctx context.Context, c *containerd.Client, proces
 		return []installer.Text{{Path: dropIn, Content: []byte(text)}, {Path: path, Content: next}}, err
 	}
 	if err := tryContainerd(ctx, process, files); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return files(dropIn)
+	texts, err = files(dropIn)
+	return texts, o.CRI, err
 }
 
 // tryContainerd has containerd's own program read files like those that are to be.
