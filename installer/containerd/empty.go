@@ -3,11 +3,8 @@ package containerd
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"strings"
 
 	containers "github.com/containerd/containerd/api/services/containers/v1"
 	content "github.com/containerd/containerd/api/services/content/v1"
@@ -29,8 +26,8 @@ const reference = "containerd.io/gc.ref.snapshot."
 func (c *Client) Empty(ctx context.Context, snapshotter string) (removed int, err error) {
 	err = c.forNamespaces(ctx, func(namespace string) error {
 		ctx := in(ctx, namespace)
-		all, err := c.list(ctx, snapshotter)
-		if err != nil || len(all) == 0 {
+		all, err := c.list(ctx, snapshotter) // there may be others, that the snapshotter has lost
+		if err != nil {
 			return err
 		}
 		for _, drop := range []func(context.Context, string) error{
@@ -80,34 +77,17 @@ func notThere(err error) error {
 // dropReferences removes the labels of blobs that hold snapshots. Without them containerd unpacks an image again.
 func (c *Client) dropReferences(ctx context.Context, snapshotter string) error {
 	api := content.NewContentClient(c.conn)
-	stream, err := api.List(ctx, &content.ListContentRequest{})
-	for err == nil {
-		var some *content.ListContentResponse
-		if some, err = stream.Recv(); err != nil {
-			break
+	return c.forReferences(ctx, snapshotter, func(blob *content.Info, labels []string) error {
+		var mask fieldmaskpb.FieldMask
+		for _, label := range labels {
+			mask.Paths = append(mask.Paths, "labels."+label)
 		}
-		for _, info := range some.Info {
-			var mask fieldmaskpb.FieldMask
-			for label := range info.Labels {
-				if rest, ok := strings.CutPrefix(label, reference+snapshotter); ok && (rest == "" || rest[0] == '/') {
-					mask.Paths = append(mask.Paths, "labels."+label)
-				}
-			}
-			if len(mask.Paths) == 0 {
-				continue
-			}
-			_, err := api.Update(ctx, &content.UpdateRequest{
-				Info: &content.Info{Digest: info.Digest}, UpdateMask: &mask,
-			})
-			if notThere(err) != nil {
-				return fmt.Errorf("let go of what %s is unpacked to: %w", info.Digest, err)
-			}
+		_, err := api.Update(ctx, &content.UpdateRequest{Info: &content.Info{Digest: blob.Digest}, UpdateMask: &mask})
+		if notThere(err) != nil {
+			return fmt.Errorf("let go of what %s is unpacked to: %w", blob.Digest, err)
 		}
-	}
-	if errors.Is(err, io.EOF) {
 		return nil
-	}
-	return err
+	})
 }
 
 // dropLeases takes snapshots out of leases.

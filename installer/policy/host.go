@@ -141,6 +141,7 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	if !readable || !docker && (h.HasEngine(ctx) || !h.snapshotterAlone(ctx, p.Snapshotter)) {
 		return p, nil
 	}
+	p.Containerd = h.containerdSocket()
 	p.Snapshots, p.Name, p.DataRoot = true, installer.SnapshotterName, installer.SnapshotterRoot
 	if !docker {
 		p.DaemonJSON = ""

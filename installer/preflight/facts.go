@@ -24,6 +24,7 @@ type Plan struct {
 	Restart     string   // what restarts the engine, as service.Choose takes it; "" is auto
 	Agent       string   // who asks, for the servers' logs: product and version
 	Snapshotter string   // socket of the snapshotter's node; "" is none
+	Containerd  string   // socket of the containerd that it serves; "" where that isn't asked
 	// it is the snapshotter that is to be the driver, in DataRoot, not the plugin; the engine is told of it if there is
 	// a DaemonJSON
 	Snapshots bool

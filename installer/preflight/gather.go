@@ -52,7 +52,7 @@ func Gather(ctx context.Context, p Plan) Facts {
 	}
 	if p.Snapshotter != "" {
 		g.Go(func() error {
-			f.Snapshotter = askSnapshotter(ctx, p.Snapshotter)
+			f.Snapshotter = askSnapshotter(ctx, p)
 			return nil
 		})
 	}

@@ -15,7 +15,7 @@ var rules = []func(f *Facts, p *Plan) []Finding{
 // snapshotterRules are those for a host of the snapshotter, and toldRules for an engine that is told of it.
 var (
 	snapshotterRules = []func(f *Facts, p *Plan) []Finding{
-		user, silent, dataRoot, space, kernel, security, clock, configuration, named, repositories, lacking,
+		user, silent, dataRoot, space, kernel, security, clock, configuration, named, repositories, lacking, lost,
 	}
 	toldRules = []func(f *Facts, p *Plan) []Finding{reachable, here, rootless, remapped, file, liveRestore}
 )

@@ -11,6 +11,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/internal/overlayfs"
 )
 
@@ -645,6 +646,34 @@ func TestImagesThatLackBlobsAreTold(t *testing.T) {
 			return f.ID == "snapshotter.blobs" && strings.Contains(f.What, "an/image:1 (moby)") && strings.Contains(f.What, "2 of")
 		}) {
 			t.Errorf("%+v", found)
+		}
+	}
+}
+
+func TestLostDataOfEitherSideAreTold(t *testing.T) {
+	for _, c := range []struct {
+		layers int
+		known  *containerd.Known
+		want   string // the finding; "" for none
+	}{
+		{3, nil, ""},
+		{0, &containerd.Known{}, ""},
+		{3, &containerd.Known{There: 3}, ""},
+		{3, &containerd.Known{There: 1}, ""}, // the others are about to be collected
+		{3, &containerd.Known{}, "snapshotter.unknown"},
+		{0, &containerd.Known{Lost: []string{"moby/a"}}, "snapshotter.lost"},
+		{3, &containerd.Known{There: 3, Lost: []string{"moby/a"}}, "snapshotter.lost"},
+	} {
+		f := fit()
+		f.Snapshotter = &Snapshotter{State: &State{Version: "1", Layers: c.layers}, Known: c.known}
+		var found []string
+		for _, finding := range Judge(f, Plan{Snapshots: true, DataRoot: "/folder"}) {
+			if strings.HasPrefix(finding.ID, "snapshotter.") {
+				found = append(found, finding.ID)
+			}
+		}
+		if strings.Join(found, " ") != c.want {
+			t.Errorf("%d layers, %+v: %q, want %q", c.layers, c.known, found, c.want)
 		}
 	}
 }

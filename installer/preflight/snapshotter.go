@@ -11,6 +11,7 @@ import (
 
 	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/installer/containerd"
 )
 
 // Snapshotter is the node of the snapshotter.
@@ -19,6 +20,8 @@ type Snapshotter struct {
 	State  *State `json:"state"`
 	// images that were pulled without all of their layers, which a repository has
 	Lacking []status.Lacking `json:"lacking,omitempty"`
+	// what containerd knows of its snapshots; nil where that isn't known
+	Known *containerd.Known `json:"known,omitempty"`
 }
 
 // silent tells of a snapshotter that doesn't answer though this host has one.
@@ -44,6 +47,27 @@ func lacking(f *Facts, _ *Plan) (found []Finding) {
 	return found
 }
 
+// lost tells of data of one side that the other one goes on with.
+func lost(f *Facts, p *Plan) []Finding {
+	if f.Snapshotter == nil || f.Snapshotter.Known == nil {
+		return nil
+	}
+	known := f.Snapshotter.Known
+	if n := len(known.Lost); n > 0 {
+		return with(one(Error, "snapshotter.lost", fmt.Sprintf("the snapshotter hasn't got %d snapshots that containerd knows of: "+
+			"its folder, %s, was removed, emptied or replaced; what stands on them can't be started, and pulls don't bring "+
+			"them back", n, p.DataRoot), "put the folder back, with the snapshotter stopped; or remove the containers that it had and "+
+			"their images, and pull these again, while it runs: nothing of containerd's names what is lost then"),
+			strings.Join(known.Lost, "\n"))
+	}
+	if s := f.Snapshotter.State; s.Version != "" && s.Layers > 0 && known.There == 0 {
+		return one(Warning, "snapshotter.unknown", fmt.Sprintf("containerd knows none of the %d snapshots that the snapshotter keeps: "+
+			"its data were removed or replaced", s.Layers), "put them back, with containerd stopped; or pull the images again: "+
+			"what was before goes when containerd next removes an image or a container of the snapshotter's")
+	}
+	return nil
+}
+
 // Answers reports whether a node answers.
 func Answers(ctx context.Context, node *control.Client) bool {
 	ctx, cancel := context.WithTimeout(ctx, askWait)
@@ -52,20 +76,38 @@ func Answers(ctx context.Context, node *control.Client) bool {
 	return !errors.Is(err, control.ErrSilent)
 }
 
-// askSnapshotter asks the snapshotter at a socket for its state; nil if there is none.
-func askSnapshotter(ctx context.Context, socket string) *Snapshotter {
-	node := control.NewClient(socket)
+// askSnapshotter asks the snapshotter of a plan for its state, and containerd for what it knows of it; nil if there is
+// none.
+func askSnapshotter(ctx context.Context, p Plan) *Snapshotter {
+	node := control.NewClient(p.Snapshotter)
 	if !Answers(ctx, node) {
 		return nil
 	}
-	s := &Snapshotter{Socket: socket, State: askNode(ctx, socket)}
+	s := &Snapshotter{Socket: p.Snapshotter, State: askNode(ctx, p.Snapshotter)}
 	ctx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()
 	if told, err := control.Names.Do(ctx, node, control.None{}, nil); err == nil { // else keys are shown
 		s.State.nameImages(NamesByKey(told))
 		s.Lacking = told.Lacking
 	}
+	if p.Containerd != "" {
+		s.Known = askContainerd(ctx, p.Containerd, p.Name)
+	}
 	return s
+}
+
+// askContainerd returns nil where a containerd doesn't answer, which others tell.
+func askContainerd(ctx context.Context, socket, snapshotter string) *containerd.Known {
+	c, err := containerd.Connect(socket)
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	known, err := c.Known(ctx, snapshotter)
+	if err != nil {
+		return nil
+	}
+	return &known
 }
 
 // NamesByKey returns names as people read them, by the key of the composed image. Outside of Docker's namespace they

@@ -232,6 +232,14 @@ func (u user) docker(args ...string) string {
 	return strings.TrimSpace(out)
 }
 
+// must ends the test for an error.
+func (u user) must(err error) {
+	u.Helper()
+	if err != nil {
+		u.Fatal(err)
+	}
+}
+
 // load loads an image of the reference data.
 func (u user) load(file string) {
 	u.Helper()

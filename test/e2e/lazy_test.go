@@ -175,10 +175,3 @@ func TestOrdinaryImagesAreDownloadedWhereNoRepositoryAnswers(t *testing.T) {
 		})
 	}
 }
-
-func (l *lazy) must(err error) {
-	l.Helper()
-	if err != nil {
-		l.Fatal(err)
-	}
-}

@@ -88,4 +88,7 @@ func (s *Stand) startContainerd(ctx context.Context, o Options) error {
 // Snapshots is the folder of the snapshotter.
 func (s *Stand) Snapshots() string { return filepath.Join(s.dir, "snapshots") }
 
+// ControlSocket is where the snapshotter's node answers.
+func (s *Stand) ControlSocket() string { return filepath.Join(s.dir, "control.sock") }
+
 func (s *Stand) snapshotterSocket() string { return filepath.Join(s.dir, "snapshots.sock") }
