@@ -6,10 +6,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/containerd"
@@ -126,6 +129,13 @@ func installs(t *testing.T, stack engine.Stack) {
 	images := m.docker("images", "--quiet", "--no-trunc")
 	main, docker := m.read(m.Engine.Containerd.ConfigFile()), m.read(m.Engine.ConfigFile())
 	i, w := m.installer(t)
+	var told []string
+	tell := i.Tell
+	i.Tell = func(e installer.Event) {
+		if tell(e); e.Outcome != installer.Begins && e.Outcome != installer.Told {
+			told = append(told, e.Step+" "+string(e.Outcome))
+		}
+	}
 	check := func(what string, err error) {
 		t.Helper()
 		if err != nil {
@@ -134,7 +144,9 @@ func installs(t *testing.T, stack engine.Stack) {
 	}
 	check("plan", i.PlanSnapshotter(t.Context(), w))
 	m.same("the file after a plan", m.read(m.Engine.Containerd.ConfigFile()), main)
+	told = nil
 	check("install", i.InstallSnapshotter(t.Context(), w))
+	m.documented("\npreflight ", told)
 	m.same("the storage driver", m.docker("info", "--format", "{{.Driver}}"), stand.Snapshotter)
 	m.load("tiny.tar")
 	m.load("thin_tiny.tar")
@@ -148,7 +160,9 @@ func installs(t *testing.T, stack engine.Stack) {
 		!strings.Contains(err.Error(), "stays") {
 		t.Errorf("with a container: %v", err)
 	}
+	told = nil
 	check("uninstall", i.UninstallSnapshotter(t.Context(), installer.SnapshotterLeave{Force: true}))
+	m.documented("\ndaemon.json ", told)
 	m.same("the storage driver", m.docker("info", "--format", "{{.Driver}}"), stand.BuiltIn)
 	m.same("containerd's file", m.read(m.Engine.Containerd.ConfigFile()), main)
 	m.same("the engine's file", m.read(m.Engine.ConfigFile()), docker)
@@ -158,6 +172,22 @@ func installs(t *testing.T, stack engine.Stack) {
 	m.run(stand.Ordinary)
 	if m.active || m.enabled {
 		t.Error("the snapshotter is still there")
+	}
+}
+
+// documented fails the test unless the steps with their outcomes are those of the block in docs/install.md's section on
+// the snapshotter that begins with a step.
+func (m *machine) documented(begin string, told []string) {
+	m.Helper()
+	_, section, _ := strings.Cut(document(m.T, "docs/install.md"), "\n## The snapshotter\n")
+	_, block, found := strings.Cut(section, "\n```"+begin)
+	block, _, _ = strings.Cut(begin[1:]+block, "\n```")
+	var want []string
+	for _, line := range regexp.MustCompile(`(?m)^(.{14}) +([a-z]+)`).FindAllStringSubmatch(block, -1) {
+		want = append(want, strings.TrimSpace(line[1])+" "+line[2])
+	}
+	if diff := cmp.Diff(want, told); diff != "" || !found {
+		m.Errorf("docs/install.md shows other steps than there are: %s", diff)
 	}
 }
 
