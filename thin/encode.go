@@ -1,10 +1,12 @@
 package thin
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Version is what descriptors of this form say. All readers of 1.x take it: what is new since 1.0 are fields that they
@@ -51,6 +53,24 @@ func (d *Descriptor) encode() ([]byte, error) {
 		if errors.Is(err, ErrNotThin) {
 			return nil, errors.New("its text is no JSON a reader takes")
 		}
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// Archive returns the archive of the thin layer whose file a descriptor is: thin.json alone, root's, of a fixed time.
+// The same descriptor gives the same bytes.
+func Archive(descriptor []byte) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: FileName, Size: int64(len(descriptor)), Mode: 0o644, ModTime: time.Unix(0, 0),
+		Format: tar.FormatUSTAR,
+	})
+	if err == nil {
+		_, err = w.Write(descriptor)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
 		return nil, err
 	}
 	return b.Bytes(), nil

@@ -1,7 +1,6 @@
 package thinimage
 
 import (
-	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
@@ -9,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"strings"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -62,7 +59,7 @@ func build(image *source.Image, d *thin.Descriptor, to *source.Reference) (*Imag
 	if t.Descriptor, err = d.Encode(); err != nil {
 		return nil, err
 	}
-	if t.archive, err = archiveOf(t.Descriptor); err != nil {
+	if t.archive, err = thin.Archive(t.Descriptor); err != nil {
 		return nil, err
 	}
 	if t.blob, err = storedGzip(t.archive); err != nil {
@@ -100,23 +97,6 @@ func sum(b []byte) v1.Hash {
 	return h
 }
 
-// archiveOf is the layer: thin.json alone, root's, of a fixed time.
-func archiveOf(descriptor []byte) ([]byte, error) {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	err := w.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg, Name: thin.FileName, Size: int64(len(descriptor)), Mode: 0o644, ModTime: time.Unix(0, 0),
-		Format: tar.FormatUSTAR,
-	})
-	if err == nil {
-		_, err = w.Write(descriptor)
-	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
-}
-
 // storedGzip wraps bytes in a gzip file without compressing them.
 func storedGzip(plain []byte) ([]byte, error) {
 	var b bytes.Buffer
@@ -131,66 +111,14 @@ func storedGzip(plain []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// configOf is the original's configuration with one layer and the history that fits it.
+// configOf is the original's configuration with labels, one layer and the history that fits it.
 func configOf(image *source.Image, diffID v1.Hash) ([]byte, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(image.RawConfig, &fields); err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
-	}
-	history, err := historyOf(fields["history"], fields["created"], image.Reference)
-	if err != nil {
-		return nil, fmt.Errorf("history: %w", err)
-	}
-	// Engines read names in any case, and the last one counts: no other spelling may stay beside ours.
-	for name := range fields {
-		if strings.EqualFold(name, "rootfs") || strings.EqualFold(name, "history") {
-			delete(fields, name)
-		}
-	}
-	if err := setLabels(fields, image); err != nil {
-		return nil, fmt.Errorf("labels: %w", err)
-	}
-	for name, value := range map[string]any{
-		"rootfs":  v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}},
-		"history": history,
-	} {
-		if fields[name], err = json.Marshal(value); err != nil {
-			return nil, err
-		}
-	}
-	return json.Marshal(fields)
-}
-
-// historyOf keeps each step of the original's history as one that made no layer, and adds the one that made the thin
-// layer.
-func historyOf(original, created json.RawMessage, ref source.Reference) ([]map[string]json.RawMessage, error) {
-	var steps []map[string]json.RawMessage
-	if original != nil {
-		if err := json.Unmarshal(original, &steps); err != nil {
-			return nil, err
-		}
-	}
-	for i, s := range steps {
-		if s == nil { // engines take null for a step that says nothing
-			s = map[string]json.RawMessage{}
-			steps[i] = s
-		}
-		for name := range s {
-			if strings.EqualFold(name, "empty_layer") {
-				delete(s, name)
-			}
-		}
-		s["empty_layer"] = json.RawMessage("true")
-	}
-	comment, err := json.Marshal("thin image of " + ref.String())
+	labelled, err := withLabels(image)
 	if err != nil {
 		return nil, err
 	}
-	last := map[string]json.RawMessage{"created_by": json.RawMessage(`"docker2cvmfs"`), "comment": comment}
-	if created != nil {
-		last["created"] = created
-	}
-	return append(steps, last), nil
+	return thin.ReplaceLayers(labelled, 0, diffID.String(),
+		thin.Step{By: "docker2cvmfs", Comment: "thin image of " + image.Reference.String()})
 }
 
 func (t *Image) manifestOf(image *source.Image) v1.Manifest {

@@ -2,6 +2,7 @@ package thinimage
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -26,6 +27,18 @@ func labelsOf(image *source.Image) map[string]string {
 		labels[baseName] = parsed.Name()
 	}
 	return labels
+}
+
+// withLabels returns an image's configuration with the labels, of which nothing else is changed.
+func withLabels(image *source.Image) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(image.RawConfig, &fields); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if err := setLabels(fields, image); err != nil {
+		return nil, fmt.Errorf("labels: %w", err)
+	}
+	return json.Marshal(fields)
 }
 
 // setLabels adds the labels to a configuration, of which nothing else is changed.
