@@ -17,6 +17,7 @@ import (
 // fakeNode is a node that says what it was given to say.
 type fakeNode struct {
 	control.Cache
+	control.Thinner
 	status status.Node
 	reload status.Reload
 	names  status.Names

@@ -37,6 +37,7 @@ type Node interface {
 	Reload(ctx context.Context) (status.Reload, error)
 	Names(ctx context.Context) (status.Names, error)
 	Cache
+	Thinner
 }
 
 // register has a handler answer the commands with what a node says.
@@ -45,4 +46,5 @@ func (h *Handler) register(n Node) {
 	perform(h, Reload, func(ctx context.Context, _ None, _ func(None)) (status.Reload, error) { return n.Reload(ctx) })
 	perform(h, Names, func(ctx context.Context, _ None, _ func(None)) (status.Names, error) { return n.Names(ctx) })
 	h.registerCache(n)
+	h.registerThin(n)
 }

@@ -19,7 +19,10 @@ import (
 )
 
 // node is one whose answers are fixed.
-type node struct{ Cache }
+type node struct {
+	Cache
+	Thinner
+}
 
 func (node) Status() status.Node { return status.Node{Version: "1.2", PID: 7} }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/status"
@@ -193,6 +194,13 @@ func (d *Driver) Mounts() (mounts []status.Mount) {
 
 // Kubernetes reports that Docker, which kubelet may be using, doesn't tell.
 func (d *Driver) Kubernetes() bool { return false }
+
+// ThinImage makes none: the engine takes images from whoever asks it, and a plugin doesn't.
+func (d *Driver) ThinImage(context.Context, control.ImageToThin, func([]string) (control.ThinLayer, error)) (
+	control.ThinImage, error,
+) {
+	return control.ThinImage{}, errors.New("the engine behind this node makes images itself")
+}
 
 // Names leaves it to the engine, which tells what GetMetadata says of an image to whoever inspects it.
 func (d *Driver) Names(context.Context) (status.Names, error) { return status.Names{}, nil }

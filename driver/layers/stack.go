@@ -133,6 +133,29 @@ func (s *Store) Chain(id string) (chain []Link, image string, err error) {
 	return chain, image, errors.Join(err, failed)
 }
 
+// Ancestor is a layer, or one that it stands on.
+type Ancestor struct {
+	ID, Parent string
+	Thin       *thin.Descriptor // nil for an ordinary layer
+}
+
+// Ancestry returns a layer and its ancestors, bottom to top.
+func (s *Store) Ancestry(id string) (list []Ancestor, err error) {
+	var failed error
+	err = s.descend(id, func(id string, l *layer) bool {
+		a := Ancestor{ID: id, Parent: l.Parent}
+		if l.Thin {
+			if a.Thin, failed = readDescriptor(s.diff(id)); failed != nil {
+				failed = fmt.Errorf("layer %s: %w", id, failed)
+			}
+		}
+		list = append(list, a)
+		return failed == nil
+	})
+	slices.Reverse(list)
+	return list, errors.Join(err, failed)
+}
+
 // descend visits a layer and its ancestors until visit says false.
 func (s *Store) descend(id string, visit func(id string, l *layer) bool) error {
 	for range maxDepth {

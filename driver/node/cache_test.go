@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
 )
 
@@ -227,4 +228,10 @@ func TestReloadLimitsTheCacheByTheSettingsThatHold(t *testing.T) {
 	if st, err := n.CacheStatus(); err != nil || st.Limit != 200<<20 {
 		t.Errorf("%+v, %v", st, err)
 	}
+}
+
+func (mountedImages) ThinImage(context.Context, control.ImageToThin, func([]string) (control.ThinLayer, error)) (
+	control.ThinImage, error,
+) {
+	return control.ThinImage{}, nil
 }

@@ -1,8 +1,6 @@
 package node
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,20 +23,33 @@ const appearWait = 2 * time.Minute
 // isn't thin, or nothing was added. Where a layer can't be published it is an error, and not an ordinary
 // layer that nobody asked for.
 func (n *Node) PushBack(ctx context.Context, below string, archive func() (io.ReadCloser, error)) ([]byte, error) {
-	if n.cfg.PushBack == "" {
-		return nil, nil
-	}
-	settings, err := pushback.Read(n.cfg.PushBack)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	settings, err := n.pushBackSettings()
+	if err != nil || settings == nil {
 		return nil, err
 	}
 	image, err := n.thinBelow(below)
 	if err != nil || image == nil {
 		return nil, err
 	}
+	layer, err := n.publish(ctx, settings, archive, image.Origin)
+	if errors.Is(err, pushback.ErrEmpty) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	image.Layers = append(image.Layers, *layer)
+	descriptor, err := image.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return thin.Archive(descriptor)
+}
+
+// publish has a layer published that stands on an image of that origin, and returns it once it is seen here. It is
+// pushback.ErrEmpty of one without entries.
+func (n *Node) publish(ctx context.Context, s *pushback.Settings, archive func() (io.ReadCloser, error), origin string,
+) (*thin.Layer, error) {
 	content, err := archive()
 	if err != nil {
 		return nil, err
@@ -48,19 +59,11 @@ func (n *Node) PushBack(ctx context.Context, below string, archive func() (io.Re
 	if err != nil {
 		return nil, err
 	}
-	published, err := pusher.Push(ctx, settings, content, image.Origin)
-	if errors.Is(err, pushback.ErrEmpty) {
-		return nil, nil
-	}
+	published, err := pusher.Push(ctx, s, content, origin)
 	if err != nil {
 		return nil, err
 	}
-	layer, err := n.appears(ctx, published)
-	if err != nil {
-		return nil, err
-	}
-	image.Layers = append(image.Layers, *layer)
-	return descriptorArchive(image)
+	return n.appears(ctx, published)
 }
 
 // pusher returns what sends layers, made when it is needed first.
@@ -137,24 +140,6 @@ func (n *Node) lookFor(ctx context.Context, c *configuration, l *thin.Layer) err
 		err = fmt.Errorf("%s is no folder", l.URL())
 	}
 	return err
-}
-
-// descriptorArchive returns the archive of a thin layer. Equal descriptors give equal archives.
-func descriptorArchive(d *thin.Descriptor) ([]byte, error) {
-	content, err := d.Encode()
-	if err != nil {
-		return nil, err
-	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: thin.FileName, Mode: 0o644, Size: int64(len(content))}
-	if err := w.WriteHeader(h); err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(content); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), w.Close()
 }
 
 // InitSuffix is what engines put behind a container's name to name the layer between it and its image.

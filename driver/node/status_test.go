@@ -18,6 +18,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/layers/layerstest"
@@ -232,4 +233,10 @@ func BenchmarkScrape(b *testing.B) {
 		scrape(b, c)
 	}
 	b.ReportMetric(float64(size), "bytes")
+}
+
+func (face) ThinImage(context.Context, control.ImageToThin, func([]string) (control.ThinLayer, error)) (
+	control.ThinImage, error,
+) {
+	return control.ThinImage{}, errors.New("no engine")
 }

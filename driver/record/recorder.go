@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/driver/status"
@@ -254,4 +255,9 @@ func (noEngine) Mounts() []status.Mount                      { return nil }
 func (noEngine) Images() (map[string]bool, error)            { return nil, nil }
 func (noEngine) Names(context.Context) (status.Names, error) { return status.Names{}, nil }
 func (noEngine) Mapped() ([]node.Mapped, error)              { return nil, nil }
+func (noEngine) ThinImage(context.Context, control.ImageToThin, func([]string) (control.ThinLayer, error)) (
+	control.ThinImage, error,
+) {
+	return control.ThinImage{}, errors.New("no engine is here")
+}
 func (noEngine) Kubernetes() bool                            { return false }

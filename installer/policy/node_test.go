@@ -86,6 +86,7 @@ func TestNodeOfThePluginIsFound(t *testing.T) {
 // snapshotter is a node that knows the names of its images.
 type snapshotter struct {
 	control.Cache
+	control.Thinner
 	names status.Names
 }
 

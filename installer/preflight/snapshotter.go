@@ -147,23 +147,32 @@ func shown(n status.Name) string {
 // leastID is how many digits of an id name an image at least.
 const leastID = 4
 
-// KeysOf returns the keys of the composed images that somebody may mean: by a name as it is told or shown, by the
-// beginning of an id, or by a snapshot's name or chain ID.
+// KeysOf returns the keys of the composed images that somebody may mean, as NamesOf has it.
 func KeysOf(told status.Names, image string) (keys []string) {
+	for _, n := range NamesOf(told, image) {
+		if !slices.Contains(keys, n.Key) {
+			keys = append(keys, n.Key)
+		}
+	}
+	return keys
+}
+
+// NamesOf returns the names of what somebody may mean: by a name as it is told or shown, by the beginning of an id, or
+// by a snapshot's name or chain ID.
+func NamesOf(told status.Names, image string) (names []status.Name) {
 	full := image
 	if ref, err := reference.ParseNormalizedNamed(image); err == nil {
 		full = reference.TagNameOnly(ref).String()
 	}
 	id := strings.TrimPrefix(image, "sha256:")
 	for _, n := range told.Images {
-		means := n.Name != "" && (n.Name == image || n.Name == full) || shown(n) == image || n.Snapshot == image ||
+		if n.Name != "" && (n.Name == image || n.Name == full) || shown(n) == image || n.Snapshot == image ||
 			n.Snapshot != "" && strings.HasSuffix(n.Snapshot, "/"+image) ||
 			len(id) >= leastID && slices.ContainsFunc(n.IDs, func(of string) bool {
 				return strings.HasPrefix(of, "sha256:"+id)
-			})
-		if means && !slices.Contains(keys, n.Key) {
-			keys = append(keys, n.Key)
+			}) {
+			names = append(names, n)
 		}
 	}
-	return keys
+	return names
 }

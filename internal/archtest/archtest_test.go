@@ -33,7 +33,7 @@ var rules = map[string][]string{
 	"cmd/cvmfs-snapshotter":        {"rootfs", "driver", "cvmfs/pac", "internal"},
 	"cmd/cvmfs-node":               {"installer", "internal"},
 	"cmd/docker2cvmfs":             {"convert", "cvmfs", "driver/record", "pushback/receive", "thin", "internal"},
-	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "cvmfs", "pushback", "internal"},
+	"installer":                    {"bundle", "rootfs", "driver/options", "driver/control", "driver/status", "thin", "cvmfs", "pushback", "internal"},
 	"bundle":                       {"rootfs", "internal"},
 	"packaging":                    {"bundle", "internal"},
 	"rootfs":                       nil,
@@ -41,7 +41,7 @@ var rules = map[string][]string{
 		"driver/node", "driver/layers", "driver/lockorder", "driver/control", "driver/status", "driver/options", "cvmfs",
 		"internal",
 	},
-	"driver/snapshotter": {"driver/node", "driver/layers", "driver/lockorder", "driver/status", "thin", "internal"},
+	"driver/snapshotter": {"driver/node", "driver/layers", "driver/lockorder", "driver/control", "driver/status", "thin", "internal"},
 	"driver/node": {
 		"driver/layers", "driver/images", "driver/view", "driver/lockorder", "driver/control", "driver/metrics",
 		"driver/status", "driver/options", "thin", "cvmfs", "pushback", "internal",
@@ -49,7 +49,7 @@ var rules = map[string][]string{
 	"driver/control": {"driver/status", "cvmfs/objects"},
 	"driver/metrics": {"driver/status"},
 	"driver/record": {
-		"driver/node", "driver/layers", "driver/status", "rootfs", "thin", "cvmfs", "internal",
+		"driver/node", "driver/layers", "driver/control", "driver/status", "rootfs", "thin", "cvmfs", "internal",
 	},
 	"driver/repomount":      {"driver/images", "driver/view", "driver/options", "cvmfs", "internal"},
 	"driver/layers":         {"driver/lockorder", "thin", "internal"},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -113,10 +114,12 @@ func pushBack(u user, another func(t *testing.T) *stand.Stand) {
 	// The descriptor of what is below an ordinary layer would hide that.
 	above := p.create("example/before:1")
 	p.put(above, "/data/above", "above")
-	p.docker("commit", above, "example/mixed:1")
+	p.docker("commit", "--change", `CMD ["later"]`, above, "example/mixed:1")
 	if mixed := p.thinLayers("example/mixed:1"); mixed != nil {
 		u.Errorf("on an ordinary layer: %v", paths(mixed))
 	}
+
+	p.makesThin(above, want)
 
 	name := registry.Host + "/example/pushed:1"
 	p.docker("tag", "example/pushed:1", name)
@@ -127,6 +130,48 @@ func pushBack(u user, another func(t *testing.T) *stand.Stand) {
 	if diff := cmp.Diff(want, (&pushes{user: other}).tree(other.create(name))); diff != "" {
 		u.Errorf("the image elsewhere (-container +image):\n%s", diff)
 	}
+}
+
+// makesThin makes a thin image of one with two ordinary layers on the thin one, of which one is published already.
+func (p *pushes) makesThin(above string, want map[string]file) {
+	p.Helper()
+	out, err := p.graphdriver("thin", "example/mixed:1")
+	if err != nil {
+		p.Fatalf("thin: %v: %s", err, out)
+	}
+	layers, base := p.thinLayers("example/mixed:1-thin"), p.thinLayers(stand.Thin)
+	if len(layers) != len(base)+2 || !slices.Equal(paths(layers[:len(base)]), paths(base)) {
+		p.Fatalf("the layers are %v, want %v and two more", paths(layers), paths(base))
+	}
+	if says := p.docker("image", "inspect", "--format", "{{len .RootFS.Layers}} {{.Config.Cmd}}",
+		"example/mixed:1-thin"); says != "1 [later]" {
+		p.Errorf("the thin image has other layers or another configuration: %s", says)
+	}
+	grown := maps.Clone(want)
+	grown["/data/above"] = p.tree(above)["/data/above"]
+	if diff := cmp.Diff(grown, p.tree(p.create("example/mixed:1-thin"))); diff != "" {
+		p.Errorf("the thin image (-container +image):\n%s", diff)
+	}
+	p.load("tiny.tar")
+	for image, want := range map[string]string{
+		"example/mixed:1-thin": "a thin image already", "example/none:1": "no image", stand.Ordinary: "make-thin",
+	} {
+		if out, err := p.graphdriver("thin", "--tag", "example/x:1", image); err == nil || !strings.Contains(out, want) {
+			p.Errorf("thin %s: %v: %s, want %q", image, err, out, want)
+		}
+	}
+}
+
+// graphdriver runs the host's program, and gives what it says.
+func (p *pushes) graphdriver(command string, args ...string) (string, error) {
+	p.Helper()
+	flags := []string{command, "--host", "unix://" + p.Engine.Socket()}
+	if p.Snapshotter != nil {
+		flags = append(flags, "--socket", filepath.Join(filepath.Dir(p.Snapshots()), "control.sock"))
+	}
+	out, err := exec.CommandContext(p.Context(), filepath.Join(shared.dir, "bin/cvmfs-graphdriver"),
+		append(flags, args...)...).CombinedOutput()
+	return string(out), err
 }
 
 // serveIn has a stand know the repository.
