@@ -66,7 +66,7 @@ func (s *Store) claim(r named) (bool, error) {
 
 // name makes a held file an object. The caller holds holds.mu, so that nobody fetches it meanwhile.
 func (s *Store) name(o *heldObject) error {
-	err := s.publish(o.temp, o.ref, o.sha)
+	err := s.publish(o.temp, o.ref.Path(), o.ref.Size(), o.sha)
 	s.giveUp(o)
 	return err
 }

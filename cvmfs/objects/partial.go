@@ -276,7 +276,7 @@ func (s *Store) arriveInChunks(ctx context.Context, r Ref) error {
 	if _, err := io.Copy(sha, contextReader{ctx, io.NewSectionReader(p.file, 0, p.Size)}); err != nil {
 		return err
 	}
-	if err := s.publish(p.file, r.named(), sha.Sum(nil)); err != nil {
+	if err := s.publish(p.file, r.Path(), r.Size(), sha.Sum(nil)); err != nil {
 		return s.full(p, err)
 	}
 	s.partials.stored(p)

@@ -215,11 +215,13 @@ func (s *Store) Close() error {
 }
 
 // Has reports whether the object is here, complete.
-func (s *Store) Has(r Ref) bool { return s.has(r.named()) }
+func (s *Store) Has(r Ref) bool {
+	return s.has(r.Path(), r.Size())
+}
 
-func (s *Store) has(r named) bool {
+func (s *Store) has(path string, size int64) bool {
 	var st unix.Stat_t
-	return unix.Fstatat(int(s.dir.Fd()), r.path, &st, 0) == nil && st.Size == r.Size()
+	return unix.Fstatat(int(s.dir.Fd()), path, &st, 0) == nil && st.Size == size
 }
 
 // Fetch makes an object be here, complete and verified. Calls for one object share a flight, whose failure all of them
@@ -258,7 +260,7 @@ func (s *Store) Fetch(ctx context.Context, r Ref) error {
 // many flights had ended before.
 func (s *Store) look(r named) (ended int64, here bool, err error) {
 	ended = s.flights.ended.Load() // first: what arrives after has has looked is by a flight that ends later
-	if s.has(r) {
+	if s.has(r.path, r.Size()) {
 		return ended, true, nil
 	}
 	here, err = s.claim(r)
@@ -269,7 +271,7 @@ func (s *Store) look(r named) (ended int64, here bool, err error) {
 func (s *Store) bring(ctx context.Context, ref Ref, slots chan struct{}, hold bool) (bool, error) {
 	r := ref.named()
 	ended := s.flights.ended.Load()
-	if s.has(r) || s.holds.has(r.Name()) {
+	if s.has(r.path, r.Size()) || s.holds.has(r.Name()) {
 		return false, nil
 	}
 	return s.bringMissing(ctx, r, ended, slots, hold)
@@ -281,7 +283,7 @@ func (s *Store) bringMissing(ctx context.Context, r named, ended int64, slots ch
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
 		if s.flights.ended.Load() != ended || r.Chunked() { // chunks arrive by other flights, too
-			if s.has(r) || s.holds.has(name) {
+			if s.has(r.path, r.Size()) || s.holds.has(name) {
 				return nil
 			}
 		}
@@ -344,7 +346,7 @@ func (s *Store) arrive(ctx context.Context, r named, slots chan struct{}, hold b
 		return nil
 	}
 	if err == nil {
-		err = s.publish(t, r, w.sum.Sum(nil))
+		err = s.publish(t, r.Path(), r.Size(), w.sum.Sum(nil))
 	}
 	t.discard()
 	return err

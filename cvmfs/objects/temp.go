@@ -89,8 +89,8 @@ func (t *temp) discard() {
 	}
 }
 
-// publish makes a complete, verified file an object.
-func (s *Store) publish(t *temp, r named, sha []byte) error {
+// publish makes a complete, verified file the object of that place and size.
+func (s *Store) publish(t *temp, path string, size int64, sha []byte) error {
 	err := unix.Fsetxattr(int(t.Fd()), attribute, sha, 0)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) { // without it the object is dropped after a power cut: no harm
 		return &fs.PathError{Op: "record digest of", Path: t.Name(), Err: err}
@@ -104,21 +104,21 @@ func (s *Store) publish(t *temp, r named, sha []byte) error {
 			return err
 		}
 	}
-	err = s.link(t, r.path)
-	if errors.Is(err, fs.ErrExist) && !s.has(r) {
+	err = s.link(t, path)
+	if errors.Is(err, fs.ErrExist) && !s.has(path, size) {
 		// A file of another size: one that was cut short. Its readers, if any, keep it.
-		s.log.Warn("object store: replacing a damaged object", slog.String("object", r.Name()))
-		if _, err := s.remove(r.path); err != nil {
+		s.log.Warn("object store: replacing a damaged object", slog.String("object", filepath.Base(path)))
+		if _, err := s.remove(path); err != nil {
 			return err
 		}
 		s.damaged.Add(1)
-		err = s.link(t, r.path)
+		err = s.link(t, path)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err == nil { // else another process was faster
-		s.ledger.enter(r.path, settledBlocks(&st), 1)
+		s.ledger.enter(path, settledBlocks(&st), 1)
 	}
 	s.changed.Store(true)
 	return nil

@@ -14,9 +14,6 @@ import (
 	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
-// compressionLevel is what ADR 5 decided by measurement.
-const compressionLevel = 6
-
 // encoder turns plain bytes into stored ones, one object after the other.
 type encoder struct {
 	algorithm   hash.Algorithm
@@ -32,7 +29,7 @@ func newEncoder(a hash.Algorithm, c hash.Compression) (*encoder, error) {
 		return e, nil
 	}
 	var err error
-	e.zlib, err = zlib.NewWriterLevel(&e.stored, compressionLevel)
+	e.zlib, err = zlib.NewWriterLevel(&e.stored, hash.ZlibLevel)
 	return e, err
 }
 
@@ -74,7 +71,7 @@ func compressFile(from, to string, algorithm hash.Algorithm) (d hash.Digest, siz
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	sum := algorithm.New()
-	z, err := zlib.NewWriterLevel(io.MultiWriter(out, sum), compressionLevel)
+	z, err := zlib.NewWriterLevel(io.MultiWriter(out, sum), hash.ZlibLevel)
 	if err != nil {
 		return d, 0, err
 	}
