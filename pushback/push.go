@@ -27,8 +27,6 @@ const (
 	userAgent = "cvmfs-graphdriver"
 	askEvery  = time.Second
 	tellEvery = 15 * time.Second
-	// keptFor is how long an archive is kept that was not sent: the next try of the same commit takes it.
-	keptFor = 24 * time.Hour
 	// slowest is how many bytes a second are sent at least, besides waiting.
 	slowest = 64 << 10
 	// archiveEnd is how many bytes an archive with nothing in it has, at most.
@@ -38,23 +36,36 @@ const (
 // ErrEmpty means that a layer holds nothing.
 var ErrEmpty = errors.New("the layer holds nothing")
 
-// Published is a layer that the service has published.
+// Published is a layer that the service has published. It must be closed.
 type Published struct {
 	Digest string // of its archive: SHA-256 of the gzip file, hex
 	DiffID string // SHA-256 of the tar file, hex
 	Size   int64  // bytes of the gzip file
 	URL    string // cvmfs://FQRN/PATH
+
+	archive *os.File
 }
+
+// Archive returns the layer's archive, a tar file, from its beginning.
+func (p *Published) Archive() (io.Reader, error) {
+	if _, err := p.archive.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return gzip.NewReader(p.archive)
+}
+
+// Close lets go of the archive.
+func (p *Published) Close() error { return p.archive.Close() }
 
 // Pusher sends layers. It is safe for concurrent use: of equal layers one is sent.
 type Pusher struct {
-	dir     string // archives on their way
+	dir     string // of archives on their way, which have no name
 	log     *slog.Logger
 	sending *locker.Locker // by digest
 }
 
-// New makes a pusher that keeps archives on their way in a folder, which it makes, and removes what was left there long
-// ago.
+// New makes a pusher that keeps archives on their way in a folder, which it makes. What lies there was left behind, by
+// a kill or by an older version, and goes.
 func New(dir string, log *slog.Logger) (*Pusher, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -64,10 +75,8 @@ func New(dir string, log *slog.Logger) (*Pusher, error) {
 		return nil, err
 	}
 	for _, e := range left {
-		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > keptFor {
-			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-				return nil, err
-			}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return nil, err
 		}
 	}
 	return &Pusher{dir, log, locker.New()}, nil
@@ -77,27 +86,30 @@ func New(dir string, log *slog.Logger) (*Pusher, error) {
 // settings say, and waits until it is published. A layer that is published already is neither sent nor waited for. It
 // is ErrEmpty for an archive without entries.
 //
-// After a failure the archive is kept: the next try sends what is missing.
-func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin string) (*Published, error) {
-	l, file, err := p.spool(layer)
+// Nothing is left of the archive after a failure, or a kill: equal layers have equal archives, so that the next try goes
+// on where the service or the store has got to.
+func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin string) (_ *Published, err error) {
+	l, archive, err := p.spool(layer)
 	if err != nil {
 		return nil, err
 	}
+	published := &Published{Digest: l.Digest, DiffID: l.DiffID, Size: l.Size, archive: archive}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, archive.Close())
+		}
+	}()
 	p.sending.Lock(l.Digest)
 	defer func() { _ = p.sending.Unlock(l.Digest) }() // it is locked
 	l.Node, l.Image = s.node, printable(origin)
 	limit := time.Duration(s.Wait) + time.Duration(l.Size/slowest)*time.Second
 	waiting, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it isn't published after %v", limit))
 	defer stop()
-	answer, err := p.publish(waiting, s, l, file)
+	answer, err := p.publish(waiting, s, l, archive)
 	if err != nil {
-		return nil, fmt.Errorf("layer %s isn't published in %s: %w (the archive is kept: commit again to go on)", l.Digest,
-			s.CvmfsRepo, err)
+		return nil, fmt.Errorf("layer %s isn't published in %s: %w (try again to go on)", l.Digest, s.CvmfsRepo, err)
 	}
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) { // an equal layer's went with it
-		return nil, err
-	}
-	published := &Published{Digest: l.Digest, DiffID: l.DiffID, Size: l.Size, URL: answer.URL}
+	published.URL = answer.URL
 	if published.URL == "" { // a service of 2017
 		published.URL = "cvmfs://" + s.CvmfsRepo + "/layers/" + l.Digest
 	}
@@ -119,36 +131,36 @@ func printable(text string) string {
 	return clean[:min(len(clean), 1024)]
 }
 
-// spool writes the archive to a file that is named by its digest. Equal layers give equal archives.
-func (p *Pusher) spool(layer io.Reader) (l api.Layer, name string, err error) {
+// spool writes the archive to a file without a name. Equal layers give equal archives.
+func (p *Pusher) spool(layer io.Reader) (l api.Layer, archive *os.File, err error) {
 	f, err := os.CreateTemp(p.dir, "new-")
 	if err != nil {
-		return l, "", err
+		return l, nil, fmt.Errorf("archive the layer: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("archive the layer: %w", err), os.Remove(f.Name()))
+			err = errors.Join(err, f.Close())
 		}
 	}()
-	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := os.Remove(f.Name()); err != nil {
+		return l, nil, fmt.Errorf("archive the layer: %w", err)
+	}
 	stored, plain := sha256.New(), sha256.New()
 	z := gzip.NewWriter(io.MultiWriter(f, stored))
 	size, err := io.Copy(io.MultiWriter(z, plain), layer)
 	if err = errors.Join(err, z.Close()); err != nil {
-		return l, "", err
+		return l, nil, fmt.Errorf("archive the layer in %s: %w", p.dir, err)
 	}
 	if size <= archiveEnd && isEmpty(f, size) {
-		return l, "", ErrEmpty
+		return l, nil, ErrEmpty
 	}
 	info, err := f.Stat()
 	if err != nil {
-		return l, "", err
+		return l, nil, fmt.Errorf("archive the layer: %w", err)
 	}
-	l = api.Layer{
+	return api.Layer{
 		Digest: hex.EncodeToString(stored.Sum(nil)), DiffID: hex.EncodeToString(plain.Sum(nil)), Size: info.Size(),
-	}
-	name = filepath.Join(p.dir, l.Digest)
-	return l, name, os.Rename(f.Name(), name)
+	}, f, nil
 }
 
 // isEmpty reports whether an archive of so many plain bytes has no entry: it is zeros alone.
@@ -166,7 +178,7 @@ func isEmpty(f *os.File, size int64) bool {
 }
 
 // publish has the service publish an archive, and returns what it says in the end.
-func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, file string) (*api.Answer, error) {
+func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive io.ReaderAt) (*api.Answer, error) {
 	service, err := s.service()
 	if err != nil {
 		return nil, err
@@ -182,9 +194,9 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, file str
 	}
 	log.Info("the layer of a commit is sent")
 	if s.Host != "" {
-		err = s.store(ctx, l, file)
+		err = s.store(ctx, l, archive)
 	} else {
-		err = sendToService(ctx, service, l, file)
+		_, err = service.Upload(ctx, l, archive)
 	}
 	if err != nil {
 		return nil, said(ctx, err)
@@ -203,16 +215,6 @@ func said(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return fmt.Errorf("%w: %w", cause, err)
 	}
-	return err
-}
-
-func sendToService(ctx context.Context, service *api.Client, l api.Layer, file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = service.Upload(ctx, l, f)
 	return err
 }
 
@@ -272,7 +274,7 @@ func (s *Settings) key(digest string) string { return path.Join(s.Prefix, digest
 
 // store puts an archive into the bucket, in parts and with their checksums where it is large, unless it is there. Its
 // key is its digest: what has the size is the same, or the service finds that it isn't.
-func (s *Settings) store(ctx context.Context, l api.Layer, file string) error {
+func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt) error {
 	client, err := s.client()
 	if err != nil {
 		return err
@@ -287,7 +289,8 @@ func (s *Settings) store(ctx context.Context, l api.Layer, file string) error {
 	if code := minio.ToErrorResponse(err).Code; err != nil && code != minio.NoSuchKey && code != minio.AccessDenied {
 		return failed(err) // who may write need not be allowed to read
 	}
-	_, err = client.FPutObject(ctx, s.Bucket, s.key(l.Digest), file, minio.PutObjectOptions{
+	content := io.NewSectionReader(archive, 0, l.Size)
+	_, err = client.PutObject(ctx, s.Bucket, s.key(l.Digest), content, l.Size, minio.PutObjectOptions{
 		ContentType: api.ContentType, SendContentMd5: true,
 		UserMetadata: map[string]string{
 			api.MetaNode: l.Node, api.MetaImage: l.Image, api.MetaDiffID: l.DiffID,

@@ -118,10 +118,14 @@ func layer(t *testing.T, content string) *bytes.Reader {
 
 func (r *rig) push(content string) (*Published, error) {
 	r.Helper()
-	return r.pusher.Push(r.Context(), r.settings, layer(r.T, content), "registry.example.org/x:1")
+	p, err := r.pusher.Push(r.Context(), r.settings, layer(r.T, content), "registry.example.org/x:1")
+	if err == nil {
+		r.Cleanup(func() { p.Close() })
+	}
+	return p, err
 }
 
-// kept lists the archives that are kept for another try.
+// kept lists what is in the folder of archives.
 func (r *rig) kept() []string {
 	r.Helper()
 	entries, err := os.ReadDir(r.dir)
@@ -194,7 +198,7 @@ func TestAPublishedLayerIsNotSent(t *testing.T) {
 		t.Errorf("%+v, %v; the store has %v after %d questions", p, err, r.store.Keys(), r.service.asked)
 	}
 	again, err := r.push("hello")
-	if err != nil || *again != *p {
+	if err != nil || again.Digest != p.Digest || again.URL != p.URL {
 		t.Errorf("equal layers: %+v and %+v, %v", p, again, err)
 	}
 }
@@ -206,8 +210,8 @@ func TestAnEmptyLayerIsNoLayer(t *testing.T) {
 	}
 }
 
-// Whatever fails is told, the archive is kept, and the next try goes through.
-func TestFailuresKeepTheArchive(t *testing.T) {
+// Whatever fails is told, nothing is left of the archive, and the next try goes through.
+func TestFailuresLeaveNothing(t *testing.T) {
 	const elsewhere = `{"status":"done","digest":%q,"url":"cvmfs://other.example.org/layers/x"}`
 	for name, c := range map[string]struct {
 		says []string
@@ -240,15 +244,12 @@ func TestFailuresKeepTheArchive(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), s3test.SecretKey) {
 				t.Fatalf("%v, want %q", err, c.want)
 			}
-			if left := r.kept(); len(left) != 1 && !strings.Contains(c.want, "isn't in") {
-				t.Errorf("kept: %v", left)
+			if left := r.kept(); len(left) != 0 {
+				t.Errorf("left: %v", left)
 			}
 			r.settings, r.service.refuses, r.service.says = &was, 0, []string{"unknown", "done"}
 			if _, err := r.push("hello"); err != nil {
 				t.Errorf("the next try: %v", err)
-			}
-			if left := r.kept(); len(left) != 0 {
-				t.Errorf("left: %v", left)
 			}
 		})
 	}
@@ -297,32 +298,49 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// A commit that is given up ends at once, and keeps the archive.
+// A commit that is given up ends at once.
 func TestWaitingEndsWithTheCall(t *testing.T) {
 	r := newRig(t, "publishing").withStore()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(500*time.Millisecond, cancel)
 	_, err := r.pusher.Push(ctx, r.settings, layer(t, "hello"), "")
-	if !errors.Is(err, context.Canceled) || len(r.kept()) != 1 {
-		t.Errorf("%v, kept %v", err, r.kept())
+	if !errors.Is(err, context.Canceled) || len(r.kept()) != 0 {
+		t.Errorf("%v, left %v", err, r.kept())
 	}
 }
 
-func TestOldArchivesGo(t *testing.T) {
+// What lies there was left by a kill, or by a version that gave archives names.
+func TestArchivesThatWereLeftGo(t *testing.T) {
 	dir := t.TempDir()
-	old, fresh := write(t, dir, "old", "", 0o600), write(t, dir, "fresh", "", 0o600)
-	then := time.Now().Add(-2 * keptFor)
-	if err := os.Chtimes(old, then, then); err != nil {
-		t.Fatal(err)
-	}
+	write(t, dir, "new-1", "", 0o600)
+	write(t, dir, strings.Repeat("a", 64), "", 0o600)
 	if _, err := New(dir, slog.Default()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(old); err == nil {
-		t.Error("the old one is there")
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
 	}
-	if _, err := os.Stat(fresh); err != nil {
-		t.Error(err)
+}
+
+func TestThePublishedArchiveCanBeRead(t *testing.T) {
+	r := newRig(t, "done")
+	p, err := r.push("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		archive, err := p.Archive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		if _, err := got.ReadFrom(archive); err != nil {
+			t.Fatal(err)
+		}
+		var want bytes.Buffer
+		if _, err := want.ReadFrom(layer(t, "hello")); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
+			t.Errorf("%d bytes, %v", got.Len(), err)
+		}
 	}
 }
 

@@ -1,13 +1,18 @@
 package node
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
+	"strings"
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/pushback"
 	"cvmfs-graphdriver/thin"
 )
@@ -63,8 +68,91 @@ func (n *Node) publish(ctx context.Context, s *pushback.Settings, archive func()
 	if err != nil {
 		return nil, err
 	}
-	return n.appears(ctx, published)
+	defer published.Close() // it is read from
+	layer, revision, err := n.appears(ctx, published)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.takeIn(ctx, revision, layer.Path, published); err != nil {
+		n.cfg.Log.Info("files of a layer that was published here are fetched when they are used", "layer", layer.Digest,
+			"why", err)
+	}
+	return layer, nil
 }
+
+// takeIn makes the files of a layer that was published be in the object store, from its archive: those that are what
+// the revision says, by their digests. Both are in the same order. The error is why some are not.
+func (n *Node) takeIn(ctx context.Context, v *client.Revision, layer string, p *pushback.Published) error {
+	settings, err := n.Settings()
+	if err != nil {
+		return err
+	}
+	content, err := p.Archive()
+	if err != nil {
+		return err
+	}
+	archive := tar.NewReader(content)
+	at, err := nextOf(archive)
+	taken, others := 0, 0
+	if err := errors.Join(err, v.Walk(ctx, layer, func(e *client.Node) error {
+		if !e.IsRegular() || e.Size == 0 {
+			return nil
+		}
+		own := strings.TrimPrefix(e.Path, layer+"/")
+		var err error
+		for err == nil && inWalk(at.name) < inWalk(own) {
+			at, err = nextOf(archive)
+		}
+		if err != nil || at.name != own || at.Typeflag != tar.TypeReg {
+			return err
+		}
+		object, err := objects.FromEntry(e.Entry, e.Path)
+		if err != nil {
+			return err
+		}
+		path := object.Path()
+		if settings.Isolate {
+			path = object.IsolatedPath(v.FQRN)
+		}
+		err = n.objects.Put(ctx, &object, path, archive)
+		switch {
+		case err == nil:
+			taken++
+		case errors.Is(err, objects.ErrOther):
+			if others++; taken > 0 || others < foreign {
+				err = nil
+			}
+		}
+		return err
+	})); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if others > 0 {
+		return fmt.Errorf("%d of %d files: %w", others, taken+others, objects.ErrOther)
+	}
+	return nil
+}
+
+// foreign is after how many files, if none of them could be told to be what was published, the publisher is taken for
+// another program, which compresses otherwise.
+const foreign = 16
+
+// archived is an entry of an archive, with its name as a layer has it.
+type archived struct {
+	*tar.Header
+	name string
+}
+
+func nextOf(archive *tar.Reader) (archived, error) {
+	h, err := archive.Next()
+	if err != nil {
+		return archived{}, err
+	}
+	return archived{h, strings.TrimPrefix(path.Clean("/"+h.Name), "/")}, nil
+}
+
+// inWalk returns what paths are to be compared by, so that a folder's content comes right behind it.
+func inWalk(path string) string { return strings.ReplaceAll(path, "/", "\x00") }
 
 // pusher returns what sends layers, made when it is needed first.
 func (n *Node) pusher() (*pushback.Pusher, error) {
@@ -94,26 +182,26 @@ func (n *Node) thinBelow(init string) (*thin.Descriptor, error) {
 }
 
 // appears waits until the layer that was published is in the newest revision of its repository that this node sees.
-func (n *Node) appears(ctx context.Context, p *pushback.Published) (*thin.Layer, error) {
+func (n *Node) appears(ctx context.Context, p *pushback.Published) (*thin.Layer, *client.Revision, error) {
 	layer, err := thin.ParseLayer(p.URL, p.Digest)
 	if err != nil {
-		return nil, fmt.Errorf("where the service says layer %s is: %w", p.Digest, err)
+		return nil, nil, fmt.Errorf("where the service says layer %s is: %w", p.Digest, err)
 	}
+	layer.DiffID, layer.Size = p.DiffID, p.Size
 	c, err := n.configured()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, appearWait,
 		fmt.Errorf("%s isn't there after %v", p.URL, appearWait))
 	defer cancel()
 	for {
-		err := n.lookFor(ctx, c, &layer)
+		revision, err := n.lookFor(ctx, c, &layer)
 		if err == nil {
-			layer.DiffID, layer.Size = p.DiffID, p.Size
-			return &layer, nil
+			return &layer, revision, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
-			return nil, fmt.Errorf("layer %s is published, and isn't seen here: %w (commit again: it isn't sent again)",
+			return nil, nil, fmt.Errorf("layer %s is published, and isn't seen here: %w (try again: it isn't sent again)",
 				p.Digest, errors.Join(context.Cause(ctx), err))
 		}
 		select {
@@ -123,23 +211,39 @@ func (n *Node) appears(ctx context.Context, p *pushback.Published) (*thin.Layer,
 	}
 }
 
-func (n *Node) lookFor(ctx context.Context, c *configuration, l *thin.Layer) error {
+// lookFor asks for the newest revision, and returns it if it has the layer: by the info beside it, if there is one, that
+// of the same archive.
+func (n *Node) lookFor(ctx context.Context, c *configuration, l *thin.Layer) (*client.Revision, error) {
 	if c.repositories == nil {
-		return fmt.Errorf("the repository %s isn't configured on this host", l.FQRN)
+		return nil, fmt.Errorf("the repository %s isn't configured on this host", l.FQRN)
 	}
 	r, err := c.repositories.Repository(l.FQRN)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v, err := r.Refresh(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	e, err := v.Lookup(ctx, l.Path)
-	if err == nil && !e.IsDir() {
-		err = fmt.Errorf("%s is no folder", l.URL())
+	if err != nil {
+		return nil, err
 	}
-	return err
+	if !e.IsDir() {
+		return nil, fmt.Errorf("%s is no folder", l.URL())
+	}
+	info, err := infoOf(ctx, v, l.Path, l.Digest)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // a service of 2017 writes none
+		return v, nil
+	case errors.Is(err, errInfo):
+		return nil, fmt.Errorf("%s isn't the layer that was sent: %w", l.URL(), err)
+	case err != nil:
+		return nil, err
+	case info.DiffID != l.DiffID:
+		return nil, fmt.Errorf("%s is another layer, with the diffID %s", l.URL(), info.DiffID)
+	}
+	return v, nil
 }
 
 // InitSuffix is what engines put behind a container's name to name the layer between it and its image.

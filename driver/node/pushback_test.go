@@ -10,17 +10,21 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/layers"
@@ -39,7 +43,7 @@ type pushes struct {
 	*node.Node
 	cfg        node.Config
 	repository *publish.Repository
-	served     atomic.Int64 // objects of files, not of catalogs
+	served     sync.Map // paths that the repository's server was asked for
 	base       *thin.Descriptor
 	address    string // of the service
 }
@@ -50,10 +54,7 @@ func newPushes(t *testing.T) *pushes {
 	p.publishBase()
 	files := http.FileServer(http.Dir(filepath.Join(p.repository.Dir(), "www")))
 	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/data/") && !strings.HasSuffix(r.URL.Path, "C") &&
-			!strings.HasSuffix(r.URL.Path, "X") {
-			p.served.Add(1)
-		}
+		p.served.Store(r.URL.Path, true)
 		files.ServeHTTP(w, r)
 	}))
 	t.Cleanup(site.Close)
@@ -275,5 +276,114 @@ func TestWhatCannotBecomeThinIsRefusedWithTheRemedy(t *testing.T) {
 	if _, err := p.ThinLayer(t.Context(), control.LayerID{Layer: "above"}, nil); err == nil ||
 		!strings.Contains(err.Error(), "docs/pushback.md") {
 		t.Errorf("without settings: %v", err)
+	}
+}
+
+// imageOf makes the image of a commit, and returns how its objects come here, when all are wanted.
+func (p *pushes) imageOf(id string, d *thin.Descriptor) objects.Completion {
+	p.Helper()
+	p.image(id, "image", d)
+	_, key, err := p.Layers().Chain(id)
+	if err != nil {
+		p.Fatal(err)
+	}
+	done, err := p.CachePrewarm(p.Context(), key, func(objects.Completion) {})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return done
+}
+
+// servedOf returns how many of the stored objects of a layer's files the repository's server was asked for.
+func (p *pushes) servedOf(l thin.Layer) (served, of int) {
+	p.Helper()
+	err := publishtest.Newest(p.T, p.repository).Walk(p.Context(), l.Path, func(n *client.Node) error {
+		if !n.IsRegular() || n.Size == 0 {
+			return nil
+		}
+		o, err := objects.FromEntry(n.Entry, n.Path)
+		for _, stored := range o.Stored() {
+			of++
+			if _, is := p.served.Load("/cvmfs/" + l.FQRN + "/" + stored.Digest.Path(stored.Suffix)); is {
+				served++
+			}
+		}
+		return err
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return served, of
+}
+
+// What was committed here runs here without fetching what is here: its files, large ones in chunks too, are taken from
+// the archive. Who changes files while the archive is made changes nothing of that.
+func TestWhatWasCommittedHereIsNotFetched(t *testing.T) {
+	p := newPushes(t)
+	large := make([]byte, 100_000)
+	rand.NewChaCha8([32]byte{}).Read(large)
+	p.container("c", "image", map[string]string{
+		"a/b": "nested", "a-b": "sorted otherwise", "a.d/e": "e", "large": string(large), "empty": "", "twice": "nested",
+	})
+	content := p.Layers().Content("c")
+	if err := os.Link(content+"/large", content+"/a/link"); err != nil {
+		t.Fatal(err)
+	}
+	committed, err := p.commit("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done := p.imageOf("committed", committed); done.Here != 4 || done.Fetched != 1 {
+		t.Errorf("%d objects are here, %d were fetched: want 4, and that of the image below", done.Here, done.Fetched)
+	}
+	if served, of := p.servedOf(committed.Layers[1]); served > 0 || of < 10 {
+		t.Errorf("%d of the layer's %d stored objects were fetched", served, of)
+	}
+	if served, of := p.servedOf(committed.Layers[0]); served != 1 || of != 1 {
+		t.Errorf("%d of the %d stored objects of the layer below were fetched", served, of)
+	}
+	again, err := p.commit("c")
+	if err != nil || !cmp.Equal(urls(again.Layers), urls(committed.Layers)) {
+		t.Errorf("again: %v, %v", again, err)
+	}
+	if left, err := os.ReadDir(p.Path("push-back")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// Isolated images share no objects: those of a commit have the repository's number.
+func TestIsolatedObjectsAreTakenInUnderTheirName(t *testing.T) {
+	p := newPushes(t)
+	if err := p.Configure(node.Settings{Isolate: true}, face{}); err != nil {
+		t.Fatal(err)
+	}
+	p.container("c", "image", map[string]string{"new": "new"})
+	committed, err := p.commit("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done := p.imageOf("committed", committed); done.Here != 1 || done.Fetched != 1 {
+		t.Errorf("%+v", done)
+	}
+}
+
+// A service may say of a layer that it is where another one is: what runs would not be what was committed.
+func TestAnotherLayerIsNotTakenForTheCommits(t *testing.T) {
+	p := newPushes(t)
+	p.container("one", "image", map[string]string{"one": "1"})
+	one, err := p.commit("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	liar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"status":"done","digest":%q,"url":%q}`, path.Base(r.URL.Path), one.Layers[1].URL())
+	}))
+	t.Cleanup(liar.Close)
+	p.address = strings.TrimPrefix(liar.URL, "http://")
+	p.settings("10s")
+	p.container("two", "image", map[string]string{"two": "2"})
+	if d, err := p.commit("two"); err == nil || !strings.Contains(err.Error(), "isn't the layer that was sent") {
+		t.Errorf("%v, %v", d, err)
 	}
 }

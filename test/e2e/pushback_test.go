@@ -86,7 +86,7 @@ func pushBack(u user, another func(t *testing.T) *stand.Stand) {
 	p.configure(10 * time.Second)
 	if out, err := p.Engine.Docker(u.Context(), "commit", container, "example/refused:1"); err == nil {
 		u.Errorf("nobody publishes, and the commit succeeds: %s", out)
-	} else if !strings.Contains(err.Error(), "commit again") {
+	} else if !strings.Contains(err.Error(), "try again") {
 		u.Errorf("the commit's error doesn't say what to do: %v", err)
 	}
 	if out, err := p.Engine.Docker(u.Context(), "image", "inspect", "example/refused:1"); err == nil {
