@@ -230,7 +230,7 @@ var known = map[string][]string{
 // image.
 func TestSystemCallsAnswerAsInAnOrdinaryContainer(t *testing.T) {
 	forRungs(t, func(t *testing.T, r rung) {
-		p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+		p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 		p.init(r, object{})
 		ordinary, thin := p.container("a", p.applyTwins()), p.container("b", "thin")
 		for _, c := range calls {

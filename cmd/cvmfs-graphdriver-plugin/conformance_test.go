@@ -57,7 +57,7 @@ func (r rung) target(t *testing.T, mnt string) conformance.Target {
 	t.Helper()
 	urls := map[string]string{}
 	for _, name := range []string{fqrn, referenceimage.Second} {
-		urls[name] = testutil.Serve(t, testutil.Repository(t, name))
+		urls[name] = testutil.ServeReference(t, name)
 	}
 	start := func() *instance { return startWith(t, mnt, urls, "CVMFS_WITHOUT="+r.without) }
 	p := start()

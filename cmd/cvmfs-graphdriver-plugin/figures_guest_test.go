@@ -21,7 +21,7 @@ import (
 // TestFiguresOfTheView measures a container of a thin image against one of the ordinary image of the same files, on
 // overlays of this kernel, in the view that is chosen here. Nothing is asserted of times; the ratios are in the log.
 func TestFiguresOfTheView(t *testing.T) {
-	url := testutil.Serve(t, testutil.Repository(t, referenceimage.Second))
+	url := testutil.ServeReference(t, referenceimage.Second)
 	p := startWith(t, t.TempDir(), map[string]string{referenceimage.Second: url})
 	p.init(rung{view: "auto"}, object{})
 	thin := fmt.Sprintf(`{"version":"1.0","min_version":"1.0","layers":[{"digest":"%064x","url":"cvmfs://%s/many"}]}`,

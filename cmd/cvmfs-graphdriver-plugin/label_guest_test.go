@@ -15,7 +15,7 @@ import (
 func TestFilesHaveTheLabelOfTheirContainer(t *testing.T) {
 	testutil.LoadPolicy(t)
 	forRungs(t, func(t *testing.T, r rung) {
-		p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+		p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 		p.init(r, object{})
 		if text := p.apply("ordinary", "", archive(t, map[string]string{"f": "f"})); text != "" {
 			t.Fatal(text)

@@ -36,7 +36,7 @@ type machine struct {
 
 // serving is the handler of a server of the reference repository.
 func serving(t *testing.T) http.Handler {
-	return http.FileServer(http.Dir(testutil.Repository(t, fqrn)))
+	return http.FileServerFS(testutil.Reference(t, fqrn))
 }
 
 func newMachine(t *testing.T, url string) *machine {
@@ -211,7 +211,7 @@ func TestManyContainersStartAtOnceFromOneThinImage(t *testing.T) {
 
 func startMany(t *testing.T, r rung) {
 	const containers = 64
-	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(r, object{})
 	want := tree(t, p.thinContainer("first"))
 	began := time.Now()
@@ -266,7 +266,7 @@ func (p *instance) startContainer(id string) error {
 func TestStartLeavesOnDiskWhatIsNeededAndNothingElse(t *testing.T) {
 	for _, view := range []string{"erofs", "fuse"} {
 		t.Run(view, func(t *testing.T) {
-			p := rung{view: view}.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+			p := rung{view: view}.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 			p.init(rung{view: view}, object{})
 			dir := p.thinContainer("c1")
 			images := p.root + rootDir + "/images"
@@ -323,7 +323,7 @@ func TestPullThatIsInterruptedLeavesNoImage(t *testing.T) {
 }
 
 func TestQuestionsTakeNothingIntoUse(t *testing.T) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(rung{view: "fuse"}, object{})
 	p.thinContainer("c1")
 	p.ok("Put", object{"ID": "c1"})
@@ -382,7 +382,7 @@ func TestUnreadableObjectIsToldWithWhoReadsIt(t *testing.T) {
 }
 
 func TestDamagedImageIsToldWithWhoReadsIt(t *testing.T) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(rung{view: "fuse"}, object{})
 	dir := p.thinContainer("c1")
 	key := p.status().Store.Images[0].Key

@@ -387,7 +387,7 @@ func TestThinImageShowsWhatTheOrdinaryOneDoes(t *testing.T) {
 }
 
 func compareThinAndOrdinary(t *testing.T, r rung, maps []object) {
-	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(r, object{"UIDMaps": maps, "GIDMaps": maps})
 	parent := p.applyTwins()
 	if s := p.status(); s.Objects.Fetched != 0 || len(s.Store.Images) != 1 {
@@ -423,7 +423,7 @@ func compareThinAndOrdinary(t *testing.T, r rung, maps []object) {
 func TestLayersOfBothKindsMix(t *testing.T) { forRungs(t, mixLayers) }
 
 func mixLayers(t *testing.T, r rung) {
-	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(r, object{})
 	for _, l := range []struct {
 		id, parent string
@@ -479,7 +479,7 @@ func mixLayers(t *testing.T, r rung) {
 func TestContainerOutlivesTheServer(t *testing.T) { forRungs(t, outliveServer) }
 
 func outliveServer(t *testing.T, r rung) {
-	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(r, object{})
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
@@ -511,7 +511,7 @@ func TestRestartedPluginServesWithoutTheNetwork(t *testing.T) { forRungs(t, rest
 
 func restartWithoutNetwork(t *testing.T, r rung) {
 	mnt := t.TempDir()
-	p := r.start(t, mnt, testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := r.start(t, mnt, testutil.ServeReference(t, fqrn))
 	p.init(r, object{})
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
@@ -538,7 +538,7 @@ func restartWithoutNetwork(t *testing.T, r rung) {
 }
 
 func TestRepositoryThatMayNotBeUsedIsRefusedByName(t *testing.T) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.ok("Init", object{"Opts": []string{"cvmfs.repositories=other.example.org"}})
 	thin := archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})
 	if text := p.apply("thin", "", thin); !strings.Contains(text, fqrn) || !strings.Contains(text, "allowed") {

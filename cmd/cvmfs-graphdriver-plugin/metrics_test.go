@@ -67,7 +67,7 @@ func TestMetricsComeBackWithTheServer(t *testing.T) {
 	must(t, err)
 	defer taken.Close()
 	address := taken.Addr().String()
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.initWith("cvmfs.metrics=" + address)
 	p.thinContainer("c1")
 	p.said.await(t, "metrics can't be served")

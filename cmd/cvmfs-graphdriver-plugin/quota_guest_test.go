@@ -58,7 +58,7 @@ func TestSizeOfAContainerIsLimited(t *testing.T) {
 }
 
 func limitSize(t *testing.T, disk string) {
-	p := start(t, disk, testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := start(t, disk, testutil.ServeReference(t, fqrn))
 	p.init(rung{view: "auto"}, object{})
 	if text := p.apply("ordinary", "", archive(t, map[string]string{"f": "f"})); text != "" {
 		t.Fatal(text)

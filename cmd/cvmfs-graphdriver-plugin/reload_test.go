@@ -49,7 +49,7 @@ var content = regexp.MustCompile(`/data/.*[0-9a-f]$`)
 // where a reload is asked for; one that can't be used leaves the former one.
 func TestChangedProxyCountsForAContainerThatReads(t *testing.T) {
 	first, second, third := newProxy(t, true), newProxy(t, false), newProxy(t, false)
-	config := testutil.Configure(t, map[string]string{fqrn: testutil.Serve(t, testutil.Repository(t, fqrn))})
+	config := testutil.Configure(t, map[string]string{fqrn: testutil.ServeReference(t, fqrn)})
 	set := func(proxy string) {
 		must(t, os.WriteFile(filepath.Join(config, "default.local"),
 			[]byte("CVMFS_HTTP_PROXY="+proxy+"\nCVMFS_TIMEOUT=2\nCVMFS_MAX_RETRIES=0\n"), 0o600))

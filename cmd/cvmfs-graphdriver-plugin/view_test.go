@@ -25,7 +25,7 @@ import (
 func TestServersKilledUnderLoadLoseNoRequest(t *testing.T) { forRungs(t, killUnderLoad) }
 
 func killUnderLoad(t *testing.T, r rung) {
-	p := r.start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := r.start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(r, object{})
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)
@@ -99,7 +99,7 @@ func useFile(name string, want []byte, unique string) error {
 
 // Containers keep the view they were started with when the option changes.
 func TestBothViewsAreMountedAtOnce(t *testing.T) {
-	p := start(t, t.TempDir(), testutil.Serve(t, testutil.Repository(t, fqrn)))
+	p := start(t, t.TempDir(), testutil.ServeReference(t, fqrn))
 	p.init(rung{view: "erofs"}, object{})
 	if text := p.apply("thin", "", archive(t, map[string]string{"thin.json": referenceimage.Descriptor(t)})); text != "" {
 		t.Fatal(text)

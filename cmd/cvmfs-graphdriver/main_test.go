@@ -66,7 +66,7 @@ func TestExitCodesTellWhoseFaultItIs(t *testing.T) {
 }
 
 func TestListsOneFolderOrOneFile(t *testing.T) {
-	url := testutil.Serve(t, testutil.Repository(t, features))
+	url := testutil.ServeReference(t, features)
 	all := strings.SplitAfter(testutil.Expected(t, features), "\n")
 	for path, in := range map[string]func(rest string) bool{
 		"":  func(p string) bool { return p != "" && !strings.Contains(p[1:], "/") && p != "/" },
@@ -104,7 +104,7 @@ func TestListsOneFolderOrOneFile(t *testing.T) {
 }
 
 func TestConfigurationOfTheHostSuffices(t *testing.T) {
-	dir := testutil.Configure(t, map[string]string{features: testutil.Serve(t, testutil.Repository(t, features))})
+	dir := testutil.Configure(t, map[string]string{features: testutil.ServeReference(t, features)})
 	var out, errOut bytes.Buffer
 	if code := run(context.Background(), []string{"x", "repo", "ls", "--config-dir", dir, features + "/links"}, &out,
 		&errOut); code != 0 {
@@ -119,7 +119,7 @@ func TestConfigurationOfTheHostSuffices(t *testing.T) {
 // A file that can't be read ends the listing with an error, after all lines before it.
 func TestListingEndsAtAnUnreadableFile(t *testing.T) {
 	const fqrn = "images.example.org"
-	repository := http.StripPrefix("/cvmfs/"+fqrn+"/", http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
+	repository := http.StripPrefix("/cvmfs/"+fqrn+"/", http.FileServerFS(testutil.Reference(t, fqrn)))
 	server := testutil.NewFaulty(t, repository)
 	want := strings.SplitAfter(testutil.Expected(t, fqrn), "\n")
 	at := slices.IndexFunc(want, func(line string) bool { return strings.Contains(line, "data/c.txt") })

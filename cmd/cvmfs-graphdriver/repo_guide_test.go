@@ -20,7 +20,7 @@ func TestCommandsOfTheRepositoriesPageWork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := testutil.Configure(t, map[string]string{features: testutil.Serve(t, testutil.Repository(t, features))})
+	config := testutil.Configure(t, map[string]string{features: testutil.ServeReference(t, features)})
 	bin, dir := t.TempDir(), t.TempDir()
 	wrapper := "#!/bin/sh\na=$1 b=$2\nshift 2\nexec '" + program + "' $a $b --config-dir '" + config + "' \"$@\"\n"
 	if err := os.WriteFile(filepath.Join(bin, "cvmfs-graphdriver"), []byte(wrapper), 0o755); err != nil {

@@ -100,7 +100,7 @@ func TestStatAndCatShowWhatTheReferenceClientDoes(t *testing.T) {
 }
 
 func TestCatPrintsRanges(t *testing.T) {
-	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, features))))
+	server := testutil.NewFaulty(t, http.FileServerFS(testutil.Reference(t, features)))
 	for _, path := range []string{"/big/random", "/small/hello.txt"} { // in chunks, and whole
 		whole := shown(t, features, server.URL, "cat", features+path)
 		size := len(whole)
@@ -202,7 +202,7 @@ func TestStatForPeople(t *testing.T) {
 }
 
 func TestInfoTellsOfRevisionAndServers(t *testing.T) {
-	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, features))))
+	server := testutil.NewFaulty(t, http.FileServerFS(testutil.Reference(t, features)))
 	dead := "http://" + testutil.ClosedAddress(t, "127.0.0.1")
 	urls := dead + ";" + server.URL
 	var i listing.Info

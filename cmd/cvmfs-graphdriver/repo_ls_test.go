@@ -46,7 +46,7 @@ func compareLines(t *testing.T, want, got string) {
 func TestListingsAreThoseOfTheReferenceClient(t *testing.T) {
 	for _, fqrn := range []string{"features.example.org", "shake.example.org", "images.example.org"} {
 		t.Run(fqrn, func(t *testing.T) {
-			url := testutil.Serve(t, testutil.Repository(t, fqrn))
+			url := testutil.ServeReference(t, fqrn)
 			code, out, errOut := ls(t, fqrn, url, "-R", "--json", "--content", fqrn)
 			if code != 0 || errOut != "" {
 				t.Fatalf("exit code %d: %s", code, errOut)
@@ -59,7 +59,7 @@ func TestListingsAreThoseOfTheReferenceClient(t *testing.T) {
 // The program itself evaluates the script, in a process of its own.
 func TestProxiesAreThoseOfAScript(t *testing.T) {
 	const fqrn = "images.example.org"
-	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
+	server := testutil.NewFaulty(t, http.FileServerFS(testutil.Reference(t, fqrn)))
 	proxy := testutil.NewFaulty(t, &httputil.ReverseProxy{Rewrite: func(*httputil.ProxyRequest) {}})
 	script := testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `function FindProxyForURL(url, host) {
@@ -87,7 +87,7 @@ func TestProxiesAreThoseOfAScript(t *testing.T) {
 // CVMFS_WORLD_READABLE is for people's views.
 func TestWorldReadableListing(t *testing.T) {
 	const fqrn = "features.example.org"
-	url := testutil.Serve(t, testutil.Repository(t, fqrn))
+	url := testutil.ServeReference(t, fqrn)
 	dir := t.TempDir()
 	unreadable := map[string]int{}
 	for _, setting := range []string{"no", "yes"} {
@@ -117,7 +117,7 @@ func TestWorldReadableListing(t *testing.T) {
 // Whoever wants to know is told what of the configuration has no effect, once each.
 func TestVerboseListingTellsOfTheConfiguration(t *testing.T) {
 	const fqrn = "images.example.org"
-	url := testutil.Serve(t, testutil.Repository(t, fqrn))
+	url := testutil.ServeReference(t, fqrn)
 	dir := t.TempDir()
 	text := "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_PROXI=x\nCVMFS_HTTP_TRACING=yes\n"
 	if err := os.WriteFile(filepath.Join(dir, "default.local"), []byte(text), 0o600); err != nil {
@@ -137,7 +137,7 @@ func TestVerboseListingTellsOfTheConfiguration(t *testing.T) {
 
 func TestRequestsSayWhichBuildAsks(t *testing.T) {
 	const fqrn = "images.example.org"
-	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, fqrn))))
+	server := testutil.NewFaulty(t, http.FileServerFS(testutil.Reference(t, fqrn)))
 	if code, _, errOut := ls(t, fqrn, server.URL, fqrn); code != 0 {
 		t.Fatalf("exit code %d: %s", code, errOut)
 	}
@@ -180,7 +180,7 @@ func TestAListingThatNobodyReadsLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd, temporary, errOut := lsAway(t, testutil.Serve(t, testutil.Repository(t, features)), w)
+	cmd, temporary, errOut := lsAway(t, testutil.ServeReference(t, features), w)
 	_ = cmd.Wait() // the exit code says it
 	if code := cmd.ProcessState.ExitCode(); code != 141 || errOut.String() != "" {
 		t.Errorf("exit code %d: %s", code, errOut)
@@ -241,7 +241,7 @@ func TestAConfigurationIsNamedWhereItLies(t *testing.T) {
 func TestServerURLIsExpanded(t *testing.T) {
 	const fqrn = "images.example.org"
 	server := testutil.NewFaulty(t, http.StripPrefix("/images/"+fqrn,
-		http.FileServer(http.Dir(testutil.Repository(t, fqrn)))))
+		http.FileServerFS(testutil.Reference(t, fqrn))))
 	code, _, errOut := ls(t, fqrn, "http://"+testutil.ClosedAddress(t, "127.0.0.1")+"/ ; "+server.URL+"/@org@/@fqrn@/", fqrn)
 	if code != 0 {
 		t.Errorf("exit code %d: %s", code, errOut)

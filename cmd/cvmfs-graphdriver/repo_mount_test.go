@@ -86,7 +86,7 @@ func TestMountShowsWhatTheReferenceClientDoes(t *testing.T) {
 	for _, fqrn := range []string{features, "shake.example.org", "images.example.org"} {
 		for _, view := range []string{"erofs", "fuse"} {
 			t.Run(fqrn+" "+view, func(t *testing.T) {
-				dir := mountRepo(t, testutil.Serve(t, testutil.Repository(t, fqrn)), fqrn, "--view", view)
+				dir := mountRepo(t, testutil.ServeReference(t, fqrn), fqrn, "--view", view)
 				n := 0
 				for line := range strings.Lines(testutil.Expected(t, fqrn)) {
 					compareMounted(t, dir, line)
@@ -144,7 +144,7 @@ func compareMounted(t *testing.T, dir, line string) {
 
 func TestMountOfAFolderKeepsWhatItFetched(t *testing.T) {
 	fusetest.Require(t)
-	url := testutil.Serve(t, testutil.Repository(t, features))
+	url := testutil.ServeReference(t, features)
 	cache := t.TempDir()
 	t.Run("first", func(t *testing.T) {
 		dir := mountRepo(t, url, features+"/small/", "--cache", cache)

@@ -85,7 +85,7 @@ func start(t testing.TB, r rung) *daemon {
 	t.Helper()
 	urls := map[string]string{}
 	for _, name := range []string{fqrn, referenceimage.Second} {
-		urls[name] = testutil.Serve(t, testutil.Repository(t, name))
+		urls[name] = testutil.ServeReference(t, name)
 	}
 	return startAt(t, r, urls)
 }

@@ -25,7 +25,7 @@ func TestManifestsServerWithoutDataIsPaidForOnce(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			files := http.FileServer(http.Dir(testutil.Repository(t, fqrn)))
+			files := http.FileServerFS(testutil.Reference(t, fqrn))
 			bad, good := testutil.NewFaulty(t, files), testutil.NewFaulty(t, files)
 			c.fault.Path = "data/"
 			bad.Set(c.fault)

@@ -73,25 +73,12 @@ func (s *site) die() {
 	s.dead = true
 }
 
-// archives are the reference repositories, unpacked once.
-var archives sync.Map
-
 // referenceSite serves a reference repository.
 func referenceSite(t *testing.T, fqrn string) *site {
 	t.Helper()
-	files, ok := archives.Load(fqrn)
-	if !ok {
-		files = readArchive(t, fqrn)
-		archives.Store(fqrn, files)
-	}
-	return newSite(t, files.(map[string][]byte))
-}
-
-func readArchive(t *testing.T, fqrn string) map[string][]byte {
-	t.Helper()
 	files := map[string][]byte{}
-	for name, b := range testutil.Files(t, testutil.Data(t, "repositories", fqrn+".tar.gz")) {
-		files[strings.TrimPrefix(name, fqrn+"/")] = b
+	for name, f := range testutil.Reference(t, fqrn) {
+		files[name] = f.Data
 	}
-	return files
+	return newSite(t, files)
 }

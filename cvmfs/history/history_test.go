@@ -105,23 +105,14 @@ func TestSameContentGivesTheSameBytes(t *testing.T) {
 // reference returns a plain file of the reference repository with tags.
 func reference(t testing.TB) (tags, reflog string) {
 	t.Helper()
-	dir := testutil.Repository(t, "features.example.org")
-	published, err := os.ReadFile(filepath.Join(dir, ".cvmfspublished"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := bytes.Cut(published, []byte("\nH"))
+	files := testutil.Reference(t, "features.example.org")
+	_, rest, _ := bytes.Cut(files[".cvmfspublished"].Data, []byte("\nH"))
 	name, _, _ := bytes.Cut(rest, []byte("\n"))
 	d, err := hash.Parse(string(name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stored, err := os.Open(filepath.Join(dir, d.Path(hash.History)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stored.Close()
-	z, err := zlib.NewReader(stored)
+	z, err := zlib.NewReader(bytes.NewReader(files[d.Path(hash.History)].Data))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,11 +120,15 @@ func reference(t testing.TB) (tags, reflog string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tags = filepath.Join(t.TempDir(), "tags")
-	if err := os.WriteFile(tags, plain, 0o600); err != nil {
+	dir := t.TempDir()
+	tags, reflog = filepath.Join(dir, "tags"), filepath.Join(dir, "reflog")
+	if err := errors.Join(
+		os.WriteFile(tags, plain, 0o600),
+		os.WriteFile(reflog, files[ReflogFile].Data, 0o600),
+	); err != nil {
 		t.Fatal(err)
 	}
-	return tags, filepath.Join(dir, ".cvmfsreflog")
+	return tags, reflog
 }
 
 func TestReferenceFilesAreReadCompletely(t *testing.T) {

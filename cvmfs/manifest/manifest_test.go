@@ -2,8 +2,6 @@ package manifest
 
 import (
 	"bytes"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -162,10 +160,7 @@ func TestReferenceManifestsAreRead(t *testing.T) {
 	for fqrn, algorithm := range map[string]hash.Algorithm{
 		"features.example.org": hash.SHA1, "images.example.org": hash.SHA1, "shake.example.org": hash.SHAKE128,
 	} {
-		raw, err := os.ReadFile(filepath.Join(testutil.Repository(t, fqrn), ".cvmfspublished"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		raw := testutil.Reference(t, fqrn)[".cvmfspublished"].Data
 		text, _, _ := bytes.Cut(raw, []byte("--\n"))
 		m, err := Parse(fqrn, text)
 		if err != nil {
@@ -204,10 +199,7 @@ func TestTextIsReadBackAsItWas(t *testing.T) {
 // A manifest the reference's server wrote is written again as it was, to the byte.
 func TestTextOfReferenceManifestsIsTheirs(t *testing.T) {
 	for _, fqrn := range []string{"features.example.org", "images.example.org", "shake.example.org"} {
-		raw, err := os.ReadFile(filepath.Join(testutil.Repository(t, fqrn), ".cvmfspublished"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		raw := testutil.Reference(t, fqrn)[".cvmfspublished"].Data
 		want, _, _ := bytes.Cut(raw, []byte("--\n"))
 		m, err := Parse(fqrn, want)
 		if err != nil {

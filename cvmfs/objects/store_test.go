@@ -286,17 +286,14 @@ func TestFetchMakesObjectsOfAllKinds(t *testing.T) {
 
 func TestFetchFromReferenceRepository(t *testing.T) {
 	t.Parallel()
-	dir := testutil.Repository(t, "features.example.org")
-	b, err := os.ReadFile(filepath.Join(dir, ".cvmfspublished"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := hash.Parse(strings.TrimPrefix(strings.SplitN(string(b), "\n", 2)[0], "C"))
+	const fqrn = "features.example.org"
+	published := testutil.Reference(t, fqrn)[".cvmfspublished"].Data
+	root, err := hash.Parse(strings.TrimPrefix(strings.SplitN(string(published), "\n", 2)[0], "C"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var w Buffer
-	if err := Download(t.Context(), fetcher(t, testutil.Serve(t, dir)), root, hash.Catalog, hash.Zlib, 16<<20,
+	if err := Download(t.Context(), fetcher(t, testutil.ServeReference(t, fqrn)), root, hash.Catalog, hash.Zlib, 16<<20,
 		&w); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,15 +65,17 @@ func read(t testing.TB, elem ...string) []byte {
 // reference is a reference repository's chain and the policy of a host that trusts it.
 func reference(t testing.TB, fqrn string) (*served, Policy) {
 	t.Helper()
-	dir := testutil.Repository(t, fqrn)
-	s := &served{published: read(t, dir, ".cvmfspublished"), whitelist: read(t, dir, ".cvmfswhitelist")}
+	files := testutil.Reference(t, fqrn)
+	s := &served{
+		published: slices.Clone(files[".cvmfspublished"].Data), whitelist: slices.Clone(files[".cvmfswhitelist"].Data),
+	}
 	_, rest, _ := bytes.Cut(s.published, []byte("\nX"))
 	name, _, _ := bytes.Cut(rest, []byte("\n"))
 	d, err := hash.Parse(string(name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	z, err := zlib.NewReader(bytes.NewReader(read(t, dir, d.Path(hash.Certificate))))
+	z, err := zlib.NewReader(bytes.NewReader(files[d.Path(hash.Certificate)].Data))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -99,7 +99,7 @@ func TestAServerThatLacksFilesIsNoProblemIfAnotherHasThem(t *testing.T) {
 }
 
 func TestServersThatDieEndTheRun(t *testing.T) {
-	server := testutil.NewFaulty(t, http.FileServer(http.Dir(testutil.Repository(t, features))))
+	server := testutil.NewFaulty(t, http.FileServerFS(testutil.Reference(t, features)))
 	r, v := opened(t, server.URL)
 	server.Close()
 	began := time.Now()
@@ -126,7 +126,7 @@ func TestAServerThatStallsOnceIsWaitedFor(t *testing.T) {
 }
 
 func TestVerifyingEndsWithItsContext(t *testing.T) {
-	r, v := opened(t, testutil.Serve(t, testutil.Repository(t, features)))
+	r, v := opened(t, testutil.ServeReference(t, features))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Run(ctx, r, v, "", Options{Problem: func(p Problem) { t.Error(p) }}); !errors.Is(err, context.Canceled) {

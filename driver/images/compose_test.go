@@ -38,7 +38,7 @@ func repositories(t *testing.T, fqrns ...string) *client.Repositories {
 	t.Helper()
 	urls := map[string]string{}
 	for _, fqrn := range fqrns {
-		urls[fqrn] = testutil.Serve(t, testutil.Repository(t, fqrn))
+		urls[fqrn] = testutil.ServeReference(t, fqrn)
 	}
 	return configured(t, urls)
 }

@@ -266,7 +266,7 @@ func TestConfigurationFileIsJudgedByTheEnginesRules(t *testing.T) {
 
 func TestRepositoriesAreAskedAndTheirTroubleIsNamed(t *testing.T) {
 	const fqrn = "images.example.org"
-	good := testutil.Serve(t, testutil.Repository(t, fqrn))
+	good := testutil.ServeReference(t, fqrn)
 	configure := func(url, more string) string {
 		dir := testutil.Configure(t, map[string]string{fqrn: url})
 		f, err := os.OpenFile(filepath.Join(dir, "default.local"), os.O_APPEND|os.O_WRONLY, 0)

@@ -76,7 +76,7 @@ func newStand(t *testing.T) *stand {
 	s.thin = s.registry.Push(t, "thin_tiny:1", withShell(t, "thin_tiny.tar"), nil)
 	files := map[string]any{
 		"default.local":              "CVMFS_HTTP_PROXY=DIRECT\n",
-		"config.d/" + fqrn + ".conf": "CVMFS_SERVER_URL=" + testutil.Serve(t, testutil.Repository(t, fqrn)) + "\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/" + fqrn + ".pub\n",
+		"config.d/" + fqrn + ".conf": "CVMFS_SERVER_URL=" + testutil.ServeReference(t, fqrn) + "\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/" + fqrn + ".pub\n",
 	}
 	key, err := os.ReadFile(testutil.PublicKey(t, fqrn))
 	must(t, err)

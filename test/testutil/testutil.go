@@ -7,13 +7,18 @@ import (
 	"compress/gzip"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path"
 	"path/filepath"
 	"runtime"
+	"strings"
+	"sync"
 	"testing"
+	"testing/fstest"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,26 +42,53 @@ func Data(t testing.TB, elem ...string) string {
 // PublicKey is the path of the master public key of a reference repository.
 func PublicKey(t testing.TB, fqrn string) string { return Data(t, "keys", fqrn+".pub") }
 
+// references are the reference repositories that the process has read: an fstest.MapFS by name.
+var references sync.Map
+
+// Reference is a reference repository, .cvmfspublished and data/, in memory. All tests of the process share it: nothing
+// of it may be changed.
+func Reference(t testing.TB, fqrn string) fstest.MapFS {
+	t.Helper()
+	if known, ok := references.Load(fqrn); ok {
+		return known.(fstest.MapFS)
+	}
+	files, now := fstest.MapFS{}, time.Now()
+	for name, b := range Files(t, Data(t, "repositories", fqrn+".tar.gz")) {
+		files[strings.TrimPrefix(name, fqrn+"/")] = &fstest.MapFile{Data: b, Mode: 0o644, ModTime: now}
+	}
+	references.Store(fqrn, files)
+	return files
+}
+
 // Repository unpacks a reference repository and gives the folder that holds .cvmfspublished and data/. The copy is the
-// test's own, to be tampered with at will. Its parent serves as the folder above several repositories.
+// test's own, to be tampered with at will: 1500 files, where [Reference] writes none. Its parent serves as the folder
+// above several repositories.
 func Repository(t testing.TB, fqrn string) string {
 	t.Helper()
-	parent := t.TempDir()
-	Unpack(t, Data(t, "repositories", fqrn+".tar.gz"), parent)
-	return filepath.Join(parent, fqrn)
+	dir := filepath.Join(t.TempDir(), fqrn)
+	for name, f := range Reference(t, fqrn) {
+		write(t, dir, name, f.Data)
+	}
+	return dir
 }
 
 // Unpack extracts the regular files of a .tar.gz of ours.
 func Unpack(t testing.TB, archive, dir string) {
 	t.Helper()
 	for name, b := range Files(t, archive) {
-		name = filepath.Join(dir, filepath.FromSlash(name))
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, b, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		write(t, dir, name, b)
+	}
+}
+
+// write writes a file below a folder, whose own folder it makes if there is none.
+func write(t testing.TB, dir, name string, b []byte) {
+	t.Helper()
+	name = filepath.Join(dir, filepath.FromSlash(name))
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, b, 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -108,8 +140,19 @@ func gunzip(t testing.TB, path string) (r io.Reader, closeAll func()) {
 // Serve serves the folder dir (one repository) as URL/cvmfs/<name of dir> and gives that address.
 func Serve(t testing.TB, dir string) string {
 	t.Helper()
-	prefix := "/cvmfs/" + filepath.Base(dir) + "/"
-	s := httptest.NewServer(http.StripPrefix(prefix, http.FileServer(http.Dir(dir))))
+	return serve(t, filepath.Base(dir), os.DirFS(dir))
+}
+
+// ServeReference serves a reference repository as URL/cvmfs/FQRN and gives that address.
+func ServeReference(t testing.TB, fqrn string) string {
+	t.Helper()
+	return serve(t, fqrn, Reference(t, fqrn))
+}
+
+func serve(t testing.TB, fqrn string, files fs.FS) string {
+	t.Helper()
+	prefix := "/cvmfs/" + fqrn + "/"
+	s := httptest.NewServer(http.StripPrefix(prefix, http.FileServerFS(files)))
 	t.Cleanup(s.Close)
 	return s.URL + prefix[:len(prefix)-1]
 }
@@ -119,18 +162,10 @@ func Serve(t testing.TB, dir string) string {
 func Configure(t testing.TB, urls map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
-	write := func(name, text string) {
-		name = filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("default.local", "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n")
+	write(t, dir, "default.local", []byte("CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n"))
 	for fqrn, url := range urls {
-		write("config.d/"+fqrn+".conf", "CVMFS_SERVER_URL="+url+"\nCVMFS_PUBLIC_KEY="+PublicKey(t, fqrn)+"\n")
+		write(t, dir, "config.d/"+fqrn+".conf",
+			[]byte("CVMFS_SERVER_URL="+url+"\nCVMFS_PUBLIC_KEY="+PublicKey(t, fqrn)+"\n"))
 	}
 	return dir
 }
