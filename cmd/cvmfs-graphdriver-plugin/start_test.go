@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -20,16 +19,6 @@ func (s *sight) asked() (n int) {
 		n += f.Requests("/data/") - f.Requests("C") // catalogs
 	}
 	return n
-}
-
-// awaits waits for something to come true.
-func awaits(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(90 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain: ", what)
-		}
-	}
 }
 
 // profileOf names the content of some files of an image, and some that is no image's.

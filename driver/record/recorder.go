@@ -260,4 +260,4 @@ func (noEngine) ThinImage(context.Context, control.ImageToThin, func([]string) (
 ) {
 	return control.ThinImage{}, errors.New("no engine is here")
 }
-func (noEngine) Kubernetes() bool                            { return false }
+func (noEngine) Kubernetes() bool { return false }
