@@ -39,7 +39,8 @@ type Units interface {
 type Containerd interface {
 	// Ready waits until it answers.
 	Ready(ctx context.Context) error
-	// Serves asks for an answer of a snapshotter by way of containerd; with cri also whether Kubernetes' part of that works.
+	// Serves asks for an answer of a snapshotter by way of containerd; with cri also whether Kubernetes' part of that
+	// works.
 	Serves(ctx context.Context, snapshotter string, cri bool) error
 	// Uses returns the pods and containers that have their files from a snapshotter, for people.
 	Uses(ctx context.Context, snapshotter string) ([]string, error)

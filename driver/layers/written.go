@@ -104,11 +104,13 @@ func (s *Store) FillThin(id string, d *thin.Descriptor) error {
 	return durable.New(filepath.Join(s.diff(id), thin.FileName), descriptorMode, content)
 }
 
-// Refill gives a thin layer the content of an uncompressed tar archive, so that it is an ordinary one. The layer's folder
-// changes at one moment: what is composed of it and of others stays as it is. note is called with the folder of the
-// content once that is there, and returns the layer's new note; its error leaves the layer as it was, as any other does.
-// A layer that isn't thin is left as it is, and nothing of the archive is read.
-func (s *Store) Refill(ctx context.Context, id string, archive io.Reader, note func(content string) ([]byte, error)) error {
+// Refill gives a thin layer the content of an uncompressed tar archive, so that it is an ordinary one. The layer's
+// folder changes at one moment: what is composed of it and of others stays as it is. note is called with the folder of
+// the content once that is there, and returns the layer's new note; its error leaves the layer as it was, as any other
+// does. A layer that isn't thin is left as it is, and nothing of the archive is read.
+func (s *Store) Refill(
+	ctx context.Context, id string, archive io.Reader, note func(content string) ([]byte, error),
+) error {
 	if err := s.refill(ctx, id, archive, note); err != nil {
 		return fmt.Errorf("unpack layer %s in the place of a thin one: %w", id, err)
 	}
@@ -153,8 +155,8 @@ func (s *Store) refill(
 	return err
 }
 
-// exchange puts a layer's folder in the place of the present one, and that in its place. It is done also where a loss of
-// power may undo it, which is an error.
+// exchange puts a layer's folder in the place of the present one, and that in its place. It is done also where a loss
+// of power may undo it, which is an error.
 func (s *Store) exchange(id, folder string) (done bool, err error) {
 	s.records.Lock()
 	delete(s.records.committed, id)

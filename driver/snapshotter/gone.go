@@ -86,8 +86,8 @@ func (s *Snapshotter) replaceGone(ctx context.Context, sn snapshot, because erro
 }
 
 // replaceable returns the layer below a snapshot that is to be unpacked, as the one of a blob has left its repository;
-// nil if there is none. It is that one, unless it was composed: a mount may read from that image. Then it is the topmost
-// thin one, which is shown on top of the image, as is what comes between in the end.
+// nil if there is none. It is that one, unless it was composed: a mount may read from that image. Then it is the
+// topmost thin one, which is shown on top of the image, as is what comes between in the end.
 func (s *Snapshotter) replaceable(sn snapshot, blob string) (*snapshot, error) {
 	var top *snapshot
 	for _, below := range s.table.ancestors(sn) {

@@ -74,7 +74,9 @@ func (s namespacesOf) List(context.Context, *namespacesapi.ListNamespacesRequest
 	return answer, nil
 }
 
-func (s pluginsOf) Plugins(context.Context, *introspectionapi.PluginsRequest) (*introspectionapi.PluginsResponse, error) {
+func (s pluginsOf) Plugins(context.Context, *introspectionapi.PluginsRequest) (
+	*introspectionapi.PluginsResponse, error,
+) {
 	return &introspectionapi.PluginsResponse{Plugins: s.plugins}, nil
 }
 

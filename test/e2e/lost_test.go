@@ -47,7 +47,9 @@ find . -mindepth 1 -delete`
 
 // Each side's data may go without the other's. doctor says so, and its remedy is one: images run again.
 func TestLostDataIsRecognised(t *testing.T) {
-	for _, stack := range []engine.Stack{engine.Stack29on21, engine.Stack28on21, engine.Stack29on17, engine.Stack29on24} {
+	for _, stack := range []engine.Stack{
+		engine.Stack29on21, engine.Stack28on21, engine.Stack29on17, engine.Stack29on24,
+	} {
 		t.Run("the snapshotter's, "+stack.String(), func(t *testing.T) { snapshotsAreLost(t, stack) })
 	}
 	t.Run("containerd's", func(t *testing.T) { containerdsAreLost(t, engine.Stack29on21) })
