@@ -175,6 +175,20 @@ func (s *Stand) Restart(ctx context.Context) error {
 	return s.Start(ctx)
 }
 
+// Upgrade ends the engine and puts another one, on a containerd with its own snapshotter, in its place: the data folder
+// and daemon.json stay. It isn't started.
+func (s *Stand) Upgrade(ctx context.Context, tools *engine.Tools) error {
+	dir := filepath.Dir(s.Engine.ConfigFile())
+	err := errors.Join(s.Engine.Stop(ctx), s.Engine.Close())
+	if err != nil {
+		return err
+	}
+	if s.Engine, err = engine.New(tools, dir); err != nil {
+		return err
+	}
+	return s.startContainerd(ctx, Options{Tools: tools})
+}
+
 // Driver is the storage driver that the engine is started with.
 func (s *Stand) Driver() string { return fmt.Sprint(s.storage["storage-driver"]) }
 
