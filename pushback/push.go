@@ -13,12 +13,12 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
-	"github.com/moby/locker"
 
 	"cvmfs-graphdriver/pushback/api"
 )
@@ -61,7 +61,7 @@ func (p *Published) Close() error { return p.archive.Close() }
 type Pusher struct {
 	dir     string // of archives on their way, which have no name
 	log     *slog.Logger
-	sending *locker.Locker // by digest
+	sending sync.Map // digests of layers that are being sent, with channels that are closed when they have been
 }
 
 // New makes a pusher that keeps archives on their way in a folder, which it makes. What lies there was left behind, by
@@ -79,15 +79,15 @@ func New(dir string, log *slog.Logger) (*Pusher, error) {
 			return nil, err
 		}
 	}
-	return &Pusher{dir, log, locker.New()}, nil
+	return &Pusher{dir: dir, log: log}, nil
 }
 
 // Push archives a layer, an uncompressed tar archive that stands on an image of that origin, sends it to where the
 // settings say, and waits until it is published. A layer that is published already is neither sent nor waited for. It
 // is ErrEmpty for an archive without entries.
 //
-// Nothing is left of the archive after a failure, or a kill: equal layers have equal archives, so that the next try goes
-// on where the service or the store has got to.
+// Nothing is left of the archive after a failure, or a kill: equal layers have equal archives, so that the next try
+// goes on where the service or the store has got to.
 func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin string) (_ *Published, err error) {
 	l, archive, err := p.spool(layer)
 	if err != nil {
@@ -99,15 +99,19 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 			err = errors.Join(err, archive.Close())
 		}
 	}()
-	p.sending.Lock(l.Digest)
-	defer func() { _ = p.sending.Unlock(l.Digest) }() // it is locked
+	sent, err := p.begin(ctx, l.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer sent()
 	l.Node, l.Image = s.node, printable(origin)
 	limit := time.Duration(s.Wait) + time.Duration(l.Size/slowest)*time.Second
 	waiting, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it isn't published after %v", limit))
 	defer stop()
 	answer, err := p.publish(waiting, s, l, archive)
 	if err != nil {
-		return nil, fmt.Errorf("layer %s isn't published in %s: %w (try again to go on)", l.Digest, s.CvmfsRepo, err)
+		return nil, s.redact(fmt.Errorf("layer %s isn't published in %s: %w (try again to go on)", l.Digest,
+			s.CvmfsRepo, err))
 	}
 	published.URL = answer.URL
 	if published.URL == "" { // a service of 2017
@@ -118,6 +122,25 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 			published.URL, s.CvmfsRepo)
 	}
 	return published, nil
+}
+
+// begin waits until no equal layer is being sent, and returns what is called when this one has been.
+func (p *Pusher) begin(ctx context.Context, digest string) (sent func(), err error) {
+	ours := make(chan struct{})
+	for {
+		other, busy := p.sending.LoadOrStore(digest, ours)
+		if !busy {
+			return func() {
+				p.sending.Delete(digest)
+				close(ours)
+			}, nil
+		}
+		select {
+		case <-other.(chan struct{}):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("layer %s is being sent for another commit: %w", digest, context.Cause(ctx))
+		}
+	}
 }
 
 // printable is as much of a text as can be a header of a request.
@@ -189,19 +212,26 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 		log.Info("the layer is published already")
 		return answer, nil
 	}
+	if err == nil && answer.Status == api.Failed && strings.HasPrefix(answer.Reason, api.RejectedBy) {
+		return nil, fmt.Errorf("the service refuses it: %s", answer.Reason)
+	}
 	if err != nil && !temporary(err) {
 		return nil, err
 	}
 	log.Info("the layer of a commit is sent")
+	former := ""
 	if s.Host != "" {
-		err = s.store(ctx, l, archive)
+		if answer != nil && answer.Status == api.Failed {
+			former = answer.Reason
+		}
+		err = s.store(ctx, l, archive, former != "")
 	} else {
 		_, err = service.Upload(ctx, l, archive)
 	}
 	if err != nil {
 		return nil, said(ctx, err)
 	}
-	return wait(ctx, service, l.Digest, log)
+	return wait(ctx, service, l.Digest, former, log)
 }
 
 // temporary reports whether a service that couldn't be asked may answer later.
@@ -219,8 +249,8 @@ func said(ctx context.Context, err error) error {
 }
 
 // wait asks for the status of a layer that was sent until that is final. A service that doesn't know it yet may be told
-// of it later, by the store.
-func wait(ctx context.Context, service *api.Client, digest string, log *slog.Logger) (*api.Answer, error) {
+// of it later, by the store; until then it says of a layer that it refused before what it said then, former.
+func wait(ctx context.Context, service *api.Client, digest, former string, log *slog.Logger) (*api.Answer, error) {
 	began, told := time.Now(), time.Now()
 	state := "nothing"
 	for {
@@ -235,9 +265,12 @@ func wait(ctx context.Context, service *api.Client, digest string, log *slog.Log
 		case answer.Status == api.Done:
 			log.Info("the layer is published", "after", time.Since(began).Round(time.Millisecond))
 			return answer, nil
-		case answer.Status == api.Failed:
+		case answer.Status == api.Failed && (former == "" || answer.Reason != former):
 			return nil, fmt.Errorf("the service refuses it: %s", answer.Reason)
 		default:
+			if answer.Status != api.Failed {
+				former = "" // it has seen the new one
+			}
 			state = strings.TrimRight(fmt.Sprintf("%s: %s", answer.Status, answer.Reason), ": ")
 		}
 		if time.Since(told) >= tellEvery {
@@ -273,8 +306,9 @@ func (s *Settings) client() (*minio.Client, error) {
 func (s *Settings) key(digest string) string { return path.Join(s.Prefix, digest) }
 
 // store puts an archive into the bucket, in parts and with their checksums where it is large, unless it is there. Its
-// key is its digest: what has the size is the same, or the service finds that it isn't.
-func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt) error {
+// key is its digest: what has the size is the same, or the service finds that it isn't, and it is to be put there
+// again.
+func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, again bool) error {
 	client, err := s.client()
 	if err != nil {
 		return err
@@ -283,7 +317,7 @@ func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt) 
 		return fmt.Errorf("send it to the bucket %s of %s: %w", s.Bucket, s.Host, err)
 	}
 	there, err := client.StatObject(ctx, s.Bucket, s.key(l.Digest), minio.StatObjectOptions{})
-	if err == nil && there.Size == l.Size {
+	if err == nil && there.Size == l.Size && !again {
 		return nil
 	}
 	if code := minio.ToErrorResponse(err).Code; err != nil && code != minio.NoSuchKey && code != minio.AccessDenied {

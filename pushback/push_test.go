@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type service struct {
 	puts    int
 	byStore bool // it learns of layers from the store
 	refuses int  // status code of uploads
+	why     string
 	took    map[string][]byte
 }
 
@@ -55,6 +57,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	case s.refuses != 0:
 		w.WriteHeader(s.refuses)
+		io.WriteString(w, s.why)
 	default:
 		s.puts++
 		s.took[digest], _ = io.ReadAll(q.Body)
@@ -352,5 +355,117 @@ func TestStoreAndServiceAreTried(t *testing.T) {
 	r.settings.Bucket = "gone"
 	if err := r.settings.Try(t.Context()); err == nil || !strings.Contains(err.Error(), "gone") {
 		t.Error(err)
+	}
+}
+
+// What a service says is shown to people, and may be anything: what it was sent, too.
+func TestWhatAServiceSaysIsNoSecretAndNoOrder(t *testing.T) {
+	const token = "a-token-of-a-node-0123456789"
+	for name, r := range map[string]*rig{
+		"of a status": newRig(t, "failed: no \x1b[2J "+token), "of an upload": newRig(t, "unknown"),
+	} {
+		r.settings.Token, r.service.refuses, r.service.why = token, http.StatusForbidden, "no \x1b[2J "+token
+		_, err := r.push("hello")
+		if err == nil || !strings.Contains(err.Error(), "no  [2J (secret)") || strings.ContainsAny(err.Error(), "\x1b") ||
+			strings.Contains(err.Error(), token) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if strings.Contains(r.log.String(), token) {
+			t.Errorf("%s: the log has it: %s", name, &r.log)
+		}
+	}
+}
+
+// A commit that waits for an equal one can be given up.
+func TestWaitingForAnEqualLayerEndsWithTheCall(t *testing.T) {
+	r := newRig(t, "publishing")
+	sent, err := r.pusher.begin(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.pusher.begin(ctx, "x"); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	sent()
+	if sent, err = r.pusher.begin(ctx, "x"); err != nil {
+		t.Error(err)
+	} else {
+		sent()
+	}
+}
+
+// What failed is in the store, and not what was sent, and the service says so until it has seen what is put there now.
+func TestALayerThatHasFailedIsSentAgain(t *testing.T) {
+	r := newRig(t, "failed: another digest", "failed: another digest", "failed: another digest", "publishing", "done").withStore()
+	p, err := r.push("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "node7/" + p.Digest
+	r.store.Set(key, make([]byte, p.Size), nil)
+	r.service.says = []string{"failed: another digest", "failed: another digest", "done"}
+	if _, err := r.push("hello"); err != nil {
+		t.Error(err)
+	}
+	if o := r.store.Objects[key]; bytes.Equal(o.Content, make([]byte, p.Size)) {
+		t.Error("the store has what it had")
+	}
+	r.service.says = []string{"failed: another digest", "publishing", "failed: another digest"}
+	if _, err := r.push("hello"); err == nil || !strings.Contains(err.Error(), "refuses it: another digest") {
+		t.Errorf("it failed again: %v", err)
+	}
+	delete(r.store.Objects, key)
+	r.service.says = []string{"failed: rejected by somebody"}
+	if _, err := r.push("hello"); err == nil || !strings.Contains(err.Error(), "rejected by somebody") ||
+		len(r.store.Objects) != 0 {
+		t.Errorf("a person has rejected it: %v; the store has %v", err, r.store.Keys())
+	}
+}
+
+// A store that dies at any request costs that try, and no more: what it took before, or not, is found by the next one.
+func TestAStoreThatDiesAtAnyStepIsSentToAgain(t *testing.T) {
+	for name, step := range map[string]struct {
+		method string
+		after  bool // it dies when the request is done, before it has answered
+	}{
+		"asked": {http.MethodHead, false}, "put": {http.MethodPut, false}, "has it": {http.MethodPut, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, "unknown", "unknown", "done").withStore()
+			var dead atomic.Bool
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+				if dead.Load() || q.Method == step.method {
+					if !dead.Swap(true) && step.after {
+						r.store.ServeHTTP(httptest.NewRecorder(), q)
+					}
+					panic(http.ErrAbortHandler) // net/http's way to close the connection without an answer
+				}
+				r.store.ServeHTTP(w, q)
+			}))
+			t.Cleanup(front.Close)
+			r.settings.Host, r.settings.Wait = strings.TrimPrefix(front.URL, "http://"), Duration(2*time.Second)
+			_, err := r.push("hello")
+			if err == nil || !strings.Contains(err.Error(), "send it to the bucket") {
+				t.Fatal(err)
+			}
+			if left := r.kept(); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+			if had := len(r.store.Keys()); (had > 0) != step.after {
+				t.Errorf("the store has %d objects", had)
+			}
+			dead.Store(false)
+			step.method = ""
+			p, err := r.push("hello")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o := r.store.Objects["node7/"+p.Digest]; int64(len(o.Content)) != p.Size {
+				t.Errorf("the store has %d of %d bytes", len(o.Content), p.Size)
+			}
+		})
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/fqrn"
@@ -28,6 +29,7 @@ const FileName = "config.json"
 const (
 	maxSettings = 64 << 10 // bytes
 	defaultWait = 10 * time.Minute
+	longestWait = 7 * 24 * time.Hour
 )
 
 // Settings say where layers are sent to. The first six are those of 2017.
@@ -77,8 +79,8 @@ type Duration time.Duration
 // UnmarshalText reads "10m".
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
-	if err == nil && v <= 0 {
-		err = errors.New("want more than nothing")
+	if err == nil && (v <= 0 || v > longestWait) {
+		err = fmt.Errorf("want more than nothing, and at most %v", longestWait)
 	}
 	*d = Duration(v)
 	return err
@@ -112,9 +114,12 @@ func read(path string) (*Settings, error) {
 		return nil, noFile(err)
 	}
 	if s.AccessSecret != "" || s.Token != "" && s.TokenFile == "" {
-		if err := private(path); err != nil {
-			return nil, err
-		}
+		err = private(path)
+	} else {
+		err = guarded(path)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return s, s.check()
 }
@@ -128,11 +133,14 @@ func noFile(err error) error {
 }
 
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // of a pipe nobody may write to the other end
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is no regular file", path), err)
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSettings+1))
 	if err == nil && len(b) > maxSettings {
 		err = fmt.Errorf("more than %d bytes", maxSettings)
@@ -148,6 +156,18 @@ func private(path string) error {
 	}
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
 		return fmt.Errorf("it holds secrets and has mode %04o: chmod 0600 %s", mode, path)
+	}
+	return nil
+}
+
+// guarded refuses settings that everybody can change: whoever does so has the token sent to himself.
+func guarded(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o002 != 0 {
+		return fmt.Errorf("everybody can change it, it has mode %04o: chmod 0644 %s", mode, path)
 	}
 	return nil
 }
@@ -171,6 +191,9 @@ func (s *Settings) complete(dir string) error {
 			return errors.New("both Token and TokenFile are given")
 		}
 		s.Token = Secret(strings.TrimSpace(string(b)))
+	}
+	if t := string(s.Token); strings.ContainsFunc(t, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return errors.New("the token: want one line of printable ASCII characters")
 	}
 	if s.CA != "" {
 		b, err := readFile(s.CA)
@@ -211,7 +234,7 @@ func (s *Settings) check() error {
 		return nil
 	}
 	if u, err := url.Parse("x://" + s.Host); err != nil || u.Host != s.Host || u.Path != "" {
-		return fmt.Errorf("the store (Host) %.300q: want HOST or HOST:PORT", s.Host)
+		return errors.New("the store (Host): want HOST or HOST:PORT") // it may hold a secret
 	}
 	if (s.AccessKey == "" || s.AccessSecret == "") == (s.Credentials == "") {
 		return errors.New("the store wants AccessKey and AccessSecret, or Credentials")
@@ -221,6 +244,27 @@ func (s *Settings) check() error {
 	}
 	return nil
 }
+
+// redact returns an error without secrets of the settings: what others answer is part of it, and may repeat what they
+// were sent.
+func (s *Settings) redact(err error) error {
+	text := err.Error()
+	for _, secret := range []Secret{s.Token, s.AccessSecret} {
+		if secret != "" {
+			text = strings.ReplaceAll(text, string(secret), secret.String())
+		}
+	}
+	return &redacted{text, err}
+}
+
+// redacted is an error that says something else.
+type redacted struct {
+	text string
+	error
+}
+
+func (r *redacted) Error() string { return r.text }
+func (r *redacted) Unwrap() error { return r.error }
 
 // service returns the client of the service.
 func (s *Settings) service() (*api.Client, error) {

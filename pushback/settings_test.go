@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -79,8 +80,15 @@ func TestWrongSettingsAreToldByName(t *testing.T) {
 		"keys for nothing": {with("127.0.0.1:9000", ""), "no Host", 0o600},
 		"no key":           {with(`"key"`, `""`), "AccessKey", 0o600},
 		"a missing file":   {with(`"SSL":false`, `"TokenFile":"gone"`), "TokenFile", 0o600},
-		"no certificate":   {with(`"SSL":false`, `"CA":"/dev/null"`), "no certificate", 0o600},
+		"no certificate":   {with(`"SSL":false`, `"CA":"config.json"`), "no certificate", 0o600},
 		"no time":          {with(`"SSL":false`, `"Wait":"-1s"`), "want more", 0o600},
+		"Host is a secret": {with("127.0.0.1:9000", "key:hidden@127.0.0.1"), "Host", 0o600},
+		"a secret address": {with("http://127", "http://a:hidden@127"), "PublishStatusURL", 0o600},
+		"a secret number":  {with(`"hidden"`, `7`), "AccessSecret", 0o600},
+		"a token of lines": {with(`"SSL":false`, `"Token":"hidden\nhidden"`), "one line", 0o600},
+		"a long time":      {with(`"SSL":false`, `"Wait":"9000h"`), "at most", 0o600},
+		"open to changes":  {`{"CvmfsRepo":"l.example.org","PublishStatusURL":"http://127.0.0.1:1/status"}`, "chmod 0644", 0o646},
+		"a device":         {with(`"SSL":false`, `"TokenFile":"/dev/zero"`), "regular", 0o600},
 		"a token in clear": {with("http://127.0.0.1:3000/status", `http://h/status","Token":"t`), "without TLS", 0o600},
 	} {
 		_, err := Read(write(t, t.TempDir(), FileName, c.text, c.mode))
@@ -88,5 +96,16 @@ func TestWrongSettingsAreToldByName(t *testing.T) {
 			errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
+	}
+}
+
+// Whoever opens a pipe to read waits for somebody to write, and a commit would hang.
+func TestAPipeIsNoSettings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), FileName)
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "no regular file") {
+		t.Error(err)
 	}
 }

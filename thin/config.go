@@ -14,9 +14,9 @@ type Step struct {
 }
 
 // ReplaceLayers returns the configuration of an image all of whose layers but the lowest keep ones are replaced by a
-// thin one of that diffID, "sha256:…". All else is the original's, word for word, also what this program doesn't know:
-// only the list of layers is another, and the history, whose steps that made a replaced layer made none now, and at
-// whose end is the one that made the thin layer.
+// thin one of that diffID, "sha256:…". All else is the original's, word for word, also what this program doesn't
+// know: only the list of layers is another, and the history, whose steps that made a replaced layer made none now, and
+// at whose end is the one that made the thin layer.
 func ReplaceLayers(config []byte, keep int, diffID string, step Step) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(config, &fields); err != nil {

@@ -15,19 +15,21 @@ import (
 // thinCommand makes thin images of those that were built or committed on thin ones.
 func thinCommand() *cli.Command {
 	tag := &cli.StringFlag{
-		Name: "tag", Usage: "name of the thin `IMAGE`; without it that of the original with " + policy.ThinSuffix + " behind it",
+		Name: "tag", Usage: "name of the thin `IMAGE`; without it that of the original and " + policy.ThinSuffix,
 	}
 	return &cli.Command{
 		Name: "thin", ArgsUsage: "IMAGE", Flags: append(nodeFlags(), tag),
 		Usage: "make a thin image of one that was built or committed on a thin image",
-		Description: "The node that runs has each ordinary layer on top of the thin one published, as a commit with push-back" +
-			" does, and waits for it. The image is left as it is; a thin one is made beside it. Push-back must be set up on" +
-			" this host.",
+		Description: "The node that runs has each ordinary layer on top of the thin one published, as a commit with" +
+			" push-back does, and waits for it. The image is left as it is; a thin one is made beside it. Push-back must" +
+			" be set up on this host.",
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return program.Usagef(c, "want one image, by its name or id")
 			}
-			return findWith(c, func(h *policy.Host) error { return makeThin(c, h, c.Args().First(), c.String(tag.Name)) })
+			return findWith(c, func(h *policy.Host) error {
+				return makeThin(c, h, c.Args().First(), c.String(tag.Name))
+			})
 		},
 	}
 }
@@ -48,8 +50,8 @@ func makeThin(c *cli.Context, h *policy.Host, image, as string) error {
 		case err != nil:
 			unknown = errors.Join(unknown, err)
 		case found != nil:
-			return program.Usagef(c, "%s and %s have an image %s: name the one that is meant by --%s", on.Title, n.Title, image,
-				socketFlag.Name)
+			return program.Usagef(c, "%s and %s have an image %s: name the one that is meant by --%s", on.Title, n.Title,
+				image, socketFlag.Name)
 		default:
 			on, found = &n, is
 		}

@@ -180,8 +180,8 @@ const (
 	None                    // the stored bytes are the plain bytes
 )
 
-// ZlibLevel is the level by which our publisher compresses: ADR 5 decided it by measurement. Who has the plain bytes of an
-// object can find its digest by it.
+// ZlibLevel is the level by which our publisher compresses: ADR 5 decided it by measurement. Who has the plain bytes of
+// an object can find its digest by it.
 const ZlibLevel = 6
 
 // Valid reports whether c is one of the compressions above.

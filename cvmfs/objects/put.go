@@ -15,8 +15,8 @@ import (
 var ErrOther = errors.New("the content isn't known to be that of the object")
 
 // Put makes an object be here whose content the caller has, unless it is here. The content is verified as that of a
-// download is, by the digest of what is stored: it is compressed as our publisher does that. path is the object's place,
-// o.Path() or o.IsolatedPath().
+// download is, by the digest of what is stored: it is compressed as our publisher does that. path is the object's
+// place, o.Path() or o.IsolatedPath().
 //
 // Errors: ErrOther; ErrLimit and syscall.ENOSPC as of Fetch. The object can be fetched after any.
 func (s *Store) Put(ctx context.Context, o *Object, path string, plain io.Reader) error {

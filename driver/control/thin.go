@@ -38,7 +38,7 @@ type ImageToThin struct {
 // ThinImage is an image that was made.
 type ThinImage struct {
 	Name   string   `json:"name"`
-	ID     string   `json:"id"`              // digest of its manifest, or where the engine has none of its configuration
+	ID     string   `json:"id"`              // digest of its manifest, or of its configuration
 	Layers []string `json:"added,omitempty"` // as ThinLayer.Added
 }
 

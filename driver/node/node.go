@@ -126,8 +126,8 @@ type Face interface {
 	Mapped() ([]Mapped, error)
 	// Kubernetes reports whether kubelet watches over the disk: it removes images and pods when that fills.
 	Kubernetes() bool
-	// ThinImage has the engine make a thin image of an image, of whose layers, bottom to top, publish has those published
-	// that stand on a thin one. It is an error where whoever wants it can have the engine do so alike.
+	// ThinImage has the engine make a thin image of an image, of whose layers, bottom to top, publish has those
+	// published that stand on a thin one. It is an error where whoever wants it can have the engine do so alike.
 	ThinImage(ctx context.Context, q control.ImageToThin, publish func(layers []string) (control.ThinLayer, error)) (
 		control.ThinImage, error)
 }

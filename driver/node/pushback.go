@@ -36,6 +36,9 @@ func (n *Node) PushBack(ctx context.Context, below string, archive func() (io.Re
 	if err != nil || image == nil {
 		return nil, err
 	}
+	if err := room(image, 1); err != nil {
+		return nil, err
+	}
 	layer, err := n.publish(ctx, settings, archive, image.Origin)
 	if errors.Is(err, pushback.ErrEmpty) {
 		return nil, nil
@@ -55,6 +58,9 @@ func (n *Node) PushBack(ctx context.Context, below string, archive func() (io.Re
 // pushback.ErrEmpty of one without entries.
 func (n *Node) publish(ctx context.Context, s *pushback.Settings, archive func() (io.ReadCloser, error), origin string,
 ) (*thin.Layer, error) {
+	if _, err := n.publishesIn(s.CvmfsRepo); err != nil {
+		return nil, err
+	}
 	content, err := archive()
 	if err != nil {
 		return nil, err
@@ -78,6 +84,23 @@ func (n *Node) publish(ctx context.Context, s *pushback.Settings, archive func()
 			"why", err)
 	}
 	return layer, nil
+}
+
+// publishesIn returns the repository that layers are published in. Nothing is sent for one that images here may not
+// name.
+func (n *Node) publishesIn(fqrn string) (*client.Repository, error) {
+	c, err := n.configured()
+	if err != nil {
+		return nil, err
+	}
+	if c.repositories == nil {
+		return nil, fmt.Errorf("the repository %s isn't configured on this host", fqrn)
+	}
+	r, err := c.repositories.Repository(fqrn)
+	if err != nil {
+		return nil, fmt.Errorf("layers are to be published in %s, which images here can't use: %w", fqrn, err)
+	}
+	return r, nil
 }
 
 // takeIn makes the files of a layer that was published be in the object store, from its archive: those that are what
@@ -154,6 +177,15 @@ func nextOf(archive *tar.Reader) (archived, error) {
 // inWalk returns what paths are to be compared by, so that a folder's content comes right behind it.
 func inWalk(path string) string { return strings.ReplaceAll(path, "/", "\x00") }
 
+// room refuses more layers than a descriptor takes, before any is published.
+func room(image *thin.Descriptor, more int) error {
+	if n := len(image.Layers) + more; n > thin.MaxLayers {
+		return fmt.Errorf("the image would have %d layers, and at most %d can be named: start from a thin image "+
+			"of fewer layers", n, thin.MaxLayers)
+	}
+	return nil
+}
+
 // pusher returns what sends layers, made when it is needed first.
 func (n *Node) pusher() (*pushback.Pusher, error) {
 	n.pushing.Lock()
@@ -188,21 +220,17 @@ func (n *Node) appears(ctx context.Context, p *pushback.Published) (*thin.Layer,
 		return nil, nil, fmt.Errorf("where the service says layer %s is: %w", p.Digest, err)
 	}
 	layer.DiffID, layer.Size = p.DiffID, p.Size
-	c, err := n.configured()
-	if err != nil {
-		return nil, nil, err
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, appearWait,
 		fmt.Errorf("%s isn't there after %v", p.URL, appearWait))
 	defer cancel()
 	for {
-		revision, err := n.lookFor(ctx, c, &layer)
+		revision, err := n.lookFor(ctx, &layer)
 		if err == nil {
 			return &layer, revision, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
-			return nil, nil, fmt.Errorf("layer %s is published, and isn't seen here: %w (try again: it isn't sent again)",
-				p.Digest, errors.Join(context.Cause(ctx), err))
+			return nil, nil, fmt.Errorf("layer %s is published, and isn't seen here: %w (try again: it isn't sent "+
+				"again)", p.Digest, errors.Join(context.Cause(ctx), err))
 		}
 		select {
 		case <-ctx.Done():
@@ -211,13 +239,10 @@ func (n *Node) appears(ctx context.Context, p *pushback.Published) (*thin.Layer,
 	}
 }
 
-// lookFor asks for the newest revision, and returns it if it has the layer: by the info beside it, if there is one, that
-// of the same archive.
-func (n *Node) lookFor(ctx context.Context, c *configuration, l *thin.Layer) (*client.Revision, error) {
-	if c.repositories == nil {
-		return nil, fmt.Errorf("the repository %s isn't configured on this host", l.FQRN)
-	}
-	r, err := c.repositories.Repository(l.FQRN)
+// lookFor asks for the newest revision, and returns it if it has the layer: by the info beside it, if there is one,
+// that of the same archive.
+func (n *Node) lookFor(ctx context.Context, l *thin.Layer) (*client.Revision, error) {
+	r, err := n.publishesIn(l.FQRN)
 	if err != nil {
 		return nil, err
 	}

@@ -387,3 +387,31 @@ func TestAnotherLayerIsNotTakenForTheCommits(t *testing.T) {
 		t.Errorf("%v, %v", d, err)
 	}
 }
+
+// What this host can't show afterwards is not published.
+func TestNothingIsPublishedWhereImagesMayNotNameIt(t *testing.T) {
+	p := newPushes(t)
+	p.container("c", "image", map[string]string{"new": "new"})
+	if err := p.Configure(node.Settings{Repositories: []string{"other.example.org"}}, face{}); err != nil {
+		t.Fatal(err)
+	}
+	before := publishtest.Newest(t, p.repository).Number
+	if d, err := p.commit("c"); err == nil || !strings.Contains(err.Error(), "images here can't use") {
+		t.Errorf("%v, %v", d, err)
+	}
+	if after := publishtest.Newest(t, p.repository).Number; after != before {
+		t.Error("something was published")
+	}
+	if err := p.Configure(node.Settings{}, face{}); err != nil {
+		t.Fatal(err)
+	}
+	full := *p.base
+	for len(full.Layers) < thin.MaxLayers {
+		full.Layers = append(full.Layers, p.base.Layers[0])
+	}
+	p.image("full", "", &full)
+	p.container("f", "full", map[string]string{"new": "new"})
+	if d, err := p.commit("f"); err == nil || !strings.Contains(err.Error(), "fewer layers") {
+		t.Errorf("%v, %v", d, err)
+	}
+}

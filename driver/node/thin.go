@@ -22,8 +22,8 @@ const thinAtOnce = 4
 
 var (
 	errNoPushBack = errors.New("push-back isn't set up on this host: docs/pushback.md says how")
-	errNotOnThin  = errors.New("none of its layers is thin: \"docker2cvmfs make-thin\" makes a thin image of an ordinary " +
-		"one, and what is built or committed on that can be made thin here")
+	errNotOnThin  = errors.New("none of its layers is thin: \"docker2cvmfs make-thin\" makes a thin image of an " +
+		"ordinary one, and what is built or committed on that can be made thin here")
 	errIsThin = errors.New("it is a thin image already, with no ordinary layer on top")
 )
 
@@ -59,6 +59,9 @@ func (n *Node) thinLayer(ctx context.Context, top string, only []string, tell fu
 	}
 	keep, image, ordinary, err := n.onThin(top, only)
 	if err != nil {
+		return nil, err
+	}
+	if err := room(image, len(ordinary)); err != nil {
 		return nil, err
 	}
 	added := make([]*thin.Layer, len(ordinary))
@@ -149,8 +152,8 @@ func beginsWith(list, first []thin.Layer) bool {
 }
 
 // ThinImage makes a thin image of one of the engine's, where the node can have the engine make one.
-func (n *Node) ThinImage(ctx context.Context, q control.ImageToThin, tell func(control.ThinProgress)) (control.ThinImage,
-	error,
+func (n *Node) ThinImage(ctx context.Context, q control.ImageToThin, tell func(control.ThinProgress)) (
+	control.ThinImage, error,
 ) {
 	c, err := n.configured()
 	if err != nil {

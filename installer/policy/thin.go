@@ -64,8 +64,8 @@ func (n Node) ImageToThin(ctx context.Context, image, as string) (*Image, error)
 	case told.Err != "":
 		return nil, errors.New(told.Err)
 	}
-	return nil, fmt.Errorf("containerd has no image %s in use of %s that stands on a thin one: pull or run it, or make a "+
-		"thin image of an ordinary one by \"docker2cvmfs make-thin\": %w", image, n.Title, fs.ErrNotExist)
+	return nil, fmt.Errorf("containerd has no image %s in use of %s that stands on a thin one: pull or run it, or make "+
+		"a thin image of an ordinary one by \"docker2cvmfs make-thin\": %w", image, n.Title, fs.ErrNotExist)
 }
 
 func spell(names []status.Name) string {
@@ -109,7 +109,8 @@ func (h *Host) imageToThin(ctx context.Context, image, name string) (*Image, err
 	found, err := h.Engine.Client().ImageInspect(ctx, image)
 	switch {
 	case errdefs.IsNotFound(err):
-		return nil, fmt.Errorf("there is no image %s on this host (\"docker pull\" brings it): %w", image, fs.ErrNotExist)
+		return nil, fmt.Errorf("there is no image %s on this host (\"docker pull\" brings it): %w", image,
+			fs.ErrNotExist)
 	case err != nil:
 		return nil, fmt.Errorf("ask the engine for image %s: %w", image, err)
 	case found.GraphDriver.Data[layerFolder] == "":

@@ -166,6 +166,7 @@ func refusal(answer *http.Response, b []byte) error {
 	if to := answer.Header.Get("Location"); to != "" {
 		e.Reason = fmt.Sprintf("it is elsewhere, at %.300q: give that address", to)
 	}
+	e.Reason = readable(e.Reason)
 	if seconds, err := strconv.ParseInt(answer.Header.Get("Retry-After"), 10, 32); err == nil && seconds > 0 {
 		e.After = time.Duration(seconds) * time.Second
 	}

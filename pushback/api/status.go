@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
 )
 
 // Status is what became of a layer.
@@ -37,6 +38,9 @@ func (a *Answer) Text() string {
 	return string(Failed) + ": " + strings.Join(strings.Fields(a.Reason), " ")
 }
 
+// RejectedBy begins the reason of a layer that a person has decided against. Sending it again is of no use.
+const RejectedBy = "rejected by "
+
 var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // ValidDigest reports whether a text is a digest, or a diffID: 64 lower-case hex digits.
@@ -61,7 +65,22 @@ func ParseJSON(digest string, b []byte) (*Answer, error) {
 	return a, a.check(digest)
 }
 
+// maxReason is how much of a reason is told, in bytes.
+const maxReason = 1000
+
+// readable is a reason as people may be shown it: one line that gives a terminal no orders.
+func readable(reason string) string {
+	clean := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, reason[:min(len(reason), maxReason)])
+	return strings.ToValidUTF8(strings.TrimSpace(clean), "")
+}
+
 func (a *Answer) check(digest string) error {
+	a.Reason = readable(a.Reason)
 	switch {
 	case a.Status != Unknown && a.Status != Publishing && a.Status != Done && a.Status != Failed:
 		return fmt.Errorf("status %.100q is none that is known", a.Status)

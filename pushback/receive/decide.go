@@ -104,7 +104,7 @@ func (s *Service) obey(digest string, v verdict) error {
 		}
 		return s.book.put(r)
 	}
-	r.State, r.By, r.Reason = Rejected, v.By, strings.TrimSuffix("rejected by "+v.By+": "+v.Reason, ": ")
+	r.State, r.By, r.Reason = Rejected, v.By, strings.TrimSuffix(api.RejectedBy+v.By+": "+v.Reason, ": ")
 	if err := s.decide(DecidedRejected, &r, ""); err != nil {
 		return err
 	}
