@@ -61,20 +61,30 @@ func TestACommittedLayerIsPublished(t *testing.T) {
 type pushes struct {
 	user
 	publisher string // the publisher's folder
-	address   string // of the service
+	address   string // of the service, as the node knows it
+	listens   string // where the service listens, if that is elsewhere
+	state     string // folder of the service
 	service   *exec.Cmd
+	said      testutil.Buffer // by it
 }
 
 const pushToken = "a-token-of-a-node-0123456789"
 
-func pushBack(u user, another func(t *testing.T) *stand.Stand) {
-	u.load("thin_tiny.tar")
+// newPushes makes the repository that commits are published in.
+func newPushes(u user) *pushes {
+	u.Helper()
 	p := &pushes{user: u, publisher: filepath.Join(u.TempDir(), "publisher")}
 	err := publish.Create(u.Context(), p.publisher, publish.Settings{FQRN: layersFQRN}, publish.Options{})
 	if err != nil {
 		u.Fatal(err)
 	}
 	p.serveIn(u)
+	return p
+}
+
+func pushBack(u user, another func(t *testing.T) *stand.Stand) {
+	u.load("thin_tiny.tar")
+	p := newPushes(u)
 	registry := testutil.NewRegistry(u.T, "", "")
 
 	container := p.changed("changed")
@@ -197,21 +207,19 @@ func (p *pushes) configure(wait time.Duration) {
 	}
 }
 
-// start starts the service.
+// start starts the service, which ends with the test.
 func (p *pushes) start() {
 	p.Helper()
-	dir := p.TempDir()
-	config, tokens := filepath.Join(dir, "receive.yaml"), filepath.Join(dir, "tokens")
+	p.state = filepath.Join(p.TempDir(), "state")
+	dir := filepath.Dir(p.state)
 	text := fmt.Sprintf("version: 1\ntarget: native:%s\nlisten: %s\ntokens: %s\nstate: %s\n", p.publisher, p.address,
-		tokens, filepath.Join(dir, "state"))
-	if err := errors.Join(os.WriteFile(config, []byte(text), 0o600),
-		os.WriteFile(tokens, []byte("node7 "+pushToken+"\n"), 0o600)); err != nil {
+		filepath.Join(dir, "tokens"), p.state)
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "receive.yaml"), []byte(text), 0o600),
+		os.WriteFile(filepath.Join(dir, "tokens"), []byte("node7 "+pushToken+"\n"), 0o600)); err != nil {
 		p.Fatal(err)
 	}
-	p.service = exec.Command(shared.converter(), "receive", config)
-	var said testutil.Buffer
-	p.service.Stdout, p.service.Stderr = &said, &said
-	if err := child.Start(p.service); err != nil {
+	p.listens = p.address
+	if err := p.launch(); err != nil {
 		p.Fatal(err)
 	}
 	p.Cleanup(func() {
@@ -219,16 +227,32 @@ func (p *pushes) start() {
 			p.Error(err)
 		}
 		if err := p.service.Wait(); err != nil || p.Failed() {
-			p.Logf("the service: %v: %s", err, &said)
+			p.Logf("the service: %v: %s", err, &p.said)
 		}
 	})
 	p.eventually("the service answers", func() error {
-		answer, err := http.Get("http://" + p.address + "/status/" + strings.Repeat("0", 64))
+		answer, err := http.Get("http://" + p.listens + "/status/" + strings.Repeat("0", 64))
 		if err == nil {
 			err = answer.Body.Close()
 		}
 		return err
 	})
+}
+
+// launch starts the service's program.
+func (p *pushes) launch() error {
+	p.service = exec.Command(shared.converter(), "receive", filepath.Join(filepath.Dir(p.state), "receive.yaml"))
+	p.service.Stdout, p.service.Stderr = &p.said, &p.said
+	return child.Start(p.service)
+}
+
+// kill kills it.
+func (p *pushes) kill() error {
+	if err := p.service.Process.Kill(); err != nil {
+		return err
+	}
+	_ = p.service.Wait() // it was killed
+	return nil
 }
 
 // changed makes a container of the thin image that has done of everything a little.
