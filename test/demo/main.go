@@ -1,7 +1,8 @@
 // Command demo shows thin images at work: it converts an image of Debian packages, putting its layers into a repository
 // of its own, runs the image and its thin twin in Docker engines of its own, an old one with the plugin and the newest
-// with the snapshotter, and tells what each said, how long it took and what the thin one fetched. Nothing is installed
-// and, the cache of packages aside, nothing is left.
+// with the snapshotter, and tells what each said, how long it took and what the thin one fetched. Then a container of
+// the thin image adds a file, and its commit is published. Nothing is installed and, the cache of packages aside, nothing
+// is left.
 //
 // Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the machine does not qualify.
 package main
@@ -57,6 +58,8 @@ type demo struct {
 	converter string        // the program
 	options   stand.Options // of all stands
 	dir       string        // of the repository and the images
+	grown     []result      // of running what was committed
+	service   string        // address of what publishes layers of commits
 }
 
 // step reports what is done next and when, counted from the start.
@@ -108,6 +111,11 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.convert(ctx, image); err != nil {
 		return orInterrupted(ctx, err)
 	}
+	end, err := d.receive()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
 	var runs []result
 	for _, door := range doors {
 		if runs, err = d.compare(ctx, door, runs); err != nil {
@@ -115,7 +123,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 	}
 	d.step("done")
-	return show(runs)
+	return show(runs, d.grown)
 }
 
 // orInterrupted returns err, or what is the reason for all errors.
@@ -184,6 +192,12 @@ func (d *demo) compare(ctx context.Context, door door, runs []result) ([]result,
 		}
 		runs = append(runs, *r)
 	}
+	if err == nil {
+		d.step("commit a container of " + thinImage + ", and run " + grownImage)
+		if err = d.pushBack(ctx, s, runs[len(runs)-1].engine); err != nil {
+			err = fmt.Errorf("commit and run %s: %w", grownImage, err)
+		}
+	}
 	if err != nil && ctx.Err() == nil {
 		err = errors.Join(err, keepLogs(s))
 	}
@@ -221,7 +235,7 @@ func (d *demo) try(ctx context.Context, s *stand.Stand, name, file string) (*res
 }
 
 // show prints the results: of each engine the ordinary image, and then the thin one.
-func show(runs []result) error {
+func show(runs, grown []result) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\nDOCKER\tDRIVER\tIMAGE\tSAID\tFIRST RUN\tFETCHED TO LOAD\tTO RUN\tTO RUN AGAIN\n")
 	for _, r := range runs {
@@ -234,7 +248,11 @@ func show(runs []result) error {
 	ordinary, thin := runs[0], runs[1]
 	fmt.Printf("\nThe image's files have %d bytes. Its thin twin fetched %d: %d of catalogs and signatures to be loaded, %d of files to run.\n",
 		ordinary.size, thin.load.Bytes+thin.fetch.Bytes, thin.load.Bytes, thin.fetch.Bytes)
-	for _, r := range runs {
+	for _, r := range grown {
+		fmt.Printf("In Docker %s what a container had added was published when it was committed. To run %s: %s fetched.\n",
+			r.engine, r.name, amount(r.fetch))
+	}
+	for _, r := range append(runs, grown...) {
 		if r.said != ordinary.said {
 			return fmt.Errorf("%s said %q in Docker %s: not the same", r.name, r.said, r.engine)
 		}

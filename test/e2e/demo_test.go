@@ -124,6 +124,9 @@ func TestTheDemonstrationRunsBothImagesOnBothEnginesAndLeavesNothing(t *testing.
 			}
 		}
 	}
+	if n := strings.Count(said, "To run example/grown:1"); n != 2 {
+		t.Errorf("what was committed was published, and ran, in %d engines, want 2", n)
+	}
 	if names := left(t, tmp); len(names) > 0 {
 		t.Errorf("left behind: %v", names)
 	}
@@ -135,7 +138,7 @@ func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
 	needDebian(t)
 	for _, step := range []string{
 		"convert " + images.Debian, "start a private engine", "create and enable", "load and run " + demoThin,
-		"start containerd",
+		"start containerd", "commit a container",
 	} {
 		t.Run(step, func(t *testing.T) {
 			said, code, tmp := demo(t, shared.bundle(), step)
