@@ -10,6 +10,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/driver/options"
 )
 
 // cachedImages tells the object store which images there are.
@@ -76,7 +77,7 @@ func (n *Node) limitCache(c *configuration) error {
 	if limits.Floor == 0 && c.face.Kubernetes() {
 		limits.Yield = kubernetesYield
 	}
-	by := "storage option cvmfs.cache-limit"
+	by := "storage option " + options.CacheLimit
 	if limits.Limit == 0 {
 		now := limits
 		if now.Limit = n.limits.Limit; n.limits == now && n.quotaSeen.Same() {

@@ -68,14 +68,16 @@ type Fetch struct {
 	Unavailable int64 // calls that found no route to try
 }
 
-// Cache is the object store as a cache; bytes are of disk. The fields are those of objects.Status.
+// Cache is the object store as a cache; bytes are of disk. The fields are those of objects.Status, and what says the
+// limit.
 type Cache struct {
-	Limit   int64 `json:"limit"`   // bytes that objects may take
-	Used    int64 `json:"used"`    // bytes that they take, partial files among them
-	Objects int64 `json:"objects"` // complete ones
-	Floor   int64 `json:"floor"`   // bytes of the file system that stay free
-	Free    int64 `json:"free"`    // bytes of it that are free
-	Size    int64 `json:"size"`    // of the file system
+	Limit   int64  `json:"limit"`              // bytes that objects may take
+	LimitBy string `json:"limit_by,omitempty"` // what says so, for people; "" where the node doesn't tell
+	Used    int64  `json:"used"`               // bytes that they take, partial files among them
+	Objects int64  `json:"objects"`            // complete ones
+	Floor   int64  `json:"floor"`              // bytes of the file system that stay free
+	Free    int64  `json:"free"`               // bytes of it that are free
+	Size    int64  `json:"size"`               // of the file system
 
 	Hits         int64 `json:"hits"`     // objects that were asked for and here; what kernels find by themselves isn't seen
 	Misses       int64 `json:"misses"`   // that had to be fetched

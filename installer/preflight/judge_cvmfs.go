@@ -34,7 +34,8 @@ func quota(f *Facts, p *Plan) []Finding {
 	const id = "cvmfs.quota"
 	q := f.Configuration.Quota
 	opts := daemonjson.DriverOptions(f.File.Options, p.StorageOpts)
-	set := slices.ContainsFunc(opts, func(o string) bool { return options.Name(o) == options.CacheLimit })
+	set := slices.ContainsFunc(opts, func(o string) bool { return options.Name(o) == options.CacheLimit }) ||
+		!p.Install && limitedByOption(f)
 	what := fmt.Sprintf("CVMFS_QUOTA_LIMIT (%v) ", q.Place)
 	switch {
 	case q == config.Quota{}:
@@ -51,6 +52,18 @@ func quota(f *Facts, p *Plan) []Finding {
 		return one(OK, id, what+"leaves the object cache without a limit of its own", "")
 	}
 	return one(OK, id, what+"limits the object cache to "+units.BytesSize(float64(q.Bytes)), "")
+}
+
+// limitedByOption reports whether a node says that the storage option limits its cache: the snapshotter has options that
+// the engine's file doesn't tell.
+func limitedByOption(f *Facts) bool {
+	states := []*State{f.Plugin.State}
+	if f.Snapshotter != nil {
+		states = append(states, f.Snapshotter.State)
+	}
+	return slices.ContainsFunc(states, func(s *State) bool {
+		return s != nil && strings.Contains(s.Cache.LimitBy, options.CacheLimit)
+	})
 }
 
 func folderFound(f *Facts, p *Plan, id string) []Finding {

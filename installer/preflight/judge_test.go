@@ -484,6 +484,13 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 			"cvmfs.quota", OK, "the storage option cvmfs.cache-limit limits", "",
 		},
 		{
+			"limit by an option of the snapshotter", active(), inUse, func(f *Facts, _ *Plan) {
+				f.Configuration.Quota = packageQuota
+				f.Snapshotter = &Snapshotter{State: &State{Cache: status.Cache{LimitBy: "storage option cvmfs.cache-limit"}}}
+			},
+			"cvmfs.quota", OK, "the storage option cvmfs.cache-limit limits", "",
+		},
+		{
 			"limit", fit(), install, func(f *Facts, _ *Plan) { f.Configuration.Quota.Bytes = 50 << 30 },
 			"cvmfs.quota", OK, "limits the object cache to 50GiB", "",
 		},
