@@ -117,7 +117,7 @@ func Open(c *config.Config, o Options) (*Repository, error) {
 func fromConfig(c *config.Config, o Options) (*Repository, error) {
 	keys, err := trust.LoadKeys(c.PublicKeys...)
 	if err != nil {
-		return nil, config.Untrusted(err)
+		return nil, config.Untrusted(fmt.Errorf("%w: correct it, or %s", err, c.KeysNamedBy()))
 	}
 	blacklist, err := trust.LoadBlacklist(c.Blacklists...)
 	if err != nil {

@@ -3,6 +3,7 @@ package client
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,22 @@ func TestConfigurationOfExternalFilesReachesTheFetcher(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, is, cmpopts.IgnoreUnexported(fetch.Config{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", text, diff)
+		}
+	}
+}
+
+// Whoever reads that a key's file is missing has to know who named it.
+func TestAKeyThatCanNotBeReadIsToldWithWhoNamesIt(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.pub")
+	if err := os.WriteFile(bad, []byte("no key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"/nowhere/x.pub", bad} {
+		c := localConfig(t, "CVMFS_PUBLIC_KEY="+file+"\n", nil)
+		_, err := Open(c, Options{Dir: t.TempDir()})
+		if err == nil || !strings.Contains(err.Error(), file) ||
+			!strings.Contains(err.Error(), "CVMFS_PUBLIC_KEY, set in ") || !strings.Contains(err.Error(), "default.local:") {
+			t.Errorf("%s: %v", file, err)
 		}
 	}
 }

@@ -69,6 +69,16 @@ func (c *Config) Settings() (list []Setting) {
 	return list
 }
 
+// KeysNamedBy tells which parameter names the files with master keys, and where it is set.
+func (c *Config) KeysNamedBy() string {
+	for _, name := range []string{"CVMFS_PUBLIC_KEY", "CVMFS_KEYS_DIR"} {
+		if at, ok := c.Origins[name]; ok && c.Params[name] != "" {
+			return fmt.Sprintf("%s, set in %v", name, at)
+		}
+	}
+	return "CVMFS_KEYS_DIR by its default"
+}
+
 func (s *shell) setting(name string) Setting {
 	v, p := s.params[name], byName[name]
 	shown := Setting{Name: name, Value: p.Default, Status: p.Status, Doubt: v.doubt}
