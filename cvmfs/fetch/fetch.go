@@ -343,16 +343,27 @@ func (f *Fetcher) Close() {
 
 // escape encodes a path as the CernVM-FS client does: caches on the way know files by the encoded form.
 func escape(path string) string {
-	const plain = "/:.@+-_~[],"
+	first := 0
+	for first < len(path) && plain(path[first]) {
+		first++
+	}
+	if first == len(path) { // as those of objects are
+		return path
+	}
 	var b strings.Builder
-	for i := range len(path) {
-		c := path[i]
-		switch {
-		case '0' <= c && c <= '9', 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', strings.IndexByte(plain, c) >= 0:
+	b.WriteString(path[:first])
+	for i := first; i < len(path); i++ {
+		if c := path[i]; plain(c) {
 			b.WriteByte(c)
-		default:
+		} else {
 			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
 	return b.String()
+}
+
+// plain reports whether a byte of a path stays as it is.
+func plain(c byte) bool {
+	return '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' ||
+		strings.IndexByte("/:.@+-_~[],", c) >= 0
 }
