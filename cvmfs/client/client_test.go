@@ -164,8 +164,9 @@ func TestMissingPathsAreNotThere(t *testing.T) {
 		"/nothing", "/nested/nothing", "/nested/inner/no/thing", "/nestedx",
 		"/small/hello.txt/x",
 	} {
-		if _, err := v.Lookup(t.Context(), path); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("Lookup(%q): %v, want fs.ErrNotExist", path, err)
+		said := fmt.Sprintf("look up %q in %s, revision %d: %v", path, features, v.Number, fs.ErrNotExist)
+		if _, err := v.Lookup(t.Context(), path); !errors.Is(err, fs.ErrNotExist) || err.Error() != said {
+			t.Errorf("Lookup(%q): %v, want %q", path, err, said)
 		}
 		if err := v.Walk(t.Context(), path, func(*Node) error { return nil }); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Walk(%q): %v, want fs.ErrNotExist", path, err)

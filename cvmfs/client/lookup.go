@@ -2,7 +2,9 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
@@ -21,9 +23,17 @@ func (v *Revision) Lookup(ctx context.Context, path string) (*catalog.Entry, err
 		})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look up %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
+		return nil, v.lookUpError(path, err)
 	}
 	return e, nil
+}
+
+// lookUpError says what a look-up failed of. That a path isn't there needs no more words, such as the catalog's file.
+func (v *Revision) lookUpError(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fs.ErrNotExist
+	}
+	return fmt.Errorf("look up %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
 }
 
 // Stat is an entry and what belongs to it.
@@ -43,7 +53,7 @@ func (v *Revision) Stat(ctx context.Context, path string) (*Stat, error) {
 		err = v.repo.use(ctx, m, func(c *catalog.Catalog) error { return s.read(c, m) })
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look up %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
+		return nil, v.lookUpError(path, err)
 	}
 	return s, nil
 }
@@ -76,7 +86,7 @@ func (s *Stat) read(c *catalog.Catalog, m mount) (err error) {
 func (v *Revision) Holder(ctx context.Context, path string) (hash.Digest, error) {
 	m, err := v.mountOf(ctx, path, true)
 	if err != nil {
-		return hash.Digest{}, fmt.Errorf("look up %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
+		return hash.Digest{}, v.lookUpError(path, err)
 	}
 	return m.digest, nil
 }
