@@ -94,6 +94,10 @@ func (o operator) works() {
 	o.says("reload", nil, `images.example.org: .*CVMFS_HTTP_PROXY.* count from now on`)
 	o.says("status", nil, `proxy http://127.0.0.1:9: `)
 
+	o.says("cache prewarm", []string{stand.Thin}, `fetched +[1-9]\d* objects, `, `were here +[1-9]`)
+	o.says("cache ls", nil, `(?m)^`+stand.Thin+` .* 100% `)
+	o.says("cache verify", []string{stand.Thin}, `verified +[1-9]\d* objects, `, `damaged +0`)
+
 	o.says("cache pin", []string{stand.Thin}, "")
 	o.says("cache ls", nil, `in use, pinned`)
 	o.says("cache pin", []string{"--remove", stand.Thin}, "")
