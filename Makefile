@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert soak test test-unit test-kernels test-kubernetes lint packages release clean
+.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert bench-start soak test test-unit test-kernels test-kubernetes lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,16 @@ bench-snapshotter: bundle ## compare the snapshotter with containerd's overlayfs
 bench-convert: programs ## compare converting an image with unpacking it, as ratios (fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/bench-convert ./test/bench/convert
 	@exec $(DIST)/test/bench-convert -converter $(DIST)/bin/docker2cvmfs
+
+# START says more: START='-images python,gcc -links none -rounds 1'. RESULTS is the file that keeps what was measured.
+START   ?=
+RESULTS ?= $(DIST)/bench-start/results.json
+
+bench-start: bundle ## measure how long images take to start where nothing of them is (root; fetches Debian packages)
+	@mkdir -p $(dir $(RESULTS))
+	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench-start ./test/bench/start
+	@exec $(DIST)/test/bench-start -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter \
+		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(START)
 
 soak: ## have containers read for ten minutes in more than the cache may hold (root; SOAK=30m is longer)
 	SOAK=$(or $(SOAK),10m) CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h -v -run '^TestSoak$$' ./cvmfs/objectfs ./cvmfs/objects

@@ -98,7 +98,7 @@ func TestLongWayIsBridgedByManyConnections(t *testing.T) {
 	if failed := getMany(t, f, 1376, 64); failed > 0 {
 		t.Errorf("%d failed", failed)
 	}
-	n := relay.Accepted()
+	n := relay.Count().Connections
 	t.Logf("%.2f s, %d connections; one would take %v", time.Since(start).Seconds(), n, 1376*trip)
 	if n > mostConnections+mostFresh || n < mostConnections/2 {
 		t.Errorf("%d connections, want about %d", n, mostConnections)

@@ -23,14 +23,22 @@ const Debian = "example/analysis:1"
 // DebianSays is what the image's program says.
 const DebianSays = "mean 0.4994, variance 0.0831, largest eigenvalue 99.9"
 
-// debianFolder is in the cache folder. The number counts up when the image is made of other things, or otherwise.
-const debianFolder = "image-debian-3"
+// Packages is an image that is made of Debian packages of one release, a stage a layer, and kept in the cache folder.
+// Nothing is installed and no script of a package is run; the few things such scripts do that programs need are done
+// here.
+type Packages struct {
+	Name    string // of the image, with its tag
+	Folder  string // in the cache folder; its number counts up when the image is made of other things, or otherwise
+	Stages  [][]string
+	Without []string // packages that are left out, with what only they need
+	Config  Config
+	Top     []Layer // above those of the packages
+}
 
-// debian is what the image is made of, a stage a layer. SciPy needs Pythran, which needs compilers, to build extensions
-// only.
-func debian() *engine.Userland {
-	return &engine.Userland{
-		Folder: debianFolder, Suite: "bookworm", Without: []string{"python3-pythran"},
+// debian is what the image is made of. SciPy needs Pythran, which needs compilers, to build extensions only.
+func debian() *Packages {
+	return &Packages{
+		Name: Debian, Folder: "image-debian-3", Without: []string{"python3-pythran"},
 		Stages: [][]string{
 			{"?essential"},
 			{"python3"},
@@ -39,45 +47,54 @@ func debian() *engine.Userland {
 			{"python3-pandas"},
 			{"python3-sympy", "python3-astropy"},
 		},
-	}
-}
-
-// FetchDebian brings the image with Python's scientific programs into the cache folder unless it is there: Debian's
-// packages are fetched as those of the engine are, and each stage's files become a layer. Nothing is installed and no
-// script of a package is run; the few things such scripts do that programs need are done here.
-func FetchDebian(ctx context.Context, cache string, progress io.Writer) (*Image, error) {
-	u := debian()
-	u.Works = func(dir string) error {
-		_, err := Open(dir)
-		return err
-	}
-	u.Make = func(ctx context.Context, dir string, stages [][]string) error {
-		fmt.Fprintf(progress, "make the image %s\n", Debian)
-		var layers []Layer
-		for n, debs := range stages {
-			layers = append(layers, Archive(func(w *tar.Writer) error { return writePackages(ctx, w, debs, n == 0) }))
-		}
-		_, err := Make(ctx, dir, Debian, Config{
+		Config: Config{
 			"Env": []string{
 				"PATH=/usr/local/bin:/usr/bin:/usr/sbin", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1",
 				"OPENBLAS_NUM_THREADS=1",
 			},
 			"Cmd": []string{"python3", "/opt/analysis/run.py"}, "WorkingDir": "/opt/analysis",
 			"Labels": map[string]string{"example": "analysis"},
-		}, append(layers, Archive(writeAnalysis))...)
+		},
+		Top: []Layer{Archive(writeAnalysis)},
+	}
+}
+
+// FetchDebian brings the image with Python's scientific programs into the cache folder, as [Packages.Fetch] does.
+func FetchDebian(ctx context.Context, cache string, progress io.Writer) (*Image, error) {
+	return debian().Fetch(ctx, cache, progress)
+}
+
+// FindDebian returns the image in the cache folder; errors.Is(err, engine.ErrNotFetched) when [FetchDebian] would help.
+func FindDebian(cache string) (*Image, error) { return debian().Find(cache) }
+
+// Fetch brings the image into the cache folder unless it is there: Debian's packages are fetched as those of the engine
+// are, and each stage's files become a layer.
+func (p *Packages) Fetch(ctx context.Context, cache string, progress io.Writer) (*Image, error) {
+	u := &engine.Userland{Folder: p.Folder, Suite: "bookworm", Stages: p.Stages, Without: p.Without}
+	u.Works = func(dir string) error {
+		_, err := Open(dir)
+		return err
+	}
+	u.Make = func(ctx context.Context, dir string, stages [][]string) error {
+		fmt.Fprintf(progress, "make the image %s\n", p.Name)
+		var layers []Layer
+		for n, debs := range stages {
+			layers = append(layers, Archive(func(w *tar.Writer) error { return writePackages(ctx, w, debs, n == 0) }))
+		}
+		_, err := Make(ctx, dir, p.Name, p.Config, append(layers, p.Top...)...)
 		return err
 	}
 	if err := u.Fetch(ctx, cache, progress); err != nil {
 		return nil, err
 	}
-	return FindDebian(cache)
+	return p.Find(cache)
 }
 
-// FindDebian returns the image in the cache folder; errors.Is(err, engine.ErrNotFetched) when [FetchDebian] would help.
-func FindDebian(cache string) (*Image, error) {
-	image, err := Open(filepath.Join(cache, debianFolder))
+// Find returns the image in the cache folder; errors.Is(err, engine.ErrNotFetched) when [Packages.Fetch] would help.
+func (p *Packages) Find(cache string) (*Image, error) {
+	image, err := Open(filepath.Join(cache, p.Folder))
 	if err != nil {
-		return nil, fmt.Errorf("find the image %s: %w: %w", Debian, engine.ErrNotFetched, err)
+		return nil, fmt.Errorf("find the image %s: %w: %w", p.Name, engine.ErrNotFetched, err)
 	}
 	return image, nil
 }
@@ -270,10 +287,12 @@ const Busybox = "example/busybox:1"
 
 // MakeBusybox makes the image of one layer, of a busybox that needs no library.
 func MakeBusybox(ctx context.Context, dir, program string) (*Image, error) {
-	return Make(ctx, dir, Busybox, Config{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}},
-		Archive(func(w *tar.Writer) error {
-			return writeBusybox(w, program)
-		}))
+	return Make(ctx, dir, Busybox, Config{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}, BusyboxLayer(program))
+}
+
+// BusyboxLayer is a layer of a busybox that needs no library, in /bin.
+func BusyboxLayer(program string) Layer {
+	return Archive(func(w *tar.Writer) error { return writeBusybox(w, program) })
 }
 
 // writeBusybox writes /bin.

@@ -139,15 +139,21 @@ func (c *counter) Write(b []byte) (int, error) {
 // Configure writes the client configuration for a repository into dir, the plugin's /etc/cvmfs. Waiting for a server is
 // short: nothing is far on loopback.
 func (s *Site) Configure(dir, fqrn, key string) error {
+	return Configure(dir, fqrn, s.URL(fqrn), key, "CVMFS_TIMEOUT=2", "CVMFS_TIMEOUT_DIRECT=2", "CVMFS_MAX_RETRIES=1")
+}
+
+// Configure writes the client configuration for a repository at a URL into dir, a daemon's /etc/cvmfs, with the settings
+// given besides.
+func Configure(dir, fqrn, url, key string, settings ...string) error {
 	public, err := os.ReadFile(key)
 	if err != nil {
 		return err
 	}
+	local := strings.Join(append([]string{"CVMFS_HTTP_PROXY=DIRECT"}, settings...), "\n") + "\n"
 	files := map[string]string{
-		"default.local": "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT=2\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=1\n",
+		"default.local": local,
 		filepath.Join("config.d",
-			fqrn+".conf"): fmt.Sprintf("CVMFS_SERVER_URL=%q\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/%s.pub\n", s.URL(fqrn),
-			fqrn),
+			fqrn+".conf"): fmt.Sprintf("CVMFS_SERVER_URL=%q\nCVMFS_PUBLIC_KEY=/etc/cvmfs/keys/%s.pub\n", url, fqrn),
 		filepath.Join("keys", fqrn+".pub"): string(public),
 	}
 	for name, content := range files {

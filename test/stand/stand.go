@@ -4,6 +4,7 @@
 package stand
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,8 @@ type Options struct {
 	// the program of the snapshotter, for NewSnapshotter; "" for the one that containerd has built in
 	Snapshotter string
 	Pause       string // image for the namespaces of pods
+	Dir         string // folder to make the stand in, with a short path; "" for the one of temporary files
+	Own         string // storage driver that the engine has of its own; "" for vfs
 }
 
 // Stand is a site and an engine.
@@ -100,7 +103,7 @@ func build(ctx context.Context, o Options, steps []step) (*Stand, error) {
 
 func (s *Stand) serve(_ context.Context, o Options) (err error) {
 	// A short name: a unix socket lies below.
-	if s.dir, err = os.MkdirTemp("", "cvmfs-stand-"); err != nil {
+	if s.dir, err = os.MkdirTemp(o.Dir, "cvmfs-stand-"); err != nil {
 		return err
 	}
 	// The root of a user namespace passes through it to its files.
@@ -128,7 +131,7 @@ func (s *Stand) startPlain(ctx context.Context, o Options) error {
 	if err := s.makeEngine(ctx, o); err != nil {
 		return err
 	}
-	return s.startWith(ctx, map[string]any{"storage-driver": "vfs"})
+	return s.startWith(ctx, map[string]any{"storage-driver": cmp.Or(o.Own, "vfs")})
 }
 
 // makeEngine makes the engine and its machine.
@@ -201,6 +204,9 @@ func (s *Stand) startWith(ctx context.Context, storage map[string]any) error {
 	maps.Copy(settings, storage)
 	return s.Engine.Start(ctx, settings)
 }
+
+// Dir is the folder in which everything of the stand lies.
+func (s *Stand) Dir() string { return s.dir }
 
 // Close ends and removes everything. It may be called on a stand that was not made to the end.
 func (s *Stand) Close() error {

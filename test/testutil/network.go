@@ -1,13 +1,13 @@
 package testutil
 
 import (
-	"io"
 	"net"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/link"
 )
 
 // Listen listens on an address with a backlog of so many connections, which the standard library doesn't let one
@@ -55,87 +55,14 @@ func LostAddress(t testing.TB) string {
 	return ""
 }
 
-// Relay is a TCP relay that adds latency: each direction holds every byte back for half of the round trip, and a
-// connection begins with a whole one, as its handshake takes.
-type Relay struct {
-	Addr string // host and port
-
-	to   string
-	trip time.Duration
-	n    atomic.Int64
-}
-
-// Accepted is how many connections there were.
-func (r *Relay) Accepted() int { return int(r.n.Load()) }
-
-// NewRelay relays to an address (host and port). It ends with the test.
-func NewRelay(t testing.TB, to string, trip time.Duration) *Relay {
+// NewRelay opens a link with a round trip to an address (host and port). It ends with the test.
+func NewRelay(t testing.TB, to string, trip time.Duration) *link.Relay {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l := link.New(link.Speed{Trip: trip})
+	r, err := l.Open(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Relay{Addr: l.Addr().String(), to: to, trip: trip}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			r.n.Add(1)
-			go r.serve(c)
-		}
-	}()
 	t.Cleanup(func() { l.Close() })
 	return r
-}
-
-func (r *Relay) serve(c net.Conn) {
-	defer c.Close()
-	time.Sleep(r.trip)
-	s, err := net.Dial("tcp", r.to)
-	if err != nil {
-		return
-	}
-	defer s.Close()
-	done := make(chan struct{}, 2)
-	for _, ends := range [][2]net.Conn{{c, s}, {s, c}} {
-		go func() {
-			r.copy(ends[1], ends[0])
-			ends[1].(*net.TCPConn).CloseWrite() // gone already: no matter
-			done <- struct{}{}
-		}()
-	}
-	<-done
-	<-done
-}
-
-// copy passes on what it reads, half a round trip later. Reading goes on meanwhile.
-func (r *Relay) copy(to io.Writer, from io.Reader) {
-	type piece struct {
-		bytes []byte
-		due   time.Time
-	}
-	pieces := make(chan piece, 1024)
-	go func() {
-		defer close(pieces)
-		for {
-			b := make([]byte, 32<<10)
-			n, err := from.Read(b)
-			if n > 0 {
-				pieces <- piece{b[:n], time.Now().Add(r.trip / 2)}
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	for p := range pieces {
-		time.Sleep(time.Until(p.due))
-		if _, err := to.Write(p.bytes); err != nil {
-			break
-		}
-	}
-	for range pieces { // so that the reader ends
-	}
 }

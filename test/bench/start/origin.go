@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/test/images"
+)
+
+// repository is where all layers are published.
+const repository = "bench.example.org"
+
+// form is what an image is published as: a tag in the registry.
+type form string
+
+// The forms there are, and how docker2cvmfs makes those that it makes.
+const (
+	ordinary form = "ordinary"
+	thin     form = "thin"
+)
+
+var converted = map[form][]string{
+	thin: {},
+}
+
+// origin is where nodes fetch from, without a link: a registry and a repository's web server.
+type origin struct {
+	dir       string
+	converter string // the program docker2cvmfs
+	registry  *server
+	site      *server
+	published map[string]bool // by name and form
+}
+
+// newOrigin makes an origin without an image, below a folder.
+func newOrigin(ctx context.Context, dir, converter string) (*origin, error) {
+	o := &origin{dir: dir, converter: converter, published: map[string]bool{}}
+	if err := publish.Create(ctx, o.publisher(), publish.Settings{FQRN: repository}, publish.Options{}); err != nil {
+		return nil, err
+	}
+	blobs := filepath.Join(dir, "registry")
+	if err := os.Mkdir(blobs, 0o755); err != nil {
+		return nil, err
+	}
+	var err error
+	o.registry, err = serve(registry.New(registry.Logger(log.New(io.Discard, "", 0)),
+		registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs))))
+	if err != nil {
+		return nil, err
+	}
+	if o.site, err = serve(http.FileServer(http.Dir(filepath.Join(o.publisher(), "www")))); err != nil {
+		return nil, errors.Join(err, o.registry.close())
+	}
+	return o, nil
+}
+
+func (o *origin) close() error { return errors.Join(o.registry.close(), o.site.close()) }
+
+func (o *origin) publisher() string { return filepath.Join(o.dir, "publisher") }
+
+// key is the file with the repository's public key.
+func (o *origin) key() string { return filepath.Join(o.publisher(), "keys", repository+".pub") }
+
+// reference is how an image is called in a registry at an address.
+func reference(host, image string, f form) string {
+	return fmt.Sprintf("%s/bench/%s:%s", host, image, f)
+}
+
+// has reports whether an image was published in a form.
+func (o *origin) has(image string, f form) bool {
+	return o.published[reference(o.registry.addr, image, f)]
+}
+
+// publish puts an image into the registry and the repository, in a form.
+func (o *origin) publish(ctx context.Context, as string, image *images.Image, f form) error {
+	ref := reference(o.registry.addr, as, f)
+	if err := o.write(ctx, ref, image, f); err != nil {
+		return fmt.Errorf("publish %s: %w", ref, err)
+	}
+	o.published[ref] = true
+	return nil
+}
+
+func (o *origin) write(ctx context.Context, ref string, image *images.Image, f form) error {
+	if args, ok := converted[f]; ok {
+		cmd := exec.CommandContext(ctx, o.converter, append([]string{
+			"make-thin", "--plain-http", "--input-reference", "oci:" + image.Dir, "--output-reference", "http://" + ref,
+			"--repository", repository, "--target", "native:" + o.publisher(),
+		}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	}
+	to, err := name.ParseReference(ref)
+	if err != nil {
+		return err
+	}
+	list, err := layout.ImageIndexFromPath(image.Dir)
+	if err != nil {
+		return err
+	}
+	manifest, err := list.IndexManifest()
+	if err != nil {
+		return err
+	}
+	if len(manifest.Manifests) != 1 {
+		return fmt.Errorf("%s has %d images, not one", image.Dir, len(manifest.Manifests))
+	}
+	content, err := list.Image(manifest.Manifests[0].Digest)
+	if err != nil {
+		return err
+	}
+	return remote.Write(to, content, remote.WithContext(ctx))
+}
+
+// server is a web server on loopback that counts what is asked of it.
+type server struct {
+	addr string // host and port
+	http http.Server
+
+	mu    sync.Mutex
+	count traffic
+}
+
+// traffic is what was fetched of a server.
+type traffic struct {
+	Requests int   `json:"requests"`
+	Catalogs int64 `json:"catalogs,omitempty"` // bytes of catalogs
+	Bytes    int64 `json:"bytes"`              // of all answers, as they pass the link
+}
+
+func (t traffic) sub(earlier traffic) traffic {
+	return traffic{t.Requests - earlier.Requests, t.Catalogs - earlier.Catalogs, t.Bytes - earlier.Bytes}
+}
+
+func serve(handler http.Handler) (*server, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s := &server{addr: listener.Addr().String()}
+	s.http = http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.count.Requests++
+		s.mu.Unlock()
+		if strings.Contains(r.URL.Path, "/data/") && strings.HasSuffix(r.URL.Path, "C") {
+			w = &catalogs{w, s}
+		}
+		handler.ServeHTTP(w, r)
+	})}
+	go s.http.Serve(listener) // ends with an error that says that it was closed
+	return s, nil
+}
+
+func (s *server) close() error { return s.http.Close() }
+
+// counted is what was asked up to now; bytes are the link's to count.
+func (s *server) counted() traffic {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
+}
+
+// catalogs counts the bytes of a catalog.
+type catalogs struct {
+	http.ResponseWriter
+	server *server
+}
+
+func (c *catalogs) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.server.mu.Lock()
+	defer c.server.mu.Unlock()
+	c.server.count.Catalogs += int64(n)
+	return n, err
+}
