@@ -66,15 +66,17 @@ bench-convert: programs ## compare converting an image with unpacking it, as rat
 	@$(GO) build -o $(DIST)/test/bench-convert ./test/bench/convert
 	@exec $(DIST)/test/bench-convert -converter $(DIST)/bin/docker2cvmfs
 
-# START says more: START='-images python,gcc -links none -rounds 1'. RESULTS is the file that keeps what was measured.
+# START says more: START='-images python,gcc -links none -rounds 1'. RESULTS is the file that keeps what was measured. QUICK=1 is one
+# small image, which may not fetch more than it should.
 START   ?=
+QUICK   ?=
 RESULTS ?= $(DIST)/bench-start/results.json
 
 bench-start: bundle ## measure how long images take to start where nothing of them is (root; fetches Debian packages)
 	@mkdir -p $(dir $(RESULTS))
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench-start ./test/bench/start
 	@exec $(DIST)/test/bench-start -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter \
-		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(START)
+		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(if $(QUICK),-quick) $(START)
 
 soak: ## have containers read for ten minutes in more than the cache may hold (root; SOAK=30m is longer)
 	SOAK=$(or $(SOAK),10m) CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h -v -run '^TestSoak$$' ./cvmfs/objectfs ./cvmfs/objects

@@ -53,7 +53,7 @@ const s = http.createServer((_, answer) => answer.end("ready\n")).listen(8080, (
 	{
 		name: "openjdk", what: "compile and run hello", make: packages("openjdk", nil, "openjdk-17-jdk-headless"),
 		command: shell(`echo 'class Hello { public static void main(String[] a) { System.out.println("ready"); } }' >/tmp/Hello.java
-java /tmp/Hello.java`), ready: "ready",
+/usr/lib/jvm/java-17-openjdk-*/bin/java /tmp/Hello.java`), ready: "ready",
 	},
 	{
 		name: "postgres", what: "`initdb`, `select 1`", make: packages("postgres", nil, "postgresql-15"),
@@ -66,7 +66,7 @@ pg_ctl --pgdata=/tmp/data --mode=immediate stop >/tmp/stopped`), ready: "ready",
 	},
 	{
 		name: "nginx", what: "serve a page", make: packages("nginx", nil, "nginx-light"),
-		command: shell(`nginx -c /dev/stdin -e /dev/stderr <<'CONF'
+		command: shell(`cat >/tmp/nginx.conf <<'CONF'
 error_log /dev/stderr;
 pid /tmp/nginx.pid;
 events {}
@@ -76,6 +76,7 @@ http {
 	server { listen 127.0.0.1:8080; root /usr/share/nginx/html; }
 }
 CONF
+nginx -c /tmp/nginx.conf -e /dev/stderr
 bash -ec 'exec 3<>/dev/tcp/127.0.0.1/8080; printf "GET / HTTP/1.0\r\n\r\n" >&3; cat <&3'
 kill "$(cat /tmp/nginx.pid)"`), ready: "Welcome to nginx!",
 	},
@@ -96,9 +97,6 @@ kill "$(cat /tmp/nginx.pid)"`), ready: "Welcome to nginx!",
 		ready:   "ready",
 	},
 }
-
-// quickImage is the image that is measured only when it is named: it needs nothing but a busybox.
-const quickImage = "small"
 
 // shell is a command that ends at the first part that fails.
 func shell(script string) []string { return []string{"sh", "-ec", script} }

@@ -35,6 +35,8 @@ type options struct {
 	rounds                        int
 	force                         bool
 	results                       string
+	report                        string
+	isQuick                       bool
 }
 
 // list is a flag: names separated by commas.
@@ -62,7 +64,19 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how many samples a cell has")
 	flag.BoolVar(&o.force, "force", false, "measure again what is in the results")
 	flag.StringVar(&o.results, "results", "results.json", "`FILE` of the results")
+	flag.StringVar(&o.report, "report", "", "measure nothing: write the document and its pictures into a `FOLDER`")
+	flag.BoolVar(&o.isQuick, "quick", false, "a small image alone, and an error if its start fetches more than it should")
 	flag.Parse()
+	if o.isQuick {
+		o = o.quick()
+	}
+	if o.report != "" {
+		if err := report(o); err != nil {
+			fmt.Fprintln(os.Stderr, "start:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if o.stand.Bundle == "" || o.stand.Snapshotter == "" || o.converter == "" || flag.NArg() > 0 || o.rounds < 1 {
 		fmt.Fprintln(os.Stderr, "start: want -bundle FOLDER -snapshotter PROGRAM -converter PROGRAM and no argument")
 		os.Exit(2)
@@ -77,6 +91,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(1)
 	}
+}
+
+// report writes the document of the results there are.
+func report(o options) error {
+	r, err := readResults(o.results)
+	if err != nil {
+		return err
+	}
+	return writeReport(r, o.report)
 }
 
 // bench is one run of the program.
@@ -97,7 +120,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.record, err = readResults(o.results); err != nil {
+	if b.record, err = openResults(o.results); err != nil {
 		return err
 	}
 	if b.version, err = bundleVersion(o.stand.Bundle); err != nil {
@@ -125,6 +148,9 @@ func run(ctx context.Context, o options) (err error) {
 			}
 			return err
 		}
+	}
+	if b.isQuick {
+		return b.record.checkQuick()
 	}
 	return nil
 }

@@ -76,29 +76,33 @@ type sample struct {
 	Memory   int64   `json:"memory,omitempty"` // bytes, the largest that our daemon had
 }
 
-// readResults reads the file of earlier runs on this machine. There need be none.
+// readResults reads the file of earlier runs.
 func readResults(file string) (*results, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
 	r := &results{Images: map[string]facts{}}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	return r, nil
+}
+
+// openResults reads the file of earlier runs on this machine. There need be none.
+func openResults(file string) (*results, error) {
 	here, err := thisMachine()
 	if err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(file)
+	r, err := readResults(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		r.Machine = here
-		return r, nil
+		return &results{Machine: here, Images: map[string]facts{}}, nil
 	}
-	if err != nil {
-		return nil, err
+	if err == nil && r.Machine != here {
+		err = fmt.Errorf("%s has the figures of another machine (%+v): choose another file with -results", file, r.Machine)
 	}
-	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("read %s: %w", file, err)
-	}
-	if r.Machine != here {
-		return nil, fmt.Errorf("%s has the figures of another machine (%+v): choose another file with -results", file,
-			r.Machine)
-	}
-	return r, nil
+	return r, err
 }
 
 func (r *results) write(file string) error {
