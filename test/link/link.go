@@ -146,7 +146,8 @@ func (r *Relay) connect(near net.Conn) {
 	both.Wait()
 }
 
-// Sizes of what is carried together, and of what may be on the way in a connection: 4 MiB, more than any link here holds.
+// Sizes of what is carried together, and of what may be on the way in a connection: 4 MiB, more than the links that are
+// measured hold.
 const (
 	pieceSize = 16 << 10
 	pieces    = 256

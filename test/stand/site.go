@@ -142,8 +142,8 @@ func (s *Site) Configure(dir, fqrn, key string) error {
 	return Configure(dir, fqrn, s.URL(fqrn), key, "CVMFS_TIMEOUT=2", "CVMFS_TIMEOUT_DIRECT=2", "CVMFS_MAX_RETRIES=1")
 }
 
-// Configure writes the client configuration for a repository at a URL into dir, a daemon's /etc/cvmfs, with the settings
-// given besides.
+// Configure writes the client configuration for a repository at a URL into dir, a daemon's /etc/cvmfs, with the
+// settings given besides.
 func Configure(dir, fqrn, url, key string, settings ...string) error {
 	public, err := os.ReadFile(key)
 	if err != nil {

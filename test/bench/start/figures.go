@@ -44,6 +44,12 @@ func (s sample) ready() float64 { return s.Pull + s.Run }
 
 func (s sample) warm() float64 { return s.Warm }
 
+func (s sample) disk() float64 { return float64(s.Disk) }
+
+func (s sample) catalogs() float64 { return float64(s.Site.Catalogs) }
+
+func (s sample) later() float64 { return float64(s.Later.Bytes) }
+
 // fetched is what a start has fetched of both servers, in bytes.
 func (s sample) fetched() float64 { return float64(s.Registry.Bytes + s.Site.Bytes) }
 
@@ -55,7 +61,7 @@ const roundTrips = 10
 // floor is the least that a thin image's start could take: the warm run on the engine's own driver, what is needed over
 // the link, and some round trips. It reports whether all of it is known.
 func (r *results) floor(image string, n network, engine string) (seconds float64, known bool) {
-	own := r.cell(key{image, n.name, engine, modes[0].name, ""}).of(sample.warm)
+	own := r.inMode(image, n, engine, modes[0]).of(sample.warm)
 	c := r.thin(image, n, engine)
 	facts, ok := r.Images[image]
 	if len(own) == 0 || c == nil || !ok {
@@ -63,10 +69,15 @@ func (r *results) floor(image string, n network, engine string) (seconds float64
 	}
 	seconds = own.median() + roundTrips*n.speed.Trip.Seconds()
 	if n.speed.Rate > 0 {
-		described := c.of(func(s sample) float64 { return float64(s.Registry.Bytes + s.Site.Catalogs) }).median()
+		described := c.of(func(s sample) float64 { return float64(s.Registry.Bytes) + s.catalogs() }).median()
 		seconds += (float64(facts.Needed) + described) / float64(n.speed.Rate)
 	}
 	return seconds, true
+}
+
+// inMode is the cell of a mode, thin ones in the view that the kernel is best at, or nil.
+func (r *results) inMode(image string, n network, engine string, m mode) *cell {
+	return r.cell(m.key(image, n, engine, "auto"))
 }
 
 // thin is the cell of the thin image, in the view that the kernel is best at, or nil.

@@ -1,10 +1,10 @@
-// Command start measures how long images take to start where nothing of them is: from `docker pull` until the program
-// is ready. The images are made of Debian packages. Each is in a private registry as it is, and as a thin image with its
-// layers in a private repository; links are TCP relays that delay and limit (package link).
+// Command start measures how long images take to start where nothing of them is: from `docker pull` until the
+// program is ready. The images are made of Debian packages. Each is in a private registry as it is, and as a thin image
+// with its layers in a private repository; links are TCP relays that delay and limit (package link).
 //
-// A cell of the results is an image on a link, on an engine, in a mode: on the engine's own driver, as an ordinary image
-// on ours, as a thin one on ours. Each of its samples is a fresh engine with empty folders. The modes are taken in turn.
-// What is in the file of results is not measured again.
+// A cell of the results is an image on a link, on an engine, in a mode: on the engine's own driver, as an ordinary
+// image on ours, as a thin one on ours. Each of its samples is a fresh engine with empty folders. The modes are taken
+// in turn. What is in the file of results is not measured again.
 package main
 
 import (
@@ -58,14 +58,14 @@ func main() {
 	flag.StringVar(&o.stand.Testdata, "testdata", "testdata", "`FOLDER` of the reference repositories")
 	flag.Var(&o.images, "images", "`NAMES` of images, as base,python; all but small by default")
 	flag.Var(&o.links, "links", "`NAMES` of links: 1gbit-0.2ms, 100mbit-20ms, 50mbit-80ms, none; all by default")
-	flag.Var(&o.engines, "engines", "`VERSIONS` of Docker: 20.10 with the plugin, 29 with the snapshotter; both by default")
+	flag.Var(&o.engines, "engines", "`VERSIONS` of Docker: 20.10 is with the plugin, 29 with the snapshotter")
 	flag.Var(&o.modes, "modes", "`NAMES` of modes: overlay2, ordinary, thin; all by default")
 	flag.StringVar(&o.view, "view", "auto", "of thin images: erofs or fuse; auto is what the kernel can do")
 	flag.IntVar(&o.rounds, "rounds", 3, "how many samples a cell has")
 	flag.BoolVar(&o.force, "force", false, "measure again what is in the results")
 	flag.StringVar(&o.results, "results", "results.json", "`FILE` of the results")
 	flag.StringVar(&o.report, "report", "", "measure nothing: write the document and its pictures into a `FOLDER`")
-	flag.BoolVar(&o.isQuick, "quick", false, "a small image alone, and an error if its start fetches more than it should")
+	flag.BoolVar(&o.isQuick, "quick", false, "a small image alone, and an error if its start fetches too much")
 	flag.Parse()
 	if o.isQuick {
 		o = o.quick()
@@ -223,11 +223,7 @@ func (b *bench) measure(ctx context.Context, image sampleImage, p plan) error {
 }
 
 func (b *bench) key(image sampleImage, network network, door door, mode mode) key {
-	k := key{Image: image.name, Link: network.name, Engine: door.name, Mode: mode.name}
-	if mode.form != ordinary {
-		k.View = b.view
-	}
-	return k
+	return mode.key(image.name, network, door.name, b.view)
 }
 
 // sample takes one sample and writes it down.
@@ -261,7 +257,7 @@ func (b *bench) sample(ctx context.Context, image sampleImage, network network, 
 		return err
 	}
 	k := b.key(image, network, door, mode)
-	fmt.Fprintf(os.Stderr, "%v: pull %.2f s, run %.2f s, warm %.2f s, fetched %.1f MB of the registry and %.1f MB of the site\n",
+	fmt.Fprintf(os.Stderr, "%v: pull %.2f s, run %.2f s, warm %.2f s, fetched %.1f MB (registry) and %.1f MB (site)\n",
 		k, taken.Pull, taken.Run, taken.Warm, mega(taken.Registry.Bytes), mega(taken.Site.Bytes))
 	b.record.add(k, taken)
 	return b.record.write(b.results)

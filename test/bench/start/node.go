@@ -52,7 +52,8 @@ var doors = []door{
 		},
 	},
 	{
-		"29", engine.Stack29on21.Fetch, stand.NewSnapshotter, func(ctx context.Context, o stand.Options) (*stand.Stand, error) {
+		"29", engine.Stack29on21.Fetch, stand.NewSnapshotter,
+		func(ctx context.Context, o stand.Options) (*stand.Stand, error) {
 			o.Snapshotter = ""
 			return stand.NewSnapshotter(ctx, o)
 		},
@@ -66,6 +67,16 @@ type mode struct {
 	own  bool
 }
 
+// key is that of a cell. The view matters to thin images only.
+func (m mode) key(image string, n network, engine, view string) key {
+	k := key{Image: image, Link: n.name, Engine: engine, Mode: m.name}
+	if m.form != ordinary {
+		k.View = view
+	}
+	return k
+}
+
+// modes are the ways there are; the first is what others are compared with.
 var modes = []mode{
 	{"overlay2", ordinary, true},
 	{"ordinary", ordinary, false},
@@ -218,7 +229,8 @@ func (n *node) run(ctx context.Context, ref string, image sampleImage) (time.Dur
 		return 0, fmt.Errorf("run %s: %w: %s%s", image.name, err, said.String(), complaint.String())
 	}
 	if took == 0 {
-		return 0, fmt.Errorf("run %s: it ended without %q: %s%s", image.name, image.ready, said.String(), complaint.String())
+		return 0, fmt.Errorf("run %s: it ended without %q: %s%s", image.name, image.ready, said.String(),
+			complaint.String())
 	}
 	return took, nil
 }
@@ -253,10 +265,11 @@ func (n *node) usage() (u used, err error) {
 	return u, nil
 }
 
-// ticks is in how many parts of a second /proc counts: sysconf(_SC_CLK_TCK), which is this on all of Linux' ports of Go.
+// ticks is in how many parts of a second /proc counts: sysconf(_SC_CLK_TCK), the same on all machines of Linux and Go.
 const ticks = 100
 
-// processorSeconds reads utime and stime of /proc/PID/stat; fields are counted behind the name, which may hold anything.
+// processorSeconds reads utime and stime of /proc/PID/stat. Fields are counted from the name on, which may hold
+// anything.
 func processorSeconds(stat string) float64 {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 13 {

@@ -158,7 +158,7 @@ func serve(handler http.Handler) (*server, error) {
 		return nil, err
 	}
 	s := &server{addr: listener.Addr().String()}
-	s.http = http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	counting := func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		s.count.Requests++
 		s.mu.Unlock()
@@ -166,7 +166,8 @@ func serve(handler http.Handler) (*server, error) {
 			w = &catalogs{w, s}
 		}
 		handler.ServeHTTP(w, r)
-	})}
+	}
+	s.http = http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(counting)}
 	go s.http.Serve(listener) // ends with an error that says that it was closed
 	return s, nil
 }

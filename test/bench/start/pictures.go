@@ -55,15 +55,15 @@ func (r *results) pictures() (list []picture) {
 func (r *results) startsDrawn(n network, d door) picture {
 	p := picture{
 		file: startPicture(n, d), title: "Until ready: Docker " + d.name + ", " + n.what(), unit: "seconds, medians",
-		parts: []part{{name: "a warm run", colour: green}, {name: "first run, beyond", colour: orange}, {name: "pull", colour: blue}},
+		parts: []part{
+			{name: "a warm run", colour: green},
+			{name: "first run, beyond", colour: orange},
+			{name: "pull", colour: blue},
+		},
 	}
 	for _, i := range table {
 		for _, m := range modes {
-			k := key{Image: i.name, Link: n.name, Engine: d.name, Mode: m.name}
-			if m.form != ordinary {
-				k.View = "auto"
-			}
-			c := r.cell(k)
+			c := r.inMode(i.name, n, d.name, m)
 			if c == nil {
 				continue
 			}
@@ -82,7 +82,8 @@ func (r *results) startsDrawn(n network, d door) picture {
 // fetchedDrawn shows how much of an image a thin start fetches.
 func (r *results) fetchedDrawn() picture {
 	p := picture{
-		file: fetchedPicture, title: "Fetched by a start of the thin image", unit: "share of the ordinary image's bytes",
+		file: fetchedPicture, title: "Fetched by a start of the thin image",
+		unit:  "share of the ordinary image's bytes",
 		parts: []part{{name: "catalogs", colour: blue}, {name: "files", colour: orange}},
 	}
 	for _, i := range table {
@@ -91,7 +92,7 @@ func (r *results) fetchedDrawn() picture {
 		if c == nil || size == 0 {
 			continue
 		}
-		catalogs := c.of(func(s sample) float64 { return float64(s.Site.Catalogs) }).median()
+		catalogs := c.of(sample.catalogs).median()
 		p.bars = append(p.bars, i.name)
 		p.parts[0].values = append(p.parts[0].values, catalogs/size)
 		p.parts[1].values = append(p.parts[1].values, (c.of(sample.fetched).median()-catalogs)/size)
@@ -99,7 +100,8 @@ func (r *results) fetchedDrawn() picture {
 	return p
 }
 
-// anyThin is the cell of a thin image on the first link and engine that were measured, or nil: bytes hardly depend on them.
+// anyThin is the cell of a thin image on the first link and engine that were measured, or nil: bytes hardly depend on
+// them.
 func (r *results) anyThin(image string) *cell {
 	for _, d := range doors {
 		for _, n := range networks {

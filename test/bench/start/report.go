@@ -95,7 +95,8 @@ func ratio(a, b float64) string {
 
 // imageTable says what was started.
 func (r *results) imageTable() string {
-	t := newTable("image", "what a start does", "layers", "files", "compressed", "touched by a start", "touched, compressed")
+	t := newTable("image", "what a start does", "layers", "files", "compressed", "touched by a start",
+		"touched, compressed")
 	for _, i := range table {
 		if f, ok := r.Images[i.name]; ok {
 			t.row(i.name, i.what, fmt.Sprint(f.Layers), megabytes(float64(f.Size)), megabytes(float64(f.Compressed)),
@@ -125,25 +126,37 @@ func (r *results) starts() (list []section) {
 	return list
 }
 
+// startTable has a column for each mode, and what thin starts are compared with.
 func (r *results) startTable(n network, d door) string {
-	t := newTable("image", "overlay2", "ordinary on ours", "thin", "thin by FUSE", "thin ÷ overlay2", "floor", "thin ÷ floor",
-		"warm, overlay2", "warm, thin")
-	seconds := func(c *cell, get func(sample) float64) string { return c.of(get).text("%.1f") }
+	columns := []string{"image"}
+	for _, m := range modes {
+		columns = append(columns, m.name)
+	}
+	t := newTable(append(columns, "thin by FUSE", "thin ÷ overlay2", "floor", "thin ÷ floor", "warm, overlay2",
+		"warm, thin")...)
 	for _, i := range table {
-		own := r.cell(key{i.name, n.name, d.name, "overlay2", ""})
-		ours := r.cell(key{i.name, n.name, d.name, "ordinary", ""})
-		thin := r.thin(i.name, n, d.name)
-		fuse := r.cell(key{i.name, n.name, d.name, "thin", "fuse"})
-		if own == nil && ours == nil && thin == nil {
-			continue
+		cells, row := 0, []string{i.name}
+		show := func(c *cell, get func(sample) float64) {
+			if c != nil {
+				cells++
+			}
+			row = append(row, c.of(get).text("%.1f"))
 		}
-		floor, above := "", ""
-		cold := thin.of(sample.ready).median()
+		for _, m := range modes {
+			show(r.inMode(i.name, n, d.name, m), sample.ready)
+		}
+		show(r.cell(key{i.name, n.name, d.name, string(thin), "fuse"}), sample.ready)
+		own, ours := r.inMode(i.name, n, d.name, modes[0]), r.thin(i.name, n, d.name)
+		cold, floor, above := ours.of(sample.ready).median(), "", ""
 		if least, known := r.floor(i.name, n, d.name); known {
 			floor, above = fmt.Sprintf("%.1f", least), ratio(cold, least)
 		}
-		t.row(i.name, seconds(own, sample.ready), seconds(ours, sample.ready), seconds(thin, sample.ready),
-			seconds(fuse, sample.ready), ratio(cold, own.of(sample.ready).median()), floor, above, seconds(own, sample.warm), seconds(thin, sample.warm))
+		row = append(row, ratio(cold, own.of(sample.ready).median()), floor, above)
+		show(own, sample.warm)
+		show(ours, sample.warm)
+		if cells > 0 {
+			t.row(row...)
+		}
 	}
 	if t.n == 0 {
 		return ""
@@ -151,27 +164,44 @@ func (r *results) startTable(n network, d door) string {
 	return t.b.String()
 }
 
-// fetchedTable says what thin starts fetch.
-func (r *results) fetchedTable() string {
-	t := newTable("image", "link", "engine", "ordinary", "thin", "requests", "of catalogs", "thin ÷ ordinary",
-		"thin ÷ touched, compressed", "fetched later")
+// thinCells calls fn for the cells of thin images, with the overlay2's of the same start, which may be nil.
+func (r *results) thinCells(fn func(start []string, ours, own *cell)) {
 	for _, i := range table {
 		for _, n := range networks {
 			for _, d := range doors {
-				c := r.thin(i.name, n, d.name)
-				if c == nil {
-					continue
+				for _, m := range modes {
+					c := r.inMode(i.name, n, d.name, m)
+					if c != nil && m.form != ordinary {
+						fn([]string{i.name, n.name, d.name, m.name}, c, r.inMode(i.name, n, d.name, modes[0]))
+					}
 				}
-				own := r.cell(key{i.name, n.name, d.name, "overlay2", ""}).of(sample.fetched).median()
-				fetched := c.of(sample.fetched)
-				t.row(i.name, n.name, d.name, orNothing(own), megabytes(fetched.median()),
-					fmt.Sprintf("%.0f", c.of(sample.requests).median()),
-					megabytes(c.of(func(s sample) float64 { return float64(s.Site.Catalogs) }).median()),
-					ratio(fetched.median(), own), ratio(fetched.median(), float64(r.Images[i.name].Needed)),
-					megabytes(c.of(func(s sample) float64 { return float64(s.Later.Bytes) }).median()))
 			}
 		}
 	}
+}
+
+// fetchedTable says what thin starts fetch.
+func (r *results) fetchedTable() string {
+	t := newTable("image", "link", "engine", "mode", "fetched", "requests", "of catalogs", "÷ overlay2",
+		"÷ touched, compressed", "fetched later")
+	r.thinCells(func(start []string, c, own *cell) {
+		fetched := c.of(sample.fetched).median()
+		t.row(append(start, megabytes(fetched), fmt.Sprintf("%.0f", c.of(sample.requests).median()),
+			megabytes(c.of(sample.catalogs).median()), ratio(fetched, own.of(sample.fetched).median()),
+			ratio(fetched, float64(r.Images[c.Image].Needed)), megabytes(c.of(sample.later).median()))...)
+	})
+	return t.b.String()
+}
+
+// nodeTable says what starts take of a node.
+func (r *results) nodeTable() string {
+	t := newTable("image", "link", "engine", "mode", "disk, overlay2", "disk", "processor time of our daemon",
+		"its memory")
+	r.thinCells(func(start []string, c, own *cell) {
+		t.row(append(start, orNothing(own.of(sample.disk).median()), megabytes(c.of(sample.disk).median()),
+			c.of(func(s sample) float64 { return s.CPU }).text("%.1f s"),
+			megabytes(c.of(func(s sample) float64 { return float64(s.Memory) }).median()))...)
+	})
 	return t.b.String()
 }
 
@@ -180,29 +210,6 @@ func orNothing(bytes float64) string {
 		return ""
 	}
 	return megabytes(bytes)
-}
-
-// nodeTable says what starts take of a node.
-func (r *results) nodeTable() string {
-	t := newTable("image", "link", "engine", "disk, overlay2", "disk, thin", "processor time of our daemon, thin",
-		"its memory, thin")
-	for _, i := range table {
-		for _, n := range networks {
-			for _, d := range doors {
-				c := r.thin(i.name, n, d.name)
-				if c == nil {
-					continue
-				}
-				disk := func(s sample) float64 { return float64(s.Disk) }
-				t.row(i.name, n.name, d.name,
-					orNothing(r.cell(key{i.name, n.name, d.name, "overlay2", ""}).of(disk).median()),
-					megabytes(c.of(disk).median()),
-					fmt.Sprintf("%.1f s", c.of(func(s sample) float64 { return s.CPU }).median()),
-					megabytes(c.of(func(s sample) float64 { return float64(s.Memory) }).median()))
-			}
-		}
-	}
-	return t.b.String()
 }
 
 // missing lists what the table of images and links has and the results have not.

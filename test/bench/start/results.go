@@ -100,7 +100,8 @@ func openResults(file string) (*results, error) {
 		return &results{Machine: here, Images: map[string]facts{}}, nil
 	}
 	if err == nil && r.Machine != here {
-		err = fmt.Errorf("%s has the figures of another machine (%+v): choose another file with -results", file, r.Machine)
+		err = fmt.Errorf("%s has the figures of another machine (%+v): choose another file with -results", file,
+			r.Machine)
 	}
 	return r, err
 }

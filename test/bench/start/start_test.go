@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 // starts are some results: a link of 1 MB a second and 100 ms, three samples of each mode.
 func starts(t *testing.T) *results {
 	t.Helper()
-	r := &results{Images: map[string]facts{"base": {Layers: 1, Size: 90e6, Compressed: 30e6, Touched: 3e6, Needed: 1e6}}}
+	base := facts{Layers: 1, Size: 90e6, Compressed: 30e6, Touched: 3e6, Needed: 1e6}
+	r := &results{Images: map[string]facts{"base": base}}
 	for n, seconds := range []float64{3, 1, 2} {
 		at := time.Date(2026, 1, 2, 3, n, 0, 0, time.UTC)
 		for _, m := range modes {
@@ -37,7 +38,8 @@ func starts(t *testing.T) *results {
 			s.Registry = traffic{Requests: 3, Bytes: 30e6}
 			if m.form == thin {
 				k.View = "auto"
-				s.Registry, s.Site = traffic{Requests: 3, Bytes: 5e3}, traffic{Requests: 40, Catalogs: 245e3, Bytes: 3e6}
+				s.Registry = traffic{Requests: 3, Bytes: 5e3}
+				s.Site = traffic{Requests: 40, Catalogs: 245e3, Bytes: 3e6}
 			}
 			r.add(k, s)
 		}
@@ -92,7 +94,8 @@ func TestResultsAreReadAsWritten(t *testing.T) {
 
 func TestNamesThatAreUnknownAreRefused(t *testing.T) {
 	p, err := options{images: list{"base", quickImage}, links: list{"none"}}.plan()
-	if err != nil || len(p.images) != 2 || len(p.networks) != 1 || len(p.doors) != len(doors) || len(p.modes) != len(modes) {
+	if err != nil || len(p.images) != 2 || len(p.networks) != 1 || len(p.doors) != len(doors) ||
+		len(p.modes) != len(modes) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if p, err = (options{}).plan(); err != nil || len(p.images) != len(table)-1 {
@@ -184,7 +187,8 @@ func TestAStartFetchesWhatItTouches(t *testing.T) {
 			}
 			o := options{
 				stand: stand.Options{
-					Quiet: true, Bundle: filepath.Join(dist, "cvmfs-graphdriver-plugin-0.test"), Testdata: testutil.Data(t),
+					Quiet: true, Bundle: filepath.Join(dist, "cvmfs-graphdriver-plugin-0.test"),
+					Testdata:    testutil.Data(t),
 					Snapshotter: filepath.Join(dist, "bin/cvmfs-snapshotter"),
 				},
 				converter: filepath.Join(dist, "bin/docker2cvmfs"), results: filepath.Join(t.TempDir(), resultsName),
