@@ -20,7 +20,6 @@ type sampleImage struct {
 	what string // what a start does, for people
 	make maker
 
-	options []string // of docker run
 	command []string // nil for the image's own
 	ready   string   // text that the command writes when it is ready
 }
@@ -65,12 +64,12 @@ HELLO
 	},
 	{
 		name: "postgres", what: "`initdb`, `select 1`", make: packages("postgres", "postgresql-15"),
-		options: []string{"--user", "33:33"}, // www-data: it doesn't run as root
-		command: shell(`PATH=/usr/lib/postgresql/15/bin:$PATH
+		command: append([]string{"setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups"}, // not as root
+			shell(`PATH=/usr/lib/postgresql/15/bin:$PATH
 initdb --auth=trust --no-sync /tmp/data >/tmp/log
 pg_ctl --pgdata=/tmp/data --options="-k /tmp -h ''" --log=/tmp/log --wait start >/tmp/started
 psql --host=/tmp --no-psqlrc --tuples-only --command="select 'rea' || 'dy'" postgres
-pg_ctl --pgdata=/tmp/data --mode=immediate stop >/tmp/stopped`), ready: "ready",
+pg_ctl --pgdata=/tmp/data --mode=immediate stop >/tmp/stopped`)...), ready: "ready",
 	},
 	{
 		name: "nginx", what: "serve a page", make: packages("nginx", "nginx-light"),

@@ -59,7 +59,7 @@ func main() {
 	flag.Var(&o.images, "images", "`NAMES` of images, as base,python; all but small by default")
 	flag.Var(&o.links, "links", "`NAMES` of links: 1gbit-0.2ms, 100mbit-20ms, 50mbit-80ms, none; all by default")
 	flag.Var(&o.engines, "engines", "`VERSIONS` of Docker: 20.10 is with the plugin, 29 with the snapshotter")
-	flag.Var(&o.modes, "modes", "`NAMES` of modes: overlay2, ordinary, thin; all by default")
+	flag.Var(&o.modes, "modes", "`NAMES` of modes: overlay2, ordinary, thin, profiled; all by default")
 	flag.StringVar(&o.view, "view", "auto", "of thin images: erofs or fuse; auto is what the kernel can do")
 	flag.IntVar(&o.rounds, "rounds", 3, "how many samples a cell has")
 	flag.BoolVar(&o.force, "force", false, "measure again what is in the results")
@@ -201,10 +201,12 @@ func (b *bench) measure(ctx context.Context, image sampleImage, p plan) error {
 		for _, door := range p.doors {
 			had := map[string]int{} // samples from before
 			for _, mode := range p.modes {
-				if c := b.record.cell(b.key(image, network, door, mode)); c != nil && !b.force {
+				k := b.key(image, network, door, mode)
+				if b.force {
+					b.record.drop(k)
+				}
+				if c := b.record.cell(k); c != nil {
 					had[mode.name] = len(c.Samples)
-				} else if c != nil {
-					c.Samples = nil
 				}
 			}
 			for round := range b.rounds {
@@ -283,12 +285,17 @@ func (b *bench) prepare(ctx context.Context, image sampleImage, f form) error {
 	if b.origin.has(image.name, f) {
 		return nil
 	}
+	if f == profiled {
+		if err := b.prepare(ctx, image, thin); err != nil {
+			return err
+		}
+	}
 	fmt.Fprintf(os.Stderr, "prepare %s as %s image\n", image.name, f)
 	content, err := image.make(ctx, b.cache, b.work, os.Stderr)
 	if err != nil {
 		return err
 	}
-	if err := b.origin.publish(ctx, image.name, content, f); err != nil {
+	if err := b.origin.publish(ctx, image, content, f); err != nil {
 		return err
 	}
 	if _, known := b.record.Images[image.name]; known && !b.force || f != ordinary {

@@ -81,6 +81,7 @@ var modes = []mode{
 	{"overlay2", ordinary, true},
 	{"ordinary", ordinary, false},
 	{"thin", thin, false},
+	{"profiled", profiled, false},
 }
 
 // node is a fresh engine at the end of a link.
@@ -205,8 +206,7 @@ func (n *node) forget(ctx context.Context) error {
 
 // run runs the image and returns how long it took until it was ready. It waits for its end.
 func (n *node) run(ctx context.Context, ref string, image sampleImage) (time.Duration, error) {
-	cmd := n.Engine.Command(ctx, slices.Concat([]string{"run", "--rm", "--network", "none"}, image.options,
-		[]string{ref}, image.command)...)
+	cmd := n.Engine.Command(ctx, append([]string{"run", "--rm", "--network", "none", ref}, image.command...)...)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	out, err := cmd.StdoutPipe()

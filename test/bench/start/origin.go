@@ -9,8 +9,8 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,15 +30,12 @@ const repository = "bench.example.org"
 // form is what an image is published as: a tag in the registry.
 type form string
 
-// The forms there are, and how docker2cvmfs makes those that it makes.
+// The forms there are. That of a thin image with a start profile is made of the thin one.
 const (
 	ordinary form = "ordinary"
 	thin     form = "thin"
+	profiled form = "profiled"
 )
-
-var converted = map[form][]string{
-	thin: {},
-}
 
 // origin is where nodes fetch from, without a link: a registry and a repository's web server.
 type origin struct {
@@ -89,27 +86,29 @@ func (o *origin) has(image string, f form) bool {
 }
 
 // publish puts an image into the registry and the repository, in a form.
-func (o *origin) publish(ctx context.Context, as string, image *images.Image, f form) error {
-	ref := reference(o.registry.addr, as, f)
-	if err := o.write(ctx, ref, image, f); err != nil {
+func (o *origin) publish(ctx context.Context, image sampleImage, content *images.Image, f form) (err error) {
+	ref := reference(o.registry.addr, image.name, f)
+	switch f {
+	case ordinary:
+		err = push(ctx, ref, content)
+	case thin:
+		err = o.convert(ctx, content, ref)
+	case profiled:
+		profile := filepath.Join(o.dir, image.name+".profile")
+		err = o.record(ctx, image, profile)
+		if err == nil {
+			err = o.convert(ctx, content, ref, "--profile", profile)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("publish %s: %w", ref, err)
 	}
 	o.published[ref] = true
 	return nil
 }
 
-func (o *origin) write(ctx context.Context, ref string, image *images.Image, f form) error {
-	if args, ok := converted[f]; ok {
-		cmd := exec.CommandContext(ctx, o.converter, append([]string{
-			"make-thin", "--plain-http", "--input-reference", "oci:" + image.Dir, "--output-reference", "http://" + ref,
-			"--repository", repository, "--target", "native:" + o.publisher(),
-		}, args...)...)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
-		}
-		return err
-	}
+// push puts an image into a registry as it is.
+func push(ctx context.Context, ref string, image *images.Image) error {
 	to, err := name.ParseReference(ref)
 	if err != nil {
 		return err
@@ -130,6 +129,24 @@ func (o *origin) write(ctx context.Context, ref string, image *images.Image, f f
 		return err
 	}
 	return remote.Write(to, content, remote.WithContext(ctx))
+}
+
+// convert has an image published as a thin one.
+func (o *origin) convert(ctx context.Context, image *images.Image, ref string, more ...string) error {
+	return command(ctx, slices.Concat([]string{
+		o.converter, "make-thin", "--plain-http", "--input-reference", "oci:" + image.Dir,
+		"--output-reference", "http://" + ref, "--repository", repository, "--target", "native:" + o.publisher(),
+	}, more)...)
+}
+
+// record writes what a start of the thin image reads, which must have been published, into a file. The start ends by
+// itself.
+func (o *origin) record(ctx context.Context, image sampleImage, file string) error {
+	return command(ctx, slices.Concat([]string{
+		o.converter, "profile", "record", "--for", "0s", "--plain-http", "--target", "native:" + o.publisher(),
+		"--output", file,
+		"http://" + reference(o.registry.addr, image.name, thin),
+	}, image.command)...)
 }
 
 // server is a web server on loopback that counts what is asked of it.

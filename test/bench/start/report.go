@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -132,30 +133,41 @@ func (r *results) startTable(n network, d door) string {
 	for _, m := range modes {
 		columns = append(columns, m.name)
 	}
-	t := newTable(append(columns, "thin by FUSE", "thin ÷ overlay2", "floor", "thin ÷ floor", "warm, overlay2",
-		"warm, thin")...)
+	columns = append(columns, "thin by FUSE", "floor")
+	for _, m := range modes {
+		if m.form != ordinary {
+			columns = append(columns, m.name+" ÷ overlay2", m.name+" ÷ floor")
+		}
+	}
+	t := newTable(append(columns, "warm, overlay2", "warm, thin", "load")...)
 	for _, i := range table {
-		cells, row := 0, []string{i.name}
+		row := []string{i.name}
+		var loads figure
 		show := func(c *cell, get func(sample) float64) {
-			if c != nil {
-				cells++
-			}
+			loads = append(loads, c.of(func(s sample) float64 { return s.Load })...)
 			row = append(row, c.of(get).text("%.1f"))
 		}
 		for _, m := range modes {
 			show(r.inMode(i.name, n, d.name, m), sample.ready)
 		}
 		show(r.cell(key{i.name, n.name, d.name, string(thin), "fuse"}), sample.ready)
-		own, ours := r.inMode(i.name, n, d.name, modes[0]), r.thin(i.name, n, d.name)
-		cold, floor, above := ours.of(sample.ready).median(), "", ""
-		if least, known := r.floor(i.name, n, d.name); known {
-			floor, above = fmt.Sprintf("%.1f", least), ratio(cold, least)
+		own := r.inMode(i.name, n, d.name, modes[0])
+		least, known := r.floor(i.name, n, d.name)
+		if known {
+			row = append(row, fmt.Sprintf("%.1f", least))
+		} else {
+			row = append(row, "")
 		}
-		row = append(row, ratio(cold, own.of(sample.ready).median()), floor, above)
+		for _, m := range modes {
+			if m.form != ordinary {
+				cold := r.inMode(i.name, n, d.name, m).of(sample.ready).median()
+				row = append(row, ratio(cold, own.of(sample.ready).median()), ratio(cold, least))
+			}
+		}
 		show(own, sample.warm)
-		show(ours, sample.warm)
-		if cells > 0 {
-			t.row(row...)
+		show(r.thin(i.name, n, d.name), sample.warm)
+		if len(loads) > 0 {
+			t.row(append(row, fmt.Sprintf("%.0f–%.0f", slices.Min(loads), slices.Max(loads)))...)
 		}
 	}
 	if t.n == 0 {

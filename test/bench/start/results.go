@@ -124,6 +124,11 @@ func (r *results) cell(k key) *cell {
 	return nil
 }
 
+// drop forgets a cell.
+func (r *results) drop(k key) {
+	r.Cells = slices.DeleteFunc(r.Cells, func(c *cell) bool { return c.key == k })
+}
+
 // add keeps a sample.
 func (r *results) add(k key, s sample) {
 	c := r.cell(k)

@@ -202,22 +202,23 @@ func TestAStartFetchesWhatItTouches(t *testing.T) {
 }
 
 func TestAStartThatFetchesMoreIsReported(t *testing.T) {
-	r := starts(t)
-	r.Cells = nil
-	k := key{Image: quickImage, Link: "none", Engine: "29", Mode: string(thin), View: "auto"}
-	r.add(k, sample{Site: traffic{Requests: mostQuickRequests, Bytes: mostQuickBytes}})
-	if err := r.checkQuick(); err != nil {
-		t.Error(err)
-	}
-	for _, s := range []sample{
-		{Site: traffic{Requests: mostQuickRequests + 1, Bytes: mostQuickBytes}},
-		{Registry: traffic{Bytes: 1}, Site: traffic{Requests: 1, Bytes: mostQuickBytes}},
-		{},
-	} {
-		r.Cells = nil
-		r.add(k, s)
-		if r.checkQuick() == nil {
-			t.Errorf("%+v is taken for good", s)
+	for name, most := range limits {
+		k := key{Image: quickImage, Link: "none", Engine: "29", Mode: name, View: "auto"}
+		bytes, requests := int64(most.bytes), int(most.requests)
+		for _, tt := range []struct {
+			s  sample
+			ok bool
+		}{
+			{sample{Site: traffic{Requests: requests, Bytes: bytes}}, true},
+			{sample{Site: traffic{Requests: requests + 1, Bytes: bytes}}, false},
+			{sample{Registry: traffic{Bytes: 1}, Site: traffic{Requests: 1, Bytes: bytes}}, false},
+			{sample{}, false},
+		} {
+			r := &results{}
+			r.add(k, tt.s)
+			if err := r.checkQuick(); (err == nil) != tt.ok {
+				t.Errorf("%s: %+v: %v", name, tt.s, err)
+			}
 		}
 	}
 }
