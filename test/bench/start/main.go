@@ -230,6 +230,9 @@ func (b *bench) key(image sampleImage, network network, door door, mode mode) ke
 
 // sample takes one sample and writes it down.
 func (b *bench) sample(ctx context.Context, image sampleImage, network network, door door, mode mode) (err error) {
+	if err := b.describe(ctx, image); err != nil {
+		return err
+	}
 	if err := b.prepare(ctx, image, mode.form); err != nil {
 		return err
 	}
@@ -280,9 +283,9 @@ func (b *bench) standOptions(ctx context.Context, door door) (o stand.Options, e
 	return o, nil
 }
 
-// prepare has an image at the origin, in a form, and its facts in the results.
+// prepare has an image at the origin, in a form.
 func (b *bench) prepare(ctx context.Context, image sampleImage, f form) error {
-	if b.origin.has(image.name, f) {
+	if b.origin.image(image.name, f) != nil {
 		return nil
 	}
 	if f == profiled {
@@ -295,19 +298,24 @@ func (b *bench) prepare(ctx context.Context, image sampleImage, f form) error {
 	if err != nil {
 		return err
 	}
-	if err := b.origin.publish(ctx, image, content, f); err != nil {
-		return err
-	}
-	if _, known := b.record.Images[image.name]; known && !b.force || f != ordinary {
+	return b.origin.publish(ctx, image, content, f)
+}
+
+// describe has an image's facts in the results. They don't change: the image is made of what is in the cache folder.
+func (b *bench) describe(ctx context.Context, image sampleImage) error {
+	if _, known := b.record.Images[image.name]; known {
 		return nil
+	}
+	if err := b.prepare(ctx, image, ordinary); err != nil {
+		return err
 	}
 	o, err := b.standOptions(ctx, doors[0])
 	if err != nil {
 		return err
 	}
-	facts, err := measureImage(ctx, o, b.origin, image, content)
+	facts, err := measureImage(ctx, o, b.origin, image)
 	if err != nil {
-		return fmt.Errorf("measure the image %s: %w", image.name, err)
+		return fmt.Errorf("measure the image: %w", err)
 	}
 	b.record.Images[image.name] = facts
 	return b.record.write(b.results)

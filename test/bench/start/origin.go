@@ -43,12 +43,12 @@ type origin struct {
 	converter string // the program docker2cvmfs
 	registry  *server
 	site      *server
-	published map[string]bool // by name and form
+	published map[string]*images.Image // by their references
 }
 
 // newOrigin makes an origin without an image, below a folder.
 func newOrigin(ctx context.Context, dir, converter string) (*origin, error) {
-	o := &origin{dir: dir, converter: converter, published: map[string]bool{}}
+	o := &origin{dir: dir, converter: converter, published: map[string]*images.Image{}}
 	if err := publish.Create(ctx, o.publisher(), publish.Settings{FQRN: repository}, publish.Options{}); err != nil {
 		return nil, err
 	}
@@ -80,9 +80,9 @@ func reference(host, image string, f form) string {
 	return fmt.Sprintf("%s/bench/%s:%s", host, image, f)
 }
 
-// has reports whether an image was published in a form.
-func (o *origin) has(image string, f form) bool {
-	return o.published[reference(o.registry.addr, image, f)]
+// image returns what was published under a name, in a form, or nil.
+func (o *origin) image(name string, f form) *images.Image {
+	return o.published[reference(o.registry.addr, name, f)]
 }
 
 // publish puts an image into the registry and the repository, in a form.
@@ -103,7 +103,7 @@ func (o *origin) publish(ctx context.Context, image sampleImage, content *images
 	if err != nil {
 		return fmt.Errorf("publish %s: %w", ref, err)
 	}
-	o.published[ref] = true
+	o.published[ref] = content
 	return nil
 }
 

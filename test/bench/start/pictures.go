@@ -87,25 +87,27 @@ func (r *results) fetchedDrawn() picture {
 		parts: []part{{name: "catalogs", colour: blue}, {name: "files", colour: orange}},
 	}
 	for _, i := range table {
-		c := r.anyThin(i.name)
-		size := float64(r.Images[i.name].Compressed)
-		if c == nil || size == 0 {
-			continue
+		for _, m := range modes {
+			c := r.anywhere(i.name, m)
+			size := float64(r.Images[i.name].Compressed)
+			if m.form == ordinary || c == nil || size == 0 {
+				continue
+			}
+			catalogs := c.of(sample.catalogs).median()
+			p.bars = append(p.bars, i.name+"\n"+m.name)
+			p.parts[0].values = append(p.parts[0].values, catalogs/size)
+			p.parts[1].values = append(p.parts[1].values, (c.of(sample.fetched).median()-catalogs)/size)
 		}
-		catalogs := c.of(sample.catalogs).median()
-		p.bars = append(p.bars, i.name)
-		p.parts[0].values = append(p.parts[0].values, catalogs/size)
-		p.parts[1].values = append(p.parts[1].values, (c.of(sample.fetched).median()-catalogs)/size)
 	}
 	return p
 }
 
-// anyThin is the cell of a thin image on the first link and engine that were measured, or nil: bytes hardly depend on
-// them.
-func (r *results) anyThin(image string) *cell {
+// anywhere is the cell of an image in a mode on the first engine and link that were measured, or nil: bytes hardly
+// depend on them.
+func (r *results) anywhere(image string, m mode) *cell {
 	for _, d := range doors {
 		for _, n := range networks {
-			if c := r.thin(image, n, d.name); c != nil {
+			if c := r.inMode(image, n, d.name, m); c != nil {
 				return c
 			}
 		}

@@ -17,16 +17,13 @@ import (
 	"github.com/klauspost/compress/zlib"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/test/images"
 	"cvmfs-graphdriver/test/link"
 	"cvmfs-graphdriver/test/stand"
 )
 
 // measureImage finds out what an image is, and which pages a start touches: it is run on the engine's own driver, on a
 // file system that reads nothing ahead, and the kernel is asked what it has in memory.
-func measureImage(ctx context.Context, o stand.Options, from *origin, image sampleImage, content *images.Image) (
-	f facts, err error,
-) {
+func measureImage(ctx context.Context, o stand.Options, from *origin, image sampleImage) (f facts, err error) {
 	disk, err := newDisk(ctx)
 	if err != nil {
 		return f, err
@@ -49,6 +46,7 @@ func measureImage(ctx context.Context, o stand.Options, from *origin, image samp
 	if f.Size, err = strconv.ParseInt(strings.TrimSpace(size), 10, 64); err != nil {
 		return f, err
 	}
+	content := from.image(image.name, ordinary)
 	f.Layers = len(content.Layers)
 	for _, l := range content.Layers {
 		f.Compressed += l.Size
