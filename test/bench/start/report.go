@@ -127,6 +127,9 @@ func (r *results) starts() (list []section) {
 	return list
 }
 
+// mostApart is how many times the load of the machine may differ for times to be compared.
+const mostApart = 2
+
 // startTable has a column for each mode, and what thin starts are compared with.
 func (r *results) startTable(n network, d door) string {
 	columns := []string{"image"}
@@ -153,6 +156,7 @@ func (r *results) startTable(n network, d door) string {
 		show(r.cell(key{i.name, n.name, d.name, string(thin), "fuse"}), sample.ready)
 		own := r.inMode(i.name, n, d.name, modes[0])
 		least, known := r.floor(i.name, n, d.name)
+		comparable := len(loads) > 0 && slices.Max(loads) <= mostApart*slices.Min(loads)
 		if known {
 			row = append(row, fmt.Sprintf("%.1f", least))
 		} else {
@@ -161,6 +165,9 @@ func (r *results) startTable(n network, d door) string {
 		for _, m := range modes {
 			if m.form != ordinary {
 				cold := r.inMode(i.name, n, d.name, m).of(sample.ready).median()
+				if !comparable {
+					cold = 0
+				}
 				row = append(row, ratio(cold, own.of(sample.ready).median()), ratio(cold, least))
 			}
 		}
