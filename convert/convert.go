@@ -26,10 +26,10 @@ type Job struct {
 	Input  source.Reference
 	Output *source.Reference // nil: only the layers and the state are published
 	Wish   bool              // a wish list names it
-	// Profile is the image's start profile (package objects), which is published with it; nil: the one that is published
-	// with the same image stays.
+	// Profile is the image's start profile (package objects), which is published with it; nil: the one that is there of
+	// the same image stays.
 	Profile []byte
-	// Record has a start profile recorded once the layers are published, unless one is published with the same image.
+	// Record has a start profile recorded once the layers are published, unless one is with the same image.
 	Record bool
 }
 

@@ -14,8 +14,8 @@ import (
 // errNoRecorder means that a start profile is wanted, and nobody can record one.
 var errNoRecorder = errors.New("no start profile can be recorded here")
 
-// profile has the thin image name the start profile that is published with it: the job's, or the one that is there of the
-// same image.
+// profile has the thin image name the start profile that is published with it: the job's, or the one that is there of
+// the same image.
 func (c *Converter) profile(p *plan, old *state) error {
 	switch {
 	case p.job.Profile != nil:

@@ -53,7 +53,8 @@ func profileCommand() *cli.Command {
 			{
 				Name: "attach", ArgsUsage: "PROFILE",
 				Usage: "publish a start profile with an image, and write the thin image that names it",
-				Flags: slices.Concat(imageFlags(), progressFlags(), targetFlags(), makeThinFlags(), []cli.Flag{chunkFlag()}),
+				Flags: slices.Concat(imageFlags(), progressFlags(), targetFlags(), makeThinFlags(),
+					[]cli.Flag{chunkFlag()}),
 				Action: func(c *cli.Context) error {
 					if err := needArgs(c, "PROFILE"); err != nil {
 						return err

@@ -103,8 +103,8 @@ func (p Profile) Encode() []byte {
 	return b.Bytes()
 }
 
-// Count returns how many objects without chunks the profile names, the plain bytes of these, and how many chunks of other
-// objects.
+// Count returns how many objects without chunks the profile names, the plain bytes of these, and how many chunks of
+// other objects.
 func (p Profile) Count() (whole, chunks int, bytes int64) {
 	for _, r := range p {
 		if r.Name.Chunked {

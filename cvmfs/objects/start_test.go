@@ -164,7 +164,8 @@ func TestStartEndsWhereGoingOnIsInVain(t *testing.T) {
 		cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
 		cfg.Limits = Limits{Floor: 1 << 60}
 		s := open(t, cfg)
-		if done, err := s.Start(t.Context(), some[0].x, some[0].t, p); !errors.Is(err, syscall.ENOSPC) || done.Fetched > 0 {
+		done, err := s.Start(t.Context(), some[0].x, some[0].t, p)
+		if !errors.Is(err, syscall.ENOSPC) || done.Fetched > 0 {
 			t.Errorf("got %+v, %v", done, err)
 		}
 	})

@@ -81,7 +81,8 @@ func (c *Composer) fetchProfile(ctx context.Context, p *thin.Profile) ([]byte, e
 	return b, nil
 }
 
-// RecordedProfile returns the start profile that was recorded of an image here; the error is fs.ErrNotExist if none was.
+// RecordedProfile returns the start profile that was recorded of an image here; the error is fs.ErrNotExist if none
+// was.
 func (c *Composer) RecordedProfile(key string) (objects.Profile, error) {
 	b, err := os.ReadFile(filepath.Join(c.cfg.Dir, key, recordedFile))
 	if err != nil {

@@ -242,7 +242,8 @@ func TestWhatStandsOnAThinImageBecomesThin(t *testing.T) {
 	} {
 		t.Run(top, func(t *testing.T) {
 			var told control.ThinProgress
-			made, err := p.ThinLayer(t.Context(), control.LayerID{Layer: top}, func(p control.ThinProgress) { told = p })
+			q := control.LayerID{Layer: top}
+			made, err := p.ThinLayer(t.Context(), q, func(p control.ThinProgress) { told = p })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,12 +17,13 @@ import (
 )
 
 const (
-	// recordQuiet ends the recording of a start: nothing new was read for so long. Programs that serve have started then.
+	// recordQuiet ends the recording of a start: nothing new was read for so long. Programs that serve have started
+	// then.
 	recordQuiet = 10 * time.Second
 	// recordMost ends it in any case.
 	recordMost = time.Minute
-	// coldShare is what part of an image may be here, at most, for its start to be worth recording: what is here is opened
-	// without us, and isn't seen.
+	// coldShare is what part of an image may be here, at most, for its start to be worth recording: what is here is
+	// opened without us, and isn't seen.
 	coldShare = 50
 )
 
@@ -81,8 +83,8 @@ func (s *starts) close() {
 	s.work.Wait()
 }
 
-// start helps a container to start, beside its caller: it fetches what the start profile of its image names. Where there
-// is none, and next to nothing of the image is here, it records one, for the next time that the image comes.
+// start helps a container to start, beside its caller: it fetches what the start profile of its image names. Where
+// there is none, and next to nothing of the image is here, it records one, for the next time that the image comes.
 func (n *Node) start(c *configuration, topmost string, image *images.Image) {
 	if n.cfg.NothingAhead {
 		return
@@ -144,9 +146,9 @@ func (n *Node) publishedProfile(topmost string) (*thin.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := len(chain) - 1; i >= 0; i-- {
-		if d := chain[i].Thin; d != nil && d.Profile != nil {
-			return d.Profile, nil
+	for _, link := range slices.Backward(chain) {
+		if link.Thin != nil && link.Thin.Profile != nil {
+			return link.Thin.Profile, nil
 		}
 	}
 	return nil, nil

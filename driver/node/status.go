@@ -73,7 +73,8 @@ func ways(f *fetch.Fetcher) (w status.Ways) {
 func (n *Node) cacheStatus() (status.Cache, error) {
 	s, err := n.objects.Status()
 	return status.Cache{
-		Limit: s.Limit, LimitBy: n.limitedBy(), Used: s.Used, Objects: s.Objects, Floor: s.Floor, Free: s.Free, Size: s.Size,
+		Limit: s.Limit, LimitBy: n.limitedBy(), Used: s.Used, Objects: s.Objects, Floor: s.Floor, Free: s.Free,
+		Size: s.Size,
 		Hits: s.Hits, Misses: s.Misses, Unstored: s.Unstored, Refused: s.Refused,
 		Evicted: s.Evicted.Objects, EvictedBytes: s.Evicted.Bytes, Damaged: s.Damaged,
 	}, err

@@ -13,8 +13,8 @@ import (
 )
 
 // Publisher serves the repository of a publisher's folder on this host's loopback, and makes a folder of configuration
-// that is the host's but for that repository, whose files come from there. close ends both.
-func Publisher(ctx context.Context, r *publish.Repository, host string) (configuration string, close func() error,
+// that is the host's but for that repository, whose files come from there. stop ends both.
+func Publisher(ctx context.Context, r *publish.Repository, host string) (configuration string, stop func() error,
 	err error,
 ) {
 	dir, err := os.MkdirTemp("", "cvmfs-record-")
@@ -29,18 +29,18 @@ func Publisher(ctx context.Context, r *publish.Repository, host string) (configu
 	if err != nil {
 		return "", nil, errors.Join(err, files.Close(), os.RemoveAll(dir))
 	}
-	serving, stop := context.WithCancel(ctx)
+	serving, end := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- files.Serve(serving, listener) }()
-	close = func() error {
-		stop()
+	stop = func() error {
+		end()
 		return errors.Join(<-ended, files.Close(), os.RemoveAll(dir))
 	}
 	url := fmt.Sprintf("http://%s/cvmfs/%s", listener.Addr(), r.FQRN())
 	if err := configure(dir, host, r.FQRN(), url, r.MasterKeyFile()); err != nil {
-		return "", nil, errors.Join(err, close())
+		return "", nil, errors.Join(err, stop())
 	}
-	return dir, close, nil
+	return dir, stop, nil
 }
 
 // configure makes a folder of configuration out of the host's, and says where a repository is. The host's need not be

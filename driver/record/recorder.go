@@ -195,7 +195,9 @@ func (h *house) container(ctx context.Context, c *Config) (ended string, err err
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("/proc/self/exe", containerArgument, h.target())
+	running, kill := context.WithCancel(context.WithoutCancel(ctx))
+	defer kill()
+	cmd := exec.CommandContext(running, "/proc/self/exe", containerArgument, h.target()) //nolint:gosec // a folder of ours
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(spec), os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
@@ -203,8 +205,12 @@ func (h *house) container(ctx context.Context, c *Config) (ended string, err err
 	if err := child.Start(cmd); err != nil {
 		return "", err
 	}
-	exit := make(chan error, 1)
-	go func() { exit <- cmd.Wait() }()
+	var exit error // to be read once it has exited
+	exited := make(chan struct{})
+	go func() {
+		exit = cmd.Wait()
+		close(exited)
+	}()
 	var over <-chan time.Time
 	if c.For > 0 {
 		over = time.After(c.For)
@@ -213,8 +219,8 @@ func (h *house) container(ctx context.Context, c *Config) (ended string, err err
 	defer look.Stop()
 	for {
 		select {
-		case err := <-exit:
-			return "it ended", ofCommand(err, c.Port)
+		case <-exited:
+			return "it ended", ofCommand(exit, c.Port)
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		case <-over:
@@ -225,11 +231,8 @@ func (h *house) container(ctx context.Context, c *Config) (ended string, err err
 			}
 			ended = fmt.Sprintf("port %d was listened at", c.Port)
 		}
-		// It is process 1 of its namespace: with it all others go.
-		if killed := cmd.Process.Kill(); killed != nil && !errors.Is(killed, os.ErrProcessDone) {
-			return "", killed
-		}
-		<-exit
+		kill() // it is process 1 of its namespace: with it all others go
+		<-exited
 		return ended, err
 	}
 }

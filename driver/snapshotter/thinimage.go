@@ -136,7 +136,7 @@ func (d *Differ) unpackedManifest(ctx context.Context, namespace string, m ocisp
 	}
 	chain := ""
 	for i := range config.RootFS.DiffIDs {
-		// Docker's commits stand on the layer that it puts between a container and its image, which is none of an image.
+		// Docker's commits stand on the layer that it puts between a container and its image: that is none of an image.
 		chain = identity.ChainID(config.RootFS.DiffIDs[:i+1]).String()
 		found := d.s.table.list(func(sn *snapshot) bool {
 			return sn.committed && !sn.hidden && strings.HasPrefix(sn.Name, namespace+"/") && own(sn.Name) == chain

@@ -54,8 +54,8 @@ func quota(f *Facts, p *Plan) []Finding {
 	return one(OK, id, what+"limits the object cache to "+units.BytesSize(float64(q.Bytes)), "")
 }
 
-// limitedByOption reports whether a node says that the storage option limits its cache: the snapshotter has options that
-// the engine's file doesn't tell.
+// limitedByOption reports whether a node says that the storage option limits its cache: the snapshotter has options
+// that the engine's file doesn't tell.
 func limitedByOption(f *Facts) bool {
 	states := []*State{f.Plugin.State}
 	if f.Snapshotter != nil {

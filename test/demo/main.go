@@ -1,8 +1,8 @@
 // Command demo shows thin images at work: it converts an image of Debian packages, putting its layers into a repository
 // of its own, runs the image and its thin twin in Docker engines of its own, an old one with the plugin and the newest
 // with the snapshotter, and tells what each said, how long it took and what the thin one fetched. Then a container of
-// the thin image adds a file, and its commit is published. Nothing is installed and, the cache of packages aside, nothing
-// is left.
+// the thin image adds a file, and its commit is published. Nothing is installed and, the cache of packages aside,
+// nothing is left.
 //
 // Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the machine does not qualify.
 package main

@@ -156,7 +156,7 @@ func (r *results) startTable(n network, d door) string {
 		show(r.cell(key{i.name, n.name, d.name, string(thin), "fuse"}), sample.ready)
 		own := r.inMode(i.name, n, d.name, modes[0])
 		least, known := r.floor(i.name, n, d.name)
-		comparable := len(loads) > 0 && slices.Max(loads) <= mostApart*slices.Min(loads)
+		alike := len(loads) > 0 && slices.Max(loads) <= mostApart*slices.Min(loads)
 		if known {
 			row = append(row, fmt.Sprintf("%.1f", least))
 		} else {
@@ -165,7 +165,7 @@ func (r *results) startTable(n network, d door) string {
 		for _, m := range modes {
 			if m.form != ordinary {
 				cold := r.inMode(i.name, n, d.name, m).of(sample.ready).median()
-				if !comparable {
+				if !alike {
 					cold = 0
 				}
 				row = append(row, ratio(cold, own.of(sample.ready).median()), ratio(cold, least))
