@@ -70,8 +70,8 @@ func (s *Store) Prefetch(refs []Ref) {
 
 // Near tells that somebody asks for an object that isn't in the store's folder, and has neighbours of it fetched ahead,
 // as Prefetch does: a program that opens one file of a folder mostly opens others of it. They are held, to see which of
-// them are asked for: where few are, few more come. Only the first time counts. While a profile says what is fetched of
-// the image, nothing is.
+// them are asked for: where few are, few more come. Only the first time counts. Where a profile says what the image's
+// start reads, none come.
 func (s *Store) Near(r Ref) {
 	if s.cfg.NothingAhead || s.starts.has(r.t) {
 		return

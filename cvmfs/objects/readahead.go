@@ -23,12 +23,13 @@ const (
 // more comes. Once enough of the object is read, the rest is fetched, so that it becomes a file.
 func (s *Store) readOn(p *partial, off, end int64) {
 	first, last := p.within(off, end)
-	used, whole := p.noteRead(first, last)
+	starting := s.starts.has(p.ref.t)
+	used, whole := p.noteRead(first, last, !starting)
 	s.aheadUsed.Add(used)
 	switch {
 	case whole:
 		s.completeSoon(p)
-	case !s.cfg.NothingAhead && !s.starts.has(p.ref.t):
+	case !s.cfg.NothingAhead && !starting:
 		for _, i := range p.wantNext(last, off, end) {
 			s.tasks.start(func() {
 				if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see
@@ -40,8 +41,8 @@ func (s *Store) readOn(p *partial, off, end int64) {
 }
 
 // noteRead marks pieces as read. It returns how many bytes of them were here, fetched ahead, and whether the rest of
-// the object is to be fetched now.
-func (p *partial) noteRead(first, last int) (used int64, whole bool) {
+// the object is to be fetched now, if it may be.
+func (p *partial) noteRead(first, last int, may bool) (used int64, whole bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := first; i < last; i++ {
@@ -58,7 +59,7 @@ func (p *partial) noteRead(first, last int) (used int64, whole bool) {
 			used += c.Size
 		}
 	}
-	whole = !p.completing && len(p.Chunks) > 0 && p.missing > 0 && p.read >= p.Size/completePart
+	whole = may && !p.completing && len(p.Chunks) > 0 && p.missing > 0 && p.read >= p.Size/completePart
 	p.completing = p.completing || whole
 	return used, whole
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -20,6 +22,9 @@ const (
 	// startBytes bounds the plain bytes that are on their way for a profile, so that what a program asks for meanwhile
 	// hasn't to share the link with many large pieces.
 	startBytes = 8 << 20
+	// startsFor is how long a program is taken to be starting once all of its profile is here. What it asks for besides
+	// is all that is fetched until then.
+	startsFor = 30 * time.Second
 )
 
 // Started is what became of a profile. Counts are of pieces: objects without chunks, and chunks.
@@ -32,9 +37,10 @@ type Started struct {
 }
 
 // Start fetches what a profile names of an image's objects, in order, several at once, unless it is here. Requests let
-// those pass that somebody waits for, and while it goes on no neighbours of the image's objects are fetched. Each piece
-// of the image is fetched once at most, whatever the profile says. The error is that of the context, that of a full
-// disk or cache, or, if no server can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
+// those pass that somebody waits for. Until the program has started, half a minute, no neighbours of the image's
+// objects are fetched, and no object is completed because half of it was read. Each piece of the image is fetched once
+// at most, whatever the profile says. The error is that of the context, that of a full disk or cache, or, if no server
+// can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
 func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile) (Started, error) {
 	defer s.starts.enter(t)()
 	var done Started
@@ -70,7 +76,8 @@ func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile) (Start
 				cancel(err)
 			default:
 				done.Failed++
-				s.log.Debug("object store: passed over at a start", slog.String("object", r.Name()), slog.Any("err", err))
+				s.log.Debug("object store: passed over at a start", slog.String("object", r.Name()),
+					slog.Any("err", err))
 			}
 		})
 	}
@@ -175,38 +182,53 @@ func (t *Table) stored(i int) []Stored {
 	return o.Stored()
 }
 
-// starts are the images for which a profile is under way.
+// starts are the images that start by a profile.
 type starts struct {
 	mu   sync.Mutex
-	m    map[*Table]int
+	m    map[*Table]*startOf
 	some atomic.Bool // m isn't empty
+}
+
+// startOf is the start of an image: profiles under way, and until when the program is taken to be starting.
+type startOf struct {
+	running int
+	until   time.Time
 }
 
 // enter counts a start until leave is called.
 func (a *starts) enter(t *Table) (leave func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.forgetOld(time.Now())
 	if a.m == nil {
-		a.m = map[*Table]int{}
+		a.m = map[*Table]*startOf{}
 	}
-	a.m[t]++
+	if a.m[t] == nil {
+		a.m[t] = &startOf{}
+	}
+	a.m[t].running++
 	a.some.Store(true)
 	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if a.m[t]--; a.m[t] == 0 {
-			delete(a.m, t)
-		}
-		a.some.Store(len(a.m) > 0)
+		a.m[t].running--
+		a.m[t].until = time.Now().Add(startsFor)
 	}
 }
 
-// has reports whether a profile of an image is under way.
+// forgetOld forgets what has started. The caller holds mu.
+func (a *starts) forgetOld(now time.Time) {
+	maps.DeleteFunc(a.m, func(_ *Table, s *startOf) bool { return s.running == 0 && now.After(s.until) })
+	a.some.Store(len(a.m) > 0)
+}
+
+// has reports whether an image starts by a profile.
 func (a *starts) has(t *Table) bool {
 	if !a.some.Load() {
 		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.m[t] > 0
+	a.forgetOld(time.Now())
+	return a.m[t] != nil
 }

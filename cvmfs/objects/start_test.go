@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/test/testutil"
@@ -114,6 +115,11 @@ func TestStartFetchesWhatAProfileNamesInOrder(t *testing.T) {
 	if n := repo.Requests("") - before; n != 6 {
 		t.Errorf("%d requests after chunks were read that are here, want 6", n)
 	}
+	reads(t, s, all[0], plain, 0, 6000) // more than half: it isn't completed now
+	atRest(t, s)
+	if n := repo.Requests("") - before; n != 8 || s.Has(all[0]) {
+		t.Errorf("%d requests after more than half was read, want 8", n)
+	}
 	again, err := s.Start(t.Context(), all[0].x, all[0].t, p)
 	if want := (Started{Here: 7, Unknown: 2}); err != nil || again != want {
 		t.Errorf("the second time: %+v, %v, want %+v", again, err, want)
@@ -193,6 +199,11 @@ func TestNoNeighboursComeDuringAStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	repo.Set()
+	s.Near(all[1]) // the program is starting
+	if n := s.Stats().Queued; n != 0 {
+		t.Errorf("%d neighbours are to come right after the profile", n)
+	}
+	s.starts.m[all[0].t].until = time.Now().Add(-time.Second) // nobody else is at work
 	s.Near(all[1])
 	eventually(t, "neighbours after the start", func() bool { return s.Stats().Prefetched > 0 })
 }
