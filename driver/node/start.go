@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -25,6 +26,9 @@ const (
 	// coldShare is what part of an image may be here, at most, for its start to be worth recording: what is here is
 	// opened without us, and isn't seen.
 	coldShare = 50
+	// settledFor is how long an image isn't looked at again of whose profile all was here, or that has none: containers
+	// start by the dozen.
+	settledFor = 10 * time.Minute
 )
 
 // ErrNoProfile means that no start of an image was recorded here.
@@ -40,11 +44,12 @@ type starts struct {
 	mu      sync.Mutex
 	images  map[string]bool
 	ended   bool
-	watched map[string]bool // images whose start was looked at without a profile
+	watched map[string]bool      // images whose start was looked at without a profile
+	settled map[string]time.Time // until when images aren't looked at again
 }
 
 func newStarts() *starts {
-	s := &starts{images: map[string]bool{}, watched: map[string]bool{}}
+	s := &starts{images: map[string]bool{}, watched: map[string]bool{}, settled: map[string]time.Time{}}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -53,7 +58,7 @@ func newStarts() *starts {
 func (s *starts) begin(key string, fn func(ctx context.Context)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || s.images[key] {
+	if s.ended || s.images[key] || time.Now().Before(s.settled[key]) {
 		return
 	}
 	s.images[key] = true
@@ -72,6 +77,15 @@ func (s *starts) first(key string) bool {
 	was := s.watched[key]
 	s.watched[key] = true
 	return !was
+}
+
+// settle has an image left alone for a while.
+func (s *starts) settle(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(s.settled, func(_ string, until time.Time) bool { return now.After(until) })
+	s.settled[key] = now.Add(settledFor)
 }
 
 // close ends all, and waits for it.
@@ -96,6 +110,8 @@ func (n *Node) start(c *configuration, topmost string, image *images.Image) {
 		case errors.Is(err, ErrNoProfile):
 			if n.starts.first(image.Key) {
 				n.record(ctx, c, image)
+			} else {
+				n.starts.settle(image.Key)
 			}
 			return
 		case err != nil:
@@ -109,6 +125,8 @@ func (n *Node) start(c *configuration, topmost string, image *images.Image) {
 		switch {
 		case err != nil && ctx.Err() == nil:
 			log.Warn("start profile: not all could be fetched ahead", "err", err)
+		case err == nil && done.Fetched == 0 && done.Failed == 0:
+			n.starts.settle(image.Key)
 		case err == nil && done.Fetched > 0:
 			log.Info("start profile: fetched ahead of a container's start")
 		}
