@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/md5"
 	"fmt"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -95,6 +97,7 @@ func TestContainersReadOnWhileEverythingIsKilled(t *testing.T) {
 				u.must(victim.start())
 				alive("kill -9 of the " + victim.name)
 			}
+			u.hears(image)
 			u.must(unix.Kill(u.shim(other.id), unix.SIGKILL))
 			alive("kill -9 of another container's shim")
 			u.eventually("the engine knows that the other container has ended", func() error {
@@ -114,6 +117,19 @@ func TestContainersReadOnWhileEverythingIsKilled(t *testing.T) {
 			u.docker("rm", "--force", reader.id, other.id)
 		})
 	}
+}
+
+// hears waits until the engine hears of the ends of containers: of those that end before it listens to a new containerd
+// it never does.
+func (u user) hears(image string) {
+	u.Helper()
+	u.eventually("the engine hears of the end of a container", func() error {
+		ctx, cancel := context.WithTimeout(u.Context(), 10*time.Second)
+		defer cancel()
+		_, err := u.Engine.Docker(ctx, "run", "--rm", "--network", "none", "--entrypoint", "/bin/busybox", image,
+			"true")
+		return err
+	})
 }
 
 // loadImage returns a thin image of many files, the sums of which it has, and a shell.
