@@ -62,6 +62,8 @@ type Pusher struct {
 	dir     string // of archives on their way, which have no name
 	log     *slog.Logger
 	sending sync.Map // digests of layers that are being sent, with channels that are closed when they have been
+
+	tellEvery time.Duration // what a layer is waited for
 }
 
 // New makes a pusher that keeps archives on their way in a folder, which it makes. What lies there was left behind, by
@@ -79,7 +81,7 @@ func New(dir string, log *slog.Logger) (*Pusher, error) {
 			return nil, err
 		}
 	}
-	return &Pusher{dir: dir, log: log}, nil
+	return &Pusher{dir: dir, log: log, tellEvery: tellEvery}, nil
 }
 
 // Push archives a layer, an uncompressed tar archive that stands on an image of that origin, sends it to where the
@@ -118,8 +120,8 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 		published.URL = "cvmfs://" + s.CvmfsRepo + "/layers/" + l.Digest
 	}
 	if !strings.HasPrefix(published.URL, "cvmfs://"+s.CvmfsRepo+"/") {
-		return nil, fmt.Errorf("the service says that layer %s is at %.300q, which isn't in CvmfsRepo, %s", l.Digest,
-			published.URL, s.CvmfsRepo)
+		return nil, s.redact(fmt.Errorf("the service says that layer %s is at %.300q, which isn't in CvmfsRepo, %s",
+			l.Digest, published.URL, s.CvmfsRepo))
 	}
 	return published, nil
 }
@@ -231,7 +233,7 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 	if err != nil {
 		return nil, said(ctx, err)
 	}
-	return wait(ctx, service, l.Digest, former, log)
+	return p.wait(ctx, s, service, l.Digest, former, log)
 }
 
 // temporary reports whether a service that couldn't be asked may answer later.
@@ -250,7 +252,9 @@ func said(ctx context.Context, err error) error {
 
 // wait asks for the status of a layer that was sent until that is final. A service that doesn't know it yet may be told
 // of it later, by the store; until then it says of a layer that it refused before what it said then, former.
-func wait(ctx context.Context, service *api.Client, digest, former string, log *slog.Logger) (*api.Answer, error) {
+func (p *Pusher) wait(ctx context.Context, s *Settings, service *api.Client, digest, former string, log *slog.Logger) (
+	*api.Answer, error,
+) {
 	began, told := time.Now(), time.Now()
 	state := "nothing"
 	for {
@@ -273,9 +277,10 @@ func wait(ctx context.Context, service *api.Client, digest, former string, log *
 			}
 			state = strings.TrimRight(fmt.Sprintf("%s: %s", answer.Status, answer.Reason), ": ")
 		}
-		if time.Since(told) >= tellEvery {
+		if time.Since(told) >= p.tellEvery {
 			told = time.Now()
-			log.Info("the layer of a commit waits to be published", "service", state, "for", time.Since(began).Round(time.Second))
+			log.Info("the layer of a commit waits to be published", "service", s.hide(state), "for",
+				time.Since(began).Round(time.Second))
 		}
 		select {
 		case <-ctx.Done():

@@ -376,6 +376,21 @@ func TestWhatAServiceSaysIsNoSecretAndNoOrder(t *testing.T) {
 	}
 }
 
+// An address that isn't the layer's is told, and what is waited for is logged: both without what the service was sent.
+func TestWhatAServiceRepeatsIsNotTold(t *testing.T) {
+	const token = "a-token-of-a-node-0123456789"
+	r := newRig(t, "unknown", `{"status":"publishing","digest":%q,"reason":"waits for `+token+`"}`,
+		`{"status":"done","digest":%q,"url":"cvmfs://other.example.org/`+token+`"}`)
+	r.settings.Token, r.pusher.tellEvery = token, 0
+	_, err := r.push("hello")
+	if err == nil || !strings.Contains(err.Error(), "(secret)") || strings.Contains(err.Error(), token) {
+		t.Error(err)
+	}
+	if log := r.log.String(); !strings.Contains(log, "waits for (secret)") || strings.Contains(log, token) {
+		t.Errorf("the log: %s", log)
+	}
+}
+
 // A commit that waits for an equal one can be given up.
 func TestWaitingForAnEqualLayerEndsWithTheCall(t *testing.T) {
 	r := newRig(t, "publishing")

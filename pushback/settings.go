@@ -247,14 +247,16 @@ func (s *Settings) check() error {
 
 // redact returns an error without secrets of the settings: what others answer is part of it, and may repeat what they
 // were sent.
-func (s *Settings) redact(err error) error {
-	text := err.Error()
+func (s *Settings) redact(err error) error { return &redacted{s.hide(err.Error()), err} }
+
+// hide returns a text without secrets of the settings.
+func (s *Settings) hide(text string) string {
 	for _, secret := range []Secret{s.Token, s.AccessSecret} {
 		if secret != "" {
 			text = strings.ReplaceAll(text, string(secret), secret.String())
 		}
 	}
-	return &redacted{text, err}
+	return text
 }
 
 // redacted is an error that says something else.
