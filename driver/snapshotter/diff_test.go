@@ -18,6 +18,7 @@ import (
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -85,6 +86,7 @@ func (r *rig) contentServer() {
 	server := grpc.NewServer(grpc.StreamInterceptor(r.leases.watch))
 	leasesapi.RegisterLeasesServer(server, r.leases)
 	imagesapi.RegisterImagesServer(server, r.images)
+	snapshotsapi.RegisterSnapshotsServer(server, viewServer{r: r})
 	contentapi.RegisterContentServer(server, contentserver.New(r.blobs))
 	go server.Serve(l) // ends with the test
 	r.t.Cleanup(server.Stop)

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -38,6 +40,19 @@ func (s *imageServer) List(ctx context.Context, _ *imagesapi.ListImagesRequest) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &imagesapi.ListImagesResponse{Images: s.images[namespace]}, nil
+}
+
+func (s *imageServer) Get(ctx context.Context, q *imagesapi.GetImageRequest) (*imagesapi.GetImageResponse, error) {
+	all, err := s.List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, image := range all.GetImages() {
+		if image.GetName() == q.GetName() {
+			return &imagesapi.GetImageResponse{Image: image}, nil
+		}
+	}
+	return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
 }
 
 // image enters an image whose content is kept as containerd keeps it: an index of a manifest and a referrer, and the

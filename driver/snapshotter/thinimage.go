@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
@@ -102,15 +103,19 @@ func (d *Differ) unpacked(ctx context.Context, namespace, name string) (*unpacke
 		}
 		manifests = index.Manifests
 	}
+	var failed error
 	for _, m := range manifests {
 		image, err := d.unpackedManifest(ctx, namespace, m)
-		if errdefs.IsNotFound(err) {
-			continue // another platform's
-		}
 		if err == nil {
 			image.name = name
+			return image, nil
 		}
-		return image, err
+		if !errdefs.IsNotFound(err) { // else another platform's
+			failed = errors.Join(failed, err) // of an index it may be what is no image
+		}
+	}
+	if failed != nil {
+		return nil, failed
 	}
 	return nil, fmt.Errorf("its layers aren't unpacked in this snapshotter: run it once: %w", errdefs.ErrNotFound)
 }
@@ -134,31 +139,86 @@ func (d *Differ) unpackedManifest(ctx context.Context, namespace string, m ocisp
 		return nil, fmt.Errorf("the manifest %s has %d layers, and its configuration %d", m.Digest,
 			len(image.manifest.Layers), len(config.RootFS.DiffIDs))
 	}
-	chain := ""
-	for i := range config.RootFS.DiffIDs {
-		// Docker's commits stand on the layer that it puts between a container and its image: that is none of an image.
-		chain = identity.ChainID(config.RootFS.DiffIDs[:i+1]).String()
-		found := d.s.table.list(func(sn *snapshot) bool {
-			return sn.committed && !sn.hidden && strings.HasPrefix(sn.Name, namespace+"/") && own(sn.Name) == chain
-		})
-		if len(found) == 0 {
-			return nil, errdefs.ErrNotFound
-		}
-		image.layers = append(image.layers, found[0].id)
+	if image.layers, err = d.layersOf(namespace, config.RootFS.DiffIDs); err != nil {
+		return nil, err
 	}
 	info, err := d.store.Info(ctx, image.manifest.Config.Digest)
 	if err != nil {
 		return nil, err
 	}
+	chain := identity.ChainID(config.RootFS.DiffIDs).String()
+	var labels []string
 	for label, value := range info.Labels {
 		if strings.HasPrefix(label, keepsSnapshot) && value == chain {
-			image.kept = label
+			labels = append(labels, label)
 		}
 	}
-	if image.kept == "" {
+	if image.kept = d.ours(ctx, namespace, labels, chain); image.kept == "" {
 		return nil, fmt.Errorf("containerd doesn't say which snapshotter unpacked %s", m.Digest)
 	}
 	return image, nil
+}
+
+// layersOf returns the ids of an image's layers, bottom to top; not found if they aren't all here. The lowest may have
+// been taken from a repository for another namespace: they belong to all. What lies between is passed over: Docker's
+// commits stand on the layer that it puts between a container and its image, and that is none of an image.
+func (d *Differ) layersOf(namespace string, diffIDs []digest.Digest) ([]string, error) {
+	if len(diffIDs) == 0 {
+		return nil, errors.New("it has no layers")
+	}
+	chains := make([]string, len(diffIDs))
+	for i := range diffIDs {
+		chains[i] = identity.ChainID(diffIDs[:i+1]).String()
+	}
+	last := len(chains) - 1
+	for _, top := range d.s.table.list(func(sn *snapshot) bool {
+		return sn.committed && !sn.hidden && own(sn.Name) == chains[last] &&
+			(sn.Lazy || strings.HasPrefix(sn.Name, namespace+"/"))
+	}) {
+		ids, left := make([]string, len(chains)), last
+		for _, sn := range append([]snapshot{top}, d.s.table.ancestors(top)...) {
+			if left >= 0 && own(sn.Name) == chains[left] {
+				ids[left] = sn.id
+				left--
+			}
+		}
+		if left < 0 {
+			return ids, nil
+		}
+	}
+	return nil, errdefs.ErrNotFound
+}
+
+// ours returns the label of those by which an image keeps its topmost snapshot that means this snapshotter, whatever its
+// name is; "" if none does. Other snapshotters may have unpacked the image, too.
+func (d *Differ) ours(ctx context.Context, namespace string, labels []string, chain string) string {
+	if len(labels) == 1 {
+		return labels[0]
+	}
+	slices.Sort(labels)
+	for _, label := range labels {
+		s := snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(d.s.cfg.Containerd), snapshotterOf(label))
+		key := "cvmfs-thin-" + uuid.NewString()
+		if _, err := s.View(ctx, key, chain); err != nil {
+			continue
+		}
+		found := d.s.table.list(func(sn *snapshot) bool {
+			return own(sn.Name) == key && strings.HasPrefix(sn.Name, namespace+"/")
+		})
+		if err := s.Remove(context.WithoutCancel(ctx), key); err != nil {
+			d.s.cfg.Log.Warn("a snapshot stays that was made to find out whose it is", "key", key, "label", label, "err", err)
+		}
+		if len(found) > 0 {
+			return label
+		}
+	}
+	return ""
+}
+
+// snapshotterOf returns the name of the snapshotter that a label is for.
+func snapshotterOf(label string) string {
+	name, _, _ := strings.Cut(strings.TrimPrefix(label, keepsSnapshot), "/")
+	return name
 }
 
 // readJSON reads a piece of content that a client of containerd has put there.
@@ -201,8 +261,7 @@ func (d *Differ) makeThin(ctx context.Context, containerd grpc.ClientConnInterfa
 	if err := json.Unmarshal(config, &made); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	snapshotter := strings.TrimPrefix(image.kept, keepsSnapshot)
-	if err := unpack(ctx, containerd, snapshotter, made.RootFS.DiffIDs, blob); err != nil {
+	if err := unpack(ctx, containerd, snapshotterOf(image.kept), made.RootFS.DiffIDs, blob); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("unpack the thin layer: %w", err)
 	}
 	m := image.manifest
