@@ -235,3 +235,16 @@ func TestLayersThatHaveLeftAreNotThereForOthers(t *testing.T) {
 		})
 	}
 }
+
+// Of two snapshots of one layer containerd takes the one of the lesser name: there is no second one, of where else the
+// layer is.
+func TestALayerThatHasLeftIsNotTakenTwice(t *testing.T) {
+	has := map[string]published{lazyFQRN: publish("a"), "other.example.org": publish()}
+	r := newRigFinding(t, node.Settings{Lazy: []string{lazyFQRN, "other.example.org"}},
+		func(ctx context.Context, fqrn, hex string) (thin.Layer, error) { return has[fqrn].find(ctx, fqrn, hex) })
+	r.pull("k8s.io/1/", "", chainOf("a"), blobOf("a"))
+	has[lazyFQRN], has["other.example.org"] = publish(), publish("a")
+	if got := r.pull("moby/1/", "", chainOf("a"), blobOf("a")); got != "" {
+		t.Errorf("containerd has %s", got)
+	}
+}

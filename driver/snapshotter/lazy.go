@@ -41,10 +41,14 @@ func (s *Snapshotter) lazily(ctx context.Context, key, parent string, labels map
 	if s.finder == nil || !isSHA256(chain) || !isSHA256(blob) {
 		return false
 	}
-	for _, sn := range s.table.list(func(sn *snapshot) bool { return sn.isLazy(chain, blob, parent) }) {
+	there := s.table.list(func(sn *snapshot) bool { return sn.isLazy(chain, blob, parent) })
+	for _, sn := range there {
 		if s.canBeShown(ctx, sn) {
 			return true // another namespace, or a pull at the same time, has it
 		}
+	}
+	if len(there) > 0 {
+		return false // of two, containerd would take the one of the lesser name, which has left its repository
 	}
 	found, err := s.finder.find(ctx, blob.Encoded())
 	if err != nil {
