@@ -1,10 +1,13 @@
 package snapshotter_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,9 +16,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/driver/layers/layerstest"
 	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
@@ -246,5 +251,37 @@ func TestALayerThatHasLeftIsNotTakenTwice(t *testing.T) {
 	has[lazyFQRN], has["other.example.org"] = publish(), publish("a")
 	if got := r.pull("moby/1/", "", chainOf("a"), blobOf("a")); got != "" {
 		t.Errorf("containerd has %s", got)
+	}
+}
+
+// A thin image on top of layers of which one has left the repository since they were composed is composed with what the
+// blob holds.
+func TestAThinLayerIsCommittedOnALayerThatHasLeft(t *testing.T) {
+	r, _, blobs := lazyImage(t, testutil.NewRegistry(t, "", ""))
+	r.manifest(blobs)
+	names := r.chains(blobs)
+	var meta bytes.Buffer
+	folder := func(children ...erofs.Child) *erofs.Node {
+		return &erofs.Node{Mode: unix.S_IFDIR | 0o755, Children: children}
+	}
+	_, err := erofs.Write(&meta, folder(erofs.Child{Name: "diff", Node: folder()}), erofs.Options{})
+	must(t, err)
+	r.composer.Meta = filepath.Join(t.TempDir(), "meta")
+	must(t, os.WriteFile(r.composer.Meta, meta.Bytes(), 0o600))
+	const key = "moby/7/extract-1 x"
+	mounts, err := r.Prepare(t.Context(), key, names[1])
+	must(t, err)
+	upper := ""
+	for _, option := range mounts[0].Options {
+		if dir, is := strings.CutPrefix(option, "upperdir="); is {
+			upper = dir
+		}
+	}
+	must(t, os.WriteFile(filepath.Join(upper, thin.FileName), fmt.Appendf(nil,
+		`{"version":"1.0","layers":[{"digest":"%064x","url":"cvmfs://a.example.org/l"}]}`, 1), 0o600))
+	r.lose(blobs[0])
+	must(t, r.Commit(t.Context(), "moby/9/"+chainOf("x"), key))
+	if got := r.composed(); got != "ordinary thin thin" {
+		t.Errorf("%s was composed", got)
 	}
 }

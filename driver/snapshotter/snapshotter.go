@@ -295,7 +295,15 @@ func (s *Snapshotter) commit(ctx context.Context, now snapshot, to *record) erro
 	if now.parent != nil {
 		parent = now.parent.id
 	}
-	return s.node.Commit(ctx, now.id, parent, ofImage(now.Name, to.Name))
+	for {
+		err := s.node.Commit(ctx, now.id, parent, ofImage(now.Name, to.Name))
+		if err == nil {
+			return nil
+		}
+		if err := s.replaceGone(ctx, now, err); err != nil {
+			return err
+		}
+	}
 }
 
 // Remove deletes a snapshot that none stands on.

@@ -41,9 +41,11 @@ func Config(t testing.TB, dir string, composer node.Composer) node.Config {
 	}
 }
 
-// Composer stands in for the composition of thin chains. Its images are a key, and nothing can be mounted of them.
+// Composer stands in for the composition of thin chains. Its images are a key, and nothing can be mounted of them unless
+// Meta is a file.
 type Composer struct {
 	Images map[string]*images.Image
+	Meta   string           // the metadata of every image
 	Chains [][]images.Layer // that were composed
 	Made   func()           // called when an image has been made and nobody has been told
 
@@ -102,7 +104,7 @@ func (c *Composer) compose(chain []images.Layer) (*images.Image, error) {
 			return nil, fmt.Errorf("compose: %w", &images.GoneError{Layer: l.Thin.Layers[0], Err: fs.ErrNotExist})
 		}
 	}
-	image := &images.Image{Key: fmt.Sprintf("key%d", len(chain)), Table: new(objects.Table)} // of no objects
+	image := &images.Image{Key: fmt.Sprintf("key%d", len(chain)), Meta: c.Meta, Table: new(objects.Table)} // of no objects
 	if c.Images == nil {
 		c.Images = map[string]*images.Image{}
 	}
