@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zlib"
 
@@ -56,16 +57,24 @@ func (s *Store) put(ctx context.Context, o *Object, path string, plain io.Reader
 	return s.publish(t, path, o.Size, w.sum.Sum(nil))
 }
 
+// packers are compressors: one has tables of a megabyte, and many files are small.
+var packers = sync.Pool{New: func() any {
+	z, err := zlib.NewWriterLevel(io.Discard, hash.ZlibLevel)
+	if err != nil {
+		panic(err) // there is no such level
+	}
+	return z
+}}
+
 // verifyPlain copies the plain bytes of a stored object, as many as it has, which must be what its digest says.
 func verifyPlain(stored *Stored, plain io.Reader, w io.Writer) error {
 	sum := stored.Digest.Algorithm.New()
 	var to io.Writer = sum
 	end := func() error { return nil }
 	if stored.Compression == hash.Zlib {
-		z, err := zlib.NewWriterLevel(sum, hash.ZlibLevel)
-		if err != nil {
-			return err
-		}
+		z := packers.Get().(*zlib.Writer)
+		defer packers.Put(z)
+		z.Reset(sum)
 		to, end = z, z.Close
 	}
 	n, err := io.CopyN(io.MultiWriter(w, to), plain, stored.Size)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,11 +92,39 @@ func TestContentThatIsKnownIsTakenIn(t *testing.T) {
 			t.Errorf("%s is there", name)
 		}
 	}
+	after := &Object{Digest: digest(zlibbed(t, "after failures", 6)), Size: 14}
+	if err := s.Put(t.Context(), after, after.Path(), strings.NewReader("after failures")); err != nil {
+		t.Error(err)
+	}
 	left, err := os.ReadDir(filepath.Join(dir, "o", tmpFolder))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	if promised := s.admission.flying; promised != 0 {
 		t.Errorf("%d bytes stay promised", promised)
+	}
+}
+
+// BenchmarkPlainContent is of small files, as most of a layer's are: what is made for each counts.
+func BenchmarkPlainContent(b *testing.B) {
+	text := bytes.Repeat([]byte("0123456789abcdef"), 128)
+	stored := Stored{Size: int64(len(text))}
+	var packed bytes.Buffer
+	z, err := zlib.NewWriterLevel(&packed, hash.ZlibLevel)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := z.Write(text); err != nil {
+		b.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		b.Fatal(err)
+	}
+	stored.Digest = hash.SHA1.Digest(packed.Bytes())
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := verifyPlain(&stored, bytes.NewReader(text), io.Discard); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
