@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -49,7 +50,10 @@ func (n Node) ImageToThin(ctx context.Context, image, as string) (*Image, error)
 	}
 	var found []status.Name
 	for _, of := range preflight.NamesOf(told, image) {
-		if of.Name != "" {
+		again := slices.ContainsFunc(found, func(f status.Name) bool { // for another platform
+			return f.Namespace == of.Namespace && f.Name == of.Name
+		})
+		if of.Name != "" && !again {
 			found = append(found, of)
 		}
 	}

@@ -33,6 +33,7 @@ func TestTheImageOfContainerdsThatIsMeantIsFound(t *testing.T) {
 	key := strings.Repeat("a", 64)
 	node := Node{Client: control.NewClient(serve(t, snapshotter{names: status.Names{Known: true, Images: []status.Name{
 		{Key: key, Namespace: "moby", Name: "docker.io/library/python:3"},
+		{Key: strings.Repeat("b", 64), Namespace: "moby", Name: "docker.io/library/python:3"}, // for another platform
 		{Key: key, Namespace: "moby", Name: "docker.io/library/two:1"},
 		{Key: key, Namespace: "k8s.io", Name: "docker.io/library/two:1"},
 		{Key: key, Namespace: "moby", Snapshot: "moby/9/sha256:" + key},
