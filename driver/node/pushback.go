@@ -13,6 +13,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/pushback"
 	"cvmfs-graphdriver/thin"
 )
@@ -166,12 +167,17 @@ type archived struct {
 	name string
 }
 
+// nextOf passes over whiteouts, which lie where what they hide would, and not where their names do.
 func nextOf(archive *tar.Reader) (archived, error) {
-	h, err := archive.Next()
-	if err != nil {
-		return archived{}, err
+	for {
+		h, err := archive.Next()
+		if err != nil {
+			return archived{}, err
+		}
+		if !strings.HasPrefix(path.Base(h.Name), layertar.WhiteoutPrefix) {
+			return archived{h, strings.TrimPrefix(path.Clean("/"+h.Name), "/")}, nil
+		}
 	}
-	return archived{h, strings.TrimPrefix(path.Clean("/"+h.Name), "/")}, nil
 }
 
 // inWalk returns what paths are to be compared by, so that a folder's content comes right behind it.

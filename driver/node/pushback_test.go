@@ -22,6 +22,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -330,12 +331,20 @@ func TestWhatWasCommittedHereIsNotFetched(t *testing.T) {
 	if err := os.Link(content+"/large", content+"/a/link"); err != nil {
 		t.Fatal(err)
 	}
+	p.write(content+"/replaced/.git/config", "of an opaque folder")
+	if err := unix.Setxattr(content+"/replaced", "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mknod(content+"/+hidden", unix.S_IFCHR, 0); err != nil {
+		t.Fatal(err)
+	}
+	p.write(content+"/+new", "behind a whiteout")
 	committed, err := p.commit("c")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if done := p.imageOf("committed", committed); done.Here != 4 || done.Fetched != 1 {
-		t.Errorf("%d objects are here, %d were fetched: want 4, and that of the image below", done.Here, done.Fetched)
+	if done := p.imageOf("committed", committed); done.Here != 6 || done.Fetched != 1 {
+		t.Errorf("%d objects are here, %d were fetched: want 6, and that of the image below", done.Here, done.Fetched)
 	}
 	if served, of := p.servedOf(committed.Layers[1]); served > 0 || of < 10 {
 		t.Errorf("%d of the layer's %d stored objects were fetched", served, of)
