@@ -44,6 +44,7 @@ type leaseServer struct {
 	leasesapi.UnimplementedLeasesServer
 	mu   sync.Mutex
 	kept []string
+	list func() // called once before content is listed
 }
 
 func (l *leaseServer) Create(_ context.Context, r *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
@@ -62,6 +63,15 @@ func (l *leaseServer) watch(
 		l.mu.Lock()
 		l.kept = append(l.kept, namespace+" "+lease)
 		l.mu.Unlock()
+	}
+	if strings.HasSuffix(info.FullMethod, "/List") {
+		l.mu.Lock()
+		list := l.list
+		l.list = nil
+		l.mu.Unlock()
+		if list != nil {
+			list()
+		}
 	}
 	return handler(srv, stream)
 }

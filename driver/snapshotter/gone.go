@@ -123,8 +123,10 @@ func (s *Snapshotter) refill(ctx context.Context, lost snapshot) error {
 	}
 	blob, err := s.stored(ctx, lost.blob())
 	if errdefs.IsNotFound(err) {
-		if err = s.completeOne(ctx, lost.blob()); err == nil {
-			blob, err = s.stored(ctx, lost.blob())
+		failed := s.completeOne(ctx, lost.blob())
+		// Also after a failure: another container may have had it downloaded meanwhile, so that it isn't missing.
+		if blob, err = s.stored(ctx, lost.blob()); failed != nil && errdefs.IsNotFound(err) {
+			err = failed
 		}
 	}
 	if err != nil {

@@ -285,3 +285,17 @@ func TestAThinLayerIsCommittedOnALayerThatHasLeft(t *testing.T) {
 		t.Errorf("%s was composed", got)
 	}
 }
+
+// Of two containers that are started at once, one finds that the other one has had the blob downloaded: nothing is
+// missing any more when it asks what is.
+func TestABlobThatComesMeanwhileIsUnpacked(t *testing.T) {
+	r, _, blobs := lazyImage(t, testutil.NewRegistry(t, "", ""))
+	r.manifest(blobs)
+	names := r.chains(blobs)
+	r.lose(blobs...)
+	r.leases.mu.Lock()
+	r.leases.list = func() { r.own.CompleteBlobs(t.Context()) }
+	r.leases.mu.Unlock()
+	_, err := r.Prepare(t.Context(), "moby/8/container", names[1])
+	must(t, err)
+}
