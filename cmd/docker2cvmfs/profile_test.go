@@ -2,20 +2,24 @@ package main
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -30,9 +34,78 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 )
 
+// breakOut says what it can reach of the host.
+func breakOut() {
+	for _, name := range []string{"/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity",
+		"/sys/kernel/mm/transparent_hugepage/enabled"} {
+		if f, err := os.OpenFile(name, os.O_WRONLY, 0); err == nil {
+			fmt.Println("REACHED: can write", name)
+			f.Close()
+		}
+	}
+	for _, name := range []string{"/proc/kcore", "/proc/keys", "/proc/timer_list"} {
+		b := make([]byte, 16)
+		if f, err := os.Open(name); err == nil {
+			if n, _ := f.Read(b); n > 0 {
+				fmt.Println("REACHED: can read", name)
+			}
+			f.Close()
+		}
+	}
+	for _, dir := range []string{"/", "/dev", "/dev/shm"} {
+		for name, mode := range map[string]uint32{"block": syscall.S_IFBLK, "char": syscall.S_IFCHR} {
+			name = filepath.Join(dir, "made-"+name)
+			device := 1<<8 | 5 // the character device is zero
+			if mode == syscall.S_IFBLK {
+				fmt.Sscan(os.Args[2], &device)
+			}
+			err := syscall.Mknod(name, mode|0600, device)
+			if f, err2 := os.Open(name); err == nil && err2 == nil {
+				fmt.Println("REACHED: opened", name)
+				f.Close()
+			}
+		}
+	}
+	if f, err := os.Open("/image-zero"); err == nil {
+		fmt.Println("REACHED: opened a device of the image")
+		f.Close()
+	}
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, l := range links {
+		to, _ := os.Readlink(l)
+		if strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "/proc/") && !strings.HasPrefix(to, "/dev/null") {
+			fmt.Println("REACHED: inherited", filepath.Base(l), to)
+		}
+	}
+	if s, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, 0, 0, 0); s != 1 {
+		fmt.Println("REACHED: the session of the caller", s)
+	}
+	if l, err := net.Listen("tcp", ":80"); err != nil {
+		fmt.Println("LACKS:", err)
+	} else {
+		l.Close()
+	}
+	if f, err := os.OpenFile("/dev/stdout", os.O_WRONLY, 0); err != nil {
+		fmt.Println("LACKS:", err)
+	} else {
+		f.Close()
+	}
+	fmt.Println("breaking out has been tried")
+}
+
+// The program doesn't want to end with its parent.
+func init() { syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_PDEATHSIG, 0, 0) }
+
 func main() {
+	if os.Args[1] == "break-out" {
+		breakOut()
+		return
+	}
 	for _, name := range os.Args[2:] {
 		if _, err := os.ReadFile(name); err != nil {
 			fmt.Println(err)
@@ -82,6 +155,7 @@ func startingImage(t *testing.T, config v1.Config) v1.Image {
 	for i := range 50 {
 		add(fmt.Sprintf("data/f%02d", i), strings.Repeat(fmt.Sprint("content of ", i, "\n"), 100), 0o644)
 	}
+	sure(t, w.WriteHeader(&tar.Header{Name: "image-zero", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 5}))
 	if config.User == "nobody" {
 		sure(t, w.WriteHeader(&tar.Header{Name: "sys", Typeflag: tar.TypeSymlink, Linkname: "/../../data"}))
 	}
@@ -199,12 +273,99 @@ func TestMakeThinRecords(t *testing.T) {
 	}
 	code, _, said := call(t, args...)
 	if code != 0 || !strings.Contains(said, "serving: <nil>") || !strings.Contains(said, "uid 0") ||
-		!strings.Contains(said, "CapEff:\t00000000a80425fb") {
+		!strings.Contains(said, "CapEff:\t00000000a00425fb") {
 		t.Errorf("%d: %s", code, said)
 	}
 	if d := descriptorOf(t, registry, "library/serve:thin"); d.Profile == nil {
 		t.Error("no profile is named")
 	}
+}
+
+// An image's program can't reach what is the host's, be it root or another user, and can write where its output goes.
+func TestProgramStaysInItsContainer(t *testing.T) {
+	needsRoot(t)
+	alone(t)
+	registry := testutil.NewRegistry(t, "", "")
+	registry.Push(t, "library/root:1", startingImage(t, v1.Config{}), nil)
+	registry.Push(t, "library/user:1", startingImage(t, v1.Config{User: "1000"}), nil)
+	target := "native:" + newPublisher(t)
+	// As a shell passes on what it has open.
+	open, err := unix.Open(t.TempDir(), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	sure(t, err)
+	defer unix.Close(open)
+	var disk unix.Stat_t
+	sure(t, unix.Stat(t.TempDir(), &disk))
+	for _, name := range []string{"root", "user"} {
+		must(t, "--registry", registry.URL+"/v2", "make-thin", "--target", target, "-i", "library/"+name+":1", "-o",
+			"library/"+name+":thin")
+		code, _, said := call(t, "--registry", registry.URL+"/v2", "profile", "record", "--target", target,
+			"library/"+name+":thin", "start", "break-out", strconv.FormatUint(disk.Dev, 10))
+		if code != 0 || !strings.Contains(said, "breaking out has been tried") || strings.Contains(said, "REACHED") ||
+			strings.Contains(said, "LACKS") {
+			t.Errorf("%s: %d: %s", name, code, said)
+		}
+	}
+}
+
+// Killed as it is, the converter or its recorder leaves no process behind.
+func TestNothingRunsOnWithoutTheConverter(t *testing.T) {
+	needsRoot(t)
+	alone(t)
+	registry := testutil.NewRegistry(t, "", "")
+	registry.Push(t, "library/start:1", startingImage(t, v1.Config{}), nil)
+	target := "native:" + newPublisher(t)
+	must(t, "--registry", registry.URL+"/v2", "make-thin", "--target", target, "-i", "library/start:1", "-o",
+		"library/start:thin")
+	for _, victim := range []string{"converter", "recorder"} {
+		t.Run(victim, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "--registry", registry.URL+"/v2", "profile", "record", "--target", target,
+				"--for", "1m", "library/start:thin", "start", "serve")
+			cmd.Env = append(os.Environ(), asProgram+"=1")
+			said, err := cmd.StderrPipe()
+			sure(t, err)
+			sure(t, cmd.Start())
+			var lines []string
+			for in := bufio.NewScanner(said); !slices.Contains(lines, "serving: <nil>") && in.Scan(); {
+				lines = append(lines, in.Text())
+			}
+			children := descendants(cmd.Process.Pid)
+			if len(children) != 2 {
+				t.Fatalf("processes %v, want the recorder and the container: %q", children, lines)
+			}
+			if victim == "converter" {
+				sure(t, cmd.Process.Kill())
+			} else {
+				sure(t, unix.Kill(children[0], unix.SIGKILL))
+			}
+			if err := cmd.Wait(); err == nil {
+				t.Error("it went well")
+			}
+			for _, pid := range children {
+				for end := time.Now().Add(20 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(end) {
+						t.Errorf("process %d of %v is still there", pid, children)
+						_ = unix.Kill(pid, unix.SIGKILL)
+						break
+					}
+				}
+			}
+		})
+	}
+}
+
+// descendants are the processes below one, from the top.
+func descendants(pid int) []int {
+	var all []int
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		_, rest, _ := strings.Cut(string(text), ") ") // state and parent
+		if f := strings.Fields(rest); len(f) > 1 && f[1] == strconv.Itoa(pid) {
+			child, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			all = append(append(all, child), descendants(child)...)
+		}
+	}
+	return all
 }
 
 func TestStartsThatAreNoneAreRefused(t *testing.T) {

@@ -20,12 +20,13 @@ const (
 	exitNotFound = 127
 )
 
-// capabilities are those that engines leave to containers: moby's default set.
+// capabilities are those that engines leave to containers, moby's default set, without that of making devices: engines
+// keep containers from using others than their own by a control group, which isn't here.
 var capabilities = map[uintptr]bool{
 	unix.CAP_CHOWN: true, unix.CAP_DAC_OVERRIDE: true, unix.CAP_FSETID: true, unix.CAP_FOWNER: true,
-	unix.CAP_MKNOD: true, unix.CAP_NET_RAW: true, unix.CAP_SETGID: true, unix.CAP_SETUID: true,
-	unix.CAP_SETFCAP: true, unix.CAP_SETPCAP: true, unix.CAP_NET_BIND_SERVICE: true, unix.CAP_SYS_CHROOT: true,
-	unix.CAP_KILL: true, unix.CAP_AUDIT_WRITE: true,
+	unix.CAP_NET_RAW: true, unix.CAP_SETGID: true, unix.CAP_SETUID: true, unix.CAP_SETFCAP: true,
+	unix.CAP_SETPCAP: true, unix.CAP_NET_BIND_SERVICE: true, unix.CAP_SYS_CHROOT: true, unix.CAP_KILL: true,
+	unix.CAP_AUDIT_WRITE: true,
 }
 
 // containerMain becomes the image's program: it reads a Command from its standard input.
@@ -61,6 +62,11 @@ func enter(root string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	// The caller's keys stay the caller's. Kernels may be built without, and who may not do this may do nothing with keys.
+	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
+	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("have a keyring of its own: %w", err)
+	}
 	if err := unix.Chdir(root); err != nil {
 		return err
 	}
@@ -72,6 +78,10 @@ func enter(root string) error {
 	}
 	if err := unix.Chdir("/"); err != nil {
 		return err
+	}
+	// Devices of the image are the host's.
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("switch the devices of the image off: %w", err)
 	}
 	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for _, m := range []struct {
@@ -101,7 +111,52 @@ func enter(root string) error {
 	if err := devices(); err != nil {
 		return err
 	}
-	return errors.Join(unix.Sethostname([]byte("record")), loopback())
+	if err := errors.Join(unix.Sethostname([]byte("record")), loopback()); err != nil {
+		return err
+	}
+	// As in engines' containers: every user may listen at every port.
+	err = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0o644)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return protect()
+}
+
+// What of the kernel's is the whole host's is read-only for containers, or hidden from them, as in engines: root may
+// write there without any capability, and have the kernel run a program outside (core_pattern).
+var (
+	readOnly = []string{"/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+	hidden   = []string{
+		"/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+)
+
+// protect makes them so. Not every kernel has them all.
+func protect() error {
+	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	for _, at := range readOnly {
+		err := unix.Mount(at, at, "", unix.MS_BIND|unix.MS_REC, "")
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err == nil {
+			err = unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|plain, "")
+		}
+		if err != nil {
+			return fmt.Errorf("make %s read-only: %w", at, err)
+		}
+	}
+	for _, at := range hidden {
+		err := unix.Mount("/dev/null", at, "", unix.MS_BIND, "")
+		if errors.Is(err, unix.ENOTDIR) {
+			err = unix.Mount("tmpfs", at, "tmpfs", plain|unix.MS_RDONLY, "")
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("hide %s: %w", at, err)
+		}
+	}
+	return nil
 }
 
 // devices makes those that every container has.
@@ -175,6 +230,12 @@ func become(c *Command) error {
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
+	}
+	// Programs open /dev/stdout, too. These are pipes of the recorder's.
+	for fd := range 3 {
+		if err := unix.Fchown(fd, who.Uid, -1); err != nil {
+			return fmt.Errorf("give user %q its output: %w", c.User, err)
+		}
 	}
 	if err := errors.Join(unix.Setgroups(who.Sgids), unix.Setresgid(who.Gid, who.Gid, who.Gid),
 		unix.Setresuid(who.Uid, who.Uid, who.Uid)); err != nil {

@@ -102,7 +102,8 @@ func run(ctx context.Context, c Config, dir string) (_ *Result, err error) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", recorderArgument, dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(question), c.Output, c.Output
 	cmd.ExtraFiles = []*os.File{answer}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	// It is the first process of its namespace: with it all others go, whatever they do.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID}
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = 30 * time.Second
 	err = child.Start(cmd)

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -52,13 +54,18 @@ func recorderMain() int {
 
 // record does it in a folder.
 func record(ctx context.Context, dir string) (said *result, err error) {
-	unix.CloseOnExec(3)
+	if err := closeOnExec(); err != nil {
+		return nil, err
+	}
 	var c Config
 	if err := json.NewDecoder(os.Stdin).Decode(&c); err != nil {
 		return nil, err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return nil, fmt.Errorf("mount /proc of the recorder's processes: %w", err)
 	}
 	level := slog.LevelWarn
 	if c.Verbose {
@@ -70,6 +77,20 @@ func record(ctx context.Context, dir string) (said *result, err error) {
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
 	return h.run(ctx, &c)
+}
+
+// closeOnExec keeps files from the image's program: the answer's, and whatever the caller's caller has left open.
+func closeOnExec() error {
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 // house is a node with its mount of content.
@@ -195,11 +216,20 @@ func (h *house) container(ctx context.Context, c *Config) (ended string, err err
 	if err != nil {
 		return "", err
 	}
+	program, err := ownProgram()
+	if err != nil {
+		return "", err
+	}
+	defer program.Close()
 	running, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
-	cmd := exec.CommandContext(running, "/proc/self/exe", containerArgument, h.target()) //nolint:gosec // a folder of ours
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(spec), os.Stdout, os.Stderr
+	//nolint:gosec // a program and a folder of ours
+	cmd := exec.CommandContext(running, fmt.Sprintf("/proc/self/fd/%d", program.Fd()), containerArgument, h.target())
+	// By a pipe, and in a session of its own: a terminal could be typed at by the program.
+	output := struct{ io.Writer }{os.Stderr}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(spec), output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true,
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
 	}
 	if err := child.Start(cmd); err != nil {
@@ -235,6 +265,29 @@ func (h *house) container(ctx context.Context, c *Config) (ended string, err err
 		<-exited
 		return ended, err
 	}
+}
+
+// ownProgram returns a copy of this program in memory: what runs in the container is reachable there as /proc/1/exe,
+// by an image that has this as its program, and must not be the host's file.
+func ownProgram() (_ *os.File, err error) {
+	const name = "record-container"
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // a kernel before 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("a file in memory: %w", err)
+	}
+	program := os.NewFile(uintptr(fd), name)
+	self, err := os.Open("/proc/self/exe")
+	if err == nil {
+		_, err = io.Copy(program, self)
+		err = errors.Join(err, self.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, program.Close())
+	}
+	return program, nil
 }
 
 // ofCommand says what the end of the program means for its start.
