@@ -351,6 +351,28 @@ func TestNothingRunsOnWithoutTheConverter(t *testing.T) {
 			}
 		})
 	}
+	// Folders that they had are removed by the next one.
+	long := time.Now().Add(-time.Hour)
+	for _, dir := range leftFolders(t) {
+		sure(t, os.Chtimes(dir, long, long))
+	}
+	if code, _, said := call(t, "--registry", registry.URL+"/v2", "profile", "record", "--target", target,
+		"library/start:thin", "start", "end"); code != 0 {
+		t.Error(code, said)
+	}
+	if left := leftFolders(t); len(left) > 0 {
+		t.Errorf("%v is left behind", left)
+	}
+}
+
+func leftFolders(t *testing.T) (all []string) {
+	t.Helper()
+	for _, base := range []string{"/var/tmp", os.TempDir()} {
+		dirs, err := filepath.Glob(filepath.Join(base, "cvmfs-record-*"))
+		sure(t, err)
+		all = append(all, dirs...)
+	}
+	return all
 }
 
 // descendants are the processes below one, from the top.
@@ -397,8 +419,8 @@ func TestStartsThatAreNoneAreRefused(t *testing.T) {
 			t.Errorf("%v: %d, %s%s", c.args, code, out, said)
 		}
 	}
-	if left, err := filepath.Glob("/var/tmp/cvmfs-record-*"); err != nil || len(left) > 0 {
-		t.Errorf("%v is left behind, %v", left, err)
+	if left := leftFolders(t); len(left) > 0 {
+		t.Errorf("%v is left behind", left)
 	}
 }
 

@@ -17,24 +17,24 @@ import (
 func Publisher(ctx context.Context, r *publish.Repository, host string) (configuration string, stop func() error,
 	err error,
 ) {
-	dir, err := os.MkdirTemp("", "cvmfs-record-")
+	dir, remove, err := scratch(os.TempDir())
 	if err != nil {
 		return "", nil, err
 	}
 	files, err := publish.NewServer(r)
 	if err != nil {
-		return "", nil, errors.Join(err, os.RemoveAll(dir))
+		return "", nil, errors.Join(err, remove())
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", nil, errors.Join(err, files.Close(), os.RemoveAll(dir))
+		return "", nil, errors.Join(err, files.Close(), remove())
 	}
 	serving, end := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- files.Serve(serving, listener) }()
 	stop = func() error {
 		end()
-		return errors.Join(<-ended, files.Close(), os.RemoveAll(dir))
+		return errors.Join(<-ended, files.Close(), remove())
 	}
 	url := fmt.Sprintf("http://%s/cvmfs/%s", listener.Addr(), r.FQRN())
 	if err := configure(dir, host, r.FQRN(), url, r.MasterKeyFile()); err != nil {

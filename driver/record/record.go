@@ -78,12 +78,12 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if len(c.Command.Args) == 0 {
 		return nil, errors.New("record a start: the image names no command: say which one to run")
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "cvmfs-record-") // not in memory: it holds what is read
+	dir, remove, err := scratch("/var/tmp") // not in memory: it holds what is read
 	if err != nil {
 		return nil, fmt.Errorf("record a start: %w", err)
 	}
 	r, err := run(ctx, c, dir)
-	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
+	if err = errors.Join(err, remove()); err != nil {
 		return nil, fmt.Errorf("record a start: %w", err)
 	}
 	return r, nil
