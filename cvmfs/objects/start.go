@@ -132,31 +132,48 @@ func (t *Table) steps(p Profile, done *Started) []step {
 			pos[n] = i
 		}
 	}
-	type piece struct {
-		pos uint32
-		n   int
-	}
-	seen := map[piece]bool{}
 	var steps []step
+	known := map[int]*untaken{}
 	for _, r := range p {
 		i := pos[r.Name]
 		if i < 0 {
 			done.Unknown++
 			continue
 		}
-		stored := t.stored(i)
-		if r.First >= len(stored) {
+		u := known[i]
+		if u == nil {
+			u = &untaken{stored: t.stored(i), next: map[int]int{}}
+			known[i] = u
+		}
+		if r.First >= len(u.stored) {
 			done.Unknown++
 			continue
 		}
-		for n := r.First; n <= r.Last && n < len(stored); n++ {
-			if at := (piece{uint32(i), n}); !seen[at] {
-				seen[at] = true
-				steps = append(steps, step{at.pos, n, stored[n].Size})
-			}
+		for n := u.from(r.First); n <= r.Last && n < len(u.stored); n = u.from(n) {
+			u.next[n] = n + 1
+			steps = append(steps, step{uint32(i), n, u.stored[n].Size})
 		}
 	}
 	return steps
+}
+
+// untaken are the pieces of an object that no read of a profile has named yet. A profile may name all of a large file
+// in each of its lines: each piece is met once.
+type untaken struct {
+	stored []Stored
+	next   map[int]int // of a piece that was taken, one behind it: none between is left
+}
+
+// from returns the first piece that isn't taken, from n on.
+func (u *untaken) from(n int) int {
+	end := n
+	for next, taken := u.next[end]; taken; next, taken = u.next[end] {
+		end = next
+	}
+	for n < end { // the next one needn't go all that way
+		n, u.next[n] = u.next[n], end
+	}
+	return end
 }
 
 // Named is how much a profile names of an image.

@@ -3,6 +3,7 @@ package objects
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,6 +61,30 @@ func TestWrongProfilesAreRefused(t *testing.T) {
 		if _, err := ParseProfile([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%.80q: %v, want %q", c.text, err, c.says)
 		}
+	}
+}
+
+// A profile names all chunks of a large file again and again. That it is read is the work of the file, and of the profile.
+func TestProfileOfRepetitionsIsReadFast(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	all := refs(t, repo.chunked(noise(1, 20_000), 10))
+	p := make(Profile, 100_000)
+	for i := range p {
+		p[i] = want(all[0], i%100, 1<<20)
+	}
+	p[0], p[1] = want(all[0], 7), want(all[0], 5, 6, 9)
+	began := time.Now()
+	steps := all[0].t.steps(p, &Started{})
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	var order []int
+	for _, s := range steps[:6] {
+		order = append(order, s.piece)
+	}
+	if len(steps) != 2000 || !slices.Equal(order, []int{7, 5, 6, 8, 9, 2}) {
+		t.Errorf("%d pieces, the first are %v", len(steps), order)
 	}
 }
 
