@@ -85,7 +85,7 @@ func breakOut() {
 	if s, _, _ := syscall.RawSyscall(syscall.SYS_GETSID, 0, 0, 0); s != 1 {
 		fmt.Println("REACHED: the session of the caller", s)
 	}
-	if l, err := net.Listen("tcp", ":80"); err != nil {
+	if l, err := net.Listen("tcp", "localhost:80"); err != nil {
 		fmt.Println("LACKS:", err)
 	} else {
 		l.Close()
@@ -94,6 +94,9 @@ func breakOut() {
 		fmt.Println("LACKS:", err)
 	} else {
 		f.Close()
+	}
+	if mask := syscall.Umask(0); mask != 022 {
+		fmt.Printf("LACKS: umask %o\n", mask)
 	}
 	fmt.Println("breaking out has been tried")
 }
@@ -289,6 +292,7 @@ func TestProgramStaysInItsContainer(t *testing.T) {
 	registry.Push(t, "library/root:1", startingImage(t, v1.Config{}), nil)
 	registry.Push(t, "library/user:1", startingImage(t, v1.Config{User: "1000"}), nil)
 	target := "native:" + newPublisher(t)
+	defer unix.Umask(unix.Umask(0o077))
 	// As a shell passes on what it has open.
 	open, err := unix.Open(t.TempDir(), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	sure(t, err)
@@ -407,6 +411,7 @@ func TestStartsThatAreNoneAreRefused(t *testing.T) {
 	}{
 		{[]string{"library/start:thin"}, "names no command"},
 		{[]string{"library/start:thin", "nothing"}, "exit code 127"},
+		{[]string{"library/start:thin", "/nothing"}, "exit code 127"},
 		{[]string{"library/start:thin", "/data/f01"}, "exit code 126"},
 		{[]string{"library/start:thin", "start", "fail"}, "exit code 7"},
 		{[]string{"--until-port", "1", "library/start:thin", "start", "end"}, "before anybody listened at port 1"},

@@ -20,6 +20,8 @@ const (
 	exitNotFound = 127
 )
 
+const hostname = "record"
+
 // capabilities are those that engines leave to containers, moby's default set, without that of making devices: engines
 // keep containers from using others than their own by a control group, which isn't here.
 var capabilities = map[uintptr]bool{
@@ -32,6 +34,7 @@ var capabilities = map[uintptr]bool{
 // containerMain becomes the image's program: it reads a Command from its standard input.
 func containerMain() int {
 	runtime.LockOSThread() // capabilities are a thread's
+	unix.Umask(0o022)      // as in engines' containers, whatever the caller's is
 	var c Command
 	err := json.NewDecoder(os.Stdin).Decode(&c)
 	if err == nil {
@@ -111,7 +114,7 @@ func enter(root string) error {
 	if err := devices(); err != nil {
 		return err
 	}
-	if err := errors.Join(unix.Sethostname([]byte("record")), loopback()); err != nil {
+	if err := errors.Join(unix.Sethostname([]byte(hostname)), loopback()); err != nil {
 		return err
 	}
 	// As in engines' containers: every user may listen at every port.
@@ -119,7 +122,25 @@ func enter(root string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return protect()
+	if err := protect(); err != nil { // what follows can't be led there by links any more
+		return err
+	}
+	return hosts()
+}
+
+// hosts has names resolved that every container resolves: images mostly leave the file to engines. Where an image has
+// something else than a file there, it stays.
+func hosts() error {
+	if err := os.MkdirAll("/etc", 0o755); err != nil {
+		return err
+	}
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	f, err := os.OpenFile("/etc/hosts", flags, 0o644)
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	_, err = f.WriteString("127.0.0.1\tlocalhost " + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	return errors.Join(err, f.Close())
 }
 
 // What of the kernel's is the whole host's is read-only for containers, or hidden from them, as in engines: root may
@@ -267,8 +288,10 @@ func keepCapabilities(root bool) error {
 func find(c *Command) (string, error) {
 	name := c.Args[0]
 	if strings.Contains(name, "/") {
-		_, err := os.Stat(name)
-		return name, err
+		if _, err := os.Stat(name); err != nil {
+			return "", err
+		}
+		return name, nil
 	}
 	path := variable(c.Env, "PATH")
 	if path == "" {
