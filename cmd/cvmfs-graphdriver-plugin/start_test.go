@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
@@ -114,4 +115,18 @@ func TestStartIsRecorded(t *testing.T) {
 		t.Errorf("%d reads were recorded, want 20:\n%s", len(p), text)
 	}
 	s.end("c1")
+
+	// The profile goes with the image. When that comes again, it is recorded again.
+	s.ok("Remove", object{"ID": "web"})
+	_, err = control.CacheClean.Do(t.Context(), node, objects.CleanOptions{}, nil)
+	must(t, err)
+	s.pull("web")
+	s.read("c2", "web", 100, 120)
+	const recorded = "a start was recorded"
+	for end := time.Now().Add(20 * time.Second); len(s.said.lines(recorded)) < 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it isn't recorded again")
+		}
+	}
+	s.end("c2")
 }

@@ -57,6 +57,7 @@ func (n *Node) CacheClean(ctx context.Context, o objects.CleanOptions) (objects.
 	if _, err := n.configured(); err != nil {
 		return objects.Removed{}, err
 	}
+	defer n.starts.unsettle()
 	return n.objects.Clean(ctx, o)
 }
 

@@ -280,6 +280,7 @@ func (n *Node) removeImage(c *configuration, key string) error {
 		return err
 	}
 	t, unreadable := c.composer.Peek(key)
+	defer n.starts.forget(key)
 	if err := c.composer.Remove(key); err != nil || unreadable != nil {
 		return err
 	}

@@ -88,6 +88,21 @@ func (s *starts) settle(key string) {
 	s.settled[key] = now.Add(settledFor)
 }
 
+// forget has an image that is removed be a new one when it comes again.
+func (s *starts) forget(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.watched, key)
+	delete(s.settled, key)
+}
+
+// unsettle has all images looked at again: what was here may not be any more.
+func (s *starts) unsettle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.settled)
+}
+
 // close ends all, and waits for it.
 func (s *starts) close() {
 	s.mu.Lock()
@@ -182,17 +197,20 @@ func (n *Node) record(ctx context.Context, c *configuration, image *images.Image
 	quiet := cmp.Or(n.cfg.RecordQuiet, recordQuiet)
 	end := time.NewTimer(recordMost)
 	defer end.Stop()
-	tick := time.NewTicker(quiet)
+	tick := time.NewTicker(quiet / 10)
 	defer tick.Stop()
-	for before, over := -1, false; !over; {
+	before, since := 0, time.Now()
+	for over := false; !over; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-end.C:
 			over = true
 		case <-tick.C:
-			now := rec.Len()
-			over, before = now == before && now > 0, now
+			if now := rec.Len(); now != before {
+				before, since = now, time.Now()
+			}
+			over = before > 0 && time.Since(since) >= quiet
 		}
 	}
 	p := rec.Profile(image.Table)
