@@ -345,7 +345,8 @@ func TestNothingRunsOnWithoutTheConverter(t *testing.T) {
 				t.Error("it went well")
 			}
 			for _, pid := range children {
-				for end := time.Now().Add(20 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+				end := time.Now().Add(20 * time.Second)
+				for ; unix.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
 					if time.Now().After(end) {
 						t.Errorf("process %d of %v is still there", pid, children)
 						_ = unix.Kill(pid, unix.SIGKILL)

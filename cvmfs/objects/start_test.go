@@ -64,7 +64,8 @@ func TestWrongProfilesAreRefused(t *testing.T) {
 	}
 }
 
-// A profile names all chunks of a large file again and again. That it is read is the work of the file, and of the profile.
+// A profile names all chunks of a large file again and again. That it is read is the work of the file, and of the
+// profile.
 func TestProfileOfRepetitionsIsReadFast(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

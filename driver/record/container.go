@@ -65,7 +65,8 @@ func enter(root string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// The caller's keys stay the caller's. Kernels may be built without, and who may not do this may do nothing with keys.
+	// The caller's keys stay the caller's. Kernels may be built without, and who may not do this may do nothing with
+	// keys.
 	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
 	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("have a keyring of its own: %w", err)
@@ -137,7 +138,7 @@ func hosts() error {
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	f, err := os.OpenFile("/etc/hosts", flags, 0o644)
 	if err != nil {
-		return nil //nolint:nilerr // see above
+		return nil
 	}
 	_, err = f.WriteString("127.0.0.1\tlocalhost " + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 	return errors.Join(err, f.Close())

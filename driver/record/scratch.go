@@ -42,7 +42,7 @@ func removeLeft(dir string) error {
 	const young = time.Minute // it may not be locked yet
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil //nolint:nilerr // it is gone, or not ours
+		return nil // it is gone, or not ours
 	}
 	defer unix.Close(fd)
 	var s unix.Stat_t

@@ -189,8 +189,8 @@ func (d *Differ) layersOf(namespace string, diffIDs []digest.Digest) ([]string, 
 	return nil, errdefs.ErrNotFound
 }
 
-// ours returns the label of those by which an image keeps its topmost snapshot that means this snapshotter, whatever its
-// name is; "" if none does. Other snapshotters may have unpacked the image, too.
+// ours returns the label of those by which an image keeps its topmost snapshot that means this snapshotter, whatever
+// its name is; "" if none does. Other snapshotters may have unpacked the image, too.
 func (d *Differ) ours(ctx context.Context, namespace string, labels []string, chain string) string {
 	if len(labels) == 1 {
 		return labels[0]

@@ -41,8 +41,8 @@ func Config(t testing.TB, dir string, composer node.Composer) node.Config {
 	}
 }
 
-// Composer stands in for the composition of thin chains. Its images are a key, and nothing can be mounted of them unless
-// Meta is a file.
+// Composer stands in for the composition of thin chains. Its images are a key, and nothing can be mounted of them
+// unless Meta is a file.
 type Composer struct {
 	Images map[string]*images.Image
 	Meta   string           // the metadata of every image
