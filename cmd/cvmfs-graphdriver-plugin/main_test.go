@@ -91,7 +91,7 @@ func (s *said) lines(with string) (lines []string) {
 // await returns the first line with a text; it may still be on its way to us.
 func (s *said) await(t *testing.T, with string) string {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if lines := s.lines(with); len(lines) > 0 {
 			return lines[0]
 		}
