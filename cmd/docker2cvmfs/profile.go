@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"time"
@@ -139,6 +140,12 @@ func recorder(c *cli.Context, t sink.Sink) func(context.Context, *source.Image, 
 func recordStart(ctx context.Context, c *cli.Context, from *publish.Repository, image *source.Image,
 	d *thin.Descriptor, command []string,
 ) (_ *record.Result, err error) {
+	switch port := c.Int("until-port"); {
+	case port < 0 || port > math.MaxUint16:
+		return nil, program.Usagef(c, "--until-port %d: want a TCP port", port)
+	case c.Duration("for") < 0:
+		return nil, program.Usagef(c, "--for %v: want a duration, or 0s for no limit", c.Duration("for"))
+	}
 	descriptor, err := d.Encode()
 	if err != nil {
 		return nil, err

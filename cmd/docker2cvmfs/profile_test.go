@@ -428,6 +428,12 @@ func TestStartsThatAreNoneAreRefused(t *testing.T) {
 	if left := leftFolders(t); len(left) > 0 {
 		t.Errorf("%v is left behind", left)
 	}
+	for _, wrong := range []string{"--until-port=70000", "--until-port=-1", "--for=-1s"} {
+		if code, _, said := call(t, "--registry", registry.URL+"/v2", "profile", "record", "--target", target, wrong,
+			"library/start:thin", "start", "end"); code != 2 || !strings.Contains(said, "want a") {
+			t.Errorf("%s: %d, %s", wrong, code, said)
+		}
+	}
 }
 
 func TestProfileIsShown(t *testing.T) {

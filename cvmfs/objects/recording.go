@@ -23,7 +23,7 @@ type pieceRead struct {
 }
 
 // mostRecorded bounds a recording: a program that reads all of a large image has no start worth a profile.
-const mostRecorded = 1 << 17
+const mostRecorded = 1 << 16 // lines of such a number are no more than MaxProfile
 
 // Record begins a recording.
 func (s *Store) Record() *Recording {

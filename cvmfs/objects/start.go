@@ -42,8 +42,9 @@ type Started struct {
 // at most, whatever the profile says. The error is that of the context, that of a full disk or cache, or, if no server
 // can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
 func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile) (Started, error) {
-	defer s.starts.enter(t)()
 	var done Started
+	leave := s.starts.enter(t)
+	defer func() { leave(done.Fetched > 0) }()
 	steps := t.steps(p, &done)
 	ctx, cancel := context.WithCancelCause(fetch.LetPass(ctx))
 	defer cancel(nil)
@@ -212,8 +213,9 @@ type startOf struct {
 	until   time.Time
 }
 
-// enter counts a start until leave is called.
-func (a *starts) enter(t *Table) (leave func()) {
+// enter counts a start until leave is called, which says whether the program is taken to be starting for a while: where
+// all was here, it has started before.
+func (a *starts) enter(t *Table) (leave func(starting bool)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.forgetOld(time.Now())
@@ -225,11 +227,13 @@ func (a *starts) enter(t *Table) (leave func()) {
 	}
 	a.m[t].running++
 	a.some.Store(true)
-	return func() {
+	return func(starting bool) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.m[t].running--
-		a.m[t].until = time.Now().Add(startsFor)
+		if starting {
+			a.m[t].until = time.Now().Add(startsFor)
+		}
 	}
 }
 

@@ -225,6 +225,9 @@ func TestNoNeighboursComeDuringAStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	repo.Set()
+	if _, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0])}); err != nil {
+		t.Fatal(err)
+	}
 	s.Near(all[1]) // the program is starting
 	if n := s.Stats().Queued; n != 0 {
 		t.Errorf("%d neighbours are to come right after the profile", n)

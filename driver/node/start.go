@@ -26,8 +26,8 @@ const (
 	// coldShare is what part of an image may be here, at most, for its start to be worth recording: what is here is
 	// opened without us, and isn't seen.
 	coldShare = 50
-	// settledFor is how long an image isn't looked at again of whose profile all was here, or that has none: containers
-	// start by the dozen.
+	// settledFor is how long an image isn't looked at again of whose profile all was here, or that has none, or one
+	// that can't be had: containers start by the dozen.
 	settledFor = 10 * time.Minute
 )
 
@@ -131,6 +131,7 @@ func (n *Node) start(c *configuration, topmost string, image *images.Image) {
 			return
 		case err != nil:
 			log.Warn("start profile: it can't be used, and a container starts without", "err", err)
+			n.starts.settle(image.Key) // not asked for, nor told, at each start
 			return
 		}
 		began := time.Now()
