@@ -240,23 +240,14 @@ func table(t *testing.T, all []*objects.Object) *objects.Table {
 
 // serve mounts the tree until the test ends.
 func (h *host) serve() {
-	dev, err := fusewire.Mount(h.fuse)
+	session, err := fusewire.Open(h.fuse, h.counts, fusewire.Config{
+		Grace: 100 * time.Millisecond, Log: slog.New(slog.NewTextHandler(h.log, nil)),
+	})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	init, err := fusewire.Handshake(dev, 0)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() {
-		ended <- fusewire.Serve(dev, h.counts, fusewire.Config{
-			Init: init, Grace: 100 * time.Millisecond,
-			Log: slog.New(slog.NewTextHandler(h.log, nil)),
-		})
-	}()
 	h.t.Cleanup(func() { // after the overlays are gone
-		if err := errors.Join(fusewire.Unmount(h.fuse), <-ended, dev.Close(), h.store.Close()); err != nil {
+		if err := errors.Join(session.Close(), h.store.Close()); err != nil {
 			h.t.Error(err)
 		}
 		if h.t.Failed() {

@@ -97,8 +97,7 @@ func closeOnExec() error {
 type house struct {
 	*node.Node
 	dir    string
-	device *os.File
-	served chan error
+	served *fusewire.Session
 	stop   context.CancelFunc
 }
 
@@ -128,15 +127,9 @@ func (h *house) serve(log *slog.Logger) (err error) {
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return err
 	}
-	if h.device, err = fusewire.Mount(at); err != nil {
+	if h.served, err = fusewire.Open(at, h.Tree(), fusewire.Config{Log: log}); err != nil {
 		return err
 	}
-	init, err := fusewire.Handshake(h.device, 0)
-	if err != nil {
-		return err
-	}
-	h.served = make(chan error, 1)
-	go func() { h.served <- fusewire.Serve(h.device, h.Tree(), fusewire.Config{Init: init, Log: log}) }()
 	running, stop := context.WithCancel(context.Background())
 	h.stop = stop
 	go h.Node.Run(running)
@@ -150,12 +143,8 @@ func (h *house) close() error {
 		h.stop()
 	}
 	errs = append(errs, h.Close())
-	if h.device != nil {
-		errs = append(errs, fusewire.Unmount(filepath.Join(h.dir, "run", "fuse")))
-		if h.served != nil {
-			errs = append(errs, <-h.served)
-		}
-		errs = append(errs, h.device.Close())
+	if h.served != nil {
+		errs = append(errs, h.served.Close())
 	}
 	return errors.Join(errs...)
 }

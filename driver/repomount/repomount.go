@@ -83,8 +83,7 @@ type Folder struct {
 	image   *images.Image
 	objects *objects.Store
 	stop    context.CancelFunc
-	device  *os.File
-	ended   chan error // gives the end of the FUSE server
+	served  *fusewire.Session
 	kernel  overlayfs.Kernel
 }
 
@@ -109,9 +108,8 @@ func (m *Folder) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-m.ended:
-		m.ended <- nil
-		return fmt.Errorf("the mount of content has ended: %w", err)
+	case <-m.served.Ended():
+		return errors.New("the mount of content has ended: somebody has unmounted it, or see the log")
 	}
 }
 
@@ -161,15 +159,9 @@ func (m *Folder) serve(ctx context.Context) (err error) {
 		os.MkdirAll(m.path("fuse"), 0o700)); err != nil {
 		return err
 	}
-	if m.device, err = fusewire.Mount(m.path("fuse")); err != nil {
+	if m.served, err = fusewire.Open(m.path("fuse"), tree, fusewire.Config{Log: log}); err != nil {
 		return err
 	}
-	init, err := fusewire.Handshake(m.device, 0)
-	if err != nil {
-		return err
-	}
-	m.ended = make(chan error, 1)
-	go func() { m.ended <- fusewire.Serve(m.device, tree, fusewire.Config{Init: init, Log: log}) }()
 	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // until all is unmounted
 	m.stop = stop
 	go m.objects.Run(running)
@@ -218,12 +210,8 @@ func (m *Folder) Close() error {
 	if m.stop != nil {
 		m.stop()
 	}
-	if m.device != nil {
-		errs = append(errs, fusewire.Unmount(m.path("fuse")))
-		if m.ended != nil {
-			errs = append(errs, <-m.ended)
-		}
-		errs = append(errs, m.device.Close())
+	if m.served != nil {
+		errs = append(errs, m.served.Close())
 	}
 	if m.objects != nil {
 		errs = append(errs, m.objects.Close())

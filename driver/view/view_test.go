@@ -169,14 +169,10 @@ func (h *host) show(root *erofs.Node) string {
 		Index:   index, Store: store, Dir: h.objects(), Layers: h.dir + "/layers", Log: log,
 	})
 	must(t, h.view.Add(key, h.meta))
-	dev, err := fusewire.Mount(h.mount)
+	session, err := fusewire.Open(h.mount, counting{h.view, &h.ops}, fusewire.Config{Log: log})
 	must(t, err)
-	init, err := fusewire.Handshake(dev, 0)
-	must(t, err)
-	ended := make(chan error, 1)
-	go func() { ended <- fusewire.Serve(dev, counting{h.view, &h.ops}, fusewire.Config{Init: init, Log: log}) }()
 	t.Cleanup(func() {
-		if err := errors.Join(fusewire.Unmount(h.mount), <-ended, dev.Close(), store.Close()); err != nil {
+		if err := errors.Join(session.Close(), store.Close()); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {

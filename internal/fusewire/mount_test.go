@@ -1,6 +1,7 @@
 package fusewire
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -30,5 +31,39 @@ func TestTheDeviceIsFoundUnderAnyName(t *testing.T) {
 	}
 	if got := device(dir); got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestASessionServesUntilItIsUnmounted(t *testing.T) {
+	mount(t, 0) // skips where it can't be
+	for name, end := range map[string]func(dir string, s *Session) error{
+		"closed":                func(_ string, s *Session) error { return s.Close() },
+		"unmounted by somebody": func(dir string, _ *Session) error { return Unmount(dir) },
+	} {
+		dir := t.TempDir()
+		s, err := Open(dir, newTree(map[string]int64{"a": 10}), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(got) != string(content("a", 10)) {
+			t.Errorf("%s: reads %q, %v", name, got, err)
+		}
+		select {
+		case <-s.Ended():
+			t.Errorf("%s: it has ended while it is mounted", name)
+		default:
+		}
+		if err := end(dir, s); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		<-s.Ended()
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+			t.Errorf("%s: there are %v, %v", name, entries, err)
+		}
+		if name != "closed" {
+			if err := s.Close(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
 	}
 }
