@@ -205,6 +205,35 @@ func (c *Catalog) Nested() ([]Nested, error) {
 	return all, nil
 }
 
+// NestedFor returns the catalog hanging directly below this one that has a path ("/a/b"): the one that begins there or at
+// a folder above it. ok is false if there is none, so that the path is this catalog's own.
+func (c *Catalog) NestedFor(path string) (n Nested, ok bool, err error) {
+	var above []driver.NamedValue
+	for end := len(path); end > len(c.prefix); end = strings.LastIndexByte(path[:end], '/') {
+		above = append(above, driver.NamedValue{Ordinal: len(above) + 1, Value: path[:end]})
+	}
+	if len(above) == 0 {
+		return n, false, nil
+	}
+	text := "SELECT " + c.nestedColumns + " FROM nested_catalogs WHERE path IN (?" + strings.Repeat(",?", len(above)-1) + ")"
+	err = c.query(text, above, func(row []driver.Value) error {
+		found, err := c.nested(row)
+		switch {
+		case err != nil:
+			return err
+		case found.Path == n.Path:
+			return fmt.Errorf("%w: %q twice", ErrInvalid, n.Path)
+		case len(found.Path) > len(n.Path):
+			n, ok = found, true
+		}
+		return nil
+	})
+	if err != nil {
+		return Nested{}, false, fmt.Errorf("nested catalogs of %s: %w", c.path, err)
+	}
+	return n, ok, nil
+}
+
 func (c *Catalog) nested(row []driver.Value) (Nested, error) {
 	path, _ := row[0].(string)
 	if !validPath(path) || !strings.HasPrefix(path, c.prefix+"/") {

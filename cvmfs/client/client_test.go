@@ -834,6 +834,44 @@ func TestHolderIsTheCatalogAFolderContinuesIn(t *testing.T) {
 	}
 }
 
+func TestPlacesAreWhatLookUpsReturnOneByOne(t *testing.T) {
+	site := referenceSite(t, features)
+	v := newest(t, open(t, reference(t, features), site.url))
+	const suffix = "/hello.txt" // found in one of them
+	paths := []string{"/small", "/many", "/nested", "/nested/inner", "/nested/none", "/none", "/none/at/all", "/small"}
+	places, err := v.Places(t.Context(), paths, suffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := site.count(nestedCatalog); n != 0 {
+		t.Errorf("the catalog that begins at a folder was asked for %d times", n)
+	}
+	entry := func(path string) *catalog.Entry {
+		e, err := v.Lookup(t.Context(), path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return e
+	}
+	var want []Place
+	for _, path := range paths {
+		holder, err := v.Holder(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, Place{Entry: entry(path), Holder: holder, Beside: entry(path + suffix)})
+	}
+	if diff := cmp.Diff(want, places); diff != "" {
+		t.Error(diff)
+	}
+	if want[0].Beside == nil || want[2].Entry == nil || want[4].Entry != nil {
+		t.Errorf("the repository hasn't what is looked up: %+v", want)
+	}
+	if _, err := v.Places(t.Context(), []string{"/small", "../x"}, ""); !errors.Is(err, errPath) {
+		t.Errorf("%v, want %v", err, errPath)
+	}
+}
+
 func TestSortedWalkPutsSiblingsBeforeContents(t *testing.T) {
 	f := newForge(t)
 	want := []string{"", "/a", "/a-b", "/a-b-c", "/a-b-c/x", "/a-b/x", "/a/x", "/a0", "/a0/x", "/b"}

@@ -15,13 +15,10 @@ import (
 // the catalog that would have the path was read and doesn't have it.
 func (v *Revision) Lookup(ctx context.Context, path string) (*catalog.Entry, error) {
 	var e *catalog.Entry
-	m, err := v.mountOf(ctx, path, false)
-	if err == nil {
-		err = v.repo.use(ctx, m, func(c *catalog.Catalog) (err error) {
-			e, err = c.Lookup(path)
-			return err
-		})
-	}
+	err := v.find(ctx, path, false, func(c *catalog.Catalog, _ mount) (err error) {
+		e, err = c.Lookup(path)
+		return err
+	})
 	if err != nil {
 		return nil, v.lookUpError(path, err)
 	}
@@ -47,11 +44,10 @@ type Stat struct {
 // Stat returns what is known of a path. A mount is answered from the catalog that goes on there.
 func (v *Revision) Stat(ctx context.Context, path string) (*Stat, error) {
 	s := &Stat{Node: Node{Path: path}}
-	m, err := v.mountOf(ctx, path, true)
-	if err == nil {
+	err := v.find(ctx, path, true, func(c *catalog.Catalog, m mount) error {
 		s.Mount, s.Catalog = m.path, m.digest
-		err = v.repo.use(ctx, m, func(c *catalog.Catalog) error { return s.read(c, m) })
-	}
+		return s.read(c, m)
+	})
 	if err != nil {
 		return nil, v.lookUpError(path, err)
 	}
@@ -84,7 +80,7 @@ func (s *Stat) read(c *catalog.Catalog, m mount) (err error) {
 // Holder returns the catalog that lists what is in a folder. As catalogs name nested ones and objects by content, an
 // equal holder means that nothing in the folder has changed.
 func (v *Revision) Holder(ctx context.Context, path string) (hash.Digest, error) {
-	m, err := v.mountOf(ctx, path, true)
+	m, err := v.mountOf(ctx, path)
 	if err != nil {
 		return hash.Digest{}, v.lookUpError(path, err)
 	}
@@ -95,20 +91,17 @@ func (v *Revision) Holder(ctx context.Context, path string) (hash.Digest, error)
 // the catalog that lists them.
 func (v *Revision) List(ctx context.Context, path string) ([]*Node, error) {
 	var nodes []*Node
-	m, err := v.mountOf(ctx, path, true)
-	if err == nil {
-		err = v.repo.use(ctx, m, func(c *catalog.Catalog) error {
-			e, err := c.Lookup(path)
-			if err != nil {
-				return err
-			}
-			if !e.IsDir() {
-				return fmt.Errorf("%q is not a folder", path)
-			}
-			nodes, err = listing(c, m, path)
+	err := v.find(ctx, path, true, func(c *catalog.Catalog, m mount) error {
+		e, err := c.Lookup(path)
+		if err != nil {
 			return err
-		})
-	}
+		}
+		if !e.IsDir() {
+			return fmt.Errorf("%q is not a folder", path)
+		}
+		nodes, err = listing(c, m, path)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list %q in %s, revision %d: %w", path, v.FQRN, v.Number, err)
 	}
@@ -129,27 +122,46 @@ func listing(c *catalog.Catalog, m mount, path string) ([]*Node, error) {
 	return nodes, nil
 }
 
-// mountOf descends to the catalog a path is in. For a path that is a mount, inside chooses the nested catalog.
-func (v *Revision) mountOf(ctx context.Context, path string, inside bool) (mount, error) {
+// find descends to the catalog that a path is in and hands it to fn, more than once if a copy on disk turns out damaged.
+// For a path that is a mount, inside chooses the nested catalog.
+func (v *Revision) find(ctx context.Context, path string, inside bool,
+	fn func(c *catalog.Catalog, m mount) error,
+) error {
 	if err := checkPath(path); err != nil {
-		return mount{}, err
+		return err
 	}
-	for m := v.root; ; {
-		next := m
+	for next := &v.root; next != nil; {
+		m := *next
 		err := v.repo.use(ctx, m, func(c *catalog.Catalog) error {
-			nested, err := c.Nested()
-			for _, n := range nested {
-				// All are strictly below m, so this ends.
-				child := mount{path: n.Path, digest: n.Digest, size: n.Size}
-				if child.holds(path) && (inside || path != n.Path) {
-					next = child
-				}
+			n, ok, err := c.NestedFor(path)
+			if err != nil {
+				return err
 			}
-			return err
+			if ok && (inside || n.Path != path) {
+				next = mountFor(n) // strictly below m, so this ends
+				return nil
+			}
+			next = nil
+			return fn(c, m)
 		})
-		if err != nil || next == m {
-			return m, err
+		if err != nil {
+			return err
 		}
-		m = next
 	}
+	return nil
+}
+
+func mountFor(n catalog.Nested) *mount { return &mount{path: n.Path, digest: n.Digest, size: n.Size} }
+
+// mountOf returns the catalog that a path goes on in, without asking for it.
+func (v *Revision) mountOf(ctx context.Context, path string) (m mount, err error) {
+	err = v.find(ctx, path, false, func(c *catalog.Catalog, at mount) error {
+		m = at
+		n, ok, err := c.NestedFor(path)
+		if ok {
+			m = *mountFor(n)
+		}
+		return err
+	})
+	return m, err
 }

@@ -59,7 +59,7 @@ func (r *Repository) loadTable(ctx context.Context, m mount) (*table, error) {
 			return err
 		}
 		for _, n := range nested {
-			t.nested = append(t.nested, mount{path: n.Path, digest: n.Digest, size: n.Size})
+			t.nested = append(t.nested, *mountFor(n))
 		}
 		return c.Rows(ctx, t.add)
 	})

@@ -52,7 +52,7 @@ func (v *Revision) WalkOn(ctx context.Context, path string, fn func(*Node) error
 
 func (v *Revision) walk(ctx context.Context, w *walker) error {
 	path := w.top
-	m, err := v.mountOf(ctx, path, true)
+	m, err := v.mountOf(ctx, path)
 	var t *table
 	if err == nil {
 		t, err = v.repo.loadTable(ctx, m)

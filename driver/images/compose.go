@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -317,70 +318,93 @@ type part struct {
 // resolve finds the folders the chain's descriptors name, each repository at one revision.
 func (c *Composer) resolve(ctx context.Context, chain []Layer) ([]part, error) {
 	var parts []part
-	revisions := map[string]*client.Revision{}
+	layers := map[string][]thin.Layer{} // by repository
+	places := map[string][]int{}        // of these in parts
+	var repositories []string           // in the order they are met
 	for _, l := range chain {
 		if l.Thin == nil {
 			parts = append(parts, part{layer: l})
 			continue
 		}
 		for _, t := range l.Thin.Layers {
-			f, err := c.folder(ctx, revisions, t)
-			if err != nil {
-				return nil, fmt.Errorf("layer %.12s at cvmfs://%s%s: %w", t.Digest, t.FQRN, t.Path, err)
+			if layers[t.FQRN] == nil {
+				repositories = append(repositories, t.FQRN)
 			}
-			parts = append(parts, part{folder: f})
+			layers[t.FQRN] = append(layers[t.FQRN], t)
+			places[t.FQRN] = append(places[t.FQRN], len(parts))
+			parts = append(parts, part{})
+		}
+	}
+	for _, fqrn := range repositories {
+		folders, err := c.folders(ctx, fqrn, layers[fqrn])
+		if err != nil {
+			return nil, err
+		}
+		for i, f := range folders {
+			parts[places[fqrn][i]].folder = f
 		}
 	}
 	return parts, nil
 }
 
-// folder finds a layer's folder. One that is missing may have been published since the revision at hand was fetched.
-func (c *Composer) folder(ctx context.Context, revisions map[string]*client.Revision, t thin.Layer) (*folder, error) {
-	repository, err := c.cfg.Repositories.Repository(t.FQRN)
+// folders finds the folders of layers of a repository. Those that are missing may have been published since the revision
+// at hand was fetched.
+func (c *Composer) folders(ctx context.Context, fqrn string, layers []thin.Layer) ([]*folder, error) {
+	revision, places, err := c.places(ctx, fqrn, layers)
 	if err != nil {
-		return nil, err
+		return nil, atLayer(layers[0], err)
 	}
-	revision := revisions[t.FQRN]
-	if revision == nil {
-		if revision, err = repository.Newest(ctx); err != nil {
-			return nil, err
+	owners, err := c.cfg.Repositories.Config(fqrn)
+	if err != nil {
+		return nil, atLayer(layers[0], err)
+	}
+	folders := make([]*folder, len(layers))
+	for i, t := range layers {
+		if places[i].Entry == nil {
+			return nil, atLayer(t, &GoneError{t, revision.Number, fs.ErrNotExist})
 		}
-		revisions[t.FQRN] = revision
-	}
-	_, err = revision.Lookup(ctx, t.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		newer, rerr := repository.Refresh(ctx)
-		if rerr != nil {
-			return nil, rerr
+		record, err := recordAt(places[i].Beside, t.Path)
+		if err != nil {
+			return nil, atLayer(t, err)
 		}
-		if newer.Root != revision.Root {
-			revision, revisions[t.FQRN] = newer, newer
-			_, err = revision.Lookup(ctx, t.Path)
+		folders[i] = &folder{
+			revision: revision, holder: places[i].Holder, fqrn: fqrn, path: t.Path, record: record,
+			isolate: c.cfg.Isolate, tells: owners.Network.SendInfoHeader,
+			ids: idMaps{repository: owners, engine: c.cfg.IDs},
 		}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &GoneError{t, revision.Number, err}
-	}
+	return folders, nil
+}
+
+// places looks layers up in the revision at hand, or, where that lacks one, in the newest.
+func (c *Composer) places(ctx context.Context, fqrn string, layers []thin.Layer) (*client.Revision, []client.Place, error) {
+	repository, err := c.cfg.Repositories.Repository(fqrn)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	holder, err := revision.Holder(ctx, t.Path)
+	revision, err := repository.Newest(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	record, err := findRecord(ctx, revision, t.Path)
-	if err != nil {
-		return nil, err
+	var paths []string
+	for _, t := range layers {
+		paths = append(paths, t.Path)
 	}
-	owners, err := c.cfg.Repositories.Config(t.FQRN)
-	if err != nil {
-		return nil, err
+	places, err := revision.Places(ctx, paths, thin.RecordSuffix)
+	if err != nil || !slices.ContainsFunc(places, func(p client.Place) bool { return p.Entry == nil }) {
+		return revision, places, err
 	}
-	return &folder{
-		revision: revision, holder: holder, fqrn: t.FQRN, path: t.Path, record: record, isolate: c.cfg.Isolate,
-		tells: owners.Network.SendInfoHeader,
-		ids:   idMaps{repository: owners, engine: c.cfg.IDs},
-	}, nil
+	newer, err := repository.Refresh(ctx)
+	if err != nil || newer.Root == revision.Root {
+		return revision, places, err
+	}
+	places, err = newer.Places(ctx, paths, thin.RecordSuffix)
+	return newer, places, err
+}
+
+// atLayer says which layer an error is about.
+func atLayer(t thin.Layer, err error) error {
+	return fmt.Errorf("layer %.12s at cvmfs://%s%s: %w", t.Digest, t.FQRN, t.Path, err)
 }
 
 // key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"slices"
 	"strings"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
-	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/thin"
@@ -28,14 +26,11 @@ type foundRecord struct {
 	name  string // of its content: equal names, equal records
 }
 
-// findRecord looks for the record of a layer in the revision the layer is read at; nil if there is none.
-func findRecord(ctx context.Context, v *client.Revision, layer string) (*foundRecord, error) {
-	e, err := v.Lookup(ctx, layer+thin.RecordSuffix)
+// recordAt returns where the record of a layer lies, of the entry beside its folder; nil if there is none.
+func recordAt(e *catalog.Entry, layer string) (*foundRecord, error) {
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case e == nil:
 		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("layer record: %w", err)
 	case e.Size > thin.MaxRecordSize:
 		return nil, fmt.Errorf("layer record: %d bytes, the limit is %d", e.Size, thin.MaxRecordSize)
 	}
@@ -56,7 +51,7 @@ func (f *folder) readRecord(ctx context.Context) (*record, error) {
 		return nil, fmt.Errorf("layer record: %w", err)
 	}
 	defer r.Close()
-	b, err := io.ReadAll(r) // as many bytes as the entry says, which findRecord has bounded
+	b, err := io.ReadAll(r) // as many bytes as the entry says, which recordAt has bounded
 	if err != nil {
 		return nil, fmt.Errorf("layer record: %w", err)
 	}

@@ -10,10 +10,12 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,8 +23,10 @@ import (
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/fetch"
+	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
@@ -420,5 +424,40 @@ func TestNothingIsComposedForACallerThatHasGone(t *testing.T) {
 	<-gone
 	if err := <-waiting; err != nil {
 		t.Errorf("the one that waited: %v", err)
+	}
+}
+
+// On a long way every answer that is waited for costs a round trip: what all layers need is asked for at once.
+func TestCatalogsAndRecordsOfAllLayersAreAskedForAtOnce(t *testing.T) {
+	p := newPublisher(t)
+	paths := []string{"/layers/a", "/layers/b", "/layers/c"}
+	for i, path := range paths {
+		p.layer(path, rich(t), func(r *thin.Record) { r.Root = &thin.Attributes{Mode: 0o700 + uint32(i)} })
+	}
+	root := publishtest.Newest(t, p.repository).Root.Path(hash.Catalog)
+	files := http.FileServer(http.Dir(filepath.Join(p.repository.Dir(), "www")))
+	var mu sync.Mutex
+	waiting, all := 0, make(chan struct{})
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/data/") && !strings.HasSuffix(r.URL.Path, "X") &&
+			!strings.HasSuffix(r.URL.Path, root) {
+			mu.Lock()
+			if waiting++; waiting == 2*len(paths) {
+				close(all)
+			}
+			mu.Unlock()
+			select {
+			case <-all:
+			case <-time.After(time.Minute):
+				http.Error(w, "the others aren't asked for", http.StatusInternalServerError)
+				return
+			}
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(site.Close)
+	p.site.URL = site.URL
+	if _, err := p.compose(paths...); err != nil {
+		t.Errorf("with %d of %d requests under way: %v", waiting, 2*len(paths), err)
 	}
 }

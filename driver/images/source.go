@@ -61,17 +61,40 @@ func (m idMaps) owner(uid, gid uint32) (uint32, uint32, error) {
 // read makes the layer's tree of what the catalogs and the layer's record say.
 func (f *folder) read(ctx context.Context) (*node, error) {
 	var n *node
-	k, err := f.readRecord(ctx)
+	w, err := f.walk(ctx)
 	if err == nil {
-		w := newFolderWalk(f, k)
-		if err = f.revision.Walk(ctx, f.path, w.add); err == nil {
-			n, err = w.finish()
-		}
+		n, err = w.finish()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read layer cvmfs://%s%s: %w", f.fqrn, f.path, err)
 	}
 	return n, nil
+}
+
+// walk reads the folder. The record comes while the catalog does.
+func (f *folder) walk(ctx context.Context) (w *folderWalk, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var k *record
+	var failed error
+	come := make(chan struct{})
+	go func() {
+		defer close(come)
+		k, failed = f.readRecord(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-come
+	}()
+	err = f.revision.Walk(ctx, f.path, func(n *client.Node) error {
+		if w == nil {
+			if <-come; failed != nil {
+				return failed
+			}
+			w = newFolderWalk(f, k)
+		}
+		return w.add(n)
+	})
+	return w, err
 }
 
 // folderWalk collects what a walk of a layer meets.
