@@ -157,7 +157,7 @@ func (r *Repository) manifest(ctx context.Context, seen state) (*trust.Trusted, 
 		switch {
 		case err == nil:
 			return nil
-		case from.failed, ctx.Err() != nil:
+		case from.unavailable, from.unlisted, ctx.Err() != nil:
 			final = err
 			return errFinal
 		}
@@ -184,14 +184,15 @@ func readAtMost(body io.Reader, limit int64) ([]byte, error) {
 type source struct {
 	repo   *Repository
 	policy trust.Policy
-	failed bool // for a reason that isn't the manifest's
+	// For a reason that isn't the manifest's there is no certificate, or no list.
+	unavailable, unlisted bool
 }
 
 // Certificate implements trust.Source. A certificate nobody has is the fault of the manifest that names it.
 func (s *source) Certificate(ctx context.Context, d hash.Digest) ([]byte, error) {
 	var b objects.Buffer
 	err := objects.Download(ctx, s.repo.cfg.Fetcher, d, hash.Certificate, hash.Zlib, maxCertificate, &b)
-	s.failed = err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fetch.ErrBadData)
+	s.unavailable = err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fetch.ErrBadData)
 	return b.Bytes(), missing(err)
 }
 
@@ -208,7 +209,7 @@ func (s *source) Whitelist(ctx context.Context) ([]byte, error) {
 		}
 		return nil
 	})
-	s.failed = err != nil
+	s.unlisted = err != nil
 	return raw, missing(err)
 }
 

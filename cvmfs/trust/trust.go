@@ -54,7 +54,7 @@ type Policy struct {
 }
 
 // Source gets what belongs to a manifest. What it returns is not believed.
-type Source interface {
+type Source interface { // its methods may be called at once
 	// Certificate returns the plain bytes (PEM) of the certificate object d.
 	Certificate(ctx context.Context, d hash.Digest) ([]byte, error)
 	// Whitelist returns .cvmfswhitelist.
@@ -87,7 +87,15 @@ func (p *Policy) verify(ctx context.Context, published []byte, from Source) (*Tr
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	var raw []byte
+	listed := make(chan error, 1)
+	go func() { // one round trip less
+		var err error
+		raw, err = from.Whitelist(ctx)
+		listed <- err
+	}()
 	pem, err := from.Certificate(ctx, m.Certificate)
+	unlisted := <-listed
 	if err != nil {
 		return nil, fmt.Errorf("certificate %v: %w", m.Certificate, err)
 	}
@@ -95,8 +103,7 @@ func (p *Policy) verify(ctx context.Context, published []byte, from Source) (*Tr
 	if err != nil {
 		return nil, fmt.Errorf("certificate %v: %w", m.Certificate, err)
 	}
-	raw, err := from.Whitelist(ctx)
-	if err != nil {
+	if err := unlisted; err != nil {
 		return nil, fmt.Errorf("whitelist: %w", err)
 	}
 	whitelist, err := VerifyWhitelist(p.FQRN, raw, p.Keys, p.Now)
