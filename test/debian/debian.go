@@ -8,6 +8,7 @@ package debian
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"cvmfs-graphdriver/test/engine"
 )
@@ -23,8 +25,12 @@ import (
 type Kind struct {
 	folder   string // in the cache folder; the number counts up when it holds other packages, or is made otherwise
 	packages []string
+	suite    string // Debian's release; "" for bookworm
 	engine   bool
 }
+
+// String returns the name of its folder.
+func (k Kind) String() string { return k.folder }
 
 // The kinds there are.
 var (
@@ -36,10 +42,17 @@ var (
 	}
 )
 
-// Booted is a host of its own: a virtual machine with systemd. It is made when it is asked for.
-var Booted = Kind{folder: "debian-booted-1", packages: []string{
-	"systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iptables", "procps", "mount", "apparmor", "docker.io",
-}}
+// Hosts of their own: virtual machines with systemd. They are made when they are asked for.
+var (
+	Booted = Kind{folder: "debian-booted-1", packages: slices.Concat(booted, []string{"docker.io"})}
+	// Newest has the newest engine and containerd of Debian.
+	Newest = Kind{
+		folder: "debian-newest-1", suite: "sid",
+		packages: slices.Concat(booted, []string{"docker.io", "docker-cli", "containerd"}),
+	}
+)
+
+var booted = []string{"systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iptables", "procps", "mount", "apparmor"}
 
 // ready is a file in the folder that is made last.
 const ready = "etc/made-for-tests"
@@ -53,7 +66,7 @@ func Fetch(ctx context.Context, cache string, progress io.Writer, kinds ...Kind)
 	var failures []error
 	for _, kind := range kinds {
 		u := &engine.Userland{
-			Folder: kind.folder, Suite: "bookworm",
+			Folder: kind.folder, Suite: cmp.Or(kind.suite, "bookworm"),
 			Stages: [][]string{{"?essential", "apt"}, kind.packages},
 			Works:  works,
 			Make: func(ctx context.Context, dir string, debs [][]string) error {

@@ -42,10 +42,11 @@ func command(t *testing.T, script string) (string, error) {
 	return string(out), err
 }
 
-// journal returns what the engine and the plugin said last.
+// journal returns what the engine, containerd, the plugin and the snapshotter said last.
 func journal() string {
-	out, err := exec.Command("journalctl", "--no-pager", "--lines=60", "--unit=docker").CombinedOutput()
-	return fmt.Sprintf("journal of docker (%v):\n%s", err, out)
+	out, err := exec.Command("journalctl", "--no-pager", "--lines=80", "--unit=docker", "--unit=containerd",
+		"--unit=cvmfs-snapshotter").CombinedOutput()
+	return fmt.Sprintf("journal (%v):\n%s", err, out)
 }
 
 // want compares what lines of bash print.
@@ -116,6 +117,37 @@ func busybox(t *testing.T) string {
 	return name
 }
 
+// wrapRunc keeps the engine from losing what a short-lived container says; see the script.
+func wrapRunc(t *testing.T) {
+	t.Helper()
+	script := engine.RuncScript("/usr/sbin/runc", "/var/run/docker.pid")
+	if err := os.WriteFile("/usr/local/sbin/runc", []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// load loads the sample and its thin twin.
+func load(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"tiny.tar", "thin_tiny.tar"} {
+		sh(t, "docker load --quiet --input "+testutil.Data(t, "images", name))
+	}
+}
+
+// stays starts a container of the thin image that stays, of that name.
+func stays(t *testing.T) {
+	t.Helper()
+	sh(t, "docker run --detach --name stays --restart always --network none --volume "+busybox(t)+
+		":/busybox:ro --entrypoint /busybox "+thin+" sleep 1000000")
+}
+
+// left prints the files that have a word in their name, but for logs, empty state and the test's own.
+func left(t *testing.T, word string) string {
+	t.Helper()
+	return "find / -xdev -path /proc -prune -o -name '*" + word + "*' -print | grep -v -e ^/run -e ^/var/lib/" + word +
+		"$ -e ^" + testutil.Root(t) + " -e ^/var/log || true"
+}
+
 // reads prints a file of the thin image in a container that stays.
 const reads = "docker exec stays /busybox cat /data/a.txt"
 
@@ -138,11 +170,7 @@ func alike(t *testing.T) {
 // The first life of a machine: installed, crashed, restarted, upgraded.
 func TestInstalledCrashedAndUpgraded(t *testing.T) {
 	serve(t)
-	// An engine may lose what a short-lived container says; see there.
-	if err := os.WriteFile("/usr/local/sbin/runc", []byte(engine.RuncScript("/usr/sbin/runc", "/var/run/docker.pid")),
-		0o755); err != nil {
-		t.Fatal(err)
-	}
+	wrapRunc(t)
 	eventually(t, driver, "overlay2")
 	sh(t, "test ! -e /etc/docker/daemon.json")
 
@@ -155,9 +183,7 @@ func TestInstalledCrashedAndUpgraded(t *testing.T) {
 		t.Error(said)
 	}
 	want(t, driver, "cvmfs-graphdriver")
-	for _, name := range []string{"tiny.tar", "thin_tiny.tar"} {
-		sh(t, "docker load --quiet --input "+testutil.Data(t, "images", name))
-	}
+	load(t)
 	alike(t)
 
 	// Doctor finds nothing, and expects the view that is in use.
@@ -168,8 +194,7 @@ func TestInstalledCrashedAndUpgraded(t *testing.T) {
 	}
 
 	// A container that is to outlive everything.
-	sh(t, "docker run --detach --name stays --restart always --network none --volume "+busybox(t)+
-		":/busybox:ro --entrypoint /busybox "+thin+" sleep 1000000")
+	stays(t)
 	const content = "a is back"
 	want(t, reads, content)
 
@@ -208,7 +233,7 @@ func TestRebootedAndUninstalled(t *testing.T) {
 	want(t, "docker plugin ls --quiet", "")
 	want(t, "test -e /etc/docker/daemon.json && cat /etc/docker/daemon.json || echo none", "none")
 	sh(t, "dpkg --purge cvmfs-graphdriver")
-	want(t, "find / -xdev -path /proc -prune -o -name '*cvmfs-graphdriver*' -print | grep -v -e ^/run -e ^/var/lib/cvmfs-graphdriver$ -e ^"+testutil.Root(t)+" -e ^/var/log || true", "")
+	want(t, left(t, "cvmfs-graphdriver"), "")
 	want(t, "systemctl --failed --no-legend", "")
 	sh(t, "systemctl restart docker")
 	want(t, driver, "overlay2")

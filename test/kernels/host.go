@@ -6,17 +6,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 
 	"cvmfs-graphdriver/test/debian"
 )
 
 // hostDisk is the disk of a host, which is kept from one of its lives to the next.
-func (r *runner) hostDisk() string { return filepath.Join(r.work, "host.ext4") }
+func (r *runner) hostDisk(kind debian.Kind) string {
+	return filepath.Join(r.work, kind.String()+".ext4")
+}
 
 // makeHost makes the disk of a host as Debian's installer leaves it, with the kernel's modules.
-func (r *runner) makeHost(ctx context.Context, i *image) error {
-	root, err := debian.Root(r.cache, debian.Booted)
+func (r *runner) makeHost(ctx context.Context, i *image, kind debian.Kind) error {
+	root, err := debian.Root(r.cache, kind)
 	if err != nil {
 		return err
 	}
@@ -32,15 +33,22 @@ func (r *runner) makeHost(ctx context.Context, i *image) error {
 			return fmt.Errorf("make the disk of a host: %s: %w: %s", argv[0], err, out)
 		}
 	}
-	if err := os.RemoveAll(r.hostDisk()); err != nil {
+	if err := os.RemoveAll(r.hostDisk(kind)); err != nil {
 		return err
 	}
-	return r.in.emulator.MakeDisk(ctx, r.hostDisk(), tree, 12<<30)
+	return r.in.emulator.MakeDisk(ctx, r.hostDisk(kind), tree, 12<<30)
 }
 
-// hasHost reports whether programs are run on a host.
-func hasHost(programs []program) bool {
-	return slices.ContainsFunc(programs, func(p program) bool { return p.host != "" })
+// hosts returns what the hosts are made of on which programs are run.
+func hosts(programs []program) (kinds []debian.Kind) {
+	seen := map[string]bool{}
+	for _, p := range programs {
+		if p.host != "" && !seen[p.on.String()] {
+			seen[p.on.String()] = true
+			kinds = append(kinds, p.on)
+		}
+	}
+	return kinds
 }
 
 // versions are those that a host has packages of, to be upgraded.

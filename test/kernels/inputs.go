@@ -116,7 +116,7 @@ func buildTree(ctx context.Context, cache, module, tree string, programs []progr
 	if err := builds.Wait(); err != nil {
 		return err
 	}
-	if hasHost(programs) {
+	if len(hosts(programs)) > 0 {
 		if err := buildPackages(ctx, module, filepath.Join(tree, built)); err != nil {
 			return err
 		}

@@ -35,7 +35,7 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("kernels", flag.ExitOnError)
 	names := flags.String("kernels", "", "run on these kernels of the table, divided by commas; all without")
-	suite := flags.String("suite", "full", "what to run: full, its halves parts and whole, host, or ci")
+	suite := flags.String("suite", "full", "what to run: full, its halves parts and whole, host, its half newest-host, or ci")
 	force := flags.Bool("force", false, "run also what has passed")
 	fetchOnly := flags.Bool("fetch", false, "only fetch what is needed")
 	output := flags.String("output", "dist/kernels", "folder for logs")
@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return err
 	}
 	if suites[*suite] == nil {
-		return fmt.Errorf("no suite %q; there are full, parts, whole, host and ci", *suite)
+		return fmt.Errorf("no suite %q; there are full, parts, whole, host, newest-host and ci", *suite)
 	}
 	cache, err := engine.CacheDir()
 	if err != nil {
@@ -125,10 +125,7 @@ func (r *runner) all(ctx context.Context, list []kernel) error {
 
 // fetch brings what every machine needs into the cache folder.
 func fetch(ctx context.Context, cache string, programs []program) error {
-	machines := []debian.Kind{debian.Docker}
-	if hasHost(programs) {
-		machines = append(machines, debian.Booted)
-	}
+	machines := append(hosts(programs), debian.Docker)
 	return errors.Join(
 		vm.Fetch(ctx, cache, arch, os.Stderr),
 		debian.Fetch(ctx, cache, os.Stderr, machines...),

@@ -20,6 +20,7 @@ import (
 const (
 	moduleName = "cvmfs-graphdriver"
 	silence    = 2 * time.Minute // without a sign of life, on a machine that others use, too
+	slowStart  = 6 * time.Minute // the same where systemd starts a whole host first
 )
 
 // wanted are the kernel's modules that tests need; what a kernel has built in is not among its modules.
@@ -60,8 +61,8 @@ func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
 		return before, nil
 	}
 	fmt.Fprintf(r.out, "kernels: run %s (%s)\n", k.name, i.release)
-	if hasHost(programs) {
-		if err := r.makeHost(ctx, i); err != nil {
+	for _, kind := range hosts(programs) {
+		if err := r.makeHost(ctx, i, kind); err != nil {
 			return nil, err
 		}
 	}
@@ -108,7 +109,8 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 		Disks:   []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
 	}
 	if programs[0].host != "" {
-		m.Disks[0] = vm.Disk{Name: "root", File: r.hostDisk(), Keep: true}
+		m.Disks[0] = vm.Disk{Name: "root", File: r.hostDisk(programs[0].on), Keep: true}
+		m.Silence = slowStart
 	}
 	for _, p := range programs {
 		m.Limit += p.limit + time.Minute

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"cvmfs-graphdriver/test/debian"
 )
 
 // program is a test program as a suite runs it.
@@ -13,9 +15,10 @@ type program struct {
 	run    string // which of its tests: the value of -test.run; "" for all. VIEW stands for the view in use, a word
 	skip   string // which of these not: the value of -test.skip
 	with   string // words for the command line of the kernel, which gets a machine of its own
-	// "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own, and all have one
-	// disk
+	// "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own. Those on the same
+	// Debian have one disk
 	host  string
+	on    debian.Kind
 	env   []string
 	limit time.Duration
 }
@@ -69,6 +72,30 @@ var whole = []program{
 	{folder: "cmd/cvmfs-snapshotter", with: "security=selinux", run: only(snapshotLabels), limit: 5 * time.Minute},
 }
 
+// host is one whose engine takes plugins, from the installation of our package to its removal.
+var host = []program{
+	{
+		folder: "test/host", host: "first life", on: debian.Booted,
+		run: only("TestInstalledCrashedAndUpgraded", "TestTheSnapshotterComesAndGoes"), limit: 30 * time.Minute,
+	},
+	{
+		folder: "test/host", host: "second life", on: debian.Booted, run: only("TestRebootedAndUninstalled"),
+		limit: 10 * time.Minute,
+	},
+}
+
+// newestHost is one whose engine has its images in containerd.
+var newestHost = []program{
+	{
+		folder: "test/host", host: "newest engine", on: debian.Newest, run: only("TestTheNewestEngine"),
+		limit: 30 * time.Minute,
+	},
+	{
+		folder: "test/host", host: "newest engine rebooted", on: debian.Newest,
+		run: only("TestTheNewestEngineRebooted"), limit: 10 * time.Minute,
+	},
+}
+
 // suites are what is run, by name.
 var suites = map[string][]program{
 	"full":  slices.Concat(parts, whole),
@@ -90,14 +117,8 @@ var suites = map[string][]program{
 			"^TestARunningContainerOutlivesACrashOfTheDriver$/^its_server$",
 		}, "|"), limit: 10 * time.Minute},
 	},
-	// A host from the installation of our package to its removal.
-	"host": {
-		{
-			folder: "test/host", host: "first life",
-			run: only("TestInstalledCrashedAndUpgraded", "TestTheSnapshotterComesAndGoes"), limit: 30 * time.Minute,
-		},
-		{folder: "test/host", host: "second life", run: only("TestRebootedAndUninstalled"), limit: 10 * time.Minute},
-	},
+	"host":        slices.Concat(host, newestHost),
+	"newest-host": newestHost,
 }
 
 // only is a pattern that fits these tests and no others.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -112,7 +113,10 @@ func addUnit() error {
 	if err := os.Mkdir(units+"/multi-user.target.wants", 0o755); err != nil {
 		return err
 	}
-	return os.Symlink("../vm-job.service", units+"/multi-user.target.wants/vm-job.service")
+	return errors.Join(
+		os.Symlink("../vm-job.service", units+"/multi-user.target.wants/vm-job.service"),
+		os.Symlink("/dev/null", units+"/tmp.mount"), // a disk of the job's may be mounted below /tmp
+	)
 }
 
 // openConsole has the console take what is said from here on: the kernel had no device to open for us.
