@@ -6,7 +6,12 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // TestByHandItSaysWhatItIsAndStartsNothing: it is found on a host beside the other programs, and tried.
@@ -62,5 +67,32 @@ func TestByHandItSaysWhatItIsAndStartsNothing(t *testing.T) {
 	}
 	if after := there(); !slices.Equal(before, after) {
 		t.Errorf("there is %q, and was %q", after, before)
+	}
+}
+
+// A plugin that was given a folder that nobody shares any more ends, so that the engine starts it anew.
+func TestItEndsWhereNobodySeesWhatItMounts(t *testing.T) {
+	testutil.NeedRoot(t)
+	for what, c := range map[string]struct {
+		commands string
+		unseen   bool
+	}{
+		"the engine has the folder, too": {`mkdir "$0"/peer; mount --bind "$1" "$0"/peer`, false},
+		"the engine has lost it":         {`:`, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			// what goes on ends where it can't make its socket
+			script := shareFolder + `; mount --make-shared "$1"; ` + c.commands + `; mount -t tmpfs -o ro tmpfs /run; exec "$2"`
+			cmd := exec.Command("/bin/sh", "-ec", script, t.TempDir(), rootDir, os.Args[0])
+			cmd.Env = append(os.Environ(), underTest+"=1")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+			out, err := cmd.CombinedOutput()
+			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != exitFailed {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if got := strings.Contains(string(out), "start the plugin anew"); got != c.unseen {
+				t.Errorf("it says: %s", out)
+			}
+		})
 	}
 }

@@ -26,6 +26,7 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/pac"
 	"cvmfs-graphdriver/driver/supervise"
+	"cvmfs-graphdriver/internal/hostfs"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -92,11 +93,29 @@ func inPlugin() bool {
 	return err == nil && info.IsDir()
 }
 
+// seen returns an error where nobody sees what is mounted in the folder that the engine shares with the plugin. An engine
+// that starts after a kill ends the plugin that has outlived it and starts the next one, and meanwhile takes off what is
+// mounted in the former one's folder, and the folder itself, which the next one may get unshared then (ADR 36). The
+// engine starts a plugin anew that ends, once it has done with the end of the former one, and shares the folder first.
+func seen(log *slog.Logger) error {
+	switch unseen, err := hostfs.Unseen(rootDir); {
+	case err != nil:
+		log.Warn("whether the engine sees what is mounted here can't be told", "err", err)
+	case unseen:
+		return fmt.Errorf("the engine has unmounted the folder that it shares with the plugin, %s, and doesn't see "+
+			"what is mounted there: it is to start the plugin anew", rootDir)
+	}
+	return nil
+}
+
 func run(ctx context.Context, args []string, log *slog.Logger) error {
 	switch {
 	case len(args) == 0 && !inPlugin():
 		return fmt.Errorf("%w: this is no plugin, there is no %s", errUsage, rootDir)
 	case len(args) == 0:
+		if err := seen(log); err != nil {
+			return err
+		}
 		return supervise.Run(ctx, supervise.Config{
 			Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: noResend(), Log: log,
 		})

@@ -21,6 +21,7 @@ import (
 	"cvmfs-graphdriver/driver/lockorder"
 	"cvmfs-graphdriver/driver/node"
 	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/internal/hostfs"
 )
 
 // Config is what a Driver works with.
@@ -125,6 +126,10 @@ func (d *Driver) Init(args InitArgs) error {
 	}
 	if err := d.recount(); err != nil {
 		return fmt.Errorf("initialise: %w", err)
+	}
+	if unseen, err := hostfs.Unseen(d.node.Path("")); err == nil && unseen {
+		d.cfg.Log.Error("the engine doesn't see what is mounted here: the folder that it shares with the plugin was " +
+			"unmounted; \"cvmfs-graphdriver doctor\" says how to mend it")
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/internal/hostfs"
 	"cvmfs-graphdriver/internal/tally"
 )
 
@@ -39,6 +40,9 @@ func (n *Node) Status() status.Node {
 		return st
 	}
 	st.View = n.ViewInUse()
+	if st.PeerGroup, err = hostfs.PeerGroup(n.cfg.Root); err != nil {
+		n.cfg.Log.Warn("whether the folder of layers is shared can't be told", "err", err)
+	}
 	if c.repositories == nil {
 		return st
 	}

@@ -18,6 +18,8 @@ type Node struct {
 	Mounted Work             `json:"mounted"` // mounting layers
 	Store   Store            `json:"store"`
 	View    string           `json:"view,omitempty"` // how composed images are shown, and why by that
+	// number of the peer group of the mount that layers are mounted on (mount_namespaces(7)); "" if it isn't shared
+	PeerGroup string `json:"peer_group,omitempty"`
 	// those in use, with the configuration that counts for them
 	Repositories []Repository `json:"repositories,omitempty"`
 	Memory       Memory       `json:"memory"`

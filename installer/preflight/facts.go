@@ -222,6 +222,9 @@ type State struct {
 	Memory  uint64       `json:"memory"` // bytes, resident
 	Cache   status.Cache `json:"cache"`
 	View    string       `json:"view,omitempty"`
+	// the peer group of the mount that its layers are mounted on
+	PeerGroup string `json:"peer_group,omitempty"`
+	Unseen    bool   `json:"unseen,omitempty"` // the engine has no mount of that group
 	// the repositories in use, as they are configured in the plugin
 	Repositories []InUse  `json:"repositories,omitempty"`
 	Metrics      *Metrics `json:"metrics,omitempty"` // nil: none are to be served

@@ -19,6 +19,7 @@ import (
 
 	"cvmfs-graphdriver/driver/control"
 	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/internal/hostfs"
 	"cvmfs-graphdriver/rootfs"
 )
 
@@ -221,7 +222,18 @@ func (g *Plugin) look(ctx context.Context, e Engine, pid int) {
 	if g.Enabled {
 		g.State = askNode(ctx, PluginSocket(pid, g.ID))
 		g.State.name(g.names)
+		g.State.Unseen = unseen(pid, filepath.Join(g.Dir, "propagated-mount"), g.State.PeerGroup)
 	}
+}
+
+// unseen reports whether an engine doesn't see what a plugin mounts in the folder that they share. Of a plugin that
+// doesn't tell, and where it can't be found out, it is false.
+func unseen(pid int, dir, group string) bool {
+	if group == "" {
+		return false
+	}
+	seen, err := hostfs.HasPeer(pid, dir, group)
+	return err == nil && !seen
 }
 
 // count counts the objects in the store, for a time.
@@ -284,7 +296,7 @@ func stateOf(answer status.Node) *State {
 	s := &State{
 		Version: answer.Version, Commit: answer.Commit, Err: answer.Err, Memory: answer.Memory.Resident,
 		Layers: answer.Store.Layers, Thin: answer.Store.Thin, Mounts: len(answer.Store.Mounts), Images: []Image{},
-		View: answer.View, Cache: answer.Cache,
+		View: answer.View, Cache: answer.Cache, PeerGroup: answer.PeerGroup,
 	}
 	for _, r := range answer.Repositories {
 		s.Repositories = append(s.Repositories, InUse{Repository: r})

@@ -80,7 +80,7 @@ func needed(f *Facts, p *Plan) []Finding {
 }
 
 // pluginState judges what the plugin says of itself.
-func pluginState(f *Facts, _ *Plan) []Finding {
+func pluginState(f *Facts, p *Plan) []Finding {
 	s := f.Plugin.State
 	if s == nil {
 		return nil
@@ -90,6 +90,12 @@ func pluginState(f *Facts, _ *Plan) []Finding {
 	if s.Err != "" {
 		found = append(found, with(one(Warning, id, "the plugin doesn't tell its state",
 			"restart the engine if containers don't start"), s.Err)...)
+	}
+	if s.Unseen {
+		found = append(found, one(Error, id, "the engine doesn't see what the plugin mounts: containers get an empty "+
+			"root, and programs in them aren't found; the folder that both share was unmounted",
+			fmt.Sprintf("restart the engine; with live-restore run \"docker plugin disable --force %s\" and "+
+				"\"docker plugin enable %s\" first", p.Name, p.Name))...)
 	}
 	if s.Stale > 0 {
 		found = append(found, one(Warning, id, several(s.Stale, "container hangs", "containers hang")+

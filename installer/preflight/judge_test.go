@@ -261,6 +261,10 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 			"1 container hangs", "restart",
 		},
 		{
+			"unseen mounts", active(), inUse, func(f *Facts, _ *Plan) { f.Plugin.State.Unseen = true }, "plugin.state", Error,
+			"doesn't see", "restart the engine",
+		},
+		{
 			"metrics", active(), inUse,
 			func(f *Facts, _ *Plan) { f.Plugin.State.Metrics = &Metrics{Err: "the port is taken"} }, "plugin.state",
 			Warning, "metrics are not served", "cvmfs.metrics",

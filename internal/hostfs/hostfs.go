@@ -1,4 +1,5 @@
-// Package hostfs tells what a host's file systems are: their kinds, and whether their folders list names with types.
+// Package hostfs tells what a host's file systems are: their kinds, whether their folders list names with types, and
+// who sees what is mounted there.
 package hostfs
 
 import (

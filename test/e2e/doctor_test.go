@@ -23,7 +23,7 @@ func TestDoctorAndStatusKnowTheDriverInUse(t *testing.T) {
 		t.Errorf("plugin %+v", g)
 	}
 	if s := g.State; s == nil || s.Err != "" || s.Version != "0.test" || s.Thin == 0 || len(s.Images) == 0 ||
-		s.Images[0].Repositories[stand.Repository] == 0 {
+		s.Images[0].Repositories[stand.Repository] == 0 || s.PeerGroup == "" || s.Unseen {
 		t.Errorf("state %+v", s)
 	}
 	if d := g.Disk; d == nil || d.Objects == 0 || d.Bytes == 0 || !d.Whole {
