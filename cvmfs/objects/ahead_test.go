@@ -94,17 +94,17 @@ func TestALargeChunkComesAheadOnlyOfWhoIsHalfThroughTheOneBefore(t *testing.T) {
 func TestWhatIsReadToAHalfIsCompleted(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
-	s := newStore(t, repo)
+	s := readingStore(t, repo)
 	plain := noise(1, 10_000)
 	r := ref(t, repo.chunked(plain, 1000))
-	for i := range 4 {
-		reads(t, s, r, plain, 2000*i, 1)
+	for i := range 4 { // from the end, where nothing follows that could be fetched ahead
+		reads(t, s, r, plain, 9000-1000*i, 1)
 	}
 	atRest(t, s)
 	if n := repo.Requests(""); n != 4 || s.Has(r) {
 		t.Fatalf("%d chunks came for 4 that were read", n)
 	}
-	reads(t, s, r, plain, 9000, 1)
+	reads(t, s, r, plain, 5000, 1)
 	eventually(t, "the object", func() bool { return s.Has(r) })
 	holds(t, s, r, plain)
 	if n := repo.Requests(""); n != 10 {
@@ -116,7 +116,7 @@ func TestWhatIsPartlyHereIsCompletedWhenNobodyWaits(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
 	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
-	cfg.Idle = 50 * time.Millisecond
+	cfg.NothingAhead, cfg.Idle = false, 50*time.Millisecond
 	s := open(t, cfg)
 	plain, other := noise(1, 10_000), noise(2, 10_000)
 	all := refs(t, repo.chunked(plain, 1000), repo.chunked(other, 1000), repo.chunked(noise(3, 10_000), 1000))

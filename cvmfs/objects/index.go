@@ -245,9 +245,6 @@ func (r Ref) Size() int64 { return r.record().size() }
 // Chunked reports whether the content is in chunks.
 func (r Ref) Chunked() bool { return r.record().chunks() > 0 }
 
-// pieces is the number of its chunks, or 1 for content without.
-func (r Ref) pieces() int { return int(max(1, r.record().chunks())) }
-
 // Node is the node id.
 func (r Ref) Node() uint64 { return r.x.id(r.Name()) }
 

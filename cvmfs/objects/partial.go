@@ -226,7 +226,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
-	s.asked(r, first, last)
+	s.asked(r, off, end)
 	s.readOn(p, off, end)
 	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
 	if !p.hasAll(first, last) {
@@ -248,8 +248,13 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 
 // within returns the pieces [first, last) with bytes of a range.
 func (p *partial) within(off, end int64) (first, last int) {
-	first = sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset > off }) - 1
-	last = sort.Search(len(p.pieces), func(i int) bool { return p.pieces[i].Offset >= end })
+	return within(len(p.pieces), func(i int) int64 { return p.pieces[i].Offset }, off, end)
+}
+
+// within returns which of n pieces, [first, last), have bytes of a range. offset tells where one begins.
+func within(n int, offset func(i int) int64, off, end int64) (first, last int) {
+	first = sort.Search(n, func(i int) bool { return offset(i) > off }) - 1
+	last = sort.Search(n, func(i int) bool { return offset(i) >= end })
 	return first, last
 }
 

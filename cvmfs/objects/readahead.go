@@ -23,13 +23,13 @@ const (
 // more comes. Once enough of the object is read, the rest is fetched, so that it becomes a file.
 func (s *Store) readOn(p *partial, off, end int64) {
 	first, last := p.within(off, end)
-	starting := s.starts.has(p.ref.t)
-	used, whole := p.noteRead(first, last, !starting)
+	ahead := !s.cfg.NothingAhead && !s.starts.has(p.ref.t)
+	used, whole := p.noteRead(first, last, ahead)
 	s.aheadUsed.Add(used)
 	switch {
 	case whole:
 		s.completeSoon(p)
-	case !s.cfg.NothingAhead && !starting:
+	case ahead:
 		for _, i := range p.wantNext(last, off, end) {
 			s.tasks.start(func() {
 				if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see

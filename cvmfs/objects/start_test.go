@@ -273,3 +273,44 @@ func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
 	}
 	rec.Stop() // again
 }
+
+// Where half of an object is read the rest is fetched, and it becomes a file. What is read of that is recorded as what is
+// read of one that is partly here.
+func TestRecordingHasNoMoreThanIsReadOfWhatIsComplete(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	plain := noise(9, 10_000)
+	all := refs(t, repo.chunked(plain, 1000))
+	rec := s.Record()
+	reads(t, s, all[0], plain, 0, 6000)
+	eventually(t, "the rest", func() bool { return s.Has(all[0]) })
+	reads(t, s, all[0], plain, 7500, 10)
+	rec.Stop()
+	want := Profile{want(all[0], 0, 1, 2, 3, 4, 5), want(all[0], 7)}
+	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
+		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
+	}
+}
+
+func TestNothingIsCompletedWhereNothingIsFetchedAhead(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	plain := noise(9, 10_000)
+	all := refs(t, repo.chunked(plain, 1000))
+	partly := func(nothingAhead bool, size int) *Store {
+		cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+		cfg.NothingAhead, cfg.Idle = nothingAhead, time.Millisecond
+		s := open(t, cfg)
+		go s.Run(t.Context())
+		reads(t, s, all[0], plain, 0, size)
+		return s
+	}
+	recorder := partly(true, 6000)
+	other := partly(false, 1000)
+	eventually(t, "what idle nodes do", func() bool { return other.Has(all[0]) })
+	atRest(t, recorder)
+	if n := recorder.Stats().Chunks; n != 6 || recorder.Has(all[0]) {
+		t.Errorf("%d chunks are here after 6 of 10 were read", n)
+	}
+}

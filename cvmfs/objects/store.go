@@ -41,7 +41,7 @@ type Config struct {
 	// Idle is for how long nobody must have waited for the network before objects that are partly here are completed; 0
 	// is ten seconds.
 	Idle time.Duration
-	// NothingAhead has only that fetched which is read: no neighbours, and no chunks that follow.
+	// NothingAhead has only that fetched which is read: no neighbours, no chunks that follow, and nothing is completed.
 	NothingAhead bool
 	// Hold is how long an image that was said to be used counts as mounted, so that it may be mounted meanwhile; 0 is a
 	// minute.
@@ -231,7 +231,12 @@ func (s *Store) has(path string, size int64) bool {
 // lack it. A full disk is syscall.ENOSPC, by SpaceError where the floor is reached. ErrLimit means that ReadAt has to
 // be asked.
 func (s *Store) Fetch(ctx context.Context, r Ref) error {
-	s.asked(r, 0, r.pieces())
+	s.asked(r, 0, r.Size())
+	return s.fetch(ctx, r)
+}
+
+// fetch is Fetch of what recordings are not told of.
+func (s *Store) fetch(ctx context.Context, r Ref) error {
 	n := r.named()
 	ended, here, err := s.look(n)
 	if here || err != nil {
@@ -433,7 +438,8 @@ func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, er
 	case r.Chunked() && !s.Has(r):
 		return s.readPartial(ctx, r, p, off)
 	}
-	err := s.Fetch(ctx, r)
+	s.asked(r, off, min(off+int64(len(p)), r.Size()))
+	err := s.fetch(ctx, r)
 	if errors.Is(err, ErrLimit) {
 		return s.readPartial(ctx, r, p, off)
 	}
@@ -466,7 +472,9 @@ func (s *Store) Run(ctx context.Context) {
 		}
 		s.scrub(ctx)
 	})
-	s.tasks.start(func() { s.completeIdle(ctx) })
+	if !s.cfg.NothingAhead {
+		s.tasks.start(func() { s.completeIdle(ctx) })
+	}
 	tick := time.NewTicker(round)
 	defer tick.Stop()
 	var mounted []string
