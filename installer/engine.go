@@ -3,6 +3,7 @@ package installer
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -273,17 +274,12 @@ func (e *Engine) fetchPlugin(what, from string, rights rightsFunc,
 		},
 	})
 	if err == nil {
-		err = errors.Join(streamError(said), said.Close())
+		err = errors.Join(heed(said, nil), said.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
-}
-
-// streamError reads the engine's progress messages to their end; one may be an error.
-func streamError(r io.Reader) error {
-	return jsonmessage.DisplayJSONMessagesStream(r, io.Discard, 0, false, nil)
 }
 
 // credentials are those the Docker client's configuration has for the registry of a reference, as the API wants them.
@@ -351,25 +347,48 @@ func (e *Engine) have(ctx context.Context, ref string) (pulled bool, err error) 
 	if err == nil || !errdefs.IsNotFound(err) {
 		return false, err
 	}
+	return true, e.Pull(ctx, ref, nil)
+}
+
+// Pull brings an image, which is asked for in the registry also where the engine has one of its name. tell, if it isn't
+// nil, is called with the engine's words for each layer: the beginning of its digest, and what becomes of it.
+func (e *Engine) Pull(ctx context.Context, ref string, tell func(layer, becomes string)) error {
 	auth, err := credentials(ref)
 	if err != nil {
-		return false, fmt.Errorf("pull %s: %w", ref, err)
+		return fmt.Errorf("pull %s: %w", ref, err)
 	}
 	said, err := e.api.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: auth})
 	if err == nil {
-		err = errors.Join(streamError(said), said.Close())
+		err = errors.Join(heed(said, tell), said.Close())
 	}
 	if err != nil {
-		return false, fmt.Errorf("pull %s: %w", ref, err)
+		return fmt.Errorf("pull %s: %w", ref, err)
 	}
-	return true, nil
+	return nil
+}
+
+// heed reads the engine's progress messages to their end; one may be an error.
+func heed(r io.Reader, tell func(layer, becomes string)) error {
+	for d := json.NewDecoder(r); ; {
+		var said jsonmessage.JSONMessage
+		switch err := d.Decode(&said); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case said.Error != nil:
+			return said.Error
+		case tell != nil && said.ID != "":
+			tell(said.ID, said.Status)
+		}
+	}
 }
 
 // loadImage loads an archive as docker save makes it.
 func (e *Engine) loadImage(ctx context.Context, archive io.Reader) error {
 	answer, err := e.api.ImageLoad(ctx, archive, client.ImageLoadWithQuiet(true))
 	if err == nil {
-		err = errors.Join(streamError(answer.Body), answer.Body.Close())
+		err = errors.Join(heed(answer.Body, nil), answer.Body.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("load an image: %w", err)
@@ -387,7 +406,8 @@ func (e *Engine) removeImage(ctx context.Context, ref string) error {
 	return nil
 }
 
-func (e *Engine) removeContainer(ctx context.Context, id string) error {
+// RemoveContainer ends and removes a container, by its id or name, and its volumes. One that has gone is no error.
+func (e *Engine) RemoveContainer(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
 	if err := e.api.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}); err != nil &&

@@ -98,7 +98,7 @@ func (e *Engine) run(ctx context.Context, ref string, args []string,
 	if err != nil {
 		return "", fmt.Errorf("create a container of %s: %w", ref, err)
 	}
-	defer func() { err = errors.Join(err, e.removeContainer(context.WithoutCancel(ctx), made.ID)) }()
+	defer func() { err = errors.Join(err, e.RemoveContainer(context.WithoutCancel(ctx), made.ID)) }()
 	waiting, cancel := context.WithTimeout(ctx, runWait)
 	defer cancel()
 	ended, failed := e.api.ContainerWait(waiting, made.ID, container.WaitConditionNextExit)
@@ -150,7 +150,7 @@ func (e *Engine) clean(ctx context.Context) error {
 		return fmt.Errorf("look for test containers of an earlier run: %w", err)
 	}
 	for _, c := range containers {
-		err = errors.Join(err, e.removeContainer(ctx, c.ID))
+		err = errors.Join(err, e.RemoveContainer(ctx, c.ID))
 	}
 	images, listErr := e.api.ImageList(ctx, image.ListOptions{Filters: ours})
 	if listErr != nil {

@@ -33,7 +33,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		Usage: "run Docker images with unpacked layers in CernVM-FS",
 		Commands: []*cli.Command{
 			installCommand(), upgradeCommand(), uninstallCommand(), testCommand(), statusCommand(), doctorCommand(),
-			reloadCommand(), cacheCommand(), thinCommand(),
+			reloadCommand(), cacheCommand(), thinCommand(), benchCommand(),
 			bundleCommand(),
 			repoCommand(), program.VersionCommand(version, commit), helloCommand(),
 		},

@@ -46,6 +46,11 @@ func TestExitCodesTellWhoseFaultItIs(t *testing.T) {
 			"this host doesn't qualify: engine.unreachable",
 		},
 		{"status x", 2, `unknown argument "x"`},
+		{"bench a", 2, "want an image, its thin one"},
+		{"bench --until-port 70000 a b", 2, "want a TCP port"},
+		{"bench --until-port 80 --network none a b", 2, "needs a network"},
+		{"bench --rounds 0 a b", 2, "want one at least"},
+		{"bench --host unix://" + empty + "/none a b", 1, "ask the engine what it runs on"},
 		{
 			"status --host unix://" + empty + "/none --cvmfs-config " + empty, 1,
 			"no engine answers at unix://" + empty + "/none",

@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"cvmfs-graphdriver/driver/control"
+	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/installer"
 	"cvmfs-graphdriver/installer/preflight"
 	"cvmfs-graphdriver/rootfs"
 )
@@ -72,6 +74,32 @@ func (h *Host) pluginNode(ctx context.Context) (Node, error) {
 		pid = h.process.PID
 	}
 	return Node{control.NewClient(preflight.PluginSocket(pid, plugin.ID)), "the plugin " + name, h}, nil
+}
+
+// EngineNode returns the node that keeps the images of this host's engine: that of the plugin that is the engine's
+// storage driver, or the snapshotter's.
+func (h *Host) EngineNode(ctx context.Context) (Node, error) {
+	info, err := h.Engine.Client().Info(ctx)
+	if err != nil {
+		return Node{}, fmt.Errorf("ask the engine what it runs on, which has to be Docker's: %w", err)
+	}
+	if info.Driver == installer.SnapshotterName {
+		socket := cmp.Or(h.Socket, h.nodeSocket())
+		return Node{control.NewClient(socket), "the snapshotter at " + socket, h}, nil
+	}
+	_, _, err = h.Engine.Client().PluginInspectWithRaw(ctx, info.Driver)
+	if errdefs.IsNotFound(err) {
+		return Node{}, fmt.Errorf("the engine at %s keeps its images with %s, so it runs no thin ones: "+
+			"\"cvmfs-graphdriver install\" has it run them", h.Address(), info.Driver)
+	}
+	plugin := *h
+	plugin.Name = info.Driver
+	return plugin.pluginNode(ctx)
+}
+
+// State asks the node what it has, and what it has done.
+func (n Node) State(ctx context.Context) (status.Node, error) {
+	return control.Status.Ask(ctx, n.Client, control.None{})
 }
 
 // ImageNames returns the engine's names of images, by the key of the composed image; those there are also where there

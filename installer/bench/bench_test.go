@@ -1,0 +1,305 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/pkg/stdcopy"
+
+	"cvmfs-graphdriver/driver/status"
+	"cvmfs-graphdriver/installer"
+)
+
+const (
+	ordinaryName = "registry.invalid/tiny:1"
+	thinName     = "registry.invalid/thin/tiny:1"
+)
+
+// host is an engine behind a socket, and its node, as far as a comparison has to do with them. Containers say what the
+// host is told, and end with a code, or don't end.
+type host struct {
+	t      *testing.T
+	socket string
+
+	mu         sync.Mutex
+	images     map[string]bool
+	containers map[string]chan struct{} // closed when it is removed
+	removed    []string
+	pulls      int
+	requests   int64 // of the node
+	named      int   // how often the node still tells of the thin image after its removal
+	refuses    string
+	says       string
+	code       int64
+	stays      bool
+}
+
+func newHost(t *testing.T) *host {
+	h := &host{
+		t: t, socket: filepath.Join(t.TempDir(), "e"), images: map[string]bool{},
+		containers: map[string]chan struct{}{}, says: "hello\nready to serve\n",
+	}
+	l, err := net.Listen("unix", h.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return h
+}
+
+func (h *host) ImageKey(_ context.Context, image string) (string, error) {
+	if image != thinName {
+		return "", fmt.Errorf("%s is ordinary: %w", image, fs.ErrNotExist)
+	}
+	return "key", nil
+}
+
+func (h *host) State(context.Context) (st status.Node, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.images[thinName] || h.named > 0 {
+		if !h.images[thinName] {
+			h.named--
+		}
+		// As nodes do, it tells of repositories that images in use name, and counts on.
+		st.Fetch = map[string]status.Fetch{"a.example.org": {Requests: h.requests, Bytes: 1000 * h.requests}}
+		st.Store.Images = []status.Image{{Key: "key", Local: &status.Share{Bytes: 7}}}
+	}
+	return st, nil
+}
+
+func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Api-Version", "1.41")
+	path := strings.Trim(strings.TrimPrefix(r.URL.Path, "/v1.41"), "/")
+	name := strings.TrimSuffix(strings.TrimPrefix(path, "images/"), "/json")
+	id := strings.Split(path+"//", "/")[1]
+	missing := func() { http.Error(w, `{"message":"no such thing"}`, http.StatusNotFound) }
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch what := r.Method + " " + path; {
+	case path == "_ping":
+	case path == "info":
+		fmt.Fprint(w, `{"ServerVersion":"20.10.1","Driver":"cvmfs"}`)
+	case what == "GET containers/json":
+		fmt.Fprint(w, `[{"Id":"42","Names":["/somebody"]}]`)
+	case what == "POST images/create":
+		h.pulls++
+		ref := r.URL.Query().Get("fromImage") + ":" + r.URL.Query().Get("tag")
+		if h.refuses != "" {
+			fmt.Fprintf(w, `{"errorDetail":{"message":%q},"error":%q}`, h.refuses, h.refuses)
+			return
+		}
+		h.images[ref] = true
+		if ref == thinName {
+			h.requests += 5
+		}
+		fmt.Fprint(w, `{"id":"0123456789ab","status":"Pull complete"}`)
+	case strings.HasPrefix(what, "GET images/"):
+		if !h.images[name] {
+			missing()
+			return
+		}
+		json.NewEncoder(w).Encode(image.InspectResponse{ID: "sha256:1", Size: 100, Os: "linux", Architecture: "amd64"})
+	case strings.HasPrefix(what, "DELETE images/"):
+		delete(h.images, name)
+		fmt.Fprint(w, `[]`)
+	case what == "POST containers/create":
+		h.containers[r.URL.Query().Get("name")] = make(chan struct{})
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprint(w, `{"Id":"1"}`)
+	case strings.HasSuffix(path, "/attach"):
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			h.t.Error(err)
+			return
+		}
+		fmt.Fprint(c, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+		stdcopy.NewStdWriter(c, stdcopy.Stdout).Write([]byte(h.says))
+		go func(gone chan struct{}, stays bool) {
+			if stays {
+				<-gone
+			}
+			c.Close()
+		}(h.containers[id], h.stays)
+	case strings.HasSuffix(path, "/wait"):
+		gone, stays, code := h.containers[id], h.stays, h.code
+		w.WriteHeader(http.StatusOK)
+		w.(http.Flusher).Flush()
+		h.mu.Unlock()
+		if stays {
+			<-gone
+		}
+		h.mu.Lock()
+		json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: code})
+	case strings.HasSuffix(path, "/start"):
+		w.WriteHeader(http.StatusNoContent)
+	case strings.HasPrefix(what, "GET containers/"):
+		var c container.InspectResponse
+		c.ContainerJSONBase = &container.ContainerJSONBase{HostConfig: &container.HostConfig{}}
+		c.NetworkSettings = &container.NetworkSettings{
+			Networks: map[string]*network.EndpointSettings{"bridge": {IPAddress: "127.0.0.1"}},
+		}
+		json.NewEncoder(w).Encode(c)
+	case strings.HasPrefix(what, "DELETE containers/"):
+		if h.containers[id] == nil {
+			missing()
+			return
+		}
+		close(h.containers[id])
+		delete(h.containers, id)
+		h.removed = append(h.removed, id)
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		h.t.Errorf("asked for %s", what)
+		missing()
+	}
+}
+
+func (h *host) run(ctx context.Context, s Start) (*Result, error) {
+	h.t.Helper()
+	e, err := installer.Connect(h.socket)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer e.Close()
+	if s.Within == 0 {
+		s.Within = time.Minute
+	}
+	r, err := Run(ctx, Config{
+		Engine: e, Node: h, Ordinary: ordinaryName, Thin: thinName, Rounds: 2, Start: s, Tell: func(string) {},
+	})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.containers) > 0 {
+		h.t.Errorf("containers are left: %v", h.containers)
+	}
+	return r, err
+}
+
+func (h *host) nothingLeft() {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.images) > 0 {
+		h.t.Errorf("images are left: %v", h.images)
+	}
+}
+
+func TestEachImageIsStartedInTurn(t *testing.T) {
+	h := newHost(t)
+	h.named = 3
+	r, err := h.run(t.Context(), Start{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.nothingLeft()
+	var order []Form
+	for _, s := range r.Samples {
+		order = append(order, s.Form)
+		if thin := s.Form == Thin; thin && (s.Requests != 5 || s.Fetched != 5000 || s.Shared != 7) ||
+			!thin && (s.Requests != 0 || s.Shared != 0) || s.Pull <= 0 || s.First <= 0 || s.Warm <= 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if want := []Form{Ordinary, Thin, Thin, Ordinary}; !slices.Equal(order, want) {
+		t.Errorf("the order is %v, want %v", order, want)
+	}
+	if r.Images[Ordinary].Unknown == "" || r.Images[Ordinary].Size != 100 {
+		t.Errorf("an image whose registry can't be asked: %+v", r.Images[Ordinary])
+	}
+	if len(h.removed) != 4*(1+warmRuns) {
+		t.Errorf("%d containers were removed", len(h.removed))
+	}
+}
+
+func TestAStartIsReadyByALineOrAPort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	for name, c := range map[string]struct {
+		stays bool
+		code  int64
+		start Start
+		fails string
+	}{
+		"a line":                {true, 0, Start{Line: "ready"}, ""},
+		"a port":                {true, 0, Start{Port: port, Network: "bridge"}, ""},
+		"a port before a line":  {true, 0, Start{Port: port, Line: "never"}, ""},
+		"its end":               {false, 0, Start{}, ""},
+		"another exit code":     {false, 7, Start{}, `exit code 7 and said "hello\nready to serve"`},
+		"no line":               {false, 0, Start{Line: "never"}, `without writing "never"`},
+		"neither line nor end":  {true, 0, Start{Line: "never", Within: 50 * time.Millisecond}, "--until-line"},
+		"no end, and no reason": {true, 0, Start{Within: 50 * time.Millisecond}, "wasn't ready within 50ms"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.stays, h.code = c.stays, c.code
+			_, err := h.run(t.Context(), c.start)
+			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("%v, want %q", err, c.fails)
+			}
+			h.nothingLeft()
+		})
+	}
+}
+
+func TestWhatOthersHaveIsLeftAlone(t *testing.T) {
+	h := newHost(t)
+	h.images[thinName] = true
+	if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "somebody") {
+		t.Errorf("an image of somebody's container: %v", err)
+	}
+	if !h.images[thinName] || h.pulls > 0 {
+		t.Errorf("it is touched: %v, %d pulls", h.images, h.pulls)
+	}
+}
+
+func TestAPullThatFailsIsExplained(t *testing.T) {
+	h := newHost(t)
+	h.refuses = "write /layer: no space left on device"
+	if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "make room") {
+		t.Errorf("a full disk: %v", err)
+	}
+	h.nothingLeft()
+}
+
+func TestAnInterruptedComparisonLeavesNothing(t *testing.T) {
+	h := newHost(t)
+	h.stays = true
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for {
+			h.mu.Lock()
+			running := len(h.containers) > 0
+			h.mu.Unlock()
+			if running {
+				cancel()
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	if _, err := h.run(ctx, Start{}); !errors.Is(err, ErrInterrupted) {
+		t.Error(err)
+	}
+	h.nothingLeft()
+}
