@@ -2,14 +2,7 @@ package fetch
 
 import (
 	"errors"
-	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"syscall"
 	"testing"
-	"time"
 
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/testutil"
@@ -93,58 +86,10 @@ func startSquid(t testing.TB) string {
 		t.Fatal(err)
 	}
 	addr := testutil.ClosedAddress(t, "127.0.0.1")
-	dir := t.TempDir()
-	file := filepath.Join(dir, "squid.conf")
-	conf := fmt.Sprintf(`http_port %s
-http_access allow all
-visible_hostname squid.test
-cache_effective_user nobody
-cache_effective_group nogroup
-pid_filename none
-cache_log /dev/null
-access_log none
-netdb_filename none
-coredump_dir none
-pinger_enable off
-unlinkd_program /bin/true
-logfile_daemon /bin/true
-memory_cache_shared off
-mime_table %[2]s/mime.conf
-icon_directory %[2]s/icons
-error_directory %[2]s/errors/templates
-shutdown_lifetime 0 seconds
-`, addr, program.Share)
-	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
+	stop, err := program.Start(t.Context(), t.TempDir(), addr)
+	if err != nil {
 		t.Fatal(err)
 	}
-	var said testutil.Buffer
-	cmd := exec.Command(program.Program, "-N", "-d", "1", "-f", file)
-	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+program.Libraries)
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // its helpers, too; it has nothing to lose
-		<-ended
-	})
-	for deadline := time.Now().Add(30 * time.Second); ; {
-		c, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
-		if err == nil {
-			_ = c.Close() // nothing was sent
-			return "http://" + addr
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("squid ended: %v: %s", err, said.String())
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("squid doesn't listen: %s", said.String())
-		}
-	}
+	t.Cleanup(stop)
+	return "http://" + addr
 }
