@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert bench-start soak test test-unit test-kernels test-kubernetes lint packages release clean
+.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert bench-start bench-scale soak test test-unit test-kernels test-kubernetes lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,12 @@ bench-start: bundle ## measure how long images take to start where nothing of th
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench-start ./test/bench/start
 	@exec $(DIST)/test/bench-start -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter \
 		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(if $(QUICK),-quick) $(START)
+
+# The results are those of bench-start. START says more: START='-nodes 1,10 -composed 10000x1'.
+bench-scale: ## measure what grows: nodes that start one image through one proxy (needs a squid), and what composing large images takes
+	@mkdir -p $(dir $(RESULTS))
+	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench-start ./test/bench/start
+	@exec $(DIST)/test/bench-start -scale -results $(RESULTS) $(START)
 
 soak: ## have containers read for ten minutes in more than the cache may hold (root; SOAK=30m is longer)
 	SOAK=$(or $(SOAK),10m) CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h -v -run '^TestSoak$$' ./cvmfs/objectfs ./cvmfs/objects

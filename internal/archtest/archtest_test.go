@@ -92,6 +92,7 @@ var rules = map[string][]string{
 	"pushback/api":          nil,
 	"pushback":              {"cvmfs/fqrn"},
 	"pushback/receive":      {"pushback/api", "convert", "cvmfs/publish/s3", "internal"},
+	"test/bench/scale":      {"driver/images", "thin", "cvmfs", "test/engine", "test/stand"},
 	"test":                  {"cvmfs", "internal"},
 }
 

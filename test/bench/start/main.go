@@ -5,6 +5,8 @@
 // A cell of the results is an image on a link, on an engine, in a mode: on the engine's own driver, as an ordinary
 // image on ours, as a thin one on ours. Each of its samples is a fresh engine with empty folders. The modes are taken
 // in turn. What is in the file of results is not measured again.
+//
+// With -scale it measures what grows (package scale), into the same file.
 package main
 
 import (
@@ -22,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/test/bench/scale"
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/stand"
 )
@@ -37,6 +40,8 @@ type options struct {
 	results                       string
 	report                        string
 	isQuick                       bool
+	isScale                       bool
+	grown                         grown
 }
 
 // list is a flag: names separated by commas.
@@ -51,6 +56,7 @@ func (l *list) Set(text string) error {
 
 func main() {
 	engine.Main()
+	scale.Main()
 	o := options{stand: stand.Options{Quiet: true}}
 	flag.StringVar(&o.stand.Bundle, "bundle", "", "`FOLDER` of the plugin bundle")
 	flag.StringVar(&o.stand.Snapshotter, "snapshotter", "", "the `PROGRAM` cvmfs-snapshotter")
@@ -66,6 +72,11 @@ func main() {
 	flag.StringVar(&o.results, "results", "results.json", "`FILE` of the results")
 	flag.StringVar(&o.report, "report", "", "measure nothing: write the document and its pictures into a `FOLDER`")
 	flag.BoolVar(&o.isQuick, "quick", false, "a small image alone, and an error if its start fetches too much")
+	flag.BoolVar(&o.isScale, "scale", false, "measure what grows, and no starts of images in engines")
+	flag.Var(&o.grown.nodes, "nodes", "`NUMBERS` of nodes that start an image through one proxy, as 1,10")
+	flag.Var(&o.grown.proxies, "proxies", "`NAMES` of proxies between nodes and server: squid, collapsed, own")
+	flag.Var(&o.grown.composed, "composed", "`SIZES` of images that are composed, as 10000x20: files and layers")
+	flag.IntVar(&o.grown.atOnce, "at-once", 32, "how many nodes start at one time")
 	flag.Parse()
 	if o.isQuick {
 		o = o.quick()
@@ -77,17 +88,21 @@ func main() {
 		}
 		return
 	}
-	if o.stand.Bundle == "" || o.stand.Snapshotter == "" || o.converter == "" || flag.NArg() > 0 || o.rounds < 1 {
-		fmt.Fprintln(os.Stderr, "start: want -bundle FOLDER -snapshotter PROGRAM -converter PROGRAM and no argument")
-		os.Exit(2)
-	}
-	if err := engine.Supported(); err != nil {
+	measure := run
+	if o.isScale {
+		measure = runScale
+	} else if err := engine.Supported(); err != nil {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(3)
 	}
+	if !o.isScale && (o.stand.Bundle == "" || o.stand.Snapshotter == "" || o.converter == "" || o.rounds < 1) ||
+		flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "start: want -bundle FOLDER -snapshotter PROGRAM -converter PROGRAM and no argument")
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err := measure(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(1)
 	}

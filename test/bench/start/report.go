@@ -38,6 +38,11 @@ func writeReport(r *results, dir string) error {
 			return fmt.Errorf("draw %s: %w", p.file, err)
 		}
 	}
+	for _, c := range r.growth() {
+		if err := c.draw(filepath.Join(dir, pictureDir, c.file)); err != nil {
+			return fmt.Errorf("draw %s: %w", c.file, err)
+		}
+	}
 	if err := r.write(filepath.Join(dir, pictureDir, resultsName)); err != nil {
 		return err
 	}
@@ -60,7 +65,8 @@ func (r *results) document() (string, error) {
 		"Samples": r.samples(), "Busy": most > float64(r.Machine.Cores)+1, // one is the load of a sample itself
 		"Versions": strings.Join(versions, ", "),
 		"Images":   r.imageTable(), "Starts": r.starts(), "Fetched": r.fetchedTable(), "Nodes": r.nodeTable(),
-		"Missing": r.missing(),
+		"Missing": r.missing(), "GrownNodes": r.grownNodes(), "GrownImages": r.grownImages(), "OnPaper": r.onPaper(),
+		"Drawn": r.drawn(), "PaperNodes": humanize.Comma(paperNodes), "ProxyRequests": humanize.Comma(proxyRequests),
 	})
 	return b.String(), err
 }
@@ -82,6 +88,14 @@ func newTable(columns ...string) *tabular {
 func (t *tabular) row(cells ...string) {
 	t.b.WriteString("| " + strings.Join(cells, " | ") + " |\n")
 	t.n++
+}
+
+// text is the table, or "" if it has no row.
+func (t *tabular) text() string {
+	if t.n == 0 {
+		return ""
+	}
+	return t.b.String()
 }
 
 func megabytes(bytes float64) string { return fmt.Sprintf("%.1f MB", bytes/1e6) }
@@ -177,10 +191,7 @@ func (r *results) startTable(n network, d door) string {
 			t.row(append(row, fmt.Sprintf("%.0f–%.0f", slices.Min(loads), slices.Max(loads)))...)
 		}
 	}
-	if t.n == 0 {
-		return ""
-	}
-	return t.b.String()
+	return t.text()
 }
 
 // thinCells calls fn for the cells of thin images, with the overlay2's of the same start, which may be nil.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/durable"
+	"cvmfs-graphdriver/test/bench/scale"
 )
 
 // results is what was measured: the file results.json.
@@ -21,6 +22,7 @@ type results struct {
 	Machine machine          `json:"machine"`
 	Images  map[string]facts `json:"images"`
 	Cells   []*cell          `json:"cells"`
+	Scale   scaled           `json:"scale,omitzero"`
 }
 
 // machine is where it was measured. Figures of several machines aren't mixed.
@@ -51,6 +53,30 @@ type key struct {
 
 func (k key) String() string {
 	return strings.TrimSuffix(fmt.Sprintf("%s, %s, engine %s, %s %s", k.Image, k.Link, k.Engine, k.Mode, k.View), " ")
+}
+
+// scaled is what was measured of what grows.
+type scaled struct {
+	Nodes    []*scaleCell[scale.NodesKey, scale.Nodes]       `json:"nodes,omitempty"`
+	Composed []*scaleCell[scale.ComposedKey, scale.Composed] `json:"composed,omitempty"`
+}
+
+// scaleCell has what is measured as a whole, and when. There is one sample a cell: what counts doesn't vary.
+type scaleCell[K comparable, M any] struct {
+	Key      K         `json:"key"`
+	Time     time.Time `json:"time"`
+	Load     float64   `json:"load"` // of the machine before, over a minute
+	Measured *M        `json:"measured"`
+}
+
+// find returns the cell of a key, or nil.
+func find[K comparable, M any](cells []*scaleCell[K, M], k K) *scaleCell[K, M] {
+	for _, c := range cells {
+		if c.Key == k {
+			return c
+		}
+	}
+	return nil
 }
 
 type cell struct {

@@ -1,0 +1,54 @@
+package scale
+
+import (
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) {
+	Main()
+	os.Exit(m.Run())
+}
+
+// fewest is what one start has to ask for: its files, and catalogs.
+var fewest = int64(startReads)
+
+// A proxy asks the server once for what many nodes want. Which neighbours are fetched ahead depends on how long readers
+// wait: they are the reason for what is allowed beyond the files that a start reads.
+func TestTheServerIsAskedOnceHoweverManyNodesStart(t *testing.T) {
+	s, err := NewStarts(t.Context(), t.TempDir(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	const nodes = 8
+	for profile, most := range map[bool]int64{false: 3 * fewest, true: 2 * fewest} {
+		m, err := s.Measure(t.Context(), NodesKey{nodes, profile, Own}, nodes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Node.Requests < nodes*fewest || m.Node.Requests > nodes*most || m.Node.Bytes < 1024*m.Server.Requests {
+			t.Errorf("with a profile %v: the nodes asked %+v, want %d to %d requests of each", profile, m.Node,
+				fewest, most)
+		}
+		if m.Server.Requests < fewest || m.Server.Requests > most {
+			t.Errorf("with a profile %v: the server was asked %+v, want %d to %d requests", profile, m.Server, fewest,
+				most)
+		}
+	}
+}
+
+func TestComposingIsMeasured(t *testing.T) {
+	c, err := Compose(t.Context(), t.TempDir(), ComposedKey{2000, 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Took <= 0 || c.CPU <= 0 || c.Opened <= 0 || c.Memory < 1<<20 || c.Metadata < 64*2000 || c.Table < 20*2000 ||
+		c.Catalogs.Requests < 1 || c.Catalogs.Bytes < 2000 {
+		t.Errorf("%+v", c)
+	}
+}
