@@ -4,22 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
 
-	containers "github.com/containerd/containerd/api/services/containers/v1"
-	introspection "github.com/containerd/containerd/api/services/introspection/v1"
-	namespaces "github.com/containerd/containerd/api/services/namespaces/v1"
-	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
-	version "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // DefaultSocket is where containerd listens if nothing else is said.
@@ -32,15 +28,25 @@ const (
 )
 
 // Client speaks to a containerd.
-type Client struct{ conn *grpc.ClientConn }
+type Client struct {
+	conn   *grpc.ClientConn
+	api    *client.Client
+	socket string
+}
 
 // Connect makes the client of a containerd's socket. Nothing is asked of it yet.
 func Connect(socket string) (*Client, error) {
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// Not by the library's own dialer, which waits for a socket that isn't there.
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", socket, err)
 	}
-	return &Client{conn}, nil
+	api, err := client.NewWithConn(conn)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("connect to containerd at %s: %w", socket, err), conn.Close())
+	}
+	return &Client{conn, api, socket}, nil
 }
 
 // Close lets the connection go.
@@ -50,9 +56,9 @@ func (c *Client) Close() error { return c.conn.Close() }
 func (c *Client) Version(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
-	v, err := version.NewVersionClient(c.conn).Version(ctx, &emptypb.Empty{})
+	v, err := c.api.Version(ctx)
 	if err != nil {
-		return "", fmt.Errorf("ask containerd for its version: %w", errgrpc.ToNative(err))
+		return "", fmt.Errorf("ask containerd for its version: %w", err)
 	}
 	return strings.TrimPrefix(v.Version, "v"), nil
 }
@@ -83,9 +89,9 @@ func (c *Client) Ready(ctx context.Context) error {
 func (c *Client) Serves(ctx context.Context, snapshotter string, cri bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	defer cancel()
-	answer, err := introspection.NewIntrospectionClient(c.conn).Plugins(ctx, &introspection.PluginsRequest{})
+	answer, err := c.api.IntrospectionService().Plugins(ctx)
 	if err != nil {
-		return fmt.Errorf("ask containerd for its plugins: %w", errgrpc.ToNative(err))
+		return fmt.Errorf("ask containerd for its plugins: %w", err)
 	}
 	known := false
 	for _, p := range answer.Plugins {
@@ -99,20 +105,18 @@ func (c *Client) Serves(ctx context.Context, snapshotter string, cri bool) error
 		return fmt.Errorf("containerd doesn't know the snapshotter %s: another file than the one that was written may be its "+
 			"configuration (see its flag --config)", snapshotter)
 	}
+	ctx = in(ctx, namespaces.Default)
 	// There is none of this name: the answer is the snapshotter's.
-	_, err = snapshots.NewSnapshotsClient(c.conn).Usage(in(ctx, "default"),
-		&snapshots.UsageRequest{Snapshotter: snapshotter, Key: "none"}, grpc.WaitForReady(true))
-	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+	_, err = c.api.SnapshotService(snapshotter).Usage(ctx, "none")
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("ask the snapshotter %s by way of containerd: %w", snapshotter, err)
 	}
-	_, err = c.list(in(ctx, "default"), snapshotter)
+	_, err = c.list(ctx, snapshotter)
 	return err
 }
 
-// in is a context for a call in a namespace.
-func in(ctx context.Context, namespace string) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
-}
+// in is a context for calls in a namespace.
+func in(ctx context.Context, namespace string) context.Context { return namespaces.WithNamespace(ctx, namespace) }
 
 // Uses returns what has its files from a snapshotter, for people and in their order: pods as "pod namespace/name", other
 // containers as "namespace/id", the namespace being containerd's. Where one of containerd's namespaces can't be asked,
@@ -122,12 +126,11 @@ func (c *Client) Uses(ctx context.Context, snapshotter string) (uses []string, e
 	defer cancel()
 	err = c.forNamespaces(ctx, func(namespace string) error {
 		// All of them: containerd's filters know no snapshotter, and find nothing by one.
-		found, err := containers.NewContainersClient(c.conn).List(in(ctx, namespace),
-			&containers.ListContainersRequest{})
+		found, err := c.api.ContainerService().List(in(ctx, namespace))
 		if err != nil {
-			return fmt.Errorf("ask containerd for the containers of %s: %w", namespace, errgrpc.ToNative(err))
+			return fmt.Errorf("ask containerd for the containers of %s: %w", namespace, err)
 		}
-		for _, container := range found.Containers {
+		for _, container := range found {
 			if container.Snapshotter == snapshotter {
 				uses = append(uses, nameOf(container, namespace))
 			}
@@ -138,7 +141,7 @@ func (c *Client) Uses(ctx context.Context, snapshotter string) (uses []string, e
 	return slices.Compact(uses), err
 }
 
-func nameOf(container *containers.Container, namespace string) string {
+func nameOf(container containers.Container, namespace string) string {
 	if pod := container.Labels["io.kubernetes.pod.name"]; pod != "" {
 		return "pod " + container.Labels["io.kubernetes.pod.namespace"] + "/" + pod
 	}
@@ -147,29 +150,25 @@ func nameOf(container *containers.Container, namespace string) string {
 
 // forNamespaces does something for each of containerd's namespaces, also where it fails for some.
 func (c *Client) forNamespaces(ctx context.Context, do func(namespace string) error) error {
-	all, err := namespaces.NewNamespacesClient(c.conn).List(ctx, &namespaces.ListNamespacesRequest{})
+	all, err := c.api.NamespaceService().List(ctx)
 	if err != nil {
-		return fmt.Errorf("ask containerd for its namespaces: %w", errgrpc.ToNative(err))
+		return fmt.Errorf("ask containerd for its namespaces: %w", err)
 	}
 	var failures []error
-	for _, n := range all.Namespaces {
-		failures = append(failures, do(n.Name))
+	for _, namespace := range all {
+		failures = append(failures, do(namespace))
 	}
 	return errors.Join(failures...)
 }
 
 // list returns the snapshots of the namespace that the context is for.
-func (c *Client) list(ctx context.Context, snapshotter string) (all []*snapshots.Info, err error) {
-	stream, err := snapshots.NewSnapshotsClient(c.conn).List(ctx,
-		&snapshots.ListSnapshotsRequest{Snapshotter: snapshotter})
-	for err == nil {
-		var some *snapshots.ListSnapshotsResponse
-		if some, err = stream.Recv(); err == nil {
-			all = append(all, some.Info...)
-		}
+func (c *Client) list(ctx context.Context, snapshotter string) (all []snapshots.Info, err error) {
+	err = c.api.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		all = append(all, info)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask containerd for the snapshots of %s: %w", snapshotter, err)
 	}
-	if errors.Is(err, io.EOF) {
-		return all, nil
-	}
-	return nil, fmt.Errorf("ask containerd for the snapshots of %s: %w", snapshotter, errgrpc.ToNative(err))
+	return all, nil
 }

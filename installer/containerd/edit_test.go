@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
 const conf = "/etc/containerd/conf.d/cvmfs.toml"
@@ -90,7 +90,7 @@ func TestMainFilesAreEditedInPlace(t *testing.T) {
 }
 
 func TestChildrenAreRemovedFirst(t *testing.T) {
-	all := []*snapshots.Info{
+	all := []snapshots.Info{
 		{Name: "base"},
 		{Name: "container", Parent: "top"},
 		{Name: "top", Parent: "base"},

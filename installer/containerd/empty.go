@@ -6,13 +6,10 @@ import (
 	"fmt"
 	"slices"
 
-	containers "github.com/containerd/containerd/api/services/containers/v1"
-	content "github.com/containerd/containerd/api/services/content/v1"
-	leases "github.com/containerd/containerd/api/services/leases/v1"
-	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
 // reference is what the label of a blob begins with that holds a snapshot of a snapshotter.
@@ -31,10 +28,11 @@ func (c *Client) Empty(ctx context.Context, snapshotter string) (removed int, er
 			return err
 		}
 		for _, drop := range []func(context.Context, string) error{
-			c.dropContainers, c.dropReferences, c.dropLeases, c.dropSnapshots, c.collect,
+			c.dropContainers, c.dropReferences, c.dropLeases, c.dropSnapshots,
+			func(ctx context.Context, _ string) error { return c.collect(ctx) },
 		} {
 			if err := drop(ctx, snapshotter); err != nil {
-				return fmt.Errorf("empty the namespace %s: %w", namespace, errgrpc.ToNative(err))
+				return fmt.Errorf("empty the namespace %s: %w", namespace, err)
 			}
 		}
 		left, err := c.list(ctx, snapshotter)
@@ -50,16 +48,16 @@ func (c *Client) Empty(ctx context.Context, snapshotter string) (removed int, er
 
 // dropContainers removes containers that don't run.
 func (c *Client) dropContainers(ctx context.Context, snapshotter string) error {
-	api := containers.NewContainersClient(c.conn)
-	found, err := api.List(ctx, &containers.ListContainersRequest{})
+	api := c.api.ContainerService()
+	found, err := api.List(ctx)
 	if err != nil {
 		return err
 	}
-	for _, container := range found.Containers {
+	for _, container := range found {
 		if container.Snapshotter != snapshotter {
 			continue
 		}
-		if _, err := api.Delete(ctx, &containers.DeleteContainerRequest{ID: container.ID}); notThere(err) != nil {
+		if err := notThere(api.Delete(ctx, container.ID)); err != nil {
 			return fmt.Errorf("remove the container %s: %w", container.ID, err)
 		}
 	}
@@ -68,7 +66,7 @@ func (c *Client) dropContainers(ctx context.Context, snapshotter string) error {
 
 // notThere takes the error of what is removed already for none.
 func notThere(err error) error {
-	if errdefs.IsNotFound(errgrpc.ToNative(err)) {
+	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	return err
@@ -76,13 +74,12 @@ func notThere(err error) error {
 
 // dropReferences removes the labels of blobs that hold snapshots. Without them containerd unpacks an image again.
 func (c *Client) dropReferences(ctx context.Context, snapshotter string) error {
-	api := content.NewContentClient(c.conn)
-	return c.forReferences(ctx, snapshotter, func(blob *content.Info, labels []string) error {
-		var mask fieldmaskpb.FieldMask
+	return c.forReferences(ctx, snapshotter, func(blob content.Info, labels []string) error {
+		var paths []string
 		for _, label := range labels {
-			mask.Paths = append(mask.Paths, "labels."+label)
+			paths = append(paths, "labels."+label)
 		}
-		_, err := api.Update(ctx, &content.UpdateRequest{Info: &content.Info{Digest: blob.Digest}, UpdateMask: &mask})
+		_, err := c.api.ContentStore().Update(ctx, content.Info{Digest: blob.Digest}, paths...)
 		if notThere(err) != nil {
 			return fmt.Errorf("let go of what %s is unpacked to: %w", blob.Digest, err)
 		}
@@ -92,22 +89,21 @@ func (c *Client) dropReferences(ctx context.Context, snapshotter string) error {
 
 // dropLeases takes snapshots out of leases.
 func (c *Client) dropLeases(ctx context.Context, snapshotter string) error {
-	api := leases.NewLeasesClient(c.conn)
-	found, err := api.List(ctx, &leases.ListRequest{})
+	api := c.api.LeasesService()
+	found, err := api.List(ctx)
 	if err != nil {
 		return err
 	}
-	for _, lease := range found.Leases {
-		held, err := api.ListResources(ctx, &leases.ListResourcesRequest{ID: lease.ID})
+	for _, lease := range found {
+		held, err := api.ListResources(ctx, lease)
 		if notThere(err) != nil {
 			return err
 		}
-		for _, r := range held.GetResources() {
+		for _, r := range held {
 			if r.Type != "snapshots/"+snapshotter {
 				continue
 			}
-			_, err := api.DeleteResource(ctx, &leases.DeleteResourceRequest{ID: lease.ID, Resource: r})
-			if notThere(err) != nil {
+			if err := notThere(api.DeleteResource(ctx, lease, r)); err != nil {
 				return fmt.Errorf("take %s out of the lease %s: %w", r.ID, lease.ID, err)
 			}
 		}
@@ -121,15 +117,12 @@ func (c *Client) dropSnapshots(ctx context.Context, snapshotter string) error {
 	if err != nil {
 		return err
 	}
-	api := snapshots.NewSnapshotsClient(c.conn)
+	api := c.api.SnapshotService(snapshotter)
 	for _, info := range childrenFirst(all) {
-		_, err := api.Remove(ctx, &snapshots.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: info.Name})
-		if errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
+		err := api.Remove(ctx, info.Name)
+		if errdefs.IsFailedPrecondition(err) {
 			// It is left to the collection, which takes none with this label.
-			_, err = api.Update(ctx, &snapshots.UpdateSnapshotRequest{
-				Snapshotter: snapshotter, Info: &snapshots.Info{Name: info.Name},
-				UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels.containerd.io/gc.root"}},
-			})
+			_, err = api.Update(ctx, snapshots.Info{Name: info.Name}, "labels.containerd.io/gc.root")
 		}
 		if notThere(err) != nil {
 			return fmt.Errorf("remove the snapshot %s: %w", info.Name, err)
@@ -139,19 +132,18 @@ func (c *Client) dropSnapshots(ctx context.Context, snapshotter string) error {
 }
 
 // collect waits for a collection, which the end of a lease brings about.
-func (c *Client) collect(ctx context.Context, _ string) error {
-	api := leases.NewLeasesClient(c.conn)
-	const id = "cvmfs-graphdriver-uninstall"
-	_, err := api.Create(ctx, &leases.CreateRequest{ID: id})
-	if err != nil && !errdefs.IsAlreadyExists(errgrpc.ToNative(err)) {
+func (c *Client) collect(ctx context.Context) error {
+	api := c.api.LeasesService()
+	lease := leases.Lease{ID: "cvmfs-graphdriver-collect"}
+	_, err := api.Create(ctx, leases.WithID(lease.ID))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
-	_, err = api.Delete(ctx, &leases.DeleteRequest{ID: id, Sync: true})
-	return err
+	return api.Delete(ctx, lease, leases.SynchronousDelete)
 }
 
 // childrenFirst sorts snapshots so that each comes before the one it stands on.
-func childrenFirst(all []*snapshots.Info) []*snapshots.Info {
+func childrenFirst(all []snapshots.Info) []snapshots.Info {
 	parents := map[string]string{}
 	for _, info := range all {
 		parents[info.Name] = info.Parent
@@ -162,6 +154,6 @@ func childrenFirst(all []*snapshots.Info) []*snapshots.Info {
 		}
 		return n
 	}
-	slices.SortStableFunc(all, func(a, b *snapshots.Info) int { return cmp.Compare(depth(b.Name), depth(a.Name)) })
+	slices.SortStableFunc(all, func(a, b snapshots.Info) int { return cmp.Compare(depth(b.Name), depth(a.Name)) })
 	return all
 }

@@ -2,17 +2,12 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
-	containers "github.com/containerd/containerd/api/services/containers/v1"
-	content "github.com/containerd/containerd/api/services/content/v1"
-	snapshots "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 )
 
 // Known is what containerd knows of a snapshotter's snapshots.
@@ -35,15 +30,13 @@ func (c *Client) Known(ctx context.Context, snapshotter string) (known Known, er
 		known.There += len(all)
 		held, err := c.held(ctx, snapshotter)
 		if err != nil {
-			return fmt.Errorf("ask containerd for what images and containers of %s hold: %w", namespace, errgrpc.ToNative(err))
+			return fmt.Errorf("ask containerd for what images and containers of %s hold: %w", namespace, err)
 		}
 		for _, info := range all {
 			delete(held, info.Name)
 		}
 		for key := range held {
-			_, err := snapshots.NewSnapshotsClient(c.conn).Stat(ctx,
-				&snapshots.StatSnapshotRequest{Snapshotter: snapshotter, Key: key})
-			if isLost(errgrpc.ToNative(err)) {
+			if _, err := c.api.SnapshotService(snapshotter).Stat(ctx, key); isLost(err) {
 				known.Lost = append(known.Lost, namespace+"/"+key)
 			}
 		}
@@ -62,16 +55,16 @@ func isLost(err error) bool {
 // held returns the keys of the snapshots that images and containers of a namespace hold.
 func (c *Client) held(ctx context.Context, snapshotter string) (map[string]bool, error) {
 	keys := map[string]bool{}
-	found, err := containers.NewContainersClient(c.conn).List(ctx, &containers.ListContainersRequest{})
+	found, err := c.api.ContainerService().List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, container := range found.Containers {
+	for _, container := range found {
 		if container.Snapshotter == snapshotter && container.SnapshotKey != "" {
 			keys[container.SnapshotKey] = true
 		}
 	}
-	return keys, c.forReferences(ctx, snapshotter, func(blob *content.Info, labels []string) error {
+	return keys, c.forReferences(ctx, snapshotter, func(blob content.Info, labels []string) error {
 		for _, label := range labels {
 			keys[blob.Labels[label]] = true
 		}
@@ -81,31 +74,18 @@ func (c *Client) held(ctx context.Context, snapshotter string) (map[string]bool,
 
 // forReferences does something for each blob that holds snapshots of a snapshotter, with the labels that do.
 func (c *Client) forReferences(ctx context.Context, snapshotter string,
-	do func(blob *content.Info, labels []string) error,
+	do func(blob content.Info, labels []string) error,
 ) error {
-	stream, err := content.NewContentClient(c.conn).List(ctx, &content.ListContentRequest{})
-	for err == nil {
-		var some *content.ListContentResponse
-		if some, err = stream.Recv(); err != nil {
-			break
-		}
-		for _, info := range some.Info {
-			var labels []string
-			for label := range info.Labels {
-				if rest, ok := strings.CutPrefix(label, reference+snapshotter); ok && (rest == "" || rest[0] == '/') {
-					labels = append(labels, label)
-				}
-			}
-			if len(labels) == 0 {
-				continue
-			}
-			if err := do(info, labels); err != nil {
-				return err
+	return c.api.ContentStore().Walk(ctx, func(info content.Info) error {
+		var labels []string
+		for label := range info.Labels {
+			if rest, ok := strings.CutPrefix(label, reference+snapshotter); ok && (rest == "" || rest[0] == '/') {
+				labels = append(labels, label)
 			}
 		}
-	}
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
+		if len(labels) == 0 {
+			return nil
+		}
+		return do(info, labels)
+	})
 }
