@@ -162,11 +162,11 @@ func (f *FS) Lookup(ctx context.Context, folder uint64, name []byte) (fusewire.E
 // arrive makes an object and neighbours of it arrive. It gives ENOENT whether it could or not, so that the data folder
 // decides what a reader sees, or EINTR.
 func (f *FS) arrive(ctx context.Context, r objects.Ref) syscall.Errno {
-	f.cfg.Store.Near(r)
 	if f.large(r) {
+		f.cfg.Store.Near(r)
 		return syscall.ENOENT
 	}
-	err := f.cfg.Store.Fetch(ctx, r)
+	err := f.cfg.Store.FetchNear(ctx, r)
 	if err == nil {
 		err = f.cfg.Store.LinkFresh(r)
 	}

@@ -3,6 +3,7 @@ package objects
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 func readingStore(t *testing.T, r *repository) *Store {
 	t.Helper()
 	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, r.URL)})
-	cfg.NothingAhead = false
+	cfg.NothingAhead, cfg.Block = false, 1
 	return open(t, cfg)
 }
 
@@ -89,6 +90,31 @@ func TestALargeChunkComesAheadOnlyOfWhoIsHalfThroughTheOneBefore(t *testing.T) {
 	}
 	reads(t, s, r, plain, size/2+20, 10)
 	eventually(t, "the next chunk", func() bool { return repo.Requests("") == 2 })
+}
+
+func TestOthersOfABlockComeWithAPieceOfIt(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.NothingAhead, cfg.Block = false, 4000
+	s := open(t, cfg)
+	plain := noise(1, 100_000)
+	r := ref(t, repo.chunked(plain, 1000))
+	for _, c := range []struct{ read, requests int }{
+		{50, 4},  // 48 to 51
+		{49, 4},  // it is here
+		{90, 8},  // 88 to 91
+		{10, 12}, // 8 to 11
+		{30, 14}, // of what came ahead nothing was read but 49: from now on one comes with each that is read
+		{70, 16},
+	} {
+		reads(t, s, r, plain, c.read*1000, 1)
+		eventually(t, fmt.Sprintf("%d requests", c.requests), func() bool { return repo.Requests("") >= c.requests })
+		atRest(t, s)
+		if n := repo.Requests(""); n != c.requests {
+			t.Errorf("%d requests after a read of chunk %d, want %d", n, c.read, c.requests)
+		}
+	}
 }
 
 func TestWhatIsReadToAHalfIsCompleted(t *testing.T) {
@@ -204,6 +230,55 @@ func few(t *testing.T, repo *repository, n int) []Ref {
 		objs = append(objs, repo.whole(noise(i, 1000)))
 	}
 	return refs(t, objs...)
+}
+
+func TestNeighboursComeBehindWhatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	all := few(t, repo, 10)
+	var others []Object
+	for i := range 4 { // as many as may be under way before the first is answered
+		others = append(others, repo.whole(noise(100+i, 1000)))
+	}
+	repo.Set(testutil.Fault{Silent: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, r := range refs(t, others...) {
+		go s.Fetch(ctx, r) // till it is canceled
+	}
+	eventually(t, "the other requests", func() bool { return repo.Requests("") == len(others) })
+	fetched := make(chan error, 1)
+	go func() { fetched <- s.FetchNear(t.Context(), all[0]) }()
+	plain := noise(9, 10_000)
+	large := ref(t, repo.chunked(plain, 1000))
+	read := make(chan error, 1)
+	go func() {
+		_, err := s.ReadAt(t.Context(), large, make([]byte, 1), 0)
+		read <- err
+	}()
+	eventually(t, "the requests in the queue", func() bool { return s.Stats().Waiting == int64(len(others)+2) })
+	s.ahead.mu.Lock()
+	if n := len(s.ahead.recent); n != 0 {
+		t.Errorf("%d objects were asked for as neighbours before the object was", n)
+	}
+	s.ahead.mu.Unlock()
+	p, err := s.partial(large)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.partials.release(p)
+	if p.mu.Lock(); p.ahead != 0 {
+		t.Errorf("%d bytes that follow were asked for before the chunk was", p.ahead)
+	}
+	p.mu.Unlock()
+	repo.Set()
+	cancel()
+	if err := errors.Join(<-fetched, <-read); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the neighbours", func() bool { return s.Stats().Prefetched > 0 })
+	eventually(t, "the chunk that follows", func() bool { return p.has(1) })
 }
 
 func TestNeighboursAreHeldUntilTheyAreAskedFor(t *testing.T) {

@@ -3,6 +3,7 @@ package objects
 import (
 	"context"
 	"errors"
+	"net/http/httptrace"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -139,6 +140,14 @@ func (g *flights) join(ctx, life context.Context, work *tasks, key string, fly f
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// whenAsked returns a context that has fn called each time that a flight that is begun with it has sent a request. What
+// somebody waits for isn't to share the way with what nobody does: that is to be asked for behind it.
+func whenAsked(ctx context.Context, fn func()) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteRequest: func(httptrace.WroteRequestInfo) { fn() },
+	})
 }
 
 // board returns the flight of that key. It is not the caller's to share where all have left it.

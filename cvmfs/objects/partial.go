@@ -227,7 +227,12 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
 	s.asked(r, off, end)
-	s.readOn(p, off, end)
+	readOn := sync.OnceFunc(func() { s.readOn(p, off, end) })
+	if p.isNew(first, last) {
+		ctx = whenAsked(ctx, readOn)
+	} else {
+		readOn()
+	}
 	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
 	if !p.hasAll(first, last) {
 		s.quiet.broken()
@@ -243,6 +248,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 		}
 		break
 	}
+	readOn() // others may have made the request
 	return p.file.ReadAt(b, off)
 }
 
@@ -391,6 +397,13 @@ func (s *Store) arrived(p *partial, i int) (last bool, bytes int64) {
 	p.missing--
 	p.bytes += c.Size
 	return p.missing == 0, c.Size
+}
+
+// isNew reports whether nobody has asked for some of the pieces [first, last) yet.
+func (p *partial) isNew(first, last int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.pieces[first:last], func(c piece) bool { return !c.have && !c.read && !c.ahead })
 }
 
 func (p *partial) missingBytes() int64 {

@@ -1,6 +1,7 @@
 package objects
 
 import (
+	"context"
 	"log/slog"
 	"math/bits"
 	"sync"
@@ -95,6 +96,14 @@ func (s *Store) Near(r Ref) {
 		u.brought++
 		return true
 	})
+}
+
+// FetchNear is Fetch and Near. The neighbours are asked for when the object has been: what somebody waits for isn't to
+// share the way with what nobody does.
+func (s *Store) FetchNear(ctx context.Context, r Ref) error {
+	near := sync.OnceFunc(func() { s.Near(r) })
+	defer near() // no request was needed, or it is another's
+	return s.Fetch(whenAsked(ctx, near), r)
 }
 
 // enqueue puts in the queue what may come. The caller holds the queue's mu.

@@ -16,11 +16,14 @@ const (
 	aheadPiece = 1 << 20
 	// aheadOfFile is how many bytes of a file are fetched ahead of its readers, at most.
 	aheadOfFile = 4 << 20
+	// blockSize is Config.Block unless that says otherwise (ADR 33).
+	blockSize = 512 << 10
 )
 
-// readOn takes note of a read, and fetches what may be read next: the pieces that follow, as long as no more bytes wait
-// to be read than have been. So whoever reads on has ever more ahead of him, and where what is ahead isn't used nothing
-// more comes. Once enough of the object is read, the rest is fetched, so that it becomes a file.
+// readOn takes note of a read, and fetches what may be read next: those that begin in the same block, and the pieces
+// that follow, as long as no more bytes wait to be read than have been, but for those of one block. So whoever reads on
+// has ever more ahead of him, and where what is ahead isn't used next to nothing more comes. Once enough of the object
+// is read, the rest is fetched, so that it becomes a file.
 func (s *Store) readOn(p *partial, off, end int64) {
 	first, last := p.within(off, end)
 	ahead := !s.cfg.NothingAhead && !s.starts.has(p.ref.t)
@@ -30,7 +33,7 @@ func (s *Store) readOn(p *partial, off, end int64) {
 	case whole:
 		s.completeSoon(p)
 	case ahead:
-		for _, i := range p.wantNext(last, off, end) {
+		for _, i := range append(p.wantAround(first, last, s.cfg.Block), p.wantNext(last, off, end)...) {
 			s.tasks.start(func() {
 				if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see
 					s.log.Debug("object store: a chunk can't be fetched ahead", slog.Any("err", err))
@@ -62,6 +65,34 @@ func (p *partial) noteRead(first, last int, may bool) (used int64, whole bool) {
 	whole = may && !p.completing && len(p.Chunks) > 0 && p.missing > 0 && p.read >= p.Size/completePart
 	p.completing = p.completing || whole
 	return used, whole
+}
+
+// wantAround picks pieces to fetch ahead after a read of pieces [first, last): those that begin in the same block, the
+// ones behind before the ones in front.
+func (p *partial) wantAround(first, last int, block int64) (list []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if last <= first {
+		return nil
+	}
+	want := func(i int) bool {
+		c := &p.pieces[i]
+		if c.have || c.read || c.ahead {
+			return true
+		}
+		if p.ahead+c.Size > min(p.read+block, aheadOfFile) {
+			return false
+		}
+		p.expect(c)
+		list = append(list, i)
+		return true
+	}
+	of := func(i int) int64 { return p.pieces[i].Offset / block }
+	for i := last; i < len(p.pieces) && of(i) == of(last-1) && want(i); i++ {
+	}
+	for i := first - 1; i >= 0 && of(i) == of(first) && want(i); i-- {
+	}
+	return list
 }
 
 // wantNext picks pieces to fetch ahead after a read of a range, from piece next on. Of large ones it is one, and only

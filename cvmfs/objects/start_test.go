@@ -274,8 +274,8 @@ func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
 	rec.Stop() // again
 }
 
-// Where half of an object is read the rest is fetched, and it becomes a file. What is read of that is recorded as what is
-// read of one that is partly here.
+// Where half of an object is read the rest is fetched, and it becomes a file. What is read of that is recorded as what
+// is read of one that is partly here.
 func TestRecordingHasNoMoreThanIsReadOfWhatIsComplete(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,6 +42,9 @@ type Config struct {
 	// Idle is for how long nobody must have waited for the network before objects that are partly here are completed; 0
 	// is ten seconds.
 	Idle time.Duration
+	// Block is the size of the aligned parts of large objects whose other pieces are fetched with one that is read: a
+	// round trip is as long as the transfer of several. 0 is 512 KiB.
+	Block int64
 	// NothingAhead has only that fetched which is read: no neighbours, no chunks that follow, and nothing is completed.
 	NothingAhead bool
 	// Hold is how long an image that was said to be used counts as mounted, so that it may be mounted meanwhile; 0 is a
@@ -121,6 +125,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.eviction.keep = cmp.Or(cfg.Hold, holdFor)
 	s.cfg.Idle = cmp.Or(cfg.Idle, idleFor)
+	s.cfg.Block = cmp.Or(cfg.Block, blockSize)
 	if s.boot == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
@@ -310,10 +315,13 @@ func (s *Store) bringMissing(ctx context.Context, r named, ended int64, slots ch
 func (s *Store) join(ctx context.Context, g *flights, key string, fly func(context.Context) error) error {
 	s.waiting.Add(1)
 	defer s.waiting.Add(-1)
-	patient := fetch.LetsPass(ctx)
+	patient, trace := fetch.LetsPass(ctx), httptrace.ContextClientTrace(ctx)
 	return g.join(ctx, s.life, &s.tasks, key, func(ctx context.Context) error {
 		if patient { // who joins later finds it near its turn
 			ctx = fetch.LetPass(ctx)
+		}
+		if trace != nil {
+			ctx = httptrace.WithClientTrace(ctx, trace)
 		}
 		err := fly(ctx)
 		if err != nil {
