@@ -27,7 +27,7 @@ func publishCreateCommand() *cli.Command {
 			},
 			&cli.StringFlag{
 				Name: "chunk-size", Usage: "average `SIZE` of the chunks that large files are cut into",
-				Value: "512KiB",
+				Value: "128KiB",
 			},
 			&cli.DurationFlag{
 				Name: "ttl", Usage: "how long clients wait before they look for a newer revision, as a `DURATION`",

@@ -45,7 +45,7 @@ func TestLargeFilesAreCutSoThatAPageCostsAChunk(t *testing.T) {
 	if sizes := chunksOf(t, r, 1<<20); sizes != nil {
 		t.Errorf("a file that nodes fetch whole is cut: %v", sizes)
 	}
-	mustBeBetween(t, chunksOf(t, r, 6<<20), 256<<10, 1<<20)
+	mustBeBetween(t, chunksOf(t, r, 6<<20), 64<<10, 256<<10)
 }
 
 func TestASizeOfChunksHoldsAgainstTheFoldersSettings(t *testing.T) {

@@ -21,7 +21,7 @@ type Settings struct {
 	Algorithm          string `json:"algorithm"`           // of digests: sha1 (default) or shake128
 	Compression        string `json:"compression"`         // of files: zlib (default) or none
 	MinChunk           int    `json:"min_chunk"`           // bytes; a larger file may be cut into chunks; AvgChunk/2
-	AvgChunk           int    `json:"avg_chunk"`           // 512 KiB
+	AvgChunk           int    `json:"avg_chunk"`           // 128 KiB
 	MaxChunk           int    `json:"max_chunk"`           // 2 AvgChunk
 	WholeFile          int    `json:"whole_file"`          // bytes; a file up to this size isn't cut in any case; 1 MiB
 	Storage            string `json:"storage,omitempty"`   // "": the folder DIR/www; else an address, as in s3://…
@@ -37,7 +37,7 @@ const SettingsFile = "publisher.json"
 
 // What ADR 33 decided by measurement.
 const (
-	defaultChunk = 512 << 10
+	defaultChunk = 128 << 10
 	defaultWhole = 1 << 20
 )
 
