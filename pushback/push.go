@@ -328,13 +328,19 @@ func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, 
 	if code := minio.ToErrorResponse(err).Code; err != nil && code != minio.NoSuchKey && code != minio.AccessDenied {
 		return failed(err) // who may write need not be allowed to read
 	}
-	content := io.NewSectionReader(archive, 0, l.Size)
-	_, err = client.PutObject(ctx, s.Bucket, s.key(l.Digest), content, l.Size, minio.PutObjectOptions{
+	o := minio.PutObjectOptions{
 		ContentType: api.ContentType, SendContentMd5: true,
 		UserMetadata: map[string]string{
 			api.MetaNode: l.Node, api.MetaImage: l.Image, api.MetaDiffID: l.DiffID,
 		},
-	})
+	}
+	if l.Size <= partSize {
+		_, err = client.PutObject(ctx, s.Bucket, s.key(l.Digest), io.NewSectionReader(archive, 0, l.Size), l.Size, o)
+	} else {
+		err = sendInParts(ctx, upload{
+			minio.Core{Client: client}, s.Bucket, s.key(l.Digest), archive, l.Size, max(partSize, l.Size/maxParts+1),
+		}, o)
+	}
 	if err != nil {
 		return failed(err)
 	}

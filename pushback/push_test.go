@@ -83,16 +83,21 @@ func newRig(t *testing.T, says ...string) *rig {
 	r.service = &service{says: says, took: map[string][]byte{}}
 	server := httptest.NewServer(r.service)
 	t.Cleanup(server.Close)
-	r.settings = &Settings{
-		AccessKey: s3test.AccessKey, AccessSecret: s3test.SecretKey, Bucket: s3test.Bucket, Region: "us-east-1",
-		CvmfsRepo: repo, PublishStatusURL: server.URL + "/status", Wait: Duration(20 * time.Second), node: "node7",
-		PathStyle: true, Prefix: "node7",
-	}
+	r.settings = settingsOf("", server.URL+"/status")
 	var err error
 	if r.pusher, err = New(r.dir, slog.New(slog.NewTextHandler(&r.log, nil))); err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// settingsOf are a node's, with a store at an address if that isn't "".
+func settingsOf(store, status string) *Settings {
+	return &Settings{
+		Host: store, AccessKey: s3test.AccessKey, AccessSecret: s3test.SecretKey, Bucket: s3test.Bucket,
+		Region: "us-east-1", CvmfsRepo: repo, PublishStatusURL: status, Wait: Duration(20 * time.Second), node: "node7",
+		PathStyle: true, Prefix: "node7",
+	}
 }
 
 // withStore has layers sent to the store.
@@ -103,20 +108,29 @@ func (r *rig) withStore() *rig {
 
 func layer(t *testing.T, content string) *bytes.Reader {
 	t.Helper()
+	l, err := layerOf(content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// layerOf returns the archive of a file with that content, of none if that is "".
+func layerOf(content string) (*bytes.Reader, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	if content != "" {
-		if err := errors.Join(w.WriteHeader(&tar.Header{Name: "f", Size: int64(len(content)), Mode: 0o644}), func() error {
-			_, err := io.WriteString(w, content)
-			return err
-		}()); err != nil {
-			t.Fatal(err)
+		if err := w.WriteHeader(&tar.Header{Name: "f", Size: int64(len(content)), Mode: 0o644}); err != nil {
+			return nil, err
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			return nil, err
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return bytes.NewReader(b.Bytes())
+	return bytes.NewReader(b.Bytes()), nil
 }
 
 func (r *rig) push(content string) (*Published, error) {
@@ -473,7 +487,7 @@ func TestAStoreThatDiesAtAnyStepIsSentToAgain(t *testing.T) {
 				t.Errorf("the store has %d objects", had)
 			}
 			dead.Store(false)
-			step.method = ""
+			step.method, r.settings.Wait = "", Duration(time.Minute)
 			p, err := r.push("hello")
 			if err != nil {
 				t.Fatal(err)

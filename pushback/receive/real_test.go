@@ -4,9 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
-	"net"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -25,27 +22,7 @@ import (
 func realStore(t *testing.T, program, address, service, token string) *minio.Client {
 	t.Helper()
 	events := strings.Replace(service, "http://", "http://store:"+token+"@", 1) + api.EventsPath
-	cmd := exec.CommandContext(t.Context(), program, "--port", address, "--event-webhook-url", events, "posix",
-		t.TempDir())
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s3test.AccessKey, "ROOT_SECRET_KEY="+s3test.SecretKey)
-	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill() // it may have ended
-		cmd.Wait()
-	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		c, err := net.Dial("tcp", address)
-		if err == nil {
-			c.Close()
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	s3test.Start(t, program, address, "--event-webhook-url", events)
 	client, err := minio.New(address, &minio.Options{
 		Creds: credentials.NewStaticV4(s3test.AccessKey, s3test.SecretKey, ""),
 	})

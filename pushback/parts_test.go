@@ -1,0 +1,161 @@
+package pushback
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/minio/minio-go/v7"
+
+	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
+	"cvmfs-graphdriver/test/engine"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+// senderVariable makes this program one that sends a large layer: to the store and by the service that it names.
+const senderVariable = "PUSHBACK_TEST_SENDER"
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(senderVariable); text != "" {
+		if err := send(strings.Fields(text)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func send(args []string) error {
+	p, err := New(args[2], slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	content, err := layerOf(largeContent())
+	if err != nil {
+		return err
+	}
+	published, err := p.Push(context.Background(), settingsOf(args[0], args[1]), content, "registry.example.org/x:1")
+	if err != nil {
+		return err
+	}
+	return published.Close()
+}
+
+// largeContent is sent in two parts.
+func largeContent() string { return string(testutil.Sample(partSize + partSize/4)) }
+
+// A sender that is killed leaves an upload in parts behind. The next one goes on with it, and nothing of it, nor of an
+// older one, is left then.
+func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
+	cache, err := engine.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := engine.FindStore(cache)
+	if errors.Is(err, engine.ErrNotFetched) {
+		t.Skip("make packages builds a store: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := testutil.ClosedAddress(t, "127.0.0.1")
+	s3test.Start(t, program, address)
+	r := newRig(t, "unknown", "unknown", "done")
+	r.service.byStore = true
+
+	var mu sync.Mutex
+	var parts []string // that were sent, by their numbers
+	var sender *exec.Cmd
+	store := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if n := q.URL.Query().Get("partNumber"); q.Method == http.MethodPut && n != "" {
+			mu.Lock()
+			parts = append(parts, n)
+			killed := n == "2" && len(parts) == 2
+			mu.Unlock()
+			if killed {
+				if err := sender.Process.Kill(); err != nil {
+					t.Error(err)
+				}
+				panic(http.ErrAbortHandler) // net/http's way to close the connection without an answer
+			}
+		}
+		store.ServeHTTP(w, q)
+	}))
+	t.Cleanup(front.Close)
+	r.settings.Host = strings.TrimPrefix(front.URL, "http://")
+	client, err := r.settings.client()
+	if err == nil {
+		err = client.MakeBucket(t.Context(), s3test.Bucket, minio.MakeBucketOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	sender = exec.Command(os.Args[0])
+	sender.Env = append(os.Environ(), senderVariable+"="+strings.Join([]string{
+		r.settings.Host, r.settings.PublishStatusURL, t.TempDir(),
+	}, " "))
+	var said bytes.Buffer
+	sender.Stdout, sender.Stderr = &said, &said
+	if err := sender.Run(); err == nil || said.Len() > 0 {
+		t.Fatalf("the sender ends by itself: %v: %s", err, &said)
+	}
+	left := func() (keys []string) {
+		for l := range client.ListIncompleteUploads(t.Context(), s3test.Bucket, "", true) {
+			if l.Err != nil {
+				t.Fatal(l.Err)
+			}
+			keys = append(keys, l.Key)
+		}
+		return keys
+	}
+	broken := left()
+	if len(broken) != 1 || !slices.Equal(parts, []string{"1", "2"}) {
+		t.Fatalf("it has sent the parts %v, and left the uploads %v", parts, broken)
+	}
+
+	older := minio.Core{Client: client}
+	if _, err := older.NewMultipartUpload(t.Context(), s3test.Bucket, broken[0], minio.PutObjectOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	parts = nil
+	p, err := r.push(largeContent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(parts, []string{"2"}) {
+		t.Errorf("the next one sends the parts %v", parts)
+	}
+	if uploads := left(); len(uploads) > 0 {
+		t.Errorf("uploads that are left: %v", uploads)
+	}
+	o, err := client.GetObject(t.Context(), s3test.Bucket, broken[0], minio.GetObjectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	sum := sha256.New()
+	if n, err := io.Copy(sum, o); err != nil || n != p.Size || hex.EncodeToString(sum.Sum(nil)) != p.Digest {
+		t.Errorf("the store has %d bytes, %v, want %d and the digest %s", n, err, p.Size, p.Digest)
+	}
+	if info, err := o.Stat(); err != nil || info.UserMetadata["Node"] != "node7" {
+		t.Errorf("the object is %+v, %v", info, err)
+	}
+}
