@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -35,17 +37,29 @@ const (
 // Whatever is killed wherever a commit has got to, the commit goes through, or the next try does, and nothing half-made
 // is left.
 func TestAPushBackOutlivesKills(t *testing.T) {
-	t.Run("plugin", func(t *testing.T) {
-		u := onOwnStand(t)
-		plugin := u.plugin()
-		goOnAfterKills(u, []victim{
-			// its supervisor starts it
-			{"plugin", func() error { return u.killPlugin(plugin) }, func() error { return nil }},
+	for name, find := range map[string]func(t *testing.T) *engine.Tools{
+		"plugin": tools, "plugin on the newer engine": newerTools,
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := onStandWith(t, find(t), stand.Options{})
+			plugin := u.plugin()
+			defer func() {
+				t.Logf("the plugin found that nobody sees its mounts, and was started anew: %d times",
+					strings.Count(u.Engine.Log(), "start the plugin anew"))
+			}()
+			goOnAfterKills(u, []victim{
+				// its supervisor starts it
+				{"plugin", func() error { return u.killPlugin(plugin) }, func() error { return nil }},
+				{
+					"engine", func() error { return u.Engine.Kill(t.Context()) },
+					func() error { return u.Start(t.Context()) },
+				},
+			})
 		})
-	})
+	}
 	t.Run("snapshotter", func(t *testing.T) {
 		u := onSnapshotter(t, engine.Stack29on21, stand.Options{})
-		goOnAfterKills(u, slices.DeleteFunc(u.victims(), func(v victim) bool { return v.name != "snapshotter's server" }))
+		goOnAfterKills(u, u.victims())
 	})
 }
 
@@ -71,15 +85,24 @@ type gate struct {
 	done bool // the service has said that a layer is published
 }
 
-// arm has a function called at the next such step. It returns what reports whether that was reached.
+// arm has a function called at the next such step. It returns what reports whether that was reached, and waits until the
+// function has returned: whoever asked may be gone before.
 func (g *gate) arm(step string, do func()) (reached func() bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.at, g.do, g.done = step, do, false
+	returned := make(chan struct{})
+	g.at, g.do, g.done = step, func() {
+		defer close(returned)
+		do()
+	}, false
 	return func() bool {
 		g.mu.Lock()
-		defer g.mu.Unlock()
-		return g.at == ""
+		is := g.at == ""
+		g.mu.Unlock()
+		if is {
+			<-returned
+		}
+		return is
 	}
 }
 
@@ -177,9 +200,7 @@ func goOnAfterKills(u user, victims []victim) {
 				if len(layers) != len(base)+1 || !slices.Equal(paths(layers[:len(base)]), paths(base)) {
 					t.Fatalf("the layers are %v, want %v and one more", paths(layers), paths(base))
 				}
-				if got := p.docker("run", "--rm", "--network", "none", name); !strings.Contains(got, name) {
-					t.Errorf("the image says %q", got)
-				}
+				p.says(name, name)
 				p.leftNothing()
 			}) {
 				return
@@ -211,6 +232,26 @@ func (p *pushes) through() *gate {
 	p.address = strings.TrimPrefix(server.URL, "http://")
 	p.configure(time.Minute)
 	return g
+}
+
+// says fails the test if a container of an image doesn't say something. It may have to be run again: of the ends of those
+// that end before an engine listens to a new containerd it never hears.
+func (p *pushes) says(image, want string) {
+	p.Helper()
+	var got string
+	var err error
+	for range 3 {
+		ctx, cancel := context.WithTimeout(p.Context(), time.Minute)
+		got, err = p.Engine.Docker(ctx, "run", "--rm", "--network", "none", image)
+		cancel()
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+		p.Logf("once more: %v", err)
+	}
+	if err != nil || !strings.Contains(got, want) {
+		p.Errorf("the image says %q, %v, want %q", got, err, want)
+	}
 }
 
 // leftNothing looks for archives on their way that were left, here and at the service.
