@@ -78,11 +78,12 @@ bench-start: bundle ## measure how long images take to start where nothing of th
 	@exec $(DIST)/test/bench-start -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter \
 		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(if $(QUICK),-quick) $(START)
 
-# The results are those of bench-start. START says more: START='-nodes 1,10 -composed 10000x1'.
-bench-scale: ## measure what grows: nodes that start one image through one proxy (needs a squid), and what composing large images takes
+# The results are those of bench-start. START says more: START='-nodes 1,10 -composed 10000x1 -containers 0'.
+bench-scale: bundle ## measure what grows: nodes behind one proxy, large images, containers at one time (root; needs a squid in the cache folder)
 	@mkdir -p $(dir $(RESULTS))
 	@CGO_ENABLED=0 $(GO) build -o $(DIST)/test/bench-start ./test/bench/start
-	@exec $(DIST)/test/bench-start -scale -results $(RESULTS) $(START)
+	@exec $(DIST)/test/bench-start -scale -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter \
+		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(START)
 
 soak: ## have containers read for ten minutes in more than the cache may hold (root; SOAK=30m is longer)
 	SOAK=$(or $(SOAK),10m) CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h -v -run '^TestSoak$$' ./cvmfs/objectfs ./cvmfs/objects

@@ -50,13 +50,13 @@ func (r *results) sortedNodes() []*scaleCell[scale.NodesKey, scale.Nodes] {
 
 // grownImages says what composing takes.
 func (r *results) grownImages() string {
-	t := newTable("files", "layers", "composing", "its processor time", "taking into use", "memory", "EROFS image", "table of objects", "catalogs",
-		"load")
+	t := newTable("files", "layers", "composing", "its processor time", "taking into use", "memory", "EROFS image",
+		"table of objects", "catalogs", "load")
 	for _, c := range r.sortedComposed() {
 		m := c.Measured
-		t.row(fmt.Sprint(c.Key.Files), fmt.Sprint(c.Key.Layers), fmt.Sprintf("%.2f s", m.Took), fmt.Sprintf("%.2f s", m.CPU),
-			fmt.Sprintf("%.2f s", m.Opened), megabytes(float64(m.Memory)), megabytes(float64(m.Metadata)),
-			megabytes(float64(m.Table)), megabytes(float64(m.Catalogs.Bytes)), fmt.Sprintf("%.0f", c.Load))
+		t.row(fmt.Sprint(c.Key.Files), fmt.Sprint(c.Key.Layers), fmt.Sprintf("%.2f s", m.Took),
+			fmt.Sprintf("%.2f s", m.CPU), fmt.Sprintf("%.2f s", m.Opened), megabytes(float64(m.Memory)),
+			megabytes(float64(m.Metadata)), megabytes(float64(m.Table)), megabytes(float64(m.Catalogs.Bytes)), fmt.Sprintf("%.0f", c.Load))
 	}
 	return t.text()
 }
@@ -72,7 +72,8 @@ func (r *results) sortedComposed() []*scaleCell[scale.ComposedKey, scale.Compose
 // onPaper says what starts that were measured come to where many nodes start within a short time.
 func (r *results) onPaper() string {
 	t := newTable("image", "mode", "requests of a start", "its bytes", "requests a second", "Gbit a second",
-		"proxies for the requests", "proxies for the bytes", "what is full first", "requests at the server, of each proxy")
+		"proxies for the requests", "proxies for the bytes", "what is full first",
+		"requests at the server, of each proxy")
 	for _, i := range table {
 		for _, m := range modes {
 			c := r.anywhere(i.name, m)
@@ -113,7 +114,9 @@ const (
 
 // growth are the charts of what was measured of what grows.
 func (r *results) growth() (list []curves) {
-	nodes := curves{file: nodesPicture, title: "Nodes that start one image through one proxy", x: "nodes", y: "requests"}
+	nodes := curves{
+		file: nodesPicture, title: "Nodes that start one image through one proxy", x: "nodes", y: "requests",
+	}
 	for _, profile := range []bool{false, true} {
 		with := "without a profile"
 		if profile {

@@ -59,8 +59,17 @@ func TestTheReportShowsWhatGrows(t *testing.T) {
 			},
 		})
 		r.Scale.Composed = append(r.Scale.Composed, &scaleCell[scale.ComposedKey, scale.Composed]{
-			Key: scale.ComposedKey{Files: 1000 * n, Layers: 1}, Measured: &scale.Composed{Took: float64(n), CPU: float64(n) / 2},
+			Key:      scale.ComposedKey{Files: 1000 * n, Layers: 1},
+			Measured: &scale.Composed{Took: float64(n), CPU: float64(n) / 2},
 		})
+	}
+	for n, seconds := range map[int]float64{1: 1, 8: 3} {
+		for i, mode := range togetherModes {
+			r.Scale.Together = append(r.Scale.Together, &scaleCell[togetherKey, together]{
+				Key: togetherKey{n, "29", mode}, Load: 1,
+				Measured: &together{Took: seconds * float64(i+1), CPU: 1, Memory: 20e6},
+			})
+		}
 	}
 	dir := t.TempDir()
 	if err := writeReport(r, dir); err != nil {
@@ -74,6 +83,7 @@ func TestTheReportShowsWhatGrows(t *testing.T) {
 		"| 100 | yes | squid | 1 | 250 | 1.0 MB | 25000 | 251 | 1.0 MB | 1 | 1 |",
 		"| 100000 | 1 | 100.00 s | 50.00 s |", "](performance/nodes.png)", "](performance/composed.png)",
 		// 40 requests and 3 MB a start: 6,667 requests and 500 MB a second.
+		"| 29 | 8 | 3.0 s | 6.0 s | × 2.00 | 1.0 s | 20.0 MB | 1–1 |",
 		"| base | thin | 40 | 3.0 MB | 6667 | 4.0 | 2 | 1 | requests | 40 |",
 	} {
 		if !strings.Contains(string(text), want) {

@@ -72,10 +72,11 @@ func main() {
 	flag.StringVar(&o.results, "results", "results.json", "`FILE` of the results")
 	flag.StringVar(&o.report, "report", "", "measure nothing: write the document and its pictures into a `FOLDER`")
 	flag.BoolVar(&o.isQuick, "quick", false, "a small image alone, and an error if its start fetches too much")
-	flag.BoolVar(&o.isScale, "scale", false, "measure what grows, and no starts of images in engines")
+	flag.BoolVar(&o.isScale, "scale", false, "measure what grows, and no single starts")
 	flag.Var(&o.grown.nodes, "nodes", "`NUMBERS` of nodes that start an image through one proxy, as 1,10")
 	flag.Var(&o.grown.proxies, "proxies", "`NAMES` of proxies between nodes and server: squid, collapsed, own")
 	flag.Var(&o.grown.composed, "composed", "`SIZES` of images that are composed, as 10000x20: files and layers")
+	flag.Var(&o.grown.containers, "containers", "`NUMBERS` of containers that are started at one time, as 1,8")
 	flag.IntVar(&o.grown.atOnce, "at-once", 32, "how many nodes start at one time")
 	flag.Parse()
 	if o.isQuick {
@@ -91,14 +92,14 @@ func main() {
 	measure := run
 	if o.isScale {
 		measure = runScale
-	} else if err := engine.Supported(); err != nil {
-		fmt.Fprintln(os.Stderr, "start:", err)
-		os.Exit(3)
 	}
-	if !o.isScale && (o.stand.Bundle == "" || o.stand.Snapshotter == "" || o.converter == "" || o.rounds < 1) ||
-		flag.NArg() > 0 {
+	if o.stand.Bundle == "" || o.stand.Snapshotter == "" || o.converter == "" || flag.NArg() > 0 || o.rounds < 1 {
 		fmt.Fprintln(os.Stderr, "start: want -bundle FOLDER -snapshotter PROGRAM -converter PROGRAM and no argument")
 		os.Exit(2)
+	}
+	if err := engine.Supported(); err != nil {
+		fmt.Fprintln(os.Stderr, "start:", err)
+		os.Exit(3)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
@@ -130,32 +131,19 @@ type bench struct {
 
 // run measures what the results lack.
 func run(ctx context.Context, o options) (err error) {
-	b := &bench{options: o, tools: map[string]*engine.Tools{}}
 	wanted, err := o.plan()
 	if err != nil {
 		return err
 	}
-	if b.record, err = openResults(o.results); err != nil {
+	r, err := openResults(o.results)
+	if err != nil {
 		return err
 	}
-	if b.version, err = bundleVersion(o.stand.Bundle); err != nil {
+	b, err := newBench(ctx, o, r)
+	if err != nil {
 		return err
 	}
-	if b.cache, err = engine.CacheDir(); err != nil {
-		return err
-	}
-	// A service runs elsewhere.
-	if b.stand.Snapshotter, err = filepath.Abs(o.stand.Snapshotter); err != nil {
-		return err
-	}
-	if b.work, err = os.MkdirTemp("", "cvmfs-start-"); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-	if b.origin, err = newOrigin(ctx, b.work, o.converter); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.origin.close()) }()
+	defer func() { err = errors.Join(err, b.close()) }()
 	for _, image := range wanted.images {
 		if err := b.measure(ctx, image, wanted); err != nil {
 			if ctx.Err() != nil {
@@ -169,6 +157,30 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	return nil
 }
+
+// newBench makes what images are started from, without an image yet.
+func newBench(ctx context.Context, o options, r *results) (_ *bench, err error) {
+	b := &bench{options: o, record: r, tools: map[string]*engine.Tools{}}
+	if b.version, err = bundleVersion(o.stand.Bundle); err != nil {
+		return nil, err
+	}
+	if b.cache, err = engine.CacheDir(); err != nil {
+		return nil, err
+	}
+	// A service runs elsewhere.
+	if b.stand.Snapshotter, err = filepath.Abs(o.stand.Snapshotter); err != nil {
+		return nil, err
+	}
+	if b.work, err = os.MkdirTemp("", "cvmfs-start-"); err != nil {
+		return nil, err
+	}
+	if b.origin, err = newOrigin(ctx, b.work, o.converter); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(b.work))
+	}
+	return b, nil
+}
+
+func (b *bench) close() error { return errors.Join(b.origin.close(), os.RemoveAll(b.work)) }
 
 // plan is what a run is about.
 type plan struct {

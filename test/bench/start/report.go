@@ -65,8 +65,9 @@ func (r *results) document() (string, error) {
 		"Samples": r.samples(), "Busy": most > float64(r.Machine.Cores)+1, // one is the load of a sample itself
 		"Versions": strings.Join(versions, ", "),
 		"Images":   r.imageTable(), "Starts": r.starts(), "Fetched": r.fetchedTable(), "Nodes": r.nodeTable(),
-		"Missing": r.missing(), "GrownNodes": r.grownNodes(), "GrownImages": r.grownImages(), "OnPaper": r.onPaper(),
-		"Drawn": r.drawn(), "PaperNodes": humanize.Comma(paperNodes), "ProxyRequests": humanize.Comma(proxyRequests),
+		"Missing": r.missing(), "GrownNodes": r.grownNodes(), "GrownImages": r.grownImages(),
+		"GrownTogether": r.grownTogether(), "OnPaper": r.onPaper(), "Drawn": r.drawn(),
+		"PaperNodes": humanize.Comma(paperNodes), "ProxyRequests": humanize.Comma(proxyRequests),
 	})
 	return b.String(), err
 }

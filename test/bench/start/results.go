@@ -59,6 +59,7 @@ func (k key) String() string {
 type scaled struct {
 	Nodes    []*scaleCell[scale.NodesKey, scale.Nodes]       `json:"nodes,omitempty"`
 	Composed []*scaleCell[scale.ComposedKey, scale.Composed] `json:"composed,omitempty"`
+	Together []*scaleCell[togetherKey, together]             `json:"together,omitempty"`
 }
 
 // scaleCell has what is measured as a whole, and when. There is one sample a cell: what counts doesn't vary.

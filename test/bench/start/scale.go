@@ -13,8 +13,8 @@ import (
 
 // grown says what is measured of what grows. Empty lists are all there are, and 0 is nothing.
 type grown struct {
-	nodes, proxies, composed list
-	atOnce                   int
+	nodes, proxies, composed, containers list
+	atOnce                               int
 }
 
 // What there is to measure.
@@ -25,7 +25,8 @@ var (
 		"10000x1", "10000x20", "10000x125", "100000x1", "100000x20", "100000x125", "1000000x1", "1000000x20",
 		"1000000x125",
 	}
-	proxyNames = map[string]string{"squid": scale.Squid, "collapsed": scale.Collapsing, "own": scale.Own}
+	containerNumbers = list{"1", "8", "64"}
+	proxyNames       = map[string]string{"squid": scale.Squid, "collapsed": scale.Collapsing, "own": scale.Own}
 )
 
 // usualProxies are measured unless others are named.
@@ -44,16 +45,14 @@ func (g grown) cells() (nodes []scale.NodesKey, composed []scale.ComposedKey, er
 	if len(g.nodes) == 0 {
 		g.nodes = nodeNumbers
 	}
-	for _, text := range g.nodes {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 {
-			return nil, nil, fmt.Errorf("-nodes %s: want numbers", text)
-		}
+	several, err := numbers("nodes", g.nodes)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range several {
 		for _, proxy := range proxies {
 			for _, profile := range []bool{false, true} {
-				if n > 0 {
-					nodes = append(nodes, scale.NodesKey{Nodes: n, Profile: profile, Proxy: proxyNames[proxy]})
-				}
+				nodes = append(nodes, scale.NodesKey{Nodes: n, Profile: profile, Proxy: proxyNames[proxy]})
 			}
 		}
 	}
@@ -73,9 +72,27 @@ func (g grown) cells() (nodes []scale.NodesKey, composed []scale.ComposedKey, er
 	return nodes, composed, nil
 }
 
+// numbers are those of a flag, 0 left out.
+func numbers(flag string, l list) (numbers []int, err error) {
+	for _, text := range l {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			return nil, fmt.Errorf("-%s %s: want numbers", flag, text)
+		}
+		if n > 0 {
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers, nil
+}
+
 // runScale measures what the results lack of what grows.
 func runScale(ctx context.Context, o options) (err error) {
 	nodes, composed, err := o.grown.cells()
+	if err != nil {
+		return err
+	}
+	together, err := o.togetherCells()
 	if err != nil {
 		return err
 	}
@@ -91,6 +108,9 @@ func runScale(ctx context.Context, o options) (err error) {
 	err = o.measureComposing(ctx, r, work, composed)
 	if err == nil {
 		err = o.measureNodes(ctx, r, work, nodes)
+	}
+	if err == nil {
+		err = o.measureTogether(ctx, r, together)
 	}
 	if err != nil && ctx.Err() != nil {
 		return errors.New("interrupted; what was measured is in " + o.results)

@@ -197,6 +197,14 @@ func TestAStartFetchesWhatItTouches(t *testing.T) {
 			if err := run(t.Context(), o.quick()); err != nil {
 				t.Error(err)
 			}
+			r := &results{Images: map[string]facts{}}
+			key := togetherKey{2, door.name, string(thin)}
+			if err := o.measureTogether(t.Context(), r, []togetherKey{key}); err != nil {
+				t.Fatal(err)
+			}
+			if m := find(r.Scale.Together, key).Measured; m.Took <= 0 || m.CPU <= 0 || m.Memory < 1<<20 {
+				t.Errorf("%v: %+v", key, *m)
+			}
 		})
 	}
 }
