@@ -56,7 +56,8 @@ func (r *results) grownImages() string {
 		m := c.Measured
 		t.row(fmt.Sprint(c.Key.Files), fmt.Sprint(c.Key.Layers), fmt.Sprintf("%.2f s", m.Took),
 			fmt.Sprintf("%.2f s", m.CPU), fmt.Sprintf("%.2f s", m.Opened), megabytes(float64(m.Memory)),
-			megabytes(float64(m.Metadata)), megabytes(float64(m.Table)), megabytes(float64(m.Catalogs.Bytes)), fmt.Sprintf("%.0f", c.Load))
+			megabytes(float64(m.Metadata)), megabytes(float64(m.Table)), megabytes(float64(m.Catalogs.Bytes)),
+			fmt.Sprintf("%.0f", c.Load))
 	}
 	return t.text()
 }
