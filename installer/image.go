@@ -34,13 +34,8 @@ func Hello(out io.Writer, word string) error {
 	return err
 }
 
-// testImage returns an image whose only file is a program that knows [HelloCommand], as an archive that docker load
-// takes.
-func testImage(program, ref string) (io.ReadCloser, error) {
-	tag, err := name.NewTag(ref)
-	if err != nil {
-		return nil, err
-	}
+// testImage returns an image whose only file is a program that knows [HelloCommand].
+func testImage(program string) (v1.Image, error) {
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 		return piped(func(w io.Writer) error { return packProgram(w, program) }), nil
 	})
@@ -51,9 +46,19 @@ func testImage(program, ref string) (io.ReadCloser, error) {
 		OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"},
 		Config: v1.Config{Entrypoint: []string{"/hello", HelloCommand}, Labels: map[string]string{label: "1"}},
 	})
-	if err == nil {
-		image, err = mutate.AppendLayers(image, layer)
+	if err != nil {
+		return nil, err
 	}
+	return mutate.AppendLayers(image, layer)
+}
+
+// testArchive returns that image as an archive that docker load takes.
+func testArchive(program, ref string) (io.ReadCloser, error) {
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		return nil, err
+	}
+	image, err := testImage(program)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/daemonjson"
 )
 
@@ -46,6 +47,11 @@ type Containerd interface {
 	Uses(ctx context.Context, snapshotter string) ([]string, error)
 	// Empty removes all snapshots of a snapshotter, children before parents.
 	Empty(ctx context.Context, snapshotter string) (removed int, err error)
+	// Run has an image unpacked by a snapshotter, runs it to its end, or for a while, and removes it all. It returns what
+	// was said and the exit code.
+	Run(ctx context.Context, snapshotter string, t containerd.Trial) (said string, code int, err error)
+	// Clear removes what a run of an image has left that was killed.
+	Clear(ctx context.Context) error
 }
 
 // Text is a configuration file and what it is to say.
@@ -63,7 +69,7 @@ type SnapshotterWishes struct {
 	ConfigUnit   string              // the unit of containerd
 	CRI          bool                // Kubernetes' images are unpacked by the snapshotter, too
 	File         string              // Docker's configuration file; "": no engine of Docker's is meant
-	Images       Images              // that are run by Docker afterwards
+	Images       Images              // that are run afterwards: by Docker, or by containerd where no engine is meant
 	Renew        bool                // the service is restarted, as its program is another
 	// Preflight judges the host, once what was left half done is undone.
 	Preflight func(ctx context.Context) error
@@ -313,7 +319,7 @@ func (s *second) steps(ctx context.Context) error {
 		}
 	}
 	if s.file == nil {
-		return nil
+		return s.runAlone(ctx, s.Images, s.CRI)
 	}
 	return s.verify(ctx, SnapshotterName, s.Images)
 }

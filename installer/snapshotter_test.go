@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/installer/containerd"
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/test/testutil"
 )
@@ -29,6 +30,9 @@ type fakeUnits struct {
 	settings        string // with which the snapshotter runs
 	snapshots       int
 	uses            []string
+	dumb            bool // what is run says nothing
+	left            bool // of a run that was killed, something is
+	ran             []string
 }
 
 const containerdUnit = "containerd.service"
@@ -97,6 +101,22 @@ func (u *fakeUnits) Empty(context.Context, string) (int, error) {
 	removed := u.snapshots
 	u.snapshots = 0
 	return removed, nil
+}
+
+func (u *fakeUnits) Run(_ context.Context, snapshotter string, t containerd.Trial) (string, int, error) {
+	if !u.known || !u.active || snapshotter != SnapshotterName {
+		return "", 0, errors.New("nobody unpacks it")
+	}
+	u.ran = append(u.ran, t.Name)
+	if u.dumb {
+		return "", 0, nil
+	}
+	return strings.Join(t.Args, " ") + "\n", 0, nil
+}
+
+func (u *fakeUnits) Clear(context.Context) error {
+	u.left = false
+	return nil
 }
 
 // The files of before.
@@ -273,6 +293,32 @@ func TestAnEngineWithoutItsSnapshotterIsBroughtBack(t *testing.T) {
 	u.installed(t, "again", true)
 	must(i.UninstallSnapshotter(t.Context(), SnapshotterLeave{}))
 	u.isAsBefore(t, "uninstalled")
+}
+
+// Where there is no engine, containerd runs the images; one that doesn't run has the install undone.
+func TestContainerdAloneRunsImages(t *testing.T) {
+	u, i, w := secondHost(t, false)
+	u.dumb = true
+	if err := i.InstallSnapshotter(t.Context(), w); !errors.As(err, new(*RolledBackError)) {
+		t.Errorf("an image that says nothing: %v", err)
+	}
+	u.isAsBefore(t, "rolled back")
+	u.dumb, u.ran, w.CRI = false, nil, true
+	var said strings.Builder
+	i.Tell = func(e Event) { fmt.Fprintln(&said, e.Step, e.Outcome, e.Text) }
+	if err := i.InstallSnapshotter(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	if len(u.ran) != 1 || !strings.Contains(said.String(), "pods weren't tried") {
+		t.Errorf("%q ran: %s", u.ran, &said)
+	}
+	if err := i.TestSnapshotter(t.Context(), Images{}); err != nil || len(u.ran) != 2 {
+		t.Errorf("%v, %q ran", err, u.ran)
+	}
+	u.left = true
+	if err := i.UninstallSnapshotter(t.Context(), SnapshotterLeave{}); err != nil || u.left {
+		t.Errorf("%v, something is left: %t", err, u.left)
+	}
 }
 
 // An install that can't bring a dead engine back leaves it as it was.

@@ -8,6 +8,9 @@ import (
 // undoSnapshotter brings the host back to where a transaction of the snapshotter began. The files of engine and
 // containerd come first, then their restarts, the snapshotter last: until then its snapshots are answered for.
 func (r *run) undoSnapshotter(ctx context.Context, t *transaction) error {
+	if err := r.Containerd.Clear(ctx); err != nil { // while containerd knows the snapshotter, if it runs at all
+		r.Tell(Event{stepUndo, Told, err.Error()})
+	}
 	changes := slices.Clone(t.Changes)
 	read := func(c *change) bool { return c.Kind == daemonJSON || c.Kind == containerdWritten }
 	if err := r.undoThose(ctx, changes, read); err != nil {

@@ -107,6 +107,9 @@ func (d *departure) uses(ctx context.Context) ([]string, error) {
 	if err := d.Containerd.Serves(ctx, SnapshotterName, false); err != nil { // as it has to, to let go of snapshots
 		return nil, fmt.Errorf("%w; \"cvmfs-graphdriver install\" mends that, then uninstall", err)
 	}
+	if err := d.Containerd.Clear(ctx); err != nil {
+		return nil, err
+	}
 	uses, err := d.Containerd.Uses(ctx, SnapshotterName)
 	if err == nil && d.down && !d.Force {
 		return nil, errors.New("no engine answers: containers that it alone knows of would lose their files: mend it (\"cvmfs-graphdriver " +

@@ -328,12 +328,25 @@ func (i *Installer) verify(ctx context.Context, name string, images Images) erro
 	if err != nil {
 		return err
 	}
-	err = i.step(ctx, stepOrdinary, func(ctx context.Context) (Outcome, string, error) {
+	return i.runImages(ctx, i.Engine, images, "")
+}
+
+// runner runs images to see whether they run.
+type runner interface {
+	// runOwn runs an image made here, whose only file is a program.
+	runOwn(ctx context.Context, program string) error
+	// runImage runs one that is pulled, and says how it went. One that should be thin is an error if it isn't.
+	runImage(ctx context.Context, ref string, thin bool) (outcome string, err error)
+}
+
+// runImages runs an ordinary image, and a thin one if one is named. What is told of the first ends with a note.
+func (i *Installer) runImages(ctx context.Context, r runner, images Images, note string) error {
+	err := i.step(ctx, stepOrdinary, func(ctx context.Context) (Outcome, string, error) {
 		if images.Ordinary == "" {
-			return Done, "an image made here runs", i.Engine.runOwn(ctx, i.Hello)
+			return Done, "an image made here runs" + note, r.runOwn(ctx, i.Hello)
 		}
-		said, err := i.Engine.runImage(ctx, images.Ordinary)
-		return Done, said, err
+		said, err := r.runImage(ctx, images.Ordinary, false)
+		return Done, said + note, err
 	})
 	if err != nil {
 		return err
@@ -342,7 +355,7 @@ func (i *Installer) verify(ctx context.Context, name string, images Images) erro
 		if images.Thin == "" {
 			return Skipped, "no thin image was named: cvmfs-graphdriver test --thin-image IMAGE runs one", nil
 		}
-		said, err := i.Engine.runImage(ctx, images.Thin)
+		said, err := r.runImage(ctx, images.Thin, true)
 		return Done, said, err
 	})
 }

@@ -30,7 +30,7 @@ const (
 func (e *Engine) runOwn(ctx context.Context, program string) (err error) {
 	token := rand.Text()
 	ref := "cvmfs-graphdriver-test:" + strings.ToLower(token)
-	archive, err := testImage(program, ref)
+	archive, err := testArchive(program, ref)
 	if err != nil {
 		return fmt.Errorf("make a test image: %w", err)
 	}
@@ -66,8 +66,9 @@ func (e *Engine) checkWord(ctx context.Context, id, want string) error {
 	return nil
 }
 
-// runImage runs an image, pulled if need be, with its own command. An image that was pulled stays.
-func (e *Engine) runImage(ctx context.Context, ref string) (outcome string, err error) {
+// runImage runs an image, pulled if need be, with its own command. An image that was pulled stays. Whether it is thin
+// isn't looked at.
+func (e *Engine) runImage(ctx context.Context, ref string, _ bool) (outcome string, err error) {
 	pulled, err := e.have(ctx, ref)
 	if err != nil {
 		return "", err
@@ -76,14 +77,18 @@ func (e *Engine) runImage(ctx context.Context, ref string) (outcome string, err 
 	if err != nil {
 		return "", err
 	}
-	outcome = ref + " runs"
 	if pulled {
-		outcome = ref + ", pulled, runs"
+		ref += ", pulled,"
 	}
+	return runs(ref, said), nil
+}
+
+// runs tells of an image that has run.
+func runs(ref, said string) string {
 	if said = shorten(said); said != "" {
-		outcome += fmt.Sprintf(" and says %q", said)
+		return fmt.Sprintf("%s runs and says %q", ref, said)
 	}
-	return outcome, nil
+	return ref + " runs"
 }
 
 // run runs a container to its end, or for a while, and gives what it said, as far as the engine has it. It has no
@@ -118,11 +123,15 @@ func (e *Engine) run(ctx context.Context, ref string, args []string,
 	switch {
 	case err != nil:
 	case code != 0:
-		err = fmt.Errorf("run %s: it ended with %d and said %q", ref, code, shorten(said))
+		err = endedWith(ref, code, said)
 	case check != nil:
 		err = check(made.ID)
 	}
 	return said, err
+}
+
+func endedWith(ref string, code int64, said string) error {
+	return fmt.Errorf("run %s: it ended with %d and said %q", ref, code, shorten(said))
 }
 
 // said returns what a container has written to its output and its error output.

@@ -96,6 +96,22 @@ func (h *Host) takesSnapshotter(ctx context.Context) (bool, error) {
 	return err == nil && major >= firstSnapshotter, nil
 }
 
+// tellsDocker reports whether this host has an engine of Docker's that is to be told of the snapshotter, too. One that
+// doesn't answer is.
+func (h *Host) tellsDocker(ctx context.Context) bool {
+	if !h.HasEngine(ctx) {
+		return false
+	}
+	takes, err := h.takesSnapshotter(ctx)
+	return takes || err != nil
+}
+
+// RunsAlone reports whether the snapshotter is installed here, and meant, without an engine of Docker's on it.
+func (h *Host) RunsAlone(ctx context.Context) (bool, error) {
+	has, err := h.HasSnapshotter()
+	return has && !h.tellsDocker(ctx), err
+}
+
 // HasSnapshotter reports whether the snapshotter is installed here, or was to be, and is meant: where the plugin
 // is as well, it comes first unless the request is for the plugin.
 func (h *Host) HasSnapshotter() (bool, error) {
@@ -179,7 +195,7 @@ func (h *Host) InstallSnapshotter(ctx context.Context, i *installer.Installer, c
 	w installer.SnapshotterWishes, err error,
 ) {
 	w = installer.SnapshotterWishes{SettingsFile: installer.SnapshotterSettings}
-	if takes, err := h.takesSnapshotter(ctx); h.HasEngine(ctx) && (takes || err != nil) {
+	if h.tellsDocker(ctx) {
 		w.File = h.file
 		if h.Restart == "none" {
 			return w, usagef("--restart none: the engine is restarted to see whether it runs with the snapshotter")
@@ -199,10 +215,8 @@ func (h *Host) InstallSnapshotter(ctx context.Context, i *installer.Installer, c
 	if w.Unit, err = snapshotterUnit(); err != nil {
 		return w, err
 	}
-	if w.File != "" {
-		if w.Images, err = h.images(i.Hello); err != nil {
-			return w, err
-		}
+	if w.Images, err = h.images(i.Hello); err != nil {
+		return w, err
 	}
 	process, err := service.FindContainerd(ctx, h.containerdSocket())
 	if err != nil {

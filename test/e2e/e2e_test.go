@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if socket := os.Getenv(trialVariable); socket != "" {
+		fmt.Fprintln(os.Stderr, "trial:", try(socket, os.Getenv(trialImageVariable)))
+		os.Exit(1) // it is killed before
+	}
 	code := m.Run()
 	if err := shared.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e: remove what the tests share:", err)

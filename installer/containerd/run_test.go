@@ -1,0 +1,108 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+)
+
+// specOf is how a container of an image with such a configuration is specified.
+func specOf(t *testing.T, config v1.Config, trial Trial) *oci.Spec {
+	t.Helper()
+	var err error
+	trial.Image, err = mutate.Config(empty.Image, config)
+	must(t, err)
+	options, err := trial.options("test-1")
+	must(t, err)
+	spec, err := oci.GenerateSpec(in(t.Context(), TestNamespace), nil, &containers.Container{ID: "test-1"}, options...)
+	must(t, err)
+	return spec
+}
+
+func TestAContainerMayDoNothingThatItNeedNot(t *testing.T) {
+	s := specOf(t, v1.Config{Entrypoint: []string{"/hello", "hello"}}, Trial{Args: []string{"word"}})
+	if got := strings.Join(s.Process.Args, " "); got != "/hello hello word" {
+		t.Errorf("it runs %s", got)
+	}
+	caps := s.Process.Capabilities
+	if n := len(caps.Bounding) + len(caps.Effective) + len(caps.Permitted) + len(caps.Inheritable) + len(caps.Ambient); n > 0 ||
+		!s.Process.NoNewPrivileges {
+		t.Errorf("it has %d capabilities, and may get more privileges: %t", n, !s.Process.NoNewPrivileges)
+	}
+	var own []string
+	for _, n := range s.Linux.Namespaces {
+		own = append(own, string(n.Type)+n.Path)
+	}
+	for _, want := range []string{"network", "pid", "mount", "ipc", "uts"} {
+		if !slices.Contains(own, want) {
+			t.Errorf("it has no %s namespace of its own: %q", want, own)
+		}
+	}
+	for _, m := range s.Mounts {
+		if m.Type == "bind" || strings.HasPrefix(m.Source, "/") {
+			t.Errorf("it has %s of the host", m.Source)
+		}
+	}
+	if len(s.Linux.Devices) > 0 || s.Linux.Resources.Devices[0].Allow || len(s.Linux.MaskedPaths) == 0 {
+		t.Errorf("it has devices, or sees all of /proc: %+v", s.Linux)
+	}
+	if s.Linux.CgroupsPath != "/cvmfs-graphdriver-test-test-1" {
+		t.Errorf("a control group would stay above %s", s.Linux.CgroupsPath)
+	}
+}
+
+func TestAnImageRunsAsItSays(t *testing.T) {
+	s := specOf(t, v1.Config{Cmd: []string{"/a", "b"}, User: "7:8", WorkingDir: "/w", Env: []string{"X=1"}},
+		Trial{Capabilities: FileCapabilities()})
+	p := s.Process
+	if strings.Join(p.Args, " ") != "/a b" || p.User.UID != 7 || p.User.GID != 8 || p.Cwd != "/w" ||
+		!slices.Contains(p.Env, "X=1") || !slices.Equal(p.Capabilities.Bounding, FileCapabilities()) {
+		t.Errorf("%+v", p)
+	}
+	if _, err := (Trial{Image: empty.Image}).options("id"); err == nil {
+		t.Error("an image without a command runs")
+	}
+}
+
+// What containerd, shims and runc say, and what is to be done about it.
+func TestErrorsEndWithWhatToDo(t *testing.T) {
+	for _, c := range []struct{ said, want string }{
+		{`start shim: exec: "containerd-shim-runc-v2": executable file not found in $PATH`, "install containerd anew"},
+		{`runtime "io.containerd.runc.v2" binary not installed "containerd-shim-runc-v2"`, "install containerd anew"},
+		{`retrieve OCI runtime error: exec: "runc": executable file not found in $PATH`, "runc is not in"},
+		{`write /var/lib/containerd/x: no space left on device`, "make room"},
+		{`unable to apply cgroup configuration: mkdir /sys/fs/cgroup/x: read-only file system`, "control group"},
+		{`unable to start container process: apply apparmor profile: no such file`, "AppArmor"},
+		{`unpack the test image with the snapshotter cvmfs: connection refused`, "journalctl -u cvmfs-snapshotter"},
+		{`context canceled`, ""},
+	} {
+		said, want := c.said, c.want
+		err := explain(errors.New(said))
+		if text, _ := strings.CutPrefix(err.Error(), said); !strings.Contains(text, want) || (want == "") != (text == "") {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if explain(nil) != nil || !errors.Is(explain(context.Canceled), context.Canceled) {
+		t.Error("it is another error then")
+	}
+}
+
+func TestTheBeginningOfWhatIsSaidIsKept(t *testing.T) {
+	var o output
+	for range 3 {
+		if n, err := o.Write([]byte(strings.Repeat("x", saidLimit/2+1))); n != saidLimit/2+1 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+	}
+	if len(o.String()) != saidLimit {
+		t.Errorf("%d bytes", len(o.String()))
+	}
+}
