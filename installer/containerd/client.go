@@ -116,7 +116,9 @@ func (c *Client) Serves(ctx context.Context, snapshotter string, cri bool) error
 }
 
 // in is a context for calls in a namespace.
-func in(ctx context.Context, namespace string) context.Context { return namespaces.WithNamespace(ctx, namespace) }
+func in(ctx context.Context, namespace string) context.Context {
+	return namespaces.WithNamespace(ctx, namespace)
+}
 
 // Uses returns what has its files from a snapshotter, for people and in their order: pods as "pod namespace/name", other
 // containers as "namespace/id", the namespace being containerd's. Where one of containerd's namespaces can't be asked,
