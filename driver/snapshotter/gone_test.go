@@ -18,10 +18,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/driver/layers/layerstest"
 	"cvmfs-graphdriver/driver/node"
-	"cvmfs-graphdriver/driver/view"
+	"cvmfs-graphdriver/driver/node/nodetest"
 	"cvmfs-graphdriver/internal/erofs"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
@@ -270,10 +269,7 @@ func TestAThinLayerIsCommittedOnALayerThatHasLeft(t *testing.T) {
 	must(t, err)
 	r.composer.Meta = filepath.Join(t.TempDir(), "meta")
 	must(t, os.WriteFile(r.composer.Meta, meta.Bytes(), 0o600))
-	// What a mount of content and the view of the image would show; not every kernel mounts these for a Prepare.
-	for _, dir := range []string{objectfs.Gate, objectfs.Data, filepath.Join(view.Folder, "key2", "diff")} {
-		must(t, os.MkdirAll(filepath.Join(r.cfg.Run, "fuse", dir), 0o755))
-	}
+	nodetest.Content(t, r.cfg, "key2/diff")
 	const key = "moby/7/extract-1 x"
 	mounts, err := r.Prepare(t.Context(), key, names[1])
 	must(t, err)

@@ -15,10 +15,12 @@ import (
 	"sync"
 	"testing"
 
+	"cvmfs-graphdriver/cvmfs/objectfs"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/driver/lockorder/lockordertest"
 	"cvmfs-graphdriver/driver/node"
+	"cvmfs-graphdriver/driver/view"
 	"cvmfs-graphdriver/internal/overlayfs"
 	"cvmfs-graphdriver/thin"
 )
@@ -38,6 +40,17 @@ func Config(t testing.TB, dir string, composer node.Composer) node.Config {
 		Watch: lockordertest.Watch(filepath.Join(root, "layers"), func(text string) {
 			t.Errorf("%s\n%s", text, debug.Stack())
 		}),
+	}
+}
+
+// Content makes the folders that a mount of content would show, and a folder of an image's view. Kernels before Linux
+// 6.18 mount these where others leave it to whoever starts the container.
+func Content(t testing.TB, cfg node.Config, shown string) {
+	t.Helper()
+	for _, dir := range []string{objectfs.Gate, objectfs.Data, filepath.Join(view.Folder, shown)} {
+		if err := os.MkdirAll(filepath.Join(cfg.Run, "fuse", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
