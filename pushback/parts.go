@@ -29,16 +29,16 @@ type upload struct {
 }
 
 // sendInParts puts content into a bucket in parts, with their checksums. It goes on with an upload of the same key that
-// was broken off, if the store lets us look for one: of the parts that it has, those with the right MD5 sum aren't sent
-// again. Nothing is left of other uploads of the key then.
+// was broken off, that with the most parts, if the store lets us look for one: of the parts that it has, those with the
+// right MD5 sum aren't sent again. Nothing is left of other uploads of the key then.
 func sendInParts(ctx context.Context, u upload, o minio.PutObjectOptions) error {
 	begun, err := u.begun(ctx)
 	found := err == nil
 	id, there := "", map[int]minio.ObjectPart{}
-	if len(begun) > 0 {
-		id = begun[len(begun)-1]
-		if there, err = u.parts(ctx, id); err != nil {
-			id = "" // it has come to its end, or isn't ours to look at
+	for _, one := range begun {
+		// One that can't be read has come to its end, or isn't ours to look at.
+		if parts, err := u.parts(ctx, one); err == nil && len(parts) >= len(there) {
+			id, there = one, parts
 		}
 	}
 	if id == "" {

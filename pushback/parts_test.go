@@ -60,8 +60,8 @@ func send(args []string) error {
 // largeContent is sent in two parts.
 func largeContent() string { return string(testutil.Sample(partSize + partSize/4)) }
 
-// A sender that is killed leaves an upload in parts behind. The next one goes on with it, and nothing of it, nor of an
-// older one, is left then.
+// A sender that is killed leaves an upload in parts behind. The next one goes on with it, and nothing of it, nor of
+// another one, is left then.
 func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
 	cache, err := engine.CacheDir()
 	if err != nil {
@@ -131,8 +131,8 @@ func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
 		t.Fatalf("it has sent the parts %v, and left the uploads %v", parts, broken)
 	}
 
-	older := minio.Core{Client: client}
-	if _, err := older.NewMultipartUpload(t.Context(), s3test.Bucket, broken[0], minio.PutObjectOptions{}); err != nil {
+	other := minio.Core{Client: client}
+	if _, err := other.NewMultipartUpload(t.Context(), s3test.Bucket, broken[0], minio.PutObjectOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	parts = nil
