@@ -303,17 +303,21 @@ func (s *second) do(ctx context.Context) error {
 // steps bring the host to what is wished for. Docker is told last: it starts on a snapshotter that containerd doesn't
 // know as well.
 func (s *second) steps(ctx context.Context) error {
-	for _, step := range []struct {
+	type step struct {
 		name string
 		do   func(context.Context) (Outcome, string, error)
-	}{
+	}
+	steps := []step{
 		{stepService, s.startService},
 		{stepContainerd, s.configure},
 		{stepServes, func(ctx context.Context) (Outcome, string, error) {
 			return Done, "", s.Containerd.Serves(ctx, SnapshotterName, s.CRI)
 		}},
-		{stepFile, s.tellDocker},
-	} {
+	}
+	if s.file != nil {
+		steps = append(steps, step{stepFile, s.tellDocker})
+	}
+	for _, step := range steps {
 		if err := s.step(ctx, step.name, step.do); err != nil {
 			return err
 		}

@@ -42,7 +42,12 @@ func (c *Client) Run(ctx context.Context, snapshotter string, t Trial) (said str
 	if err := c.Clear(ctx); err != nil {
 		return "", 0, err
 	}
-	defer func() { err = errors.Join(explain(err), c.Clear(context.WithoutCancel(ctx))) }() // also after Ctrl-C
+	defer func() { // also after Ctrl-C, which gRPC doesn't tell by the context's error
+		if err != nil && ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		err = errors.Join(explain(err), c.Clear(context.WithoutCancel(ctx)))
+	}()
 	ctx, _, err = c.api.WithLease(in(ctx, TestNamespace), leases.WithID(TestNamespace), leases.WithExpiration(heldFor))
 	if err != nil {
 		return "", 0, fmt.Errorf("have containerd hold %s: %w", t.Name, err)
