@@ -47,8 +47,8 @@ type Containerd interface {
 	Uses(ctx context.Context, snapshotter string) ([]string, error)
 	// Empty removes all snapshots of a snapshotter, children before parents.
 	Empty(ctx context.Context, snapshotter string) (removed int, err error)
-	// Run has an image unpacked by a snapshotter, runs it to its end, or for a while, and removes it all. It returns what
-	// was said and the exit code.
+	// Run has an image unpacked by a snapshotter, runs it to its end, or for a while, and removes it all. It returns
+	// what was said and the exit code.
 	Run(ctx context.Context, snapshotter string, t containerd.Trial) (said string, code int, err error)
 	// Clear removes what a run of an image has left that was killed.
 	Clear(ctx context.Context) error

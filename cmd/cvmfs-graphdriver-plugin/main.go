@@ -93,10 +93,11 @@ func inPlugin() bool {
 	return err == nil && info.IsDir()
 }
 
-// seen returns an error where nobody sees what is mounted in the folder that the engine shares with the plugin. An engine
-// that starts after a kill ends the plugin that has outlived it and starts the next one, and meanwhile takes off what is
-// mounted in the former one's folder, and the folder itself, which the next one may get unshared then (ADR 36). The
-// engine starts a plugin anew that ends, once it has done with the end of the former one, and shares the folder first.
+// seen returns an error where nobody sees what is mounted in the folder that the engine shares with the plugin. An
+// engine that starts after a kill ends the plugin that has outlived it and starts the next one, and meanwhile takes off
+// what is mounted in the former one's folder, and the folder itself, which the next one may get unshared then (ADR 36).
+// The engine starts a plugin anew that ends, once it has done with the end of the former one, and shares the folder
+// first.
 func seen(log *slog.Logger) error {
 	switch unseen, err := hostfs.Unseen(rootDir); {
 	case err != nil:

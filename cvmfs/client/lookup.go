@@ -122,8 +122,8 @@ func listing(c *catalog.Catalog, m mount, path string) ([]*Node, error) {
 	return nodes, nil
 }
 
-// find descends to the catalog that a path is in and hands it to fn, more than once if a copy on disk turns out damaged.
-// For a path that is a mount, inside chooses the nested catalog.
+// find descends to the catalog that a path is in and hands it to fn, more than once if a copy on disk turns out
+// damaged. For a path that is a mount, inside chooses the nested catalog.
 func (v *Revision) find(ctx context.Context, path string, inside bool,
 	fn func(c *catalog.Catalog, m mount) error,
 ) error {

@@ -19,8 +19,8 @@ type Place struct {
 	Beside *catalog.Entry // of the path with the suffix that was asked for; nil if there is none
 }
 
-// Places looks many folders up at once, and for each the path that is called as it is with a suffix. Each catalog on the
-// way is opened once. Those that begin at the folders themselves aren't asked for.
+// Places looks many folders up at once, and for each the path that is called as it is with a suffix. Each catalog on
+// the way is opened once. Those that begin at the folders themselves aren't asked for.
 func (v *Revision) Places(ctx context.Context, paths []string, suffix string) ([]Place, error) {
 	places := make([]Place, len(paths))
 	all := make([]int, len(paths))

@@ -347,8 +347,8 @@ func (c *Composer) resolve(ctx context.Context, chain []Layer) ([]part, error) {
 	return parts, nil
 }
 
-// folders finds the folders of layers of a repository. Those that are missing may have been published since the revision
-// at hand was fetched.
+// folders finds the folders of layers of a repository. Those that are missing may have been published since the
+// revision at hand was fetched.
 func (c *Composer) folders(ctx context.Context, fqrn string, layers []thin.Layer) ([]*folder, error) {
 	revision, places, err := c.places(ctx, fqrn, layers)
 	if err != nil {
@@ -377,7 +377,9 @@ func (c *Composer) folders(ctx context.Context, fqrn string, layers []thin.Layer
 }
 
 // places looks layers up in the revision at hand, or, where that lacks one, in the newest.
-func (c *Composer) places(ctx context.Context, fqrn string, layers []thin.Layer) (*client.Revision, []client.Place, error) {
+func (c *Composer) places(ctx context.Context, fqrn string, layers []thin.Layer) (
+	*client.Revision, []client.Place, error,
+) {
 	repository, err := c.cfg.Repositories.Repository(fqrn)
 	if err != nil {
 		return nil, nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -269,9 +270,7 @@ func (b *bench) state(ctx context.Context) (counts, error) {
 		return counts{}, fmt.Errorf("ask the node what it has fetched: %w", err)
 	}
 	var sum counts
-	for name, f := range st.Fetch {
-		b.fetched[name] = f
-	}
+	maps.Copy(b.fetched, st.Fetch)
 	for _, f := range b.fetched {
 		sum.Bytes += f.Bytes
 		sum.Requests += f.Requests

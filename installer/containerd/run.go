@@ -65,8 +65,8 @@ func (c *Client) Run(ctx context.Context, snapshotter string, t Trial) (said str
 	if err != nil {
 		return "", 0, fmt.Errorf("create a container of %s: %w", t.Name, err)
 	}
-	container, err := c.api.NewContainer(ctx, id, client.WithSnapshotter(snapshotter), client.WithNewSnapshot(id, image),
-		client.WithNewSpec(options...))
+	container, err := c.api.NewContainer(ctx, id, client.WithSnapshotter(snapshotter),
+		client.WithNewSnapshot(id, image), client.WithNewSpec(options...))
 	if err != nil {
 		return "", 0, fmt.Errorf("create a container of %s: %w", t.Name, err)
 	}
@@ -131,7 +131,9 @@ func (c *Client) putBlob(ctx context.Context, r io.Reader, sum digest.Digest, si
 func (c *Client) pipes() string { return filepath.Join(filepath.Dir(c.socket), TestNamespace) }
 
 // runTask runs what a container is made for. It may have ended or not when this returns.
-func (c *Client) runTask(ctx context.Context, container client.Container, name string) (said string, code int, err error) {
+func (c *Client) runTask(ctx context.Context, container client.Container, name string) (
+	said string, code int, err error,
+) {
 	if err := os.MkdirAll(c.pipes(), 0o700); err != nil {
 		return "", 0, err
 	}

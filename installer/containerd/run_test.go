@@ -33,8 +33,8 @@ func TestAContainerMayDoNothingThatItNeedNot(t *testing.T) {
 		t.Errorf("it runs %s", got)
 	}
 	caps := s.Process.Capabilities
-	if n := len(caps.Bounding) + len(caps.Effective) + len(caps.Permitted) + len(caps.Inheritable) + len(caps.Ambient); n > 0 ||
-		!s.Process.NoNewPrivileges {
+	all := [][]string{caps.Bounding, caps.Effective, caps.Permitted, caps.Inheritable, caps.Ambient}
+	if n := len(slices.Concat(all...)); n > 0 || !s.Process.NoNewPrivileges {
 		t.Errorf("it has %d capabilities, and may get more privileges: %t", n, !s.Process.NoNewPrivileges)
 	}
 	var own []string
@@ -86,7 +86,8 @@ func TestErrorsEndWithWhatToDo(t *testing.T) {
 	} {
 		said, want := c.said, c.want
 		err := explain(errors.New(said))
-		if text, _ := strings.CutPrefix(err.Error(), said); !strings.Contains(text, want) || (want == "") != (text == "") {
+		text, _ := strings.CutPrefix(err.Error(), said)
+		if !strings.Contains(text, want) || (want == "") != (text == "") {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}

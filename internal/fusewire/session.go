@@ -5,8 +5,8 @@ import (
 	"os"
 )
 
-// Session is a file system that this process has mounted and serves for as long as it is mounted: no other process takes
-// it over.
+// Session is a file system that this process has mounted and serves for as long as it is mounted: no other process
+// takes it over.
 type Session struct {
 	dir    string
 	device *os.File

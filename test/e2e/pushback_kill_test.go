@@ -85,8 +85,8 @@ type gate struct {
 	done bool // the service has said that a layer is published
 }
 
-// arm has a function called at the next such step. It returns what reports whether that was reached, and waits until the
-// function has returned: whoever asked may be gone before.
+// arm has a function called at the next such step. It returns what reports whether that was reached, and waits until
+// the function has returned: whoever asked may be gone before.
 func (g *gate) arm(step string, do func()) (reached func() bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -234,8 +234,8 @@ func (p *pushes) through() *gate {
 	return g
 }
 
-// says fails the test if a container of an image doesn't say something. It may have to be run again: of the ends of those
-// that end before an engine listens to a new containerd it never hears.
+// says fails the test if a container of an image doesn't say something. It may have to be run again: of the ends of
+// those that end before an engine listens to a new containerd it never hears.
 func (p *pushes) says(image, want string) {
 	p.Helper()
 	var got string

@@ -37,7 +37,7 @@ func TestTheNewestEngine(t *testing.T) {
 	stays(t)
 	const content = "a is back"
 	want(t, reads, content)
-	for _, service := range strings.Fields(services) {
+	for service := range strings.FieldsSeq(services) {
 		sh(t, "systemctl kill --kill-whom=main --signal=KILL "+service)
 		eventually(t, "systemctl is-active "+services+" || true", "active\nactive\nactive")
 		eventually(t, driver, "cvmfs")

@@ -3,6 +3,7 @@ package scale
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -167,9 +168,7 @@ func (p *ownProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		})
 	}
 	a := found.(*answer)
-	for name, values := range a.header {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), a.header)
 	w.WriteHeader(a.code)
 	w.Write(a.body) // who has gone needs nothing
 }
