@@ -59,13 +59,17 @@ type bench struct {
 	Config
 	info    system.Info
 	result  *Result
-	pulled  map[string]bool         // images that are here because of the comparison, or may be
 	fetched map[string]status.Fetch // by repository, as last seen
+	ids     map[string]string       // by the names of the images
+	// images that are here because of the comparison, or may be, by their names: the IDs of those that were here before
+	pulled map[string]map[string]bool
 }
 
 // Run compares two images. What it has pulled is removed, however it ends.
 func Run(ctx context.Context, c Config) (_ *Result, err error) {
-	b := &bench{Config: c, pulled: map[string]bool{}, fetched: map[string]status.Fetch{}}
+	b := &bench{
+		Config: c, fetched: map[string]status.Fetch{}, ids: map[string]string{}, pulled: map[string]map[string]bool{},
+	}
 	names := map[Form]*string{Ordinary: &b.Ordinary, Thin: &b.Thin}
 	for form, name := range names {
 		if *name, err = full(*name); err != nil {
@@ -156,7 +160,7 @@ func (b *bench) name(form Form) string {
 // look brings the thin image once, to see that it is one, and what was fetched of its repositories before.
 func (b *bench) look(ctx context.Context) error {
 	b.Tell("look at " + b.Thin)
-	if _, err := b.pull(ctx, b.Thin); err != nil {
+	if _, _, err := b.pull(ctx, b.Thin); err != nil {
 		return err
 	}
 	key, err := b.Node.ImageKey(ctx, b.Thin)
@@ -177,12 +181,11 @@ func (b *bench) sample(ctx context.Context, form Form) (s *Sample, err error) {
 	if err != nil {
 		return nil, err
 	}
-	begin := time.Now()
-	here, err := b.pull(ctx, name)
+	took, here, err := b.pull(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	s.Pull = time.Since(begin).Seconds()
+	s.Pull = took
 	key, err := b.Node.ImageKey(ctx, name)
 	if thin := err == nil; thin != (form == Thin) {
 		if thin {
@@ -220,16 +223,60 @@ func (b *bench) sample(ctx context.Context, form Form) (s *Sample, err error) {
 	return s, b.remove(ctx, name, key)
 }
 
-// pull brings an image, and returns the layers that were here already, by the beginnings of their digests.
-func (b *bench) pull(ctx context.Context, name string) (here map[string]bool, err error) {
-	b.pulled[name] = true
+// pull brings an image that isn't here. It returns how many seconds that took, and the layers that were here already, by
+// the beginnings of their digests.
+func (b *bench) pull(ctx context.Context, name string) (took float64, here map[string]bool, err error) {
+	if err := b.absent(ctx, name); err != nil { // somebody else may have pulled it meanwhile
+		return 0, nil, err
+	}
+	images, err := b.Engine.Client().ImageList(ctx, image.ListOptions{All: true})
+	if err != nil {
+		return 0, nil, fmt.Errorf("ask the engine for its images: %w", err)
+	}
+	b.pulled[name] = map[string]bool{}
+	for _, i := range images {
+		b.pulled[name][i.ID] = true
+	}
 	here = map[string]bool{}
+	begin := time.Now()
 	err = b.Engine.Pull(ctx, name, func(layer, becomes string) {
 		if _, told := here[layer]; !told { // a layer that occurs twice is there the second time
 			here[layer] = strings.EqualFold(becomes, "already exists")
 		}
 	})
-	return here, explainFull(err)
+	took = time.Since(begin).Seconds()
+	if err != nil {
+		return 0, nil, explainFull(err)
+	}
+	found, err := b.inspect(ctx, name)
+	if err != nil {
+		return 0, nil, err
+	}
+	if former := b.ids[name]; former != "" && former != found.ID {
+		return 0, nil, fmt.Errorf("the registry has another image by the name %s since the comparison began: name it by "+
+			"its digest", name)
+	}
+	b.ids[name] = found.ID
+	return took, here, nil
+}
+
+// inspect returns an image that was pulled here. It is an error if the engine had it before by another name, or by none:
+// it can't be started from cold, and isn't ours to remove, not even by its new name alone, with which an engine also
+// removes an image that only digests of the same repository name.
+func (b *bench) inspect(ctx context.Context, name string) (found image.InspectResponse, err error) {
+	found, err = b.Engine.Client().ImageInspect(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return found, err
+	}
+	if err != nil {
+		return found, fmt.Errorf("ask the engine for image %s: %w", name, err)
+	}
+	if b.pulled[name][found.ID] {
+		delete(b.pulled, name)
+		return found, fmt.Errorf("image %s was on this host before, as %s: it can't be started from cold. It stays, and has "+
+			"this name now, too", name, found.ID)
+	}
+	return found, nil
 }
 
 // explainFull adds the remedy to the error of an engine that has no room left; errors of engines are texts.
@@ -296,7 +343,10 @@ const (
 // remove removes an image that was pulled here, and waits until the node has let go of it. key is "" for an ordinary
 // image.
 func (b *bench) remove(ctx context.Context, name, key string) error {
-	_, err := b.Engine.Client().ImageRemove(ctx, name, image.RemoveOptions{PruneChildren: true})
+	_, err := b.inspect(ctx, name)
+	if err == nil {
+		_, err = b.Engine.Client().ImageRemove(ctx, name, image.RemoveOptions{PruneChildren: true})
+	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove image %s, which was pulled for the comparison: %w", name, err)
 	}
@@ -308,7 +358,7 @@ func (b *bench) remove(ctx context.Context, name, key string) error {
 	defer cancel()
 	for last := int64(-1); ; {
 		st, err := b.Node.State(waiting)
-		if err != nil && waiting.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("ask the node whether image %s has gone: %w", name, err)
 		}
 		named := slices.ContainsFunc(st.Store.Images, func(i status.Image) bool { return i.Key == key })

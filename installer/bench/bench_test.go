@@ -1,10 +1,12 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -37,6 +39,7 @@ type host struct {
 
 	mu         sync.Mutex
 	images     map[string]bool
+	ids        map[string]string        // of images, by name; of others it is made of the name
 	containers map[string]chan struct{} // closed when it is removed
 	removed    []string
 	pulls      int
@@ -46,11 +49,13 @@ type host struct {
 	says       string
 	code       int64
 	stays      bool
+	meanwhile  string // image that somebody pulls when the first container of the other one is removed
+	moves      bool   // each pull brings another image
 }
 
 func newHost(t *testing.T) *host {
 	h := &host{
-		t: t, socket: filepath.Join(t.TempDir(), "e"), images: map[string]bool{},
+		t: t, socket: filepath.Join(t.TempDir(), "e"), images: map[string]bool{}, ids: map[string]string{},
 		containers: map[string]chan struct{}{}, says: "hello\nready to serve\n",
 	}
 	l, err := net.Listen("unix", h.socket)
@@ -84,6 +89,8 @@ func (h *host) State(context.Context) (st status.Node, err error) {
 	return st, nil
 }
 
+func (h *host) id(name string) string { return cmp.Or(h.ids[name], "sha256:"+name) }
+
 func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Api-Version", "1.41")
 	path := strings.Trim(strings.TrimPrefix(r.URL.Path, "/v1.41"), "/")
@@ -106,16 +113,25 @@ func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		h.images[ref] = true
+		if h.moves {
+			h.ids[ref] = fmt.Sprint("sha256:", h.pulls)
+		}
 		if ref == thinName {
 			h.requests += 5
 		}
 		fmt.Fprint(w, `{"id":"0123456789ab","status":"Pull complete"}`)
+	case what == "GET images/json":
+		var all []image.Summary
+		for name := range h.images {
+			all = append(all, image.Summary{ID: h.id(name)})
+		}
+		json.NewEncoder(w).Encode(all)
 	case strings.HasPrefix(what, "GET images/"):
 		if !h.images[name] {
 			missing()
 			return
 		}
-		json.NewEncoder(w).Encode(image.InspectResponse{ID: "sha256:1", Size: 100, Os: "linux", Architecture: "amd64"})
+		json.NewEncoder(w).Encode(image.InspectResponse{ID: h.id(name), Size: 100, Os: "linux", Architecture: "amd64"})
 	case strings.HasPrefix(what, "DELETE images/"):
 		delete(h.images, name)
 		fmt.Fprint(w, `[]`)
@@ -164,6 +180,9 @@ func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		close(h.containers[id])
 		delete(h.containers, id)
 		h.removed = append(h.removed, id)
+		if h.meanwhile != "" {
+			h.images[h.meanwhile] = true
+		}
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		h.t.Errorf("asked for %s", what)
@@ -248,6 +267,7 @@ func TestAStartIsReadyByALineOrAPort(t *testing.T) {
 		"another exit code":     {false, 7, Start{}, `exit code 7 and said "hello\nready to serve"`},
 		"no line":               {false, 0, Start{Line: "never"}, `without writing "never"`},
 		"neither line nor end":  {true, 0, Start{Line: "never", Within: 50 * time.Millisecond}, "--until-line"},
+		"the host's own port":   {true, 0, Start{Port: port, Network: "host"}, "something else answers"},
 		"no end, and no reason": {true, 0, Start{Within: 50 * time.Millisecond}, "wasn't ready within 50ms"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -270,6 +290,75 @@ func TestWhatOthersHaveIsLeftAlone(t *testing.T) {
 	}
 	if !h.images[thinName] || h.pulls > 0 {
 		t.Errorf("it is touched: %v, %d pulls", h.images, h.pulls)
+	}
+}
+
+// An engine pulls nothing that it has by another name, and its name isn't all that goes when that is removed.
+func TestWhatIsHereByAnotherNameStays(t *testing.T) {
+	for _, name := range []string{ordinaryName, thinName} {
+		h := newHost(t)
+		h.images["other"] = true
+		h.ids["other"], h.ids[name] = "sha256:1", "sha256:1"
+		if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "before, as sha256:1") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !h.images["other"] || !h.images[name] {
+			t.Errorf("%s: it is touched: %v", name, h.images)
+		}
+	}
+}
+
+func TestWhatIsPulledMeanwhileStays(t *testing.T) {
+	h := newHost(t)
+	h.meanwhile = ordinaryName
+	if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "somebody") {
+		t.Error(err)
+	}
+	if !h.images[ordinaryName] || len(h.images) > 1 {
+		t.Errorf("images are %v", h.images)
+	}
+}
+
+func TestAMovedTagEndsAComparison(t *testing.T) {
+	h := newHost(t)
+	h.moves = true
+	if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "by its digest") {
+		t.Error(err)
+	}
+	h.nothingLeft()
+}
+
+func TestALineIsFoundWhereverItIsCut(t *testing.T) {
+	for _, c := range []struct {
+		pieces []string
+		want   bool
+	}{
+		{[]string{"x re", "a", "dy y"}, true},
+		{[]string{"ready"}, true},
+		{[]string{"rea\n", "dy\n"}, false},
+		{[]string{strings.Repeat("\x00", 1<<20), "rready"}, true},
+		{[]string{"ead", "y"}, false},
+	} {
+		o := newOutput("ready")
+		s := &stream{o: o}
+		for _, p := range c.pieces {
+			if n, err := io.WriteString(s, p); n != len(p) || err != nil {
+				t.Fatal(n, err)
+			}
+			if len(s.last) >= len("ready") || o.text.Len() > saidLimit {
+				t.Errorf("%d bytes are kept to look in, %d to tell", len(s.last), o.text.Len())
+			}
+		}
+		select {
+		case <-o.seen:
+			if !c.want {
+				t.Errorf("%.20q is found", c.pieces)
+			}
+		default:
+			if c.want {
+				t.Errorf("%.20q isn't found", c.pieces)
+			}
+		}
 	}
 }
 

@@ -1,7 +1,7 @@
 package bench
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +45,9 @@ func (b *bench) run(ctx context.Context, image string) (seconds float64, err err
 		defer cancel()
 		err = errors.Join(err, b.Engine.RemoveContainer(cleaning, name))
 	}()
+	if err := b.free(ctx); err != nil {
+		return 0, fmt.Errorf("run %s: %w", image, err)
+	}
 	late := fmt.Errorf("it wasn't ready within %v: give it longer by --within, and say by --until-line or --until-port "+
 		"when a program is ready that doesn't end", b.Start.Within)
 	running, cancel := context.WithTimeoutCause(ctx, b.Start.Within, late)
@@ -105,6 +107,22 @@ func (b *bench) start(ctx context.Context, image, name string) error {
 	}
 }
 
+// free makes sure that nobody else answers at the port that is waited for, if it is this host's.
+func (b *bench) free(ctx context.Context) error {
+	if b.Start.Port == 0 || !container.NetworkMode(b.Start.Network).IsHost() {
+		return nil
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", netip.AddrPortFrom(loopback, b.Start.Port).String())
+	if err != nil {
+		return ctx.Err()
+	}
+	c.Close() // nothing was said
+	return fmt.Errorf("something else answers at port %d of this host: choose another network by --network", b.Start.Port)
+}
+
+// loopback is where a container in the host's network is reached.
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
 // answers returns when a container's port can be connected to.
 func (b *bench) answers(ctx context.Context, name string) error {
 	c, err := b.Engine.Client().ContainerInspect(ctx, name)
@@ -115,7 +133,7 @@ func (b *bench) answers(ctx context.Context, name string) error {
 	if !addr.IsValid() {
 		return fmt.Errorf("the container has no address in network %s: name another one by --network", b.Start.Network)
 	}
-	to := net.JoinHostPort(addr.String(), strconv.Itoa(int(b.Start.Port)))
+	to := netip.AddrPortFrom(addr, b.Start.Port).String()
 	for {
 		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", to)
 		if err == nil {
@@ -133,7 +151,7 @@ func (b *bench) answers(ctx context.Context, name string) error {
 // address is where a container is reached from this host.
 func address(c *container.InspectResponse) netip.Addr {
 	if c.HostConfig != nil && c.HostConfig.NetworkMode.IsHost() {
-		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		return loopback
 	}
 	if c.NetworkSettings == nil {
 		return netip.Addr{}
@@ -155,7 +173,7 @@ type output struct {
 	over chan struct{} // closed when it has said all
 
 	mu   sync.Mutex
-	text strings.Builder
+	text strings.Builder // the first of it
 }
 
 func newOutput(line string) *output {
@@ -165,32 +183,33 @@ func newOutput(line string) *output {
 // read reads both outputs of a container, which has no terminal, to their end.
 func (o *output) read(from io.Reader) {
 	defer close(o.over)
-	r, w := io.Pipe()
-	var lines sync.WaitGroup
-	lines.Go(func() {
-		for b := bufio.NewReader(r); ; {
-			line, err := b.ReadString('\n')
-			o.add(line)
-			if err != nil {
-				return
-			}
-		}
-	})
-	_, err := stdcopy.StdCopy(w, w, from)
-	w.CloseWithError(err)
-	lines.Wait()
+	_, _ = stdcopy.StdCopy(&stream{o: o}, &stream{o: o}, from) // what breaks it off, breaks off the start as well
 }
 
-func (o *output) add(line string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if room := saidLimit - o.text.Len(); room > 0 {
-		o.text.WriteString(line[:min(room, len(line))])
+// stream is one of a program's outputs.
+type stream struct {
+	o    *output
+	last []byte // the end of what was written, which may begin what is looked for
+}
+
+// Write looks for what is to be said. It keeps no whole line: a program may write as much as it likes without an end.
+func (s *stream) Write(b []byte) (int, error) {
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	if room := saidLimit - s.o.text.Len(); room > 0 {
+		s.o.text.Write(b[:min(room, len(b))])
 	}
-	if o.line != "" && strings.Contains(line, o.line) {
-		close(o.seen)
-		o.line = ""
+	if s.o.line == "" {
+		return len(b), nil
 	}
+	s.last = append(s.last, b...)
+	if bytes.Contains(s.last, []byte(s.o.line)) {
+		close(s.o.seen)
+		s.o.line, s.last = "", nil
+		return len(b), nil
+	}
+	s.last = append(s.last[:0], s.last[max(0, len(s.last)-len(s.o.line)+1):]...)
+	return len(b), nil
 }
 
 // lastWords is how long the end of what a program said may take to arrive after the program's own end.
