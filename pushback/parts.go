@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 )
@@ -18,6 +19,8 @@ const (
 	partSize = 16 << 20
 	// maxParts is how many parts S3 takes.
 	maxParts = 10000
+	// abortWait bounds how long uploads are aborted.
+	abortWait = 10 * time.Second
 )
 
 // upload is one in parts.
@@ -30,7 +33,8 @@ type upload struct {
 
 // sendInParts puts content into a bucket in parts, with their checksums. It goes on with an upload of the same key that
 // was broken off, that with the most parts, if the store lets us look for one: of the parts that it has, those with the
-// right MD5 sum aren't sent again. Nothing is left of other uploads of the key then.
+// right MD5 sum aren't sent again. Nothing is left of other uploads of the key then. Who sends the same at the same time
+// may go on with this upload, or end it: the error has the code NoSuchUpload then.
 func sendInParts(ctx context.Context, u upload, o minio.PutObjectOptions) error {
 	begun, err := u.begun(ctx)
 	found := err == nil
@@ -41,24 +45,48 @@ func sendInParts(ctx context.Context, u upload, o minio.PutObjectOptions) error 
 			id, there = one, parts
 		}
 	}
+	if id != "" {
+		err = u.send(ctx, id, there, o)
+		if makesNothing(err) { // nor would it the next time
+			id = ""
+		}
+	}
 	if id == "" {
 		if id, err = u.store.NewMultipartUpload(ctx, u.bucket, u.key, o); err != nil {
 			return err
 		}
+		err = u.send(ctx, id, nil, o)
 	}
-	if err := u.send(ctx, id, there, o); err != nil {
+	if err != nil {
 		if !found { // the next try wouldn't find it either
-			err = errors.Join(err, u.store.AbortMultipartUpload(context.WithoutCancel(ctx), u.bucket, u.key, id))
+			err = errors.Join(err, u.abort(ctx, id))
 		}
 		return err
 	}
-	for _, other := range begun {
-		if other != id {
-			// One that can't be ended is the store's to remove, and harms nobody.
-			_ = u.store.AbortMultipartUpload(ctx, u.bucket, u.key, other)
-		}
-	}
+	// One that can't be ended is the store's to remove, and harms nobody.
+	_ = u.abort(ctx, slices.DeleteFunc(begun, func(other string) bool { return other == id })...)
 	return nil
+}
+
+// makesNothing reports whether a store won't make an object of the parts that it says it has.
+func makesNothing(err error) bool {
+	return refuses(err, minio.InvalidPart, minio.InvalidPartOrder, minio.EntityTooSmall)
+}
+
+// refuses reports whether a store's error is of one of these codes.
+func refuses(err error, codes ...string) bool {
+	said, ok := errors.AsType[minio.ErrorResponse](err)
+	return ok && slices.Contains(codes, said.Code)
+}
+
+// abort ends uploads, also after ctx, and doesn't wait for long: a container may be paused meanwhile.
+func (u *upload) abort(ctx context.Context, ids ...string) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortWait)
+	defer cancel()
+	for _, id := range ids {
+		err = errors.Join(err, u.store.AbortMultipartUpload(ctx, u.bucket, u.key, id))
+	}
+	return err
 }
 
 // begun returns the uploads of the key that are neither completed nor aborted, the latest last.

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/minio/minio-go/v7"
@@ -60,9 +61,12 @@ func send(args []string) error {
 // largeContent is sent in two parts.
 func largeContent() string { return string(testutil.Sample(partSize + partSize/4)) }
 
-// A sender that is killed leaves an upload in parts behind. The next one goes on with it, and nothing of it, nor of
-// another one, is left then.
-func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
+// storeBehind starts a store for a rig, with its bucket and a front before it. The front answers what before returns false
+// for, and the store the rest.
+func storeBehind(t *testing.T, r *rig, before func(w http.ResponseWriter, q *http.Request, store http.Handler) bool) (
+	client *minio.Client,
+) {
+	t.Helper()
 	cache, err := engine.CacheDir()
 	if err != nil {
 		t.Fatal(err)
@@ -76,15 +80,42 @@ func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
 	}
 	address := testutil.ClosedAddress(t, "127.0.0.1")
 	s3test.Start(t, program, address)
-	r := newRig(t, "unknown", "unknown", "done")
 	r.service.byStore = true
+	store := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if before(w, q, store) {
+			store.ServeHTTP(w, q)
+		}
+	}))
+	t.Cleanup(front.Close)
+	r.settings.Host = strings.TrimPrefix(front.URL, "http://")
+	client, err = r.settings.client()
+	if err == nil {
+		err = client.MakeBucket(t.Context(), s3test.Bucket, minio.MakeBucketOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
 
+// partOf returns the number of the part that a request sends, "" of any other.
+func partOf(q *http.Request) string {
+	if q.Method != http.MethodPut {
+		return ""
+	}
+	return q.URL.Query().Get("partNumber")
+}
+
+// A sender that is killed leaves an upload in parts behind. The next one goes on with it, and nothing of it, nor of
+// another one, is left then.
+func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
+	r := newRig(t, "unknown", "unknown", "done")
 	var mu sync.Mutex
 	var parts []string // that were sent, by their numbers
 	var sender *exec.Cmd
-	store := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: address})
-	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if n := q.URL.Query().Get("partNumber"); q.Method == http.MethodPut && n != "" {
+	client := storeBehind(t, r, func(_ http.ResponseWriter, q *http.Request, _ http.Handler) bool {
+		if n := partOf(q); n != "" {
 			mu.Lock()
 			parts = append(parts, n)
 			killed := n == "2" && len(parts) == 2
@@ -96,17 +127,8 @@ func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
 				panic(http.ErrAbortHandler) // net/http's way to close the connection without an answer
 			}
 		}
-		store.ServeHTTP(w, q)
-	}))
-	t.Cleanup(front.Close)
-	r.settings.Host = strings.TrimPrefix(front.URL, "http://")
-	client, err := r.settings.client()
-	if err == nil {
-		err = client.MakeBucket(t.Context(), s3test.Bucket, minio.MakeBucketOptions{})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+		return true
+	})
 
 	sender = exec.Command(os.Args[0])
 	sender.Env = append(os.Environ(), senderVariable+"="+strings.Join([]string{
@@ -157,5 +179,72 @@ func TestAKilledUploadInPartsIsGoneOnWith(t *testing.T) {
 	}
 	if info, err := o.Stat(); err != nil || info.UserMetadata["Node"] != "node7" {
 		t.Errorf("the object is %+v, %v", info, err)
+	}
+}
+
+// failsWith answers a request as a store does that refuses it.
+func failsWith(w http.ResponseWriter, status int, code string) bool {
+	w.WriteHeader(status)
+	fmt.Fprintf(w, "<Error><Code>%s</Code><Message>no</Message></Error>", code)
+	return false
+}
+
+// completes reports whether a request is to make an object of an upload's parts.
+func completes(q *http.Request) bool {
+	return q.Method == http.MethodPost && q.URL.Query().Get("uploadId") != ""
+}
+
+// Of two that send the same layer, one completes the upload that the other one is at.
+func TestAnUploadThatAnotherSenderHasCompletedIsSent(t *testing.T) {
+	r := newRig(t, "unknown", "unknown", "done")
+	var parts atomic.Int32
+	storeBehind(t, r, func(w http.ResponseWriter, q *http.Request, store http.Handler) bool {
+		if partOf(q) != "" {
+			parts.Add(1)
+		}
+		if !completes(q) {
+			return true
+		}
+		store.ServeHTTP(httptest.NewRecorder(), q)
+		return failsWith(w, http.StatusNotFound, minio.NoSuchUpload)
+	})
+	if _, err := r.push(largeContent()); err != nil {
+		t.Fatal(err)
+	}
+	if n := parts.Load(); n != 2 {
+		t.Errorf("%d parts were sent", n)
+	}
+}
+
+// A store may have lost of an upload what it says it has: it isn't gone on with for ever.
+func TestAnUploadThatMakesNoObjectIsBegunAnew(t *testing.T) {
+	r := newRig(t, "unknown", "unknown", "unknown", "done")
+	var broken, parts atomic.Value // the first upload's id, and the parts sent after it
+	parts.Store("")
+	client := storeBehind(t, r, func(w http.ResponseWriter, q *http.Request, _ http.Handler) bool {
+		if n := partOf(q); n != "" {
+			parts.Store(parts.Load().(string) + n)
+		}
+		if !completes(q) {
+			return true
+		}
+		id := q.URL.Query().Get("uploadId")
+		if broken.CompareAndSwap(nil, id) || broken.Load() == id {
+			return failsWith(w, http.StatusBadRequest, minio.InvalidPart)
+		}
+		return true
+	})
+	if _, err := r.push(largeContent()); err == nil || !strings.Contains(err.Error(), "bucket") {
+		t.Fatalf("a new upload of which the store makes nothing: %v", err)
+	}
+	parts.Store("")
+	if _, err := r.push(largeContent()); err != nil {
+		t.Fatal(err)
+	}
+	if sent := parts.Load(); sent != "12" {
+		t.Errorf("the parts %s were sent", sent)
+	}
+	for l := range client.ListIncompleteUploads(t.Context(), s3test.Bucket, "", true) {
+		t.Errorf("an upload is left: %+v", l)
 	}
 }

@@ -337,9 +337,18 @@ func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, 
 	if l.Size <= partSize {
 		_, err = client.PutObject(ctx, s.Bucket, s.key(l.Digest), io.NewSectionReader(archive, 0, l.Size), l.Size, o)
 	} else {
-		err = sendInParts(ctx, upload{
+		u := upload{
 			minio.Core{Client: client}, s.Bucket, s.key(l.Digest), archive, l.Size, max(partSize, l.Size/maxParts+1),
-		}, o)
+		}
+		err = sendInParts(ctx, u, o)
+		if refuses(err, minio.NoSuchUpload) {
+			// Another sender of the same layer has completed it, or this one without having heard of it.
+			there, failed := client.StatObject(ctx, s.Bucket, s.key(l.Digest), minio.StatObjectOptions{})
+			if !again && failed == nil && there.Size == l.Size {
+				return nil
+			}
+			err = sendInParts(ctx, u, o)
+		}
 	}
 	if err != nil {
 		return failed(err)
