@@ -1,6 +1,8 @@
 package graphdriver_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,6 +113,22 @@ func TestLayersOnTmpfs(t *testing.T) {
 	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	if status, err := initOn(t, dir); err != nil || status["Backing Filesystem"] != "tmpfs" {
 		t.Errorf("%v, %v", status, err)
+	}
+}
+
+// One that was killed while it looked who sees its mounts has left something mounted, where the next one has to begin.
+func TestAProbeOfAKilledPluginIsTakenOff(t *testing.T) {
+	testutil.NeedRoot(t)
+	dir := t.TempDir()
+	probe := filepath.Join(dir, "m", ".new-1") // in the folder of all that is kept
+	must(t, os.MkdirAll(probe, 0o700))
+	must(t, unix.Mount("tmpfs", probe, "tmpfs", 0, "size=4k"))
+	t.Cleanup(func() { unix.Unmount(probe, unix.MNT_DETACH) }) // it isn't mounted where all went well
+	if _, err := initOn(t, dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(probe); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
 	}
 }
 

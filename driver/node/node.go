@@ -401,13 +401,21 @@ func (n *Node) checkLayout() error {
 }
 
 // sweep removes what a former life left unfinished: temporary names begin with a dot, and views were mounted for it
-// alone.
+// alone. On a temporary folder something may be mounted, which was to tell who sees it (hostfs.Unseen).
 func (n *Node) sweep() error {
-	if err := durable.Sweep(n.cfg.Root); err != nil {
+	entries, err := os.ReadDir(n.cfg.Root)
+	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(n.Path("state"))
-	if err != nil {
+	for _, e := range entries {
+		if durable.IsTemporary(e.Name()) {
+			err = errors.Join(err, n.cfg.Kernel.Unmount(n.Path(e.Name())))
+		}
+	}
+	if err := errors.Join(err, durable.Sweep(n.cfg.Root)); err != nil {
+		return err
+	}
+	if entries, err = os.ReadDir(n.Path("state")); err != nil {
 		return err
 	}
 	for _, e := range entries {
