@@ -10,15 +10,19 @@ import (
 	"testing"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // fakeContainerd answers what a client asks.
@@ -26,6 +30,9 @@ type fakeContainerd struct {
 	containers map[string][]*containersapi.Container // by namespace
 	plugins    []*introspectionapi.Plugin
 	usage      error // the snapshotter's, for a snapshot that it hasn't got
+
+	images, leases map[string]bool // of the namespace of images that are run
+	uncollected    bool            // whether something has gone from it since the last collection
 }
 
 type (
@@ -39,6 +46,14 @@ type (
 	}
 	pluginsOf struct {
 		introspectionapi.UnimplementedIntrospectionServer
+		*fakeContainerd
+	}
+	imagesOf struct {
+		imagesapi.UnimplementedImagesServer
+		*fakeContainerd
+	}
+	leasesOf struct {
+		leasesapi.UnimplementedLeasesServer
 		*fakeContainerd
 	}
 	snapshotsOf struct {
@@ -88,6 +103,48 @@ func (s snapshotsOf) List(*snapshotsapi.ListSnapshotsRequest, snapshotsapi.Snaps
 	return nil
 }
 
+// Delete refuses a namespace with something in it.
+func (s namespacesOf) Delete(_ context.Context, r *namespacesapi.DeleteNamespaceRequest) (*emptypb.Empty, error) {
+	if r.Name != TestNamespace || len(s.containers[r.Name])+len(s.images)+len(s.leases) > 0 || s.uncollected {
+		return nil, errgrpc.ToGRPC(errdefs.ErrFailedPrecondition)
+	}
+	delete(s.containers, r.Name)
+	return &emptypb.Empty{}, nil
+}
+
+func (s imagesOf) List(context.Context, *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
+	answer := &imagesapi.ListImagesResponse{}
+	for name := range s.images {
+		answer.Images = append(answer.Images, &imagesapi.Image{Name: name, Target: &types.Descriptor{}})
+	}
+	return answer, nil
+}
+
+func (s imagesOf) Delete(_ context.Context, r *imagesapi.DeleteImageRequest) (*emptypb.Empty, error) {
+	delete(s.images, r.Name)
+	s.uncollected = true
+	return &emptypb.Empty{}, nil
+}
+
+func (s leasesOf) List(context.Context, *leasesapi.ListRequest) (*leasesapi.ListResponse, error) {
+	answer := &leasesapi.ListResponse{}
+	for id := range s.leases {
+		answer.Leases = append(answer.Leases, &leasesapi.Lease{ID: id})
+	}
+	return answer, nil
+}
+
+func (s leasesOf) Create(_ context.Context, r *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
+	s.leases[r.ID] = true
+	return &leasesapi.CreateResponse{Lease: &leasesapi.Lease{ID: r.ID}}, nil
+}
+
+func (s leasesOf) Delete(_ context.Context, r *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
+	delete(s.leases, r.ID)
+	s.uncollected = !r.Sync
+	return &emptypb.Empty{}, nil
+}
+
 // connect is a client of a containerd that ends with the test.
 func (f *fakeContainerd) connect(t *testing.T) *Client {
 	t.Helper()
@@ -98,6 +155,8 @@ func (f *fakeContainerd) connect(t *testing.T) *Client {
 	containersapi.RegisterContainersServer(server, containersOf{fakeContainerd: f})
 	namespacesapi.RegisterNamespacesServer(server, namespacesOf{fakeContainerd: f})
 	introspectionapi.RegisterIntrospectionServer(server, pluginsOf{fakeContainerd: f})
+	imagesapi.RegisterImagesServer(server, imagesOf{fakeContainerd: f})
+	leasesapi.RegisterLeasesServer(server, leasesOf{fakeContainerd: f})
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotsOf{fakeContainerd: f})
 	go func() { _ = server.Serve(listener) }() // until it is stopped
 	t.Cleanup(server.Stop)

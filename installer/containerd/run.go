@@ -32,6 +32,7 @@ const (
 	runWait   = 30 * time.Second // for a container to end; one that hasn't then has been seen to run
 	outWait   = 10 * time.Second // for the last of what one said that has ended
 	heldFor   = time.Hour        // what was made is held, if nobody removes it
+	clearWait = 5 * time.Minute  // for its removal: containerd's collection also takes what others have let go of
 	saidLimit = 64 << 10         // bytes that are kept of what a container says
 )
 
@@ -201,15 +202,15 @@ func (o *output) await(pipes cio.IO) {
 
 // Clear removes the namespace of images that are run, with all that is in it.
 func (c *Client) Clear(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(in(ctx, TestNamespace), callWait)
+	ctx, cancel := context.WithTimeout(in(ctx, TestNamespace), clearWait)
 	defer cancel()
 	err := c.clear(ctx)
 	if err == nil {
 		err = os.RemoveAll(c.pipes())
 	}
 	if err != nil {
-		return fmt.Errorf("remove containerd's namespace %s, in which images are run to test them: %w (the next run tries again)",
-			TestNamespace, err)
+		return fmt.Errorf("remove containerd's namespace %s, in which images are run to test them: %w (the next run "+
+			"tries again)", TestNamespace, err)
 	}
 	return nil
 }
@@ -233,6 +234,15 @@ func (c *Client) clear(ctx context.Context) error {
 		}
 		if err := notThere(container.Delete(ctx)); err != nil {
 			return fmt.Errorf("remove the container %s: %w", container.ID(), err)
+		}
+	}
+	named, err := c.api.ImageService().List(ctx) // by others: what is run here gets no name
+	if err != nil {
+		return err
+	}
+	for _, image := range named {
+		if err := notThere(c.api.ImageService().Delete(ctx, image.Name)); err != nil {
+			return fmt.Errorf("remove the image %s: %w", image.Name, err)
 		}
 	}
 	held, err := c.api.LeasesService().List(ctx)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -105,5 +106,17 @@ func TestTheBeginningOfWhatIsSaidIsKept(t *testing.T) {
 	}
 	if len(o.String()) != saidLimit {
 		t.Errorf("%d bytes", len(o.String()))
+	}
+}
+
+// Somebody may have pulled an image into the namespace, to look why one doesn't run. It would be in the way for ever.
+func TestTheNamespaceOfTestsGoesWithAllThatIsInIt(t *testing.T) {
+	f := &fakeContainerd{
+		containers: map[string][]*containersapi.Container{TestNamespace: {}, "k8s.io": {}},
+		images:     map[string]bool{"docker.io/library/debugging:1": true}, leases: map[string]bool{TestNamespace: true},
+	}
+	must(t, f.connect(t).Clear(t.Context()))
+	if _, there := f.containers[TestNamespace]; there || len(f.containers) != 1 {
+		t.Errorf("namespaces are %v", f.containers)
 	}
 }
