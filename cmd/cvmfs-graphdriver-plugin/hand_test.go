@@ -73,16 +73,21 @@ func TestByHandItSaysWhatItIsAndStartsNothing(t *testing.T) {
 // A plugin that was given a folder that nobody shares any more ends, so that the engine starts it anew.
 func TestItEndsWhereNobodySeesWhatItMounts(t *testing.T) {
 	testutil.NeedRoot(t)
+	const peer = `mkdir "$0"/peer; mount --bind "$1" "$0"/peer; `
 	for what, c := range map[string]struct {
-		commands string
-		unseen   bool
+		commands, run string // before it starts, and the options of /run
+		unseen        bool
 	}{
-		"the engine has the folder, too": {`mkdir "$0"/peer; mount --bind "$1" "$0"/peer`, false},
-		"the engine has lost it":         {`:`, true},
+		// what goes on ends where it can't make its socket
+		"the engine has the folder, too": {peer, "ro", false},
+		"the engine has lost it":         {"", "ro", true},
+		"the engine loses it later": {
+			peer + `(until test -S ` + socket + `; do sleep 0.1; done; umount "$0"/peer) & `, "rw", true,
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			// what goes on ends where it can't make its socket
-			script := shareFolder + `; mount --make-shared "$1"; ` + c.commands + `; mount -t tmpfs -o ro tmpfs /run; exec "$2"`
+			script := shareFolder + `; mount --make-shared "$1"; mount -t tmpfs -o ` + c.run + ` tmpfs /run; ` + c.commands +
+				`exec "$2"`
 			cmd := exec.Command("/bin/sh", "-ec", script, t.TempDir(), rootDir, os.Args[0])
 			cmd.Env = append(os.Environ(), underTest+"=1")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}

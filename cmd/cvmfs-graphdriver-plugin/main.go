@@ -20,6 +20,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	// The plugin's root file system has no certificates of authorities: these are Mozilla's.
 	_ "golang.org/x/crypto/x509roots/fallback"
@@ -109,6 +110,34 @@ func seen(log *slog.Logger) error {
 	return nil
 }
 
+// supervised runs the supervisor. It looks again for a while, ever less often, whether it is seen, and ends if it isn't:
+// the engine may be at the unmounting still when it starts the next plugin, which takes as long as the kernel writes
+// back what is dirty below an overlay. Later a plugin has containers that run, and isn't ended.
+func supervised(ctx context.Context, log *slog.Logger) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	go func() {
+		for pause := time.Second; pause <= lastPause; pause *= 2 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
+			if err := seen(log); err != nil {
+				end(err)
+				return
+			}
+		}
+	}()
+	err := supervise.Run(ctx, supervise.Config{
+		Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: noResend(), Log: log,
+	})
+	return errors.Join(context.Cause(ctx), err)
+}
+
+// lastPause is the longest between two looks, the last of which is two minutes after the start.
+const lastPause = 64 * time.Second
+
 func run(ctx context.Context, args []string, log *slog.Logger) error {
 	switch {
 	case len(args) == 0 && !inPlugin():
@@ -117,9 +146,7 @@ func run(ctx context.Context, args []string, log *slog.Logger) error {
 		if err := seen(log); err != nil {
 			return err
 		}
-		return supervise.Run(ctx, supervise.Config{
-			Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: noResend(), Log: log,
-		})
+		return supervised(ctx, log)
 	case len(args) > 1:
 		return fmt.Errorf("%w: arguments %.200q", errUsage, args)
 	}
