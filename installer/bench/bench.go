@@ -60,6 +60,7 @@ type bench struct {
 	info    system.Info
 	result  *Result
 	fetched map[string]status.Fetch // by repository, as last seen
+	server  int                     // the PID of the node's server, with whose life its counters begin; 0 at first
 	ids     map[string]string       // by the names of the images
 	// images that are here because of the comparison, or may be, by their names: the IDs of those that were here before
 	pulled map[string]map[string]bool
@@ -316,6 +317,11 @@ func (b *bench) state(ctx context.Context) (counts, error) {
 	if err != nil {
 		return counts{}, fmt.Errorf("ask the node what it has fetched: %w", err)
 	}
+	if b.server != 0 && st.PID != b.server {
+		return counts{}, errors.New("the node was started anew meanwhile, and what it has fetched isn't known any more: " +
+			"compare once more")
+	}
+	b.server = st.PID
 	var sum counts
 	maps.Copy(b.fetched, st.Fetch)
 	for _, f := range b.fetched {

@@ -49,6 +49,7 @@ type host struct {
 	says       string
 	code       int64
 	stays      bool
+	restarts   bool   // of the node, with each pull
 	meanwhile  string // image that somebody pulls when the first container of the other one is removed
 	moves      bool   // each pull brings another image
 }
@@ -78,6 +79,10 @@ func (h *host) ImageKey(_ context.Context, image string) (string, error) {
 func (h *host) State(context.Context) (st status.Node, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	st.PID = 7
+	if h.restarts {
+		st.PID += h.pulls
+	}
 	if h.images[thinName] || h.named > 0 {
 		if !h.images[thinName] {
 			h.named--
@@ -323,6 +328,15 @@ func TestAMovedTagEndsAComparison(t *testing.T) {
 	h := newHost(t)
 	h.moves = true
 	if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "by its digest") {
+		t.Error(err)
+	}
+	h.nothingLeft()
+}
+
+func TestARestartedNodeEndsAComparison(t *testing.T) {
+	h := newHost(t)
+	h.restarts = true
+	if _, err := h.run(t.Context(), Start{}); err == nil || !strings.Contains(err.Error(), "started anew") {
 		t.Error(err)
 	}
 	h.nothingLeft()

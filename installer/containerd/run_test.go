@@ -113,7 +113,8 @@ func TestTheBeginningOfWhatIsSaidIsKept(t *testing.T) {
 func TestTheNamespaceOfTestsGoesWithAllThatIsInIt(t *testing.T) {
 	f := &fakeContainerd{
 		containers: map[string][]*containersapi.Container{TestNamespace: {}, "k8s.io": {}},
-		images:     map[string]bool{"docker.io/library/debugging:1": true}, leases: map[string]bool{TestNamespace: true},
+		images:     map[string]bool{"docker.io/library/debugging:1": true},
+		leases:     map[string]bool{TestNamespace: true},
 	}
 	must(t, f.connect(t).Clear(t.Context()))
 	if _, there := f.containers[TestNamespace]; there || len(f.containers) != 1 {
