@@ -61,8 +61,8 @@ func send(args []string) error {
 // largeContent is sent in two parts.
 func largeContent() string { return string(testutil.Sample(partSize + partSize/4)) }
 
-// storeBehind starts a store for a rig, with its bucket and a front before it. The front answers what before returns false
-// for, and the store the rest.
+// storeBehind starts a store for a rig, with its bucket and a front before it. The front answers what before returns
+// false for, and the store the rest.
 func storeBehind(t *testing.T, r *rig, before func(w http.ResponseWriter, q *http.Request, store http.Handler) bool) (
 	client *minio.Client,
 ) {

@@ -86,8 +86,8 @@ func TestItEndsWhereNobodySeesWhatItMounts(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			script := shareFolder + `; mount --make-shared "$1"; mount -t tmpfs -o ` + c.run + ` tmpfs /run; ` + c.commands +
-				`exec "$2"`
+			script := shareFolder + `; mount --make-shared "$1"; mount -t tmpfs -o ` + c.run + ` tmpfs /run; ` +
+				c.commands + `exec "$2"`
 			cmd := exec.Command("/bin/sh", "-ec", script, t.TempDir(), rootDir, os.Args[0])
 			cmd.Env = append(os.Environ(), underTest+"=1")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}

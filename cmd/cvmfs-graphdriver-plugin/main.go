@@ -110,9 +110,9 @@ func seen(log *slog.Logger) error {
 	return nil
 }
 
-// supervised runs the supervisor. It looks again for a while, ever less often, whether it is seen, and ends if it isn't:
-// the engine may be at the unmounting still when it starts the next plugin, which takes as long as the kernel writes
-// back what is dirty below an overlay. Later a plugin has containers that run, and isn't ended.
+// supervised runs the supervisor. It looks again for a while, ever less often, whether it is seen, and ends if it
+// isn't: the engine may be at the unmounting still when it starts the next plugin, which takes as long as the kernel
+// writes back what is dirty below an overlay. Later a plugin has containers that run, and isn't ended.
 func supervised(ctx context.Context, log *slog.Logger) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)

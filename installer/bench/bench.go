@@ -224,8 +224,8 @@ func (b *bench) sample(ctx context.Context, form Form) (s *Sample, err error) {
 	return s, b.remove(ctx, name, key)
 }
 
-// pull brings an image that isn't here. It returns how many seconds that took, and the layers that were here already, by
-// the beginnings of their digests.
+// pull brings an image that isn't here. It returns how many seconds that took, and the layers that were here already,
+// by the beginnings of their digests.
 func (b *bench) pull(ctx context.Context, name string) (took float64, here map[string]bool, err error) {
 	if err := b.absent(ctx, name); err != nil { // somebody else may have pulled it meanwhile
 		return 0, nil, err
@@ -254,16 +254,16 @@ func (b *bench) pull(ctx context.Context, name string) (took float64, here map[s
 		return 0, nil, err
 	}
 	if former := b.ids[name]; former != "" && former != found.ID {
-		return 0, nil, fmt.Errorf("the registry has another image by the name %s since the comparison began: name it by "+
-			"its digest", name)
+		return 0, nil, fmt.Errorf("the registry has another image by the name %s since the comparison began: name it "+
+			"by its digest", name)
 	}
 	b.ids[name] = found.ID
 	return took, here, nil
 }
 
-// inspect returns an image that was pulled here. It is an error if the engine had it before by another name, or by none:
-// it can't be started from cold, and isn't ours to remove, not even by its new name alone, with which an engine also
-// removes an image that only digests of the same repository name.
+// inspect returns an image that was pulled here. It is an error if the engine had it before by another name, or by
+// none: it can't be started from cold, and isn't ours to remove, not even by its new name alone, with which an engine
+// also removes an image that only digests of the same repository name.
 func (b *bench) inspect(ctx context.Context, name string) (found image.InspectResponse, err error) {
 	found, err = b.Engine.Client().ImageInspect(ctx, name)
 	if errdefs.IsNotFound(err) {
@@ -274,8 +274,8 @@ func (b *bench) inspect(ctx context.Context, name string) (found image.InspectRe
 	}
 	if b.pulled[name][found.ID] {
 		delete(b.pulled, name)
-		return found, fmt.Errorf("image %s was on this host before, as %s: it can't be started from cold. It stays, and has "+
-			"this name now, too", name, found.ID)
+		return found, fmt.Errorf("image %s was on this host before, as %s: it can't be started from cold. It stays, and "+
+			"has this name now, too", name, found.ID)
 	}
 	return found, nil
 }

@@ -117,7 +117,8 @@ func (b *bench) free(ctx context.Context) error {
 		return ctx.Err()
 	}
 	c.Close() // nothing was said
-	return fmt.Errorf("something else answers at port %d of this host: choose another network by --network", b.Start.Port)
+	return fmt.Errorf("something else answers at port %d of this host: choose another network by --network",
+		b.Start.Port)
 }
 
 // loopback is where a container in the host's network is reached.
