@@ -114,8 +114,9 @@ func seen(log *slog.Logger) error {
 // isn't: the engine may be at the unmounting still when it starts the next plugin, which takes as long as the kernel
 // writes back what is dirty below an overlay. Later a plugin has containers that run, and isn't ended.
 func supervised(ctx context.Context, log *slog.Logger) error {
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	unseen := make(chan error, 1)
 	go func() {
 		for pause := time.Second; pause <= lastPause; pause *= 2 {
 			select {
@@ -124,7 +125,8 @@ func supervised(ctx context.Context, log *slog.Logger) error {
 			case <-time.After(pause):
 			}
 			if err := seen(log); err != nil {
-				end(err)
+				unseen <- err
+				end()
 				return
 			}
 		}
@@ -132,7 +134,12 @@ func supervised(ctx context.Context, log *slog.Logger) error {
 	err := supervise.Run(ctx, supervise.Config{
 		Socket: socket, FuseDir: fuseDir, Args: []string{"serve"}, NoResend: noResend(), Log: log,
 	})
-	return errors.Join(context.Cause(ctx), err)
+	select {
+	case why := <-unseen:
+		return errors.Join(why, err)
+	default:
+		return err
+	}
 }
 
 // lastPause is the longest between two looks, the last of which is two minutes after the start.
