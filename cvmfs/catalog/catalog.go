@@ -28,6 +28,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/hash"
@@ -60,6 +61,7 @@ type Catalog struct {
 	revision      uint64
 	ttl           time.Duration
 	modified      time.Time
+	nestedByPath  func() (map[string]Nested, error) // mapNested, called once
 }
 
 // Open opens the plain SQLite file at path for reading. The file must not change while it is open. The error wraps
@@ -78,6 +80,7 @@ func open(path string) (*Catalog, error) {
 		return nil, err
 	}
 	c := &Catalog{file: file, path: path, maxRows: file.Size()/minRowSize + 1, ttl: DefaultTTL}
+	c.nestedByPath = sync.OnceValues(c.mapNested)
 	if err := c.start(); err != nil {
 		c.Close() // the error that is told is the first one
 		return nil, err
@@ -205,33 +208,28 @@ func (c *Catalog) Nested() ([]Nested, error) {
 	return all, nil
 }
 
-// NestedFor returns the catalog hanging directly below this one that has a path ("/a/b"): the one that begins there or at
-// a folder above it. ok is false if there is none, so that the path is this catalog's own.
+// NestedFor returns the catalog hanging directly below this one that has a path ("/a/b"): the one that begins there or
+// at a folder above it. ok is false if there is none, so that the path is this catalog's own. The first call reads the
+// whole table, as Nested does: by what index or order a hostile file finds a single row isn't known.
 func (c *Catalog) NestedFor(path string) (n Nested, ok bool, err error) {
-	var above []driver.NamedValue
-	for end := len(path); end > len(c.prefix); end = strings.LastIndexByte(path[:end], '/') {
-		above = append(above, driver.NamedValue{Ordinal: len(above) + 1, Value: path[:end]})
-	}
-	if len(above) == 0 {
-		return n, false, nil
-	}
-	text := "SELECT " + c.nestedColumns + " FROM nested_catalogs WHERE path IN (?" + strings.Repeat(",?", len(above)-1) + ")"
-	err = c.query(text, above, func(row []driver.Value) error {
-		found, err := c.nested(row)
-		switch {
-		case err != nil:
-			return err
-		case found.Path == n.Path:
-			return fmt.Errorf("%w: %q twice", ErrInvalid, n.Path)
-		case len(found.Path) > len(n.Path):
-			n, ok = found, true
-		}
-		return nil
-	})
+	all, err := c.nestedByPath()
 	if err != nil {
-		return Nested{}, false, fmt.Errorf("nested catalogs of %s: %w", c.path, err)
+		return n, false, err
+	}
+	for end := len(path); end > len(c.prefix) && !ok; end = strings.LastIndexByte(path[:end], '/') {
+		n, ok = all[path[:end]]
 	}
 	return n, ok, nil
+}
+
+// mapNested returns what Nested does, by path.
+func (c *Catalog) mapNested() (map[string]Nested, error) {
+	list, err := c.Nested()
+	all := make(map[string]Nested, len(list))
+	for _, n := range list {
+		all[n.Path] = n
+	}
+	return all, err
 }
 
 func (c *Catalog) nested(row []driver.Value) (Nested, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -374,8 +375,10 @@ func TestNestedCatalogsOutsideTheSubtreeAreRefused(t *testing.T) {
 			s.exec("INSERT INTO properties VALUES ('root_prefix', '/sw')")
 			s.exec("INSERT INTO nested_catalogs VALUES (?, ?, 0)", path, strings.Repeat("ab", 20))
 		}))
-		if _, err := c.Nested(); !errors.Is(err, ErrInvalid) {
-			t.Errorf("nested catalog at %q below /sw: got %v, want ErrInvalid", path, err)
+		_, err := c.Nested()
+		_, _, other := c.NestedFor("/sw/b")
+		if !errors.Is(err, ErrInvalid) || !errors.Is(other, ErrInvalid) {
+			t.Errorf("nested catalog at %q below /sw: got %v and %v, want ErrInvalid", path, err, other)
 		}
 	}
 }
@@ -419,6 +422,7 @@ func FuzzOpen(f *testing.F) {
 		}
 		defer c.Close()
 		c.Nested()
+		c.NestedFor("/dir/file")
 		c.Lookup("/file")
 		c.List("")
 		c.Rows(context.Background(), func(_, _ hash.PathHash, e *Entry) error {
@@ -432,17 +436,42 @@ func FuzzOpen(f *testing.F) {
 
 // A cycle of pages must end: here an inner page is made its own child many times over.
 func TestEndlessTablesEnd(t *testing.T) {
-	path := build(t, "PRAGMA page_size = 512;"+schema7, func(s *script) {
+	c := mustOpen(t, endless(t, "catalog", build(t, "PRAGMA page_size = 512;"+schema7, func(s *script) {
 		for i := range 200 {
 			s.row(row{path: "/" + time.Duration(i).String(), hash: digestBytes})
 		}
-	})
+	})))
+	c.maxRows = 50
+	err := c.Rows(context.Background(), func(_, _ hash.PathHash, _ *Entry) error { return nil })
+	if !errors.Is(err, ErrInvalid) {
+		t.Errorf("got %v, want ErrInvalid", err)
+	}
+}
+
+// None of the rows is the one that is looked for, so none of a search's would be counted.
+func TestEndlessTablesOfNestedCatalogsEnd(t *testing.T) {
+	unindexed := strings.Replace(schema7, ", CONSTRAINT pk_nested_catalogs PRIMARY KEY (path)", "", 1)
+	c := mustOpen(t, endless(t, "nested_catalogs", build(t, "PRAGMA page_size = 512;"+unindexed, func(s *script) {
+		for i := range 200 {
+			s.exec("INSERT INTO nested_catalogs VALUES (?, '', 0)", fmt.Sprintf("/%d", i))
+		}
+	})))
+	c.maxRows = 50
+	if n, ok, err := c.NestedFor("/a/b"); !errors.Is(err, ErrInvalid) {
+		t.Errorf("got %v, %v, %v, want ErrInvalid", n, ok, err)
+	}
+}
+
+// endless returns a file in which all cells of a table's root point to the first leaf: the same rows come again and
+// again.
+func endless(t *testing.T, table, path string) string {
+	t.Helper()
 	db, err := sql.Open("sqlite", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var root int64
-	if err := db.QueryRow("SELECT rootpage FROM sqlite_master WHERE name = 'catalog'").Scan(&root); err != nil {
+	if err := db.QueryRow("SELECT rootpage FROM sqlite_master WHERE name = ?", table).Scan(&root); err != nil {
 		t.Fatal(err)
 	}
 	db.Close()
@@ -450,7 +479,6 @@ func TestEndlessTablesEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// All cells of the root point to the first leaf: the same rows come again and again.
 	page := b[(root-1)*512 : root*512]
 	cells := int(page[3])<<8 | int(page[4])
 	first := int(page[12])<<8 | int(page[13])
@@ -461,10 +489,26 @@ func TestEndlessTablesEnd(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := mustOpen(t, path)
-	c.maxRows = 50
-	err = c.Rows(context.Background(), func(_, _ hash.PathHash, _ *Entry) error { return nil })
-	if !errors.Is(err, ErrInvalid) {
-		t.Errorf("got %v, want ErrInvalid", err)
+	return path
+}
+
+func TestNestedForIsTheDeepestAtOrAboveAPath(t *testing.T) {
+	// Names that a file's own order takes for equal are other names.
+	deep := "/sw/" + strings.Repeat("x/", 2000) + "x"
+	loose := strings.Replace(schema7, "nested_catalogs (path TEXT,", "nested_catalogs (path TEXT COLLATE NOCASE,", 1)
+	c := mustOpen(t, build(t, loose, func(s *script) {
+		s.exec("INSERT INTO properties VALUES ('root_prefix', '/sw')")
+		for _, path := range []string{"/sw/a", "/sw/a/b/c", "/sw/a-b", "/sw/LIB", deep} {
+			s.exec("INSERT INTO nested_catalogs VALUES (?, ?, 0)", path, strings.Repeat("ab", 20))
+		}
+	}))
+	for path, want := range map[string]string{
+		"/sw": "", "/sw/a": "/sw/a", "/sw/a/b": "/sw/a", "/sw/a/b/c": "/sw/a/b/c", "/sw/a/b/c/d": "/sw/a/b/c",
+		"/sw/a-": "", "/sw/a-b/c": "/sw/a-b", "/sw/lib/x": "", "/sw/LIB/x": "/sw/LIB", "/other": "", "": "",
+		deep[:len(deep)-2]: "", deep + "/y": deep,
+	} {
+		if n, ok, err := c.NestedFor(path); err != nil || n.Path != want || ok != (want != "") {
+			t.Errorf("%.20s: got %.20q, %v, %v, want %.20q", path, n.Path, ok, err, want)
+		}
 	}
 }
