@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/config"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/erofs"
@@ -351,12 +352,12 @@ func (c *Composer) resolve(ctx context.Context, chain []Layer) ([]part, error) {
 // revision at hand was fetched.
 func (c *Composer) folders(ctx context.Context, fqrn string, layers []thin.Layer) ([]*folder, error) {
 	revision, places, err := c.places(ctx, fqrn, layers)
-	if err != nil {
-		return nil, atLayer(layers[0], err)
+	var owners *config.Config
+	if err == nil {
+		owners, err = c.cfg.Repositories.Config(fqrn)
 	}
-	owners, err := c.cfg.Repositories.Config(fqrn)
 	if err != nil {
-		return nil, atLayer(layers[0], err)
+		return nil, fmt.Errorf("layers at cvmfs://%s: %w", fqrn, err)
 	}
 	folders := make([]*folder, len(layers))
 	for i, t := range layers {
@@ -393,12 +394,20 @@ func (c *Composer) places(ctx context.Context, fqrn string, layers []thin.Layer)
 		paths = append(paths, t.Path)
 	}
 	places, err := revision.Places(ctx, paths, thin.RecordSuffix)
-	if err != nil || !slices.ContainsFunc(places, func(p client.Place) bool { return p.Entry == nil }) {
-		return revision, places, err
+	if err != nil {
+		return nil, nil, err
+	}
+	missing := slices.IndexFunc(places, func(p client.Place) bool { return p.Entry == nil })
+	if missing < 0 {
+		return revision, places, nil
 	}
 	newer, err := repository.Refresh(ctx)
-	if err != nil || newer.Root == revision.Root {
-		return revision, places, err
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s is not in revision %d, and whether there is a newer one can't be found out: %w",
+			paths[missing], revision.Number, err)
+	}
+	if newer.Root == revision.Root {
+		return revision, places, nil
 	}
 	places, err = newer.Places(ctx, paths, thin.RecordSuffix)
 	return newer, places, err

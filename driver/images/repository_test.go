@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -459,5 +460,30 @@ func TestCatalogsAndRecordsOfAllLayersAreAskedForAtOnce(t *testing.T) {
 	p.site.URL = site.URL
 	if _, err := p.compose(paths...); err != nil {
 		t.Errorf("with %d of %d requests under way: %v", waiting, 2*len(paths), err)
+	}
+}
+
+// Which of the layers is missing is told, and no other, also where it can't be found out whether it was published
+// since.
+func TestAnErrorNamesTheLayerItIsAbout(t *testing.T) {
+	p := newPublisher(t)
+	p.layer("/layers/here", rich(t), nil)
+	files := http.FileServer(http.Dir(filepath.Join(p.repository.Dir(), "www")))
+	var asked atomic.Int32
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/.cvmfspublished") && asked.Add(1) > 1 {
+			http.Error(w, "gone", http.StatusServiceUnavailable)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(site.Close)
+	p.site.URL = site.URL
+	_, err := p.compose("/layers/here", "/layers/missing")
+	if text := fmt.Sprint(err); strings.Contains(text, "/layers/here") || !strings.Contains(text, "/layers/missing") {
+		t.Errorf("got %v, want an error about /layers/missing", err)
+	}
+	if asked.Load() < 2 {
+		t.Error("it was not asked whether there is a newer revision")
 	}
 }
