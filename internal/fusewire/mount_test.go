@@ -67,3 +67,23 @@ func TestASessionServesUntilItIsUnmounted(t *testing.T) {
 		}
 	}
 }
+
+func TestASessionThatCannotBeUnmountedServesOn(t *testing.T) {
+	mount(t, 0) // skips where it can't be
+	dir := t.TempDir()
+	s, err := Open(dir, newTree(map[string]int64{"a": 10}), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.dir = filepath.Join(dir, "a", "b") // below a file
+	if err := s.Close(); err == nil {
+		t.Error("closed")
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(got) != string(content("a", 10)) {
+		t.Errorf("reads %q, %v", got, err)
+	}
+	s.dir = dir
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -36,11 +36,11 @@ func Open(dir string, h Handler, cfg Config) (*Session, error) {
 func (s *Session) Ended() <-chan struct{} { return s.ended }
 
 // Close unmounts it, waits for the requests under way, whose contexts are cancelled, and returns what serving ended
-// with.
+// with. Where it can't be unmounted it is served on: the device is in use by its number, so it isn't closed.
 func (s *Session) Close() error {
-	err := Unmount(s.dir)
-	if err == nil {
-		<-s.ended
+	if err := Unmount(s.dir); err != nil {
+		return err
 	}
-	return errors.Join(err, s.err, s.device.Close())
+	<-s.ended
+	return errors.Join(s.err, s.device.Close())
 }
