@@ -53,8 +53,8 @@ type Policy struct {
 	Now       time.Time  // what the whitelist's expiry is compared with
 }
 
-// Source gets what belongs to a manifest. What it returns is not believed.
-type Source interface { // its methods may be called at once
+// Source gets what belongs to a manifest. What it returns is not believed. Its methods are called concurrently.
+type Source interface {
 	// Certificate returns the plain bytes (PEM) of the certificate object d.
 	Certificate(ctx context.Context, d hash.Digest) ([]byte, error)
 	// Whitelist returns .cvmfswhitelist.

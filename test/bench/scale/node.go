@@ -105,8 +105,7 @@ func (n *node) read(ctx context.Context, name string) error {
 	if n.store.Has(r) {
 		return nil
 	}
-	n.store.Near(r)
-	return n.store.Fetch(ctx, r)
+	return n.store.FetchNear(ctx, r)
 }
 
 // fetched is what the node has fetched up to now.

@@ -2,7 +2,6 @@ package scale
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -196,7 +195,7 @@ func newSite(ctx context.Context, dir string, hollow bool) (*site, error) {
 	}
 	s := &site{publisher: p, dir: dir}
 	s.server, err = serve(h)
-	return s, errors.Join(err)
+	return s, err
 }
 
 func (s *site) close() error { return s.server.close() }
