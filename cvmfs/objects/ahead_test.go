@@ -257,7 +257,11 @@ func TestNeighboursComeBehindWhatIsAskedFor(t *testing.T) {
 		_, err := s.ReadAt(t.Context(), large, make([]byte, 1), 0)
 		read <- err
 	}()
-	eventually(t, "the requests in the queue", func() bool { return s.Stats().Waiting == int64(len(others)+2) })
+	go s.ReadNear(t.Context(), all[8], func(ctx context.Context) {
+		_, err := s.ReadAt(ctx, all[8], make([]byte, 1), 0)
+		read <- err
+	})
+	eventually(t, "the requests in the queue", func() bool { return s.Stats().Waiting == int64(len(others)+3) })
 	s.ahead.mu.Lock()
 	if n := len(s.ahead.recent); n != 0 {
 		t.Errorf("%d objects were asked for as neighbours before the object was", n)
@@ -274,7 +278,7 @@ func TestNeighboursComeBehindWhatIsAskedFor(t *testing.T) {
 	p.mu.Unlock()
 	repo.Set()
 	cancel()
-	if err := errors.Join(<-fetched, <-read); err != nil {
+	if err := errors.Join(<-fetched, <-read, <-read); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the neighbours", func() bool { return s.Stats().Prefetched > 0 })

@@ -101,9 +101,24 @@ func (s *Store) Near(r Ref) {
 // FetchNear is Fetch and Near. The neighbours are asked for when the object has been: what somebody waits for isn't to
 // share the way with what nobody does.
 func (s *Store) FetchNear(ctx context.Context, r Ref) error {
-	near := sync.OnceFunc(func() { s.Near(r) })
-	defer near() // no request was needed, or it is another's
-	return s.Fetch(whenAsked(ctx, near), r)
+	ctx, near := s.nearBehind(ctx, r)
+	defer near()
+	return s.Fetch(ctx, r)
+}
+
+// ReadNear has read read from an object that isn't in the store's folder, by ReadAt with the context it is given. The
+// neighbours are asked for as by FetchNear.
+func (s *Store) ReadNear(ctx context.Context, r Ref, read func(ctx context.Context)) {
+	ctx, near := s.nearBehind(ctx, r)
+	defer near()
+	read(ctx)
+}
+
+// nearBehind returns a context with which a request for an object is followed by Near, and what does the same where no
+// request was needed, or it was another's.
+func (s *Store) nearBehind(ctx context.Context, r Ref) (behind context.Context, near func()) {
+	near = sync.OnceFunc(func() { s.Near(r) })
+	return whenAsked(ctx, near), near
 }
 
 // enqueue puts in the queue what may come. The caller holds the queue's mu.

@@ -87,9 +87,9 @@ func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p [
 }
 
 // fetch reads from an object that is not in the store's folder, and asks for neighbours of it.
-func (f *FS) fetch(ctx context.Context, r objects.Ref, p []byte, off int64) (int, syscall.Errno) {
-	f.cfg.Store.Near(r)
-	return f.cfg.Objects.Read(ctx, r.Node(), p, off)
+func (f *FS) fetch(ctx context.Context, r objects.Ref, p []byte, off int64) (n int, errno syscall.Errno) {
+	f.cfg.Store.ReadNear(ctx, r, func(ctx context.Context) { n, errno = f.cfg.Objects.Read(ctx, r.Node(), p, off) })
+	return n, errno
 }
 
 // openOrdinary opens the file of an ordinary layer that a redirect names.
