@@ -285,6 +285,24 @@ func TestNeighboursComeBehindWhatIsAskedFor(t *testing.T) {
 	eventually(t, "the chunk that follows", func() bool { return p.has(1) })
 }
 
+func TestChunksThatComeAheadTakeNoReadersSlot(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.NothingAhead, cfg.Block = false, 2000
+	s := open(t, cfg)
+	s.slots = make(chan struct{}, 2)
+	all := refs(t, repo.chunked(noise(1, 10_000), 1000), repo.chunked(noise(2, 10_000), 1000))
+	repo.Set(testutil.Fault{Silent: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for i, r := range all {
+		go s.ReadAt(ctx, r, make([]byte, 1), 0) // till it is canceled
+		// Of each the chunk that is read, and the other of its block.
+		eventually(t, "the requests", func() bool { return repo.Requests("") == 2*(i+1) })
+	}
+}
+
 func TestNeighboursAreHeldUntilTheyAreAskedFor(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/hash"
 )
 
@@ -335,10 +336,14 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve rese
 	if p.has(i) {
 		return nil
 	}
-	if err := take(ctx, s.slots); err != nil {
+	slots := s.slots
+	if fetch.LetsPass(ctx) {
+		slots = s.behind // else it would hold those up here that it lets pass at the servers
+	}
+	if err := take(ctx, slots); err != nil {
 		return err
 	}
-	defer give(s.slots)
+	defer give(slots)
 	c := p.pieces[i].Stored
 	if err := reserve(ctx, c.Size); err != nil {
 		return err

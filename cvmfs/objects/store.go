@@ -67,6 +67,7 @@ type Store struct {
 	tasks   tasks // goroutines that outlive a call
 	flights flights
 	slots   chan struct{} // fetches somebody waits for
+	behind  chan struct{} // fetches of chunks that nobody waits for yet
 
 	ahead    prefetcher
 	starts   starts
@@ -109,7 +110,7 @@ type Stats struct {
 }
 
 const (
-	foreground = 256 // fetches at once that somebody waits for
+	foreground = 256 // fetches at once that somebody waits for, and of chunks as many that nobody does
 	tmpFolder  = "tmp"
 	attribute  = "user.cvmfs.sha256"
 	// tmpAge is after which time without a write a temporary name is one that was left behind.
@@ -119,7 +120,10 @@ const (
 // Open opens a store, and makes its folders. If the machine went down without warning since the store was last used, it
 // checks the objects that may not have reached the disk.
 func Open(cfg Config) (*Store, error) {
-	s := &Store{cfg: cfg, log: cfg.Log, boot: cfg.BootID, slots: make(chan struct{}, foreground)}
+	s := &Store{
+		cfg: cfg, log: cfg.Log, boot: cfg.BootID, slots: make(chan struct{}, foreground),
+		behind: make(chan struct{}, foreground),
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
