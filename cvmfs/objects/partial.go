@@ -227,7 +227,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
-	s.asked(r, off, end)
+	s.askedPieces(r, first, last)
 	readOn := sync.OnceFunc(func() { s.readOn(p, off, end) })
 	if p.isNew(first, last) {
 		ctx = whenAsked(ctx, readOn)

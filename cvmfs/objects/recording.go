@@ -96,13 +96,21 @@ func (r *Recording) Profile(t *Table) Profile {
 
 // asked tells recordings that bytes [off, end) of an object are read.
 func (s *Store) asked(r Ref, off, end int64) {
-	list := s.recordings.Load()
-	if list == nil {
+	if s.recordings.Load() == nil {
 		return
 	}
 	o := r.Object()
 	stored := o.Stored()
 	first, last := within(len(stored), func(i int) int64 { return stored[i].Offset }, off, end)
+	s.askedPieces(r, first, last)
+}
+
+// askedPieces tells recordings that pieces [first, last) of an object are read.
+func (s *Store) askedPieces(r Ref, first, last int) {
+	list := s.recordings.Load()
+	if list == nil {
+		return
+	}
 	n := r.record().name()
 	for _, to := range *list {
 		to.add(n, first, last)
