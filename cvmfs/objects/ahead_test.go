@@ -285,6 +285,27 @@ func TestNeighboursComeBehindWhatIsAskedFor(t *testing.T) {
 	eventually(t, "the chunk that follows", func() bool { return p.has(1) })
 }
 
+func TestARequestGoesOutWhileWhatFollowsItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	r := few(t, repo, 1)[0]
+	arrived := make(chan bool, 1)
+	ctx := s.whenAsked(t.Context(), func() {
+		came := false
+		for end := time.Now().Add(10 * time.Second); !came && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			came = repo.Requests("") == 1
+		}
+		arrived <- came
+	})
+	if err := s.Fetch(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	if !<-arrived {
+		t.Error("the request was held back")
+	}
+}
+
 func TestChunksThatComeAheadTakeNoReadersSlot(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

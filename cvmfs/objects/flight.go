@@ -142,11 +142,12 @@ func (g *flights) join(ctx, life context.Context, work *tasks, key string, fly f
 	return context.Cause(ctx)
 }
 
-// whenAsked returns a context that has fn called each time that a flight that is begun with it has sent a request. What
+// whenAsked returns a context that has fn called each time that a flight that is begun with it sends a request. What
 // somebody waits for isn't to share the way with what nobody does: that is to be asked for behind it.
-func whenAsked(ctx context.Context, fn func()) context.Context {
+func (s *Store) whenAsked(ctx context.Context, fn func()) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		WroteRequest: func(httptrace.WroteRequestInfo) { fn() },
+		// It is called before the last of the request has left the buffer, which goes out once it returns.
+		WroteRequest: func(httptrace.WroteRequestInfo) { s.tasks.start(fn) },
 	})
 }
 

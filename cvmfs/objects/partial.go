@@ -230,7 +230,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	s.askedPieces(r, first, last)
 	readOn := sync.OnceFunc(func() { s.readOn(p, off, end) })
 	if p.isNew(first, last) {
-		ctx = whenAsked(ctx, readOn)
+		ctx = s.whenAsked(ctx, readOn)
 	} else {
 		readOn()
 	}

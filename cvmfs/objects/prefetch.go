@@ -118,7 +118,7 @@ func (s *Store) ReadNear(ctx context.Context, r Ref, read func(ctx context.Conte
 // request was needed, or it was another's.
 func (s *Store) nearBehind(ctx context.Context, r Ref) (behind context.Context, near func()) {
 	near = sync.OnceFunc(func() { s.Near(r) })
-	return whenAsked(ctx, near), near
+	return s.whenAsked(ctx, near), near
 }
 
 // enqueue puts in the queue what may come. The caller holds the queue's mu.
