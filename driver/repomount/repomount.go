@@ -109,7 +109,7 @@ func (m *Folder) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-m.served.Ended():
-		return errors.New("the mount of content has ended: somebody has unmounted it, or see the log")
+		return errors.New("the mount of content has ended: somebody has unmounted it, if no other error is told")
 	}
 }
 
