@@ -166,9 +166,14 @@ func installs(t *testing.T, stack engine.Stack) {
 	m.same("the storage driver", m.docker("info", "--format", "{{.Driver}}"), stand.BuiltIn)
 	m.same("containerd's file", m.read(m.Engine.Containerd.ConfigFile()), main)
 	m.same("the engine's file", m.read(m.Engine.ConfigFile()), docker)
-	if !strings.Contains(m.docker("images", "--quiet", "--no-trunc"), images) {
-		t.Error("the images of before are gone")
-	}
+	// The engine connects anew to a containerd that was restarted when it comes to it.
+	m.eventually("the images of before are back", func() error {
+		out, err := m.Engine.Docker(t.Context(), "images", "--quiet", "--no-trunc")
+		if err == nil && !strings.Contains(out, images) {
+			err = fmt.Errorf("there are %q, want %q", out, images)
+		}
+		return err
+	})
 	m.run(stand.Ordinary)
 	if m.active || m.enabled {
 		t.Error("the snapshotter is still there")
