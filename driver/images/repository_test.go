@@ -404,7 +404,8 @@ func TestNothingIsComposedForACallerThatHasGone(t *testing.T) {
 	gone, waiting := make(chan error, 1), make(chan error, 1)
 	compose := func(ctx context.Context, ended chan error) { ended <- second(c.Compose(ctx, chain)) }
 	go compose(ctx, gone)
-	for len(p.site.Log()) == before || p.site.Log()[len(p.site.Log())-1].URL.Path != record {
+	asked := func(r *http.Request) bool { return r.URL.Path == record }
+	for !slices.ContainsFunc(p.site.Log()[before:], asked) {
 		time.Sleep(time.Millisecond)
 	}
 	cancel()
