@@ -184,7 +184,7 @@ func goOnAfterKills(u user, victims []victim) {
 					t.Fatal("the step wasn't reached")
 				}
 				if v.name != "service" {
-					// An engine that can't share the folder with the plugin panics, and is started anew by systemd (ADR 36).
+					// An engine that can't share the folder with the plugin panics, and systemd starts it anew: ADR 36.
 					p.eventually("the "+v.name+" starts", v.start)
 				} else if err != nil {
 					t.Errorf("the service was back at once, and the commit fails: %v", err)

@@ -8,6 +8,6 @@
 //     one, and reads the files of a start, one after the other. Its cache is its own. What it lacks are an engine,
 //     mounts and a network that is slow.
 //   - Requests and bytes are counted where they arrive, by what each node's fetcher counts and by the web server. They
-//     hardly depend on the machine, but for neighbours that are fetched ahead, which are more where readers wait longer.
-//     Times do.
+//     hardly depend on the machine, but for neighbours that are fetched ahead, which are more where readers wait
+//     longer. Times do.
 package scale
