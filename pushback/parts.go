@@ -31,10 +31,10 @@ type upload struct {
 	size, part  int64 // bytes of all and of a part, the last one's excepted
 }
 
-// sendInParts puts content into a bucket in parts, with their checksums. It goes on with an upload of the same key that
-// was broken off, that with the most parts, if the store lets us look for one: of the parts that it has, those with
-// the right MD5 sum aren't sent again. Nothing is left of other uploads of the key then. Who sends the same at the same time
-// may go on with this upload, or end it: the error has the code NoSuchUpload then.
+// sendInParts puts content into a bucket in parts, with their checksums. It goes on with an upload of the same key
+// that was broken off, that with the most parts, if the store lets us look for one: of the parts that it has, those
+// with the right MD5 sum aren't sent again. Nothing is left of other uploads of the key then. Who sends the same at
+// the same time may go on with this upload, or end it: the error has the code NoSuchUpload then.
 func sendInParts(ctx context.Context, u upload, o minio.PutObjectOptions) error {
 	begun, err := u.begun(ctx)
 	found := err == nil
