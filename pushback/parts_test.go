@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -67,17 +66,7 @@ func storeBehind(t *testing.T, r *rig, before func(w http.ResponseWriter, q *htt
 	client *minio.Client,
 ) {
 	t.Helper()
-	cache, err := engine.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := engine.FindStore(cache)
-	if errors.Is(err, engine.ErrNotFetched) {
-		t.Skip("make packages builds a store: ", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := engine.StoreFor(t)
 	address := testutil.ClosedAddress(t, "127.0.0.1")
 	s3test.Start(t, program, address)
 	r.service.byStore = true
@@ -89,7 +78,7 @@ func storeBehind(t *testing.T, r *rig, before func(w http.ResponseWriter, q *htt
 	}))
 	t.Cleanup(front.Close)
 	r.settings.Host = strings.TrimPrefix(front.URL, "http://")
-	client, err = r.settings.client()
+	client, err := r.settings.client()
 	if err == nil {
 		err = client.MakeBucket(t.Context(), s3test.Bucket, minio.MakeBucketOptions{})
 	}

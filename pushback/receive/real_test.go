@@ -3,7 +3,6 @@ package receive
 import (
 	"archive/tar"
 	"bytes"
-	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -49,17 +48,7 @@ func send(t *testing.T, client *minio.Client, key string, l layer) {
 }
 
 func TestARealStoreTellsOfLayersAndGivesThem(t *testing.T) {
-	cache, err := engine.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := engine.FindStore(cache)
-	if errors.Is(err, engine.ErrNotFetched) {
-		t.Skip("make packages builds a store: ", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := engine.StoreFor(t)
 	c := newConfig(t)
 	c.Listen = testutil.ClosedAddress(t, "127.0.0.1")
 	store := testutil.ClosedAddress(t, "127.0.0.1")

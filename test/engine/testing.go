@@ -45,3 +45,20 @@ func NewFor(t testing.TB, find func(ctx context.Context, cache string) (*Tools, 
 	})
 	return e
 }
+
+// StoreFor returns the program of a real S3 store for a test, which skips where [Fetch] hasn't built it.
+func StoreFor(t testing.TB) string {
+	t.Helper()
+	cache, err := CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := FindStore(cache)
+	if errors.Is(err, ErrNotFetched) {
+		t.Skip("make packages builds a store: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
