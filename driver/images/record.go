@@ -1,7 +1,6 @@
 package images
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -120,13 +119,13 @@ func (k *record) apply(path string, i *inode, linked bool) (*inode, error) {
 			return nil, fmt.Errorf("%.300q is linked by the catalog, too: %w", path, errContradiction)
 		case g.inode == nil:
 			g.first, g.inode = path, i
-		case !g.inode.same(i) || !k.replaced[g.inode] && k.Xattrs[path] == nil && !sameXattrs(g.inode.Xattrs, i.Xattrs):
+		case !g.inode.same(i) || !k.replaced[g.inode] && k.Xattrs[path] == nil && !slices.Equal(g.inode.Xattrs, i.Xattrs):
 			return nil, fmt.Errorf("%.300q and %.300q are linked and not the same: %w", g.first, path, errContradiction)
 		}
 		i = g.inode
 	}
 	if attrs := recordedXattrs(k.Xattrs[path]); k.Xattrs[path] != nil {
-		if k.replaced[i] && !sameXattrs(i.Xattrs, attrs) {
+		if k.replaced[i] && !slices.Equal(i.Xattrs, attrs) {
 			return nil, fmt.Errorf("%.300q is linked and has other extended attributes than another link: %w", path,
 				errContradiction)
 		}
@@ -175,7 +174,7 @@ func recordedXattrs(attrs []thin.Xattr) []erofs.Xattr {
 	var out []erofs.Xattr
 	for _, x := range attrs {
 		if _, mark := overlayXattr(x.Name); erofs.Storable(x.Name) && !mark {
-			out = append(out, erofs.Xattr(x))
+			out = append(out, erofs.Xattr{Name: x.Name, Value: string(x.Value)})
 		}
 	}
 	slices.SortFunc(out, func(a, b erofs.Xattr) int { return strings.Compare(a.Name, b.Name) })
@@ -187,11 +186,4 @@ func (i *inode) same(j *inode) bool {
 	return i.Mode == j.Mode && i.UID == j.UID && i.GID == j.GID && i.Size == j.Size && i.Mtime == j.Mtime &&
 		i.MtimeN == j.MtimeN &&
 		i.Rdev == j.Rdev && i.Target == j.Target && i.redirect == j.redirect && i.whiteout == j.whiteout
-}
-
-func sameXattrs(a, b []erofs.Xattr) bool {
-	return slices.EqualFunc(a, b, func(a, b erofs.Xattr) bool {
-		return a.Name == b.Name &&
-			bytes.Equal(a.Value, b.Value)
-	})
 }

@@ -178,7 +178,7 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 	}
 	for _, x := range n.Xattrs {
 		if erofs.Storable(x.Name) {
-			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: x.Name, Value: x.Value})
+			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: x.Name, Value: string(x.Value)})
 		}
 	}
 	if i.Mode&typeMask == unix.S_IFLNK {
@@ -287,7 +287,7 @@ func xattrs(name string) ([]erofs.Xattr, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "getxattr " + key, Path: name, Err: err}
 		}
-		out = append(out, erofs.Xattr{Name: key, Value: value})
+		out = append(out, erofs.Xattr{Name: key, Value: string(value)})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out, nil

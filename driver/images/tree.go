@@ -15,6 +15,7 @@ type inode struct {
 	redirect   string          // where the content of a non-empty regular file lies
 	object     *objects.Object // what to fetch for it; nil for files of ordinary layers
 	repo       string          // the repository that has the object
+	met        bool            // flatten has come to it by one of its names
 
 	opaque   bool // a folder with overlayfs' mark: hides everything the layers below have in it
 	whiteout bool // overlayfs' mark: hides its name in the layers below

@@ -36,7 +36,7 @@ func layer(t *testing.T, lines ...string) *node {
 		}
 		if len(f) > 2 {
 			k, v, _ := strings.Cut(f[2], "=")
-			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: k, Value: []byte(v)})
+			i.Xattrs = append(i.Xattrs, erofs.Xattr{Name: k, Value: v})
 		}
 		b.add(f[1], i)
 		last = i

@@ -40,7 +40,6 @@ func flatten(root *node) *flat {
 	f := &flat{root: &root.Node}
 	repos := map[string]int{}
 	named := map[string]bool{}
-	done := map[*inode]bool{}
 	var visit func(n *node)
 	visit = func(n *node) {
 		var folders []*node
@@ -50,17 +49,14 @@ func flatten(root *node) *flat {
 			if c.isDir() {
 				folders = append(folders, c)
 			}
-			if done[c.inode] {
+			if c.met || c.redirect == "" {
 				continue
 			}
-			done[c.inode] = true
-			if c.redirect == "" {
-				continue
-			}
+			c.met = true
 			f.size += c.Size
 			c.Xattrs = append(c.Xattrs,
 				erofs.Xattr{Name: overlayfs.XattrMetacopy},
-				erofs.Xattr{Name: overlayfs.XattrRedirect, Value: []byte(c.redirect)})
+				erofs.Xattr{Name: overlayfs.XattrRedirect, Value: c.redirect})
 			if c.object == nil || named[c.redirect] {
 				continue
 			}

@@ -18,7 +18,7 @@ func TestOwnersAreMapped(t *testing.T) {
 	}
 	capable := h.file([]byte("x"), 0)
 	const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
-	capable.Xattrs = append(capable.Xattrs, erofs.Xattr{Name: "security.capability", Value: []byte(capability)})
+	capable.Xattrs = append(capable.Xattrs, erofs.Xattr{Name: "security.capability", Value: capability})
 	plain := h.show(folderOf(
 		erofs.Child{Name: "capable", Node: capable}, erofs.Child{Name: "none", Node: own(h.file(nil, 0), 70000, 70000)},
 		erofs.Child{Name: "user", Node: own(h.file([]byte("content"), 0), 1000, 2000)},

@@ -111,7 +111,7 @@ func (h *host) file(content []byte, chunk int) *erofs.Node {
 
 func redirected(size int64, to string) *erofs.Node {
 	return &erofs.Node{Mode: unix.S_IFREG | 0o644, Mtime: now, Size: size, Xattrs: []erofs.Xattr{
-		{Name: "trusted.overlay.metacopy"}, {Name: "trusted.overlay.redirect", Value: []byte(to)},
+		{Name: "trusted.overlay.metacopy"}, {Name: "trusted.overlay.redirect", Value: to},
 	}}
 }
 
@@ -270,14 +270,14 @@ func richTree() *erofs.Node {
 	twice := &erofs.Node{
 		Mode: unix.S_IFREG | 0o4755, UID: 1000, GID: 1 << 20, Mtime: -5, MtimeN: 999_999_999,
 		Xattrs: []erofs.Xattr{
-			{Name: "user.a", Value: []byte("1")},
+			{Name: "user.a", Value: "1"},
 			{
 				Name:  "security.capability",
-				Value: []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+				Value: "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 			},
-			{Name: "user.long", Value: bytes.Repeat([]byte("x"), 5000)},
-			{Name: "trusted.own", Value: nil},
-			{Name: "trusted.overlay.opaque", Value: []byte("y")},
+			{Name: "user.long", Value: strings.Repeat("x", 5000)},
+			{Name: "trusted.own"},
+			{Name: "trusted.overlay.opaque", Value: "y"},
 		},
 	}
 	tree := folderOf(

@@ -51,8 +51,7 @@ type Node struct {
 // Xattr is an extended attribute under its full name: user.*, trusted.*, security.*, system.posix_acl_access or
 // system.posix_acl_default. The value has at most 65,535 bytes.
 type Xattr struct {
-	Name  string
-	Value []byte
+	Name, Value string
 }
 
 // Child is an entry of a folder.

@@ -44,7 +44,7 @@ func TestOverlayShowsContentOfDataOnlyLayers(t *testing.T) {
 	write(t, filepath.Join(store, "objects/12/34.r.3"), "abc")
 	file := func(mode uint32, size int, redirect string) *erofs.Node {
 		return &erofs.Node{Mode: unix.S_IFREG | mode, Mtime: now, Size: int64(size), Xattrs: []erofs.Xattr{
-			{Name: overlayfs.XattrMetacopy}, {Name: overlayfs.XattrRedirect, Value: []byte(redirect)},
+			{Name: overlayfs.XattrMetacopy}, {Name: overlayfs.XattrRedirect, Value: redirect},
 		}}
 	}
 	folder := func(children ...erofs.Child) *erofs.Node {

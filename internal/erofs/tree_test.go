@@ -99,7 +99,7 @@ func want(root *Node) listing {
 			Xattrs: make(map[string]string),
 		}
 		for _, x := range n.Xattrs {
-			r.Xattrs[x.Name] = string(x.Value)
+			r.Xattrs[x.Name] = x.Value
 		}
 		switch n.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
@@ -144,7 +144,7 @@ func with(n *Node, xs ...Xattr) *Node {
 	return n
 }
 
-func xattr(name, value string) Xattr { return Xattr{Name: name, Value: []byte(value)} }
+func xattr(name, value string) Xattr { return Xattr{Name: name, Value: value} }
 
 // acl is an access control list as the kernel's attribute has it (include/uapi/linux/posix_acl_xattr.h).
 func acl() string {

@@ -75,8 +75,7 @@ func (im *image) write(w io.Writer, uuid [16]byte) error {
 	s.padTo(im.contentPos)
 	im.writeContent(s)
 	s.padTo(im.sharedPos)
-	for _, k := range im.shared.keys {
-		x := Xattr{k.name, []byte(k.value)}
+	for _, x := range im.shared.keys {
 		s.buf = x.appendTo(s.buf)
 		s.flush(flushSize)
 	}

@@ -3,7 +3,7 @@ package erofs
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
+	"hash/maphash"
 	"math"
 	"math/bits"
 	"slices"
@@ -116,13 +116,12 @@ func checkXattrs(xs []Xattr) string {
 // shared are the attributes that stand on several inodes. Most attributes of a large tree stand on one only, so a
 // filter of a few bits an attribute says which ones are worth being kept in a map.
 type shared struct {
+	seed        maphash.Seed
 	seen, again bitset
-	keys        []xattrKey
-	ids         map[xattrKey]uint32 // offset in the area, in units of 4 bytes
-	size        uint64              // of the area
+	keys        []Xattr
+	ids         map[Xattr]uint32 // offset in the area, in units of 4 bytes
+	size        uint64           // of the area
 }
-
-type xattrKey struct{ name, value string }
 
 // bitset is a power of two of bits.
 type bitset []uint64
@@ -138,34 +137,35 @@ func (b bitset) set(i uint32) bool {
 func (b bitset) has(i uint32) bool { return b[i/64%uint32(len(b))]>>(i%64)&1 != 0 }
 
 // filterKey puts equal attributes together. That unequal ones meet costs space in a map and nothing else.
-func (x *Xattr) filterKey() uint32 {
-	return crc32.Checksum(x.Value, crc32.MakeTable(crc32.Castagnoli)) + uint32(len(x.Name))*0x9e3779b1
+func (s *shared) filterKey(x *Xattr) uint32 {
+	return uint32(maphash.String(s.seed, x.Value)) + uint32(len(x.Name))*0x9e3779b1
 }
 
 // share finds the attributes that are to be shared and numbers them in the order in which they come first.
 func (im *image) share() {
 	s := &im.shared
+	s.seed = maphash.MakeSeed()
 	words := 1 << bits.Len(uint(im.xattrs/8))
 	s.seen, s.again = make(bitset, words), make(bitset, words)
 	for i := range im.inodes {
 		for _, x := range im.inodes[i].node.Xattrs {
-			if k := x.filterKey(); s.seen.set(k) {
+			if k := s.filterKey(&x); s.seen.set(k) {
 				s.again.set(k)
 			}
 		}
 	}
-	counts := make(map[xattrKey]int)
+	counts := make(map[Xattr]int)
 	for i := range im.inodes {
 		for _, x := range im.inodes[i].node.Xattrs {
-			if s.again.has(x.filterKey()) {
-				counts[xattrKey{x.Name, string(x.Value)}]++
+			if s.again.has(s.filterKey(&x)) {
+				counts[x]++
 			}
 		}
 	}
-	s.ids = make(map[xattrKey]uint32)
+	s.ids = make(map[Xattr]uint32)
 	for i := range im.inodes {
 		for _, x := range sortedXattrs(im.inodes[i].node.Xattrs) {
-			if s.again.has(x.filterKey()) {
+			if s.again.has(s.filterKey(&x)) {
 				s.number(&x, counts)
 			}
 		}
@@ -173,22 +173,21 @@ func (im *image) share() {
 }
 
 // number returns an attribute a place in the area if it stands on several inodes and has none yet.
-func (s *shared) number(x *Xattr, counts map[xattrKey]int) {
-	k := xattrKey{x.Name, string(x.Value)}
-	if _, done := s.ids[k]; done || counts[k] < 2 || s.size/4 > math.MaxUint32 {
+func (s *shared) number(x *Xattr, counts map[Xattr]int) {
+	if _, done := s.ids[*x]; done || counts[*x] < 2 || s.size/4 > math.MaxUint32 {
 		return
 	}
-	s.ids[k] = uint32(s.size / 4)
-	s.keys = append(s.keys, k)
+	s.ids[*x] = uint32(s.size / 4)
+	s.keys = append(s.keys, *x)
 	s.size += uint64(x.size())
 }
 
 // id is the number of an attribute that is shared.
 func (s *shared) id(x *Xattr) (uint32, bool) {
-	if !s.again.has(x.filterKey()) {
+	if !s.again.has(s.filterKey(x)) {
 		return 0, false
 	}
-	id, ok := s.ids[xattrKey{x.Name, string(x.Value)}]
+	id, ok := s.ids[*x]
 	return id, ok
 }
 

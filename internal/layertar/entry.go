@@ -99,7 +99,7 @@ func (e *Entry) Showable() error {
 func Storable(attrs []Xattr) (out []erofs.Xattr) {
 	for _, x := range attrs {
 		if erofs.Storable(x.Name) {
-			out = append(out, erofs.Xattr{Name: x.Name, Value: []byte(x.Value)})
+			out = append(out, erofs.Xattr(x))
 		}
 	}
 	return out

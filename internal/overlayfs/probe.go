@@ -156,7 +156,7 @@ const probed = "content from a data-only layer\n"
 // folder.
 func probeImage(dir string) (*os.File, error) {
 	file := &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: int64(len(probed)), Xattrs: []erofs.Xattr{
-		{Name: XattrMetacopy}, {Name: XattrRedirect, Value: []byte("/file")},
+		{Name: XattrMetacopy}, {Name: XattrRedirect, Value: "/file"},
 	}}
 	root := &erofs.Node{Mode: unix.S_IFDIR | 0o755, Children: []erofs.Child{{Name: "file", Node: file}}}
 	var b bytes.Buffer
