@@ -91,7 +91,7 @@ soak: ## have containers read for ten minutes in more than the cache may hold (r
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=45m ./...
 
-# KERNEL=6.1,6.12 runs some kernels of the table, SUITE=parts, whole (the halves of all) or ci fewer tests, host and newest-host hosts with systemd, FORCE=1 also what has passed with the same programs.
+# KERNEL=6.1,6.12 runs some kernels of the table, SUITE=parts, whole (the halves of all) or ci fewer tests, figures times of the view, host and newest-host hosts with systemd, FORCE=1 also what has passed with the same programs.
 test-kernels: ## run the tests that have to do with the kernel on older and newer ones, in virtual machines (root; fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/kernels ./test/kernels
 	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels

@@ -65,14 +65,10 @@ func TestConformance(t *testing.T) {
 
 // Random work on the snapshotter gives what it gives on overlays mounted by hand.
 func TestRandomSequencesOfSnapshots(t *testing.T) {
-	count := 50
-	if testing.Short() {
-		count = 5
-	}
 	for _, r := range rungs {
 		t.Run(r.String(), func(t *testing.T) {
 			t.Parallel()
-			conformance.Sequences(t, conformanceTarget(t, r), reference.Target(t), 1, count)
+			conformance.Sequences(t, conformanceTarget(t, r), reference.Target(t), 50)
 		})
 	}
 }

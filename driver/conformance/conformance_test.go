@@ -23,5 +23,5 @@ func TestReferenceDriver(t *testing.T) {
 }
 
 func TestRandomSequencesOnTheReferenceDriver(t *testing.T) {
-	conformance.Sequences(t, reference.Target(t), reference.Target(t), 1, 20)
+	conformance.Sequences(t, reference.Target(t), reference.Target(t), 20)
 }

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +23,14 @@ import (
 // every archive must say the same as the control's, and make of the model's image the model's container. Some chains
 // have a thin image at the bottom, where the driver knows these.
 //
-// A sequence is decided by its number: the first has the number seed. A failing one names its own.
-func Sequences(t *testing.T, target, control Target, seed uint64, count int) {
+// A sequence is decided by its number. A failing one names its own. Go's -short has a tenth of them done. In the
+// environment, CONFORMANCE_SEED is the number of the first, and CONFORMANCE_SEQUENCES how many there are.
+func Sequences(t *testing.T, target, control Target, count int) {
+	if testing.Short() {
+		count = max(1, count/10)
+	}
+	seed := fromEnvironment(t, "CONFORMANCE_SEED", 1)
+	count = int(fromEnvironment(t, "CONFORMANCE_SEQUENCES", uint64(count)))
 	initialise(t, target)
 	initialise(t, control)
 	for n := range uint64(count) {
@@ -47,6 +54,19 @@ func Sequences(t *testing.T, target, control Target, seed uint64, count int) {
 			s.finish()
 		})
 	}
+}
+
+// fromEnvironment returns the number that a variable has, or else another one.
+func fromEnvironment(t *testing.T, name string, other uint64) uint64 {
+	text := os.Getenv(name)
+	if text == "" {
+		return other
+	}
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
 }
 
 // sequence is one random run on a driver and its control.

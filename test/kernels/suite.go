@@ -33,6 +33,9 @@ const (
 // the one that is meant.
 const forced = "./_without_"
 
+// figures measures the view, which takes minutes and asserts nothing: a suite of its own.
+const figures = "TestFiguresOfTheView"
+
 // beside needs a program that the machine hasn't got, and nothing of the kernel.
 const beside = "TestTheDashboardShowsWhatThePluginDoes"
 
@@ -57,10 +60,13 @@ var parts = []program{
 // whole is the driver as a whole, alone and in an engine.
 var whole = []program{
 	{
-		folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels, beside) + "|" + forced,
+		folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels, figures, beside) + "|" + forced,
 		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
 	},
-	{folder: "cmd/cvmfs-snapshotter", skip: only(snapshotLabels) + "|" + forced, limit: 20 * time.Minute},
+	{
+		folder: "cmd/cvmfs-snapshotter", skip: only(snapshotLabels) + "|" + forced,
+		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 20 * time.Minute,
+	},
 	{folder: "test/e2e", run: only(
 		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged",
 		"TestAThinContainerListsAsItsOrdinaryTwin",
@@ -119,6 +125,7 @@ var suites = map[string][]program{
 	},
 	"host":        slices.Concat(host, newestHost),
 	"newest-host": newestHost,
+	"figures":     {{folder: "cmd/cvmfs-graphdriver-plugin", run: only(figures), limit: 10 * time.Minute}},
 }
 
 // only is a pattern that fits these tests and no others.
