@@ -36,6 +36,9 @@ const forced = "./_without_"
 // figures measures the view, which takes minutes and asserts nothing: a suite of its own.
 const figures = "TestFiguresOfTheView"
 
+// soak fills a cache for as long as it takes to overflow, which says nothing of the kernel.
+const soak = "TestSoak"
+
 // beside needs a program that the machine hasn't got, and nothing of the kernel.
 const beside = "TestTheDashboardShowsWhatThePluginDoes"
 
@@ -46,7 +49,7 @@ var parts = []program{
 	{folder: "internal/erofs", limit: 10 * time.Minute},
 	{folder: "internal/hostfs", limit: 5 * time.Minute},
 	{folder: "installer/preflight", run: only("TestKernelIsTriedAndNothingIsLeft"), limit: 5 * time.Minute},
-	{folder: "cvmfs/objectfs", limit: 10 * time.Minute},
+	{folder: "cvmfs/objectfs", skip: only(soak), limit: 10 * time.Minute},
 	{folder: "driver/supervise", limit: 10 * time.Minute},
 	{folder: "driver/view", limit: 10 * time.Minute},
 	{folder: "driver/images", limit: 10 * time.Minute},
