@@ -54,16 +54,18 @@ func newStarts() *starts {
 	return s
 }
 
-// begin runs fn beside its caller, one at a time for each image, unless it is too late.
-func (s *starts) begin(key string, fn func(ctx context.Context)) {
+// begin calls prepare, and runs what that returns beside its caller, one at a time for each image, unless it is too
+// late.
+func (s *starts) begin(key string, prepare func() (help func(ctx context.Context))) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.images[key] || time.Now().Before(s.settled[key]) {
 		return
 	}
 	s.images[key] = true
+	help := prepare()
 	s.work.Go(func() {
-		fn(s.life)
+		help(s.life)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.images, key)
@@ -118,35 +120,47 @@ func (n *Node) start(c *configuration, topmost string, image *images.Image) {
 	if n.cfg.NothingAhead {
 		return
 	}
-	n.starts.begin(image.Key, func(ctx context.Context) {
-		log := n.cfg.Log.With("image", image.Key)
-		p, err := n.profile(ctx, c, topmost, image.Key)
-		switch {
-		case errors.Is(err, ErrNoProfile):
-			if n.starts.first(image.Key) {
-				n.record(ctx, c, image)
-			} else {
-				n.starts.settle(image.Key)
-			}
-			return
-		case err != nil:
-			log.Warn("start profile: it can't be used, and a container starts without", "err", err)
-			n.starts.settle(image.Key) // not asked for, nor told, at each start
-			return
-		}
-		began := time.Now()
-		done, err := n.objects.Start(ctx, n.index, image.Table, p)
-		log = log.With("fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here, "failed", done.Failed,
-			"took", time.Since(began).Round(time.Millisecond))
-		switch {
-		case err != nil && ctx.Err() == nil:
-			log.Warn("start profile: not all could be fetched ahead", "err", err)
-		case err == nil && done.Fetched == 0 && done.Failed == 0:
-			n.starts.settle(image.Key)
-		case err == nil && done.Fetched > 0:
-			log.Info("start profile: fetched ahead of a container's start")
+	n.starts.begin(image.Key, func() func(context.Context) {
+		rec := n.objects.Record() // the program reads before it is known whether that is of use
+		return func(ctx context.Context) {
+			defer rec.Stop()
+			n.helpStart(ctx, c, topmost, image, rec)
 		}
 	})
+}
+
+// helpStart does it, with a recording from the beginning of the start.
+func (n *Node) helpStart(
+	ctx context.Context, c *configuration, topmost string, image *images.Image, rec *objects.Recording,
+) {
+	log := n.cfg.Log.With("image", image.Key)
+	p, err := n.profile(ctx, c, topmost, image.Key)
+	switch {
+	case errors.Is(err, ErrNoProfile):
+		if n.starts.first(image.Key) {
+			n.record(ctx, c, image, rec)
+		} else {
+			n.starts.settle(image.Key)
+		}
+		return
+	case err != nil:
+		log.Warn("start profile: it can't be used, and a container starts without", "err", err)
+		n.starts.settle(image.Key) // not asked for, nor told, at each start
+		return
+	}
+	rec.Stop()
+	began := time.Now()
+	done, err := n.objects.Start(ctx, n.index, image.Table, p)
+	log = log.With("fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here, "failed", done.Failed,
+		"took", time.Since(began).Round(time.Millisecond))
+	switch {
+	case err != nil && ctx.Err() == nil:
+		log.Warn("start profile: not all could be fetched ahead", "err", err)
+	case err == nil && done.Fetched == 0 && done.Failed == 0:
+		n.starts.settle(image.Key)
+	case err == nil && done.Fetched > 0:
+		log.Info("start profile: fetched ahead of a container's start")
+	}
 }
 
 // profile returns the start profile of an image: the one that its descriptor names, or the one that was recorded here.
@@ -188,13 +202,12 @@ func (n *Node) publishedProfile(topmost string) (*thin.Profile, error) {
 	return nil, nil
 }
 
-// record records a start, if next to nothing of the image is here.
-func (n *Node) record(ctx context.Context, c *configuration, image *images.Image) {
+// record goes on with the recording of a start until that is over, and keeps it, if next to nothing of the image is
+// here.
+func (n *Node) record(ctx context.Context, c *configuration, image *images.Image, rec *objects.Recording) {
 	if here := n.objects.Local(image.Table); here.Bytes > here.OfBytes/coldShare {
 		return
 	}
-	rec := n.objects.Record()
-	defer rec.Stop()
 	quiet := cmp.Or(n.cfg.RecordQuiet, recordQuiet)
 	end := time.NewTimer(recordMost)
 	defer end.Stop()

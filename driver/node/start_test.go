@@ -9,6 +9,9 @@ import (
 
 func TestStartsOfAnImageAreOneAtATime(t *testing.T) {
 	s := newStarts()
+	begin := func(key string, help func(context.Context)) {
+		s.begin(key, func() func(context.Context) { return help })
+	}
 	running, proceed := make(chan struct{}), make(chan struct{})
 	var ran atomic.Int32
 	wait := func(context.Context) {
@@ -16,10 +19,10 @@ func TestStartsOfAnImageAreOneAtATime(t *testing.T) {
 		running <- struct{}{}
 		<-proceed
 	}
-	s.begin("a", wait)
+	begin("a", wait)
 	<-running
-	s.begin("a", wait) // another container
-	s.begin("b", wait)
+	begin("a", wait) // another container
+	begin("b", wait)
 	<-running
 	close(proceed)
 	s.work.Wait()
@@ -27,16 +30,16 @@ func TestStartsOfAnImageAreOneAtATime(t *testing.T) {
 		t.Errorf("%d starts were helped, want one of each image", n)
 	}
 	count := func(context.Context) { ran.Add(1) }
-	s.begin("a", count)
+	begin("a", count)
 	s.work.Wait()
 	s.settle("a")
-	s.begin("a", count)
+	begin("a", count)
 	s.work.Wait()
 	if n := ran.Load(); n != 3 {
 		t.Errorf("%d starts were helped, want a third until nothing was missing", n)
 	}
 	s.settled["a"] = time.Now().Add(-time.Second)
-	s.begin("a", count)
+	begin("a", count)
 	s.work.Wait()
 	if n := ran.Load(); n != 4 {
 		t.Errorf("%d starts were helped, want a fourth after a while", n)
@@ -46,14 +49,24 @@ func TestStartsOfAnImageAreOneAtATime(t *testing.T) {
 func TestStartsEndWithTheNode(t *testing.T) {
 	s := newStarts()
 	ended := false // read once close has waited
-	s.begin("a", func(ctx context.Context) {
-		<-ctx.Done()
-		ended = true
+	prepared := false
+	s.begin("a", func() func(context.Context) {
+		prepared = true
+		return func(ctx context.Context) {
+			<-ctx.Done()
+			ended = true
+		}
 	})
+	if !prepared {
+		t.Error("a container starts before its start is prepared")
+	}
 	s.close()
 	if !ended {
 		t.Error("close doesn't wait")
 	}
-	s.begin("b", func(context.Context) { t.Error("a start is helped after the end") })
+	s.begin("b", func() func(context.Context) {
+		t.Error("a start is helped after the end")
+		return func(context.Context) {}
+	})
 	s.work.Wait()
 }
