@@ -141,6 +141,28 @@ func stays(t *testing.T) {
 		":/busybox:ro --entrypoint /busybox "+thin+" sleep 1000000")
 }
 
+// grows commits the container that stays, builds an image on the thin one, and runs both. The images go again.
+func grows(t *testing.T) {
+	t.Helper()
+	sh(t, "docker exec stays /busybox sh -c 'echo new >/new'")
+	sh(t, "docker commit stays committed")
+	want(t, "docker run --rm --network none --volume "+busybox(t)+
+		":/busybox:ro --entrypoint /busybox committed cat /new /data/a.txt", "new\na is back")
+	sh(t, fmt.Sprintf(`context=$(mktemp --directory)
+cp %s $context/busybox
+cat >$context/Dockerfile <<'EOF'
+FROM %s
+COPY busybox /busybox
+RUN ["/busybox", "sh", "-c", "/busybox rm /data/a.txt && echo built >/built"]
+EOF
+DOCKER_BUILDKIT=0 docker build --network none --tag built $context
+rm -r $context`, busybox(t), thin))
+	run := "docker run --rm --network none --entrypoint /busybox built "
+	want(t, run+"cat /built", "built")
+	want(t, run+"sh -c 'test -e /data/a.txt || echo gone'", "gone")
+	sh(t, "docker rmi committed built")
+}
+
 // left prints the files that have a word in their name, but for logs, empty state and the test's own.
 func left(t *testing.T, word string) string {
 	t.Helper()
@@ -197,6 +219,7 @@ func TestInstalledCrashedAndUpgraded(t *testing.T) {
 	stays(t)
 	const content = "a is back"
 	want(t, reads, content)
+	grows(t)
 
 	// systemd brings a killed engine back, and the engine its plugin.
 	sh(t, "systemctl kill --kill-whom=main --signal=KILL docker")

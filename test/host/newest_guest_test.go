@@ -37,6 +37,7 @@ func TestTheNewestEngine(t *testing.T) {
 	stays(t)
 	const content = "a is back"
 	want(t, reads, content)
+	grows(t)
 	for service := range strings.FieldsSeq(services) {
 		sh(t, "systemctl kill --kill-whom=main --signal=KILL "+service)
 		eventually(t, "systemctl is-active "+services+" || true", "active\nactive\nactive")
