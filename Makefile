@@ -103,11 +103,12 @@ test-kubernetes: ## run chart and manifests in a cluster of one node with system
 	cd test/kubernetes && unshare --net $(CURDIR)/$(DIST)/test/kubernetes -test.v -test.timeout 30m
 
 # Tests that need root, or what `packages` fetches, skip by themselves; lint has vetted. The race detector needs a C compiler. It watches
-# our code and not the loops of SQLite, of compression and of passwords, which take ten times as long with it. These packages use no
-# generic atomics: of equal instances of those the linker takes any, and one that isn't watched lets it report races where none are. What
+# our code and not the loops of SQLite, of compression, of passwords and of long numbers, which take ten times as long with it. These packages
+# share no generic atomics with ours: of equal instances of those the linker takes any, and one that isn't watched lets it report races where none are. What
 # only debuggers read is left out: it takes a third of the time of linking, once a package. The detector lets each process wait a
 # second before it ends, for races that are being reported, programs that tests run included; a tenth of one does.
-unwatched = $(foreach lib,modernc.org/sqlite/lib modernc.org/memory github.com/klauspost/compress/flate golang.org/x/crypto/...,-gcflags='$(lib)=-race=false')
+unwatched = $(foreach lib,modernc.org/sqlite/lib modernc.org/libc/... modernc.org/memory github.com/klauspost/compress/... golang.org/x/crypto/... \
+	crypto/internal/fips140/bigmod math/big compress/flate,-gcflags='$(lib)=-race=false')
 
 test-unit: ## run the tests that need no root, with the race detector
 	GORACE=atexit_sleep_ms=100 CGO_ENABLED=1 $(GO) test -race -short -vet=off -ldflags=-w -timeout=30m $(unwatched) ./...

@@ -12,6 +12,8 @@ import (
 
 	"github.com/docker/docker/api/types"
 	"github.com/google/go-cmp/cmp"
+
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // An engine that its storage driver keeps from starting is brought back, whatever is wrong with the plugin.
@@ -82,7 +84,7 @@ func TestTheImagesOfAPluginThatWasRemovedAreForgotten(t *testing.T) {
 // Every point of bringing it back: after kill -9 or a failure there, the next run does it.
 func TestBringingADeadEngineBackMayBeCutOff(t *testing.T) {
 	for _, what := range []string{"install", "uninstall"} {
-		for n := 0; ; n++ {
+		for n := 0; ; n += testutil.Stride() {
 			f, p := begun(t, "uninstall")
 			f.die("removed")
 			before, err := os.ReadFile(p.file)
@@ -118,7 +120,7 @@ func TestKillWhileBringingBackIsMendedByTheNextRun(t *testing.T) {
 	}{{"install", false}, {"uninstall", false}, {"purge", false}, {"purge", true}} {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			t.Parallel()
-			for n := 0; ; n++ {
+			for n := 0; ; n += testutil.Stride() {
 				f, p := newHost(t)
 				f.change(func() { f.remapped = false })
 				former := f.root

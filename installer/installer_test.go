@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cvmfs-graphdriver/installer/daemonjson"
+	"cvmfs-graphdriver/test/testutil"
 )
 
 func TestInstallAndUninstall(t *testing.T) {
@@ -84,7 +85,7 @@ func TestAFailureAnywhereIsUndone(t *testing.T) {
 	for _, what := range []string{"install", "upgrade", "uninstall"} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			for n := 0; ; n++ {
+			for n := 0; ; n += testutil.Stride() {
 				f, p := begun(t, what)
 				before := p.snapshot(t, f)
 				where, err := p.failAt(t, what, n)
@@ -121,7 +122,7 @@ func TestKillAnywhereIsMendedByTheNextRun(t *testing.T) {
 	for _, what := range []string{"install", "upgrade", "uninstall"} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			for n := 0; ; n++ {
+			for n := 0; ; n += testutil.Stride() {
 				f, p := begun(t, what)
 				killed, out, err := p.killedAt(what, n)
 				if err != nil {
@@ -157,7 +158,7 @@ func TestKillAnywhereIsMendedByTheNextRun(t *testing.T) {
 
 // Every point of an upgrade that fails, and of undoing it.
 func TestKillWhileUndoingIsMendedByTheNextRun(t *testing.T) {
-	for n := 0; ; n++ {
+	for n := 0; ; n += testutil.Stride() {
 		f, p := begun(t, "upgrade")
 		before := p.snapshot(t, f)
 		b, err := p.bundle("2")

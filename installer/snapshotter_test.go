@@ -364,7 +364,7 @@ func TestTheSnapshotterMayBeCutOffAnywhere(t *testing.T) {
 	forDoors(t, func(t *testing.T, docker bool) {
 		for _, killed := range []bool{false, true} {
 			for _, what := range []string{"install", "uninstall"} {
-				for n := 0; cutOff(t, docker, killed, what, n); n++ {
+				for n := 0; cutOff(t, docker, killed, what, n); n += testutil.Stride() {
 					if n > 100 {
 						t.Fatal("it never ends")
 					}

@@ -6,9 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -69,7 +71,12 @@ func expected(t *testing.T, fqrn string) map[string]map[string]any {
 func TestStatAndCatShowWhatTheReferenceClientDoes(t *testing.T) {
 	for _, fqrn := range []string{features, shake} {
 		url := "file://" + testutil.Repository(t, fqrn)
-		for path, want := range expected(t, fqrn) {
+		all := expected(t, fqrn)
+		for n, path := range slices.Sorted(maps.Keys(all)) {
+			if n%testutil.Stride() != 0 { // each is read by a repository that is opened anew
+				continue
+			}
+			want := all[path]
 			var got map[string]any
 			if err := json.Unmarshal([]byte(shown(t, fqrn, url, "stat", "--json", fqrn, path)), &got); err != nil {
 				t.Fatal(err)

@@ -33,6 +33,14 @@ func Root(t testing.TB) string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
+// Stride is how far the points are apart that a test tries which is for every one of many: 1, or with Go's -short 5.
+func Stride() int {
+	if testing.Short() {
+		return 5
+	}
+	return 1
+}
+
 // Data is the path of a file below the module's testdata folder.
 func Data(t testing.TB, elem ...string) string {
 	t.Helper()

@@ -354,7 +354,7 @@ func TestCollectionCutOffAnywhereIsFinishedByTheNext(t *testing.T) {
 	whole := published(t, 7)
 	next := func(left int) int { return max(left+1, left*5/4) }
 	if testing.Short() {
-		next = func(left int) int { return max(left+1, left*2) }
+		next = func(left int) int { return max(left+1, left*4) }
 	}
 	changes := 0
 	for _, publishAgain := range []bool{false, true} {
