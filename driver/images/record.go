@@ -119,7 +119,8 @@ func (k *record) apply(path string, i *inode, linked bool) (*inode, error) {
 			return nil, fmt.Errorf("%.300q is linked by the catalog, too: %w", path, errContradiction)
 		case g.inode == nil:
 			g.first, g.inode = path, i
-		case !g.inode.same(i) || !k.replaced[g.inode] && k.Xattrs[path] == nil && !slices.Equal(g.inode.Xattrs, i.Xattrs):
+		case !g.inode.same(i) ||
+			!k.replaced[g.inode] && k.Xattrs[path] == nil && !slices.Equal(g.inode.Xattrs, i.Xattrs):
 			return nil, fmt.Errorf("%.300q and %.300q are linked and not the same: %w", g.first, path, errContradiction)
 		}
 		i = g.inode

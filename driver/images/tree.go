@@ -94,7 +94,7 @@ func (i *inode) takeMarks() {
 		switch mark, is := overlayXattr(x.Name); {
 		case !is:
 			kept = append(kept, x)
-		case mark == overlayOpaque && string(x.Value) == "y":
+		case mark == overlayOpaque && x.Value == "y":
 			i.opaque = i.Mode&typeMask == typeDir
 		case mark == overlayWhiteout && i.isRegular() && i.Size == 0:
 			i.whiteout = true

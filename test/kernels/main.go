@@ -35,7 +35,8 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("kernels", flag.ExitOnError)
 	names := flags.String("kernels", "", "run on these kernels of the table, divided by commas; all without")
-	suite := flags.String("suite", "full", "what to run: full, its halves parts and whole, host, its half newest-host, figures, or ci")
+	suite := flags.String("suite", "full",
+		"what to run: full, its halves parts and whole, host, its half newest-host, figures, or ci")
 	force := flags.Bool("force", false, "run also what has passed")
 	fetchOnly := flags.Bool("fetch", false, "only fetch what is needed")
 	output := flags.String("output", "dist/kernels", "folder for logs")
