@@ -91,7 +91,8 @@ soak: ## have containers read for ten minutes in more than the cache may hold (r
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=45m ./...
 
-# KERNEL=6.1,6.12 runs some kernels of the table, SUITE=parts, whole (the halves of all) or ci fewer tests, figures times of the view, host and newest-host hosts with systemd, FORCE=1 also what has passed with the same programs.
+# KERNEL=6.1,6.12 runs some kernels of the table. SUITE=parts, whole (the halves of all) or ci runs fewer tests, figures times the view,
+# host and newest-host boot hosts with systemd. FORCE=1 runs also what has passed with the same programs.
 test-kernels: ## run the tests that have to do with the kernel on older and newer ones, in virtual machines (root; fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/kernels ./test/kernels
 	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels
@@ -103,11 +104,11 @@ test-kubernetes: ## run chart and manifests in a cluster of one node with system
 	cd test/kubernetes && unshare --net $(CURDIR)/$(DIST)/test/kubernetes -test.v -test.timeout 30m
 
 # Tests that need root, or what `packages` fetches, skip by themselves; lint has vetted. The race detector needs a C compiler. It watches
-# our code and not the loops of SQLite, of compression, of passwords and of long numbers, which take ten times as long with it. These packages
-# share no generic atomics with ours: of equal instances of those the linker takes any, and one that isn't watched lets it report races where none are. What
-# only debuggers read is left out: it takes a third of the time of linking, once a package. The detector lets each process wait a
-# second before it ends, for races that are being reported, programs that tests run included; a tenth of one does.
-unwatched = $(foreach lib,modernc.org/sqlite/lib modernc.org/libc/... modernc.org/memory github.com/klauspost/compress/... golang.org/x/crypto/... \
+# our code and not the loops of SQLite, of compression, of passwords and of long numbers, which take ten times as long with it. These
+# packages share no generic atomics with ours: of equal instances of those the linker takes any, and one that isn't watched lets it report
+# races where none are. What only debuggers read is left out: it takes a third of the time of linking, once a package. The detector lets
+# each process wait a second before it ends, for races that are being reported, programs that tests run included; a tenth of one does.
+unwatched = $(foreach lib,modernc.org/sqlite/lib modernc.org/memory github.com/klauspost/compress/... golang.org/x/crypto/... \
 	crypto/internal/fips140/bigmod math/big compress/flate,-gcflags='$(lib)=-race=false')
 
 test-unit: ## run the tests that need no root, with the race detector
