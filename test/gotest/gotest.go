@@ -2,6 +2,7 @@
 package gotest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 // event is a line of go test -json; see `go doc test2json`.
 type event struct {
 	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds
 }
 
 // test names a test, or, without Test, its package.
@@ -23,6 +25,22 @@ type test struct{ Package, Test string }
 type Summary struct {
 	Passed, Failed int
 	Skipped        []Skip
+	took           []took
+}
+
+// took is how long a test ran, in seconds, with what it waited for.
+type took struct {
+	test
+	seconds float64
+}
+
+// Slowest returns lines for people about the tests that took the longest, longest first. Subtests are parts of theirs.
+func (s *Summary) Slowest(most int) (lines []string) {
+	slices.SortStableFunc(s.took, func(a, b took) int { return cmp.Compare(b.seconds, a.seconds) })
+	for _, t := range s.took[:min(most, len(s.took))] {
+		lines = append(lines, fmt.Sprintf("%6.1f s  %s %s", t.seconds, t.Package, t.Test))
+	}
+	return lines
 }
 
 // Skip is a test that didn't run, with what it said.
@@ -57,6 +75,9 @@ func Show(w io.Writer, events io.Reader) (*Summary, error) {
 				fmt.Fprint(w, closing(said[key], e.Action))
 			} else {
 				s.count(w, e, said[key])
+				if !strings.Contains(e.Test, "/") {
+					s.took = append(s.took, took{key, e.Elapsed})
+				}
 			}
 			delete(said, key)
 		}

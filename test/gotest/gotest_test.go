@@ -1,6 +1,7 @@
 package gotest
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,10 +11,11 @@ import (
 func TestShowKeepsFailuresSkipsAndClosingLines(t *testing.T) {
 	events := `{"Action":"start","Package":"p"}
 {"Action":"output","Package":"p","Test":"TestGood","Output":"noise\n"}
-{"Action":"pass","Package":"p","Test":"TestGood"}
+{"Action":"pass","Package":"p","Test":"TestGood/part","Elapsed":2}
+{"Action":"pass","Package":"p","Test":"TestGood","Elapsed":2.5}
 {"Action":"output","Package":"p","Test":"TestBad","Output":"    bad_test.go:1: why\n"}
 {"Action":"output","Package":"p","Test":"TestBad","Output":"--- FAIL: TestBad (0.00s)\n"}
-{"Action":"fail","Package":"p","Test":"TestBad"}
+{"Action":"fail","Package":"p","Test":"TestBad","Elapsed":31}
 {"Action":"output","Package":"p","Test":"TestAway","Output":"--- SKIP: TestAway (0.00s)\n"}
 {"Action":"skip","Package":"p","Test":"TestAway"}
 {"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
@@ -39,8 +41,11 @@ s.go:1: syntax error
 		t.Fatal(err)
 	}
 	skip := Skip{"p", "TestAway", "--- SKIP: TestAway (0.00s)\n"}
-	if diff := cmp.Diff(&Summary{Passed: 1, Failed: 1, Skipped: []Skip{skip}}, summary); diff != "" {
-		t.Error(diff)
+	if summary.Passed != 2 || summary.Failed != 1 || !slices.Equal(summary.Skipped, []Skip{skip}) {
+		t.Errorf("%+v", summary)
+	}
+	if slow := summary.Slowest(2); !slices.Equal(slow, []string{"  31.0 s  p TestBad", "   2.5 s  p TestGood"}) {
+		t.Errorf("the slowest are %q", slow)
 	}
 	if diff := cmp.Diff(want, got.String()); diff != "" {
 		t.Error(diff)

@@ -1,6 +1,6 @@
 // Command report runs go test with the arguments given and shows what matters: what failed with all its output, what
-// was skipped with its reason, and go test's line for each package. With CVMFS_TEST_NO_SKIP=1 a skipped test is a
-// failure.
+// was skipped with its reason, go test's line for each package, and which tests took the longest. With
+// CVMFS_TEST_NO_SKIP=1 a skipped test is a failure.
 package main
 
 import (
@@ -11,6 +11,9 @@ import (
 
 	"cvmfs-graphdriver/test/gotest"
 )
+
+// slowest is how many tests are named for the time they took.
+const slowest = 40
 
 func main() {
 	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
@@ -24,7 +27,12 @@ func main() {
 		os.Exit(1)
 	}
 	summary, err := gotest.Show(os.Stdout, out)
-	if err = errors.Join(err, cmd.Wait()); err != nil {
+	err = errors.Join(err, cmd.Wait())
+	fmt.Println("the slowest tests:")
+	for _, line := range summary.Slowest(slowest) {
+		fmt.Println(line)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "report: go test:", err)
 		os.Exit(1)
 	}
