@@ -29,7 +29,8 @@ import (
 type fakeContainerd struct {
 	containers map[string][]*containersapi.Container // by namespace
 	plugins    []*introspectionapi.Plugin
-	usage      error // the snapshotter's, for a snapshot that it hasn't got
+	usage      error          // the snapshotter's, for a snapshot that it hasn't got
+	mounts     []*types.Mount // of each snapshot
 
 	images, leases map[string]bool // of the namespace of images that are run
 	uncollected    bool            // whether something has gone from it since the last collection
@@ -101,6 +102,10 @@ func (s snapshotsOf) Usage(context.Context, *snapshotsapi.UsageRequest) (*snapsh
 
 func (s snapshotsOf) List(*snapshotsapi.ListSnapshotsRequest, snapshotsapi.Snapshots_ListServer) error {
 	return nil
+}
+
+func (s snapshotsOf) Mounts(context.Context, *snapshotsapi.MountsRequest) (*snapshotsapi.MountsResponse, error) {
+	return &snapshotsapi.MountsResponse{Mounts: s.mounts}, nil
 }
 
 // Delete refuses a namespace with something in it.

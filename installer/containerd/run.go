@@ -32,6 +32,7 @@ const (
 	runWait   = 30 * time.Second // for a container to end; one that hasn't then has been seen to run
 	outWait   = 10 * time.Second // for the last of what one said that has ended
 	heldFor   = time.Hour        // what was made is held, if nobody removes it
+	testWait  = 15 * time.Minute // for all of it: images may be large, and made of layers as others have them
 	clearWait = 5 * time.Minute  // for its removal: containerd's collection also takes what others have let go of
 	saidLimit = 64 << 10         // bytes that are kept of what a container says
 )
@@ -43,6 +44,9 @@ func (c *Client) Run(ctx context.Context, snapshotter string, t Trial) (said str
 	if err := c.Clear(ctx); err != nil {
 		return "", 0, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, testWait,
+		fmt.Errorf("containerd has not run it within %s: a snapshotter or a disk may be stuck", testWait))
+	defer cancel()
 	defer func() { // also after Ctrl-C, which gRPC doesn't tell by the context's error
 		if err != nil && ctx.Err() != nil {
 			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)

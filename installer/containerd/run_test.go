@@ -3,16 +3,22 @@ package containerd
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"golang.org/x/sys/unix"
+
+	"cvmfs-graphdriver/test/testutil"
 )
 
 // specOf is how a container of an image with such a configuration is specified.
@@ -55,6 +61,9 @@ func TestAContainerMayDoNothingThatItNeedNot(t *testing.T) {
 	if len(s.Linux.Devices) > 0 || s.Linux.Resources.Devices[0].Allow || len(s.Linux.MaskedPaths) == 0 {
 		t.Errorf("it has devices, or sees all of /proc: %+v", s.Linux)
 	}
+	if filter := s.Linux.Seccomp; filter == nil || filter.DefaultAction != "SCMP_ACT_ERRNO" {
+		t.Errorf("it may use every system call: %+v", filter)
+	}
 	if s.Linux.CgroupsPath != "/cvmfs-graphdriver-test-test-1" {
 		t.Errorf("a control group would stay above %s", s.Linux.CgroupsPath)
 	}
@@ -70,6 +79,26 @@ func TestAnImageRunsAsItSays(t *testing.T) {
 	}
 	if _, err := (Trial{Image: empty.Image}).options("id"); err == nil {
 		t.Error("an image without a command runs")
+	}
+}
+
+// A FIFO would have the host wait for ever.
+func TestUsersOfAnImageAreReadFromFilesOnly(t *testing.T) {
+	testutil.NeedRoot(t) // it mounts
+	ofFolder := func(dir string) error {
+		c := &fakeContainerd{mounts: []*types.Mount{{Type: "bind", Source: dir, Options: []string{"rbind", "ro"}}}}
+		container := &containers.Container{Snapshotter: "cvmfs"}
+		return usersAreFiles(in(t.Context(), TestNamespace), c.connect(t).api, container, nil)
+	}
+	etc := filepath.Join(t.TempDir(), "etc")
+	must(t, os.Mkdir(etc, 0o755))
+	must(t, os.WriteFile(filepath.Join(etc, "passwd"), nil, 0o644))
+	must(t, os.Symlink("passwd", filepath.Join(etc, "group")))
+	must(t, ofFolder(filepath.Dir(etc)))
+	must(t, os.Remove(filepath.Join(etc, "passwd")))
+	must(t, unix.Mkfifo(filepath.Join(etc, "passwd"), 0o644))
+	if err := ofFolder(filepath.Dir(etc)); err == nil || !strings.Contains(err.Error(), "by number") {
+		t.Errorf("a FIFO: %v", err)
 	}
 }
 

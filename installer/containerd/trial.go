@@ -2,14 +2,20 @@ package containerd
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/continuity/fs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
@@ -31,7 +37,7 @@ func FileCapabilities() []string {
 
 // options are how a container of an image is specified: as the library does it, with namespaces of its own, in which
 // there is no network, no devices of the host's, and no privileges to be gained; besides with the capabilities wished
-// for only.
+// for only, and the system calls that containerd allows by default.
 func (t Trial) options(id string) ([]oci.SpecOpts, error) {
 	file, err := t.Image.ConfigFile()
 	if err != nil {
@@ -49,6 +55,7 @@ func (t Trial) options(id string) ([]oci.SpecOpts, error) {
 	return []oci.SpecOpts{
 		oci.WithDefaultPathEnv, oci.WithEnv(config.Env), oci.WithProcessArgs(command...),
 		oci.WithProcessCwd(cmp.Or(config.WorkingDir, "/")), user(config.User), oci.WithCapabilities(t.Capabilities),
+		seccomp.WithDefaultProfile(),                   // it depends on the capabilities
 		oci.WithCgroup("/" + TestNamespace + "-" + id), // not below a group that would stay
 	}, nil
 }
@@ -60,9 +67,29 @@ func user(said string) oci.SpecOpts {
 	uid, err := strconv.ParseUint(cmp.Or(name, "0"), 10, 32)
 	gid, err2 := strconv.ParseUint(cmp.Or(group, "0"), 10, 32)
 	if err != nil || err2 != nil {
-		return oci.WithUser(said)
+		return oci.Compose(usersAreFiles, oci.WithUser(said))
 	}
 	return oci.WithUIDGID(uint32(uid), uint32(gid))
+}
+
+// usersAreFiles makes sure that an image has users and groups in files: whoever opens a FIFO waits for ever.
+func usersAreFiles(ctx context.Context, c oci.Client, container *containers.Container, _ *oci.Spec) error {
+	mounts, err := c.SnapshotService(container.Snapshotter).Mounts(ctx, container.SnapshotKey)
+	if err != nil {
+		return err
+	}
+	return mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
+		for _, name := range []string{"/etc/passwd", "/etc/group"} {
+			path, err := fs.RootPath(root, name)
+			if err != nil {
+				return err
+			}
+			if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+				return fmt.Errorf("%s of the image is not a regular file: the image must say its user by number", name)
+			}
+		}
+		return nil
+	})
 }
 
 // remedies are what to do about errors, by what containerd, its shim and runc say, the first that fits.

@@ -290,6 +290,9 @@ func (h *Host) removeFrom(ctx context.Context, f *flavour, engineUnit string) er
 		if err := c.Ready(ctx); err != nil {
 			return err
 		}
+		if err := c.Clear(ctx); err != nil { // of an image that was being tested
+			return err
+		}
 		users, err := c.Uses(ctx, name)
 		if err != nil {
 			return err
