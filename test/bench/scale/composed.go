@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -20,32 +22,43 @@ import (
 	"cvmfs-graphdriver/thin"
 )
 
-// ComposedKey says what image is composed: so many files in so many layers.
+// ComposedKey says what is composed: images of so many files in so many layers, one after the other.
 type ComposedKey struct {
 	Files  int `json:"files"`
 	Layers int `json:"layers"`
+	Images int `json:"images,omitempty"` // 0: one
 }
 
-func (k ComposedKey) String() string { return fmt.Sprintf("%d files in %d layers", k.Files, k.Layers) }
+func (k ComposedKey) String() string {
+	return fmt.Sprintf("%d × %d files in %d layers", k.Number(), k.Files, k.Layers)
+}
 
-// Compare orders keys: by files, then layers.
+// Number is how many images are composed.
+func (k ComposedKey) Number() int { return max(k.Images, 1) }
+
+// Compare orders keys: by images, files, then layers.
 func (k ComposedKey) Compare(other ComposedKey) int {
-	return cmp.Or(cmp.Compare(k.Files, other.Files), cmp.Compare(k.Layers, other.Layers))
+	return cmp.Or(cmp.Compare(k.Number(), other.Number()), cmp.Compare(k.Files, other.Files),
+		cmp.Compare(k.Layers, other.Layers))
 }
 
-// Composed is what composing an image took, in a process of its own.
+// Composed is what composing images took, in a process of its own: all of them, or the last one where that is said.
 type Composed struct {
 	Took     float64 `json:"took"`     // seconds, with fetching the catalogs on loopback
 	CPU      float64 `json:"cpu"`      // seconds of processors for that, which other work hardly changes
-	Opened   float64 `json:"opened"`   // seconds until the image is in use in another life of the node
+	Opened   float64 `json:"opened"`   // seconds until the last is in use in another life of the node
 	Memory   int64   `json:"memory"`   // bytes, the most that were resident
-	Metadata int64   `json:"metadata"` // bytes of the EROFS image
+	Held     int64   `json:"held"`     // bytes that are resident with all in use, when nothing is to be done
+	Metadata int64   `json:"metadata"` // bytes of the last EROFS image
 	Table    int64   `json:"table"`    // bytes of the table of its objects
 	Catalogs Traffic `json:"catalogs"` // all that was fetched
 }
 
 // task is what a process of its own is to compose.
-type task struct{ Descriptor, Configuration, Dir string }
+type task struct {
+	Descriptors        []string
+	Configuration, Dir string
+}
 
 // taskVariable, in the environment, has a process compose.
 const taskVariable = "CVMFS_BENCH_COMPOSE"
@@ -72,22 +85,25 @@ func Main() {
 	os.Exit(0)
 }
 
-// Compose publishes an image of empty contents below a folder, and measures composing it.
+// Compose publishes images of no content below a folder, and measures composing them.
 func Compose(ctx context.Context, dir string, k ComposedKey) (_ *Composed, err error) {
 	s, err := newSite(ctx, dir, true)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	d, err := s.publish(ctx, content{files: k.Files, layers: k.Layers, size: tiny})
-	if err != nil {
-		return nil, err
+	t := task{Dir: dir}
+	for n := range k.Number() {
+		d, err := s.publish(ctx, content{files: k.Files, layers: k.Layers, size: tiny, seed: n})
+		if err != nil {
+			return nil, err
+		}
+		encoded, err := d.Encode()
+		if err != nil {
+			return nil, err
+		}
+		t.Descriptors = append(t.Descriptors, string(encoded))
 	}
-	encoded, err := d.Encode()
-	if err != nil {
-		return nil, err
-	}
-	t := task{Descriptor: string(encoded), Dir: dir}
 	if t.Configuration, err = s.configure(""); err != nil {
 		return nil, err
 	}
@@ -112,28 +128,37 @@ func Compose(ctx context.Context, dir string, k ComposedKey) (_ *Composed, err e
 
 // compose does it, in this process.
 func (t task) compose(ctx context.Context) (_ *Composed, err error) {
-	d, err := thin.Parse([]byte(t.Descriptor))
-	if err != nil {
-		return nil, err
-	}
 	n, err := newNode(t.Dir, t.Configuration)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
 	c := &Composed{}
+	var image *images.Image
+	var used []*images.Image // as containers have them
 	begin := time.Now()
-	image, err := n.composer.Compose(ctx, []images.Layer{{Thin: d}})
-	if err != nil {
-		return nil, err
+	for _, descriptor := range t.Descriptors {
+		d, err := thin.Parse([]byte(descriptor))
+		if err != nil {
+			return nil, err
+		}
+		if image, err = n.compose(ctx, d); err != nil {
+			return nil, err
+		}
+		used = append(used, image)
 	}
 	c.Took = time.Since(begin).Seconds()
 	if c.CPU, err = processorTime(); err != nil {
 		return nil, err
 	}
-	if c.Memory, err = peakMemory(); err != nil {
+	if c.Memory, err = memory("VmHWM"); err != nil {
 		return nil, err
 	}
+	debug.FreeOSMemory() // which the runtime does by and by
+	if c.Held, err = memory("VmRSS"); err != nil {
+		return nil, err
+	}
+	runtime.KeepAlive(used)
 	if c.Catalogs, err = n.fetched(); err != nil {
 		return nil, err
 	}
@@ -168,11 +193,11 @@ func processorTime() (float64, error) {
 	return float64(used.Utime.Nano()+used.Stime.Nano()) / 1e9, err
 }
 
-// peakMemory is the most that this process had resident, in bytes.
-func peakMemory() (bytes int64, err error) {
+// memory is what this process has resident, VmRSS, or the most that it had, VmHWM, in bytes.
+func memory(which string) (bytes int64, err error) {
 	b, err := os.ReadFile("/proc/self/status")
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, which+":"); ok {
 			_, err = fmt.Sscan(rest, &bytes)
 		}
 	}

@@ -28,6 +28,7 @@ const folderSize = 100
 type content struct {
 	files, layers int
 	size          func(*rand.Rand) int // of a file, in bytes
+	seed          int                  // images of different ones share no content
 }
 
 // small are files as most of a system's are.
@@ -50,7 +51,7 @@ func (c content) perLayer() int { return c.files / c.layers }
 // write writes a layer's archive.
 func (c content) write(w io.Writer, layer int) error {
 	t := tar.NewWriter(w)
-	random := rand.New(rand.NewPCG(uint64(layer), 2))
+	random := rand.New(rand.NewPCG(uint64(layer), 2+uint64(c.seed)))
 	b := make([]byte, 8<<10)
 	for n := range c.perLayer() {
 		size := c.size(random)
@@ -121,7 +122,7 @@ func (p *publisher) publish(ctx context.Context, c content) (_ *thin.Descriptor,
 	defer func() { err = errors.Join(err, tx.Abort()) }()
 	d := &thin.Descriptor{Origin: "scale"}
 	for n := range c.layers {
-		path := fmt.Sprintf("/layers/%d-%d/%d", c.files, c.layers, n)
+		path := fmt.Sprintf("/layers/%d-%d-%d/%d", c.files, c.layers, c.seed, n)
 		r, w := io.Pipe()
 		go func() { w.CloseWithError(c.write(w, n)) }()
 		if _, err := tx.Ingest(ctx, path, r, publish.LayerOptions{}); err != nil {

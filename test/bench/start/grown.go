@@ -50,12 +50,16 @@ func (r *results) sortedNodes() []*scaleCell[scale.NodesKey, scale.Nodes] {
 
 // grownImages says what composing takes.
 func (r *results) grownImages() string {
-	t := newTable("files", "layers", "composing", "its processor time", "taking into use", "memory", "EROFS image",
-		"table of objects", "catalogs", "load")
+	t := newTable("images", "files", "layers", "composing", "its processor time", "taking into use", "memory", "afterwards",
+		"EROFS image", "table of objects", "catalogs", "load")
 	for _, c := range r.sortedComposed() {
 		m := c.Measured
-		t.row(fmt.Sprint(c.Key.Files), fmt.Sprint(c.Key.Layers), fmt.Sprintf("%.2f s", m.Took),
-			fmt.Sprintf("%.2f s", m.CPU), fmt.Sprintf("%.2f s", m.Opened), megabytes(float64(m.Memory)),
+		held := ""
+		if m.Held > 0 {
+			held = megabytes(float64(m.Held))
+		}
+		t.row(fmt.Sprint(c.Key.Number()), fmt.Sprint(c.Key.Files), fmt.Sprint(c.Key.Layers),
+			fmt.Sprintf("%.2f s", m.Took), fmt.Sprintf("%.2f s", m.CPU), fmt.Sprintf("%.2f s", m.Opened), megabytes(float64(m.Memory)), held,
 			megabytes(float64(m.Metadata)), megabytes(float64(m.Table)), megabytes(float64(m.Catalogs.Bytes)),
 			fmt.Sprintf("%.0f", c.Load))
 	}
@@ -145,6 +149,9 @@ func (r *results) growth() (list []curves) {
 	byLayers := map[int]*line{}
 	var order []int
 	for _, c := range r.sortedComposed() {
+		if c.Key.Number() > 1 {
+			continue
+		}
 		l := byLayers[c.Key.Layers]
 		if l == nil {
 			l = &line{name: fmt.Sprintf("%d layers", c.Key.Layers)}

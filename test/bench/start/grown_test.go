@@ -81,7 +81,7 @@ func TestTheReportShowsWhatGrows(t *testing.T) {
 	}
 	for _, want := range []string{
 		"| 100 | yes | squid | 1 | 250 | 1.0 MB | 25000 | 251 | 1.0 MB | 1 | 1 |",
-		"| 100000 | 1 | 100.00 s | 50.00 s |", "](performance/nodes.png)", "](performance/composed.png)",
+		"| 1 | 100000 | 1 | 100.00 s | 50.00 s |", "](performance/nodes.png)", "](performance/composed.png)",
 		// 40 requests and 3 MB a start: 6,667 requests and 500 MB a second.
 		"| 29 | 8 | 3.0 s | 6.0 s | × 2.00 | 1.0 s | 20.0 MB | 1–1 |",
 		"| base | thin | 40 | 3.0 MB | 6667 | 4.0 | 2 | 1 | requests | 40 |",
@@ -102,7 +102,7 @@ func TestSizesAreNamed(t *testing.T) {
 	if err != nil || len(nodes) != len(nodeNumbers)*len(usualProxies)*2 || len(composed) != len(imageSizes) {
 		t.Errorf("%d and %d cells, %v", len(nodes), len(composed), err)
 	}
-	nodes, composed, err = grown{nodes: list{"0"}, composed: list{"20x2"}}.cells()
+	nodes, composed, err = grown{nodes: list{"0"}, composed: list{"20x2x1"}}.cells()
 	if want := (scale.ComposedKey{Files: 20, Layers: 2}); err != nil || len(nodes) > 0 || len(composed) != 1 ||
 		composed[0] != want {
 		t.Errorf("%v and %v, %v", nodes, composed, err)
@@ -112,6 +112,8 @@ func TestSizesAreNamed(t *testing.T) {
 		{proxies: list{"none"}},
 		{composed: list{"20"}},
 		{composed: list{"2x3"}},
+		{composed: list{"3x2x-1"}},
+		{composed: list{"3x2x1x1"}},
 	} {
 		if _, _, err := wrong.cells(); err == nil {
 			t.Errorf("%+v is taken", wrong)

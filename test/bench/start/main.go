@@ -75,7 +75,8 @@ func main() {
 	flag.BoolVar(&o.isScale, "scale", false, "measure what grows, and no single starts")
 	flag.Var(&o.grown.nodes, "nodes", "`NUMBERS` of nodes that start an image through one proxy, as 1,10")
 	flag.Var(&o.grown.proxies, "proxies", "`NAMES` of proxies between nodes and server: squid, collapsed, own")
-	flag.Var(&o.grown.composed, "composed", "`SIZES` of images that are composed, as 10000x20: files and layers")
+	flag.Var(&o.grown.composed, "composed", "`SIZES` of images that are composed, as 10000x20: files and layers, and of more\n"+
+		"than one, as 10000x20x3: images")
 	flag.Var(&o.grown.containers, "containers", "`NUMBERS` of containers that are started at one time, as 1,8")
 	flag.IntVar(&o.grown.atOnce, "at-once", 32, "how many nodes start at one time")
 	flag.Parse()

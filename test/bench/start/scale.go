@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"cvmfs-graphdriver/test/bench/scale"
@@ -23,7 +24,7 @@ var (
 	proxyKinds  = []string{"squid", "collapsed", "own"}
 	imageSizes  = []string{
 		"10000x1", "10000x20", "10000x125", "100000x1", "100000x20", "100000x125", "1000000x1", "1000000x20",
-		"1000000x125",
+		"1000000x125", "100000x20x10",
 	}
 	containerNumbers = list{"1", "8", "64"}
 	proxyNames       = map[string]string{"squid": scale.Squid, "collapsed": scale.Collapsing, "own": scale.Own}
@@ -63,13 +64,32 @@ func (g grown) cells() (nodes []scale.NodesKey, composed []scale.ComposedKey, er
 		if text == "0" {
 			continue
 		}
-		var k scale.ComposedKey
-		if _, err := fmt.Sscanf(text, "%dx%d", &k.Files, &k.Layers); err != nil || k.Layers < 1 || k.Files < k.Layers {
-			return nil, nil, fmt.Errorf("-composed %s: want files and layers, as 10000x20", text)
+		k, err := parseComposed(text)
+		if err != nil {
+			return nil, nil, err
 		}
 		composed = append(composed, k)
 	}
 	return nodes, composed, nil
+}
+
+// parseComposed reads FILESxLAYERS, or FILESxLAYERSxIMAGES.
+func parseComposed(text string) (k scale.ComposedKey, err error) {
+	parts := strings.Split(text, "x")
+	into := []*int{&k.Files, &k.Layers, &k.Images}
+	if len(parts) < 2 || len(parts) > len(into) {
+		err = errors.New("there are two or three numbers")
+	}
+	for i := 0; err == nil && i < len(parts); i++ {
+		*into[i], err = strconv.Atoi(parts[i])
+	}
+	if err != nil || k.Layers < 1 || k.Files < k.Layers || k.Images < 0 {
+		return k, fmt.Errorf("-composed %s: want files and layers, as 10000x20, or also images, as 10000x20x3", text)
+	}
+	if k.Images == 1 {
+		k.Images = 0
+	}
+	return k, nil
 }
 
 // numbers are those of a flag, 0 left out.
