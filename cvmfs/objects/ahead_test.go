@@ -34,9 +34,12 @@ func reads(t *testing.T, s *Store, r Ref, plain []byte, off, n int) {
 func atRest(t *testing.T, s *Store) {
 	t.Helper()
 	eventually(t, "rest", func() bool {
+		s.ahead.mu.Lock() // a worker may have taken from the queue what doesn't fly yet
+		idle := s.ahead.workers == 0 && len(s.ahead.queue) == 0
+		s.ahead.mu.Unlock()
 		s.admission.mu.Lock()
 		defer s.admission.mu.Unlock()
-		return s.admission.flying == 0 && s.Stats().Queued == 0 && s.Stats().Waiting == 0
+		return idle && s.admission.flying == 0 && s.Stats().Waiting == 0
 	})
 }
 

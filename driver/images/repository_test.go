@@ -3,6 +3,7 @@ package images_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -39,6 +40,7 @@ type publisher struct {
 	*testing.T
 	repository *publish.Repository
 	site       *testutil.Faulty
+	wait       int // seconds for an answer; 0: two
 }
 
 func newPublisher(t *testing.T) *publisher {
@@ -51,7 +53,8 @@ func newPublisher(t *testing.T) *publisher {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &publisher{t, r, testutil.NewFaulty(t, http.FileServer(http.Dir(filepath.Join(dir, "www"))))}
+	files := http.FileServer(http.Dir(filepath.Join(dir, "www")))
+	return &publisher{T: t, repository: r, site: testutil.NewFaulty(t, files)}
 }
 
 // layer publishes an archive at a path, and beside it the record made of what is left over, changed by change if that
@@ -121,7 +124,8 @@ func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []i
 		p.Fatal(keys, err)
 	}
 	for name, text := range map[string]string{
-		"default.local": "CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=2\nCVMFS_MAX_RETRIES=0\n",
+		"default.local": fmt.Sprintf("CVMFS_HTTP_PROXY=DIRECT\nCVMFS_TIMEOUT_DIRECT=%d\nCVMFS_MAX_RETRIES=0\n",
+			cmp.Or(p.wait, 2)),
 		"config.d/" + publishedFQRN + ".conf": "CVMFS_SERVER_URL=" + p.site.URL + "/cvmfs/" + publishedFQRN +
 			"\nCVMFS_PUBLIC_KEY=" + keys[0] + "\n",
 	} {
@@ -312,7 +316,7 @@ func TestBadRecordsAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := "/layers/" + strings.ReplaceAll(name, " ", "-")
-			p := &publisher{t, p.repository, p.site}
+			p := &publisher{T: t, repository: p.repository, site: p.site}
 			p.layer(path, rich(t), func(r *thin.Record) { *r = thin.Record{} })
 			tx := p.begin()
 			if err := tx.WriteFile(t.Context(), path+thin.RecordSuffix, []byte(c.record), 0o644); err != nil {
@@ -338,7 +342,7 @@ func TestBadRecordsAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			above := "/above/" + strings.ReplaceAll(name, " ", "-")
-			p := &publisher{t, p.repository, p.site}
+			p := &publisher{T: t, repository: p.repository, site: p.site}
 			p.layer(above, archive(t, tar.Header{Name: "l/", Mode: 0o755},
 				tar.Header{Name: "l/file", Mode: 0o644, Size: 1}, c.record), nil)
 			if _, err := p.compose(above + "/l"); err == nil || !strings.Contains(err.Error(), c.says) {
@@ -376,7 +380,7 @@ func TestARecordThatCannotBeHadIsLikeACatalogThatCannot(t *testing.T) {
 			c.fault.Path = record
 			p.site.Set(c.fault)
 			defer p.site.Set()
-			p := &publisher{t, p.repository, p.site}
+			p := &publisher{T: t, repository: p.repository, site: p.site}
 			if _, err := p.compose("/layers/l"); !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
@@ -458,7 +462,7 @@ func TestCatalogsAndRecordsOfAllLayersAreAskedForAtOnce(t *testing.T) {
 		files.ServeHTTP(w, r)
 	}))
 	t.Cleanup(site.Close)
-	p.site.URL = site.URL
+	p.site.URL, p.wait = site.URL, 120
 	if _, err := p.compose(paths...); err != nil {
 		t.Errorf("with %d of %d requests under way: %v", waiting, 2*len(paths), err)
 	}
