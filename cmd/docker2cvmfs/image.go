@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/urfave/cli/v2"
@@ -80,7 +80,7 @@ func withImage(c *cli.Context, fn func(ctx context.Context, image *source.Image)
 // needArgs refuses another number of arguments.
 func needArgs(c *cli.Context, names ...string) error {
 	if c.NArg() != len(names) {
-		return program.Usagef(c, "want %d arguments (%s), got %d", len(names), fmt.Sprint(names), c.NArg())
+		return program.Usagef(c, "want %s, got %d arguments", strings.Join(names, " "), c.NArg())
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func receiveCommand() *cli.Command {
 		Description: "Layers come through a bucket of an S3 store, or are sent to the service itself. Whoever may send layers\n" +
 			"decides what is published, signed, for all nodes: docs/pushback.md describes the configuration.",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "check-config", Usage: "only check the configuration and what it names"},
+			&cli.BoolFlag{Name: "check-config", Usage: "only check the configuration: files, folders and the bucket that it names"},
 			&cli.BoolFlag{Name: "debug", Usage: "log more"},
 		},
 		Action: receiveLayers,
@@ -61,7 +61,7 @@ func receiveLayers(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("check-config") {
-		if err := receive.Check(config); err != nil {
+		if err := receive.Check(c.Context, config); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(c.App.Writer, "%s: good\n", c.Args().First())
@@ -136,7 +136,11 @@ func receiveDecide(c *cli.Context, approve bool) error {
 		return err
 	}
 	for _, digest := range c.Args().Tail() {
-		if err := receive.Decide(config, digest, approve, person(), c.String("reason")); err != nil {
+		said, err := receive.Decide(config, digest, approve, person(), c.String("reason"))
+		if err == nil {
+			_, err = fmt.Fprintf(c.App.Writer, "%s: %s\n", digest, said)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -154,7 +154,7 @@ func TestWrongUseOfReceiveIsTold(t *testing.T) {
 		want string
 		args []string
 	}{
-		{2, "want 1 arguments", []string{"receive"}},
+		{2, "want CONFIG.yaml", []string{"receive"}},
 		{2, "at least one digest", []string{"receive", "approve", config}},
 		{1, "line 2: unknown key", []string{"receive", wrong}},
 		{1, "line 2: unknown key", []string{"receive", "--check-config", wrong}},

@@ -33,7 +33,8 @@ type Config struct {
 	PlainHTTP   bool   // tokens and layers may come from other hosts without TLS
 	Tokens      string // file of the tokens
 	OpenStatus  bool   // a layer's status is told to whoever asks, and the reason of a failure
-	Events      string // whose token tells of new objects, besides those of nodes; "": no one's
+	Events      string // whose token tells of new objects, besides those of nodes, and does no more; "": no one's
+	Metrics     string // whose token reads metrics, as all may, and does no more; "": no one's
 
 	Bucket Bucket
 	Limits Limits
@@ -149,6 +150,7 @@ func (c *Config) read(root *yaml.Node, f *faults) {
 		text("tokens", &c.Tokens),
 		yes("open_status", &c.OpenStatus),
 		text("event_sender", &c.Events),
+		text("metrics_reader", &c.Metrics),
 		{"bucket", "", func(n *yaml.Node) error { c.Bucket.read(n, f); return nil }},
 		{"limits", "", func(n *yaml.Node) error { c.Limits.read(n, f); return nil }},
 		{"nodes", "a list of nodes", func(n *yaml.Node) error { return c.readNodes(n, f) }},
@@ -247,6 +249,7 @@ func (c *Config) check() error {
 	say((c.Certificate == "") != (c.Key == ""), "of certificate and key one is there: give both, or none")
 	say(c.Listen != "" && c.Tokens == "", "listen needs tokens: a file with a line NODE TOKEN for each that may send")
 	say(c.Events != "" && c.Tokens == "", "event_sender needs tokens")
+	say(c.Metrics != "" && c.Tokens == "", "metrics_reader needs tokens")
 	if c.Listen == "" {
 		return errors.Join(wrong...)
 	}

@@ -32,27 +32,33 @@ func List(c *Config) ([]Record, error) {
 // Archive is the file of a layer's archive while it waits.
 func Archive(c *Config, digest string) string { return filepath.Join(c.State, incomingFolder, digest) }
 
-// Decide leaves a person's decision on a layer for the service, which heeds it within seconds, or once it runs.
-// Approving a layer that was rejected takes that back: it can be sent again.
-func Decide(c *Config, digest string, approve bool, by, reason string) error {
+// Decide leaves a person's decision on a layer for the service, which heeds it within seconds, or once it runs, and
+// returns what will become of the layer. Approving a layer that was rejected takes that back: it can be sent again.
+func Decide(c *Config, digest string, approve bool, by, reason string) (outcome string, err error) {
 	digest = strings.TrimPrefix(digest, "sha256:")
 	if !api.ValidDigest(digest) {
-		return fmt.Errorf("layer %.100q: want a digest, 64 lower-case hex digits", digest)
+		return "", fmt.Errorf("layer %.100q: want a digest, 64 lower-case hex digits", digest)
 	}
 	records, err := readRecords(c.State)
 	if err != nil {
-		return err
+		return "", err
 	}
-	r, ok := records[digest]
-	if !ok || r.State != Asking && !(approve && r.State == Rejected) {
-		return fmt.Errorf("layer %s doesn't wait for a decision: see docker2cvmfs receive list", digest)
+	switch r := records[digest]; {
+	case r.State == Asking && approve:
+		outcome = "it is published next"
+	case r.State == Asking:
+		outcome = "it is refused"
+	case r.State == Rejected && approve:
+		outcome = "it may be sent again, and waits for approval then"
+	default:
+		return "", fmt.Errorf("layer %s doesn't wait for a decision: see docker2cvmfs receive list", digest)
 	}
 	b, err := json.Marshal(verdict{approve, by, reason})
 	if err != nil {
-		return err
+		return "", err
 	}
 	// read by the service, whose user may be another one; nobody else may enter its state
-	return durable.Replace(filepath.Join(c.State, decisionsFolder, digest), 0o644, b)
+	return outcome, durable.Replace(filepath.Join(c.State, decisionsFolder, digest), 0o644, b)
 }
 
 // heed does what people have decided.

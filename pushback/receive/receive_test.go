@@ -538,11 +538,11 @@ func TestPeopleDecide(t *testing.T) {
 	if b, err := os.ReadFile(Archive(s.c, good.digest)); err != nil || !bytes.Equal(b, good.archive) {
 		t.Errorf("what is to be approved can't be looked at: %v", err)
 	}
-	if err := Decide(s.c, free.digest, true, "me", ""); err == nil {
+	if _, err := Decide(s.c, free.digest, true, "me", ""); err == nil {
 		t.Error("a layer is approved that is published already")
 	}
 	for l, approve := range map[string]bool{good.digest: true, bad.digest: false} {
-		if err := Decide(s.c, l, approve, "me", "no good"); err != nil {
+		if _, err := Decide(s.c, l, approve, "me", "no good"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -564,7 +564,7 @@ func TestPeopleDecide(t *testing.T) {
 	if code, text, _ := s.request(http.MethodPut, "/layers/"+bad.digest, token1, bad.archive); code != http.StatusForbidden {
 		t.Errorf("%d %s", code, text)
 	}
-	if err := Decide(s.c, bad.digest, true, "me", ""); err != nil {
+	if said, err := Decide(s.c, bad.digest, true, "me", ""); err != nil || !strings.Contains(said, "waits for approval") {
 		t.Fatal(err)
 	}
 	s.round(t.Context())

@@ -15,17 +15,33 @@ func refusef(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", errRefused, fmt.Errorf(format, args...))
 }
 
-// rights returns what a node may do; everything within the limits where no nodes are configured.
+// rights returns what a node may do; everything within the limits where no nodes are configured. Who tells of objects
+// or reads metrics sends layers only where it is configured as a node, too: stores and monitoring keep their tokens
+// where more people read them.
 func (c *Config) rights(name string) (*Node, error) {
-	if len(c.Nodes) == 0 {
+	if n := c.node(name); n != nil && name != "" {
+		return n, nil
+	}
+	switch {
+	case name != "" && name == c.Events:
+		return nil, refusef("the token of %s, the event_sender, may only tell of new objects", name)
+	case name != "" && name == c.Metrics:
+		return nil, refusef("the token of %s, the metrics_reader, may send no layers", name)
+	case len(c.Nodes) == 0:
 		return &Node{Name: name}, nil
 	}
-	for _, want := range []string{name, "*"} {
-		if at := slices.IndexFunc(c.Nodes, func(n Node) bool { return n.Name == want }); at >= 0 && name != "" {
-			return &c.Nodes[at], nil
-		}
+	if n := c.node("*"); n != nil && name != "" {
+		return n, nil
 	}
 	return nil, refusef("the node %.100q may send no layers: add it to the configuration's nodes", name)
+}
+
+// node is the entry of a name; nil if there is none.
+func (c *Config) node(name string) *Node {
+	if at := slices.IndexFunc(c.Nodes, func(n Node) bool { return n.Name == name }); at >= 0 {
+		return &c.Nodes[at]
+	}
+	return nil
 }
 
 // sender returns which node an object of the bucket comes from: the one whose folder it lies in, whatever its metadata
@@ -61,6 +77,9 @@ func (c *Config) admit(r *Record) error {
 		return refusef("%d bytes, the limit is %d", r.Size, most)
 	case n.PerDay > 0 && r.Size > n.PerDay:
 		return refusef("%d bytes, of which %s may send %d within a day", r.Size, r.Node, n.PerDay)
+	case len(n.Images) > 0 && r.Image == "":
+		return refusef("it isn't said which image it is of, and the node %s may only send layers of %s", r.Node,
+			strings.Join(n.Images, ", "))
 	case len(n.Images) > 0 && !slices.ContainsFunc(n.Images, func(p string) bool { return matches(p, r.Image) }):
 		return refusef("the node %s may send no layers of the image %.200q", r.Node, r.Image)
 	}

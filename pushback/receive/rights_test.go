@@ -54,7 +54,7 @@ func TestNodesSendWhatTheyMay(t *testing.T) {
 		{"", "team", "r/team/x:1", ""},
 		{"", "team", "r/x:1", ""},
 		{"", "team", "r/x:2", "no layers of the image"},
-		{"", "team", "", "no layers of the image"},
+		{"", "team", "", "isn't said which image"},
 		{"", "*", "", "may send no layers"},
 	} {
 		node, err := c.sender(w.folder, w.claimed)
@@ -74,6 +74,30 @@ func TestNodesSendWhatTheyMay(t *testing.T) {
 	c.Nodes = append(c.Nodes, Node{Name: "*", Approval: true})
 	if n, err := c.rights("anybody"); err != nil || !n.Approval {
 		t.Errorf("%+v, %v", n, err)
+	}
+}
+
+// The token of a store or of monitoring is in more hands than those of nodes.
+func TestWhoHasAnotherTaskSendsNothing(t *testing.T) {
+	for _, nodes := range [][]Node{nil, {{Name: "*"}}, {{Name: "n1"}, {Name: "*", Approval: true}}} {
+		c := defaults()
+		c.Nodes, c.Events, c.Metrics = nodes, "store", "monitoring"
+		for _, name := range []string{"store", "monitoring"} {
+			node, err := c.sender("", name) // as metadata claim
+			if err == nil {
+				err = c.admit(&Record{Node: node, Image: "r/x:1", Size: 50})
+			}
+			if !errors.Is(err, errRefused) {
+				t.Errorf("%s sends a layer, with nodes %+v: %v", name, nodes, err)
+			}
+		}
+		if _, err := c.rights("n2"); err != nil {
+			t.Error(err)
+		}
+		c.Nodes = append(c.Nodes, Node{Name: "store"})
+		if _, err := c.rights("store"); err != nil {
+			t.Errorf("as a node: %v", err)
+		}
 	}
 }
 
@@ -133,7 +157,11 @@ func TestWhoMayNotSendIsToldSo(t *testing.T) {
 		{token1, "team/a", nil, http.StatusBadRequest},
 		{token1, "team/a", l.archive, http.StatusAccepted},
 	} {
-		if code, text, _ := put(w.token, w.image, w.body); code != w.want {
+		code, text, _ := put(w.token, w.image, w.body)
+		if code == http.StatusUnauthorized && w.token != "" && !strings.Contains(text, "doesn't know this token") {
+			t.Errorf("an unknown token is answered %q", text)
+		}
+		if code != w.want {
 			t.Errorf("%+v: %d %s", w.want, code, text)
 		}
 	}
@@ -172,7 +200,7 @@ func TestAFullQueueTakesNoMore(t *testing.T) {
 	if code != http.StatusTooManyRequests || header.Get("Retry-After") == "" {
 		t.Errorf("%d %s", code, text)
 	}
-	if err := Decide(s.c, one.digest, true, "me", ""); err != nil {
+	if said, err := Decide(s.c, one.digest, true, "me", ""); err != nil || !strings.Contains(said, "published") {
 		t.Fatal(err)
 	}
 	s.turn()

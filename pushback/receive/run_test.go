@@ -136,7 +136,11 @@ func TestReceivedLayersOutliveACollection(t *testing.T) {
 
 func TestConfigurationsAreHeldToWhatTheyName(t *testing.T) {
 	good := newConfig(t)
-	if err := Check(good); err != nil {
+	everybodys := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(everybodys, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(t.Context(), good); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(good.State); err == nil {
@@ -149,10 +153,20 @@ func TestConfigurationsAreHeldToWhatTheyName(t *testing.T) {
 		"certificate":   func(c *Config) { c.Certificate, c.Key = "/no/such/file", "/no/such/file" },
 		"credentials":   func(c *Config) { c.Bucket.Address, c.Bucket.Credentials = "s3://x", "/no/such/file" },
 		"other.example": func(c *Config) { c.Repository = "other.example.org" },
+		"bucket: ": func(c *Config) {
+			c.Bucket.Address = "s3://none/in?endpoint=" + s3test.NewStore(t).URL
+			c.Bucket.Credentials = filepath.Join(t.TempDir(), "credentials")
+			keys := "[default]\naws_access_key_id = " + s3test.AccessKey + "\naws_secret_access_key = " + s3test.SecretKey + "\n"
+			if err := os.WriteFile(c.Bucket.Credentials, []byte(keys), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"state: ":    func(c *Config) { c.State = filepath.Join(everybodys, "folder") },
+		"chmod 0600": func(c *Config) { c.Certificate, c.Key = everybodys, everybodys },
 	} {
 		c := *good
 		change(&c)
-		if err := Check(&c); err == nil || !strings.Contains(err.Error(), name) {
+		if err := Check(t.Context(), &c); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want one with %q", err, name)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/cvmfs/publish/s3"
@@ -46,13 +48,50 @@ type Service struct {
 	deferred map[string]string // what lies in the bucket and isn't taken yet, by digest, and why
 	hints    map[string]bool   // keys that events told of
 	counts   counts
+	stranger time.Time // when a token was sent last that isn't known, as the log has it
 }
 
-// Check finds out whether a service could run by a configuration, as far as that can be told without changing anything
-// and without asking the store.
-func Check(c *Config) error {
-	_, err := newService(c, slog.New(slog.DiscardHandler))
+// checkWait is how long the store may take to answer.
+const checkWait = 30 * time.Second
+
+// Check finds out whether a service could run by a configuration: whether what it names can be read, its folders can be
+// written to, and the bucket can be looked into. Nothing is changed. It returns all that is wrong.
+func Check(ctx context.Context, c *Config) error {
+	s, err := newService(c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	err = errors.Join(writable("state", c.State), writable("audit", filepath.Dir(c.Audit)))
+	if t, openErr := s.open(); openErr == nil { // it was open before
+		if p := sink.Publisher(t); p != nil {
+			err = errors.Join(err, writable("target", p.Dir()))
+		}
+	}
+	if s.bucket == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkWait)
+	defer cancel()
+	enough := errors.New("there is an object")
+	looked := s.bucket.List(ctx, func(s3.Object) error { return enough })
+	if looked != nil && !errors.Is(looked, enough) {
+		err = errors.Join(err, fmt.Errorf("bucket: %w", looked))
+	}
 	return err
+}
+
+// writable returns why a folder of a key can't be written to, or can't be made, by the user who asks.
+func writable(key, dir string) error {
+	for at := dir; ; at = filepath.Dir(at) {
+		err := unix.Access(at, unix.W_OK|unix.X_OK)
+		if errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %s can't be written to by uid %d: %w", key, at, os.Getuid(), err)
+		}
+		return nil
+	}
 }
 
 // newService makes a service without state.
@@ -92,6 +131,13 @@ func newService(c *Config, log *slog.Logger) (*Service, error) {
 }
 
 func (s *Service) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	info, err := os.Stat(s.c.Key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate and key: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
+		return nil, fmt.Errorf("key %s: everybody may use it (mode %04o): chmod 0600 it", s.c.Key, mode)
+	}
 	pair, err := tls.LoadX509KeyPair(s.c.Certificate, s.c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("certificate and key: %w", err)

@@ -80,7 +80,10 @@ func readTokens(file string, info os.FileInfo) (map[[sha256.Size]byte]string, er
 	return names, nil
 }
 
-var errNoToken = errors.New("a token is needed: Authorization: Bearer TOKEN")
+var (
+	errNoToken      = errors.New("a token is needed: Authorization: Bearer TOKEN")
+	errUnknownToken = errors.New("the service doesn't know this token")
+)
 
 // identify returns whose token a request has. What can't send a bearer token may have it as the password of basic
 // authentication.
@@ -93,9 +96,11 @@ func (t *tokens) identify(q *http.Request) (string, error) {
 	if !ok {
 		_, token, ok = q.BasicAuth()
 	}
-	name := names[sha256.Sum256([]byte(token))]
-	if !ok || name == "" {
+	if !ok || token == "" {
 		return "", errNoToken
 	}
-	return name, nil
+	if name := names[sha256.Sum256([]byte(token))]; name != "" {
+		return name, nil
+	}
+	return "", errUnknownToken
 }

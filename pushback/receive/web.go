@@ -22,6 +22,7 @@ const (
 	answerTimeout = time.Minute
 	lastRequests  = 10 * time.Second // that are on their way when the service is ended
 	maxHeader     = 16 << 10         // bytes
+	strangers     = time.Minute      // between two lines in the log about tokens that aren't known
 )
 
 // serve answers requests until ctx ends, and then lets those that are on their way end. It closes the listener.
@@ -73,12 +74,17 @@ func (s *Service) known(needed bool, to func(http.ResponseWriter, *http.Request,
 			return
 		}
 		name, err := s.tokens.identify(q)
+		unknown := errors.Is(err, errUnknownToken)
+		if unknown {
+			s.meet(q)
+		}
+		nobody := unknown || errors.Is(err, errNoToken)
 		switch {
-		case errors.Is(err, errNoToken) && needed:
+		case nobody && needed:
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			http.Error(w, err.Error(), http.StatusUnauthorized)
 			return
-		case err != nil && !errors.Is(err, errNoToken):
+		case err != nil && !nobody:
 			s.log.Error("the tokens can't be read", "err", err)
 			http.Error(w, "the service can't read its tokens", http.StatusServiceUnavailable)
 			return
@@ -88,6 +94,17 @@ func (s *Service) known(needed bool, to func(http.ResponseWriter, *http.Request,
 			return
 		}
 		to(w, q, name)
+	}
+}
+
+// meet notes a request with a token that isn't known, as of a node whose token was changed here alone. Anybody may send
+// any number of them.
+func (s *Service) meet(q *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.Sub(s.stranger) > strangers {
+		s.stranger = now
+		s.log.Warn("a request has a token that isn't known", "from", q.RemoteAddr, "method", q.Method, "path", q.URL.Path)
 	}
 }
 
