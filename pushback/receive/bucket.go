@@ -9,6 +9,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/publish/s3"
@@ -196,13 +197,9 @@ func (s *Service) arrive(r Record, o *s3.Object, waiting map[string]string) erro
 	return nil
 }
 
-// folderOf is the folder of a key; "" for one that lies in none.
-func folderOf(key string) string {
-	if dir := path.Dir(key); dir != "." {
-		return dir
-	}
-	return ""
-}
+// folderOf is the folder of a key; "" for one that lies in none. To a store, and to its policies, ".." is a name like
+// others: whoever may write below a folder may write one that leads out of it.
+func folderOf(key string) string { return key[:max(0, strings.LastIndexByte(key, '/'))] }
 
 // bounded cuts what a node says of a layer.
 func bounded(text string) string {

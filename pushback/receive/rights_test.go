@@ -262,3 +262,49 @@ func TestTokensAreReadAnew(t *testing.T) {
 		t.Errorf("a file that others may read: %d", code)
 	}
 }
+
+// The token that a store has tells of objects, and isn't a node's.
+func TestWhoTellsOfObjectsMaySendNone(t *testing.T) {
+	for name, nodes := range map[string][]Node{"no nodes": nil, "all nodes": {{Name: "*"}}} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, func(c *Config) { c.Events, c.Nodes = "n2", nodes })
+			l := newLayer(t, "file")
+			code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token2, l.archive)
+			if code != http.StatusForbidden || !strings.Contains(text, "only tell of new objects") {
+				t.Errorf("%d %s", code, text)
+			}
+			s.puts("", l, api.MetaNode, "n2")
+			s.turn()
+			s.is(l, api.Failed, "only tell of new objects")
+			s.has()
+			if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token1, l.archive); code != http.StatusAccepted {
+				t.Errorf("a node: %d %s", code, text)
+			}
+		})
+	}
+	c := &Config{Events: "n2", Nodes: []Node{{Name: "n2", PerHour: 1}}}
+	if n, err := c.rights("n2"); err != nil || n.PerHour != 1 {
+		t.Errorf("one with an entry: %+v, %v", n, err)
+	}
+}
+
+// A store's policy compares keys as texts: whoever may write below one/ may write one/../two/DIGEST.
+func TestAKeyThatLeadsOutOfAFolderIsOfThatFolder(t *testing.T) {
+	s := newSite(t, func(c *Config) {
+		c.Nodes = []Node{{Name: "n1", Prefixes: []string{"one"}, Approval: true}, {Name: "n2", Prefixes: []string{"two"}}}
+	})
+	l := newLayer(t, "file")
+	s.puts("one/../two/", l)
+	s.turn()
+	s.is(l, api.Publishing, "approval")
+	if lines := audited(t, s.c, l); decided(lines) != "received" || lines[0].Node != "n1" {
+		t.Errorf("audit: %+v", lines)
+	}
+	for key, want := range map[string]string{
+		"x": "", "a/x": "a", "a/b/x": "a/b", "./x": ".", "a//x": "a/", "a/./x": "a/.", "/x": "",
+	} {
+		if got := folderOf(key); got != want {
+			t.Errorf("%q lies in %q, want %q", key, got, want)
+		}
+	}
+}
