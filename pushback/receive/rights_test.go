@@ -308,3 +308,22 @@ func TestAKeyThatLeadsOutOfAFolderIsOfThatFolder(t *testing.T) {
 		}
 	}
 }
+
+// chmod changes neither a file's size nor its time.
+func TestTokensAreReadOnceTheirModeIsMended(t *testing.T) {
+	s := newSite(t, nil)
+	nobodys := "/status/" + strings.Repeat("a", 64)
+	later := time.Now().Add(time.Hour)
+	if err := errors.Join(os.Chmod(s.c.Tokens, 0o644), os.Chtimes(s.c.Tokens, later, later)); err != nil {
+		t.Fatal(err)
+	}
+	if code, text, _ := s.request(http.MethodGet, nobodys, token1, nil); code != http.StatusServiceUnavailable {
+		t.Errorf("everybody can read the tokens: %d %s", code, text)
+	}
+	if err := os.Chmod(s.c.Tokens, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, text, _ := s.request(http.MethodGet, nobodys, token1, nil); code != http.StatusOK {
+		t.Errorf("the mode is mended: %d %s", code, text)
+	}
+}

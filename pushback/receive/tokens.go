@@ -23,11 +23,10 @@ type tokens struct {
 	mu       sync.Mutex
 	modified time.Time
 	size     int64
-	names    map[[sha256.Size]byte]string // by the tokens' sums, so that comparing tells nothing of a token
-	err      error
+	names    map[[sha256.Size]byte]string // by the tokens' sums, so that comparing tells nothing of one; nil: none are read
 }
 
-// read reads the file where it has changed.
+// read reads the file where it has changed, or couldn't be read before: its mode may have been mended since.
 func (t *tokens) read() (map[[sha256.Size]byte]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -35,11 +34,13 @@ func (t *tokens) read() (map[[sha256.Size]byte]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.names == nil && t.err == nil || !info.ModTime().Equal(t.modified) || info.Size() != t.size {
+	if t.names == nil || !info.ModTime().Equal(t.modified) || info.Size() != t.size {
 		t.modified, t.size = info.ModTime(), info.Size()
-		t.names, t.err = readTokens(t.file, info)
+		if t.names, err = readTokens(t.file, info); err != nil {
+			t.names = nil
+		}
 	}
-	return t.names, t.err
+	return t.names, err
 }
 
 func readTokens(file string, info os.FileInfo) (map[[sha256.Size]byte]string, error) {
