@@ -327,3 +327,15 @@ func TestTokensAreReadOnceTheirModeIsMended(t *testing.T) {
 		t.Errorf("the mode is mended: %d %s", code, text)
 	}
 }
+
+// It would wait for a place that it never gets, and its node with it.
+func TestAnObjectAboveTheSpoolIsRefused(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Limits.Archive, c.Limits.Spool = 100, 120 })
+	l := newLayer(t, "file")
+	if len(l.archive) <= 120 {
+		t.Fatalf("an archive of %d bytes", len(l.archive))
+	}
+	s.puts("", l)
+	s.turn()
+	s.is(l, api.Failed, "the limit is 100")
+}

@@ -299,7 +299,7 @@ func (s *Service) room(r *Record) (time.Duration, string) {
 		return busy, fmt.Sprintf("%d layers have failed: an administrator has to look why", failed)
 	case layers >= s.c.Limits.Queue:
 		return busy, fmt.Sprintf("%d layers wait already", layers)
-	case bytes+r.Size > s.c.Limits.Spool:
+	case bytes+r.Size > s.c.Limits.Spool && r.Size <= s.c.Limits.Archive: // a larger one takes no place: it is refused
 		return busy, fmt.Sprintf("the layers that wait have %d bytes already", bytes)
 	}
 	return s.c.wait(r, s.book.all(), time.Now())
