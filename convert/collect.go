@@ -83,7 +83,7 @@ func (g *collection) run(ctx context.Context) error {
 	if err := g.images(ctx, metadataFolder, 0); err != nil {
 		return err
 	}
-	since, err := g.unusedSince(ctx)
+	since, err := unusedSince(ctx, g.tx)
 	if err != nil {
 		return err
 	}
@@ -205,8 +205,8 @@ func (g *collection) manifest(ctx context.Context, folder string) error {
 }
 
 // unusedSince returns when layers were first found unused.
-func (g *collection) unusedSince(ctx context.Context) (map[string]time.Time, error) {
-	b, err := g.tx.ReadFile(ctx, unusedFile)
+func unusedSince(ctx context.Context, tx sink.Transaction) (map[string]time.Time, error) {
+	b, err := tx.ReadFile(ctx, unusedFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return map[string]time.Time{}, nil
 	}

@@ -158,5 +158,33 @@ func (l Layout) Layers(ctx context.Context, tx sink.Transaction) ([]string, erro
 	return layers, nil
 }
 
+// KeptLayers lists those of Layers that no collection has found unused: the others are removed after the time of grace,
+// unless something comes to name them.
+func (l Layout) KeptLayers(ctx context.Context, tx sink.Transaction) ([]string, error) {
+	layers, err := l.Layers(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	unused, err := unusedSince(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	var kept []string
+	for _, layer := range layers {
+		_, goes := unused[layer]
+		if goes { // unless it was received since: the next collection finds that
+			again, err := tx.Has(ctx, receivedOf(l.Digest(layer)))
+			if err != nil {
+				return nil, err
+			}
+			goes = !again
+		}
+		if !goes {
+			kept = append(kept, layer)
+		}
+	}
+	return kept, nil
+}
+
 // Digest is the digest of the layer at a path of the layout; the inverse of Path.
 func (l Layout) Digest(layer string) string { return path.Base(l.whole(layer)) }

@@ -2,11 +2,13 @@ package receive
 
 import (
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"cvmfs-graphdriver/convert"
 	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
 	"cvmfs-graphdriver/pushback/api"
 )
@@ -173,5 +175,46 @@ func TestALookThatHasToWaitIsNoFault(t *testing.T) {
 	s.round(t.Context())
 	if s.trouble != "" || s.counts.failures != 0 || !s.seen.IsZero() {
 		t.Errorf("%q, %d failures, looked at %v", s.trouble, s.counts.failures, s.seen)
+	}
+}
+
+// An image that a node makes of a layer in its time of grace would lose it.
+func TestALayerInItsTimeOfGraceIsKeptAgain(t *testing.T) {
+	const grace = 30 * 24 * time.Hour
+	s := newSite(t, nil)
+	l := newLayer(t, "file")
+	collect := func(o convert.CollectOptions) {
+		t.Helper()
+		target, err := s.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.KeepImages, o.Grace = true, grace
+		if _, err := (&convert.Converter{Sink: target, Layout: s.c.Layout}).Collect(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		s.seen = time.Time{}
+		s.round(t.Context())
+	}
+	send := func() {
+		t.Helper()
+		if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token1, l.archive); code != http.StatusAccepted {
+			t.Errorf("%d %s", code, text)
+		}
+		s.round(t.Context())
+		s.is(l, api.Done, "")
+	}
+	send()
+	collect(convert.CollectOptions{Dropped: []string{l.digest}})
+	s.has(l)
+	s.is(l, api.Unknown, "")
+	send()
+	s.seen = time.Time{}
+	s.round(t.Context())
+	s.is(l, api.Done, "")
+	collect(convert.CollectOptions{Now: time.Now().Add(grace + time.Hour)})
+	s.has(l)
+	if got := decided(audited(t, s.c, l)); got != "received published received present" {
+		t.Errorf("audit: %s", got)
 	}
 }

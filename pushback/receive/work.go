@@ -255,9 +255,10 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 	return err
 }
 
-// learn finds out what the repository has, and forgets what was removed from it.
+// learn finds out what the repository has and keeps, and forgets what was removed from it, or will be: when a node sends
+// that again it is kept again.
 func (s *Service) learn(ctx context.Context, tx sink.Transaction) error {
-	layers, err := s.c.Layout.Layers(ctx, tx)
+	layers, err := s.c.Layout.KeptLayers(ctx, tx)
 	if err != nil {
 		return err
 	}
