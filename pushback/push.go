@@ -301,7 +301,7 @@ func (s *Settings) client() (*minio.Client, error) {
 		lookup = minio.BucketLookupPath
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = s.tls
+	transport.TLSClientConfig = s.tls.Clone() // transports change theirs
 	return minio.New(s.Host, &minio.Options{
 		Creds: keys, Secure: s.SSL, Region: s.Region, BucketLookup: lookup, Transport: transport,
 	})

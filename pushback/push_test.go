@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -497,4 +499,29 @@ func TestAStoreThatDiesAtAnyStepIsSentToAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Layers that are sent at once have the same settings. The race detector finds what is shared.
+func TestSettingsAreSharedByLayersThatAreSentAtOnce(t *testing.T) {
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "done")
+	}))
+	defer server.Close()
+	pool := x509.NewCertPool()
+	pool.AddCert(server.Certificate())
+	s := settingsOf("", server.URL+"/status")
+	s.tls = &tls.Config{RootCAs: pool}
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			c, err := s.service()
+			if err == nil {
+				_, err = c.Status(t.Context(), strings.Repeat("a", 64))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	asking.Wait()
 }

@@ -58,7 +58,7 @@ func NewClient(statusURL string, o Options) (*Client, error) {
 			u.Host)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = o.TLS
+	transport.TLSClientConfig = o.TLS.Clone() // transports change theirs
 	transport.ResponseHeaderTimeout = stall
 	return &Client{
 		status: u, layers: u.JoinPath("..", LayersPath), o: o, stall: stall,
