@@ -295,6 +295,11 @@ func (s *Settings) client() (*minio.Client, error) {
 	keys := credentials.NewStaticV4(s.AccessKey, string(s.AccessSecret), "")
 	if s.Credentials != "" {
 		keys = credentials.NewFileAWSCredentials(s.Credentials, "")
+		v, err := keys.GetWithContext(nil)
+		if err != nil || v.AccessKeyID == "" || v.SecretAccessKey == "" {
+			// the cause may quote the file
+			return nil, fmt.Errorf("credentials %s: no access key and secret for the profile in it", s.Credentials)
+		}
 	}
 	lookup := minio.BucketLookupAuto
 	if s.PathStyle {

@@ -109,3 +109,20 @@ func TestAPipeIsNoSettings(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What reads the file quotes lines that it doesn't understand.
+func TestWrongCredentialsAreNotQuoted(t *testing.T) {
+	for name, text := range map[string]string{
+		"no key":     "[default]\naws_access_key_id = k\naws_secret_access_key hidden\n",
+		"no secret":  "[default]\naws_access_key_id = k\n",
+		"no profile": "[other]\naws_access_key_id = k\naws_secret_access_key = hidden\n",
+		"not theirs": "hidden",
+	} {
+		s := settingsOf("127.0.0.1:1", "http://127.0.0.1:1/status")
+		s.AccessKey, s.AccessSecret, s.Credentials = "", "", write(t, t.TempDir(), "keys", text, 0o600)
+		if _, err := s.client(); err == nil || !strings.Contains(err.Error(), "no access key and secret") ||
+			strings.Contains(err.Error(), "hidden") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
