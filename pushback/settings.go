@@ -190,7 +190,9 @@ func (s *Settings) complete(dir string) error {
 		if s.Token != "" {
 			return errors.New("both Token and TokenFile are given")
 		}
-		s.Token = Secret(strings.TrimSpace(string(b)))
+		if s.Token = Secret(strings.TrimSpace(string(b))); s.Token == "" {
+			return fmt.Errorf("TokenFile: %s is empty", s.TokenFile)
+		}
 	}
 	if t := string(s.Token); strings.ContainsFunc(t, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return errors.New("the token: want one line of printable ASCII characters")

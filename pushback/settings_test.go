@@ -126,3 +126,12 @@ func TestWrongCredentialsAreNotQuoted(t *testing.T) {
 		}
 	}
 }
+
+func TestAnEmptyTokenIsNone(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "token", "\n", 0o600)
+	text := strings.Replace(of2017, `"SSL":false`, `"TokenFile":"token"`, 1)
+	if _, err := Read(write(t, dir, FileName, text, 0o600)); err == nil || !strings.Contains(err.Error(), "is empty") {
+		t.Error(err)
+	}
+}
