@@ -211,6 +211,7 @@ func (s *Settings) complete(dir string) error {
 		}
 		s.tls = &tls.Config{RootCAs: pool}
 	}
+	s.Prefix = strings.Trim(s.Prefix, "/") // the service has folders without slashes at their ends, too
 	if s.Bucket == "" {
 		s.Bucket = api.DefaultBucket
 	}

@@ -50,7 +50,7 @@ func TestSettingsOfTodayAreRead(t *testing.T) {
 	write(t, dir, "token", "a token\n", 0o600)
 	write(t, dir, "keys", "[default]\naws_access_key_id = k\naws_secret_access_key = s\n", 0o600)
 	s, err := Read(write(t, dir, FileName, `{"Host":"s3.example.org","SSL":true,"Credentials":"keys","Region":"eu","Bucket":"b",`+
-		`"Prefix":"node7/","PathStyle":true,"CvmfsRepo":"layers.example.org","PublishStatusURL":"https://p.example.org/status",`+
+		`"Prefix":"/node7/","PathStyle":true,"CvmfsRepo":"layers.example.org","PublishStatusURL":"https://p.example.org/status",`+
 		`"TokenFile":"token","Wait":"30s"}`, 0o644))
 	if err != nil {
 		t.Fatal(err)
