@@ -233,6 +233,10 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 	if err != nil {
 		return nil, said(ctx, err)
 	}
+	// What sending was given more isn't waited for once all is sent.
+	ctx, stop := context.WithTimeoutCause(ctx, time.Duration(s.Wait),
+		fmt.Errorf("it isn't published after %v", time.Duration(s.Wait)))
+	defer stop()
 	return p.wait(ctx, s, service, l.Digest, former, log)
 }
 

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -524,4 +525,20 @@ func TestSettingsAreSharedByLayersThatAreSentAtOnce(t *testing.T) {
 		})
 	}
 	asking.Wait()
+}
+
+// What sending may take isn't waited for once all is sent: the container is paused meanwhile.
+func TestALargeLayerIsWaitedForNoLonger(t *testing.T) {
+	r := newRig(t, "unknown", "publishing").withStore()
+	r.settings.Wait = Duration(time.Second)
+	content := make([]byte, 1<<20)
+	rand.Read(content) // it never fails
+	began := time.Now()
+	_, err := r.push(string(content))
+	if err == nil || !strings.Contains(err.Error(), "isn't published after 1s") {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("it took %v", took)
+	}
 }
