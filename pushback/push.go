@@ -221,12 +221,12 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 		return nil, err
 	}
 	log.Info("the layer of a commit is sent")
-	former := ""
+	var former *api.Answer
 	if s.Host != "" {
 		if answer != nil && answer.Status == api.Failed {
-			former = answer.Reason
+			former = answer
 		}
-		err = s.store(ctx, l, archive, former != "")
+		err = s.store(ctx, l, archive, former != nil)
 	} else {
 		_, err = service.Upload(ctx, l, archive)
 	}
@@ -256,9 +256,9 @@ func said(ctx context.Context, err error) error {
 
 // wait asks for the status of a layer that was sent until that is final. A service that doesn't know it yet may be told
 // of it later, by the store; until then it says of a layer that it refused before what it said then, former.
-func (p *Pusher) wait(ctx context.Context, s *Settings, service *api.Client, digest, former string, log *slog.Logger) (
-	*api.Answer, error,
-) {
+func (p *Pusher) wait(ctx context.Context, s *Settings, service *api.Client, digest string, former *api.Answer,
+	log *slog.Logger,
+) (*api.Answer, error) {
 	began, told := time.Now(), time.Now()
 	state := "nothing"
 	for {
@@ -273,11 +273,12 @@ func (p *Pusher) wait(ctx context.Context, s *Settings, service *api.Client, dig
 		case answer.Status == api.Done:
 			log.Info("the layer is published", "after", time.Since(began).Round(time.Millisecond))
 			return answer, nil
-		case answer.Status == api.Failed && (former == "" || answer.Reason != former):
+		case answer.Status == api.Failed && (former == nil || answer.Reason != former.Reason ||
+			!answer.Since.Equal(former.Since)):
 			return nil, fmt.Errorf("the service refuses it: %s", answer.Reason)
 		default:
 			if answer.Status != api.Failed {
-				former = "" // it has seen the new one
+				former = nil // it has seen the new one
 			}
 			state = strings.TrimRight(fmt.Sprintf("%s: %s", answer.Status, answer.Reason), ": ")
 		}

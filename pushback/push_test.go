@@ -542,3 +542,17 @@ func TestALargeLayerIsWaitedForNoLonger(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+// What is refused at once for the cause of the time before never is in another state when a node asks.
+func TestWhatIsRefusedAgainIsNotWaitedFor(t *testing.T) {
+	const failed = `{"status":"failed","digest":%%q,"reason":"too large","since":"2026-01-31T12:00:0%dZ"}`
+	one, two := fmt.Sprintf(failed, 1), fmt.Sprintf(failed, 2)
+	r := newRig(t, one, one, one, two).withStore()
+	began := time.Now()
+	if _, err := r.push("hello"); err == nil || !strings.Contains(err.Error(), "refuses it: too large") {
+		t.Error(err)
+	}
+	if took := time.Since(began); took < time.Second || took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

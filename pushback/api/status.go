@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 	"unicode"
 )
 
@@ -28,6 +29,8 @@ type Answer struct {
 	URL      string `json:"url,omitempty"`      // "cvmfs://FQRN/PATH": where the layer is, when it is done
 	Revision uint64 `json:"revision,omitempty"` // of the repository that has the layer; 0 where it isn't known
 	Reason   string `json:"reason,omitempty"`   // why it failed, or what it waits for
+
+	Since time.Time `json:"since,omitzero"` // when the layer came, by the service's clock: another one if it comes again
 }
 
 // Text is the answer as of 2017, "failed" being newer: a word, behind that of a failure the reason, on one line.

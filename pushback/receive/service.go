@@ -226,7 +226,7 @@ func (s *Service) answer(digest string) *api.Answer {
 		}
 		return a
 	}
-	a.DiffID, a.Size, a.Reason = r.DiffID, r.Size, r.Reason
+	a.DiffID, a.Size, a.Reason, a.Since = r.DiffID, r.Size, r.Reason, r.Since
 	switch r.State {
 	case Sending:
 		a.Reason = "the upload isn't complete"
