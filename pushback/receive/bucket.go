@@ -182,6 +182,8 @@ func (s *Service) arrive(r Record, o *s3.Object, waiting map[string]string) erro
 		r.DiffID = ""
 		return s.fail(DecidedRefused, r, err)
 	}
+	s.admission.Lock()
+	defer s.admission.Unlock()
 	if wait, why := s.room(&r); wait > 0 {
 		return s.later(waiting, r.Digest, why)
 	}

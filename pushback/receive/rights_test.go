@@ -1,11 +1,14 @@
 package receive
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -338,4 +341,35 @@ func TestAnObjectAboveTheSpoolIsRefused(t *testing.T) {
 	s.puts("", l)
 	s.turn()
 	s.is(l, api.Failed, "the limit is 100")
+}
+
+func TestRatesAreKeptByUploadsAtOnce(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1", PerHour: 1}} })
+	var sending sync.WaitGroup
+	var taken atomic.Int32
+	for n := range 12 {
+		l := newLayer(t, fmt.Sprint("file", n))
+		sending.Go(func() {
+			q, err := http.NewRequestWithContext(t.Context(), http.MethodPut, s.web.URL+"/layers/"+l.digest,
+				bytes.NewReader(l.archive))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			q.Header.Set("Authorization", "Bearer "+token1)
+			answer, err := http.DefaultClient.Do(q)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			answer.Body.Close()
+			if answer.StatusCode == http.StatusAccepted {
+				taken.Add(1)
+			}
+		})
+	}
+	sending.Wait()
+	if taken.Load() != 1 {
+		t.Errorf("%d layers were taken, of one in an hour", taken.Load())
+	}
 }

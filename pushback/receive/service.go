@@ -38,6 +38,8 @@ type Service struct {
 	look    chan struct{} // there may be something in the bucket
 	uploads chan struct{} // one for each upload under way
 
+	admission sync.Mutex // held from the look for room for a layer until the layer is recorded
+
 	mu       sync.Mutex // guards what follows
 	present  map[string]bool
 	seen     time.Time         // when present was found; zero: not yet

@@ -168,6 +168,8 @@ func (s *Service) start(r Record, q *http.Request) *refusal {
 		}
 		return &refusal{http.StatusForbidden, err.Error(), 0}
 	}
+	s.admission.Lock()
+	defer s.admission.Unlock()
 	if wait, why := s.room(&r); wait > 0 {
 		return &refusal{http.StatusTooManyRequests, why, wait}
 	}
