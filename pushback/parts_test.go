@@ -23,6 +23,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"cvmfs-graphdriver/cvmfs/publish/s3/s3test"
+	"cvmfs-graphdriver/pushback/api"
 	"cvmfs-graphdriver/test/engine"
 	"cvmfs-graphdriver/test/testutil"
 )
@@ -235,5 +236,36 @@ func TestAnUploadThatMakesNoObjectIsBegunAnew(t *testing.T) {
 	}
 	for l := range client.ListIncompleteUploads(t.Context(), s3test.Bucket, "", true) {
 		t.Errorf("an upload is left: %+v", l)
+	}
+}
+
+func TestAStoreThatDoesNotEndIsReadNoFurther(t *testing.T) {
+	var sent atomic.Int64
+	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.Method == http.MethodHead {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		if !q.URL.Query().Has("uploads") || q.Method != http.MethodGet {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		io.WriteString(w, "<ListMultipartUploadsResult>")
+		some := strings.Repeat("<Upload><Key>x</Key><UploadId>1</UploadId></Upload>", 1000)
+		for sent.Load() < 10*maxStoreAnswer {
+			if _, err := io.WriteString(w, some); err != nil {
+				return
+			}
+			sent.Add(int64(len(some)))
+		}
+	}))
+	defer store.Close()
+	s := settingsOf(strings.TrimPrefix(store.URL, "http://"), "")
+	l := api.Layer{Digest: strings.Repeat("a", 64), Size: partSize + 1}
+	if err := s.store(t.Context(), l, bytes.NewReader(nil), false); err == nil {
+		t.Error("it took the layer")
+	}
+	if n := sent.Load(); n == 0 || n > 4*maxStoreAnswer { // the kernel takes some
+		t.Errorf("it sent %d bytes", n)
 	}
 }

@@ -313,8 +313,27 @@ func (s *Settings) client() (*minio.Client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = s.tls.Clone() // transports change theirs
 	return minio.New(s.Host, &minio.Options{
-		Creds: keys, Secure: s.SSL, Region: s.Region, BucketLookup: lookup, Transport: transport,
+		Creds: keys, Secure: s.SSL, Region: s.Region, BucketLookup: lookup, Transport: brief{transport},
 	})
+}
+
+// maxStoreAnswer bounds an answer of the store, bytes. The longest are lists of a thousand uploads or parts.
+const maxStoreAnswer = 8 << 20
+
+// brief is a transport whose answers end where they become too long: who reads them keeps them in memory. An object,
+// which is what a query isn't needed for, has any length.
+type brief struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (b brief) RoundTrip(q *http.Request) (*http.Response, error) {
+	answer, err := b.RoundTripper.RoundTrip(q)
+	if err == nil && (q.Method != http.MethodGet || q.URL.RawQuery != "" || answer.StatusCode >= 300) {
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(answer.Body, maxStoreAnswer), answer.Body}
+	}
+	return answer, err
 }
 
 // key is that of an archive's object.
