@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -215,6 +216,42 @@ func TestALayerInItsTimeOfGraceIsKeptAgain(t *testing.T) {
 	collect(convert.CollectOptions{Now: time.Now().Add(grace + time.Hour)})
 	s.has(l)
 	if got := decided(audited(t, s.c, l)); got != "received published received present" {
+		t.Errorf("audit: %s", got)
+	}
+}
+
+func TestAnUploadThatSomebodyGoesOnWithIsKept(t *testing.T) {
+	s := newSite(t, nil)
+	l := newLayer(t, "file")
+	began := time.Now().Add(-25 * time.Hour)
+	s.book.now = func() time.Time { return began }
+	send := func(from, to int) {
+		t.Helper()
+		if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token1, l.archive[from:to], "Content-Range",
+			fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(l.archive))); code != http.StatusAccepted {
+			t.Errorf("%d %s", code, text)
+		}
+	}
+	send(0, 10)
+	s.book.now = time.Now
+	send(10, 20)
+	s.forget()
+	send(20, len(l.archive))
+	s.round(t.Context())
+	s.is(l, api.Done, "")
+}
+
+// What failed in the bucket stays there, and isn't judged anew because a node sends the same to the service.
+func TestAnUploadMakesNoObjectComeAgain(t *testing.T) {
+	s := newSite(t, nil)
+	l := newLayer(t, "file")
+	l.digest = strings.Repeat("1", 64)
+	s.puts("", l)
+	s.turn()
+	s.request(http.MethodPut, "/layers/"+l.digest, token1, l.archive)
+	s.turn()
+	s.turn()
+	if got := decided(audited(t, s.c, l)); got != "received refused received refused" {
 		t.Errorf("audit: %s", got)
 	}
 }

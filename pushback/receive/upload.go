@@ -138,7 +138,7 @@ func (s *Service) take(w http.ResponseWriter, q *http.Request, name string, p pa
 	if !goesOn {
 		r = Record{
 			Digest: digest, DiffID: q.Header.Get(api.HeaderDiffID), Size: p.total, Node: name,
-			Image: bounded(q.Header.Get(api.HeaderImage)), State: Sending, Since: time.Now().UTC(),
+			Image: bounded(q.Header.Get(api.HeaderImage)), Failed: r.Failed, State: Sending, Since: time.Now().UTC(),
 		}
 		if refused := s.start(r, q); refused != nil {
 			return refused

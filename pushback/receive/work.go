@@ -316,6 +316,9 @@ func (s *Service) settle(ctx context.Context, d Decision, r Record) error {
 func (s *Service) forget() {
 	for _, r := range s.book.all() {
 		age := time.Since(r.Changed)
+		if r.State == Sending { // its parts don't change the record
+			age = min(age, time.Since(s.touched(r.Digest)))
+		}
 		if r.State.Pending() || r.State == Sending && age < s.c.Upload || r.State != Sending && age < s.c.Keep {
 			continue
 		}
