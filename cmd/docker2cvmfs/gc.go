@@ -12,6 +12,9 @@ import (
 	"cvmfs-graphdriver/internal/program"
 )
 
+// mostDays is the longest time in days, a century.
+const mostDays = 36500
+
 // gcCommand removes layers that no image needs.
 func gcCommand() *cli.Command {
 	return &cli.Command{
@@ -41,10 +44,10 @@ func collect(c *cli.Context) error {
 	if c.NArg() == 0 && !c.IsSet("drop-received") && !c.IsSet("received-days") {
 		return program.Usagef(c, "no wish list: without one, all images would be dropped")
 	}
-	if c.Int("grace-period") < 0 {
+	if n := c.Int("grace-period"); n < 0 || n > mostDays {
 		return program.Usagef(c, "grace period of %d days", c.Int("grace-period"))
 	}
-	if c.IsSet("received-days") && c.Int("received-days") < 1 {
+	if n := c.Int("received-days"); c.IsSet("received-days") && (n < 1 || n > mostDays) {
 		return program.Usagef(c, "received layers of %d days", c.Int("received-days"))
 	}
 	lists, err := wish.ReadFiles(c.Args().Slice())

@@ -160,6 +160,7 @@ func TestWrongUseOfReceiveIsTold(t *testing.T) {
 		{1, "line 2: unknown key", []string{"receive", "--check-config", wrong}},
 		{1, "no service has run", []string{"receive", "list", config}},
 		{2, "received layers of 0 days", []string{"gc", "--received-days", "0"}},
+		{2, "received layers of 213504 days", []string{"gc", "--received-days", "213504"}},
 		{2, "no wish list", []string{"gc"}},
 	} {
 		if code, _, errOut := call(t, c.args...); code != c.code || !strings.Contains(errOut, c.want) {

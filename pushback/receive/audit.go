@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Decision is what was made of a layer.
@@ -53,6 +55,40 @@ type audit struct {
 	counts map[Decision]int64 // since the start
 }
 
+// longestLine is what a line takes at most, in bytes, but for reasons of unusual length.
+const longestLine = 8 << 10
+
+// reserve makes sure that so many lines can be written: what would be in the repository and in no line isn't to be put
+// there at all.
+func (a *audit) reserve(lines int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f, err := a.open()
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, info.Size(), int64(lines)*longestLine)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) { // of the file system, as NFS: lines are short
+		err = nil
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
+
+// open opens the file, each time: it may be rotated.
+func (a *audit) open() (*os.File, error) {
+	f, err := os.OpenFile(a.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return f, nil
+}
+
 func (a *audit) write(l auditLine) (err error) {
 	text, err := json.Marshal(l)
 	if err != nil {
@@ -60,9 +96,9 @@ func (a *audit) write(l auditLine) (err error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	f, err := os.OpenFile(a.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600) // each time: it may be rotated
+	f, err := a.open()
 	if err != nil {
-		return fmt.Errorf("audit: %w", err)
+		return err
 	}
 	if err = errors.Join(appendLine(f, append(text, '\n')), f.Close()); err != nil {
 		return fmt.Errorf("audit: %w", err)

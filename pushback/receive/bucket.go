@@ -135,14 +135,18 @@ func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]st
 	switch {
 	case known && (r.State == Published || r.State == Rejected):
 		return s.bucket.Remove(ctx, o.Key)
-	case known && (r.State == Sending || r.State.Pending() || slices.Contains(r.Failed, o.Key+" "+o.Version)):
+	case known && (r.State.Pending() || r.State == Sending && time.Since(s.touched(digest)) < takeOver ||
+		slices.Contains(r.Failed, failedObject(o.Key, o.Version))):
 		return nil
 	}
 	r = Record{
 		Digest: digest, Size: o.Size, Key: o.Key, Object: o.Version, Failed: r.Failed, State: Arrived,
 		Since: time.Now().UTC(),
 	}
-	if wait, why := s.room(&r); wait > 0 {
+	s.admission.Lock()
+	wait, why := s.room(&r)
+	s.admission.Unlock()
+	if wait > 0 {
 		return s.later(waiting, digest, why)
 	}
 	stat, err := s.bucket.Stat(ctx, o.Key)
@@ -194,6 +198,7 @@ func (s *Service) arrive(r Record, o *s3.Object, waiting map[string]string) erro
 	if err := s.book.put(r); err != nil {
 		return err
 	}
+	s.sent.add(r.Node, r.Size, r.Since)
 	s.reached("recorded")
 	signal(s.wake)
 	return nil

@@ -122,6 +122,7 @@ func Read(r io.Reader) (*Config, error) {
 	if err := f.err(); err != nil {
 		return nil, err
 	}
+	c.Limits.Archive = min(c.Limits.Archive, c.Limits.Spool) // a larger one would find no place
 	c.Audit = cmp.Or(c.Audit, filepath.Join(c.State, "audit.jsonl"))
 	return c, c.check()
 }
@@ -244,8 +245,6 @@ func (c *Config) check() error {
 		}
 	}
 	say(c.Target == "" && c.Repository == "", "no target: want native:DIR, cvmfs_server:FQRN or dir:DIR")
-	say(c.Limits.Archive > c.Limits.Spool, "limits: an archive of %d bytes finds no place in a spool of %d: want archive "+
-		"to be no more than spool", c.Limits.Archive, c.Limits.Spool)
 	say(c.Listen == "" && c.Bucket.Address == "", "neither listen nor bucket: layers could come by no door")
 	say(!filepath.IsAbs(c.State), "state %.100q: want an absolute path", c.State)
 	say((c.Certificate == "") != (c.Key == ""), "of certificate and key one is there: give both, or none")

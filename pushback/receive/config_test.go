@@ -96,7 +96,6 @@ func TestBadConfigurationsAreRefused(t *testing.T) {
 		"folder of everybody":  {least + "nodes:\n- {name: '*', prefixes: [x]}\n", "line 5: prefixes"},
 		"bucket without a one": {"version: 1\ntarget: native:/x\nbucket: {poll: 1m}\n", "line 3: bucket: no address"},
 		"too many entries":     {least + "limits: {entries: 100000000}\n", "line 4: limits"},
-		"no place for one":     {least + "limits: {archive: 200GiB}\n", "want archive to be no more than spool"},
 		"layout":               {least + "subdirectory: ../x\n", "subdirectory"},
 		"no door":              {"version: 1\ntarget: native:/x\n", "neither listen nor bucket"},
 		"no target":            {"version: 1\nbucket: {address: 's3://b'}\n", "no target"},

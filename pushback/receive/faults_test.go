@@ -26,6 +26,9 @@ func TestWhatCanNotBeAuditedWaits(t *testing.T) {
 	s.audit.file = "/no/such/folder/audit"
 	s.round(t.Context())
 	s.is(l, api.Publishing, "audit")
+	if n := s.revision(); n != 0 {
+		t.Errorf("revision %d has it, and no line tells of it", n)
+	}
 	other := newLayer(t, "other")
 	s.puts("", other)
 	if err := s.poll(t.Context()); err == nil || !strings.Contains(err.Error(), "audit") {
@@ -36,7 +39,7 @@ func TestWhatCanNotBeAuditedWaits(t *testing.T) {
 	s.turn()
 	s.is(l, api.Done, "")
 	s.is(other, api.Done, "")
-	if got := decided(audited(t, s.c, l)); got != "received present" || s.revision() != 2 {
+	if got := decided(audited(t, s.c, l)); got != "received published" || s.revision() != 1 {
 		t.Errorf("audit: %s, revision %d", got, s.revision())
 	}
 }

@@ -48,7 +48,7 @@ type Record struct {
 	Image  string   `json:"image,omitempty"`
 	Key    string   `json:"key,omitempty"`     // of the object in the bucket; "": it is an upload
 	Object string   `json:"object,omitempty"`  // tells the object from a later one under the same key
-	Failed []string `json:"failed,omitempty"`  // objects of this digest, each as key and Object, that have failed before
+	Failed []string `json:"failed,omitempty"`  // objects of this digest that have failed before, as failedObject has them
 	Plain  int64    `json:"content,omitempty"` // bytes of the uncompressed archive; 0 until it is judged
 
 	State    State     `json:"state"`

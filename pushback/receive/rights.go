@@ -112,36 +112,59 @@ func matches(pattern, text string) bool {
 	}
 }
 
-// wait returns how long a layer has to wait for its node to be within its rates; taken are the layers that came before,
-// of all nodes.
-func (c *Config) wait(r *Record, taken []Record, now time.Time) (time.Duration, string) {
+// sent is what nodes have sent within a day: of each node in order, what came within a minute together.
+type sent map[string][]sending
+
+type sending struct {
+	at     time.Time // of the last
+	layers int
+	bytes  int64
+}
+
+const (
+	sentTogether = time.Minute
+	sentFor      = 24 * time.Hour
+)
+
+// sentBefore is what records tell, which are in the order in which the layers came. Of a layer that came several times
+// they tell the last.
+func sentBefore(records []Record) sent {
+	s := sent{}
+	for _, r := range records {
+		s.add(r.Node, r.Size, r.Since)
+	}
+	return s
+}
+
+// add adds a layer, and forgets what is old.
+func (s sent) add(node string, size int64, at time.Time) {
+	all := slices.DeleteFunc(s[node], func(o sending) bool { return at.Sub(o.at) >= sentFor })
+	if last := len(all) - 1; last >= 0 && at.Truncate(sentTogether).Equal(all[last].at.Truncate(sentTogether)) {
+		all[last] = sending{at, all[last].layers + 1, all[last].bytes + size}
+	} else {
+		all = append(all, sending{at, 1, size})
+	}
+	s[node] = all
+}
+
+// of is what a node has sent.
+func (s sent) of(node string) []sending { return s[node] }
+
+// wait returns how long a layer has to wait for its node to be within its rates, and why; before is what the node has
+// sent.
+func (c *Config) wait(r *Record, before []sending, now time.Time) (time.Duration, string) {
 	n, err := c.rights(r.Node)
 	if err != nil || n.PerHour == 0 && n.PerDay == 0 {
 		return 0, ""
 	}
-	var hour []time.Time
-	var day []Record
-	for _, t := range taken {
-		if t.Node != r.Node || t.Digest == r.Digest {
-			continue
+	layers, bytes := 0, r.Size
+	for _, b := range slices.Backward(before) { // the newest first: what has to be old enough is the first too much
+		age := now.Sub(b.at)
+		if layers += b.layers; n.PerHour > 0 && layers >= n.PerHour && age < time.Hour {
+			return time.Hour - age, fmt.Sprintf("%s has sent %d layers within an hour", r.Node, layers)
 		}
-		if now.Sub(t.Since) < time.Hour {
-			hour = append(hour, t.Since)
-		}
-		if now.Sub(t.Since) < 24*time.Hour {
-			day = append(day, t)
-		}
-	}
-	slices.SortFunc(hour, time.Time.Compare)
-	if n.PerHour > 0 && len(hour) >= n.PerHour {
-		return hour[len(hour)-n.PerHour].Add(time.Hour).Sub(now),
-			fmt.Sprintf("%s has sent %d layers within an hour", r.Node, len(hour))
-	}
-	slices.SortFunc(day, func(a, b Record) int { return b.Since.Compare(a.Since) })
-	total := r.Size
-	for _, t := range day { // the newest first: what has to be a day old before this one is taken is the first too much
-		if total += t.Size; n.PerDay > 0 && total > n.PerDay {
-			return t.Since.Add(24 * time.Hour).Sub(now), fmt.Sprintf("%s has sent too many bytes within a day", r.Node)
+		if bytes += b.bytes; n.PerDay > 0 && bytes > n.PerDay && age < sentFor {
+			return sentFor - age, fmt.Sprintf("%s has sent too many bytes within a day", r.Node)
 		}
 	}
 	return 0, ""

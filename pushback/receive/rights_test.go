@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -131,7 +132,8 @@ func TestRatesAreKept(t *testing.T) {
 		{"daily", 51, sent("daily", 50, minutes(600)), minutes(24*60 - 600)},
 		{"daily", 60, sent("daily", 30, minutes(60), minutes(120), minutes(180)), minutes(24*60 - 120)},
 	} {
-		got, why := c.wait(&Record{Digest: "x", Node: w.node, Size: w.size}, w.taken, now)
+		slices.SortFunc(w.taken, func(a, b Record) int { return a.Since.Compare(b.Since) })
+		got, why := c.wait(&Record{Digest: "x", Node: w.node, Size: w.size}, sentBefore(w.taken).of(w.node), now)
 		if got != w.want || (why == "") != (got == 0) {
 			t.Errorf("%s sends %d bytes after %d layers: %v %q, want %v", w.node, w.size, len(w.taken), got, why, w.want)
 		}
@@ -372,4 +374,52 @@ func TestRatesAreKeptByUploadsAtOnce(t *testing.T) {
 	if taken.Load() != 1 {
 		t.Errorf("%d layers were taken, of one in an hour", taken.Load())
 	}
+}
+
+// A layer that fails may come again at once, and costs as much each time.
+func TestRatesCountALayerThatComesAgain(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1", PerHour: 2}} })
+	l := newLayer(t, "file")
+	l.digest = strings.Repeat("1", 64)
+	for _, want := range []int{http.StatusAccepted, http.StatusAccepted, http.StatusTooManyRequests} {
+		if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token1, l.archive); code != want {
+			t.Errorf("%d %s, want %d", code, text, want)
+		}
+		s.round(t.Context())
+	}
+}
+
+func TestObjectsThatFailedAreJudgedOnceHoweverMany(t *testing.T) {
+	s := newSite(t, nil)
+	l := newLayer(t, "file")
+	l.digest = strings.Repeat("1", 64)
+	const objects = 20
+	for n := range objects {
+		s.puts(fmt.Sprint(n, "/"), l)
+	}
+	for range 2 * objects {
+		s.turn()
+	}
+	if n := len(audited(t, s.c, l)); n != 2*objects { // received and refused
+		t.Errorf("%d decisions on %d objects", n, objects)
+	}
+}
+
+// Whoever knows a digest could hold up the layer for as long as uploads are kept.
+func TestAnUploadThatNobodyGoesOnWithHoldsUpNoObject(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1", Prefixes: []string{"one"}}, {Name: "n2"}} })
+	l := newLayer(t, "file")
+	if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token2, l.archive[:1], "Content-Range",
+		fmt.Sprintf("bytes 0-0/%d", len(l.archive))); code != http.StatusAccepted {
+		t.Fatal(code, text)
+	}
+	s.puts("one/", l)
+	s.turn()
+	s.is(l, api.Unknown, "isn't complete") // it may be gone on with
+	old := time.Now().Add(-takeOver)
+	if err := os.Chtimes(s.book.archive(l.digest), old, old); err != nil {
+		t.Fatal(err)
+	}
+	s.turn()
+	s.is(l, api.Done, "")
 }

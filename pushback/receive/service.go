@@ -2,7 +2,9 @@ package receive
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,6 +41,7 @@ type Service struct {
 	uploads chan struct{} // one for each upload under way
 
 	admission sync.Mutex // held from the look for room for a layer until the layer is recorded
+	sent      sent       // guarded by admission
 
 	mu       sync.Mutex // guards what follows
 	present  map[string]bool
@@ -162,6 +165,7 @@ func New(c *Config, log *slog.Logger) (*Service, error) {
 	if s.book, err = openBook(c.State, time.Now); err != nil {
 		return nil, fmt.Errorf("state: %w", errors.Join(err, s.lock.Close()))
 	}
+	s.sent = sentBefore(s.book.all())
 	s.audit = &audit{file: c.Audit, counts: map[Decision]int64{}}
 	return s, nil
 }
@@ -280,8 +284,8 @@ func (s *Service) decide(d Decision, r *Record, remote string) error {
 func (s *Service) fail(d Decision, r Record, reason error) error {
 	r.State, r.Reason, r.Next = Failed, reason.Error(), time.Time{}
 	if r.Key != "" {
-		const most = 8
-		r.Failed = append(r.Failed[max(0, len(r.Failed)-most+1):], r.Key+" "+r.Object)
+		const most = 1000
+		r.Failed = append(r.Failed[max(0, len(r.Failed)-most+1):], failedObject(r.Key, r.Object))
 	}
 	if err := s.decide(d, &r, ""); err != nil {
 		return err
@@ -289,10 +293,16 @@ func (s *Service) fail(d Decision, r Record, reason error) error {
 	return s.book.put(r)
 }
 
+// failedObject is what a record keeps of an object that has failed.
+func failedObject(key, version string) string {
+	sum := sha256.Sum256([]byte(key + "\x00" + version))
+	return hex.EncodeToString(sum[:8])
+}
+
 // mostFailed bounds the records of layers that have failed, of which somebody may make any number.
 const mostFailed = 20_000
 
-// room refuses a layer for which there is no place now; 0 and "" if there is.
+// room refuses a layer for which there is no place now; 0 and "" if there is. The caller holds admission.
 func (s *Service) room(r *Record) (time.Duration, string) {
 	const busy = 30 * time.Second
 	layers, bytes, failed := s.book.usage()
@@ -304,7 +314,7 @@ func (s *Service) room(r *Record) (time.Duration, string) {
 	case bytes+r.Size > s.c.Limits.Spool && r.Size <= s.c.Limits.Archive: // a larger one takes no place: it is refused
 		return busy, fmt.Sprintf("the layers that wait have %d bytes already", bytes)
 	}
-	return s.c.wait(r, s.book.all(), time.Now())
+	return s.c.wait(r, s.sent.of(r.Node), time.Now())
 }
 
 // counts are what happened since the start.

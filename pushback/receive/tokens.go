@@ -23,7 +23,7 @@ type tokens struct {
 	mu       sync.Mutex
 	modified time.Time
 	size     int64
-	names    map[[sha256.Size]byte]string // by the tokens' sums, so that comparing tells nothing of one; nil: none are read
+	names    map[[sha256.Size]byte]string // by the tokens' sums, so that comparing tells nothing of one; nil: not read
 }
 
 // read reads the file where it has changed, or couldn't be read before: its mode may have been mended since.

@@ -20,6 +20,7 @@ import (
 const (
 	uploadStall = time.Minute // without a byte coming
 	takeOver    = time.Minute // since an upload's last byte, after which another node may send the same layer
+	leastRate   = 16 << 10    // bytes a second, on an average of a part: whoever sends slower takes the place of others
 )
 
 // refusal answers a request that isn't met. after, if it isn't 0, says when to try again.
@@ -182,6 +183,7 @@ func (s *Service) start(r Record, q *http.Request) *refusal {
 	if err := s.book.put(r); err != nil {
 		return s.unable(err)
 	}
+	s.sent.add(r.Node, r.Size, r.Since)
 	return nil
 }
 
@@ -205,7 +207,10 @@ func (s *Service) receive(w http.ResponseWriter, q *http.Request, r Record, p pa
 			return s.unable(errors.Join(err, f.Close()))
 		}
 	}
-	body := &steady{in: io.LimitReader(q.Body, p.to-p.from), control: http.NewResponseController(w)}
+	body := &steady{
+		in: io.LimitReader(q.Body, p.to-p.from), control: http.NewResponseController(w),
+		end: time.Now().Add(uploadStall + time.Duration((p.to-p.from)/leastRate)*time.Second),
+	}
 	n, err := io.Copy(f, body)
 	err = errors.Join(err, f.Sync(), f.Close())
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // it knows deadlines
@@ -240,15 +245,20 @@ func (s *Service) complete(digest string) {
 	}
 }
 
-// steady is a body whose time is extended as long as something comes.
+// steady is a body whose time is extended as long as something comes, up to an end.
 type steady struct {
 	in      io.Reader
 	control *http.ResponseController
+	end     time.Time
 	err     error
 }
 
 func (s *steady) Read(p []byte) (int, error) {
-	s.control.SetReadDeadline(time.Now().Add(uploadStall)) // it knows deadlines
+	deadline := time.Now().Add(uploadStall)
+	if s.end.Before(deadline) {
+		deadline = s.end
+	}
+	s.control.SetReadDeadline(deadline) // it knows deadlines
 	n, err := s.in.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.err = err

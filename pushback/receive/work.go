@@ -240,6 +240,9 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 	if len(batch) == 0 {
 		return nil
 	}
+	if err := s.audit.reserve(len(batch)); err != nil {
+		return err
+	}
 	if err := tx.Commit(ctx, fmt.Sprintf("%d layers that nodes sent", len(batch))); err != nil {
 		return err
 	}
@@ -255,8 +258,8 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 	return err
 }
 
-// learn finds out what the repository has and keeps, and forgets what was removed from it, or will be: when a node sends
-// that again it is kept again.
+// learn finds out what the repository has and keeps, and forgets what was removed from it, or will be: when a node
+// sends that again it is kept again.
 func (s *Service) learn(ctx context.Context, tx sink.Transaction) error {
 	layers, err := s.c.Layout.KeptLayers(ctx, tx)
 	if err != nil {
