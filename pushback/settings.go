@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -52,8 +53,9 @@ type Settings struct {
 	PlainHTTP   bool   // the token may be sent without TLS
 	Wait        Duration
 
-	node string
-	tls  *tls.Config
+	node     string
+	tls      *tls.Config
+	absolute []string // files that are named so
 }
 
 // Secret is text that isn't printed.
@@ -124,6 +126,29 @@ func read(path string) (*Settings, error) {
 	return s, s.check()
 }
 
+// Outside returns the files that the settings name by absolute paths, or that don't lie below their folder, symbolic
+// links followed: whoever has that folder alone and under another name, as the plugin has, doesn't find them.
+func (s *Settings) Outside(dir string) (files []string) {
+	for _, file := range []string{s.CA, s.Credentials, s.TokenFile} {
+		if file != "" && (slices.Contains(s.absolute, file) || !lies(file, dir)) {
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+func lies(file, dir string) bool {
+	inside, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false
+	}
+	if file, err = filepath.EvalSymlinks(file); err != nil {
+		return false
+	}
+	rel, err := filepath.Rel(inside, file)
+	return err == nil && filepath.IsLocal(rel)
+}
+
 // noFile is the error of a file that the settings name: it isn't the settings that are missing.
 func noFile(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
@@ -175,7 +200,9 @@ func guarded(path string) error {
 // complete reads the files that are named, and fills in what isn't said.
 func (s *Settings) complete(dir string) error {
 	for _, file := range []*string{&s.CA, &s.Credentials, &s.TokenFile} {
-		if *file != "" && !filepath.IsAbs(*file) {
+		if filepath.IsAbs(*file) {
+			s.absolute = append(s.absolute, *file)
+		} else if *file != "" {
 			*file = filepath.Join(dir, *file)
 		}
 	}
@@ -200,7 +227,7 @@ func (s *Settings) complete(dir string) error {
 	if s.CA != "" {
 		b, err := readFile(s.CA)
 		if err != nil {
-			return fmt.Errorf("CA: %w", err)
+			return fmt.Errorf("CA: %w (it holds the site's own authority alone: the system's are trusted)", err)
 		}
 		pool, err := x509.SystemCertPool()
 		if err != nil {

@@ -135,3 +135,24 @@ func TestAnEmptyTokenIsNone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestFilesOutsideOfTheFolderAreFound(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	inside, elsewhere := write(t, dir, "token", "a token", 0o600), write(t, other, "token", "a token", 0o600)
+	for name, to := range map[string]string{"out": elsewhere, "in": "token"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, want := range map[string]int{
+		"token": 0, "in": 0, "./token": 0, inside: 1, elsewhere: 1, "out": 1, "../" + filepath.Base(other) + "/token": 1,
+	} {
+		s, err := Read(write(t, dir, FileName, strings.Replace(of2017, `"SSL":false`, `"TokenFile":"`+file+`"`, 1), 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Outside(dir); len(got) != want {
+			t.Errorf("%s: %q", file, got)
+		}
+	}
+}

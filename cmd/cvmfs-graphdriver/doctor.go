@@ -22,7 +22,7 @@ func hostFlags() []cli.Flag {
 		},
 		&cli.StringFlag{
 			Name:  "minio-config",
-			Usage: "`FOLDER` with config.json of an object store (default: the plugin's setting)",
+			Usage: "`FOLDER` with push-back's config.json, whose service and store are asked",
 		},
 		&cli.StringFlag{
 			Name:  socketFlag.Name,

@@ -31,7 +31,7 @@ func installCommand() *cli.Command {
 			},
 			&cli.StringFlag{Name: "cvmfs-config", Usage: "`FOLDER` with the CernVM-FS configuration (default: " +
 				policy.ConfigDir + ")"},
-			&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with config.json for an object store"},
+			&cli.StringFlag{Name: "minio-config", Usage: "`FOLDER` with push-back's config.json (docs/pushback.md), which is tried"},
 			&cli.StringSliceFlag{
 				Name:  "set",
 				Usage: "plugin setting `NAME=VALUE`; NAME= resets it to the plugin's default; can be repeated",

@@ -47,7 +47,7 @@ type Request struct {
 	StorageOpts []string // options of the driver, "name=value"
 	Settings    []string // of the plugin, "name=value"
 	CVMFSConfig string   // folder with the CernVM-FS configuration
-	MinioConfig string   // folder with config.json of an object store
+	MinioConfig string   // folder with push-back's config.json
 	Debug       *bool    // the engine and the plugin log what a maintainer wants to know, or not any more
 	Fix         bool     // comments and trailing commas are taken out of the engine's configuration file
 

@@ -18,7 +18,7 @@ type Plan struct {
 	DataRoot    string   // where the engine's data are to lie; "" is where they do
 	StorageOpts []string // options of the driver, "name=value"
 	CVMFSConfig string   // folder with the CernVM-FS configuration; "" is the plugin's setting, or /etc/cvmfs
-	MinioConfig string   // folder with config.json of an object store; "" is the plugin's setting, or none
+	MinioConfig string   // folder with push-back's config.json; "" is the plugin's setting, or none
 	Debug       bool     // "debug" is to be written to the engine's configuration file, or taken out
 	Log         string   // file the engine's log goes to; "" is where it is found
 	Restart     string   // what restarts the engine, as service.Choose takes it; "" is auto
@@ -187,10 +187,13 @@ const (
 	Other       Trouble = "other"
 )
 
-// Minio is the configuration of an object store.
+// Minio are the settings of push-back.
 type Minio struct {
-	File string `json:"file"`
-	Err  string `json:"error,omitempty"`
+	File       string   `json:"file"`
+	Asked      bool     `json:"asked"`                // the service and the store, if there is one
+	Repository string   `json:"repository,omitempty"` // that layers are published in
+	Outside    []string `json:"outside,omitempty"`    // files that are named, and lie where the plugin doesn't see them
+	Err        string   `json:"error,omitempty"`
 }
 
 // Plugin is the plugin the engine has under the plan's name.

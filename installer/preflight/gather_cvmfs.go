@@ -179,21 +179,28 @@ func (n *notes) WithAttrs([]slog.Attr) slog.Handler { return n }
 // WithGroup implements slog.Handler.
 func (n *notes) WithGroup(string) slog.Handler { return n }
 
-// lookAtMinio reads the configuration of an object store, if there is one or has to be.
 // tryWait bounds how long store and service may take to answer.
 const tryWait = 30 * time.Second
 
+// lookAtMinio reads the settings of push-back, if there are some or have to be, and asks whom they name where a folder
+// is named for that.
 func lookAtMinio(ctx context.Context, p Plan, setting string) *Minio {
 	dir := firstOf(p.MinioConfig, setting)
 	if dir == "" {
 		return nil
 	}
-	m := &Minio{File: filepath.Join(dir, pushback.FileName)}
+	m := &Minio{File: filepath.Join(dir, pushback.FileName), Asked: p.MinioConfig != ""}
 	settings, err := pushback.Read(m.File)
 	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" {
 		return nil
 	}
-	if err == nil && p.MinioConfig != "" {
+	if err == nil {
+		m.Repository = settings.CvmfsRepo
+		if !p.Snapshots {
+			m.Outside = settings.Outside(dir)
+		}
+	}
+	if err == nil && m.Asked {
 		ctx, cancel := context.WithTimeout(ctx, tryWait)
 		defer cancel()
 		err = settings.Try(ctx)

@@ -390,6 +390,21 @@ func TestObjectStoreConfigurationIsRead(t *testing.T) {
 			t.Errorf("%s: %+v", text, m)
 		}
 	}
+	// The plugin sees the folder alone, the snapshotter all of the host.
+	outside := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(outside, []byte("of the node"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"CvmfsRepo":"layers.example.org",`+
+		`"PublishStatusURL":"https://publisher.example.org/status","TokenFile":"`+outside+`"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for snapshots, want := range map[bool][]string{false: {outside}, true: nil} {
+		m := lookAtMinio(t.Context(), Plan{Snapshots: snapshots}, dir)
+		if m == nil || m.Err != "" || m.Repository != "layers.example.org" || m.Asked || !slices.Equal(m.Outside, want) {
+			t.Errorf("snapshots %v: %+v", snapshots, m)
+		}
+	}
 	// What an administrator names is tried.
 	text := `{"CvmfsRepo":"layers.example.org","PublishStatusURL":"http://` + testutil.ClosedAddress(t, "127.0.0.1") + `/status"}`
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {

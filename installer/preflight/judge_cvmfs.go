@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -182,14 +183,37 @@ var troubled = map[Trouble]string{
 	Other:       "it can't be read",
 }
 
-func minio(f *Facts, p *Plan) []Finding {
+func minio(f *Facts, p *Plan) (found []Finding) {
 	const id = "minio"
-	switch m := f.Minio; {
-	case m == nil:
+	const fail = "layers of commits can't be published, and commits of thin containers fail: "
+	m := f.Minio
+	if m == nil {
 		return nil
-	case m.Err != "":
-		return with(one(Error, id, "layers of commits can't be published, and commits of thin containers fail: "+m.File,
-			"correct it (docs/pushback.md), take it away, or leave --minio-config out"), m.Err)
 	}
-	return one(OK, id, "layers of commits are published as set up in "+f.Minio.File, "")
+	if m.Err != "" {
+		return with(one(Error, id, fail+m.File,
+			"correct it (docs/pushback.md), or remove it (with install, leave --minio-config out): commits then give ordinary layers"), m.Err)
+	}
+	if len(m.Outside) > 0 {
+		found = one(Error, id+".outside", fail+m.File+" names files outside of its folder, which the plugin doesn't see: "+
+			strings.Join(m.Outside, ", "), "put them into the folder, and name them without a path")
+	}
+	c := f.Configuration
+	unknown := !slices.ContainsFunc(c.Repositories, func(r Repository) bool { return r.FQRN == m.Repository })
+	if unknown && !c.Missing && c.Err == "" {
+		severity := Error
+		if p.Install { // it may be configured while the plugin runs
+			severity = Warning
+		}
+		found = append(found, one(severity, id+".repository", fail+m.File+" says that they are published in "+m.Repository+
+			", which isn't configured on this host", "correct CvmfsRepo there, or "+configure(c.Dir))...)
+	}
+	switch {
+	case len(found) > 0:
+		return found
+	case m.Asked:
+		return one(OK, id, "push-back is set up in "+m.File+", and all that it names answer", "")
+	}
+	return one(OK, id, "push-back is set up in "+m.File+"; nobody was asked: --minio-config "+filepath.Dir(m.File)+
+		" tries the service and the store", "")
 }

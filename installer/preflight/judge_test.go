@@ -536,8 +536,40 @@ func TestEachRuleSaysWhatItShould(t *testing.T) {
 			"cvmfs.repository.notes", Note, "images.example.org", "",
 		},
 		{
-			"minio", fit(), install, func(f *Facts, _ *Plan) { f.Minio = &Minio{"/m/config.json", "EOF"} }, "minio", Error,
-			"/m/config.json", "--minio-config",
+			"push-back unreadable", fit(), install,
+			func(f *Facts, _ *Plan) { f.Minio = &Minio{File: "/m/config.json", Err: "EOF"} },
+			"minio", Error, "/m/config.json", "--minio-config",
+		},
+		{
+			"push-back's repository unknown", active(), inUse,
+			func(f *Facts, _ *Plan) { f.Minio = &Minio{File: "/m/config.json", Repository: "other.example.org"} },
+			"minio.repository", Error, "other.example.org", "CvmfsRepo",
+		},
+		{
+			"push-back's repository not yet known", fit(), install,
+			func(f *Facts, _ *Plan) { f.Minio = &Minio{File: "/m/config.json", Repository: "other.example.org"} },
+			"minio.repository", Warning, "other.example.org", "CvmfsRepo",
+		},
+		{
+			"push-back's files elsewhere", active(), inUse,
+			func(f *Facts, _ *Plan) {
+				f.Minio = &Minio{File: "/m/c", Repository: f.Configuration.Repositories[0].FQRN, Outside: []string{"/t"}}
+			},
+			"minio.outside", Error, "/t", "into the folder",
+		},
+		{
+			"push-back", active(), inUse,
+			func(f *Facts, _ *Plan) {
+				f.Minio = &Minio{File: "/m/c", Repository: f.Configuration.Repositories[0].FQRN}
+			},
+			"minio", OK, "nobody was asked: --minio-config /m", "",
+		},
+		{
+			"push-back tried", active(), inUse,
+			func(f *Facts, _ *Plan) {
+				f.Minio = &Minio{File: "/m/c", Repository: f.Configuration.Repositories[0].FQRN, Asked: true}
+			},
+			"minio", OK, "all that it names answer", "",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -68,13 +68,13 @@ func (c *Config) admit(r *Record) error {
 	if err != nil {
 		return err
 	}
-	most := c.Limits.Archive
-	if n.Archive > 0 {
-		most = min(most, n.Archive)
+	most, key := c.Limits.Archive, "limits.archive"
+	if n.Archive > 0 && n.Archive < most {
+		most, key = n.Archive, "the node's archive"
 	}
 	switch {
 	case r.Size > most:
-		return refusef("%d bytes, the limit is %d", r.Size, most)
+		return refusef("%d bytes, the limit is %d (%s)", r.Size, most, key)
 	case n.PerDay > 0 && r.Size > n.PerDay:
 		return refusef("%d bytes, of which %s may send %d within a day", r.Size, r.Node, n.PerDay)
 	case len(n.Images) > 0 && r.Image == "":
