@@ -85,8 +85,11 @@ bench-scale: bundle ## measure what grows: nodes behind one proxy, large images,
 	@exec $(DIST)/test/bench-start -scale -bundle $(bundle_dir) -snapshotter $(DIST)/bin/cvmfs-snapshotter \
 		-converter $(DIST)/bin/docker2cvmfs -results $(RESULTS) $(START)
 
-soak: ## have containers read for ten minutes in more than the cache may hold (root; SOAK=30m is longer)
+# Random sequences are other ones each time; a failing one names its number.
+soak: ## have containers read for ten minutes in more than the cache may hold, and drivers do random work (root; SOAK=30m is longer)
 	SOAK=$(or $(SOAK),10m) CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h -v -run '^TestSoak$$' ./cvmfs/objectfs ./cvmfs/objects
+	CONFORMANCE_SEED=$$(date +%s) CONFORMANCE_SEQUENCES=200 CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h \
+		-run '^TestRandomSequences' ./cmd/cvmfs-graphdriver-plugin ./cmd/cvmfs-snapshotter
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
 	$(GO) run ./test/report -count=1 -timeout=45m ./...

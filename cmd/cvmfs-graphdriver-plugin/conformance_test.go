@@ -83,7 +83,7 @@ func (r rung) target(t *testing.T, mnt string) conformance.Target {
 func TestRandomSequencesOfLayerOperations(t *testing.T) {
 	for _, r := range []rung{{view: "erofs"}, {view: "fuse"}, {"erofs", "metacopy=off"}} {
 		t.Run(r.String(), func(t *testing.T) {
-			conformance.Sequences(t, r.target(t, inMemory(t)), reference.Target(t), 200)
+			conformance.Sequences(t, r.target(t, inMemory(t)), reference.Target(t), 40)
 		})
 	}
 }

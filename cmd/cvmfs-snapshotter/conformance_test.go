@@ -68,7 +68,7 @@ func TestRandomSequencesOfSnapshots(t *testing.T) {
 	for _, r := range rungs {
 		t.Run(r.String(), func(t *testing.T) {
 			t.Parallel()
-			conformance.Sequences(t, conformanceTarget(t, r), reference.Target(t), 50)
+			conformance.Sequences(t, conformanceTarget(t, r), reference.Target(t), 20)
 		})
 	}
 }

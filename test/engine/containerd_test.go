@@ -28,7 +28,7 @@ func settings(snapshotter string) map[string]any {
 }
 
 func TestAnEngineUsesAContainerdOfItsOwnAndLeavesTheMachineAsItWas(t *testing.T) {
-	for _, stack := range []Stack{Stack29on21, Stack28on21, Stack29on17, Stack29on24} {
+	for _, stack := range []Stack{Stack29on21, Stack29on17} {
 		t.Run(stack.String(), func(t *testing.T) {
 			leavesTheMachine(t, func(t *testing.T) { useContainerd(t, stack) })
 		})

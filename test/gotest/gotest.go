@@ -34,7 +34,27 @@ type took struct {
 	seconds float64
 }
 
-// Slowest returns lines for people about the tests that took the longest, longest first. Subtests are parts of theirs.
+// parent is the test that a test is part of; itself if there is none.
+func (t test) parent() test {
+	if at := strings.LastIndexByte(t.Test, '/'); at >= 0 {
+		return test{t.Package, t.Test[:at]}
+	}
+	return t
+}
+
+// note takes note of how long a test ran, whose parts have ended: no less than these together, which go test doesn't
+// count if they ran beside others.
+func (s *Summary) note(t test, seconds float64, parts map[test]float64) {
+	seconds = max(seconds, parts[t])
+	delete(parts, t)
+	if whole := t.parent(); whole != t {
+		parts[whole] += seconds
+		return
+	}
+	s.took = append(s.took, took{t, seconds})
+}
+
+// Slowest returns lines for people about the tests that took the longest, longest first.
 func (s *Summary) Slowest(most int) (lines []string) {
 	slices.SortStableFunc(s.took, func(a, b took) int { return cmp.Compare(b.seconds, a.seconds) })
 	for _, t := range s.took[:min(most, len(s.took))] {
@@ -50,7 +70,7 @@ type Skip struct{ Package, Test, Output string }
 // said, and go test's line for each package.
 func Show(w io.Writer, events io.Reader) (*Summary, error) {
 	s := &Summary{}
-	said := map[test]*strings.Builder{}
+	said, parts := map[test]*strings.Builder{}, map[test]float64{}
 	for in := json.NewDecoder(events); ; {
 		var e event
 		if err := in.Decode(&e); errors.Is(err, io.EOF) {
@@ -75,9 +95,7 @@ func Show(w io.Writer, events io.Reader) (*Summary, error) {
 				fmt.Fprint(w, closing(said[key], e.Action))
 			} else {
 				s.count(w, e, said[key])
-				if !strings.Contains(e.Test, "/") {
-					s.took = append(s.took, took{key, e.Elapsed})
-				}
+				s.note(key, e.Elapsed, parts)
 			}
 			delete(said, key)
 		}

@@ -12,7 +12,8 @@ func TestShowKeepsFailuresSkipsAndClosingLines(t *testing.T) {
 	events := `{"Action":"start","Package":"p"}
 {"Action":"output","Package":"p","Test":"TestGood","Output":"noise\n"}
 {"Action":"pass","Package":"p","Test":"TestGood/part","Elapsed":2}
-{"Action":"pass","Package":"p","Test":"TestGood","Elapsed":2.5}
+{"Action":"pass","Package":"p","Test":"TestGood/other","Elapsed":0.5}
+{"Action":"pass","Package":"p","Test":"TestGood","Elapsed":0.1}
 {"Action":"output","Package":"p","Test":"TestBad","Output":"    bad_test.go:1: why\n"}
 {"Action":"output","Package":"p","Test":"TestBad","Output":"--- FAIL: TestBad (0.00s)\n"}
 {"Action":"fail","Package":"p","Test":"TestBad","Elapsed":31}
@@ -41,7 +42,7 @@ s.go:1: syntax error
 		t.Fatal(err)
 	}
 	skip := Skip{"p", "TestAway", "--- SKIP: TestAway (0.00s)\n"}
-	if summary.Passed != 2 || summary.Failed != 1 || !slices.Equal(summary.Skipped, []Skip{skip}) {
+	if summary.Passed != 3 || summary.Failed != 1 || !slices.Equal(summary.Skipped, []Skip{skip}) {
 		t.Errorf("%+v", summary)
 	}
 	if slow := summary.Slowest(2); !slices.Equal(slow, []string{"  31.0 s  p TestBad", "   2.5 s  p TestGood"}) {
