@@ -238,3 +238,58 @@ func BenchmarkOpenWhileEvicting(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkIndex finds objects of so many images by their node ids, beside a map that has them all, and says what both
+// take in memory.
+func BenchmarkIndex(b *testing.B) {
+	const size = 20_000
+	for _, images := range []int{1, 10, 50} {
+		var tables []*Table
+		for i := range images {
+			objs := make([]Object, size)
+			for n := range objs {
+				objs[n] = Object{Digest: digest(fmt.Sprint(i*size + n)), Size: 1}
+			}
+			tables = append(tables, table(b, fmt.Sprint(i), objs...))
+		}
+		before := allocated()
+		x := NewIndex([16]byte{1})
+		for _, t := range tables {
+			x.Add(t)
+		}
+		between := allocated()
+		every, ids := map[uint64]Ref{}, make([]uint64, 0, images*size)
+		for _, t := range tables {
+			for pos := range t.Len() {
+				r := Ref{x, t, uint32(pos)}
+				every[r.Node()] = r
+				ids = append(ids, r.Node())
+			}
+		}
+		after := allocated() - uint64(8*cap(ids))
+		for name, c := range map[string]struct {
+			find  func(id uint64) (Ref, bool)
+			bytes uint64
+		}{
+			"map":   {func(id uint64) (Ref, bool) { r, ok := every[id]; return r, ok }, after - between},
+			"index": {x.Node, between - before},
+		} {
+			b.Run(fmt.Sprintf("%d images/%s", images, name), func(b *testing.B) {
+				for n := 0; b.Loop(); n += 7919 {
+					if r, ok := c.find(ids[n%len(ids)]); !ok || r.x != x {
+						b.Fatal("an object is lost")
+					}
+				}
+				b.ReportMetric(float64(c.bytes)/float64(images*size), "B/object")
+			})
+		}
+	}
+}
+
+// allocated is what is in use of the heap, in bytes.
+func allocated() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}

@@ -1,129 +1,120 @@
 package objects
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"iter"
+	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
-// Index finds objects in all tables there are, by name and by node id. It is safe for concurrent use.
+// Index finds objects in all tables there are, by name and by node id. It is safe for concurrent use; who looks for
+// something waits for nobody.
 //
 // A node id is a keyed hash of the name: 62 bits with bit 62 set, so that it is the same in every life of the process
 // that knows the key, and no publisher can make two names collide. Should it happen nevertheless, the name that came
 // later is not found.
+//
+// Occurrences of names lie in runs that are sorted by node id: 16 bytes an occurrence, where a map takes 40. A run that
+// is added is merged with the last one unless that is more than four times as long, so that there are few, and each
+// occurrence is moved few times.
 type Index struct {
 	key [16]byte
 
-	mu     sync.RWMutex
-	heads  map[uint64]uint32 // node id → position in places
-	places []occurrence      // position 0 is not used
-	free   uint32            // first of the unused places, chained by next
-	tables []*Table
+	changing sync.Mutex // held to replace found
+	found    atomic.Pointer[occurrences]
 }
 
-// occurrence is one occurrence of a name, chained to the next of the same name.
-type occurrence struct{ table, pos, next uint32 }
+// occurrences are those of all names. They don't change: others take their place.
+type occurrences struct {
+	tables []*Table // nil where one was removed
+	runs   []run    // what came first is first
+}
+
+// run is sorted by node id. Of one node id, what came first is first.
+type run []occurrence
+
+// occurrence is one of a name: where a table has it.
+type occurrence struct {
+	id         uint64
+	table, pos uint32
+}
 
 // NewIndex makes an empty index. Node ids depend on the key; 16 random bytes, the same in each life of the process.
 func NewIndex(key [16]byte) *Index {
-	return &Index{key: key, heads: map[uint64]uint32{}, places: make([]occurrence, 1)}
+	x := &Index{key: key}
+	x.found.Store(&occurrences{})
+	return x
 }
 
-// batch is how many entries are made under one lock, so that lookups needn't wait long.
-const batch = 1024
-
-// Add enters a table's objects. It returns how many could not be entered because their node id is taken by another
-// name. A table is added once.
-func (x *Index) Add(t *Table) (refused int) {
-	x.mu.Lock()
-	slot := slices.Index(x.tables, nil)
-	if slot < 0 {
-		slot = len(x.tables)
-		x.tables = append(x.tables, nil)
+// Add enters a table's objects. A table is added once.
+func (x *Index) Add(t *Table) {
+	more := make(run, t.Len())
+	for i := range more {
+		more[i] = occurrence{id: x.id(t.name(i).String()), pos: uint32(i)}
 	}
-	x.tables[slot] = t
-	x.mu.Unlock()
-	x.each(t, func(id uint64, pos int) {
-		head := x.heads[id]
-		if head != 0 && x.nameAt(head) != t.name(pos) {
-			refused++
-			return
-		}
-		// Behind the head, if there is one: the first table to name an object stays the one that answers.
-		p := occurrence{table: uint32(slot), pos: uint32(pos)}
-		n := x.alloc()
-		if head == 0 {
-			x.heads[id] = n
-		} else {
-			p.next = x.places[head].next
-			x.places[head].next = n
-		}
-		x.places[n] = p
+	slices.SortFunc(more, func(a, b occurrence) int {
+		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.pos, b.pos))
 	})
-	return refused
+	x.changing.Lock()
+	defer x.changing.Unlock()
+	was := x.found.Load()
+	now := &occurrences{tables: slices.Clone(was.tables), runs: slices.Clone(was.runs)}
+	slot := slices.Index(now.tables, nil)
+	if slot < 0 {
+		slot = len(now.tables)
+		now.tables = append(now.tables, nil)
+	}
+	now.tables[slot] = t
+	for i := range more {
+		more[i].table = uint32(slot)
+	}
+	for last := len(now.runs) - 1; last >= 0 && len(now.runs[last]) <= 4*len(more); last-- {
+		more = merge(now.runs[last], more)
+		now.runs = now.runs[:last]
+	}
+	now.runs = append(now.runs, more)
+	x.found.Store(now)
+}
+
+// merge makes one run of two, of which the first came first.
+func merge(first, second run) run {
+	both := make(run, 0, len(first)+len(second))
+	for len(first) > 0 && len(second) > 0 {
+		from := &first
+		if second[0].id < first[0].id {
+			from = &second
+		}
+		both = append(both, (*from)[0])
+		*from = (*from)[1:]
+	}
+	return append(append(both, first...), second...)
 }
 
 // Remove takes a table's objects out. Objects other tables name as well are still found.
 func (x *Index) Remove(t *Table) {
-	x.mu.RLock()
-	slot := slices.Index(x.tables, t)
-	x.mu.RUnlock()
+	x.changing.Lock()
+	defer x.changing.Unlock()
+	was := x.found.Load()
+	slot := slices.Index(was.tables, t)
 	if slot < 0 {
 		return
 	}
-	x.each(t, func(id uint64, pos int) {
-		for prev, n := uint32(0), x.heads[id]; n != 0; prev, n = n, x.places[n].next {
-			p := x.places[n]
-			if p.table != uint32(slot) || p.pos != uint32(pos) {
-				continue
-			}
-			switch {
-			case prev != 0:
-				x.places[prev].next = p.next
-			case p.next != 0:
-				x.heads[id] = p.next
-			default:
-				delete(x.heads, id)
-			}
-			x.places[n] = occurrence{next: x.free}
-			x.free = n
-			return
+	now := &occurrences{tables: slices.Clone(was.tables)}
+	now.tables[slot] = nil
+	of := func(o occurrence) bool { return o.table == uint32(slot) }
+	for _, r := range was.runs {
+		if slices.ContainsFunc(r, of) {
+			r = slices.Clip(slices.DeleteFunc(slices.Clone(r), of))
 		}
-	})
-	x.mu.Lock()
-	x.tables[slot] = nil
-	x.mu.Unlock()
-}
-
-// each calls fn under the lock, with the node id of every position of the table.
-func (x *Index) each(t *Table, fn func(id uint64, pos int)) {
-	ids := make([]uint64, 0, batch)
-	for pos := 0; pos < t.Len(); pos += len(ids) {
-		ids = ids[:0]
-		for i := pos; i < t.Len() && len(ids) < batch; i++ {
-			ids = append(ids, x.id(t.name(i).String()))
+		if len(r) > 0 {
+			now.runs = append(now.runs, r)
 		}
-		x.mu.Lock()
-		for i, id := range ids {
-			fn(id, pos+i)
-		}
-		x.mu.Unlock()
 	}
-}
-
-func (x *Index) alloc() uint32 {
-	if n := x.free; n != 0 {
-		x.free = x.places[n].next
-		return n
-	}
-	x.places = append(x.places, occurrence{})
-	return uint32(len(x.places) - 1)
-}
-
-func (x *Index) nameAt(n uint32) Name {
-	p := x.places[n]
-	return x.tables[p.table].name(int(p.pos))
+	x.found.Store(now)
 }
 
 // id is the node id of a name.
@@ -131,6 +122,37 @@ func (x *Index) id(name string) uint64 {
 	var b [128]byte
 	sum := sha256.Sum256(append(append(b[:0], x.key[:]...), name...))
 	return binary.LittleEndian.Uint64(sum[:])>>2 | 1<<62
+}
+
+// search returns where the first occurrence of a node id is, or would be. Node ids are hashes: each lies about as far
+// in a run as among all there could be, nearly always not further away than twice the root of the run's length.
+func (r run) search(id uint64) int {
+	guess, _ := bits.Mul64(id<<2, uint64(len(r))) // without bit 62, as a fraction
+	away := 2 << (bits.Len(uint(len(r))) / 2)
+	from, to := max(int(guess)-away, 0), min(int(guess)+away, len(r))
+	if from > 0 && r[from-1].id >= id {
+		from = 0
+	}
+	if to < len(r) && r[to].id < id {
+		to = len(r)
+	}
+	at, _ := slices.BinarySearchFunc(r[from:to], id, func(o occurrence, id uint64) int {
+		return cmp.Compare(o.id, id)
+	})
+	return from + at
+}
+
+// of yields each occurrence of a node id, what came first first.
+func (f *occurrences) of(id uint64) iter.Seq[occurrence] {
+	return func(yield func(occurrence) bool) {
+		for _, r := range f.runs {
+			for at := r.search(id); at < len(r) && r[at].id == id; at++ {
+				if !yield(r[at]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Lookup finds an object by its name.
@@ -144,23 +166,30 @@ func (x *Index) Lookup(name string) (Ref, bool) {
 
 // Node finds an object by its node id.
 func (x *Index) Node(id uint64) (Ref, bool) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	n := x.heads[id]
-	if n == 0 {
-		return Ref{}, false
+	f := x.found.Load()
+	for o := range f.of(id) {
+		return Ref{x: x, t: f.tables[o.table], pos: o.pos}, true
 	}
-	p := x.places[n]
-	return Ref{x: x, t: x.tables[p.table], pos: p.pos}, true
+	return Ref{}, false
+}
+
+// named yields each place where a table names an object: the table, and the position in it.
+func (x *Index) named(name string) iter.Seq2[*Table, int] {
+	return func(yield func(*Table, int) bool) {
+		f := x.found.Load()
+		for o := range f.of(x.id(name)) {
+			if t := f.tables[o.table]; t.name(int(o.pos)).String() == name && !yield(t, int(o.pos)) {
+				return
+			}
+		}
+	}
 }
 
 // Tables are those that name an object, the one that answers for it first.
 func (x *Index) Tables(r Ref) []*Table {
 	tables := []*Table{r.t}
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	for n := x.heads[x.id(r.Name())]; n != 0; n = x.places[n].next {
-		if t := x.tables[x.places[n].table]; !slices.Contains(tables, t) {
+	for t := range x.named(r.Name()) {
+		if !slices.Contains(tables, t) {
 			tables = append(tables, t)
 		}
 	}
@@ -169,10 +198,8 @@ func (x *Index) Tables(r Ref) []*Table {
 
 // ByPath returns the tables there are by the path of their file.
 func (x *Index) ByPath() map[string]*Table {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	tables := make(map[string]*Table, len(x.tables))
-	for _, t := range x.tables {
+	tables := map[string]*Table{}
+	for _, t := range x.found.Load().tables {
 		if t != nil {
 			tables[t.path] = t
 		}
@@ -191,11 +218,8 @@ type origin struct {
 // name different external files.
 func (x *Index) origins(r named) []origin {
 	origins := []origin{r.t.origin(int(r.pos))}
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	for n := x.heads[x.id(r.Name())]; n != 0; n = x.places[n].next {
-		p := x.places[n]
-		o := x.tables[p.table].origin(int(p.pos))
+	for t, pos := range x.named(r.Name()) {
+		o := t.origin(pos)
 		if !slices.ContainsFunc(origins, func(known origin) bool {
 			return known == o || known.repo == o.repo && !known.external && !o.external
 		}) {

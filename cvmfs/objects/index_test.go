@@ -1,12 +1,13 @@
 package objects
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 )
 
 func table(t testing.TB, repo string, objs ...Object) *Table {
@@ -20,15 +21,13 @@ func table(t testing.TB, repo string, objs ...Object) *Table {
 
 func TestIndexFindsByNameAndNode(t *testing.T) {
 	x := NewIndex([16]byte{1, 2, 3})
-	if n := x.Add(table(t, "r.example.org", sample...)); n != 0 {
-		t.Fatalf("%d refused", n)
-	}
+	x.Add(table(t, "r.example.org", sample...))
 	for i, o := range sample {
 		r, ok := x.Lookup(o.Name())
 		if !ok {
 			t.Fatalf("object %d is not found", i)
 		}
-		if diff := cmp.Diff(o, r.Object()); diff != "" {
+		if diff := gocmp.Diff(o, r.Object()); diff != "" {
 			t.Errorf("object %d (-want +got):\n%s", i, diff)
 		}
 		if r.Name() != o.Name() || r.Path() != o.Path() || r.Repo() != "r.example.org" || r.Size() != o.Size ||
@@ -77,24 +76,23 @@ func TestObjectsOfSeveralTablesStayUntilTheLastGoes(t *testing.T) {
 	}
 	steps := []string{found()}
 	r, _ := x.Lookup(sample[2].Name())
-	if diff := cmp.Diff([]string{"a", "c", "b"}, reposOf(x, r)); diff != "" {
+	if diff := gocmp.Diff([]string{"a", "b", "c"}, reposOf(x, r)); diff != "" {
 		t.Errorf("repositories (-want +got):\n%s", diff)
 	}
 	for _, t := range []*Table{a, c, b} {
 		x.Remove(t)
 		steps = append(steps, found())
 	}
-	if diff := cmp.Diff([]string{"aaabb", "-bcbb", "-bbbb", "-----"}, steps); diff != "" {
+	if diff := gocmp.Diff([]string{"aaabb", "-bbbb", "-bbbb", "-----"}, steps); diff != "" {
 		t.Errorf("who answers (-want +got):\n%s", diff)
 	}
 	if got := r.Object().Size; got != sample[2].Size {
 		t.Error("a Ref does not survive its table's removal")
 	}
 	x.Remove(a) // a second time: nothing happens
-	before := len(x.places)
 	x.Add(b)
-	if len(x.places) != before || len(x.tables) != 3 {
-		t.Errorf("places are not used again: %d, then %d; %d tables", before, len(x.places), len(x.tables))
+	if f := x.found.Load(); len(f.runs) != 1 || len(f.runs[0]) != b.Len() || len(f.tables) != 3 {
+		t.Errorf("%d runs, the first of %d; %d tables", len(f.runs), len(f.runs[0]), len(f.tables))
 	}
 }
 
@@ -102,17 +100,81 @@ func TestCollidingNameIsRefusedNotConfused(t *testing.T) {
 	x := NewIndex([16]byte{})
 	x.Add(table(t, "a", sample[0]))
 	other := sample[1].Name()
-	x.heads[x.id(other)] = x.heads[x.id(sample[0].Name())] // as if both had one id
+	id := x.id(other)
+	x.found.Load().runs[0][0].id = id // as if both had one id
 	b := table(t, "b", sample[1])
-	if n := x.Add(b); n != 1 {
-		t.Errorf("%d refused, want 1", n)
-	}
+	x.Add(b)
 	if r, ok := x.Lookup(other); ok {
 		t.Errorf("found %s for %s", r.Name(), other)
 	}
-	x.Remove(b)
-	if _, ok := x.Lookup(sample[0].Name()); !ok {
-		t.Error("the first name is lost")
+	r, ok := x.Node(id)
+	if !ok || r.Name() != sample[0].Name() {
+		t.Fatal("the first name is lost")
+	}
+	if got := x.Tables(Ref{x, b, 0}); len(got) != 1 || len(x.origins(Ref{x, b, 0}.named())) != 1 {
+		t.Errorf("tables of another name are among %v", got)
+	}
+}
+
+func TestNodeIdsAreFoundWhereverTheyLie(t *testing.T) {
+	const first, last = uint64(1) << 62, uint64(1)<<63 - 1
+	for name, r := range map[string]run{
+		"none": {}, "one": {{id: first}}, "the first and the last": {{id: first}, {id: last}},
+		"all at the end":       slices.Repeat(run{{id: last}}, 1000),
+		"all at the beginning": slices.Repeat(run{{id: first}}, 1000),
+		"some at both":         slices.Concat(slices.Repeat(run{{id: first + 1}}, 500), run{{id: last - 1}, {id: last - 1}}),
+	} {
+		for _, id := range []uint64{first, first + 1, first + 2, 3 << 61, last - 2, last - 1, last} {
+			want := 0
+			for want < len(r) && r[want].id < id {
+				want++
+			}
+			if got := r.search(id); got != want {
+				t.Errorf("%s: %x is at %d, want %d", name, id, got, want)
+			}
+		}
+	}
+}
+
+// However many tables there are, there are few runs to look into.
+func TestRunsAreFewAndHoldAllThatIsThere(t *testing.T) {
+	x := NewIndex([16]byte{})
+	var objs []Object
+	for i := range 1000 {
+		objs = append(objs, Object{Digest: digest(fmt.Sprint(i)), Size: 1})
+	}
+	var tables []*Table
+	for i := range 100 {
+		tables = append(tables, table(t, fmt.Sprint(i), objs[i*10:min(len(objs), i*10+1+i%37)]...))
+	}
+	holds := func(when string, want []*Table) {
+		t.Helper()
+		f, n := x.found.Load(), 0
+		for i, r := range f.runs {
+			n += len(r)
+			if !slices.IsSortedFunc(r, func(a, b occurrence) int { return cmp.Compare(a.id, b.id) }) {
+				t.Errorf("%s: run %d isn't sorted", when, i)
+			}
+		}
+		for _, tab := range want {
+			n -= tab.Len()
+			for i := range tab.Len() {
+				if r, ok := x.Lookup(tab.name(i).String()); !ok || r.Name() != tab.name(i).String() {
+					t.Fatalf("%s: an object is lost", when)
+				}
+			}
+		}
+		if n != 0 || len(f.runs) > 10 {
+			t.Errorf("%s: %d occurrences too many, in %d runs", when, n, len(f.runs))
+		}
+	}
+	for i, tab := range tables {
+		x.Add(tab)
+		holds("added", tables[:i+1])
+	}
+	for i, tab := range tables {
+		x.Remove(tab)
+		holds("removed", tables[i+1:])
 	}
 }
 
@@ -161,8 +223,8 @@ func TestIndexIsSafeForConcurrentUse(t *testing.T) {
 	}
 	wg.Wait()
 	x.Remove(base)
-	if len(x.heads) != 0 {
-		t.Errorf("%d names are left", len(x.heads))
+	if f := x.found.Load(); len(f.runs) != 0 {
+		t.Errorf("%d runs are left", len(f.runs))
 	}
 }
 

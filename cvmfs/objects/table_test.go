@@ -172,8 +172,8 @@ func useTable(t *testing.T, table *Table) {
 		}
 	}
 	x.Remove(table)
-	if len(x.heads) != 0 {
-		t.Errorf("%d names are left of a removed table", len(x.heads))
+	if f := x.found.Load(); len(f.runs) != 0 {
+		t.Errorf("%d runs are left of a removed table", len(f.runs))
 	}
 }
 

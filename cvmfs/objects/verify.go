@@ -55,6 +55,9 @@ func (s *Store) Verify(ctx context.Context, key string, tell func(Verified)) (v 
 	return v, nil
 }
 
+// toldEvery is after how many objects of an image it is told how far verifying has got.
+const toldEvery = 1024
+
 func (s *Store) verifyImage(ctx context.Context, key string, tell func(Verified)) (v Verified, err error) {
 	i, err := s.image(key)
 	if err != nil {
@@ -65,7 +68,7 @@ func (s *Store) verifyImage(ctx context.Context, key string, tell func(Verified)
 		return v, err
 	}
 	for pos := range t.Len() {
-		if pos%batch == batch-1 {
+		if pos%toldEvery == toldEvery-1 {
 			tell(v)
 		}
 		if err := context.Cause(ctx); err != nil {
