@@ -19,7 +19,7 @@ export GOFLAGS += -buildvcs=false
 
 bundle_dir = $(DIST)/cvmfs-graphdriver-plugin-$(VERSION)
 
-.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert bench-start bench-scale soak test test-unit test-kernels test-kubernetes lint packages release clean
+.PHONY: help build programs bundle kubernetes demo bench bench-snapshotter bench-convert bench-start bench-scale soak test test-engines test-unit test-kernels test-kubernetes lint packages release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,7 +92,10 @@ soak: ## have containers read for ten minutes in more than the cache may hold, a
 		-run '^TestRandomSequences' ./cmd/cvmfs-graphdriver-plugin ./cmd/cvmfs-snapshotter
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
-	$(GO) run ./test/report -count=1 -timeout=45m ./...
+	$(GO) run ./test/report -count=1 -timeout=60m ./...
+
+test-engines: packages ## run the tests of engines with each engine and view that they are for (root)
+	CVMFS_TEST_EVERY_ENGINE=1 $(GO) run ./test/report -count=1 -timeout=2h ./test/e2e
 
 # KERNEL=6.1,6.12 runs some kernels of the table. SUITE=parts, whole (the halves of all) or ci runs fewer tests, figures times the view,
 # host and newest-host boot hosts with systemd. FORCE=1 runs also what has passed with the same programs.

@@ -18,16 +18,20 @@ import (
 )
 
 func TestAnAdministratorComparesAnImageWithItsThinOne(t *testing.T) {
-	t.Run("docker 20.10", func(t *testing.T) {
-		u := onOwnStand(t)
-		u.load("tiny.tar")
-		u.load("thin_tiny.tar")
-		operator{u, []string{"--host", "unix://" + u.Engine.Socket()}, ""}.compares()
-	})
-	t.Run("docker 29", func(t *testing.T) {
-		u := onSnapshotter(t, engine.Stack29on21, stand.Options{})
-		operator{u, []string{"--socket", u.ControlSocket(), "--host", "unix://" + u.Engine.Socket()}, ""}.compares()
-	})
+	for name, node := range of(map[string]func(t *testing.T) operator{
+		"docker 20.10": func(t *testing.T) operator {
+			u := onOwnStand(t)
+			u.load("tiny.tar")
+			u.load("thin_tiny.tar")
+			return operator{u, []string{"--host", "unix://" + u.Engine.Socket()}, ""}
+		},
+		"docker 29": func(t *testing.T) operator {
+			u := onSnapshotter(t, engine.Stack29on21, stand.Options{})
+			return operator{u, []string{"--socket", u.ControlSocket(), "--host", "unix://" + u.Engine.Socket()}, ""}
+		},
+	}, "docker 29") {
+		t.Run(name, func(t *testing.T) { node(t).compares() })
+	}
 }
 
 // compares has both images pulled from a registry, run and removed, and looks at what is told and what is left.

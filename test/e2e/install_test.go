@@ -125,7 +125,7 @@ func useless(t *testing.T) string {
 func TestInstallUpgradeUninstall(t *testing.T) {
 	tools(t)
 	next, bad := upgraded(t), useless(t)
-	for name, programs := range map[string]func(*testing.T) *engine.Tools{"20.10": tools, "26.1": newerTools} {
+	for name, programs := range of(engines(), "20.10") {
 		t.Run(name, func(t *testing.T) {
 			a := newAdministrator(t, programs(t), stand.Options{Settings: map[string]any{"experimental": false}})
 			before, images := a.daemonJSON(), a.images()
@@ -276,7 +276,7 @@ func TestAFailedInstallLeavesTheHostAsItWas(t *testing.T) {
 // An engine that can't start on its driver is brought back by install, which mends the plugin, and by uninstall; a
 // container that runs meanwhile, runs again after an install that failed.
 func TestADeadEngineIsBroughtBack(t *testing.T) {
-	for name, programs := range map[string]func(*testing.T) *engine.Tools{"20.10": tools, "26.1": newerTools} {
+	for name, programs := range of(engines(), "26.1") {
 		t.Run(name, func(t *testing.T) {
 			a := newAdministrator(t, programs(t), stand.Options{})
 			before := a.daemonJSON()

@@ -15,7 +15,7 @@ import (
 // A host whose engine ran on the plugin gets one that takes none: it starts on the snapshotter, with the images that
 // its containers were made of.
 func TestAHostGoesOverFromThePluginToTheSnapshotter(t *testing.T) {
-	for name, programs := range map[string]func(*testing.T) *engine.Tools{"20.10": tools, "26.1": newerTools} {
+	for name, programs := range engines() {
 		t.Run(name, func(t *testing.T) { goesOver(newAdministrator(t, programs(t), stand.Options{})) })
 	}
 }

@@ -37,10 +37,8 @@ const (
 // Whatever is killed wherever a commit has got to, the commit goes through, or the next try does, and nothing half-made
 // is left.
 func TestAPushBackOutlivesKills(t *testing.T) {
-	for name, find := range map[string]func(t *testing.T) *engine.Tools{
-		"plugin": tools, "plugin on the newer engine": newerTools,
-	} {
-		t.Run(name, func(t *testing.T) {
+	for name, find := range of(engines(), "26.1") {
+		t.Run("plugin on "+name, func(t *testing.T) {
 			u := onStandWith(t, find(t), stand.Options{})
 			plugin := u.plugin()
 			defer func() {

@@ -41,7 +41,7 @@ func TestACommittedLayerIsPublished(t *testing.T) {
 			}).Stand
 		}
 	}
-	for name, build := range map[string]func(t *testing.T) *stand.Stand{
+	for name, build := range of(map[string]func(t *testing.T) *stand.Stand{
 		"plugin": plugin(tools), "plugin on the newer engine": plugin(newerTools),
 		"snapshotter": func(t *testing.T) *stand.Stand {
 			o := stand.Options{
@@ -49,7 +49,7 @@ func TestACommittedLayerIsPublished(t *testing.T) {
 			}
 			return own(t, func() (*stand.Stand, error) { return stand.NewSnapshotter(t.Context(), o) }).Stand
 		},
-	} {
+	}, "plugin", "snapshotter") {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pushBack(user{t, build(t)}, build)
