@@ -80,7 +80,7 @@ func withImage(c *cli.Context, fn func(ctx context.Context, image *source.Image)
 // needArgs refuses another number of arguments.
 func needArgs(c *cli.Context, names ...string) error {
 	if c.NArg() != len(names) {
-		return program.Usagef(c, "want %s, got %d arguments", strings.Join(names, " "), c.NArg())
+		return program.Usagef(c, "want %s; %d were given", strings.Join(names, " "), c.NArg())
 	}
 	return nil
 }

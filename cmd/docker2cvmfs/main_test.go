@@ -371,8 +371,8 @@ func TestWrongUsageIsToldApart(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"pull"}, program.Usage, "want 2 arguments"},
-		{[]string{"pull", "a"}, program.Usage, "want 2 arguments"},
+		{[]string{"pull"}, program.Usage, "want IMAGE DIR"},
+		{[]string{"pull", "a"}, program.Usage, "want IMAGE DIR"},
 		{[]string{"unknown"}, program.Usage, "unknown command"},
 		{[]string{"make-thin"}, program.Usage, "--input-reference"},
 		{[]string{"make-thin", "-i", "a"}, program.Usage, "no target"},
