@@ -54,10 +54,13 @@ func (s *Summary) note(t test, seconds float64, parts map[test]float64) {
 	s.took = append(s.took, took{t, seconds})
 }
 
-// Slowest returns lines for people about the tests that took the longest, longest first.
+// Slowest returns lines for people about the tests that took the longest, longest first, and a second at least.
 func (s *Summary) Slowest(most int) (lines []string) {
 	slices.SortStableFunc(s.took, func(a, b took) int { return cmp.Compare(b.seconds, a.seconds) })
 	for _, t := range s.took[:min(most, len(s.took))] {
+		if t.seconds < 1 {
+			break
+		}
 		lines = append(lines, fmt.Sprintf("%6.1f s  %s %s", t.seconds, t.Package, t.Test))
 	}
 	return lines
