@@ -136,7 +136,10 @@ func TestAnInterruptedDemonstrationLeavesNothing(t *testing.T) {
 	tools(t)
 	stackTools(t, engine.Stack29on21)
 	needDebian(t)
-	for _, step := range []string{"convert " + images.Debian, "load and run " + demoThin, "commit a container"} {
+	convert, run, commit := "convert "+images.Debian, "load and run "+demoThin, "commit a container"
+	for _, step := range among([]string{
+		convert, "start a private engine", "create and enable", run, "start containerd", commit,
+	}, convert, run, commit) {
 		t.Run(step, func(t *testing.T) {
 			said, code, tmp := demo(t, shared.bundle(), step)
 			if code != 1 || !strings.Contains(said, "interrupted") {
