@@ -76,7 +76,9 @@ func (x *Index) Add(t *Table) {
 		more = merge(now.runs[last], more)
 		now.runs = now.runs[:last]
 	}
-	now.runs = append(now.runs, more)
+	if len(more) > 0 {
+		now.runs = append(now.runs, more)
+	}
 	x.found.Store(now)
 }
 
