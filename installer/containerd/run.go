@@ -32,7 +32,7 @@ const (
 	runWait   = 30 * time.Second // for a container to end; one that hasn't then has been seen to run
 	outWait   = 10 * time.Second // for the last of what one said that has ended
 	heldFor   = time.Hour        // what was made is held, if nobody removes it
-	testWait  = 15 * time.Minute // for all of it: images may be large, and made of layers as others have them
+	testWait  = 15 * time.Minute // for all of it: images may be large
 	clearWait = 5 * time.Minute  // for its removal: containerd's collection also takes what others have let go of
 	saidLimit = 64 << 10         // bytes that are kept of what a container says
 )

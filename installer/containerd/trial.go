@@ -84,7 +84,7 @@ func usersAreFiles(ctx context.Context, c oci.Client, container *containers.Cont
 			if err != nil {
 				return err
 			}
-			if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+			if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
 				return fmt.Errorf("%s of the image is not a regular file: the image must say its user by number", name)
 			}
 		}
