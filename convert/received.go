@@ -171,17 +171,16 @@ func (l Layout) KeptLayers(ctx context.Context, tx sink.Transaction) ([]string, 
 	}
 	var kept []string
 	for _, layer := range layers {
-		_, goes := unused[layer]
-		if goes { // unless it was received since: the next collection finds that
+		if _, goes := unused[layer]; goes { // unless it was received since: the next collection finds that
 			again, err := tx.Has(ctx, receivedOf(l.Digest(layer)))
 			if err != nil {
 				return nil, err
 			}
-			goes = !again
+			if !again {
+				continue
+			}
 		}
-		if !goes {
-			kept = append(kept, layer)
-		}
+		kept = append(kept, layer)
 	}
 	return kept, nil
 }

@@ -55,8 +55,9 @@ type audit struct {
 	counts map[Decision]int64 // since the start
 }
 
-// longestLine is what a line takes at most, in bytes, but for reasons of unusual length.
-const longestLine = 8 << 10
+// longestLine is what a line without a reason takes at most, in bytes: the image, the node and the key have up to a KiB
+// each, of which a byte may be six in JSON.
+const longestLine = 32 << 10
 
 // reserve makes sure that so many lines can be written: what would be in the repository and in no line isn't to be put
 // there at all.

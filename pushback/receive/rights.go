@@ -3,6 +3,7 @@ package receive
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -145,6 +146,11 @@ func (s sent) add(node string, size int64, at time.Time) {
 		all = append(all, sending{at, 1, size})
 	}
 	s[node] = all
+}
+
+// forget drops nodes that have sent nothing for so long: anybody who may write to the bucket may claim any name.
+func (s sent) forget(now time.Time) {
+	maps.DeleteFunc(s, func(_ string, all []sending) bool { return now.Sub(all[len(all)-1].at) >= sentFor })
 }
 
 // of is what a node has sent.

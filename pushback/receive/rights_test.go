@@ -376,6 +376,17 @@ func TestRatesAreKeptByUploadsAtOnce(t *testing.T) {
 	}
 }
 
+func TestWhoHasSentNothingForADayIsForgotten(t *testing.T) {
+	now := time.Now()
+	s := sentBefore([]Record{
+		{Node: "old", Since: now.Add(-sentFor)}, {Node: "both", Since: now.Add(-sentFor)}, {Node: "both", Since: now},
+	})
+	s.forget(now)
+	if len(s) != 1 || len(s.of("both")) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // A layer that fails may come again at once, and costs as much each time.
 func TestRatesCountALayerThatComesAgain(t *testing.T) {
 	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1", PerHour: 2}} })

@@ -66,11 +66,13 @@ func Check(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
+	target, err := s.open()
+	if err != nil {
+		return err
+	}
 	err = errors.Join(writable("state", c.State), writable("audit", filepath.Dir(c.Audit)))
-	if t, openErr := s.open(); openErr == nil { // it was open before
-		if p := sink.Publisher(t); p != nil {
-			err = errors.Join(err, writable("target", p.Dir()))
-		}
+	if p := sink.Publisher(target); p != nil {
+		err = errors.Join(err, writable("target", p.Dir()))
 	}
 	if s.bucket == nil {
 		return err
@@ -128,6 +130,9 @@ func newService(c *Config, log *slog.Logger) (*Service, error) {
 		}
 	}
 	if c.Certificate != "" {
+		if err := guarded(c.Key); err != nil {
+			return nil, err
+		}
 		if _, err := s.certificate(nil); err != nil {
 			return nil, err
 		}
@@ -135,14 +140,19 @@ func newService(c *Config, log *slog.Logger) (*Service, error) {
 	return s, nil
 }
 
-func (s *Service) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	info, err := os.Stat(s.c.Key)
+// guarded refuses a key of TLS that everybody may use, when the service starts: later ones are taken as they come.
+func guarded(key string) error {
+	info, err := os.Stat(key)
 	if err != nil {
-		return nil, fmt.Errorf("certificate and key: %w", err)
+		return fmt.Errorf("certificate and key: %w", err)
 	}
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
-		return nil, fmt.Errorf("key %s: everybody may use it (mode %04o): chmod 0600 it", s.c.Key, mode)
+		return fmt.Errorf("key %s: everybody may use it (mode %04o): chmod 0600 it", key, mode)
 	}
+	return nil
+}
+
+func (s *Service) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	pair, err := tls.LoadX509KeyPair(s.c.Certificate, s.c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("certificate and key: %w", err)

@@ -317,6 +317,9 @@ func (s *Service) settle(ctx context.Context, d Decision, r Record) error {
 
 // forget drops records that are old, and uploads that nobody goes on with.
 func (s *Service) forget() {
+	s.admission.Lock()
+	s.sent.forget(time.Now())
+	s.admission.Unlock()
 	for _, r := range s.book.all() {
 		age := time.Since(r.Changed)
 		if r.State == Sending { // its parts don't change the record
