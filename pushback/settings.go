@@ -137,6 +137,7 @@ func (s *Settings) Outside(dir string) (files []string) {
 	return files
 }
 
+// lies reports whether a file is below a folder, symbolic links followed.
 func lies(file, dir string) bool {
 	inside, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -157,6 +158,8 @@ func noFile(err error) error {
 	return err
 }
 
+var errLong = fmt.Errorf("more than %d bytes", maxSettings)
+
 func readFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // of a pipe nobody may write to the other end
 	if err != nil {
@@ -168,7 +171,7 @@ func readFile(path string) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSettings+1))
 	if err == nil && len(b) > maxSettings {
-		err = fmt.Errorf("more than %d bytes", maxSettings)
+		err = errLong
 	}
 	return b, err
 }
@@ -227,7 +230,10 @@ func (s *Settings) complete(dir string) error {
 	if s.CA != "" {
 		b, err := readFile(s.CA)
 		if err != nil {
-			return fmt.Errorf("CA: %w (it holds the site's own authority alone: the system's are trusted)", err)
+			if errors.Is(err, errLong) {
+				err = fmt.Errorf("%w: give the site's own authority alone, the system's are trusted anyway", err)
+			}
+			return fmt.Errorf("CA: %w", err)
 		}
 		pool, err := x509.SystemCertPool()
 		if err != nil {
