@@ -210,6 +210,11 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 	}
 	log := p.log.With("layer", l.Digest, "repository", s.CvmfsRepo, "bytes", l.Size)
 	answer, err := service.Status(ctx, l.Digest)
+	if err == nil {
+		if err := s.suits(answer); err != nil {
+			return nil, err
+		}
+	}
 	if err == nil && answer.Status == api.Done {
 		log.Info("the layer is published already")
 		return answer, nil
@@ -238,6 +243,18 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 		fmt.Errorf("it isn't published after %v", time.Duration(s.Wait)))
 	defer stop()
 	return p.wait(ctx, s, service, l.Digest, former, log)
+}
+
+// suits refuses a service that can't do what the settings want of it, by what it says of itself.
+func (s *Settings) suits(a *api.Answer) error {
+	if a.Repository != "" && a.Repository != s.CvmfsRepo {
+		return fmt.Errorf("the service publishes in %.255q, and CvmfsRepo is %s: correct CvmfsRepo, or PublishStatusURL",
+			a.Repository, s.CvmfsRepo)
+	}
+	if a.Refusal != "" && s.Host == "" {
+		return fmt.Errorf("the service takes no layers from this node: %s", a.Refusal)
+	}
+	return nil
 }
 
 // temporary reports whether a service that couldn't be asked may answer later.
@@ -385,13 +402,18 @@ func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, 
 	return nil
 }
 
-// Try asks the service and the store whether they answer this node, and whether there is the bucket. It sends nothing.
-// Whether the store takes an object isn't known before it is sent one: who may write need not be allowed to look.
+// Try asks the service and the store whether they answer this node, the service whether it publishes in the repository
+// of the settings and may be sent layers, and the store whether there is the bucket. It sends nothing. Whether the store
+// takes an object isn't known before it is sent one: who may write need not be allowed to look.
 func (s *Settings) Try(ctx context.Context) error {
 	nobodys := strings.Repeat("0", sha256.Size*2)
 	service, err := s.service()
+	if err != nil {
+		return err
+	}
+	answer, err := service.Status(ctx, nobodys)
 	if err == nil {
-		_, err = service.Status(ctx, nobodys)
+		err = s.suits(answer)
 	}
 	if err != nil || s.Host == "" {
 		return err

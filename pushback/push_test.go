@@ -375,6 +375,33 @@ func TestStoreAndServiceAreTried(t *testing.T) {
 	}
 }
 
+// Waiting for it would end after all of the time, with the layer published where nobody looks for it.
+func TestAServiceForOthersIsSentNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		says, want string
+		store      bool
+	}{
+		"another repository": {`{"status":"done","digest":%q,"repository":"other.example.org"}`, "CvmfsRepo", true},
+		"another node":       {`{"status":"unknown","digest":%q,"refusal":"node7 may send no layers"}`, "may send no", false},
+	} {
+		r := newRig(t, c.says)
+		if c.store {
+			r.withStore()
+		}
+		if err := r.settings.Try(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := r.push("hello"); err == nil || !strings.Contains(err.Error(), c.want) || r.service.puts > 0 ||
+			len(r.kept()) > 0 {
+			t.Errorf("%s: %v, %d layers sent, %q is left", name, err, r.service.puts, r.kept())
+		}
+	}
+	r := newRig(t, `{"status":"unknown","digest":%q,"repository":"`+repo+`"}`)
+	if err := r.settings.Try(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // What a service says is shown to people, and may be anything: what it was sent, too.
 func TestWhatAServiceSaysIsNoSecretAndNoOrder(t *testing.T) {
 	const token = "a-token-of-a-node-0123456789"

@@ -112,18 +112,16 @@ func read(path string) (*Settings, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows the settings")
 	}
-	if err := s.complete(filepath.Dir(path)); err != nil {
-		return nil, noFile(err)
-	}
+	wrong := s.complete(filepath.Dir(path))
 	if s.AccessSecret != "" || s.Token != "" && s.TokenFile == "" {
-		err = private(path)
+		wrong = append(wrong, private(path))
 	} else {
-		err = guarded(path)
+		wrong = append(wrong, guarded(path))
 	}
-	if err != nil {
+	if err := faults(append(wrong, s.check()...)); err.Error() != "" {
 		return nil, err
 	}
-	return s, s.check()
+	return s, nil
 }
 
 // Outside returns the files that the settings name by absolute paths, or that don't lie below their folder, symbolic
@@ -148,14 +146,6 @@ func lies(file, dir string) bool {
 	}
 	rel, err := filepath.Rel(inside, file)
 	return err == nil && filepath.IsLocal(rel)
-}
-
-// noFile is the error of a file that the settings name: it isn't the settings that are missing.
-func noFile(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New(err.Error())
-	}
-	return err
 }
 
 var errLong = fmt.Errorf("more than %d bytes", maxSettings)
@@ -200,49 +190,28 @@ func guarded(path string) error {
 	return nil
 }
 
-// complete reads the files that are named, and fills in what isn't said.
-func (s *Settings) complete(dir string) error {
+// faults are all that is wrong with settings, on one line; what is nil is nothing. They are no fs.ErrNotExist,
+// whichever file is missing: the settings are there.
+type faults []error
+
+func (f faults) Error() string {
+	var texts []string
+	for _, err := range f {
+		if err != nil {
+			texts = append(texts, err.Error())
+		}
+	}
+	return strings.Join(texts, "; ")
+}
+
+// complete reads the files that are named, fills in what isn't said, and returns what is wrong.
+func (s *Settings) complete(dir string) (wrong []error) {
 	for _, file := range []*string{&s.CA, &s.Credentials, &s.TokenFile} {
 		if filepath.IsAbs(*file) {
 			s.absolute = append(s.absolute, *file)
 		} else if *file != "" {
 			*file = filepath.Join(dir, *file)
 		}
-	}
-	if s.TokenFile != "" {
-		b, err := readFile(s.TokenFile)
-		if err != nil {
-			return fmt.Errorf("TokenFile: %w", err)
-		}
-		if err := private(s.TokenFile); err != nil {
-			return fmt.Errorf("TokenFile: %w", err)
-		}
-		if s.Token != "" {
-			return errors.New("both Token and TokenFile are given")
-		}
-		if s.Token = Secret(strings.TrimSpace(string(b))); s.Token == "" {
-			return fmt.Errorf("TokenFile: %s is empty", s.TokenFile)
-		}
-	}
-	if t := string(s.Token); strings.ContainsFunc(t, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return errors.New("the token: want one line of printable ASCII characters")
-	}
-	if s.CA != "" {
-		b, err := readFile(s.CA)
-		if err != nil {
-			if errors.Is(err, errLong) {
-				err = fmt.Errorf("%w: give the site's own authority alone, the system's are trusted anyway", err)
-			}
-			return fmt.Errorf("CA: %w", err)
-		}
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		if !pool.AppendCertsFromPEM(b) {
-			return fmt.Errorf("CA: %s has no certificate in PEM", s.CA)
-		}
-		s.tls = &tls.Config{RootCAs: pool}
 	}
 	s.Prefix = strings.Trim(s.Prefix, "/") // the service has folders without slashes at their ends, too
 	if s.Bucket == "" {
@@ -252,33 +221,86 @@ func (s *Settings) complete(dir string) error {
 		s.Wait = Duration(defaultWait)
 	}
 	var err error
-	s.node, err = os.Hostname()
-	return err
+	if s.node, err = os.Hostname(); err != nil {
+		wrong = append(wrong, err)
+	}
+	if err := s.readToken(); err != nil {
+		wrong = append(wrong, err)
+	}
+	if err := s.readAuthority(); err != nil {
+		wrong = append(wrong, fmt.Errorf("CA: %w", err))
+	}
+	return wrong
 }
 
-func (s *Settings) check() error {
+func (s *Settings) readToken() error {
+	if s.TokenFile != "" {
+		if s.Token != "" {
+			return errors.New("both Token and TokenFile are given")
+		}
+		b, err := readFile(s.TokenFile)
+		if err == nil {
+			err = private(s.TokenFile)
+		}
+		if err != nil {
+			return fmt.Errorf("TokenFile: %w", err)
+		}
+		if s.Token = Secret(strings.TrimSpace(string(b))); s.Token == "" {
+			return fmt.Errorf("TokenFile: %s is empty", s.TokenFile)
+		}
+	}
+	if t := string(s.Token); strings.ContainsFunc(t, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return errors.New("the token: want one line of printable ASCII characters")
+	}
+	return nil
+}
+
+func (s *Settings) readAuthority() error {
+	if s.CA == "" {
+		return nil
+	}
+	b, err := readFile(s.CA)
+	if errors.Is(err, errLong) {
+		return fmt.Errorf("%w: give the site's own authority alone, the system's are trusted anyway", err)
+	}
+	if err != nil {
+		return err
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(b) {
+		return fmt.Errorf("%s has no certificate in PEM", s.CA)
+	}
+	s.tls = &tls.Config{RootCAs: pool}
+	return nil
+}
+
+// check returns what doesn't go together.
+func (s *Settings) check() (wrong []error) {
 	if err := fqrn.Check(s.CvmfsRepo); err != nil {
-		return fmt.Errorf("CvmfsRepo: %w", err)
+		wrong = append(wrong, fmt.Errorf("CvmfsRepo: %w", err))
 	}
 	if _, err := s.service(); err != nil {
-		return fmt.Errorf("PublishStatusURL: %w", err)
+		wrong = append(wrong, fmt.Errorf("PublishStatusURL: %w", err))
 	}
 	if s.Host == "" {
 		if s.AccessKey != "" || s.AccessSecret != "" || s.Credentials != "" {
-			return errors.New("keys are given, and no Host of the store that they are for")
+			wrong = append(wrong, errors.New("keys are given, and no Host of the store that they are for"))
 		}
-		return nil
+		return wrong
 	}
 	if u, err := url.Parse("x://" + s.Host); err != nil || u.Host != s.Host || u.Path != "" {
-		return errors.New("the store (Host): want HOST or HOST:PORT") // it may hold a secret
+		wrong = append(wrong, errors.New("the store (Host): want HOST or HOST:PORT")) // it may hold a secret
 	}
 	if (s.AccessKey == "" || s.AccessSecret == "") == (s.Credentials == "") {
-		return errors.New("the store wants AccessKey and AccessSecret, or Credentials")
+		return append(wrong, errors.New("the store wants AccessKey and AccessSecret, or Credentials"))
 	}
 	if s.Credentials != "" {
-		return noFile(private(s.Credentials))
+		wrong = append(wrong, private(s.Credentials))
 	}
-	return nil
+	return wrong
 }
 
 // redact returns an error without secrets of the settings: what others answer is part of it, and may repeat what they

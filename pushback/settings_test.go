@@ -99,6 +99,20 @@ func TestWrongSettingsAreToldByName(t *testing.T) {
 	}
 }
 
+func TestAllThatIsWrongWithSettingsIsToldAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "token", "secret", 0o644)
+	text := `{"CvmfsRepo":"x/y","Host":"h","CA":"gone","TokenFile":"token","PublishStatusURL":"ftp://h"}`
+	_, err := Read(write(t, dir, FileName, text, 0o646))
+	for _, want := range []string{
+		"CvmfsRepo", "CA: open", "TokenFile: it holds secrets", "PublishStatusURL", "chmod 0644", "AccessKey",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
 // Whoever opens a pipe to read waits for somebody to write, and a commit would hang.
 func TestAPipeIsNoSettings(t *testing.T) {
 	path := filepath.Join(t.TempDir(), FileName)

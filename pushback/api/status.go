@@ -31,6 +31,9 @@ type Answer struct {
 	Reason   string `json:"reason,omitempty"`   // why it failed, or what it waits for
 
 	Since time.Time `json:"since,omitzero"` // when the layer came, by the service's clock: another one if it comes again
+
+	Repository string `json:"repository,omitempty"` // FQRN that layers are published in; to who has a token
+	Refusal    string `json:"refusal,omitempty"`    // why the service takes no layers from who asks, where it doesn't
 }
 
 // Text is the answer as of 2017, "failed" being newer: a word, behind that of a failure the reason, on one line.
@@ -83,7 +86,7 @@ func readable(reason string) string {
 }
 
 func (a *Answer) check(digest string) error {
-	a.Reason = readable(a.Reason)
+	a.Reason, a.Refusal = readable(a.Reason), readable(a.Refusal)
 	switch {
 	case a.Status != Unknown && a.Status != Publishing && a.Status != Done && a.Status != Failed:
 		return fmt.Errorf("status %.100q is none that is known", a.Status)

@@ -108,6 +108,13 @@ func (a *audit) write(l auditLine) (err error) {
 	return nil
 }
 
+// skip counts a decision that has no line.
+func (a *audit) skip(d Decision) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.counts[d]++
+}
+
 // appendLine appends a whole line, or nothing.
 func appendLine(f *os.File, line []byte) error {
 	info, err := f.Stat()

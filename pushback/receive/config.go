@@ -72,6 +72,7 @@ type Node struct {
 	Prefixes []string // folders of the bucket that nobody else may write to; none: its name in the metadata is believed
 
 	Archive  int64 // bytes of an archive; 0: as for all
+	Queue    int   // layers that aren't decided; 0: as for all
 	PerHour  int   // layers; 0: any number
 	PerDay   int64 // bytes of archives; 0: any number
 	Approval bool  // a person decides on each layer
@@ -197,8 +198,9 @@ func (c *Config) readNodes(list *yaml.Node, f *faults) error {
 		var node Node
 		f.section(n, []field{
 			text("name", &node.Name), texts("images", &node.Images), texts("prefixes", &node.Prefixes),
-			size("archive", &node.Archive), count("layers_per_hour", &node.PerHour),
-			size("bytes_per_day", &node.PerDay), yes("approval", &node.Approval),
+			size("archive", &node.Archive), count("queue", &node.Queue),
+			count("layers_per_hour", &node.PerHour), size("bytes_per_day", &node.PerDay),
+			yes("approval", &node.Approval),
 		})
 		for i, p := range node.Prefixes {
 			node.Prefixes[i] = strings.Trim(p, "/")

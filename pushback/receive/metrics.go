@@ -22,7 +22,7 @@ func (s *Service) metrics() []byte {
 	s.mu.Lock()
 	c, trouble := s.counts, s.trouble != ""
 	s.mu.Unlock()
-	_, spool, _ := s.book.usage()
+	spool := s.book.usage("").bytes
 
 	var b bytes.Buffer
 	family := func(name, kind, help string) func(labels string, value float64) {

@@ -293,17 +293,28 @@ func (b *book) claim(digest string) (release func(), ok bool) {
 	}, true
 }
 
-// usage counts the layers that aren't decided, the bytes of their archives, and the layers that have failed.
-func (b *book) usage() (layers int, bytes int64, failed int) {
+// usage is what records take up.
+type usage struct {
+	layers int   // that aren't decided
+	bytes  int64 // of their archives
+	own    int   // of them, those of the node that is asked for
+	failed int   // layers that have failed
+}
+
+// usage counts what is kept, and what of it is a node's.
+func (b *book) usage(node string) (u usage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, r := range b.records {
 		switch {
 		case r.State == Sending || r.State.Pending():
-			layers, bytes = layers+1, bytes+r.Size
+			u.layers, u.bytes = u.layers+1, u.bytes+r.Size
+			if r.Node == node {
+				u.own++
+			}
 		case r.State == Failed:
-			failed++
+			u.failed++
 		}
 	}
-	return layers, bytes, failed
+	return u
 }

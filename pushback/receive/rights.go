@@ -156,6 +156,16 @@ func (s sent) forget(now time.Time) {
 // of is what a node has sent.
 func (s sent) of(node string) []sending { return s[node] }
 
+// within is how many layers a node has sent in a while up to now.
+func (s sent) within(while time.Duration, node string, now time.Time) (layers int) {
+	for _, o := range s[node] {
+		if now.Sub(o.at) < while {
+			layers += o.layers
+		}
+	}
+	return layers
+}
+
 // wait returns how long a layer has to wait for its node to be within its rates, and why; before is what the node has
 // sent.
 func (c *Config) wait(r *Record, before []sending, now time.Time) (time.Duration, string) {

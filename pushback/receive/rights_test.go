@@ -214,6 +214,63 @@ func TestAFullQueueTakesNoMore(t *testing.T) {
 	s.is(two, api.Publishing, "approval")
 }
 
+// One whose layers wait for a person leaves room for the others.
+func TestANodeHasItsShareOfTheQueue(t *testing.T) {
+	s := newSite(t, func(c *Config) {
+		c.Nodes = []Node{{Name: "n1", Queue: 1, Approval: true}, {Name: "*"}}
+	})
+	one, two, three := newLayer(t, "one"), newLayer(t, "two"), newLayer(t, "three")
+	for _, w := range []struct {
+		token string
+		layer layer
+		want  int
+	}{
+		{token1, one, http.StatusAccepted},
+		{token1, two, http.StatusTooManyRequests},
+		{token2, three, http.StatusAccepted},
+	} {
+		code, text, _ := s.request(http.MethodPut, "/layers/"+w.layer.digest, w.token, w.layer.archive)
+		if code != w.want || code == http.StatusTooManyRequests && !strings.Contains(text, "1 layers of n1 wait") {
+			t.Errorf("%d %s, want %d", code, text, w.want)
+		}
+		s.turn()
+	}
+	s.puts("", two, api.MetaNode, "n1")
+	s.turn()
+	s.is(two, api.Publishing, "1 layers of n1 wait already: it waits for its turn")
+	s.has(three)
+}
+
+func TestRefusalsDoNotFillTheAuditFile(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1"}} })
+	l := newLayer(t, "file")
+	for range mostRefusals + 5 {
+		if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token2, l.archive); code != http.StatusForbidden {
+			t.Fatalf("%d %s", code, text)
+		}
+	}
+	if lines := len(audited(t, s.c, l)); lines != mostRefusals {
+		t.Errorf("%d lines, want %d", lines, mostRefusals)
+	}
+	if n := s.audit.counts[DecidedRefused]; n != mostRefusals+5 {
+		t.Errorf("%d refusals are counted", n)
+	}
+}
+
+// A node learns before it sends anything that it is set up for another service.
+func TestAServiceTellsWhatItDoesForWhom(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1"}} })
+	for token, refusal := range map[string]string{token1: "", token2: "may send no layers"} {
+		_, text, _ := s.request(http.MethodGet, "/status/"+strings.Repeat("0", 64), token, nil,
+			"Accept", "application/json")
+		a, err := api.ParseJSON(strings.Repeat("0", 64), []byte(text))
+		if err != nil || a.Repository != s.FQRN() || !strings.Contains(a.Refusal, refusal) ||
+			(a.Refusal == "") != (refusal == "") {
+			t.Errorf("%+v %v", a, err)
+		}
+	}
+}
+
 func TestStatusIsToldToWhoMayKnowIt(t *testing.T) {
 	closed, open := newSite(t, nil), newSite(t, func(c *Config) { c.OpenStatus = true })
 	l := newLayer(t, "file")

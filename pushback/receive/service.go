@@ -42,6 +42,7 @@ type Service struct {
 
 	admission sync.Mutex // held from the look for room for a layer until the layer is recorded
 	sent      sent       // guarded by admission
+	refused   sent       // uploads that weren't taken; guarded by admission
 
 	mu       sync.Mutex // guards what follows
 	present  map[string]bool
@@ -175,7 +176,7 @@ func New(c *Config, log *slog.Logger) (*Service, error) {
 	if s.book, err = openBook(c.State, time.Now); err != nil {
 		return nil, fmt.Errorf("state: %w", errors.Join(err, s.lock.Close()))
 	}
-	s.sent = sentBefore(s.book.all())
+	s.sent, s.refused = sentBefore(s.book.all()), sent{}
 	s.audit = &audit{file: c.Audit, counts: map[Decision]int64{}}
 	return s, nil
 }
@@ -315,14 +316,16 @@ const mostFailed = 20_000
 // room refuses a layer for which there is no place now; 0 and "" if there is. The caller holds admission.
 func (s *Service) room(r *Record) (time.Duration, string) {
 	const busy = 30 * time.Second
-	layers, bytes, failed := s.book.usage()
-	switch {
-	case failed >= mostFailed:
-		return busy, fmt.Sprintf("%d layers have failed: an administrator has to look why", failed)
-	case layers >= s.c.Limits.Queue:
-		return busy, fmt.Sprintf("%d layers wait already", layers)
-	case bytes+r.Size > s.c.Limits.Spool && r.Size <= s.c.Limits.Archive: // a larger one takes no place: it is refused
-		return busy, fmt.Sprintf("the layers that wait have %d bytes already", bytes)
+	u := s.book.usage(r.Node)
+	switch n, err := s.c.rights(r.Node); {
+	case u.failed >= mostFailed:
+		return busy, fmt.Sprintf("%d layers have failed: an administrator has to look why", u.failed)
+	case u.layers >= s.c.Limits.Queue:
+		return busy, fmt.Sprintf("%d layers wait already", u.layers)
+	case err == nil && n.Queue > 0 && u.own >= n.Queue:
+		return busy, fmt.Sprintf("%d layers of %s wait already", u.own, r.Node)
+	case u.bytes+r.Size > s.c.Limits.Spool && r.Size <= s.c.Limits.Archive: // a larger one is refused
+		return busy, fmt.Sprintf("the layers that wait have %d bytes already", u.bytes)
 	}
 	return s.c.wait(r, s.sent.of(r.Node), time.Now())
 }

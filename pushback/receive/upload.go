@@ -163,11 +163,7 @@ func (s *Service) start(r Record, q *http.Request) *refusal {
 		return &refusal{http.StatusBadRequest, api.HeaderDiffID + ": want 64 lower-case hex digits", 0}
 	}
 	if err := s.c.admit(&r); err != nil {
-		r.Reason = err.Error()
-		if err := s.decide(DecidedRefused, &r, q.RemoteAddr); err != nil {
-			return s.unable(err)
-		}
-		return &refusal{http.StatusForbidden, err.Error(), 0}
+		return s.refuse(r, err, q.RemoteAddr)
 	}
 	s.admission.Lock()
 	defer s.admission.Unlock()
@@ -185,6 +181,26 @@ func (s *Service) start(r Record, q *http.Request) *refusal {
 	}
 	s.sent.add(r.Node, r.Size, r.Since)
 	return nil
+}
+
+// mostRefusals is how many of a node's uploads that are refused within an hour have a line in the audit file each: it
+// could fill the disk with them. Beyond, they are only counted.
+const mostRefusals = 100
+
+// refuse refuses a layer that its node may not send.
+func (s *Service) refuse(r Record, why error, remote string) *refusal {
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	if s.refused.within(time.Hour, r.Node, r.Since) >= mostRefusals {
+		s.audit.skip(DecidedRefused)
+	} else {
+		s.refused.add(r.Node, 0, r.Since)
+		r.Reason = why.Error()
+		if err := s.decide(DecidedRefused, &r, remote); err != nil {
+			return s.unable(err)
+		}
+	}
+	return &refusal{http.StatusForbidden, why.Error(), 0}
 }
 
 // unable answers what isn't the node's fault.

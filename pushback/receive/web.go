@@ -112,7 +112,13 @@ func (s *Service) meet(q *http.Request) {
 // learns little: whether it is there, or why it failed.
 func (s *Service) status(w http.ResponseWriter, q *http.Request, name string) {
 	a := s.answer(q.PathValue("digest"))
-	if name == "" && a.Status != api.Failed {
+	switch {
+	case name != "":
+		a.Repository = s.fqrn
+		if _, err := s.c.rights(name); err != nil {
+			a.Refusal = err.Error()
+		}
+	case a.Status != api.Failed:
 		a = &api.Answer{Status: a.Status, Digest: a.Digest, URL: a.URL}
 	}
 	if strings.Contains(q.Header.Get("Accept"), "application/json") {

@@ -319,6 +319,7 @@ func (s *Service) settle(ctx context.Context, d Decision, r Record) error {
 func (s *Service) forget() {
 	s.admission.Lock()
 	s.sent.forget(time.Now())
+	s.refused.forget(time.Now())
 	s.admission.Unlock()
 	for _, r := range s.book.all() {
 		age := time.Since(r.Changed)
