@@ -151,6 +151,7 @@ func (h *Host) Plan(ctx context.Context) (preflight.Plan, error) {
 	}
 	if settings, err := daemonjson.Read(installer.SnapshotterSettings); err == nil {
 		p.CVMFSConfig = cmp.Or(p.CVMFSConfig, settings.String("cvmfs-config"))
+		p.PushBack = settings.String(pushBackSetting)
 	}
 	return p, nil
 }

@@ -104,6 +104,32 @@ func TestFlagsBecomeSettingsOfThePlugin(t *testing.T) {
 	}
 }
 
+func TestFlagsBecomeSettingsOfTheSnapshotter(t *testing.T) {
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := find(t, Request{CVMFSConfig: "x", MinioConfig: "m", Debug: new(true), Containerd: "/c"})
+	changes, err := h.snapshotterSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := daemonjson.Read(filepath.Join(t.TempDir(), "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f, err = f.Edit(changes...); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{
+		"cvmfs-config": here + "/x", "push-back": here + "/m/config.json", "containerd": "/c",
+	} {
+		if got := f.String(key); got != want {
+			t.Errorf("%s: %q, want %q", key, got, want)
+		}
+	}
+}
+
 func TestABundleBesideThisProgramIsFound(t *testing.T) {
 	if _, err := os.Stat(PackagedDir); err == nil {
 		t.Skip("this host has the package")

@@ -20,6 +20,7 @@ import (
 	"cvmfs-graphdriver/installer/daemonjson"
 	"cvmfs-graphdriver/installer/preflight"
 	"cvmfs-graphdriver/installer/service"
+	"cvmfs-graphdriver/pushback"
 )
 
 const (
@@ -203,7 +204,7 @@ func (h *Host) InstallSnapshotter(ctx context.Context, i *installer.Installer, c
 	}
 	for name, set := range map[string]bool{
 		"--bundle": h.Bundle != "", "--from": h.From != "", "--key": h.Key != "", "--name": h.Name != "", "--set": len(h.Settings) > 0,
-		"--data-root": h.DataRoot != "", "--minio-config": h.MinioConfig != "",
+		"--data-root": h.DataRoot != "",
 	} {
 		if set {
 			return w, usagef("%s is for the plugin, and this host takes the snapshotter", name)
@@ -253,6 +254,13 @@ func (h *Host) snapshotterSettings() (changes []daemonjson.Change, err error) {
 		}
 		changes = append(changes, daemonjson.Set("cvmfs-config", path))
 	}
+	if h.MinioConfig != "" {
+		path, err := filepath.Abs(h.MinioConfig)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, daemonjson.Set(pushBackSetting, filepath.Join(path, pushback.FileName)))
+	}
 	if socket := h.containerdSocket(); socket != containerd.DefaultSocket {
 		changes = append(changes, daemonjson.Set("containerd", socket))
 	}
@@ -261,6 +269,9 @@ func (h *Host) snapshotterSettings() (changes []daemonjson.Change, err error) {
 	}
 	return changes, nil
 }
+
+// pushBackSetting is the snapshotter's setting with the file of push-back's settings.
+const pushBackSetting = "push-back"
 
 // snapshotterProgram is the name of the snapshotter's program.
 const snapshotterProgram = "cvmfs-snapshotter"
@@ -371,8 +382,11 @@ func (h *Host) judgeSnapshotter(ctx context.Context, i *installer.Installer, w i
 	plan := preflight.Plan{
 		Install: true, Host: h.Address(), Name: installer.SnapshotterName, DaemonJSON: w.File,
 		DataRoot: places.root, StorageOpts: h.StorageOpts, CVMFSConfig: h.CVMFSConfig, Log: h.log,
-		Restart: h.Restart, Agent: agent(h.Version),
+		MinioConfig: h.MinioConfig, Restart: h.Restart, Agent: agent(h.Version),
 		Snapshots: true,
+	}
+	if settings, err := daemonjson.Read(installer.SnapshotterSettings); err == nil {
+		plan.PushBack = settings.String(pushBackSetting)
 	}
 	findings := preflight.Judge(preflight.Gather(ctx, plan), plan)
 	var said bytes.Buffer

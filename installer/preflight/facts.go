@@ -18,7 +18,8 @@ type Plan struct {
 	DataRoot    string   // where the engine's data are to lie; "" is where they do
 	StorageOpts []string // options of the driver, "name=value"
 	CVMFSConfig string   // folder with the CernVM-FS configuration; "" is the plugin's setting, or /etc/cvmfs
-	MinioConfig string   // folder with push-back's config.json; "" is the plugin's setting, or none
+	MinioConfig string   // folder with push-back's config.json; "" is where plugin or snapshotter look for it, or none
+	PushBack    string   // file with push-back's settings that the snapshotter is told of; "" is where it looks unless told
 	Debug       bool     // "debug" is to be written to the engine's configuration file, or taken out
 	Log         string   // file the engine's log goes to; "" is where it is found
 	Restart     string   // what restarts the engine, as service.Choose takes it; "" is auto

@@ -56,7 +56,7 @@ func Gather(ctx context.Context, p Plan) Facts {
 			return nil
 		})
 	}
-	f.Minio = lookAtMinio(ctx, p, f.pushBackFolder(p))
+	f.Minio = lookAtMinio(ctx, p, f.pushBackFile(p))
 	f.Missing = missing(hostsFile, resolvConf)
 	f.Security = lookAtSecurity()
 	f.Clock = askClock()

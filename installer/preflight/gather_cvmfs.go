@@ -182,14 +182,17 @@ func (n *notes) WithGroup(string) slog.Handler { return n }
 // tryWait bounds how long store and service may take to answer.
 const tryWait = 30 * time.Second
 
-// lookAtMinio reads the settings of push-back, if there are some or have to be, and asks whom they name where a folder
-// is named for that.
-func lookAtMinio(ctx context.Context, p Plan, setting string) *Minio {
-	dir := firstOf(p.MinioConfig, setting)
-	if dir == "" {
+// lookAtMinio reads the settings of push-back, set being their file on a host that wasn't told, if there are some or
+// have to be. It asks whom they name where a folder is named for that.
+func lookAtMinio(ctx context.Context, p Plan, set string) *Minio {
+	file := set
+	if p.MinioConfig != "" {
+		file = filepath.Join(p.MinioConfig, pushback.FileName)
+	}
+	if file == "" {
 		return nil
 	}
-	m := &Minio{File: filepath.Join(dir, pushback.FileName), Asked: p.MinioConfig != ""}
+	m := &Minio{File: file, Asked: p.MinioConfig != ""}
 	settings, err := pushback.Read(m.File)
 	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" {
 		return nil
@@ -197,7 +200,7 @@ func lookAtMinio(ctx context.Context, p Plan, setting string) *Minio {
 	if err == nil {
 		m.Repository = settings.CvmfsRepo
 		if !p.Snapshots {
-			m.Outside = settings.Outside(dir)
+			m.Outside = settings.Outside(filepath.Dir(m.File))
 		}
 	}
 	if err == nil && m.Asked {
@@ -211,13 +214,16 @@ func lookAtMinio(ctx context.Context, p Plan, setting string) *Minio {
 	return m
 }
 
-// pushBackFolder is where the settings of push-back are looked for on a host that wasn't told.
-func (f *Facts) pushBackFolder(p Plan) string {
+// pushBackFile is where the settings of push-back are looked for on a host that wasn't told; "" is nowhere.
+func (f *Facts) pushBackFile(p Plan) string {
 	if p.Snapshots {
-		return snapshotterPushBack
+		return firstOf(p.PushBack, snapshotterPushBack)
 	}
-	return f.Plugin.Settings["minio_ext_config"]
+	if dir := f.Plugin.Settings["minio_ext_config"]; dir != "" {
+		return filepath.Join(dir, pushback.FileName)
+	}
+	return ""
 }
 
-// snapshotterPushBack is where the snapshotter looks for settings of push-back unless it is told otherwise.
-const snapshotterPushBack = "/etc/cvmfs-snapshotter/push-back"
+// snapshotterPushBack is what the snapshotter reads unless it is told otherwise.
+const snapshotterPushBack = "/etc/cvmfs-snapshotter/push-back/" + pushback.FileName

@@ -373,7 +373,8 @@ func TestStateOfThePluginIsTaken(t *testing.T) {
 
 func TestObjectStoreConfigurationIsRead(t *testing.T) {
 	dir := t.TempDir()
-	if m := lookAtMinio(t.Context(), Plan{}, dir); m != nil {
+	file := filepath.Join(dir, "config.json")
+	if m := lookAtMinio(t.Context(), Plan{}, file); m != nil {
 		t.Errorf("%+v, and none is set", m)
 	}
 	if m := lookAtMinio(t.Context(), Plan{MinioConfig: dir}, ""); m == nil || m.Err == "" {
@@ -383,10 +384,10 @@ func TestObjectStoreConfigurationIsRead(t *testing.T) {
 		`{"CvmfsRepo":"layers.example.org","PublishStatusURL":"https://publisher.example.org/status"}`: true,
 		`{"version":"9"}`: false, `{`: false,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if m := lookAtMinio(t.Context(), Plan{}, dir); m == nil || (m.Err == "") != good {
+		if m := lookAtMinio(t.Context(), Plan{}, file); m == nil || (m.Err == "") != good {
 			t.Errorf("%s: %+v", text, m)
 		}
 	}
@@ -395,23 +396,39 @@ func TestObjectStoreConfigurationIsRead(t *testing.T) {
 	if err := os.WriteFile(outside, []byte("of the node"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"CvmfsRepo":"layers.example.org",`+
+	if err := os.WriteFile(file, []byte(`{"CvmfsRepo":"layers.example.org",`+
 		`"PublishStatusURL":"https://publisher.example.org/status","TokenFile":"`+outside+`"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for snapshots, want := range map[bool][]string{false: {outside}, true: nil} {
-		m := lookAtMinio(t.Context(), Plan{Snapshots: snapshots}, dir)
+		m := lookAtMinio(t.Context(), Plan{Snapshots: snapshots}, file)
 		if m == nil || m.Err != "" || m.Repository != "layers.example.org" || m.Asked || !slices.Equal(m.Outside, want) {
 			t.Errorf("snapshots %v: %+v", snapshots, m)
 		}
 	}
 	// What an administrator names is tried.
 	text := `{"CvmfsRepo":"layers.example.org","PublishStatusURL":"http://` + testutil.ClosedAddress(t, "127.0.0.1") + `/status"}`
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if m := lookAtMinio(t.Context(), Plan{MinioConfig: dir}, ""); m == nil || !strings.Contains(m.Err, "refused") {
 		t.Errorf("of a service that isn't there: %+v", m)
+	}
+}
+
+func TestSettingsOfPushBackAreFound(t *testing.T) {
+	f := &Facts{Plugin: Plugin{Settings: map[string]string{"minio_ext_config": "/m"}}}
+	for want, p := range map[string]Plan{
+		"/m/config.json": {},
+		"/etc/cvmfs-snapshotter/push-back/config.json": {Snapshots: true},
+		"/s/other.json": {Snapshots: true, PushBack: "/s/other.json"},
+	} {
+		if got := f.pushBackFile(p); got != want {
+			t.Errorf("%+v: %s, want %s", p, got, want)
+		}
+	}
+	if got := (&Facts{}).pushBackFile(Plan{}); got != "" {
+		t.Errorf("%q of a plugin without settings", got)
 	}
 }
 
