@@ -403,8 +403,8 @@ func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, 
 }
 
 // Try asks the service and the store whether they answer this node, the service whether it publishes in the repository
-// of the settings and may be sent layers, and the store whether there is the bucket. It sends nothing. Whether the store
-// takes an object isn't known before it is sent one: who may write need not be allowed to look.
+// of the settings and may be sent layers, and the store whether there is the bucket. It sends nothing. Whether the
+// store takes an object isn't known before it is sent one: who may write need not be allowed to look.
 func (s *Settings) Try(ctx context.Context) error {
 	nobodys := strings.Repeat("0", sha256.Size*2)
 	service, err := s.service()
