@@ -262,7 +262,7 @@ func TestAStoreThatDoesNotEndIsReadNoFurther(t *testing.T) {
 	defer store.Close()
 	s := settingsOf(strings.TrimPrefix(store.URL, "http://"), "")
 	l := api.Layer{Digest: strings.Repeat("a", 64), Size: partSize + 1}
-	if err := s.store(t.Context(), l, bytes.NewReader(nil), false); err == nil {
+	if err := s.store(t.Context(), l, bytes.NewReader(nil), false, false); err == nil {
 		t.Error("it took the layer")
 	}
 	if n := sent.Load(); n == 0 || n > 4*maxStoreAnswer { // the kernel takes some

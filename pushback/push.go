@@ -112,8 +112,10 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 	defer stop()
 	answer, err := p.publish(waiting, s, l, archive)
 	if err != nil {
-		return nil, s.redact(fmt.Errorf("layer %s isn't published in %s: %w (try again to go on)", l.Digest,
-			s.CvmfsRepo, err))
+		if temporary(err) {
+			err = fmt.Errorf("%w (try again to go on)", err)
+		}
+		return nil, s.redact(fmt.Errorf("layer %s isn't published in %s: %w", l.Digest, s.CvmfsRepo, err))
 	}
 	published.URL = answer.URL
 	if published.URL == "" { // a service of 2017
@@ -231,7 +233,9 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 		if answer != nil && answer.Status == api.Failed {
 			former = answer
 		}
-		err = s.store(ctx, l, archive, former != nil)
+		// A service of 2017 that doesn't know what is in the bucket has missed the event, and looks for nothing itself.
+		missed := answer != nil && answer.Status == api.Unknown && answer.Plain
+		err = s.store(ctx, l, archive, former != nil, missed)
 	} else {
 		_, err = service.Upload(ctx, l, archive)
 	}
@@ -358,8 +362,8 @@ func (s *Settings) key(digest string) string { return path.Join(s.Prefix, digest
 
 // store puts an archive into the bucket, in parts and with their checksums where it is large, unless it is there. Its
 // key is its digest: what has the size is the same, or the service finds that it isn't, and it is to be put there
-// again.
-func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, again bool) error {
+// again. It is also put there again, for the store to tell of it, if the service has missed it.
+func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, again, missed bool) error {
 	client, err := s.client()
 	if err != nil {
 		return err
@@ -368,7 +372,7 @@ func (s *Settings) store(ctx context.Context, l api.Layer, archive io.ReaderAt, 
 		return fmt.Errorf("send it to the bucket %s of %s: %w", s.Bucket, s.Host, err)
 	}
 	there, err := client.StatObject(ctx, s.Bucket, s.key(l.Digest), minio.StatObjectOptions{})
-	if err == nil && there.Size == l.Size && !again {
+	if err == nil && there.Size == l.Size && !again && !missed {
 		return nil
 	}
 	if code := minio.ToErrorResponse(err).Code; err != nil && code != minio.NoSuchKey && code != minio.AccessDenied {

@@ -375,6 +375,28 @@ func TestStoreAndServiceAreTried(t *testing.T) {
 	}
 }
 
+// A service of 2017 learns of an object by an event alone, which it may have missed.
+func TestALayerThatAServiceOf2017HasMissedIsPutAgain(t *testing.T) {
+	for says, again := range map[string]bool{"unknown": true, `{"status":"unknown","digest":%q}`: false} {
+		r := newRig(t, says).withStore()
+		r.settings.Wait = Duration(200 * time.Millisecond)
+		put := false
+		for range 2 {
+			if _, err := r.push("hello"); err == nil || !strings.Contains(err.Error(), "try again") {
+				t.Errorf("%q: %v", says, err)
+			}
+			for _, key := range r.store.Keys() {
+				o := r.store.Objects[key]
+				put = o.Header.Get("X-Amz-Meta-Node") != ""
+				r.store.Set(key, o.Content, nil) // one that is put again has its metadata
+			}
+		}
+		if put != again {
+			t.Errorf("%q: put again: %v", says, put)
+		}
+	}
+}
+
 // Waiting for it would end after all of the time, with the layer published where nobody looks for it.
 func TestAServiceForOthersIsSentNothing(t *testing.T) {
 	for name, c := range map[string]struct {

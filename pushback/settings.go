@@ -104,7 +104,7 @@ func read(path string) (*Settings, error) {
 		return nil, err
 	}
 	s := &Settings{}
-	d := json.NewDecoder(bytes.NewReader(b))
+	d := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(b, []byte("\ufeff")))) // some editors write a byte-order mark
 	d.DisallowUnknownFields()
 	if err := d.Decode(s); err != nil {
 		return nil, err
@@ -329,6 +329,6 @@ func (r *redacted) Unwrap() error { return r.error }
 // service returns the client of the service.
 func (s *Settings) service() (*api.Client, error) {
 	return api.NewClient(s.PublishStatusURL, api.Options{
-		Token: string(s.Token), TLS: s.tls, PlainHTTP: s.PlainHTTP, UserAgent: userAgent,
+		Token: string(s.Token), TLS: s.tls, PlainHTTP: s.PlainHTTP, UserAgent: userAgent, Folder: s.Prefix,
 	})
 }

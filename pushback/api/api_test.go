@@ -19,10 +19,10 @@ const digest = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 
 func TestStatusIsReadAsItIsWritten(t *testing.T) {
 	for _, a := range []Answer{
-		{Status: Unknown, Digest: digest},
-		{Status: Publishing, Digest: digest},
-		{Status: Done, Digest: digest},
-		{Status: Failed, Digest: digest, Reason: "a: b"},
+		{Status: Unknown, Digest: digest, Plain: true},
+		{Status: Publishing, Digest: digest, Plain: true},
+		{Status: Done, Digest: digest, Plain: true},
+		{Status: Failed, Digest: digest, Reason: "a: b", Plain: true},
 	} {
 		got, err := ParseText(digest, a.Text()+"\n")
 		if diff := cmp.Diff(&a, got); err != nil || diff != "" {
@@ -217,7 +217,7 @@ func TestAServiceThatTakesNothingIsGivenUp(t *testing.T) {
 func TestServicesOf2017AreUnderstood(t *testing.T) {
 	c := start(t, &service{old: true})
 	a, err := c.Status(t.Context(), digest)
-	if diff := cmp.Diff(&Answer{Status: Publishing, Digest: digest}, a); err != nil || diff != "" {
+	if diff := cmp.Diff(&Answer{Status: Publishing, Digest: digest, Plain: true}, a); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 }

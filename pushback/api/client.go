@@ -31,6 +31,7 @@ type Options struct {
 	Token     string      // who asks; "": nobody in particular, as in 2017
 	TLS       *tls.Config // nil: what the system trusts
 	PlainHTTP bool        // the token may be sent to another host without TLS
+	Folder    string      // of the bucket that layers lie in, for the service to look there
 	UserAgent string
 }
 
@@ -104,6 +105,9 @@ func (c *Client) ask(ctx context.Context, digest string) (*Answer, error) {
 	q, err := c.request(ctx, http.MethodGet, c.status.JoinPath(digest), nil)
 	if err != nil {
 		return nil, err
+	}
+	if c.o.Folder != "" {
+		q.Header.Set(HeaderFolder, url.PathEscape(c.o.Folder))
 	}
 	header, b, err := c.do(q)
 	if err != nil {

@@ -41,5 +41,6 @@ const (
 	HeaderNode   = "X-Cvmfs-Node"
 	HeaderImage  = "X-Cvmfs-Image"
 	HeaderDiffID = "X-Cvmfs-Diff-Id"
-	HeaderOffset = "Upload-Offset" // bytes of the archive that are there
+	HeaderOffset = "Upload-Offset"  // bytes of the archive that are there
+	HeaderFolder = "X-Cvmfs-Folder" // of a question for a status: the folder of the bucket that the layer is in, as a path of an address
 )

@@ -34,6 +34,8 @@ type Answer struct {
 
 	Repository string `json:"repository,omitempty"` // FQRN that layers are published in; to who has a token
 	Refusal    string `json:"refusal,omitempty"`    // why the service takes no layers from who asks, where it doesn't
+
+	Plain bool `json:"-"` // it came as text, as a service of 2017 says it
 }
 
 // Text is the answer as of 2017, "failed" being newer: a word, behind that of a failure the reason, on one line.
@@ -55,7 +57,9 @@ func ValidDigest(text string) bool { return digestForm.MatchString(text) }
 // ParseText reads a status that came as text.
 func ParseText(digest, text string) (*Answer, error) {
 	word, reason, _ := strings.Cut(strings.TrimSpace(text), ":")
-	a := &Answer{Status: Status(strings.TrimSpace(word)), Digest: digest, Reason: strings.TrimSpace(reason)}
+	a := &Answer{
+		Status: Status(strings.TrimSpace(word)), Digest: digest, Reason: strings.TrimSpace(reason), Plain: true,
+	}
 	if a.Status != Failed && a.Reason != "" {
 		return nil, fmt.Errorf("status %.100q is none that is known", text)
 	}

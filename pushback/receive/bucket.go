@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -47,7 +48,7 @@ func (s *Service) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		var err error
 		if hints := s.takeHints(); time.Now().Before(next) {
-			err = s.follow(ctx, hints)
+			_, err = s.follow(ctx, hints)
 		} else {
 			err = s.poll(ctx)
 			next = time.Now().Add(s.c.Bucket.Poll)
@@ -84,21 +85,69 @@ func (s *Service) takeHints() []string {
 	return hints
 }
 
-// follow looks at objects that events told of.
-func (s *Service) follow(ctx context.Context, keys []string) error {
+// follow looks at objects that somebody told of, and reports whether one is there.
+func (s *Service) follow(ctx context.Context, keys []string) (there bool, err error) {
 	for _, key := range keys {
 		o, err := s.bucket.Stat(ctx, key)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it was removed, or nobody put it there
 		}
 		if err == nil {
-			err = s.object(ctx, *o, nil)
+			there, err = true, s.object(ctx, *o, nil)
 		}
 		if err != nil {
-			return err
+			return there, err
 		}
 	}
-	return nil
+	return there, nil
+}
+
+// The bounds of looking into the bucket because a status is asked for. A node of 2017 waits 2 s for an answer, asks as
+// soon as it has put its layer there, and takes "unknown" for the end.
+const (
+	seekTime  = 1500 * time.Millisecond
+	seekAgain = 20 * time.Millisecond
+)
+
+// keys are those that a layer may have which somebody asks for: who has a token knows its folder.
+func (s *Service) keys(digest, name, folder string) []string {
+	keys := []string{digest}
+	if n, err := s.c.rights(name); name != "" && err == nil {
+		for _, p := range n.Prefixes {
+			keys = append(keys, path.Join(p, digest))
+		}
+		if folder, err := url.PathUnescape(bounded(folder)); err == nil {
+			if key, ok := s.bucket.Below(path.Join(folder, digest)); ok && !slices.Contains(keys, key) {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys
+}
+
+// seek looks whether a layer is in the bucket by now of which a knows nothing good, and returns what is to be said of
+// it. Anybody may have it do so, one after the other.
+func (s *Service) seek(ctx context.Context, a *api.Answer, keys []string) *api.Answer {
+	ctx, cancel := context.WithTimeout(ctx, seekTime)
+	defer cancel()
+	select {
+	case s.seeking <- struct{}{}:
+		defer func() { time.AfterFunc(seekAgain, func() { <-s.seeking }) }()
+	case <-ctx.Done():
+		return a
+	}
+	for {
+		there, err := s.follow(ctx, keys)
+		now := s.answer(a.Digest)
+		if err != nil || !there || now.Status != api.Unknown {
+			return now
+		}
+		select { // another look works on it
+		case <-time.After(seekAgain):
+		case <-ctx.Done():
+			return now
+		}
+	}
 }
 
 // poll looks at all objects. One that can't be dealt with stops no other.

@@ -210,7 +210,7 @@ func (c *Config) readNodes(list *yaml.Node, f *faults) error {
 			f.add(n.Line, "name: want that of a node, without blanks, or *")
 		case slices.ContainsFunc(c.Nodes, func(o Node) bool { return o.Name == node.Name }):
 			f.add(n.Line, "the node %s is there twice", node.Name)
-		case node.Name == "*" && len(node.Prefixes) > 0:
+		case node.Name == anybody && len(node.Prefixes) > 0:
 			f.add(n.Line, "prefixes: those of * would be everybody's: give nodes their own")
 		}
 		for _, p := range node.Prefixes {

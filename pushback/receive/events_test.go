@@ -99,7 +99,7 @@ func (s *site) tellsOf(text []byte) {
 	if len(hints) != 1 {
 		s.t.Errorf("hints: %v", hints)
 	}
-	if err := s.follow(s.t.Context(), hints); err != nil {
+	if _, err := s.follow(s.t.Context(), hints); err != nil {
 		s.t.Error(err)
 	}
 }

@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"archive/tar"
 	"bufio"
 	"context"
 	"crypto/sha256"
@@ -117,6 +118,9 @@ func judge(ctx context.Context, name string, r *Record, l Limits) (err error) {
 		}
 		if err := e.Showable(); err != nil {
 			return refusef("%.300q: %w", e.Name, err)
+		}
+		if e.Type == tar.TypeChar && e.Device() == 0 {
+			return refusef("%.300q is overlayfs's form of a whiteout, as nodes of 2017 send it: upgrade the node", e.Name)
 		}
 	}
 	r.DiffID, r.Plain = a.diffID(), a.plain

@@ -9,6 +9,9 @@ import (
 	"time"
 )
 
+// anybody is the name of the entry for all nodes that have none, and of senders without a name.
+const anybody = "*"
+
 // errRefused refuses a layer for good: the same one isn't taken later, either, unless the configuration changes.
 var errRefused = errors.New("refused")
 
@@ -31,7 +34,7 @@ func (c *Config) rights(name string) (*Node, error) {
 	case len(c.Nodes) == 0:
 		return &Node{Name: name}, nil
 	}
-	if n := c.node("*"); n != nil && name != "" {
+	if n := c.node(anybody); n != nil && name != "" {
 		return n, nil
 	}
 	return nil, refusef("the node %.100q may send no layers: add it to the configuration's nodes", name)
@@ -55,6 +58,9 @@ func (c *Config) sender(folder, claimed string) (string, error) {
 	}
 	if len(c.Nodes) == 0 {
 		return claimed, nil
+	}
+	if claimed == "" && c.node(anybody) != nil {
+		claimed = anybody // a node of 2017, or somebody else's tool
 	}
 	n, err := c.rights(claimed)
 	if err == nil && len(n.Prefixes) > 0 {

@@ -39,6 +39,7 @@ type Service struct {
 	wake    chan struct{} // there may be something to publish
 	look    chan struct{} // there may be something in the bucket
 	uploads chan struct{} // one for each upload under way
+	seeking chan struct{} // one while the bucket is looked into because somebody asks
 
 	admission sync.Mutex // held from the look for room for a layer until the layer is recorded
 	sent      sent       // guarded by admission
@@ -106,8 +107,8 @@ func writable(key, dir string) error {
 func newService(c *Config, log *slog.Logger) (*Service, error) {
 	s := &Service{
 		c: c, log: log, wake: make(chan struct{}, 1), look: make(chan struct{}, 1),
-		uploads: make(chan struct{}, c.Limits.Uploads), present: map[string]bool{}, deferred: map[string]string{},
-		hints: map[string]bool{},
+		uploads: make(chan struct{}, c.Limits.Uploads), seeking: make(chan struct{}, 1),
+		present: map[string]bool{}, deferred: map[string]string{}, hints: map[string]bool{},
 	}
 	s.open = func() (sink.Sink, error) {
 		o := c.place

@@ -112,6 +112,9 @@ func (s *Service) meet(q *http.Request) {
 // learns little: whether it is there, or why it failed.
 func (s *Service) status(w http.ResponseWriter, q *http.Request, name string) {
 	a := s.answer(q.PathValue("digest"))
+	if s.bucket != nil && (a.Status == api.Unknown || a.Status == api.Failed) {
+		a = s.seek(q.Context(), a, s.keys(a.Digest, name, q.Header.Get(api.HeaderFolder)))
+	}
 	switch {
 	case name != "":
 		a.Repository = s.fqrn
@@ -147,6 +150,9 @@ func (s *Service) events(w http.ResponseWriter, q *http.Request, name string) {
 	if err != nil {
 		http.Error(w, "event: "+err.Error(), http.StatusBadRequest)
 		return
+	}
+	if !strings.HasPrefix(strings.TrimSpace(string(b)), "{") {
+		return // a store of 2017 that wants to know whether somebody listens: it starts only with an answer
 	}
 	all, err := parseEvents(b)
 	if err != nil {
