@@ -2,6 +2,7 @@ package sink
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,11 +39,12 @@ type attributes struct {
 	late bool // a catalog has no place for them, or the file system
 }
 
-// extract unpacks an archive into a folder and gives what a catalog of it has no place for. Whiteouts stay files.
-func extract(ctx context.Context, archive io.Reader, dir string) (*thin.Record, Stats, error) {
+// extract unpacks an archive of at most so many entries, 0 being layertar.MaxEntries, into a folder, and gives what a
+// catalog of it has no place for. Whiteouts stay files.
+func extract(ctx context.Context, archive io.Reader, dir string, entries int) (*thin.Record, Stats, error) {
 	e := &extraction{dir: dir, xattrs: map[uint64]*attributes{}}
 	r := layertar.NewReader(archive)
-	r.MaxEntries, r.MaxBytes = layertar.MaxEntries, layertar.MaxBytes
+	r.MaxEntries, r.MaxBytes = cmp.Or(entries, layertar.MaxEntries), layertar.MaxBytes
 	err := layertar.Unpack(ctx, dir, r, layertar.Options{
 		Recorded: true, Seen: (*layertar.Entry).Showable, Done: e.done,
 		Implied: e.implied,

@@ -24,7 +24,7 @@ func unpack(t testing.TB, headers ...tar.Header) (dir string, record *thin.Recor
 	t.Helper()
 	testutil.NeedRoot(t)
 	dir = t.TempDir()
-	record, _, err = extract(t.Context(), bytes.NewReader(testutil.Tar(t, headers...)), dir)
+	record, _, err = extract(t.Context(), bytes.NewReader(testutil.Tar(t, headers...)), dir, 0)
 	return dir, record, err
 }
 
@@ -90,7 +90,7 @@ func TestExtractTakesWhatEnginesTake(t *testing.T) {
 	testutil.NeedRoot(t)
 	layertartest.Run(t, true, func(t *testing.T, archive []byte) ([]string, error) {
 		dir := t.TempDir()
-		_, _, err := extract(t.Context(), bytes.NewReader(archive), dir)
+		_, _, err := extract(t.Context(), bytes.NewReader(archive), dir, 0)
 		tree := layertartest.List(t, dir, false)
 		return slices.DeleteFunc(tree, func(line string) bool { return strings.HasPrefix(line, catalog.Marker+" ") }),
 			err
@@ -120,7 +120,7 @@ func TestAttributesThatTheFileSystemHasNotAreRecorded(t *testing.T) {
 	h := entry(tar.TypeReg, "f", "x", 0o644)
 	h.PAXRecords = map[string]string{"SCHILY.xattr.btrfs.compression": "zstd", "SCHILY.xattr.user.a": "a"}
 	testutil.NeedRoot(t)
-	record, stats, err := extract(t.Context(), bytes.NewReader(testutil.Tar(t, h)), t.TempDir())
+	record, stats, err := extract(t.Context(), bytes.NewReader(testutil.Tar(t, h)), t.TempDir(), 0)
 	if err != nil || stats.LeftOut != 1 || len(stats.Notes) != 1 {
 		t.Fatalf("%+v, %v", stats, err)
 	}

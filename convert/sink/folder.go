@@ -44,7 +44,10 @@ func lockFile(f *os.File) error {
 }
 
 // plainFolder is an ordinary folder as a sink.
-type plainFolder struct{ dir, prefix, fqrn string }
+type plainFolder struct {
+	dir, prefix, fqrn string
+	entries           int // Options.MaxEntries
+}
 
 func openFolder(dir string, o Options) (Sink, error) {
 	info, err := os.Stat(dir)
@@ -58,7 +61,7 @@ func openFolder(dir string, o Options) (Sink, error) {
 	case o.FQRN == "":
 		return nil, errors.New("a folder doesn't say which repository it will be in: give it by --repository")
 	}
-	return &plainFolder{dir, cmp.Or(o.Prefix, defaultPrefix), o.FQRN}, nil
+	return &plainFolder{dir, cmp.Or(o.Prefix, defaultPrefix), o.FQRN, o.MaxEntries}, nil
 }
 
 func (f *plainFolder) FQRN() string   { return f.fqrn }
@@ -169,7 +172,7 @@ func (t *folderTransaction) Layer(ctx context.Context, name string, archive io.R
 	if err != nil {
 		return Stats{}, errors.Join(err, record.Close())
 	}
-	stats, err := extractWithRecord(ctx, archive, dir, record)
+	stats, err := extractWithRecord(ctx, archive, dir, record, t.folder.entries)
 	if err == nil {
 		err = writeFile(ctx, t, stats, read)
 	}
@@ -185,10 +188,12 @@ func (t *folderTransaction) Layer(ctx context.Context, name string, archive io.R
 	return stats, nil
 }
 
-// extractWithRecord unpacks a layer into a folder and writes its record, which may be empty, to a file, which it
-// closes.
-func extractWithRecord(ctx context.Context, archive io.Reader, dir string, record *os.File) (Stats, error) {
-	r, stats, err := extract(ctx, archive, dir)
+// extractWithRecord unpacks a layer of at most so many entries into a folder and writes its record, which may be empty,
+// to a file, which it closes.
+func extractWithRecord(ctx context.Context, archive io.Reader, dir string, record *os.File, entries int) (
+	Stats, error,
+) {
+	r, stats, err := extract(ctx, archive, dir, entries)
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}

@@ -13,18 +13,21 @@ import (
 )
 
 // native is a repository of our own publisher.
-type native struct{ repo *publish.Repository }
+type native struct {
+	repo    *publish.Repository
+	entries int // Options.MaxEntries
+}
 
 func openNative(dir string, o Options) (Sink, error) {
 	repo, err := publish.Open(dir, publish.Options{Chunk: o.Chunk})
 	if err != nil {
 		return nil, err
 	}
-	return &native{repo}, nil
+	return &native{repo, o.MaxEntries}, nil
 }
 
 // Native is the sink of a publisher's folder that is open already.
-func Native(repo *publish.Repository) Sink { return &native{repo} }
+func Native(repo *publish.Repository) Sink { return &native{repo: repo} }
 
 // Publisher returns the publisher's folder that a sink is; nil if it is none.
 func Publisher(s Sink) *publish.Repository {
@@ -42,11 +45,12 @@ func (n *native) Begin(ctx context.Context) (Transaction, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &nativeTransaction{t: t}, nil
+	return &nativeTransaction{t: t, entries: n.entries}, nil
 }
 
 type nativeTransaction struct {
 	t        *publish.Transaction
+	entries  int // Options.MaxEntries
 	revision uint64
 }
 
@@ -57,7 +61,7 @@ func (n *nativeTransaction) Has(ctx context.Context, path string) (bool, error) 
 func (n *nativeTransaction) Layer(ctx context.Context, path string, archive io.Reader,
 	read func(Stats) (*File, error),
 ) (Stats, error) {
-	layer, err := n.t.Ingest(ctx, path, archive, publish.LayerOptions{})
+	layer, err := n.t.Ingest(ctx, path, archive, publish.LayerOptions{MaxEntries: n.entries})
 	if err != nil {
 		return Stats{}, err
 	}

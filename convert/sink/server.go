@@ -29,6 +29,7 @@ type server struct {
 	conf    string // its settings' file, which is locked while a run of this program works in it
 	spool   string // where it is worked on
 	note    string // Options.Note
+	entries int    // Options.MaxEntries
 }
 
 var (
@@ -56,7 +57,7 @@ func openServer(name string, o Options) (Sink, error) {
 		fqrn: name, program: cmp.Or(o.Server, "cvmfs_server"), root: filepath.Join(cmp.Or(o.Root, "/cvmfs"), name),
 		conf:  filepath.Join(cmp.Or(o.Config, "/etc/cvmfs/repositories.d"), name, "server.conf"),
 		spool: filepath.Join(cmp.Or(o.Spool, "/var/spool/cvmfs"), name),
-		note:  o.Note,
+		note:  o.Note, entries: o.MaxEntries,
 	}
 	settings, err := readSettings(s.conf)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -308,7 +309,7 @@ func (t *serverTransaction) Layer(ctx context.Context, name string, archive io.R
 	if err != nil {
 		return Stats{}, err
 	}
-	stats, err := extractWithRecord(ctx, archive, place, record)
+	stats, err := extractWithRecord(ctx, archive, place, record, t.server.entries)
 	if info, statErr := os.Stat(record.Name()); err == nil && statErr == nil && info.Size() == 0 {
 		err = os.Remove(record.Name())
 	}

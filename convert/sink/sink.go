@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -106,6 +107,8 @@ type Options struct {
 	// Chunk is the average of the chunks that a publisher's folder cuts files into, in bytes; 0: its settings say.
 	// Other sinks refuse it: what they write to decides.
 	Chunk int
+	// MaxEntries bounds the entries of a layer, folders that they only lie in included; 0: layertar.MaxEntries.
+	MaxEntries int
 }
 
 // Open finds the sink "native:DIR", "cvmfs_server:FQRN" or "dir:DIR".
@@ -167,5 +170,9 @@ func encodeRecord(r *thin.Record) ([]byte, error) {
 	if r.Empty() {
 		return nil, nil
 	}
-	return r.Encode()
+	b, err := r.Encode()
+	if err != nil { // it has too many links and attributes
+		return nil, fmt.Errorf("%w: %w", layertar.ErrArchive, err)
+	}
+	return b, nil
 }

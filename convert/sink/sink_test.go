@@ -524,7 +524,7 @@ func FuzzExtractionStaysInside(f *testing.F) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		_, _, _ = extract(t.Context(), &b, dir) // what it says doesn't matter here
+		_, _, _ = extract(t.Context(), &b, dir, 0) // what it says doesn't matter here
 		if around, err := os.ReadDir(parent); err != nil || len(around) != 1 {
 			t.Errorf("outside: %v, %v", around, err)
 		}

@@ -30,6 +30,7 @@ type builder struct {
 	own     *Attributes     // of the root's own entry
 	rootAll []catalog.Xattr // its extended attributes
 	newest  stamp           // of all entries
+	bounds  bounds          // of what entries may make
 
 	seen bool // there was an entry
 }
@@ -44,8 +45,14 @@ func (s stamp) after(o stamp) bool {
 	return s.seconds > o.seconds || s.seconds == o.seconds && s.nanos > o.nanos
 }
 
-func newBuilder() *builder {
-	return &builder{root: newFolder("", 0, 0), newest: stamp{seconds: math.MinInt64}}
+// bounds count folders that entries imply and names that they are looked for by: those of a [layertar.Reader].
+type bounds interface {
+	Imply() error
+	Step() error
+}
+
+func newBuilder(b bounds) *builder {
+	return &builder{root: newFolder("", 0, 0), newest: stamp{seconds: math.MinInt64}, bounds: b}
 }
 
 // add takes an entry into the tree. It gives the file if the entry's content is still to be read.
@@ -149,6 +156,9 @@ func (b *builder) resolve(path string, by *file) (at *node, length int, err erro
 	steps := strings.Split(path, "/")
 	chain := []*node{b.root}
 	for followed := 0; len(steps) > 0; {
+		if err := b.bounds.Step(); err != nil {
+			return nil, 0, err
+		}
 		name := steps[0]
 		steps = steps[1:]
 		at := chain[len(chain)-1]
@@ -165,6 +175,9 @@ func (b *builder) resolve(path string, by *file) (at *node, length int, err erro
 		case next == nil:
 			if pathLength(chain)+1+len(name) > maxLength {
 				return nil, 0, errTooLong
+			}
+			if err := b.bounds.Imply(); err != nil {
+				return nil, 0, err
 			}
 			next = newFolder(strings.Clone(name), by.Mtime, by.MtimeN)
 			at.children[next.name] = next

@@ -89,10 +89,10 @@ func (o LayerOptions) complete() LayerOptions {
 }
 
 func (t *Transaction) ingest(ctx context.Context, path string, archive io.Reader, o LayerOptions) (*Layer, error) {
-	b := newBuilder()
 	in := t.newIntake(ctx)
 	entries := layertar.NewReader(archive)
 	entries.MaxEntries, entries.MaxBytes = o.MaxEntries, o.MaxBytes
+	b := newBuilder(entries)
 	err := b.read(entries, in)
 	if err = in.wait(err); err != nil {
 		return nil, err
@@ -109,7 +109,12 @@ func (t *Transaction) ingest(ctx context.Context, path string, archive io.Reader
 		return nil, err
 	}
 	mounts := []*node{root}
-	for _, folder := range markedFolders(root) {
+	marked := markedFolders(root)
+	if len(marked) > mostMarked {
+		return nil, fmt.Errorf("%w: %d folders have a %s, and so a catalog of their own: the limit is %d", ErrArchive,
+			len(marked), catalog.Marker, mostMarked)
+	}
+	for _, folder := range marked {
 		mounts = append(mounts, folder)
 		folder.mount = freshMount()
 	}
@@ -234,6 +239,10 @@ func (n *node) eachFolder(path string, fn func(path string, folder *node) error)
 		return fn(path, c)
 	})
 }
+
+// mostMarked bounds the nested catalogs that an archive asks for: each is an object that has to be written, and read by
+// whoever lists the layer.
+const mostMarked = 1000
 
 // markedFolders are those below the root in which the archive has a file of the name that must stand in roots of nested
 // catalogs and nowhere else.

@@ -34,13 +34,16 @@
 //	  below a loop of links, below a file               refused (engines: ELOOP, ENOTDIR)
 //	  the same name again                               the later one counts; a folder stays and gets the later attributes (containerd;
 //	                                                    Docker's overlay2 does so, its tar-split takes no path twice)
-//	  implied folders                                   root's, 0755 (engines), as old as the first entry in them
+//	  implied folders                                   root's, 0755 (engines), as old as the first entry in them; where entries are
+//	                                                    bounded they count, too
+//	  paths that lead through ever longer links         refused: all entries together have a bound
 //	types
 //	  hard link to what isn't there, to a folder, to    refused (engines: ENOENT, EPERM)
 //	  itself, to what it replaces
 //	  hard link to a symbolic link                      another name of the link itself (engines: linkat without AT_SYMLINK_FOLLOW)
 //	  attributes of a hard link's entry                 the file's from then on (engines)
 //	  old GNU sparse files, contiguous files            regular files (POSIX pax on type 7; archive/tar fills holes)
+//	  sparse files with too little or too much data     refused
 //	  device numbers over 4095:1048575                  unpacked: cut to 12 and 20 bits (engines, kernel); converted: refused, as a
 //	                                                    composed image can't show what the archive says
 //	  global extended headers                           ignored (engines)

@@ -155,8 +155,12 @@ func clean(name string) (string, error) {
 	if len(name) <= maxName {
 		return name, nil
 	}
-	for part := range strings.SplitSeq(name, "/") {
-		if len(part) > maxName && (len(part) > maxWhiteout || !IsWhiteoutName(part)) {
+	dir, base := path.Split(name)
+	if len(base) > maxName && len(base) <= maxWhiteout && IsWhiteoutName(base) {
+		base = "" // it becomes no file
+	}
+	for part := range strings.SplitSeq(dir+base, "/") {
+		if len(part) > maxName {
 			return "", fmt.Errorf("a name of %d bytes, the limit is %d", len(part), maxName)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/go-archive"
@@ -347,6 +348,90 @@ func checkName(t *testing.T, name string) {
 		if part == "" || part == "." || part == ".." || len(part) > 255 && !strings.HasPrefix(part, ".wh.") ||
 			strings.Contains(part, "\x00") {
 			t.Errorf("name %q", name)
+		}
+	}
+}
+
+// What a reader says of an archive is the archive's fault only if it is.
+func TestFaultsOfTheSourceAreNoneOfTheArchive(t *testing.T) {
+	sparse := func(data string) []byte {
+		m := "1\n100000\n3\n"
+		return layertartest.Tar(layertartest.Item{
+			Name: "GNUSparseFile.1/a", Body: m + strings.Repeat("\x00", 512-len(m)) + data,
+			PAX: map[string]string{
+				"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": "100003",
+			},
+		})
+	}
+	broken := errors.New("the disk is broken")
+	for name, c := range map[string]struct {
+		from io.Reader
+		want error
+	}{
+		"sparse":                  {bytes.NewReader(sparse("xyz")), nil},
+		"sparse without its data": {bytes.NewReader(sparse("")), ErrArchive},
+		"sparse with more":        {bytes.NewReader(sparse("xyzabcdef")), ErrArchive},
+		"a broken disk":           {io.MultiReader(bytes.NewReader(sparse("xyz")[:700]), iotest.ErrReader(broken)), broken},
+	} {
+		r := NewReader(c.from)
+		var err error
+		for err == nil {
+			if _, err = r.Next(); err == nil {
+				_, err = io.Copy(io.Discard, r)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		if !errors.Is(err, c.want) || errors.Is(c.want, broken) && errors.Is(err, ErrArchive) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
+// Unpacked, too, a short archive makes no millions of folders, and walks no millions of names.
+func TestWhatEntriesImplyIsBounded(t *testing.T) {
+	long := func(name string) layertartest.Item {
+		return layertartest.Item{Name: "x", PAX: map[string]string{"path": name}}
+	}
+	links := []layertartest.Item{
+		{Name: "d", Type: '5'},
+		{Name: "l", Type: '2', Link: "y", PAX: map[string]string{"linkpath": strings.Repeat("d/../", 818) + "."}},
+	}
+	for n := range 100 {
+		links = append(links, long(strings.Repeat("l/", 37+n%2)+fmt.Sprint("f", n))) // another folder each time
+	}
+	testutil.NeedRoot(t)
+	for name, c := range map[string]struct {
+		items []layertartest.Item
+		want  string
+	}{
+		"folders": {[]layertartest.Item{long(strings.Repeat("a/", 1500) + "f")}, "with the folders that they lie in"},
+		"links":   {links, "too many folders"},
+	} {
+		r := NewReader(bytes.NewReader(layertartest.Tar(c.items...)))
+		r.MaxEntries = 500
+		err := Unpack(t.Context(), t.TempDir(), r, Options{})
+		if !errors.Is(err, ErrArchive) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What the kernel says of an entry that leads nowhere is the archive's fault.
+func TestEntriesThatLeadNowhereAreTheArchivesFault(t *testing.T) {
+	testutil.NeedRoot(t)
+	loop := []layertartest.Item{{Name: "a", Type: '2', Link: "b"}, {Name: "b", Type: '2', Link: "a"}}
+	for name, items := range map[string][]layertartest.Item{
+		"a link to nothing":   {{Name: "h", Type: '1', Link: "gone"}},
+		"a link to a folder":  {{Name: "d", Type: '5'}, {Name: "h", Type: '1', Link: "d"}},
+		"below a file":        {{Name: "f"}, {Name: "f/x"}},
+		"a loop":              append(loop, layertartest.Item{Name: "a/x"}),
+		"an impossible value": {{Name: "f", PAX: map[string]string{"SCHILY.xattr.security.capability": strings.Repeat("v", 300)}}},
+	} {
+		r := NewReader(bytes.NewReader(layertartest.Tar(items...)))
+		if err := Unpack(t.Context(), t.TempDir(), r, Options{}); !errors.Is(err, ErrArchive) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -59,7 +59,7 @@ func Unpack(ctx context.Context, dir string, r *Reader, o Options) error {
 		o: o, r: r, buf: make([]byte, copySize), inUserns: userns.RunningInUserNS(),
 		walk: walk{root: root, at: -1, top: &folder{}},
 	}
-	u.walk.imply = u.imply
+	u.walk.imply, u.walk.step = u.imply, r.Step
 	if o.Owner == nil {
 		u.o.Owner = func(uid, gid int) (int, int, error) { return uid, gid, nil }
 	}
@@ -97,9 +97,20 @@ func (u *unpacker) all(ctx context.Context) error {
 			err = u.add(e)
 		}
 		if err != nil {
-			return fmt.Errorf("unpack %.300q: %w", e.Name, err)
+			return fmt.Errorf("unpack %.300q: %w", e.Name, refused(err))
 		}
 	}
+}
+
+// refused returns an error as ErrArchive if it is one that only an archive makes in a folder that is nobody else's:
+// what an entry leads through is missing or no folder.
+func refused(err error) error {
+	for _, errno := range []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG} {
+		if errors.Is(err, errno) && !errors.Is(err, ErrArchive) {
+			return fmt.Errorf("%w: %w", ErrArchive, err)
+		}
+	}
+	return err
 }
 
 // add unpacks one entry.
@@ -323,6 +334,8 @@ func (u *unpacker) xattr(at *Place, x Xattr, err error) error {
 		at.Lost = true
 		u.r.note(fmt.Sprintf("extended attribute %.100q: %v", x.Name, err))
 		return nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE): // a value that the attribute can't have
+		err = fmt.Errorf("%w: %w", ErrArchive, err)
 	}
 	return fmt.Errorf("extended attribute %.100q of %d bytes: %w", x.Name, len(x.Value), err)
 }
@@ -342,12 +355,22 @@ func (u *unpacker) link(e *Entry, at *Place) error {
 	}
 	dir, base := path.Split(e.Target)
 	err := u.walk.aside(strings.TrimSuffix(dir, "/"), func(from int) error {
-		return call("link", unix.Linkat(from, base, at.Dir, at.Base, 0))
+		err := unix.Linkat(from, base, at.Dir, at.Base, 0)
+		if errors.Is(err, unix.EPERM) && isFolder(from, base) {
+			err = unix.EISDIR
+		}
+		return call("link", err)
 	})
 	if err != nil {
 		return fmt.Errorf("hard link to %.300q: %w", e.Target, err)
 	}
 	return u.linkAttributes(e, at)
+}
+
+func isFolder(dir int, base string) bool {
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
 // linkAttributes returns a file the attributes of its new name's entry. The owner is left alone where it is right
@@ -424,6 +447,9 @@ func (u *unpacker) imply(dir int, f *folder, hides bool) error {
 	}
 	if f == nil {
 		return nil
+	}
+	if err := u.r.Imply(); err != nil {
+		return err
 	}
 	f.times, f.timed = timesOf(u.entry), true
 	uid, gid, err := u.o.Owner(0, 0)

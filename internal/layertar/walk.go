@@ -23,6 +23,7 @@ type folder struct {
 type walk struct {
 	root  *os.File
 	top   *folder
+	step  func() error                               // counts names that folders are looked for by
 	imply func(dir int, f *folder, hides bool) error // sees to a new folder; f is nil for one that an entry describes
 
 	at     int     // descriptor of the folder at hand, -1 for none
@@ -119,6 +120,9 @@ func (w *walk) resolve(dir string, mk bool) (string, *folder, error) {
 	chain := []place{{"", w.top}}
 	steps := strings.Split(dir, "/")
 	for followed := 0; len(steps) > 0; {
+		if err := w.step(); err != nil {
+			return "", nil, err
+		}
 		name := steps[0]
 		steps = steps[1:]
 		at := chain[len(chain)-1]
