@@ -89,10 +89,14 @@ func (u *upload) abort(ctx context.Context, ids ...string) (err error) {
 	return err
 }
 
+// mostPages bounds what is read of a store's lists, a thousand a page: an archive has no more parts.
+const mostPages = maxParts/1000 + 1
+
 // begun returns the uploads of the key that are neither completed nor aborted, the latest last.
 func (u *upload) begun(ctx context.Context) (ids []string, err error) {
 	var uploads []minio.ObjectMultipartInfo
-	for keyMarker, idMarker := "", ""; ; {
+	keyMarker, idMarker := "", ""
+	for range mostPages {
 		list, err := u.store.ListMultipartUploads(ctx, u.bucket, u.key, keyMarker, idMarker, "", 1000)
 		if err != nil {
 			return nil, err
@@ -116,8 +120,8 @@ func (u *upload) begun(ctx context.Context) (ids []string, err error) {
 
 // parts returns the parts that the store has of an upload, by their numbers.
 func (u *upload) parts(ctx context.Context, id string) (map[int]minio.ObjectPart, error) {
-	parts := map[int]minio.ObjectPart{}
-	for marker := 0; ; {
+	parts, marker := map[int]minio.ObjectPart{}, 0
+	for range mostPages {
 		list, err := u.store.ListObjectParts(ctx, u.bucket, u.key, id, marker, 1000)
 		if err != nil {
 			return nil, err
@@ -126,10 +130,11 @@ func (u *upload) parts(ctx context.Context, id string) (map[int]minio.ObjectPart
 			parts[p.PartNumber] = p
 		}
 		if !list.IsTruncated || list.NextPartNumberMarker <= marker {
-			return parts, nil
+			break
 		}
 		marker = list.NextPartNumberMarker
 	}
+	return parts, nil
 }
 
 // send sends the parts that aren't there, and has the store make the object of all.

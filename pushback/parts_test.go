@@ -206,6 +206,30 @@ func TestAnUploadThatAnotherSenderHasCompletedIsSent(t *testing.T) {
 	}
 }
 
+func TestListsThatDoNotEndAreReadNoFurther(t *testing.T) {
+	var pages atomic.Int32
+	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		switch {
+		case q.Method == http.MethodHead:
+			w.WriteHeader(http.StatusNotFound)
+		case q.Method == http.MethodGet && q.URL.Query().Has("uploads"):
+			fmt.Fprintf(w, "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>k</NextKeyMarker>"+
+				"<NextUploadIdMarker>%d</NextUploadIdMarker></ListMultipartUploadsResult>", pages.Add(1))
+		default:
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
+	defer store.Close()
+	s := settingsOf(strings.TrimPrefix(store.URL, "http://"), "")
+	l := api.Layer{Digest: strings.Repeat("a", 64), Size: partSize + 1}
+	if err := s.store(t.Context(), l, bytes.NewReader(make([]byte, l.Size)), false, false); err == nil {
+		t.Error("no error")
+	}
+	if n := pages.Load(); n != mostPages {
+		t.Errorf("%d pages are read, want %d", n, mostPages)
+	}
+}
+
 // A store may have lost of an upload what it says it has: it isn't gone on with for ever.
 func TestAnUploadThatMakesNoObjectIsBegunAnew(t *testing.T) {
 	r := newRig(t, "unknown", "unknown", "unknown", "done")

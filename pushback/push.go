@@ -101,15 +101,15 @@ func (p *Pusher) Push(ctx context.Context, s *Settings, layer io.Reader, origin 
 			err = errors.Join(err, archive.Close())
 		}
 	}()
-	sent, err := p.begin(ctx, l.Digest)
-	if err != nil {
-		return nil, err
-	}
-	defer sent()
-	l.Node, l.Image = s.node, printable(origin)
 	limit := time.Duration(s.Wait) + time.Duration(l.Size/slowest)*time.Second
 	waiting, stop := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it isn't published after %v", limit))
 	defer stop()
+	sent, err := p.begin(waiting, l.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s isn't published in %s: %w", l.Digest, s.CvmfsRepo, err)
+	}
+	defer sent()
+	l.Node, l.Image = s.node, printable(origin)
 	answer, err := p.publish(waiting, s, l, archive)
 	if err != nil {
 		if temporary(err) {

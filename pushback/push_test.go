@@ -375,6 +375,25 @@ func TestStoreAndServiceAreTried(t *testing.T) {
 	}
 }
 
+// However many wait for one another, none waits longer than one would.
+func TestEqualCommitsWaitNoLongerThanOne(t *testing.T) {
+	r := newRig(t, "publishing")
+	r.settings.Wait = Duration(time.Second)
+	began := time.Now()
+	var all sync.WaitGroup
+	for range 6 {
+		all.Go(func() {
+			if _, err := r.push("content"); err == nil || !strings.Contains(err.Error(), "isn't published after") {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if took := time.Since(began); took >= 5*time.Second { // one after the other they would take 6 s
+		t.Errorf("they took %v", took)
+	}
+}
+
 // A service of 2017 learns of an object by an event alone, which it may have missed.
 func TestALayerThatAServiceOf2017HasMissedIsPutAgain(t *testing.T) {
 	for says, again := range map[string]bool{"unknown": true, `{"status":"unknown","digest":%q}`: false} {

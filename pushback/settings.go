@@ -259,6 +259,9 @@ func (s *Settings) readAuthority() error {
 	if s.CA == "" {
 		return nil
 	}
+	if err := guarded(s.CA); err != nil {
+		return err
+	}
 	b, err := readFile(s.CA)
 	if errors.Is(err, errLong) {
 		return fmt.Errorf("%w: give the site's own authority alone, the system's are trusted anyway", err)

@@ -105,11 +105,24 @@ func TestAllThatIsWrongWithSettingsIsToldAtOnce(t *testing.T) {
 	text := `{"CvmfsRepo":"x/y","Host":"h","CA":"gone","TokenFile":"token","PublishStatusURL":"ftp://h"}`
 	_, err := Read(write(t, dir, FileName, text, 0o646))
 	for _, want := range []string{
-		"CvmfsRepo", "CA: open", "TokenFile: it holds secrets", "PublishStatusURL", "chmod 0644", "AccessKey",
+		"CvmfsRepo", "CA: stat", "TokenFile: it holds secrets", "PublishStatusURL", "chmod 0644", "AccessKey",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// Whoever changes it answers for the service, and gets the token.
+func TestAnAuthorityIsNotEverybodys(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(write(t, dir, "ca.pem", "", 0o600), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(of2017, `"SSL":false`, `"CA":"ca.pem"`, 1)
+	_, err := Read(write(t, dir, FileName, text, 0o600))
+	if err == nil || !strings.Contains(err.Error(), "CA: everybody can change it") {
+		t.Error(err)
 	}
 }
 

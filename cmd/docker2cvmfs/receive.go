@@ -106,7 +106,7 @@ func receiveList(c *cli.Context) error {
 			}
 			continue
 		}
-		reason := r.Reason
+		reason := shown(r.Reason)
 		if r.State == receive.Asking {
 			reason = receive.Archive(config, r.Digest)
 		}
@@ -124,7 +124,7 @@ func shown(text string) string {
 		return "-"
 	}
 	quoted := fmt.Sprintf("%+q", text)
-	return quoted[1 : len(quoted)-1]
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
 func receiveDecide(c *cli.Context, approve bool) error {

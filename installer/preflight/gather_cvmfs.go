@@ -194,7 +194,7 @@ func lookAtMinio(ctx context.Context, p Plan, set string) *Minio {
 	}
 	m := &Minio{File: file, Asked: p.MinioConfig != ""}
 	settings, err := pushback.Read(m.File)
-	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" {
+	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" && set != p.PushBack {
 		return nil
 	}
 	if err == nil {

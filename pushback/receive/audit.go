@@ -81,6 +81,15 @@ func (a *audit) reserve(lines int) error {
 	return nil
 }
 
+// try makes the file, if it isn't there.
+func (a *audit) try() error {
+	f, err := a.open()
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // open opens the file, each time: it may be rotated.
 func (a *audit) open() (*os.File, error) {
 	f, err := os.OpenFile(a.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)

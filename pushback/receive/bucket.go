@@ -24,13 +24,16 @@ const pollAgain = 10 * time.Second
 // mostHints bounds the keys that events told of; beyond, all of the bucket is looked at.
 const mostHints = 10_000
 
+// longestKey is that of an object in S3, in bytes.
+const longestKey = 1024
+
 // told takes an event: the next look is soon.
 func (s *Service) told(e event) {
 	if s.bucket == nil || e.bucket != s.bucket.Name() {
 		return
 	}
 	key, ok := s.bucket.Below(e.key)
-	if !ok || !api.ValidDigest(path.Base(key)) {
+	if !ok || len(key) > longestKey || !api.ValidDigest(path.Base(key)) {
 		return
 	}
 	s.mu.Lock()
@@ -160,12 +163,12 @@ func (s *Service) poll(ctx context.Context) error {
 		}
 		return context.Cause(ctx)
 	})
-	if err = errors.Join(err, first); err == nil {
+	if err == nil {
 		s.mu.Lock()
 		s.deferred = waiting
 		s.mu.Unlock()
 	}
-	return err
+	return errors.Join(err, first)
 }
 
 // object takes a layer's object, unless it is known, or there is no room for it now; then waiting, which may be nil,
@@ -182,10 +185,12 @@ func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]st
 	defer release()
 	r, known := s.book.get(digest)
 	switch {
+	case known && r.State == Published && s.answer(digest).Status != api.Done:
+		return nil // until it is known that the repository still has it
 	case known && (r.State == Published || r.State == Rejected):
 		return s.bucket.Remove(ctx, o.Key)
-	case known && (r.State.Pending() || r.State == Sending && time.Since(s.touched(digest)) < takeOver ||
-		slices.Contains(r.Failed, failedObject(o.Key, o.Version))):
+	case known && (r.State.Pending() || r.State == Sending && !s.still(digest) ||
+		len(r.Failed) >= mostObjects || slices.Contains(r.Failed, failedObject(o.Key, o.Version))):
 		return nil
 	}
 	r = Record{
@@ -231,26 +236,37 @@ func (s *Service) arrive(r Record, o *s3.Object, waiting map[string]string) erro
 	if err == nil && r.DiffID != "" && !api.ValidDigest(r.DiffID) {
 		err = refusef("diffID %.80q: want 64 lower-case hex digits", r.DiffID)
 	}
-	if err != nil {
-		r.DiffID = ""
-		return s.fail(DecidedRefused, r, err)
-	}
 	s.admission.Lock()
 	defer s.admission.Unlock()
+	if err != nil {
+		return s.refuseObject(r, err, waiting)
+	}
 	if wait, why := s.room(&r); wait > 0 {
 		return s.later(waiting, r.Digest, why)
 	}
-	if err := s.decide(DecidedReceived, &r, ""); err != nil {
-		return err
-	}
-	s.reached("received")
-	if err := s.book.put(r); err != nil {
+	if err := s.enter(DecidedReceived, &r, ""); err != nil {
 		return err
 	}
 	s.sent.add(r.Node, r.Size, r.Since)
 	s.reached("recorded")
 	signal(s.wake)
 	return nil
+}
+
+// refuseObject refuses an object. What another node sends of the same layer goes on. The caller holds admission.
+func (s *Service) refuseObject(r Record, why error, waiting map[string]string) error {
+	if s.refused.within(time.Hour, r.origin(), r.Since) >= mostRefusals {
+		return s.later(waiting, r.Digest, fmt.Sprintf("too many layers of %s were refused", r.origin()))
+	}
+	s.refused.add(r.origin(), 0, r.Since)
+	r.DiffID = ""
+	old, known := s.book.get(r.Digest)
+	if !known || old.State != Sending {
+		return s.fail(DecidedRefused, r, why)
+	}
+	r.Reason = why.Error()
+	old.Failed = append(slices.Clone(old.Failed), failedObject(r.Key, r.Object))
+	return s.follows(DecidedRefused, &r, "", func() error { return s.book.put(old) })
 }
 
 // folderOf is the folder of a key; "" for one that lies in none. To a store, and to its policies, ".." is a name like
@@ -263,11 +279,17 @@ func bounded(text string) string {
 	return text[:min(len(text), most)]
 }
 
+// leastFetch is what fetching an object may take, however small it is.
+const leastFetch = time.Minute
+
 // fetch brings an object's archive here.
 func (s *Service) fetch(ctx context.Context, r *Record) error {
 	if s.bucket == nil {
 		return errors.New("it is in a bucket, and the configuration has none any more")
 	}
+	limit := leastFetch + time.Duration(r.Size/leastRate)*time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the store gives it too slowly: not within %v", limit))
+	defer cancel()
 	content, err := s.bucket.Get(ctx, r.Key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return refusef("it is gone from the bucket: send it again")

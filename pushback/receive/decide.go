@@ -58,7 +58,15 @@ func Decide(c *Config, digest string, approve bool, by, reason string) (outcome 
 		return "", err
 	}
 	// read by the service, whose user may be another one; nobody else may enter its state
-	return outcome, durable.Replace(filepath.Join(c.State, decisionsFolder, digest), 0o644, b)
+	file := filepath.Join(c.State, decisionsFolder, digest)
+	if err := durable.New(file, 0o644, b); !errors.Is(err, fs.ErrExist) {
+		return outcome, err
+	}
+	var before verdict
+	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &before) == nil {
+		return "", fmt.Errorf("layer %s was decided on by %s already, which the service is about to heed", digest, before.By)
+	}
+	return "", fmt.Errorf("layer %s was decided on already, which the service is about to heed", digest)
 }
 
 // heed does what people have decided.
@@ -97,22 +105,13 @@ func (s *Service) obey(digest string, v verdict) error {
 	switch {
 	case ok && r.State == Rejected && v.Approve:
 		r.By, r.Reason = v.By, "it may be sent again"
-		if err := s.decide(DecidedApproved, &r, ""); err != nil {
-			return err
-		}
-		return s.book.drop(digest)
+		return s.follows(DecidedApproved, &r, "", func() error { return s.book.drop(digest) })
 	case !ok || r.State != Asking:
 		return nil
 	case v.Approve:
 		r.State, r.By, r.Reason = Ready, v.By, ""
-		if err := s.decide(DecidedApproved, &r, ""); err != nil {
-			return err
-		}
-		return s.book.put(r)
+		return s.enter(DecidedApproved, &r, "")
 	}
 	r.State, r.By, r.Reason = Rejected, v.By, strings.TrimSuffix(api.RejectedBy+v.By+": "+v.Reason, ": ")
-	if err := s.decide(DecidedRejected, &r, ""); err != nil {
-		return err
-	}
-	return s.book.put(r) // a poll removes the object
+	return s.enter(DecidedRejected, &r, "") // a poll removes the object
 }

@@ -115,6 +115,15 @@ func TestWhatCanNotBeFetchedForLongHasFailed(t *testing.T) {
 	s.puts("", l)
 	s.store.Cut = true
 	s.turn()
+	// It has failed once, which says nothing of how long: the service may have been off since it came.
+	r, _ := s.book.get(l.digest)
+	if r.Next = (time.Time{}); r.State != Arrived || r.Attempts != 1 {
+		t.Errorf("%+v", r)
+	}
+	if err := s.book.put(r); err != nil {
+		t.Fatal(err)
+	}
+	s.round(t.Context())
 	s.is(l, api.Failed, "")
 	if got := decided(audited(t, s.c, l)); got != "received failed" {
 		t.Errorf("audit: %s", got)

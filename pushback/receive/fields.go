@@ -2,6 +2,7 @@ package receive
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,9 @@ func document(b []byte) (*yaml.Node, error) {
 	return root.Content[0], nil
 }
 
+// grants are keys without which more is allowed than with them: one that has lost its value isn't taken for none.
+var grants = []string{"nodes", "name", "images", "prefixes", "approval"}
+
 // section reads a mapping of keys.
 func (f *faults) section(n *yaml.Node, fields []field) {
 	if n = resolved(n); n.Kind != yaml.MappingNode {
@@ -76,6 +80,8 @@ func (f *faults) section(n *yaml.Node, fields []field) {
 			f.add(key.Line, "unknown key %.100q: the keys are %s", key.Value, keys(fields))
 		case seen[key.Value]:
 			f.add(key.Line, "%s is there twice", key.Value)
+		case value.Tag == "!!null" && slices.Contains(grants, key.Value):
+			f.add(key.Line, "%s: want %s, or leave it out", key.Value, cmp.Or(fields[at].wants, "a value"))
 		case value.Tag == "!!null":
 		default:
 			if err := fields[at].set(value); errors.Is(err, errWanted) {

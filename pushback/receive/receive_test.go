@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -104,14 +105,15 @@ func newSite(t testing.TB, change func(c *Config)) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	web := httptest.NewServer(s.handler())
+	t.Cleanup(web.Close)
+	at := &site{s, t, store, web, strings.TrimPrefix(c.Target, "native:")}
 	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
+		if err := at.Close(); err != nil { // of the last that was restarted
 			t.Error(err)
 		}
 	})
-	web := httptest.NewServer(s.handler())
-	t.Cleanup(web.Close)
-	return &site{s, t, store, web, strings.TrimPrefix(c.Target, "native:")}
+	return at
 }
 
 // puts an object of a layer into the bucket.
@@ -121,6 +123,12 @@ func (s *site) puts(folder string, l layer, metadata ...string) {
 		header.Set("X-Amz-Meta-"+metadata[i], metadata[i+1])
 	}
 	s.store.Objects["in/"+folder+l.digest] = s3test.Object{Content: l.archive, Header: header, Modified: time.Now()}
+}
+
+// round does all that can be done now, one after the other.
+func (s *Service) round(ctx context.Context) {
+	s.arrivals(ctx, func(digest string) { s.judge(ctx, digest) })
+	s.publish(ctx)
 }
 
 // turn looks into the bucket and does what there is to do.

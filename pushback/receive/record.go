@@ -56,6 +56,8 @@ type Record struct {
 	Since    time.Time `json:"since"`            // when it came
 	Changed  time.Time `json:"changed"`          // when the state did
 	Attempts int       `json:"attempts,omitempty"`
+	Tried    time.Time `json:"tried,omitzero"`     // when it failed first, of Attempts
+	Ends     int       `json:"ends,omitempty"`     // of the service while it published the layer
 	Next     time.Time `json:"next,omitzero"`      // when it is tried again
 	By       string    `json:"by,omitempty"`       // the person who decided
 	Revision uint64    `json:"revision,omitempty"` // that has it, where that is known
@@ -68,6 +70,7 @@ const (
 	decisionsFolder = "decisions" // of people, not yet heeded
 	lockFile        = "lock"
 	noteFile        = "transaction" // of the sink
+	workingFile     = "publishing"  // digests of the layers that are being published, a line each
 
 	recordSuffix = ".json"
 	maxRecord    = 64 << 10 // bytes
@@ -293,27 +296,47 @@ func (b *book) claim(digest string) (release func(), ok bool) {
 	}, true
 }
 
+// origin is who answers for a layer: whoever may write to the folder that it lies in, or else its node.
+func (r *Record) origin() string {
+	if folder, _, below := strings.Cut(r.Key, "/"); below {
+		return folder + "/"
+	}
+	return r.Node
+}
+
+// isBusy reports whether somebody works on a layer.
+func (b *book) isBusy(digest string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.busy[digest]
+}
+
 // usage is what records take up.
 type usage struct {
 	layers int   // that aren't decided
 	bytes  int64 // of their archives
-	own    int   // of them, those of the node that is asked for
+	own    int   // of the layers, those of the node that is asked for
 	failed int   // layers that have failed
+	faults int   // of them, those of the origin that is asked for
 }
 
-// usage counts what is kept, and what of it is a node's.
-func (b *book) usage(node string) (u usage) {
+// usage counts what is kept besides a layer's own record, and what of it is of its node.
+func (b *book) usage(of *Record) (u usage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, r := range b.records {
 		switch {
+		case r.Digest == of.Digest:
 		case r.State == Sending || r.State.Pending():
 			u.layers, u.bytes = u.layers+1, u.bytes+r.Size
-			if r.Node == node {
+			if r.Node == of.Node {
 				u.own++
 			}
 		case r.State == Failed:
 			u.failed++
+			if r.origin() == of.origin() {
+				u.faults++
+			}
 		}
 	}
 	return u

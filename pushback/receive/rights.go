@@ -137,7 +137,11 @@ const (
 // they tell the last.
 func sentBefore(records []Record) sent {
 	s := sent{}
+	now := time.Now()
 	for _, r := range records {
+		if r.Since.After(now) { // by a clock that was ahead
+			r.Since = now
+		}
 		s.add(r.Node, r.Size, r.Since)
 	}
 	return s
@@ -181,7 +185,7 @@ func (c *Config) wait(r *Record, before []sending, now time.Time) (time.Duration
 	}
 	layers, bytes := 0, r.Size
 	for _, b := range slices.Backward(before) { // the newest first: what has to be old enough is the first too much
-		age := now.Sub(b.at)
+		age := max(0, now.Sub(b.at))
 		if layers += b.layers; n.PerHour > 0 && layers >= n.PerHour && age < time.Hour {
 			return time.Hour - age, fmt.Sprintf("%s has sent %d layers within an hour", r.Node, layers)
 		}

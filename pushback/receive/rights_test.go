@@ -274,6 +274,7 @@ func TestAServiceTellsWhatItDoesForWhom(t *testing.T) {
 func TestStatusIsToldToWhoMayKnowIt(t *testing.T) {
 	closed, open := newSite(t, nil), newSite(t, func(c *Config) { c.OpenStatus = true })
 	l := newLayer(t, "file")
+	open.seen = time.Now()
 	if code, _, _ := closed.request(http.MethodGet, "/status/"+l.digest, "", nil); code != http.StatusUnauthorized {
 		t.Errorf("without a token: %d", code)
 	}

@@ -12,6 +12,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 
 	"cvmfs-graphdriver/convert/sink"
 	"cvmfs-graphdriver/cvmfs/publish/s3"
+	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/pushback/api"
 )
 
@@ -44,6 +47,8 @@ type Service struct {
 	admission sync.Mutex // held from the look for room for a layer until the layer is recorded
 	sent      sent       // guarded by admission
 	refused   sent       // uploads that weren't taken; guarded by admission
+
+	noted sync.Map // the last audit line of a digest, without its time, until what follows of it is done
 
 	mu       sync.Mutex // guards what follows
 	present  map[string]bool
@@ -72,7 +77,12 @@ func Check(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(writable("state", c.State), writable("audit", filepath.Dir(c.Audit)))
+	err = writable("state", c.State)
+	if dir := filepath.Dir(c.Audit); dir != filepath.Clean(c.State) {
+		if stat := unix.Access(dir, unix.W_OK|unix.X_OK); stat != nil {
+			err = errors.Join(err, fmt.Errorf("audit: %s can't be written to by uid %d: %w", dir, os.Getuid(), stat))
+		}
+	}
 	if p := sink.Publisher(target); p != nil {
 		err = errors.Join(err, writable("target", p.Dir()))
 	}
@@ -113,6 +123,7 @@ func newService(c *Config, log *slog.Logger) (*Service, error) {
 	s.open = func() (sink.Sink, error) {
 		o := c.place
 		o.FQRN, o.Prefix, o.Note = c.Repository, c.Layout.FolderPrefix(), filepath.Join(c.State, noteFile)
+		o.MaxEntries = c.Limits.Entries
 		return sink.Open(c.Target, o)
 	}
 	target, err := s.open()
@@ -179,7 +190,26 @@ func New(c *Config, log *slog.Logger) (*Service, error) {
 	}
 	s.sent, s.refused = sentBefore(s.book.all()), sent{}
 	s.audit = &audit{file: c.Audit, counts: map[Decision]int64{}}
+	if err := errors.Join(s.audit.try(), s.reconsider(), s.survived()); err != nil {
+		return nil, errors.Join(err, s.lock.Close())
+	}
 	return s, nil
+}
+
+// reconsider holds what waits against the configuration, which may be another one than when it came.
+func (s *Service) reconsider() (err error) {
+	for _, r := range s.book.all() {
+		if r.State != Sending && !r.State.Pending() {
+			continue
+		}
+		if why := s.c.admit(&r); why != nil {
+			err = errors.Join(err, s.fail(DecidedRefused, r, why))
+		} else if r.State == Ready && r.By == "" && s.c.approval(&r) {
+			r.State = Asking
+			err = errors.Join(err, s.book.put(r))
+		}
+	}
+	return err
 }
 
 // Close gives the state back.
@@ -206,6 +236,40 @@ func (s *Service) Run(ctx context.Context, ready func(net.Addr)) error {
 		ready(address)
 	}
 	return g.Wait()
+}
+
+// mostEnds is how often the service may end while it publishes a layer before it does without it.
+const mostEnds = 3
+
+// survived notes which layers were being published when the service ended without having said how that went: each gets
+// a transaction of its own, as one of them may be why.
+func (s *Service) survived() error {
+	file := filepath.Join(s.c.State, workingFile)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for digest := range strings.Lines(string(b)) {
+		r, ok := s.book.get(strings.TrimSpace(digest))
+		if !ok || r.State != Ready {
+			continue
+		}
+		r.Ends++
+		r.Attempts = max(r.Attempts, 1)
+		if r.Ends >= mostEnds {
+			why := fmt.Errorf("the service ended %d times while it published the layer: its log says why", r.Ends)
+			err = errors.Join(err, s.fail(DecidedFailed, r, why))
+		} else {
+			err = errors.Join(err, s.book.put(r))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return durable.Remove(file)
 }
 
 // FQRN is the repository that layers are published in.
@@ -237,8 +301,7 @@ func (s *Service) answer(digest string) *api.Answer {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.present[digest] {
-			a.Status, a.URL = api.Done, s.url(digest)
-			s.ask = true
+			s.done(a, 0)
 		} else if why := s.deferred[digest]; why != "" {
 			a.Status, a.Reason = api.Publishing, why
 		}
@@ -252,14 +315,43 @@ func (s *Service) answer(digest string) *api.Answer {
 		a.Status = api.Publishing
 		a.Reason = s.waitsFor(&r)
 	case Published:
-		a.Status, a.URL, a.Revision = api.Done, s.url(digest), r.Revision
 		s.mu.Lock()
-		s.ask = true
+		s.done(a, r.Revision)
 		s.mu.Unlock()
 	case Failed, Rejected:
 		a.Status = api.Failed
 	}
 	return a
+}
+
+// done says of a layer that the repository has it, once that is known for now: somebody may have removed it. The caller
+// holds mu.
+func (s *Service) done(a *api.Answer, revision uint64) {
+	s.ask = true
+	if time.Since(s.seen) < lookAge {
+		a.Status, a.URL, a.Revision = api.Done, s.url(a.Digest), revision
+	} else {
+		a.Status, a.Reason = api.Publishing, lookedInto
+		signal(s.wake)
+	}
+}
+
+const lookedInto = "the repository is looked into"
+
+// current is the answer once the repository has been looked into, if that doesn't take long.
+func (s *Service) current(ctx context.Context, digest string) *api.Answer {
+	ctx, cancel := context.WithTimeout(ctx, seekTime)
+	defer cancel()
+	for {
+		a := s.answer(digest)
+		if a.Reason != lookedInto || ctx.Err() != nil {
+			return a
+		}
+		select {
+		case <-time.After(seekAgain):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // waitsFor says what a layer waits for that will be published.
@@ -275,8 +367,38 @@ func (s *Service) waitsFor(r *Record) string {
 	return s.trouble
 }
 
-// decide notes a decision.
-func (s *Service) decide(d Decision, r *Record, remote string) error {
+// enter notes a decision, and then records what it makes of a layer.
+func (s *Service) enter(d Decision, r *Record, remote string) error {
+	return s.follows(d, r, remote, func() error { return s.book.put(*r) })
+}
+
+// follows notes a decision, and then does what follows of it. Where that can't be done, the decision is noted once,
+// however often it is tried.
+func (s *Service) follows(d Decision, r *Record, remote string, then func() error) error {
+	l := s.line(d, r, remote)
+	timeless := l
+	timeless.Time = time.Time{}
+	if last, _ := s.noted.Load(r.Digest); last != timeless {
+		if err := s.decide(l); err != nil {
+			return err
+		}
+		s.noted.Store(r.Digest, timeless)
+	}
+	switch d {
+	case DecidedReceived:
+		s.reached("received")
+	case DecidedPublished, DecidedPresent:
+		s.reached("audited")
+	}
+	if err := then(); err != nil {
+		return err
+	}
+	s.noted.Delete(r.Digest)
+	return nil
+}
+
+// line is what is noted of a decision.
+func (s *Service) line(d Decision, r *Record, remote string) auditLine {
 	l := auditLine{
 		Time: time.Now().UTC(), Decision: d, Digest: r.Digest, DiffID: r.DiffID, Node: r.Node, Image: r.Image,
 		Size: r.Size, Key: r.Key, Remote: remote, By: r.By, Reason: r.Reason, Revision: r.Revision,
@@ -284,25 +406,30 @@ func (s *Service) decide(d Decision, r *Record, remote string) error {
 	if d == DecidedPublished || d == DecidedPresent {
 		l.URL = s.url(r.Digest)
 	}
+	return l
+}
+
+// decide notes a decision.
+func (s *Service) decide(l auditLine) error {
 	if err := s.audit.write(l); err != nil {
 		return err
 	}
-	s.log.Info("layer "+string(d), "layer", r.Digest, "node", r.Node, "image", r.Image, "bytes", r.Size,
-		"reason", r.Reason, "by", r.By)
+	s.log.Info("layer "+string(l.Decision), "layer", l.Digest, "node", l.Node, "image", l.Image, "bytes", l.Size,
+		"reason", l.Reason, "by", l.By)
 	return nil
 }
+
+// mostObjects bounds the objects of one digest that are judged: what has failed so often isn't looked at until its
+// record is forgotten.
+const mostObjects = 1000
 
 // fail ends a layer's way.
 func (s *Service) fail(d Decision, r Record, reason error) error {
 	r.State, r.Reason, r.Next = Failed, reason.Error(), time.Time{}
 	if r.Key != "" {
-		const most = 1000
-		r.Failed = append(r.Failed[max(0, len(r.Failed)-most+1):], failedObject(r.Key, r.Object))
+		r.Failed = append(slices.Clone(r.Failed), failedObject(r.Key, r.Object))
 	}
-	if err := s.decide(d, &r, ""); err != nil {
-		return err
-	}
-	return s.book.put(r)
+	return s.enter(d, &r, "")
 }
 
 // failedObject is what a record keeps of an object that has failed.
@@ -311,14 +438,20 @@ func failedObject(key, version string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// mostFailed bounds the records of layers that have failed, of which somebody may make any number.
-const mostFailed = 20_000
+// The records of layers that have failed, of which somebody may make any number: of one origin, whose layers wait then,
+// and of all.
+const (
+	mostFaults = 1000
+	mostFailed = 20_000
+)
 
 // room refuses a layer for which there is no place now; 0 and "" if there is. The caller holds admission.
 func (s *Service) room(r *Record) (time.Duration, string) {
 	const busy = 30 * time.Second
-	u := s.book.usage(r.Node)
+	u := s.book.usage(r)
 	switch n, err := s.c.rights(r.Node); {
+	case u.faults >= mostFaults:
+		return busy, fmt.Sprintf("%d layers of %s have failed: an administrator has to look why", u.faults, r.origin())
 	case u.failed >= mostFailed:
 		return busy, fmt.Sprintf("%d layers have failed: an administrator has to look why", u.failed)
 	case u.layers >= s.c.Limits.Queue:

@@ -89,7 +89,7 @@ func (s *Service) upload(w http.ResponseWriter, q *http.Request, name string) {
 		(&refusal{http.StatusBadRequest, err.Error(), 0}).write(w, s.answer(digest))
 		return
 	}
-	if a := s.answer(digest); a.Status == api.Publishing || a.Status == api.Done {
+	if a := s.current(q.Context(), digest); a.Status == api.Publishing || a.Status == api.Done {
 		reply(w, http.StatusAccepted, a)
 		return
 	}
@@ -124,7 +124,7 @@ func (s *Service) take(w http.ResponseWriter, q *http.Request, name string, p pa
 		return nil // since it was claimed
 	case known && r.State == Rejected:
 		return &refusal{http.StatusForbidden, r.Reason, 0}
-	case known && r.State == Sending && r.Node != name && time.Since(s.touched(digest)) < takeOver:
+	case known && r.State == Sending && r.Node != name && !s.still(digest):
 		return &refusal{http.StatusConflict, "another node is sending this layer", takeOver}
 	}
 	goesOn := known && r.State == Sending && r.Node == name && r.Size == p.total
@@ -157,6 +157,32 @@ func (s *Service) touched(digest string) time.Time {
 	return info.ModTime()
 }
 
+// giveWay drops the oldest upload that a node has given up for another one of the same node, and reports whether there
+// was one. The caller holds admission.
+func (s *Service) giveWay(to *Record) bool {
+	for _, r := range s.book.in(Sending) {
+		if r.Node != to.Node || r.Digest == to.Digest || !s.still(r.Digest) {
+			continue
+		}
+		release, ok := s.book.claim(r.Digest)
+		if !ok {
+			continue
+		}
+		err := s.book.drop(r.Digest)
+		release()
+		s.complain("dropping an upload", r.Digest, err)
+		return err == nil
+	}
+	return false
+}
+
+// still reports whether nothing has come of an upload for so long that its node may have given it up. By a clock that
+// was ahead it came later than now.
+func (s *Service) still(digest string) bool {
+	age := time.Since(s.touched(digest))
+	return age >= takeOver || age < -takeOver
+}
+
 // start begins an upload, if its node may.
 func (s *Service) start(r Record, q *http.Request) *refusal {
 	if r.DiffID != "" && !api.ValidDigest(r.DiffID) {
@@ -167,16 +193,17 @@ func (s *Service) start(r Record, q *http.Request) *refusal {
 	}
 	s.admission.Lock()
 	defer s.admission.Unlock()
-	if wait, why := s.room(&r); wait > 0 {
+	wait, why := s.room(&r)
+	if wait > 0 && s.giveWay(&r) {
+		wait, why = s.room(&r)
+	}
+	if wait > 0 {
 		return &refusal{http.StatusTooManyRequests, why, wait}
 	}
 	if err := os.Truncate(s.book.archive(r.Digest), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s.unable(err)
 	}
-	if err := s.decide(DecidedReceived, &r, q.RemoteAddr); err != nil {
-		return s.unable(err)
-	}
-	if err := s.book.put(r); err != nil {
+	if err := s.enter(DecidedReceived, &r, q.RemoteAddr); err != nil {
 		return s.unable(err)
 	}
 	s.sent.add(r.Node, r.Size, r.Since)
@@ -196,7 +223,7 @@ func (s *Service) refuse(r Record, why error, remote string) *refusal {
 	} else {
 		s.refused.add(r.Node, 0, r.Since)
 		r.Reason = why.Error()
-		if err := s.decide(DecidedRefused, &r, remote); err != nil {
+		if err := s.decide(s.line(DecidedRefused, &r, remote)); err != nil {
 			return s.unable(err)
 		}
 	}

@@ -111,7 +111,7 @@ func (s *Service) meet(q *http.Request) {
 // status tells what became of a layer: as of 2017, or as JSON to who asks for that. Who has no token
 // learns little: whether it is there, or why it failed.
 func (s *Service) status(w http.ResponseWriter, q *http.Request, name string) {
-	a := s.answer(q.PathValue("digest"))
+	a := s.current(q.Context(), q.PathValue("digest"))
 	if s.bucket != nil && (a.Status == api.Unknown || a.Status == api.Failed) {
 		a = s.seek(q.Context(), a, s.keys(a.Digest, name, q.Header.Get(api.HeaderFolder)))
 	}

@@ -4,10 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"cvmfs-graphdriver/convert"
 	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/internal/durable"
 )
 
 // The pauses of what is done again.
@@ -19,11 +24,25 @@ const (
 	forgetting = time.Minute // between two looks for what can be forgotten
 )
 
+// atOnce bounds the layers that are fetched and judged at one time. A store may be slow to give one, and nothing else
+// waits for it.
+const atOnce = 4
+
 // work judges and publishes what comes, until ctx ends.
 func (s *Service) work(ctx context.Context) {
+	var judging errgroup.Group
+	judging.SetLimit(atOnce)
+	defer judging.Wait() // none fails
 	var forgot time.Time
 	for ctx.Err() == nil {
-		s.round(ctx)
+		s.arrivals(ctx, func(digest string) {
+			judging.TryGo(func() error {
+				s.judge(ctx, digest)
+				signal(s.wake)
+				return nil
+			})
+		})
+		s.publish(ctx)
 		if time.Since(forgot) >= forgetting {
 			s.forget()
 			forgot = time.Now()
@@ -36,18 +55,23 @@ func (s *Service) work(ctx context.Context) {
 	}
 }
 
-// round does all that can be done now.
-func (s *Service) round(ctx context.Context) {
+// arrivals heeds what people have decided, and has each layer judged that has arrived and that nobody works on.
+func (s *Service) arrivals(ctx context.Context, judge func(digest string)) {
 	s.heed()
 	for _, r := range s.book.in(Sending) {
 		s.complete(r.Digest)
 	}
 	for _, r := range s.book.in(Arrived) {
-		if ctx.Err() == nil && !time.Now().Before(r.Next) {
-			s.judge(ctx, r.Digest)
+		if ctx.Err() == nil && due(&r) && !s.book.isBusy(r.Digest) {
+			judge(r.Digest)
 		}
 	}
-	s.publish(ctx)
+}
+
+// due reports whether a layer may be tried now. A clock that was ahead doesn't have it wait longer than it would.
+func due(r *Record) bool {
+	wait := time.Until(r.Next)
+	return wait <= 0 || wait > lastPause
 }
 
 // complain logs what can't be done and is tried again.
@@ -79,7 +103,7 @@ func (s *Service) judge(ctx context.Context, digest string) {
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		r.State, r.Reason, r.Attempts, r.Next = Ready, "", 0, time.Time{}
+		r.State, r.Reason, r.Attempts, r.Tried, r.Next = Ready, "", 0, time.Time{}, time.Time{}
 		if s.c.approval(&r) {
 			r.State = Asking
 		}
@@ -94,7 +118,9 @@ func (s *Service) judge(ctx context.Context, digest string) {
 
 // again has a layer tried again later, unless it was tried for too long.
 func (s *Service) again(r Record, err error) {
-	if time.Since(r.Changed) >= s.c.GiveUp {
+	if r.Tried.IsZero() {
+		r.Tried = time.Now().UTC()
+	} else if time.Since(r.Tried) >= s.c.GiveUp {
 		s.complain("giving up a layer", r.Digest, s.fail(DecidedFailed, r, err))
 		return
 	}
@@ -126,7 +152,7 @@ func (s *Service) publish(ctx context.Context) {
 	var fresh []Record
 	for _, r := range s.book.in(Ready) {
 		switch {
-		case time.Now().Before(r.Next):
+		case !due(&r):
 		case r.Attempts > 0:
 			all = append(all, []Record{r})
 		default:
@@ -230,6 +256,12 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 	if err := s.learn(ctx, tx); err != nil {
 		return err
 	}
+	if len(batch) > 0 {
+		if err := s.working(batch); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, durable.Remove(filepath.Join(s.c.State, workingFile))) }()
+	}
 	added := make([]bool, len(batch))
 	for i := range batch {
 		if added[i], err = s.add(ctx, tx, &batch[i]); err != nil {
@@ -256,6 +288,15 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 		err = errors.Join(err, s.settle(ctx, d, r))
 	}
 	return err
+}
+
+// working notes which layers are being published.
+func (s *Service) working(batch []Record) error {
+	var digests strings.Builder
+	for _, r := range batch {
+		digests.WriteString(r.Digest + "\n")
+	}
+	return durable.Replace(filepath.Join(s.c.State, workingFile), 0o600, []byte(digests.String()))
 }
 
 // learn finds out what the repository has and keeps, and forgets what was removed from it, or will be: when a node
@@ -301,11 +342,7 @@ func (s *Service) settle(ctx context.Context, d Decision, r Record) error {
 	s.present[r.Digest] = true
 	s.counts.published += r.Size
 	s.mu.Unlock()
-	if err := s.decide(d, &r, ""); err != nil {
-		return err
-	}
-	s.reached("audited")
-	if err := s.book.put(r); err != nil {
+	if err := s.enter(d, &r, ""); err != nil {
 		return err
 	}
 	s.reached("settled")
