@@ -84,6 +84,9 @@ func foreign() string {
 }
 
 func TestRelease(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it compiles everything for each architecture, which takes minutes")
+	}
 	public, private, err := minisign.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
