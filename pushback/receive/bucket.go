@@ -105,11 +105,11 @@ func (s *Service) follow(ctx context.Context, keys []string) (there bool, err er
 	return there, nil
 }
 
-// The bounds of looking into the bucket because a status is asked for. A node of 2017 waits 2 s for an answer, asks as
-// soon as it has put its layer there, and takes "unknown" for the end.
+// The bounds of looking into bucket and repository because a status is asked for. A node of 2017 waits 2 s for an
+// answer, asks as soon as it has put its layer into the bucket, and takes "unknown" for the end.
 const (
-	seekTime  = 1500 * time.Millisecond
-	seekAgain = 20 * time.Millisecond
+	askedTime  = 1500 * time.Millisecond
+	askedAgain = 20 * time.Millisecond
 )
 
 // keys are those that a layer may have which somebody asks for: who has a token knows its folder.
@@ -129,13 +129,11 @@ func (s *Service) keys(digest, name, folder string) []string {
 }
 
 // seek looks whether a layer is in the bucket by now of which a knows nothing good, and returns what is to be said of
-// it. Anybody may have it do so, one after the other.
+// it when ctx ends at the latest. Anybody may have it do so, one after the other.
 func (s *Service) seek(ctx context.Context, a *api.Answer, keys []string) *api.Answer {
-	ctx, cancel := context.WithTimeout(ctx, seekTime)
-	defer cancel()
 	select {
 	case s.seeking <- struct{}{}:
-		defer func() { time.AfterFunc(seekAgain, func() { <-s.seeking }) }()
+		defer func() { time.AfterFunc(askedAgain, func() { <-s.seeking }) }()
 	case <-ctx.Done():
 		return a
 	}
@@ -146,7 +144,7 @@ func (s *Service) seek(ctx context.Context, a *api.Answer, keys []string) *api.A
 			return now
 		}
 		select { // another look works on it
-		case <-time.After(seekAgain):
+		case <-time.After(askedAgain):
 		case <-ctx.Done():
 			return now
 		}

@@ -197,7 +197,11 @@ func TestALayerThatWasDroppedIsNotDone(t *testing.T) {
 	if len(s.store.Objects) != 1 {
 		t.Error("the object was removed before it was known whether the repository still has it")
 	}
-	s.is(l, api.Publishing, lookedInto)
+	open := s.open
+	s.open = func() (sink.Sink, error) { return nil, errors.New("locked by somebody") }
+	s.round(t.Context())
+	s.is(l, api.Publishing, "which fails: locked by somebody")
+	s.open, s.resume = open, time.Time{}
 	s.round(t.Context())
 	s.is(l, api.Done, "")
 }

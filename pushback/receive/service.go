@@ -53,6 +53,7 @@ type Service struct {
 	mu       sync.Mutex // guards what follows
 	present  map[string]bool
 	seen     time.Time         // when present was found; zero: not yet
+	blind    string            // why it can't be found out now
 	ask      bool              // somebody wants to know whether what was published is still there
 	trouble  string            // why nothing is published now
 	pause    time.Duration     // before publishing is tried again
@@ -332,23 +333,24 @@ func (s *Service) done(a *api.Answer, revision uint64) {
 		a.Status, a.URL, a.Revision = api.Done, s.url(a.Digest), revision
 	} else {
 		a.Status, a.Reason = api.Publishing, lookedInto
+		if s.blind != "" {
+			a.Reason += ", which fails: " + s.blind
+		}
 		signal(s.wake)
 	}
 }
 
 const lookedInto = "the repository is looked into"
 
-// current is the answer once the repository has been looked into, if that doesn't take long.
+// current is the answer once the repository has been looked into, or when ctx ends.
 func (s *Service) current(ctx context.Context, digest string) *api.Answer {
-	ctx, cancel := context.WithTimeout(ctx, seekTime)
-	defer cancel()
 	for {
 		a := s.answer(digest)
-		if a.Reason != lookedInto || ctx.Err() != nil {
+		if !strings.HasPrefix(a.Reason, lookedInto) || ctx.Err() != nil {
 			return a
 		}
 		select {
-		case <-time.After(seekAgain):
+		case <-time.After(askedAgain):
 		case <-ctx.Done():
 		}
 	}

@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -89,7 +90,9 @@ func (s *Service) upload(w http.ResponseWriter, q *http.Request, name string) {
 		(&refusal{http.StatusBadRequest, err.Error(), 0}).write(w, s.answer(digest))
 		return
 	}
-	if a := s.current(q.Context(), digest); a.Status == api.Publishing || a.Status == api.Done {
+	ctx, cancel := context.WithTimeout(q.Context(), askedTime)
+	defer cancel()
+	if a := s.current(ctx, digest); a.Status == api.Publishing || a.Status == api.Done {
 		reply(w, http.StatusAccepted, a)
 		return
 	}

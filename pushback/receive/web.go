@@ -111,9 +111,11 @@ func (s *Service) meet(q *http.Request) {
 // status tells what became of a layer: as of 2017, or as JSON to who asks for that. Who has no token
 // learns little: whether it is there, or why it failed.
 func (s *Service) status(w http.ResponseWriter, q *http.Request, name string) {
-	a := s.current(q.Context(), q.PathValue("digest"))
+	ctx, cancel := context.WithTimeout(q.Context(), askedTime)
+	defer cancel()
+	a := s.current(ctx, q.PathValue("digest"))
 	if s.bucket != nil && (a.Status == api.Unknown || a.Status == api.Failed) {
-		a = s.seek(q.Context(), a, s.keys(a.Digest, name, q.Header.Get(api.HeaderFolder)))
+		a = s.seek(ctx, a, s.keys(a.Digest, name, q.Header.Get(api.HeaderFolder)))
 	}
 	switch {
 	case name != "":

@@ -233,7 +233,8 @@ func (s *Service) note(ctx context.Context, batch []Record, err error) {
 	}
 	s.pause = min(max(2*s.pause, firstPause), lastPause)
 	s.resume = time.Now().Add(s.pause)
-	if len(batch) == 0 { // what is known of the repository is old, which hinders nothing
+	s.blind = err.Error()
+	if len(batch) == 0 { // what is known of the repository is old, and nothing is to be published
 		s.log.Debug("the repository can't be looked into, which is tried again", "in", s.pause, "err", err)
 		return
 	}
@@ -311,7 +312,7 @@ func (s *Service) learn(ctx context.Context, tx sink.Transaction) error {
 		present[s.c.Layout.Digest(l)] = true
 	}
 	s.mu.Lock()
-	s.present, s.seen, s.ask = present, time.Now(), false
+	s.present, s.seen, s.ask, s.blind = present, time.Now(), false, ""
 	s.mu.Unlock()
 	for _, r := range s.book.in(Published) {
 		if !present[r.Digest] {
