@@ -49,7 +49,11 @@ func (s *Stand) startSnapshotter(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s.Snapshotter = s.Engine.Service("snapshotter", o.Snapshotter, "--config", file)
+	program, err := filepath.Abs(o.Snapshotter) // a service runs elsewhere
+	if err != nil {
+		return err
+	}
+	s.Snapshotter = s.Engine.Service("snapshotter", program, "--config", file)
 	return s.StartSnapshotter(ctx)
 }
 

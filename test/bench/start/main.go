@@ -168,10 +168,6 @@ func newBench(ctx context.Context, o options, r *results) (_ *bench, err error) 
 	if b.cache, err = engine.CacheDir(); err != nil {
 		return nil, err
 	}
-	// A service runs elsewhere.
-	if b.stand.Snapshotter, err = filepath.Abs(o.stand.Snapshotter); err != nil {
-		return nil, err
-	}
 	if b.work, err = os.MkdirTemp("", "cvmfs-start-"); err != nil {
 		return nil, err
 	}
