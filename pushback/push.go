@@ -246,8 +246,20 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 	ctx, stop := context.WithTimeoutCause(ctx, time.Duration(s.Wait),
 		fmt.Errorf("it isn't published after %v", time.Duration(s.Wait)))
 	defer stop()
-	return p.wait(ctx, s, service, l.Digest, former, log)
+	for {
+		answer, err = p.wait(ctx, s, service, l.Digest, former, log)
+		if !errors.Is(err, errForgotten) {
+			return answer, err
+		}
+		// It had the layer when it was to be sent, and has found that somebody has removed it since.
+		if _, err := service.Upload(ctx, l, archive); err != nil {
+			return nil, said(ctx, err)
+		}
+	}
 }
+
+// errForgotten says that a service doesn't know a layer that it has taken.
+var errForgotten = errors.New("the service doesn't know the layer any more")
 
 // suits refuses a service that can't do what the settings want of it, by what it says of itself.
 func (s *Settings) suits(a *api.Answer) error {
@@ -297,6 +309,8 @@ func (p *Pusher) wait(ctx context.Context, s *Settings, service *api.Client, dig
 		case answer.Status == api.Failed && (former == nil || answer.Reason != former.Reason ||
 			!answer.Since.Equal(former.Since)):
 			return nil, fmt.Errorf("the service refuses it: %s", answer.Reason)
+		case answer.Status == api.Unknown && s.Host == "" && !answer.Plain:
+			return nil, errForgotten
 		default:
 			if answer.Status != api.Failed {
 				former = nil // it has seen the new one

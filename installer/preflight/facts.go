@@ -192,6 +192,7 @@ const (
 type Minio struct {
 	File       string   `json:"file"`
 	Asked      bool     `json:"asked"`                // the service and the store, if there is one
+	Missing    bool     `json:"missing,omitempty"`    // the snapshotter's settings name it, and it isn't there
 	Repository string   `json:"repository,omitempty"` // that layers are published in
 	Outside    []string `json:"outside,omitempty"`    // files that are named, and lie where the plugin doesn't see them
 	Err        string   `json:"error,omitempty"`

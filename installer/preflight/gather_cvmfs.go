@@ -194,7 +194,10 @@ func lookAtMinio(ctx context.Context, p Plan, set string) *Minio {
 	}
 	m := &Minio{File: file, Asked: p.MinioConfig != ""}
 	settings, err := pushback.Read(m.File)
-	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" && set != p.PushBack {
+	if errors.Is(err, fs.ErrNotExist) && p.MinioConfig == "" {
+		if set == p.PushBack {
+			return &Minio{File: file, Missing: true}
+		}
 		return nil
 	}
 	if err == nil {

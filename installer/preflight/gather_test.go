@@ -429,7 +429,7 @@ func TestSettingsOfPushBackAreFound(t *testing.T) {
 	}
 	// Commits would give ordinary layers, without a word.
 	p := Plan{Snapshots: true, PushBack: filepath.Join(t.TempDir(), "missing.json")}
-	if m := lookAtMinio(t.Context(), p, f.pushBackFile(p)); m == nil || !strings.Contains(m.Err, "missing.json") {
+	if m := lookAtMinio(t.Context(), p, f.pushBackFile(p)); m == nil || !m.Missing {
 		t.Errorf("of a file that the snapshotter is told of and that is missing: %+v", m)
 	}
 	if got := (&Facts{}).pushBackFile(Plan{}); got != "" {

@@ -190,6 +190,10 @@ func minio(f *Facts, p *Plan) (found []Finding) {
 	if m == nil {
 		return nil
 	}
+	if m.Missing {
+		return one(Warning, id, "the snapshotter's settings name "+m.File+", which isn't there: commits give ordinary layers",
+			"write it (docs/pushback.md), or take push-back out of the settings")
+	}
 	if m.Err != "" {
 		return with(one(Error, id, fail+m.File,
 			"correct it (docs/pushback.md), or remove it (with install, leave --minio-config out): commits then give ordinary layers"), m.Err)

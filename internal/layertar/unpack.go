@@ -97,14 +97,18 @@ func (u *unpacker) all(ctx context.Context) error {
 			err = u.add(e)
 		}
 		if err != nil {
-			return fmt.Errorf("unpack %.300q: %w", e.Name, refused(err))
+			return fmt.Errorf("unpack %.300q: %w", e.Name, u.refused(err))
 		}
 	}
 }
 
 // refused returns an error as ErrArchive if it is one that only an archive makes in a folder that is nobody else's:
 // what an entry leads through is missing or no folder.
-func refused(err error) error {
+func (u *unpacker) refused(err error) error {
+	var st unix.Stat_t
+	if unix.Fstat(int(u.walk.root.Fd()), &st) != nil || st.Nlink == 0 { // somebody has removed it
+		return err
+	}
 	for _, errno := range []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.ENAMETOOLONG} {
 		if errors.Is(err, errno) && !errors.Is(err, ErrArchive) {
 			return fmt.Errorf("%w: %w", ErrArchive, err)

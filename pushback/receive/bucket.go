@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,7 +135,10 @@ func (s *Service) seek(ctx context.Context, a *api.Answer, keys []string) *api.A
 	select {
 	case s.seeking <- struct{}{}:
 		defer func() { time.AfterFunc(askedAgain, func() { <-s.seeking }) }()
-	case <-ctx.Done():
+	case <-ctx.Done(): // it has had no turn, and isn't known not to be there
+		if a.Status == api.Unknown {
+			a.Status, a.Reason = api.Publishing, "the bucket is looked into"
+		}
 		return a
 	}
 	for {
@@ -184,7 +188,12 @@ func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]st
 	r, known := s.book.get(digest)
 	switch {
 	case known && r.State == Published && s.answer(digest).Status != api.Done:
-		return nil // until it is known that the repository still has it
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.hints) < mostHints {
+			s.hints[o.Key] = true // once it is known whether the repository still has it
+		}
+		return nil
 	case known && (r.State == Published || r.State == Rejected):
 		return s.bucket.Remove(ctx, o.Key)
 	case known && (r.State.Pending() || r.State == Sending && !s.still(digest) ||
@@ -196,7 +205,7 @@ func (s *Service) object(ctx context.Context, o s3.Object, waiting map[string]st
 		Since: time.Now().UTC(),
 	}
 	s.admission.Lock()
-	wait, why := s.room(&r)
+	wait, why := s.place(&r) // whose it is isn't known yet
 	s.admission.Unlock()
 	if wait > 0 {
 		return s.later(waiting, digest, why)
@@ -253,10 +262,11 @@ func (s *Service) arrive(r Record, o *s3.Object, waiting map[string]string) erro
 
 // refuseObject refuses an object. What another node sends of the same layer goes on. The caller holds admission.
 func (s *Service) refuseObject(r Record, why error, waiting map[string]string) error {
-	if s.refused.within(time.Hour, r.origin(), r.Since) >= mostRefusals {
-		return s.later(waiting, r.Digest, fmt.Sprintf("too many layers of %s were refused", r.origin()))
+	if s.refused.within(time.Hour, s.c.origin(&r), r.Since) >= mostRefusals {
+		return s.later(waiting, r.Digest, fmt.Sprintf("too many layers of %s were refused",
+			cmp.Or(s.c.origin(&r), "nobody in particular")))
 	}
-	s.refused.add(r.origin(), 0, r.Since)
+	s.refused.add(s.c.origin(&r), 0, r.Since)
 	r.DiffID = ""
 	old, known := s.book.get(r.Digest)
 	if !known || old.State != Sending {

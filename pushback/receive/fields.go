@@ -63,7 +63,10 @@ func document(b []byte) (*yaml.Node, error) {
 }
 
 // grants are keys without which more is allowed than with them: one that has lost its value isn't taken for none.
-var grants = []string{"nodes", "name", "images", "prefixes", "approval"}
+var grants = []string{
+	"nodes", "name", "images", "prefixes", "approval", "archive", "queue", "layers_per_hour", "bytes_per_day",
+	"event_sender", "metrics_reader",
+}
 
 // section reads a mapping of keys.
 func (f *faults) section(n *yaml.Node, fields []field) {

@@ -22,7 +22,7 @@ func (s *Service) metrics() []byte {
 	s.mu.Lock()
 	c, trouble := s.counts, s.trouble != ""
 	s.mu.Unlock()
-	spool := s.book.usage(&Record{}).bytes
+	spool := s.book.usage(&Record{}, s.c.origin).bytes
 
 	var b bytes.Buffer
 	family := func(name, kind, help string) func(labels string, value float64) {

@@ -127,7 +127,7 @@ func (s *site) puts(folder string, l layer, metadata ...string) {
 
 // round does all that can be done now, one after the other.
 func (s *Service) round(ctx context.Context) {
-	s.arrivals(ctx, func(digest string) { s.judge(ctx, digest) })
+	s.arrivals(ctx, func(r Record) { s.judge(ctx, r.Digest) })
 	s.publish(ctx)
 }
 

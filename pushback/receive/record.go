@@ -296,12 +296,16 @@ func (b *book) claim(digest string) (release func(), ok bool) {
 	}, true
 }
 
-// origin is who answers for a layer: whoever may write to the folder that it lies in, or else its node.
-func (r *Record) origin() string {
-	if folder, _, below := strings.Cut(r.Key, "/"); below {
-		return folder + "/"
+// dropFailed forgets the layer that failed before all others.
+func (b *book) dropFailed() error {
+	failed := b.in(Failed)
+	oldest := slices.MinFunc(failed, func(a, b Record) int { return a.Changed.Compare(b.Changed) })
+	release, ok := b.claim(oldest.Digest)
+	if !ok {
+		return nil
 	}
-	return r.Node
+	defer release()
+	return b.drop(oldest.Digest)
 }
 
 // isBusy reports whether somebody works on a layer.
@@ -321,9 +325,10 @@ type usage struct {
 }
 
 // usage counts what is kept besides a layer's own record, and what of it is of its node.
-func (b *book) usage(of *Record) (u usage) {
+func (b *book) usage(of *Record, origin func(*Record) string) (u usage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	from := origin(of)
 	for _, r := range b.records {
 		switch {
 		case r.Digest == of.Digest:
@@ -334,7 +339,7 @@ func (b *book) usage(of *Record) (u usage) {
 			}
 		case r.State == Failed:
 			u.failed++
-			if r.origin() == of.origin() {
+			if origin(&r) == from {
 				u.faults++
 			}
 		}

@@ -40,6 +40,22 @@ func (c *Config) rights(name string) (*Node, error) {
 	return nil, refusef("the node %.100q may send no layers: add it to the configuration's nodes", name)
 }
 
+// origin is who answers for a layer: of an object the node whose folder it lies in, or else whoever may write there;
+// otherwise the node, if it isn't only claimed to be that one; "" is nobody in particular.
+func (c *Config) origin(r *Record) string {
+	folder := folderOf(r.Key)
+	if owner := c.owner(folder); folder != "" && owner != "" {
+		return owner
+	}
+	if first, _, _ := strings.Cut(folder, "/"); first != "" {
+		return first + "/"
+	}
+	if r.Key == "" || len(c.Nodes) == 0 || c.node(r.Node) != nil {
+		return r.Node
+	}
+	return ""
+}
+
 // node is the entry of a name; nil if there is none.
 func (c *Config) node(name string) *Node {
 	if at := slices.IndexFunc(c.Nodes, func(n Node) bool { return n.Name == name }); at >= 0 {
@@ -160,7 +176,14 @@ func (s sent) add(node string, size int64, at time.Time) {
 
 // forget drops nodes that have sent nothing for so long: anybody who may write to the bucket may claim any name.
 func (s sent) forget(now time.Time) {
-	maps.DeleteFunc(s, func(_ string, all []sending) bool { return now.Sub(all[len(all)-1].at) >= sentFor })
+	maps.DeleteFunc(s, func(_ string, all []sending) bool {
+		for i := range all {
+			if all[i].at.After(now) { // by a clock that was ahead
+				all[i].at = now
+			}
+		}
+		return now.Sub(all[len(all)-1].at) >= sentFor
+	})
 }
 
 // of is what a node has sent.

@@ -286,6 +286,7 @@ func TestStatusIsToldToWhoMayKnowIt(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		open.present[l.digest] = state == Published
 		code, text, header := open.request(http.MethodGet, "/status/"+l.digest, "", nil)
 		if code != http.StatusOK || text != want || !strings.HasPrefix(header.Get("Content-Type"), "text/plain") {
 			t.Errorf("%s: %d %q", state, code, text)

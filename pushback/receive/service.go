@@ -1,6 +1,7 @@
 package receive
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -44,6 +45,8 @@ type Service struct {
 	uploads chan struct{} // one for each upload under way
 	seeking chan struct{} // one while the bucket is looked into because somebody asks
 
+	started time.Time
+
 	admission sync.Mutex // held from the look for room for a layer until the layer is recorded
 	sent      sent       // guarded by admission
 	refused   sent       // uploads that weren't taken; guarded by admission
@@ -53,7 +56,8 @@ type Service struct {
 	mu       sync.Mutex // guards what follows
 	present  map[string]bool
 	seen     time.Time         // when present was found; zero: not yet
-	blind    string            // why it can't be found out now
+	holding  bool              // nobody else can change the repository, since that was found out
+	blind    bool              // it can't be found out now
 	ask      bool              // somebody wants to know whether what was published is still there
 	trouble  string            // why nothing is published now
 	pause    time.Duration     // before publishing is tried again
@@ -189,7 +193,7 @@ func New(c *Config, log *slog.Logger) (*Service, error) {
 	if s.book, err = openBook(c.State, time.Now); err != nil {
 		return nil, fmt.Errorf("state: %w", errors.Join(err, s.lock.Close()))
 	}
-	s.sent, s.refused = sentBefore(s.book.all()), sent{}
+	s.sent, s.refused, s.started = sentBefore(s.book.all()), sent{}, time.Now()
 	s.audit = &audit{file: c.Audit, counts: map[Decision]int64{}}
 	if err := errors.Join(s.audit.try(), s.reconsider(), s.survived()); err != nil {
 		return nil, errors.Join(err, s.lock.Close())
@@ -203,9 +207,18 @@ func (s *Service) reconsider() (err error) {
 		if r.State != Sending && !r.State.Pending() {
 			continue
 		}
-		if why := s.c.admit(&r); why != nil {
-			err = errors.Join(err, s.fail(DecidedRefused, r, why))
-		} else if r.State == Ready && r.By == "" && s.c.approval(&r) {
+		var why error
+		if r.Key != "" {
+			r.Node, why = s.c.sender(folderOf(r.Key), r.Node)
+		}
+		if why == nil {
+			why = s.c.admit(&r)
+		}
+		switch {
+		case why != nil: // the object isn't at fault, and may be taken once the configuration is another one
+			r.State, r.Reason, r.Next = Failed, why.Error(), time.Time{}
+			err = errors.Join(err, s.enter(DecidedRefused, &r, ""))
+		case r.State == Ready && r.By == "" && s.c.approval(&r):
 			r.State = Asking
 			err = errors.Join(err, s.book.put(r))
 		}
@@ -239,8 +252,8 @@ func (s *Service) Run(ctx context.Context, ready func(net.Addr)) error {
 	return g.Wait()
 }
 
-// mostEnds is how often the service may end while it publishes a layer before it does without it.
-const mostEnds = 3
+// mostEnds is how often the service may end while it publishes a layer before it does without it. People end it, too.
+const mostEnds = 50
 
 // survived notes which layers were being published when the service ended without having said how that went: each gets
 // a transaction of its own, as one of them may be why.
@@ -321,21 +334,27 @@ func (s *Service) answer(digest string) *api.Answer {
 		s.mu.Unlock()
 	case Failed, Rejected:
 		a.Status = api.Failed
+		s.mu.Lock()
+		if why := s.deferred[digest]; why != "" && r.State == Failed { // another object, which may be better
+			a.Status, a.Reason = api.Publishing, why
+		}
+		s.mu.Unlock()
 	}
 	return a
 }
 
-// done says of a layer that the repository has it, once that is known for now: somebody may have removed it. The caller
-// holds mu.
+// done says of a layer that the repository has it: at once while that is known for now, as somebody may have removed
+// it; else once it has been looked for. Where nobody can look, as somebody else works in the repository, what was known
+// last counts. The caller holds mu.
 func (s *Service) done(a *api.Answer, revision uint64) {
 	s.ask = true
-	if time.Since(s.seen) < lookAge {
+	known := s.holding || time.Since(s.seen) < lookAge
+	switch {
+	case known && !s.present[a.Digest]: // it was removed
+	case known || s.blind:
 		a.Status, a.URL, a.Revision = api.Done, s.url(a.Digest), revision
-	} else {
+	default:
 		a.Status, a.Reason = api.Publishing, lookedInto
-		if s.blind != "" {
-			a.Reason += ", which fails: " + s.blind
-		}
 		signal(s.wake)
 	}
 }
@@ -346,7 +365,7 @@ const lookedInto = "the repository is looked into"
 func (s *Service) current(ctx context.Context, digest string) *api.Answer {
 	for {
 		a := s.answer(digest)
-		if !strings.HasPrefix(a.Reason, lookedInto) || ctx.Err() != nil {
+		if a.Reason != lookedInto || ctx.Err() != nil {
 			return a
 		}
 		select {
@@ -379,7 +398,7 @@ func (s *Service) enter(d Decision, r *Record, remote string) error {
 func (s *Service) follows(d Decision, r *Record, remote string, then func() error) error {
 	l := s.line(d, r, remote)
 	timeless := l
-	timeless.Time = time.Time{}
+	timeless.Time, timeless.Remote = time.Time{}, ""
 	if last, _ := s.noted.Load(r.Digest); last != timeless {
 		if err := s.decide(l); err != nil {
 			return err
@@ -441,21 +460,35 @@ func failedObject(key, version string) string {
 }
 
 // The records of layers that have failed, of which somebody may make any number: of one origin, whose layers wait then,
-// and of all.
+// and of all, of which the oldest is forgotten.
 const (
 	mostFaults = 1000
 	mostFailed = 20_000
 )
 
-// room refuses a layer for which there is no place now; 0 and "" if there is. The caller holds admission.
+// busy is when to try again what there is no place for.
+const busy = 30 * time.Second
+
+// room refuses a layer for which there is no place now, or that its node has to wait with; 0 and "" if there is. The
+// caller holds admission.
 func (s *Service) room(r *Record) (time.Duration, string) {
-	const busy = 30 * time.Second
-	u := s.book.usage(r)
+	if u := s.book.usage(r, s.c.origin); u.faults >= mostFaults {
+		return busy, fmt.Sprintf("%d layers of %s have failed: an administrator has to look why", u.faults,
+			cmp.Or(s.c.origin(r), "nobody in particular"))
+	}
+	if wait, why := s.c.wait(r, s.sent.of(r.Node), time.Now()); wait > 0 {
+		return wait, why
+	}
+	return s.place(r)
+}
+
+// place is room but for what a layer's node has done. It forgets the layer that failed first of too many.
+func (s *Service) place(r *Record) (time.Duration, string) {
+	u := s.book.usage(r, s.c.origin)
+	if u.failed >= mostFailed {
+		s.complain("forgetting a layer that failed", "", s.book.dropFailed())
+	}
 	switch n, err := s.c.rights(r.Node); {
-	case u.faults >= mostFaults:
-		return busy, fmt.Sprintf("%d layers of %s have failed: an administrator has to look why", u.faults, r.origin())
-	case u.failed >= mostFailed:
-		return busy, fmt.Sprintf("%d layers have failed: an administrator has to look why", u.failed)
 	case u.layers >= s.c.Limits.Queue:
 		return busy, fmt.Sprintf("%d layers wait already", u.layers)
 	case err == nil && n.Queue > 0 && u.own >= n.Queue:
@@ -463,7 +496,7 @@ func (s *Service) room(r *Record) (time.Duration, string) {
 	case u.bytes+r.Size > s.c.Limits.Spool && r.Size <= s.c.Limits.Archive: // a larger one is refused
 		return busy, fmt.Sprintf("the layers that wait have %d bytes already", u.bytes)
 	}
-	return s.c.wait(r, s.sent.of(r.Node), time.Now())
+	return 0, ""
 }
 
 // counts are what happened since the start.

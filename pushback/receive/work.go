@@ -1,10 +1,13 @@
 package receive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,21 +27,29 @@ const (
 	forgetting = time.Minute // between two looks for what can be forgotten
 )
 
-// atOnce bounds the layers that are fetched and judged at one time. A store may be slow to give one, and nothing else
-// waits for it.
+// atOnce bounds the layers that are judged at one time, those that have to be fetched for it and others apart: a store
+// may be slow to give one.
 const atOnce = 4
 
 // work judges and publishes what comes, until ctx ends.
 func (s *Service) work(ctx context.Context) {
-	var judging errgroup.Group
-	judging.SetLimit(atOnce)
-	defer judging.Wait() // none fails
+	var fetched, sent errgroup.Group
+	for _, group := range []*errgroup.Group{&fetched, &sent} {
+		group.SetLimit(atOnce)
+		defer group.Wait() // none fails
+	}
 	var forgot time.Time
 	for ctx.Err() == nil {
-		s.arrivals(ctx, func(digest string) {
-			judging.TryGo(func() error {
-				s.judge(ctx, digest)
-				signal(s.wake)
+		s.arrivals(ctx, func(r Record) {
+			group := &sent
+			if r.Key != "" {
+				group = &fetched
+			}
+			group.TryGo(func() error {
+				s.judge(ctx, r.Digest)
+				if now, _ := s.book.get(r.Digest); now.State != Arrived { // else it is tried again in its time
+					signal(s.wake)
+				}
 				return nil
 			})
 		})
@@ -56,14 +67,14 @@ func (s *Service) work(ctx context.Context) {
 }
 
 // arrivals heeds what people have decided, and has each layer judged that has arrived and that nobody works on.
-func (s *Service) arrivals(ctx context.Context, judge func(digest string)) {
+func (s *Service) arrivals(ctx context.Context, judge func(r Record)) {
 	s.heed()
 	for _, r := range s.book.in(Sending) {
 		s.complete(r.Digest)
 	}
 	for _, r := range s.book.in(Arrived) {
 		if ctx.Err() == nil && due(&r) && !s.book.isBusy(r.Digest) {
-			judge(r.Digest)
+			judge(r)
 		}
 	}
 }
@@ -120,7 +131,7 @@ func (s *Service) judge(ctx context.Context, digest string) {
 func (s *Service) again(r Record, err error) {
 	if r.Tried.IsZero() {
 		r.Tried = time.Now().UTC()
-	} else if time.Since(r.Tried) >= s.c.GiveUp {
+	} else if since := latest(r.Tried, s.started); time.Since(since) >= s.c.GiveUp {
 		s.complain("giving up a layer", r.Digest, s.fail(DecidedFailed, r, err))
 		return
 	}
@@ -128,6 +139,13 @@ func (s *Service) again(r Record, err error) {
 	r.Attempts++
 	s.log.Warn("a layer has to wait", "layer", r.Digest, "attempts", r.Attempts, "next", r.Next, "err", err)
 	s.complain("recording a layer", r.Digest, s.book.put(r))
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // backoff is the pause after so many failures.
@@ -159,6 +177,8 @@ func (s *Service) publish(ctx context.Context) {
 			fresh = append(fresh, r)
 		}
 	}
+	// What the service has ended with goes last.
+	slices.SortStableFunc(all, func(a, b []Record) int { return cmp.Compare(a[0].Ends, b[0].Ends) })
 	if len(fresh) > 0 {
 		all = append([][]Record{fresh}, all...)
 	}
@@ -233,8 +253,8 @@ func (s *Service) note(ctx context.Context, batch []Record, err error) {
 	}
 	s.pause = min(max(2*s.pause, firstPause), lastPause)
 	s.resume = time.Now().Add(s.pause)
-	s.blind = err.Error()
-	if len(batch) == 0 { // what is known of the repository is old, and nothing is to be published
+	s.blind = true
+	if len(batch) == 0 { // what is known of the repository is old, and counts for now
 		s.log.Debug("the repository can't be looked into, which is tried again", "in", s.pause, "err", err)
 		return
 	}
@@ -253,7 +273,12 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, tx.Abort()) }()
+	defer func() {
+		s.mu.Lock()
+		s.holding = false
+		s.mu.Unlock()
+		err = errors.Join(err, tx.Abort())
+	}()
 	if err := s.learn(ctx, tx); err != nil {
 		return err
 	}
@@ -261,7 +286,7 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 		if err := s.working(batch); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, durable.Remove(filepath.Join(s.c.State, workingFile))) }()
+		defer func() { err = errors.Join(err, s.worked()) }()
 	}
 	added := make([]bool, len(batch))
 	for i := range batch {
@@ -280,6 +305,12 @@ func (s *Service) transact(ctx context.Context, batch []Record) (err error) {
 		return err
 	}
 	s.reached("committed")
+	if err := s.worked(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.seen = time.Now()
+	s.mu.Unlock()
 	for i, r := range batch {
 		d := DecidedPublished
 		if !added[i] {
@@ -300,6 +331,15 @@ func (s *Service) working(batch []Record) error {
 	return durable.Replace(filepath.Join(s.c.State, workingFile), 0o600, []byte(digests.String()))
 }
 
+// worked notes that no layers are being published.
+func (s *Service) worked() error {
+	err := durable.Remove(filepath.Join(s.c.State, workingFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // learn finds out what the repository has and keeps, and forgets what was removed from it, or will be: when a node
 // sends that again it is kept again.
 func (s *Service) learn(ctx context.Context, tx sink.Transaction) error {
@@ -312,7 +352,10 @@ func (s *Service) learn(ctx context.Context, tx sink.Transaction) error {
 		present[s.c.Layout.Digest(l)] = true
 	}
 	s.mu.Lock()
-	s.present, s.seen, s.ask, s.blind = present, time.Now(), false, ""
+	s.present, s.seen, s.ask, s.blind, s.holding = present, time.Now(), false, false, true
+	if len(s.hints) > 0 {
+		signal(s.look)
+	}
 	s.mu.Unlock()
 	for _, r := range s.book.in(Published) {
 		if !present[r.Digest] {
