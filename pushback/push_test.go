@@ -375,6 +375,19 @@ func TestStoreAndServiceAreTried(t *testing.T) {
 	}
 }
 
+// A service may find that a layer which it had when it was to be sent was removed.
+func TestALayerThatTheServiceForgetsIsSentAgain(t *testing.T) {
+	say := func(status string) string { return `{"status":"` + status + `","digest":%q}` }
+	r := newRig(t, say("publishing"), say("publishing"), say("unknown"), say("unknown"), say("publishing"), say("done"))
+	r.service.byStore = true // it goes on without being sent anything
+	if _, err := r.push("hello"); err != nil {
+		t.Fatal(err)
+	}
+	if r.service.puts != 1 {
+		t.Errorf("it is sent %d times", r.service.puts)
+	}
+}
+
 // However many wait for one another, none waits longer than one would.
 func TestEqualCommitsWaitNoLongerThanOne(t *testing.T) {
 	r := newRig(t, "publishing")

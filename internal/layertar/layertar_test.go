@@ -418,6 +418,17 @@ func TestWhatEntriesImplyIsBounded(t *testing.T) {
 	}
 }
 
+// Somebody may remove the folder that is unpacked into.
+func TestAFolderThatIsGoneIsNoFaultOfTheArchive(t *testing.T) {
+	testutil.NeedRoot(t)
+	dir := t.TempDir()
+	r := NewReader(bytes.NewReader(layertartest.Tar(layertartest.Item{Name: "a"}, layertartest.Item{Name: "b"})))
+	err := Unpack(t.Context(), dir, r, Options{Done: func(*Entry, Place) error { return os.RemoveAll(dir) }})
+	if err == nil || errors.Is(err, ErrArchive) {
+		t.Error(err)
+	}
+}
+
 // What the kernel says of an entry that leads nowhere is the archive's fault.
 func TestEntriesThatLeadNowhereAreTheArchivesFault(t *testing.T) {
 	testutil.NeedRoot(t)

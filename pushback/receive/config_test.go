@@ -82,6 +82,8 @@ func TestBadConfigurationsAreRefused(t *testing.T) {
 		"another version":      {"version: 2\n", "line 1: version: want 1"},
 		"unknown key":          {least + "approved: true\n", `line 4: unknown key "approved": the keys are version, target`},
 		"nodes without any":    {least + "nodes:\n#  - name: n1\n", "line 4: nodes: want a list of nodes, or leave it out"},
+		"a rate of nothing":    {least + "nodes:\n  - name: n1\n    layers_per_hour:\n", "layers_per_hour: want"},
+		"nobody as sender":     {least + "event_sender:\n", "event_sender: want"},
 		"approval of nothing":  {least + "nodes:\n  - name: n1\n    approval:\n", "approval: want"},
 		"unknown inner key":    {least + "limits:\n  archiv: 1GiB\n", `line 5: unknown key "archiv"`},
 		"key twice":            {least + "approval: true\napproval: false\n", "line 5: approval is there twice"},

@@ -261,3 +261,81 @@ func TestKeysOfEventsAreNoLongerThanKeysAre(t *testing.T) {
 		t.Error("it is kept")
 	}
 }
+
+func TestFailuresCountForTheNodeWhoseFolderItIs(t *testing.T) {
+	s := newSite(t, func(c *Config) {
+		c.Nodes = []Node{
+			{Name: "n1", Prefixes: []string{"site/n1"}, Archive: 10, PerHour: 1}, {Name: "n2", Prefixes: []string{"site/n2"}},
+		}
+	})
+	for n := range mostFaults {
+		digest := fmt.Sprintf("f%063x", n)
+		s.book.records[digest] = Record{Digest: digest, Key: "site/n1/" + digest, State: Failed, Changed: time.Now()}
+	}
+	l := newLayer(t, "of n2")
+	s.puts("site/n2/", l)
+	s.turn()
+	s.is(l, api.Done, "")
+}
+
+// The oldest gives way: nobody's layers wait for an administrator because of those of many others.
+func TestFailuresOfManyStopNobody(t *testing.T) {
+	s := newSite(t, nil)
+	for n := range mostFailed {
+		digest := fmt.Sprintf("f%063x", n)
+		s.book.records[digest] = Record{
+			Digest: digest, Node: fmt.Sprint("n", n/(mostFaults-1)), State: Failed, Changed: time.Unix(int64(n), 0),
+		}
+	}
+	oldest := fmt.Sprintf("f%063x", 0)
+	if err := s.book.put(s.book.records[oldest]); err != nil {
+		t.Fatal(err)
+	}
+	l := newLayer(t, "file")
+	if code, text, _ := s.request(http.MethodPut, "/layers/"+l.digest, token1, l.archive); code != http.StatusAccepted {
+		t.Errorf("%d %s", code, text)
+	}
+	if _, known := s.book.get(oldest); known {
+		t.Error("the oldest is kept")
+	}
+}
+
+func TestAStrangersObjectFailsNoLayerThatWaits(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1", Prefixes: []string{"n1"}, PerHour: 1}} })
+	first, l := newLayer(t, "first"), newLayer(t, "waits")
+	s.puts("n1/", first)
+	s.turn()
+	s.puts("n1/", l)
+	s.puts("evil/", l, api.MetaNode, "stranger")
+	for range 2 {
+		s.turn()
+		s.is(l, api.Publishing, "within an hour")
+	}
+}
+
+// Names that are only claimed share what one may have refused.
+func TestRefusalsOfClaimedNamesAreBoundedTogether(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1"}} })
+	for n := range mostRefusals + 5 {
+		s.puts("", layer{digest: fmt.Sprintf("%064x", n), archive: []byte("x")}, api.MetaNode, fmt.Sprint("x", n))
+	}
+	if err := s.poll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.audit.counts[DecidedRefused]; n != mostRefusals {
+		t.Errorf("%d are refused, want %d", n, mostRefusals)
+	}
+}
+
+func TestAnUploadGivesWayOnlyWhereThatMakesRoom(t *testing.T) {
+	s := newSite(t, func(c *Config) { c.Nodes = []Node{{Name: "n1", PerHour: 1}} })
+	old, next := newLayer(t, "old"), newLayer(t, "next")
+	s.half(old, token1)
+	s.ages(old, 2*takeOver)
+	if code, _, _ := s.request(http.MethodPut, "/layers/"+next.digest, token1, next.archive); code != http.StatusTooManyRequests {
+		t.Errorf("%d", code)
+	}
+	if _, known := s.book.get(old.digest); !known {
+		t.Error("the upload is gone")
+	}
+}

@@ -216,3 +216,64 @@ func TestAnAuditFileThatCanNotBeMadeEndsTheStart(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is known of the repository ages, but not while nobody else can change it, and it counts while nobody can look.
+func TestPublishedLayersAreDoneWhileTheRepositoryIsBusy(t *testing.T) {
+	s := newSite(t, nil)
+	old, l := newLayer(t, "old"), newLayer(t, "file")
+	s.puts("", old)
+	s.turn()
+	ages := func() {
+		s.mu.Lock()
+		s.seen = s.seen.Add(-2 * lookAge)
+		s.mu.Unlock()
+	}
+	asked := false
+	s.step = func(name string) {
+		if name == "added" {
+			asked = true
+			ages() // as by a long transaction
+			s.is(old, api.Done, "")
+		}
+	}
+	s.puts("", l)
+	s.turn()
+	s.open = func() (sink.Sink, error) { return nil, errors.New("somebody else works in it") }
+	s.is(l, api.Done, "")
+	ages()
+	s.round(t.Context())
+	if s.answer(l.digest); !asked {
+		t.Error("nobody asked during the transaction")
+	}
+	s.round(t.Context())
+	s.is(l, api.Done, "")
+}
+
+func TestWhatWaitsIsJudgedAsAtTheDoor(t *testing.T) {
+	for name, c := range map[string]struct {
+		folder, claimed string
+		nodes           []Node
+		want            State
+	}{
+		"without a name":             {"", "", []Node{{Name: "*"}}, Ready},
+		"in the node's folder":       {"n7/", "host7.example.org", []Node{{Name: "n7", Prefixes: []string{"n7"}}}, Ready},
+		"under another node's name":  {"evil/", "n7", []Node{{Name: "n7", Prefixes: []string{"n7"}}}, Failed},
+		"of nobody who may send any": {"", "n1", []Node{{Name: "n2"}}, Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, nil)
+			s.open = func() (sink.Sink, error) { return nil, errors.New("locked") }
+			l := newLayer(t, "file")
+			s.puts(c.folder, l, api.MetaNode, c.claimed)
+			s.turn()
+			s.restarted(func(cfg *Config) { cfg.Nodes = c.nodes })
+			if r, _ := s.book.get(l.digest); r.State != c.want {
+				t.Errorf("%s (%s), want %s", r.State, r.Reason, c.want)
+			}
+			// Where that was a slip, the object is taken once it is corrected.
+			s.restarted(func(cfg *Config) { cfg.Nodes = nil })
+			s.turn()
+			s.is(l, api.Done, "")
+		})
+	}
+}
