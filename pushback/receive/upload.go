@@ -197,7 +197,7 @@ func (s *Service) start(r Record, q *http.Request) *refusal {
 	s.admission.Lock()
 	defer s.admission.Unlock()
 	wait, why := s.room(&r)
-	if full, _ := s.place(&r); full > 0 && why != "" && wait == full && s.giveWay(&r) {
+	if full, reason := s.place(&r); full > 0 && reason == why && s.giveWay(&r) {
 		wait, why = s.room(&r)
 	}
 	if wait > 0 {
