@@ -246,16 +246,15 @@ func (p *Pusher) publish(ctx context.Context, s *Settings, l api.Layer, archive 
 	ctx, stop := context.WithTimeoutCause(ctx, time.Duration(s.Wait),
 		fmt.Errorf("it isn't published after %v", time.Duration(s.Wait)))
 	defer stop()
-	for {
-		answer, err = p.wait(ctx, s, service, l.Digest, former, log)
-		if !errors.Is(err, errForgotten) {
-			return answer, err
-		}
-		// It had the layer when it was to be sent, and has found that somebody has removed it since.
-		if _, err := service.Upload(ctx, l, archive); err != nil {
-			return nil, said(ctx, err)
-		}
+	answer, err = p.wait(ctx, s, service, l.Digest, former, log)
+	if !errors.Is(err, errForgotten) {
+		return answer, err
 	}
+	// It had the layer when it was to be sent, and has found that somebody has removed it since. Once is enough.
+	if _, err := service.Upload(ctx, l, archive); err != nil {
+		return nil, said(ctx, err)
+	}
+	return p.wait(ctx, s, service, l.Digest, former, log)
 }
 
 // errForgotten says that a service doesn't know a layer that it has taken.

@@ -388,6 +388,13 @@ func TestALayerThatTheServiceForgetsIsSentAgain(t *testing.T) {
 	}
 }
 
+func TestAServiceThatForgetsAllIsNotSentALayerForEver(t *testing.T) {
+	r := newRig(t, `{"status":"unknown","digest":%q}`)
+	if _, err := r.push("hello"); !errors.Is(err, errForgotten) || r.service.puts != 2 {
+		t.Errorf("%v, after %d times", err, r.service.puts)
+	}
+}
+
 // However many wait for one another, none waits longer than one would.
 func TestEqualCommitsWaitNoLongerThanOne(t *testing.T) {
 	r := newRig(t, "publishing")

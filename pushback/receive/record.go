@@ -299,6 +299,9 @@ func (b *book) claim(digest string) (release func(), ok bool) {
 // dropFailed forgets the layer that failed before all others.
 func (b *book) dropFailed() error {
 	failed := b.in(Failed)
+	if len(failed) == 0 { // since they were counted
+		return nil
+	}
 	oldest := slices.MinFunc(failed, func(a, b Record) int { return a.Changed.Compare(b.Changed) })
 	release, ok := b.claim(oldest.Digest)
 	if !ok {
