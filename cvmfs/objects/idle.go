@@ -11,7 +11,7 @@ import (
 // idleFor is Config.Idle unless that says otherwise.
 const idleFor = 10 * time.Second
 
-// quiet tells how long no reader has had to wait. The zero value is one that never had to.
+// quiet tells how long no reader has had to wait.
 type quiet struct{ since atomic.Int64 } // Unix nanoseconds
 
 // broken notes that a reader waits now.
@@ -36,8 +36,11 @@ func (s *Store) completeIdle(ctx context.Context) {
 	}
 }
 
-// isIdle reports whether nobody waits for the network, nor has for a while.
-func (s *Store) isIdle() bool { return s.quiet.lasts(s.cfg.Idle) && s.ahead.queued() == 0 }
+// isIdle reports whether nobody waits for the network, nor has for a while, and no program is starting. One that starts
+// by a profile may never wait: all that it reads is here before.
+func (s *Store) isIdle() bool {
+	return s.quiet.lasts(s.cfg.Idle) && s.ahead.queued() == 0 && !s.starts.any()
+}
 
 // latest returns the file that was used last of those that are to be completed, nil if there is none. The caller hands
 // it back to release.

@@ -246,6 +246,36 @@ func TestNoNeighboursComeDuringAStart(t *testing.T) {
 	eventually(t, "neighbours after the start", func() bool { return s.Stats().Prefetched > 0 })
 }
 
+// Whoever starts by a profile on a fast link never waits, and is busy all the same.
+func TestNothingIsCompletedDuringAStart(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.NothingAhead, cfg.Idle = false, time.Millisecond
+	s := open(t, cfg)
+	plain := noise(9, 10_000)
+	all := refs(t, repo.chunked(plain, 1000), repo.chunked(noise(8, 10_000), 1000))
+	if _, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0], 0, 3)}); err != nil {
+		t.Fatal(err)
+	}
+	reads(t, s, all[0], plain, 3500, 1)
+	time.Sleep(2 * cfg.Idle)
+	if s.isIdle() {
+		t.Error("the store is idle while a program starts")
+	}
+	s.starts.m[all[0].t].until = time.Now().Add(-time.Second) // nobody else is at work
+	if !s.isIdle() {
+		t.Error("the store isn't idle after a start")
+	}
+}
+
+func TestNoStoreBeginsIdle(t *testing.T) {
+	t.Parallel()
+	if s := newStore(t, newRepository(t)); s.isIdle() {
+		t.Error("a store that was opened just now is idle")
+	}
+}
+
 func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)

@@ -129,6 +129,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.eviction.keep = cmp.Or(cfg.Hold, holdFor)
 	s.cfg.Idle = cmp.Or(cfg.Idle, idleFor)
+	s.quiet.broken() // programs may start right after the node
 	s.cfg.Block = cmp.Or(cfg.Block, blockSize)
 	if s.boot == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
