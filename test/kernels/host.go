@@ -11,12 +11,12 @@ import (
 )
 
 // hostDisk is the disk of a host, which is kept from one of its lives to the next.
-func (r *runner) hostDisk(kind debian.Kind) string {
-	return filepath.Join(r.work, kind.String()+".ext4")
+func (r *runner) hostDisk(k *kernel, kind debian.Kind) string {
+	return filepath.Join(r.work, k.name+"-"+kind.String()+".ext4")
 }
 
 // makeHost makes the disk of a host as Debian's installer leaves it, with the kernel's modules.
-func (r *runner) makeHost(ctx context.Context, i *image, kind debian.Kind) error {
+func (r *runner) makeHost(ctx context.Context, k *kernel, i *image, kind debian.Kind) error {
 	root, err := debian.Root(r.cache, kind)
 	if err != nil {
 		return err
@@ -33,10 +33,10 @@ func (r *runner) makeHost(ctx context.Context, i *image, kind debian.Kind) error
 			return fmt.Errorf("make the disk of a host: %s: %w: %s", argv[0], err, out)
 		}
 	}
-	if err := os.RemoveAll(r.hostDisk(kind)); err != nil {
+	if err := os.RemoveAll(r.hostDisk(k, kind)); err != nil {
 		return err
 	}
-	return r.in.emulator.MakeDisk(ctx, r.hostDisk(kind), tree, 12<<30)
+	return r.in.emulator.MakeDisk(ctx, r.hostDisk(k, kind), tree, 12<<30)
 }
 
 // hosts returns what the hosts are made of on which programs are run.

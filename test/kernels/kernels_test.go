@@ -269,19 +269,42 @@ func TestOnlyTestdataGoesIntoMachines(t *testing.T) {
 	}
 }
 
-func TestMachinesDifferByTheirKernelsCommandLine(t *testing.T) {
+func TestMachinesDifferByNameCommandLineAndLife(t *testing.T) {
 	list := boots([]program{
 		{folder: "a"},
 		{folder: "b"},
 		{folder: "c", with: "security=selinux"},
 		{folder: "d", with: "security=selinux"},
 		{folder: "e"},
+		{folder: "f", apart: "alone"},
+		{folder: "g", host: "first"},
+		{folder: "g", host: "second"},
 	})
 	var got []int
 	for _, programs := range list {
 		got = append(got, len(programs))
 	}
-	if d := cmp.Diff([]int{2, 2, 1}, got); d != "" {
+	if d := cmp.Diff([]int{2, 2, 1, 1, 1, 1}, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// A host's disk is kept from one of its lives to the next; all other machines run in any order.
+func TestLivesOfAHostFollowOneAnother(t *testing.T) {
+	var got [][]string
+	for _, life := range lives(boots([]program{
+		{folder: "a"},
+		{folder: "g", host: "first"},
+		{folder: "b", apart: "alone"},
+		{folder: "g", host: "second"},
+	})) {
+		var folders []string
+		for _, programs := range life {
+			folders = append(folders, programs[0].folder+programs[0].host)
+		}
+		got = append(got, folders)
+	}
+	if d := cmp.Diff([][]string{{"a"}, {"b"}, {"gfirst", "gsecond"}}, got); d != "" {
 		t.Error(d)
 	}
 }

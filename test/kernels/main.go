@@ -14,7 +14,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/test/debian"
@@ -39,6 +42,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		"what to run: full, its halves parts and whole, host, its half newest-host, figures, or ci")
 	force := flags.Bool("force", false, "run also what has passed")
 	fetchOnly := flags.Bool("fetch", false, "only fetch what is needed")
+	atOnce := flags.Int("machines", min(runtime.NumCPU(), 4), "how many run at one time, of two processors and 4 GiB")
 	output := flags.String("output", "dist/kernels", "folder for logs")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -76,7 +80,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	r := &runner{
 		cache: cache, module: module, output: *output, work: work, suite: *suite, force: *force, in: in,
-		out: out,
+		atOnce: *atOnce, out: &sharedWriter{w: out},
 	}
 	return r.all(ctx, list)
 }
@@ -104,24 +108,43 @@ func workFolder(output string) (work string, done func() error, err error) {
 	return work, func() error { return errors.Join(os.RemoveAll(work), lock.Close()) }, nil
 }
 
-// all runs the suite on kernels, one after the other, and shows what came of it.
+// all runs the suite on kernels and shows what came of it. The kernels are begun in their order.
 func (r *runner) all(ctx context.Context, list []kernel) error {
-	var failures []error
-	var rows []row
-	for _, k := range list {
-		o, err := r.run(ctx, &k)
-		if err == nil && !o.ok() {
-			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in %s", k.name,
-				filepath.Join(r.output, k.name))
-		}
-		if failures = append(failures, err); o != nil {
-			rows = append(rows, o.Rows...)
-		}
-		if ctx.Err() != nil {
-			break
+	var machines errgroup.Group
+	machines.SetLimit(r.atOnce)
+	outcomes := make([]func() (*outcome, error), len(list))
+	failures := make([]error, len(list))
+	for n, k := range list {
+		if failures[n] = ctx.Err(); failures[n] == nil {
+			outcomes[n], failures[n] = r.start(ctx, &k, &machines)
 		}
 	}
+	failures = append(failures, machines.Wait())
+	var rows []row
+	for n, k := range list {
+		if outcomes[n] == nil {
+			continue
+		}
+		o, err := outcomes[n]()
+		if err == nil && !o.ok() {
+			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in %s*", k.name,
+				filepath.Join(r.output, k.name))
+		}
+		failures, rows = append(failures, err), append(rows, o.Rows...)
+	}
 	return errors.Join(append(failures, table(r.out, rows))...)
+}
+
+// sharedWriter takes each text as a whole, whoever writes at the same time.
+type sharedWriter struct {
+	mu sync.Mutex // guards w
+	w  io.Writer
+}
+
+func (s *sharedWriter) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(b)
 }
 
 // fetch brings what every machine needs into the cache folder.

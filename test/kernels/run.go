@@ -11,7 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"cvmfs-graphdriver/test/gotest"
 	"cvmfs-graphdriver/test/vm"
@@ -37,12 +40,14 @@ type runner struct {
 	work          string // folder for what goes away
 	suite         string
 	force         bool
+	atOnce        int // machines
 	in            *inputs
 	out           io.Writer
 }
 
-// run runs the suite on a kernel, unless it has passed with the same inputs.
-func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
+// start has the suite run on a kernel, unless it has passed with the same inputs, by machines that the group has run.
+// What it returns gives the outcome, once the group has done.
+func (r *runner) start(ctx context.Context, k *kernel, machines *errgroup.Group) (func() (*outcome, error), error) {
 	if err := k.fetch(ctx, r.cache, os.Stderr); err != nil {
 		return nil, err
 	}
@@ -58,27 +63,70 @@ func (r *runner) run(ctx context.Context, k *kernel) (*outcome, error) {
 		return nil, err
 	} else if before != nil && before.ok() && !r.force {
 		fmt.Fprintf(r.out, "kernels: %s (%s) has passed with the same programs\n", k.name, i.release)
-		return before, nil
+		return func() (*outcome, error) { return before, nil }, nil
 	}
 	fmt.Fprintf(r.out, "kernels: run %s (%s)\n", k.name, i.release)
 	for _, kind := range hosts(programs) {
-		if err := r.makeHost(ctx, i, kind); err != nil {
+		if err := r.makeHost(ctx, k, i, kind); err != nil {
 			return nil, err
 		}
 	}
-	for _, boot := range boots(programs) {
-		rows, err := r.boot(ctx, k, i, boot)
-		if o.Rows = append(o.Rows, rows...); err != nil {
+	list := lives(boots(programs))
+	rows, failures := make([][]row, len(list)), make([]error, len(list))
+	ended := func() error {
+		o.Rows = slices.Concat(rows...)
+		return errors.Join(failures...)
+	}
+	var left atomic.Int32
+	left.Store(int32(len(list)))
+	for n, life := range list {
+		machines.Go(func() error {
+			rows[n], failures[n] = r.live(ctx, k, i, life)
+			if left.Add(-1) == 0 && ended() == nil {
+				failures = append(failures, o.save(kept))
+			}
+			return nil
+		})
+	}
+	return func() (*outcome, error) {
+		if err := ended(); err != nil {
 			return o, fmt.Errorf("kernel %s: %w", k.name, err)
 		}
+		return o, nil
+	}, nil
+}
+
+// live runs machines one after the other, until one comes to a bad end.
+func (r *runner) live(ctx context.Context, k *kernel, i *image, life [][]program) (rows []row, err error) {
+	for _, programs := range life {
+		more, err := r.boot(ctx, k, i, programs)
+		if rows = append(rows, more...); err != nil {
+			return rows, err
+		}
 	}
-	return o, o.save(kept)
+	return rows, nil
+}
+
+// lives divides machines by what has to follow one another: the lives of hosts, whose disks are kept in between.
+func lives(boots [][]program) (list [][][]program) {
+	var kept [][]program
+	for _, programs := range boots {
+		if programs[0].host != "" {
+			kept = append(kept, programs)
+		} else {
+			list = append(list, [][]program{programs})
+		}
+	}
+	if kept != nil {
+		list = append(list, kept)
+	}
+	return list
 }
 
 // boots divides programs by the machines they run in.
 func boots(programs []program) (list [][]program) {
 	for _, p := range programs {
-		if n := len(list); n > 0 && list[n-1][0].with == p.with && list[n-1][0].host == p.host {
+		if n := len(list); n > 0 && list[n-1][0].machine() == p.machine() {
 			list[n-1] = append(list[n-1], p)
 		} else {
 			list = append(list, []program{p})
@@ -93,13 +141,12 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 	if err != nil {
 		return nil, err
 	}
-	name := strings.Join(slices.DeleteFunc([]string{k.name, programs[0].with, programs[0].host},
-		func(s string) bool { return s == "" }), " ")
+	name := strings.Join(strings.Fields(k.name+" "+programs[0].machine()), " ")
 	dir := filepath.Join(r.output, strings.ReplaceAll(name, " ", "-"))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	initial := filepath.Join(r.work, "initial")
+	initial := filepath.Join(r.work, "initial-"+filepath.Base(dir))
 	if err := vm.WriteInitial(initial, r.in.guest, modules, r.job(k, programs)); err != nil {
 		return nil, err
 	}
@@ -109,7 +156,7 @@ func (r *runner) boot(ctx context.Context, k *kernel, i *image, programs []progr
 		Disks:   []vm.Disk{{Name: "root", File: r.in.root}, {Name: "tests", File: r.in.tests}},
 	}
 	if programs[0].host != "" {
-		m.Disks[0] = vm.Disk{Name: "root", File: r.hostDisk(programs[0].on), Keep: true}
+		m.Disks[0] = vm.Disk{Name: "root", File: r.hostDisk(k, programs[0].on), Keep: true}
 		m.Silence = slowStart
 	}
 	for _, p := range programs {

@@ -14,9 +14,10 @@ type program struct {
 	folder string // of the package
 	run    string // which of its tests: the value of -test.run; "" for all. VIEW stands for the view in use, a word
 	skip   string // which of these not: the value of -test.skip
+	apart  string // names the machine, of its own or with others of this name; "" is a name, too
 	with   string // words for the command line of the kernel, which gets a machine of its own
-	// "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own. Those on the same
-	// Debian have one disk
+	// "" for a machine that has nothing but this; else systemd runs it, each in a machine of its own, one after the
+	// other. Those on the same Debian have one disk
 	host  string
 	on    debian.Kind
 	env   []string
@@ -63,14 +64,14 @@ var parts = []program{
 // whole is the driver as a whole, alone and in an engine.
 var whole = []program{
 	{
-		folder: "cmd/cvmfs-graphdriver-plugin", skip: only(labels, figures, beside) + "|" + forced,
+		folder: "cmd/cvmfs-graphdriver-plugin", apart: "plugin", skip: only(labels, figures, beside) + "|" + forced,
 		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
 	},
 	{
-		folder: "cmd/cvmfs-snapshotter", skip: only(snapshotLabels) + "|" + forced,
-		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 20 * time.Minute,
+		folder: "cmd/cvmfs-snapshotter", apart: "snapshotter", skip: only(snapshotLabels) + "|" + forced,
+		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
 	},
-	{folder: "test/e2e", run: only(
+	{folder: "test/e2e", apart: "engine", run: only(
 		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged",
 		"TestAThinContainerListsAsItsOrdinaryTwin",
 		"TestARunningContainerOutlivesACrashOfTheDriver", "TestACommittedThinContainerRuns",
@@ -133,6 +134,9 @@ var suites = map[string][]program{
 
 // only is a pattern that fits these tests and no others.
 func only(names ...string) string { return "^(" + strings.Join(names, "|") + ")$" }
+
+// machine says in which of the machines it is run.
+func (p *program) machine() string { return strings.Join([]string{p.apart, p.with, p.host}, " ") }
 
 // name is that of the file with the program.
 func (p *program) name() string { return p.folder[strings.LastIndexByte(p.folder, '/')+1:] + ".test" }
