@@ -39,8 +39,8 @@ type Started struct {
 // Start fetches what a profile names of an image's objects, in order, several at once, unless it is here. Requests let
 // those pass that somebody waits for. Until the program has started, half a minute, no neighbours of the image's
 // objects are fetched, no object is completed because half of it was read, and none of any image because nobody waits.
-// Each piece of the image is fetched once at most, whatever the profile says. The error is that of the context, that of a
-// full disk or cache, or, if no server can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
+// Each piece of the image is fetched once at most, whatever the profile says. The error is that of the context, that of
+// a full disk or cache, or, if no server can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
 func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile) (Started, error) {
 	var done Started
 	leave := s.starts.enter(t)

@@ -112,24 +112,21 @@ func workFolder(output string) (work string, done func() error, err error) {
 func (r *runner) all(ctx context.Context, list []kernel) error {
 	var machines errgroup.Group
 	machines.SetLimit(r.atOnce)
-	outcomes := make([]func() (*outcome, error), len(list))
-	failures := make([]error, len(list))
-	for n, k := range list {
-		if failures[n] = ctx.Err(); failures[n] == nil {
-			outcomes[n], failures[n] = r.start(ctx, &k, &machines)
+	var begun []func() (*outcome, error)
+	var failures []error
+	for _, k := range list {
+		outcome, err := r.start(ctx, &k, &machines)
+		if failures = append(failures, err); err == nil {
+			begun = append(begun, outcome)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	failures = append(failures, machines.Wait())
 	var rows []row
-	for n, k := range list {
-		if outcomes[n] == nil {
-			continue
-		}
-		o, err := outcomes[n]()
-		if err == nil && !o.ok() {
-			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in %s*", k.name,
-				filepath.Join(r.output, k.name))
-		}
+	for _, outcome := range begun {
+		o, err := outcome()
 		failures, rows = append(failures, err), append(rows, o.Rows...)
 	}
 	return errors.Join(append(failures, table(r.out, rows))...)

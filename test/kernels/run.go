@@ -73,26 +73,32 @@ func (r *runner) start(ctx context.Context, k *kernel, machines *errgroup.Group)
 	}
 	list := lives(boots(programs))
 	rows, failures := make([][]row, len(list)), make([]error, len(list))
-	ended := func() error {
-		o.Rows = slices.Concat(rows...)
-		return errors.Join(failures...)
-	}
+	var saved error
 	var left atomic.Int32
 	left.Store(int32(len(list)))
 	for n, life := range list {
 		machines.Go(func() error {
 			rows[n], failures[n] = r.live(ctx, k, i, life)
-			if left.Add(-1) == 0 && ended() == nil {
-				failures = append(failures, o.save(kept))
+			if left.Add(-1) > 0 {
+				return nil
+			}
+			o.Rows = slices.Concat(rows...)
+			if errors.Join(failures...) == nil {
+				saved = o.save(kept)
 			}
 			return nil
 		})
 	}
 	return func() (*outcome, error) {
-		if err := ended(); err != nil {
-			return o, fmt.Errorf("kernel %s: %w", k.name, err)
+		err := errors.Join(errors.Join(failures...), saved)
+		switch {
+		case err != nil:
+			err = fmt.Errorf("kernel %s: %w", k.name, err)
+		case !o.ok():
+			err = fmt.Errorf("kernel %s: tests failed; all they wrote is in folders of %s that begin with its name",
+				k.name, r.output)
 		}
-		return o, nil
+		return o, err
 	}, nil
 }
 

@@ -41,8 +41,8 @@ const figures = "TestFiguresOfTheView"
 const soak = "TestSoak"
 
 // long and longChains take minutes in an emulator, for chains of layers that can hardly be mounted and files that are
-// copied up. The plugin's tests do the same, which are so much faster as no content store is in between; that long chains
-// are mounted with the snapshotter has a test of its own.
+// copied up. The plugin's tests do the same, which are so much faster as no content store is in between; that the
+// snapshotter mounts long chains has a test of its own.
 const (
 	long       = "TestConformance/./^(LongChain|BigFilesAreCopiedUp)$"
 	longChains = "TestContainerdsSuite/./^128LayersMount$"
