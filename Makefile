@@ -9,6 +9,7 @@ VIEW    ?= auto
 KERNEL  ?=
 SUITE   ?= full
 FORCE   ?=
+MACHINES ?=
 
 # The time of every entry of a bundle: that of the commit, so that everybody builds the same bytes.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -98,10 +99,10 @@ test-engines: packages ## run the tests of engines with each engine and view tha
 	CVMFS_TEST_EVERY_ENGINE=1 $(GO) run ./test/report -count=1 -timeout=2h ./test/e2e
 
 # KERNEL=6.1,6.12 runs some kernels of the table. SUITE=parts, whole (the halves of all) or ci runs fewer tests, figures times the view,
-# host and newest-host boot hosts with systemd. FORCE=1 runs also what has passed with the same programs.
+# host and newest-host boot hosts with systemd. FORCE=1 runs also what has passed with the same programs, MACHINES=1 one at a time.
 test-kernels: ## run the tests that have to do with the kernel on older and newer ones, in virtual machines (root; fetches Debian packages)
 	@$(GO) build -o $(DIST)/test/kernels ./test/kernels
-	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) -output $(DIST)/kernels
+	@exec $(DIST)/test/kernels -kernels '$(KERNEL)' -suite '$(SUITE)' $(if $(FORCE),-force) $(if $(MACHINES),-machines $(MACHINES)) -output $(DIST)/kernels
 
 # In a network of its own: the cluster's ports are nobody else's. What is fetched and built is there before.
 test-kubernetes: ## run chart and manifests in a cluster of one node with systemd (root; builds Kubernetes: ten minutes, once)
