@@ -15,6 +15,8 @@
 //   - A held object was fetched ahead, and nobody has asked for it yet. It is complete and verified, but has no name:
 //     so it is seen which of what was fetched ahead is used. Once it is asked for, or after two minutes, it gets its
 //     name.
+//   - An object is followed when somebody has opened it: if it is a program or a library, what the dynamic linker reads
+//     of it arrives, and so do the libraries that it needs, which are followed in turn.
 //   - Fresh links are second names of objects in a folder of their own, for two minutes. A kernel that looked for an
 //     object in the store's folder before it arrived finds it there.
 //   - A partial file holds the chunks of an object that somebody read from before it was complete, or that is not to be

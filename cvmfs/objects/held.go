@@ -1,9 +1,13 @@
 package objects
 
 import (
+	"io/fs"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -49,6 +53,21 @@ func (s *Store) hold(t *temp, r named, sha []byte) {
 	if many {
 		s.settleOldest(mostHeld / 8)
 	}
+}
+
+// open opens a held object's file once more.
+func (h *heldObjects) open(name string) (*os.File, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	o := h.m[name]
+	if o == nil {
+		return nil, fs.ErrNotExist
+	}
+	fd, err := unix.FcntlInt(o.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), o.Name()), nil
 }
 
 // claim gives an object that is held its name, as somebody has asked for it. It reports whether it was held.

@@ -49,8 +49,11 @@ type partial struct {
 	missing    int   // pieces
 	bytes      int64 // plain bytes here
 	read       int64 // of the pieces that were read
-	ahead      int64 // of those that were fetched ahead, or are to be, and were not read
+	ahead      int64 // of those that were fetched ahead, or are to be, and were not read, but for those apart
+	hit        int64 // of those that were ahead, and were read then
 	end        int64 // of the last read
+	run        int64 // bytes that were read one after the other up to there
+	begun      bool  // somebody has read the first piece
 	completing bool  // it was tried to fetch the rest, as enough was read
 	stuck      bool  // it can't be completed, as far as was tried while nobody waited
 	closed     bool
@@ -66,6 +69,7 @@ type piece struct {
 	have    bool // its bytes are in the file, verified
 	read    bool // somebody has wanted it
 	ahead   bool // it was asked for before anybody wanted it
+	apart   bool // it is ahead for what the object is, not for who reads it
 	readers int  // who need it to stay
 }
 
@@ -250,6 +254,9 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 		break
 	}
 	readOn() // others may have made the request
+	if first == 0 && p.begins() {
+		s.followSoon(r)
+	}
 	return p.file.ReadAt(b, off)
 }
 
@@ -402,6 +409,15 @@ func (s *Store) arrived(p *partial, i int) (last bool, bytes int64) {
 	p.missing--
 	p.bytes += c.Size
 	return p.missing == 0, c.Size
+}
+
+// begins reports, once, that somebody has read the first piece.
+func (p *partial) begins() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := !p.begun
+	p.begun = true
+	return first
 }
 
 // isNew reports whether nobody has asked for some of the pieces [first, last) yet.

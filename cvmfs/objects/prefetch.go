@@ -14,7 +14,8 @@ import (
 const (
 	prefetchWorkers = 64
 	prefetchQueue   = 8192
-	prefetchLimit   = 256 << 10        // bytes; larger objects are not fetched before somebody wants them
+	prefetchLimit   = 128 << 10        // bytes; larger objects are not fetched before somebody wants them
+	moduleLimit     = 512 << 10        // likewise of libraries that are loaded by others of their folder
 	prefetchBudget  = 4 << 20          // bytes one call may ask for
 	prefetchMemory  = 30 * time.Second // an object asked for within this is not asked for again
 	prefetchEntries = 1 << 16          // in each half of that memory
@@ -60,7 +61,7 @@ type usage struct {
 func (r Ref) stretch() stretch { return stretch{r.t, r.pos / neighbourhood} }
 
 // Prefetch asks for objects nobody waits for yet, in the order given, up to 4 MiB in all. It returns at once. Objects
-// over 256 KiB, for which the wait is mostly transfer, and those asked for a moment ago are passed over; when the queue
+// over 128 KiB, for which the wait is mostly transfer, and those asked for a moment ago are passed over; when the queue
 // is full, so are the others. Failures are not reported: whoever needs the object will see.
 func (s *Store) Prefetch(refs []Ref) {
 	q := &s.ahead
@@ -72,9 +73,9 @@ func (s *Store) Prefetch(refs []Ref) {
 // Near tells that somebody asks for an object that isn't in the store's folder, and has neighbours of it fetched ahead,
 // as Prefetch does: a program that opens one file of a folder mostly opens others of it. They are held, to see which of
 // them are asked for: where few are, few more come. Only the first time counts. Where a profile says what the image's
-// start reads, none come.
+// start reads, none come; nor for a library that programs are linked with, as those beside it are other programs'.
 func (s *Store) Near(r Ref) {
-	if s.cfg.NothingAhead || s.starts.has(r.t) {
+	if s.cfg.NothingAhead || s.starts.has(r.t) || r.isLinked() {
 		return
 	}
 	grant := s.readers.grant()
@@ -98,12 +99,16 @@ func (s *Store) Near(r Ref) {
 	})
 }
 
-// FetchNear is Fetch and Near. The neighbours are asked for when the object has been: what somebody waits for isn't to
-// share the way with what nobody does.
+// FetchNear is Fetch and Near, and follows what it has fetched. The neighbours are asked for when the object has been:
+// what somebody waits for isn't to share the way with what nobody does.
 func (s *Store) FetchNear(ctx context.Context, r Ref) error {
 	ctx, near := s.nearBehind(ctx, r)
 	defer near()
-	return s.Fetch(ctx, r)
+	err := s.Fetch(ctx, r)
+	if err == nil {
+		s.followSoon(r)
+	}
+	return err
 }
 
 // ReadNear has read read from an object that isn't in the store's folder, by ReadAt with the context it is given. The
@@ -112,6 +117,9 @@ func (s *Store) ReadNear(ctx context.Context, r Ref, read func(ctx context.Conte
 	ctx, near := s.nearBehind(ctx, r)
 	defer near()
 	read(ctx)
+	if !r.Chunked() { // else ReadAt has
+		s.followSoon(r)
+	}
 }
 
 // nearBehind returns a context with which a request for an object is followed by Near, and what does the same where no
@@ -130,7 +138,7 @@ func (s *Store) enqueue(refs []Ref, hold bool, may func(Ref) bool) {
 	q.turn(time.Now())
 	budget := int64(prefetchBudget)
 	for i, r := range refs {
-		if r.Size() > prefetchLimit || q.knows(r) || !may(r) {
+		if r.Size() > r.aheadLimit() || q.knows(r) || !may(r) {
 			continue
 		}
 		if budget -= r.Size(); budget < 0 {
@@ -147,6 +155,14 @@ func (s *Store) enqueue(refs []Ref, hold bool, may func(Ref) bool) {
 			s.tasks.start(s.prefetch) // can't be too late: the queue is closed first
 		}
 	}
+}
+
+// aheadLimit is the size up to which an object is fetched ahead as a neighbour.
+func (r Ref) aheadLimit() int64 {
+	if r.isModule() {
+		return moduleLimit
+	}
+	return prefetchLimit
 }
 
 // usage returns what became of the neighbourhood of an object. The caller holds mu.

@@ -14,16 +14,20 @@ import (
 const (
 	// aheadPiece is the largest piece that is fetched ahead of a reader who may never come to it.
 	aheadPiece = 1 << 20
-	// aheadOfFile is how many bytes of a file are fetched ahead of its readers, at most.
+	// aheadOfFile is how many bytes of a file are fetched ahead of where somebody reads on, at most.
 	aheadOfFile = 4 << 20
+	// mostUnread is how many bytes of a file may have come ahead and not be read, unless half as many were.
+	mostUnread = 16 << 20
+	// endPieces are fetched of the end of an object whose beginning is read.
+	endPieces = 2
 	// blockSize is Config.Block unless that says otherwise (ADR 33).
 	blockSize = 512 << 10
 )
 
 // readOn takes note of a read, and fetches what may be read next: those that begin in the same block, and the pieces
 // that follow, as long as no more bytes wait to be read than have been, but for those of one block. So whoever reads on
-// has ever more ahead of him, and where what is ahead isn't used next to nothing more comes. Once enough of the object
-// is read, the rest is fetched, so that it becomes a file.
+// has ever more ahead of him, and where what is ahead isn't used next to nothing more comes. With the first piece come
+// the last. Once enough of the object is read, the rest is fetched, so that it becomes a file.
 func (s *Store) readOn(p *partial, off, end int64) {
 	first, last := p.within(off, end)
 	ahead := !s.cfg.NothingAhead && !s.starts.has(p.ref.t)
@@ -33,13 +37,21 @@ func (s *Store) readOn(p *partial, off, end int64) {
 	case whole:
 		s.completeSoon(p)
 	case ahead:
-		for _, i := range append(p.wantAround(first, last, s.cfg.Block), p.wantNext(last, off, end)...) {
-			s.tasks.start(func() {
-				if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see
-					s.log.Debug("object store: a chunk can't be fetched ahead", slog.Any("err", err))
-				}
-			})
+		if first == 0 {
+			s.fetchAhead(p, p.wantEnd())
 		}
+		s.fetchAhead(p, append(p.wantAround(first, last, s.cfg.Block), p.wantNext(last, off, end)...))
+	}
+}
+
+// fetchAhead fetches pieces of an object in the background.
+func (s *Store) fetchAhead(p *partial, pieces []int) {
+	for _, i := range pieces {
+		s.tasks.start(func() {
+			if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see
+				s.log.Debug("object store: a chunk can't be fetched ahead", slog.Any("err", err))
+			}
+		})
 	}
 }
 
@@ -55,8 +67,9 @@ func (p *partial) noteRead(first, last int, may bool) (used int64, whole bool) {
 		}
 		c.read = true
 		p.read += c.Size
-		if c.ahead {
+		if c.ahead && !c.apart {
 			p.ahead -= c.Size
+			p.hit += c.Size
 		}
 		if c.ahead && c.have {
 			used += c.Size
@@ -80,7 +93,7 @@ func (p *partial) wantAround(first, last int, block int64) (list []int) {
 		if c.have || c.read || c.ahead {
 			return true
 		}
-		if p.ahead+c.Size > min(p.read+block, aheadOfFile) {
+		if p.ahead+c.Size > max(min(p.read+block, mostUnread), 2*p.hit) {
 			return false
 		}
 		p.expect(c)
@@ -101,6 +114,10 @@ func (p *partial) wantNext(next int, off, end int64) (list []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	goesOn := off == p.end
+	if !goesOn {
+		p.run = 0
+	}
+	p.run += end - off
 	p.end = end
 	for i := next; i < len(p.pieces); i++ {
 		c, before := &p.pieces[i], &p.pieces[i-1]
@@ -109,9 +126,29 @@ func (p *partial) wantNext(next int, off, end int64) (list []int) {
 		case large && goesOn && i == next && end >= before.Offset+before.Size/2:
 			p.expect(c)
 			return append(list, i)
-		case large || p.ahead+c.Size > min(p.read, aheadOfFile):
+		case large:
+			return list
+		case goesOn && c.Offset+c.Size-end <= min(p.run, aheadOfFile):
+			p.expect(c)
+			list = append(list, i)
+		case p.ahead+c.Size > min(p.read, aheadOfFile):
 			return list
 		default:
+			p.expect(c)
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+// wantEnd picks the last pieces of a large object. Many kinds of files have at their end what tells where the rest is,
+// or what is read first: libraries, archives.
+func (p *partial) wantEnd() (list []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := max(len(p.pieces)-endPieces, 0); i < len(p.pieces); i++ {
+		if c := &p.pieces[i]; c.Size <= aheadPiece && !c.have && !c.read && !c.ahead {
+			c.apart = true
 			p.expect(c)
 			list = append(list, i)
 		}
@@ -123,7 +160,9 @@ func (p *partial) wantNext(next int, off, end int64) (list []int) {
 func (p *partial) expect(c *piece) {
 	if !c.read && !c.ahead {
 		c.ahead = true
-		p.ahead += c.Size
+		if !c.apart {
+			p.ahead += c.Size
+		}
 	}
 }
 
@@ -132,10 +171,10 @@ func (p *partial) failed(c *piece) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c.ahead && !c.have {
-		c.ahead = false
-		if !c.read {
+		if !c.read && !c.apart {
 			p.ahead -= c.Size
 		}
+		c.ahead, c.apart = false, false
 	}
 }
 

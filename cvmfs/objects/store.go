@@ -70,6 +70,7 @@ type Store struct {
 	behind  chan struct{} // fetches of chunks that nobody waits for yet
 
 	ahead    prefetcher
+	followed followed
 	starts   starts
 	holds    heldObjects
 	fresh    freshLinks
@@ -500,6 +501,7 @@ func (s *Store) Run(ctx context.Context) {
 			s.settle(now.Add(-heldFor))
 			s.partials.dropIdle(now.Add(-partialIdle))
 			s.ahead.forgetOld(now)
+			s.followed.forgetOld(now)
 			mounted = s.lookAround(mounted)
 			if err := s.sync(false); err != nil {
 				s.log.Warn("object store: mark not set, more will be checked after a power cut", slog.Any("err", err))

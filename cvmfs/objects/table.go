@@ -39,6 +39,8 @@ type Table struct {
 	objects []byte
 	chunks  []byte
 	paths   paths
+
+	libraries libraries // not in the file
 }
 
 const (

@@ -287,6 +287,11 @@ func (c *Composer) openTable(key string) (*objects.Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open composed image %s: %w: remove the image and pull it again", key, err)
 	}
+	libraries, err := readLibraries(filepath.Join(c.cfg.Dir, key, librariesFile))
+	if err != nil {
+		c.cfg.Log.Warn("shared libraries of an image aren't fetched ahead", "image", key, "err", err)
+	}
+	t.SetLibraries(libraries)
 	return t, nil
 }
 

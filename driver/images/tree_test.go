@@ -6,12 +6,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"cvmfs-graphdriver/internal/erofs"
 )
 
 // layer makes a tree of lines "TYPE PATH [MARK]": d folder, f file, e empty file, c device 0/0, l another name of the
-// file before. MARK is an extended attribute name=value. Folders come before what they hold, as from a walk.
+// file before; and "s PATH TARGET", symbolic links. MARK is an extended attribute name=value. Folders come before what they hold, as from a walk.
 func layer(t *testing.T, lines ...string) *node {
 	t.Helper()
 	var b builder
@@ -31,6 +32,9 @@ func layer(t *testing.T, lines ...string) *node {
 			i.Mode = typeChar | 0o600
 		case "l":
 			i = last
+		case "s":
+			i.Mode, i.Target = unix.S_IFLNK|0o777, f[2]
+			f = f[:2]
 		default:
 			t.Fatalf("bad line %q", line)
 		}

@@ -20,6 +20,8 @@ const (
 	metaFile   = "meta.erofs"
 	tableFile  = "objects"
 	recordFile = "image.json"
+	// librariesFile has the names of shared libraries, if there are any: JSON, from names to positions in the table.
+	librariesFile = "libraries.json"
 )
 
 // flat is a merged tree made ready for writing.
@@ -28,6 +30,8 @@ type flat struct {
 	repos []string
 	table []tableRow // each object once, a folder's own files before those of its subfolders
 	size  int64      // plain bytes of all files, hard links counted once
+
+	libraries objects.Libraries
 }
 
 type tableRow struct {
@@ -39,15 +43,18 @@ type tableRow struct {
 func flatten(root *node) *flat {
 	f := &flat{root: &root.Node}
 	repos := map[string]int{}
-	named := map[string]bool{}
-	var visit func(n *node)
-	visit = func(n *node) {
-		var folders []*node
+	positions := map[string]int{} // in the table, by redirect
+	var libraries []string
+	var visit func(n *node, path string)
+	visit = func(n *node, path string) {
+		var folders []string
 		for _, name := range n.sorted() {
 			c := n.children[name]
 			n.Children = append(n.Children, erofs.Child{Name: name, Node: &c.Node})
 			if c.isDir() {
-				folders = append(folders, c)
+				folders = append(folders, name)
+			} else if isLibrary(name) {
+				libraries = append(libraries, path+"/"+name)
 			}
 			if c.met || c.redirect == "" {
 				continue
@@ -57,10 +64,10 @@ func flatten(root *node) *flat {
 			c.Xattrs = append(c.Xattrs,
 				erofs.Xattr{Name: overlayfs.XattrMetacopy},
 				erofs.Xattr{Name: overlayfs.XattrRedirect, Value: c.redirect})
-			if c.object == nil || named[c.redirect] {
+			if _, known := positions[c.redirect]; c.object == nil || known {
 				continue
 			}
-			named[c.redirect] = true
+			positions[c.redirect] = len(f.table)
 			repo, known := repos[c.repo]
 			if !known {
 				repo = len(f.repos)
@@ -69,11 +76,12 @@ func flatten(root *node) *flat {
 			}
 			f.table = append(f.table, tableRow{c.object, repo})
 		}
-		for _, c := range folders {
-			visit(c)
+		for _, name := range folders {
+			visit(n.children[name], path+"/"+name)
 		}
 	}
-	visit(root)
+	visit(root, "")
+	f.libraries = resolveLibraries(root, libraries, positions)
 	return f
 }
 
@@ -110,6 +118,14 @@ func (f *flat) write(dir string, image *Image) (err error) {
 	})
 	if err != nil {
 		return fmt.Errorf("write object table: %w", err)
+	}
+	if len(f.libraries) > 0 {
+		err = writeFile(filepath.Join(folder.Path(), librariesFile), func(w io.Writer) error {
+			return json.NewEncoder(w).Encode(f.libraries)
+		})
+		if err != nil {
+			return fmt.Errorf("write names of libraries: %w", err)
+		}
 	}
 	err = writeFile(filepath.Join(folder.Path(), recordFile), func(w io.Writer) error {
 		e := json.NewEncoder(w)
