@@ -87,6 +87,19 @@ func (s *Store) follow(r Ref) {
 	}
 }
 
+// Usual has that arrive, in the background, which containers of an image read whatever their program is: who it is to
+// run as, the dynamic linker, and what that reads of the C library. It is for those that start without a profile.
+func (s *Store) Usual(x *Index, t *Table) {
+	if s.cfg.NothingAhead {
+		return
+	}
+	for _, pos := range t.names.usual {
+		if r := (Ref{x, t, pos}); !s.Has(r) && s.followed.begin(r) {
+			s.tasks.start(func() { s.fetchLibrary(fetch.LetPass(s.life), r) })
+		}
+	}
+}
+
 // fetchLibrary has a library arrive, of one in chunks the beginning, and follows it.
 func (s *Store) fetchLibrary(ctx context.Context, r Ref) {
 	var err error

@@ -40,7 +40,7 @@ type Table struct {
 	chunks  []byte
 	paths   paths
 
-	libraries libraries // not in the file
+	names tableNames // not in the file
 }
 
 const (

@@ -287,11 +287,11 @@ func (c *Composer) openTable(key string) (*objects.Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open composed image %s: %w: remove the image and pull it again", key, err)
 	}
-	libraries, err := readLibraries(filepath.Join(c.cfg.Dir, key, librariesFile))
+	names, err := readNames(filepath.Join(c.cfg.Dir, key, namesFile))
 	if err != nil {
-		c.cfg.Log.Warn("shared libraries of an image aren't fetched ahead", "image", key, "err", err)
+		c.cfg.Log.Warn("libraries of an image aren't fetched ahead", "image", key, "err", err)
 	}
-	t.SetLibraries(libraries)
+	t.SetNames(names)
 	return t, nil
 }
 

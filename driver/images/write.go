@@ -20,8 +20,8 @@ const (
 	metaFile   = "meta.erofs"
 	tableFile  = "objects"
 	recordFile = "image.json"
-	// librariesFile has the names of shared libraries, if there are any: JSON, from names to positions in the table.
-	librariesFile = "libraries.json"
+	// namesFile has names of objects, if there are any: JSON, from names to positions in the table.
+	namesFile = "names.json"
 )
 
 // flat is a merged tree made ready for writing.
@@ -31,7 +31,7 @@ type flat struct {
 	table []tableRow // each object once, a folder's own files before those of its subfolders
 	size  int64      // plain bytes of all files, hard links counted once
 
-	libraries objects.Libraries
+	names objects.Names
 }
 
 type tableRow struct {
@@ -81,7 +81,7 @@ func flatten(root *node) *flat {
 		}
 	}
 	visit(root, "")
-	f.libraries = resolveLibraries(root, libraries, positions)
+	f.names = namesOf(root, libraries, positions)
 	return f
 }
 
@@ -119,12 +119,12 @@ func (f *flat) write(dir string, image *Image) (err error) {
 	if err != nil {
 		return fmt.Errorf("write object table: %w", err)
 	}
-	if len(f.libraries) > 0 {
-		err = writeFile(filepath.Join(folder.Path(), librariesFile), func(w io.Writer) error {
-			return json.NewEncoder(w).Encode(f.libraries)
+	if len(f.names) > 0 {
+		err = writeFile(filepath.Join(folder.Path(), namesFile), func(w io.Writer) error {
+			return json.NewEncoder(w).Encode(f.names)
 		})
 		if err != nil {
-			return fmt.Errorf("write names of libraries: %w", err)
+			return fmt.Errorf("write names of objects: %w", err)
 		}
 	}
 	err = writeFile(filepath.Join(folder.Path(), recordFile), func(w io.Writer) error {

@@ -137,6 +137,7 @@ func (n *Node) helpStart(
 	p, err := n.profile(ctx, c, topmost, image.Key)
 	switch {
 	case errors.Is(err, ErrNoProfile):
+		n.objects.Usual(n.index, image.Table)
 		if n.starts.first(image.Key) {
 			n.record(ctx, c, image, rec)
 		} else {

@@ -20,13 +20,19 @@ func isLibrary(name string) bool {
 	return strings.Index(name, ".so.") > 0 || strings.HasSuffix(name, ".so") && name != ".so"
 }
 
-// resolveLibraries returns the objects that the names of libraries at some paths lead to.
-func resolveLibraries(root *node, paths []string, positions map[string]int) objects.Libraries {
-	all := objects.Libraries{}
-	for _, p := range paths {
-		if n := root.resolve(p); n != nil && n.object != nil {
-			all.Add(path.Base(p), positions[n.redirect])
+// namesOf returns the objects that the names of libraries at some paths lead to, and those of usual files.
+func namesOf(root *node, libraries []string, positions map[string]int) objects.Names {
+	all := objects.Names{}
+	add := func(name, path string) {
+		if n := root.resolve(path); n != nil && n.object != nil {
+			all.Add(name, positions[n.redirect])
 		}
+	}
+	for _, p := range objects.UsualFiles {
+		add(p, p)
+	}
+	for _, p := range libraries {
+		add(path.Base(p), p)
 	}
 	return all
 }
@@ -59,17 +65,17 @@ func (n *node) resolve(p string) *node {
 	return open[len(open)-1]
 }
 
-// readLibraries reads what write has written. Images of older versions have none.
-func readLibraries(file string) (l objects.Libraries, err error) {
+// readNames reads what write has written. Images of older versions have none.
+func readNames(file string) (n objects.Names, err error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(b, &l)
+		err = json.Unmarshal(b, &n)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("names of libraries: %w", err)
+		return nil, fmt.Errorf("names of objects: %w", err)
 	}
-	return l, nil
+	return n, nil
 }

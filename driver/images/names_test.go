@@ -27,6 +27,7 @@ func TestLibrariesAreFoundAsSymbolicLinksLead(t *testing.T) {
 	tree := layer(t,
 		"d /etc", "d /etc/alternatives",
 		"s /etc/alternatives/libblas.so.3 /usr/lib/x/blas/libblas.so.3",
+		"f /etc/group", "s /etc/passwd ../usr/lib/x/absent",
 		"s /lib usr/lib",
 		"d /usr", "d /usr/lib",
 		"s /usr/lib/loop.so other.so", "s /usr/lib/other.so loop.so",
@@ -52,16 +53,17 @@ func TestLibrariesAreFoundAsSymbolicLinksLead(t *testing.T) {
 	files(tree)
 	f := flatten(tree)
 	position := map[string]uint32{}
-	want := objects.Libraries{}
-	for i, file := range []string{"libm.so.6.1", "blas/libblas.so.3", "y/libm.so.6"} {
+	want := objects.Names{}
+	for i, file := range []string{"/etc/group", "libm.so.6.1", "blas/libblas.so.3", "y/libm.so.6"} {
 		position[file] = uint32(i) // in the order of folders
 	}
 	want["libm.so.6.1"] = []uint32{position["libm.so.6.1"]}
 	want["libm.so.6"] = []uint32{position["libm.so.6.1"], position["y/libm.so.6"]}
 	want["libm.so"] = want["libm.so.6.1"]
 	want["libout.so"] = want["libm.so.6.1"]
+	want["/etc/group"] = []uint32{position["/etc/group"]}
 	want["libblas.so.3"] = []uint32{position["blas/libblas.so.3"]}
-	if diff := cmp.Diff(want, f.libraries); diff != "" {
+	if diff := cmp.Diff(want, f.names); diff != "" {
 		t.Errorf("libraries (-want +got):\n%s", diff)
 	}
 }
@@ -74,18 +76,18 @@ func TestNamesOfLibrariesAreReadAsTheyWereWritten(t *testing.T) {
 	if err := flatten(tree).write(dir, &Image{Key: "0123456789abcdef0123456789abcdef"}); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(dir, "0123456789abcdef0123456789abcdef", librariesFile)
-	got, err := readLibraries(file)
-	if diff := cmp.Diff(objects.Libraries{"libm.so.6": {0}}, got); diff != "" || err != nil {
+	file := filepath.Join(dir, "0123456789abcdef0123456789abcdef", namesFile)
+	got, err := readNames(file)
+	if diff := cmp.Diff(objects.Names{"libm.so.6": {0}}, got); diff != "" || err != nil {
 		t.Errorf("%v, libraries (-want +got):\n%s", err, diff)
 	}
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readLibraries(file); err == nil {
+	if _, err := readNames(file); err == nil {
 		t.Error("a torn file is read")
 	}
-	if got, err := readLibraries(filepath.Join(dir, "absent")); got != nil || err != nil {
+	if got, err := readNames(filepath.Join(dir, "absent")); got != nil || err != nil {
 		t.Errorf("an image of an older version: %v, %v", got, err)
 	}
 }
