@@ -93,7 +93,7 @@ soak: ## have containers read for ten minutes in more than the cache may hold, a
 		-run '^TestRandomSequences' ./cmd/cvmfs-graphdriver-plugin ./cmd/cvmfs-snapshotter
 
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
-	$(GO) run ./test/report -count=1 -timeout=60m ./...
+	$(GO) run ./test/report -count=1 -vet=off -timeout=60m ./...
 
 test-engines: packages ## run the tests of engines with each engine and view that they are for (root)
 	CVMFS_TEST_EVERY_ENGINE=1 $(GO) run ./test/report -count=1 -timeout=2h ./test/e2e
