@@ -73,11 +73,11 @@ var parts = []program{
 var whole = []program{
 	{
 		folder: "cmd/cvmfs-graphdriver-plugin", apart: "plugin", skip: only(labels, figures, beside) + "|" + forced,
-		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
+		env: []string{"CONFORMANCE_SEQUENCES=4"}, limit: 30 * time.Minute,
 	},
 	{
 		folder: "cmd/cvmfs-snapshotter", apart: "snapshotter", skip: only(snapshotLabels) + "|" + forced + "|" + long,
-		env: []string{"CONFORMANCE_SEQUENCES=10"}, limit: 30 * time.Minute,
+		env: []string{"CONFORMANCE_SEQUENCES=4"}, limit: 30 * time.Minute,
 	},
 	{folder: "test/e2e", apart: "engine", run: only(
 		"TestAThinContainerSaysWhatItsOrdinaryTwinSays", "TestAThinContainerShowsTheLayersMerged",
