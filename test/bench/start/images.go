@@ -94,6 +94,25 @@ kill "$(cat /tmp/nginx.pid)"`), ready: "Welcome to nginx!",
 		ready:   "500050",
 	},
 	{
+		name: "texlive", what: "typeset a page", make: packages("texlive", "texlive-latex-base", "texlive-fonts-extra"),
+		command: shell(`cd /tmp
+d=/usr/share/texlive/texmf-dist
+export TEXMFCNF=$d/web2c TEXINPUTS=.:$d/tex/plain//:$d/tex/generic// MKTEXPK=0
+export TFMFONTS=$d/fonts/tfm// T1FONTS=$d/fonts/type1// TEXFONTMAPS=$d/fonts/map/dvips//
+cat >page.tex <<'PAGE'
+\catcode` + "`" + `\{=1 \catcode` + "`" + `\}=2 \catcode` + "`" + `\#=6
+\input plain
+\pdfoutput=1 \pdfmapfile{=cm.map}
+\font\title=cmbx10 scaled \magstep2
+\centerline{\title A page} \bigskip
+Mass and energy: $E = m c^2$.
+\bye
+PAGE
+pdftex -ini -etex -interaction=batchmode page.tex >said
+head -c 4 page.pdf
+echo ' is ready'`), ready: "%PDF is ready",
+	},
+	{
 		name: "files", what: "read 100 of 100,000 small files", make: generated(100_000),
 		command: shell("for n in 0 1 2 3 4 5 6 7 8 9; do cat /files/$n/$n/*77; done >/dev/null; echo ready"),
 		ready:   "ready",
