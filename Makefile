@@ -92,8 +92,9 @@ soak: ## have containers read for ten minutes in more than the cache may hold, a
 	CONFORMANCE_SEED=$$(date +%s) CONFORMANCE_SEQUENCES=200 CVMFS_TEST_NO_SKIP=1 $(GO) test -count=1 -timeout=2h \
 		-run '^TestRandomSequences' ./cmd/cvmfs-graphdriver-plugin ./cmd/cvmfs-snapshotter
 
+# Lint has vetted. What only debuggers read is left out: it takes a third of the time of linking, once a package.
 test: lint packages ## run linters and every test (root for those that mount or run an engine)
-	$(GO) run ./test/report -count=1 -vet=off -timeout=60m ./...
+	$(GO) run ./test/report -count=1 -vet=off -ldflags=-w -timeout=60m ./...
 
 test-engines: packages ## run the tests of engines with each engine and view that they are for (root)
 	CVMFS_TEST_EVERY_ENGINE=1 $(GO) run ./test/report -count=1 -timeout=2h ./test/e2e
@@ -113,8 +114,8 @@ test-kubernetes: ## run chart and manifests in a cluster of one node with system
 # Tests that need root, or what `packages` fetches, skip by themselves; lint has vetted. The race detector needs a C compiler. It watches
 # our code and not the loops of SQLite, of compression, of passwords and of long numbers, which take ten times as long with it. These
 # packages share no generic atomics with ours: of equal instances of those the linker takes any, and one that isn't watched lets it report
-# races where none are. What only debuggers read is left out: it takes a third of the time of linking, once a package. The detector lets
-# each process wait a second before it ends, for races that are being reported, programs that tests run included; a tenth of one does.
+# races where none are. The detector lets each process wait a second before it ends, for races that are being reported, programs that
+# tests run included; a tenth of one does.
 unwatched = $(foreach lib,modernc.org/sqlite/lib modernc.org/memory github.com/klauspost/compress/... golang.org/x/crypto/... \
 	crypto/internal/fips140/bigmod math/big compress/flate,-gcflags='$(lib)=-race=false')
 
