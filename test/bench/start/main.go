@@ -125,6 +125,7 @@ type bench struct {
 	version string // of our programs
 	cache   string
 	work    string // folder that is removed at the end
+	nodes   string // folder of the nodes' folders, likewise
 	origin  *origin
 	record  *results
 	tools   map[string]*engine.Tools // by the engine's name
@@ -171,13 +172,18 @@ func newBench(ctx context.Context, o options, r *results) (_ *bench, err error) 
 	if b.work, err = os.MkdirTemp("", "cvmfs-start-"); err != nil {
 		return nil, err
 	}
-	if b.origin, err = newOrigin(ctx, b.work, o.converter); err != nil {
+	if b.nodes, err = newFarFolder(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(b.work))
+	}
+	if b.origin, err = newOrigin(ctx, b.work, o.converter); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(b.work), os.RemoveAll(b.nodes))
 	}
 	return b, nil
 }
 
-func (b *bench) close() error { return errors.Join(b.origin.close(), os.RemoveAll(b.work)) }
+func (b *bench) close() error {
+	return errors.Join(b.origin.close(), os.RemoveAll(b.work), os.RemoveAll(b.nodes))
+}
 
 // plan is what a run is about.
 type plan struct {
@@ -298,6 +304,7 @@ func mega(n int64) float64 { return float64(n) / 1e6 }
 func (b *bench) standOptions(ctx context.Context, door door) (o stand.Options, err error) {
 	o = b.stand
 	o.Driver = []string{"cvmfs.view=" + b.view}
+	o.Dir = b.nodes
 	if b.tools[door.name] == nil {
 		if b.tools[door.name], err = door.tools(ctx, b.cache, os.Stderr); err != nil {
 			return o, err

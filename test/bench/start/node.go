@@ -84,6 +84,31 @@ var modes = []mode{
 	{"profiled", profiled, false},
 }
 
+// newFarFolder makes a temporary folder, the folders in which ext4 puts far from each other (chattr +T). Where many files
+// were just removed it would take 0.3 ms to make one, and not 0.01: it asks of each inode whether it was freed within the
+// last five minutes (recently_deleted, fs/ext4/ialloc.c), and each sample removes what it has made.
+func newFarFolder() (string, error) {
+	dir, err := os.MkdirTemp("", "nodes-")
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	const topFolders = 0x00020000           // FS_TOPDIR_FL
+	err = errors.Join(os.Chmod(dir, 0o711), // as that of a stand
+		unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, topFolders))
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
+		err = nil // another file system
+	}
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("chattr +T %s: %w", dir, err), os.Remove(dir))
+	}
+	return dir, nil
+}
+
 // node is a fresh engine at the end of a link.
 type node struct {
 	*stand.Stand
