@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // TestNamespace is containerd's namespace in which images are run to see whether they do. It is there only as long as
@@ -204,7 +206,8 @@ func (o *output) await(pipes cio.IO) {
 	}
 }
 
-// Clear removes the namespace of images that are run, with all that is in it.
+// Clear removes the namespace of images that are run, with all that is in it, and the folders that containerd leaves of
+// one.
 func (c *Client) Clear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(in(ctx, TestNamespace), clearWait)
 	defer cancel()
@@ -212,9 +215,34 @@ func (c *Client) Clear(ctx context.Context) error {
 	if err == nil {
 		err = os.RemoveAll(c.pipes())
 	}
+	if err == nil {
+		err = c.clearFolders(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("remove containerd's namespace %s, in which images are run to test them: %w (the next run "+
 			"tries again)", TestNamespace, err)
+	}
+	return nil
+}
+
+// clearFolders removes the empty folders in which containerd had those of the namespace's containers: in its root, and
+// in its state, where its socket is.
+func (c *Client) clearFolders(ctx context.Context) error {
+	answer, err := c.api.IntrospectionService().Plugins(ctx)
+	if err != nil {
+		return fmt.Errorf("ask containerd for its root: %w", err)
+	}
+	places := []string{filepath.Dir(c.socket)}
+	for _, p := range answer.Plugins {
+		if root := p.Exports["root"]; p.Type == "io.containerd.content.v1" && root != "" {
+			places = append(places, filepath.Dir(root))
+		}
+	}
+	for _, place := range places {
+		err := os.Remove(filepath.Join(place, "io.containerd.runtime.v2.task", TestNamespace))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
 	}
 	return nil
 }

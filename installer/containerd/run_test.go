@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -148,5 +149,40 @@ func TestTheNamespaceOfTestsGoesWithAllThatIsInIt(t *testing.T) {
 	must(t, f.connect(t).Clear(t.Context()))
 	if _, there := f.containers[TestNamespace]; there || len(f.containers) != 1 {
 		t.Errorf("namespaces are %v", f.containers)
+	}
+}
+
+// containerd leaves the folder in which it had those of a namespace's containers.
+func TestTheFoldersOfTheNamespaceOfTestsGo(t *testing.T) {
+	const tasks = "io.containerd.runtime.v2.task"
+	root := t.TempDir()
+	f := &fakeContainerd{
+		containers: map[string][]*containersapi.Container{},
+		plugins: []*introspectionapi.Plugin{
+			{Type: "io.containerd.snapshotter.v1", ID: "cvmfs", Exports: map[string]string{"root": "/elsewhere"}},
+			{
+				Type: "io.containerd.content.v1", ID: "content",
+				Exports: map[string]string{"root": filepath.Join(root, "io.containerd.content.v1.content")},
+			},
+		},
+	}
+	c := f.connect(t)
+	left := []string{filepath.Join(root, tasks, TestNamespace), filepath.Join(filepath.Dir(c.socket), tasks, TestNamespace)}
+	stay := filepath.Join(root, tasks, "moby")
+	for _, dir := range append(left, stay) {
+		must(t, os.MkdirAll(dir, 0o755))
+	}
+	must(t, c.Clear(t.Context()))
+	for _, dir := range left {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	must(t, os.MkdirAll(filepath.Join(left[0], "container"), 0o755))
+	must(t, c.Clear(t.Context())) // it isn't empty: somebody else's, or of a kill
+	for _, dir := range []string{stay, left[0]} {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -156,6 +156,7 @@ func (m *machine) containerdHas() string {
 	for _, pattern := range []string{
 		m.Engine.Containerd.Root() + "/io.containerd.content.v1.content/*/*/*",
 		m.Engine.Containerd.Root() + "/../state/io.containerd.runtime.v2.task/*/*",
+		m.Engine.Containerd.Root() + "/io.containerd.runtime.v2.task/" + containerd.TestNamespace + "*",
 		filepath.Dir(m.Engine.Containerd.Socket()) + "/" + containerd.TestNamespace + "*",
 	} {
 		found, err := filepath.Glob(pattern)
