@@ -12,7 +12,8 @@ import (
 )
 
 // layer makes a tree of lines "TYPE PATH [MARK]": d folder, f file, e empty file, c device 0/0, l another name of the
-// file before; and "s PATH TARGET", symbolic links. MARK is an extended attribute name=value. Folders come before what they hold, as from a walk.
+// file before; and "s PATH TARGET", symbolic links. MARK is an extended attribute name=value. Folders come before what
+// they hold, as from a walk.
 func layer(t *testing.T, lines ...string) *node {
 	t.Helper()
 	var b builder

@@ -167,7 +167,9 @@ func TestTheFoldersOfTheNamespaceOfTestsGo(t *testing.T) {
 		},
 	}
 	c := f.connect(t)
-	left := []string{filepath.Join(root, tasks, TestNamespace), filepath.Join(filepath.Dir(c.socket), tasks, TestNamespace)}
+	left := []string{
+		filepath.Join(root, tasks, TestNamespace), filepath.Join(filepath.Dir(c.socket), tasks, TestNamespace),
+	}
 	stay := filepath.Join(root, tasks, "moby")
 	for _, dir := range append(left, stay) {
 		must(t, os.MkdirAll(dir, 0o755))

@@ -84,9 +84,9 @@ var modes = []mode{
 	{"profiled", profiled, false},
 }
 
-// newFarFolder makes a temporary folder, the folders in which ext4 puts far from each other (chattr +T). Where many files
-// were just removed it would take 0.3 ms to make one, and not 0.01: it asks of each inode whether it was freed within the
-// last five minutes (recently_deleted, fs/ext4/ialloc.c), and each sample removes what it has made.
+// newFarFolder makes a temporary folder, the folders in which ext4 puts far from each other (chattr +T). Where many
+// files were just removed it would take 0.3 ms to make one, and not 0.01: it asks of each inode whether it was freed
+// within the last five minutes (recently_deleted, fs/ext4/ialloc.c), and each sample removes what it has made.
 func newFarFolder() (string, error) {
 	dir, err := os.MkdirTemp("", "nodes-")
 	if err != nil {
