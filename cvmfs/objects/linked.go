@@ -44,6 +44,13 @@ func (f *followed) begin(r Ref) bool {
 	return !known
 }
 
+// forget has an object followed when it is met again: nothing was found out about it.
+func (f *followed) forget(r Ref) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.m, r)
+}
+
 // forgetOld frees the memory when nothing is followed any more.
 func (f *followed) forgetOld(now time.Time) {
 	f.mu.Lock()
@@ -107,11 +114,13 @@ func (s *Store) fetchLibrary(ctx context.Context, r Ref) {
 	case r.Chunked():
 		err = s.FetchPieces(ctx, r, 0)
 	case r.Size() > linkedLimit:
+		s.followed.forget(r) // until somebody opens it
 		return
 	default:
 		_, err = s.bring(ctx, r, s.behind, true)
 	}
 	if err != nil { // whoever needs it will see
+		s.followed.forget(r)
 		s.log.Debug("object store: a library can't be fetched ahead", slog.String("object", r.Name()), slog.Any("err", err))
 		return
 	}

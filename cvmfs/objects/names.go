@@ -6,7 +6,6 @@ import (
 )
 
 const (
-	mostNames    = 1 << 16
 	mostOfAName  = 4 // objects
 	linkerPrefix = "ld-"
 )
@@ -19,10 +18,10 @@ type Names map[string][]uint32
 // UsualFiles are paths that are read at the start of any container: runtimes look up who it is to run as.
 var UsualFiles = []string{"/etc/passwd", "/etc/group"}
 
-// Add notes a name of the object at a position, unless there are too many.
+// Add notes a name of the object at a position, unless there are some of that name.
 func (n Names) Add(name string, pos int) {
 	known := n[name]
-	if len(n) < mostNames && len(known) < mostOfAName && !slices.Contains(known, uint32(pos)) {
+	if len(known) < mostOfAName && !slices.Contains(known, uint32(pos)) {
 		n[name] = append(known, uint32(pos))
 	}
 }

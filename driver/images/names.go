@@ -12,8 +12,11 @@ import (
 	"cvmfs-graphdriver/cvmfs/objects"
 )
 
-// mostLinks bounds how many symbolic links a path leads through, as the kernel does.
-const mostLinks = 40
+// Images may be hostile: no more libraries are looked up than these, and none by a path that leads through more names.
+const (
+	mostLibraries = 1 << 14
+	mostSteps     = 256
+)
 
 // isLibrary reports whether a file's name is that of a shared library, as libm.so.6 or libc-2.31.so.
 func isLibrary(name string) bool {
@@ -39,8 +42,11 @@ func namesOf(root *node, libraries []string, positions map[string]int) objects.N
 
 // resolve returns what a path in a tree leads to, symbolic links followed; nil if that is nothing.
 func (n *node) resolve(p string) *node {
-	open, names, links := []*node{n}, strings.Split(p, "/"), 0
-	for len(names) > 0 {
+	open, names := []*node{n}, strings.Split(p, "/")
+	for steps := 0; len(names) > 0; steps++ {
+		if steps+len(names) > mostSteps {
+			return nil
+		}
 		name := names[0]
 		names = names[1:]
 		switch name {
@@ -50,7 +56,7 @@ func (n *node) resolve(p string) *node {
 		default:
 			c := open[len(open)-1].children[name]
 			switch {
-			case c == nil || links > mostLinks:
+			case c == nil:
 				return nil
 			case c.Target == "":
 				open = append(open, c)
@@ -58,7 +64,6 @@ func (n *node) resolve(p string) *node {
 			case c.Target[0] == '/':
 				open = open[:1]
 			}
-			links++
 			names = append(strings.Split(c.Target, "/"), names...)
 		}
 	}

@@ -3,6 +3,7 @@ package images
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,7 +25,9 @@ func TestNamesOfLibraries(t *testing.T) {
 }
 
 func TestLibrariesAreFoundAsSymbolicLinksLead(t *testing.T) {
+	deep := strings.Repeat("x/../", mostSteps) + "x/libm.so.6"
 	tree := layer(t,
+		"s /deep.so /usr/lib/"+deep,
 		"d /etc", "d /etc/alternatives",
 		"s /etc/alternatives/libblas.so.3 /usr/lib/x/blas/libblas.so.3",
 		"f /etc/group", "s /etc/passwd ../usr/lib/x/absent",

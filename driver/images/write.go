@@ -53,7 +53,7 @@ func flatten(root *node) *flat {
 			n.Children = append(n.Children, erofs.Child{Name: name, Node: &c.Node})
 			if c.isDir() {
 				folders = append(folders, name)
-			} else if isLibrary(name) {
+			} else if len(libraries) < mostLibraries && isLibrary(name) {
 				libraries = append(libraries, path+"/"+name)
 			}
 			if c.met || c.redirect == "" {
