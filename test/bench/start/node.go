@@ -92,21 +92,28 @@ func newFarFolder() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, err := os.Open(dir)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	const topFolders = 0x00020000           // FS_TOPDIR_FL
-	err = errors.Join(os.Chmod(dir, 0o711), // as that of a stand
-		unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, topFolders))
-	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
-		err = nil // another file system
-	}
-	if err != nil {
+	if err := spread(dir); err != nil {
 		return "", errors.Join(fmt.Errorf("chattr +T %s: %w", dir, err), os.Remove(dir))
 	}
 	return dir, nil
+}
+
+// spread opens a folder to all, as that of a stand is, and has ext4 spread what is in it; other file systems do not.
+func spread(dir string) error {
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const topFolders = 0x00020000 // FS_TOPDIR_FL
+	err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, topFolders)
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }
 
 // node is a fresh engine at the end of a link.
