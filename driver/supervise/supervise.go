@@ -44,9 +44,6 @@ const (
 	maxPause   = 3 * time.Second
 	// lookEvery is how often the server is looked at.
 	lookEvery = time.Second
-	// readAhead of the FUSE mount, KiB: what a page fault may ask for around it. More would have chunks fetched that
-	// nobody reads (ADR 33).
-	readAhead = 128
 )
 
 // Run is the supervisor's life. It gives nil after SIGTERM, SIGINT or the end of ctx, when the server has ended and
@@ -182,9 +179,6 @@ func (s *supervisor) mount() error {
 		if s.journal, err = fusewire.NewJournal(); err != nil {
 			return err
 		}
-	}
-	if err := fusewire.SetReadAhead(s.cfg.FuseDir, readAhead); err != nil {
-		s.log.Debug("reads through FUSE stay short", "err", err)
 	}
 	text, err := json.Marshal(h)
 	if err != nil {
