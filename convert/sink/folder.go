@@ -96,6 +96,8 @@ func (f *plainFolder) begin() (*folderTransaction, error) {
 
 // folderTransaction keeps all that is new in a folder of its own till Commit moves it.
 type folderTransaction struct {
+	uncut
+
 	folder *plainFolder
 	lock   *os.File
 	stage  string

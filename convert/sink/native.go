@@ -122,6 +122,12 @@ func (n *nativeTransaction) List(ctx context.Context, path string) ([]Entry, err
 	return all, err
 }
 
+func (n *nativeTransaction) Recut(ctx context.Context, path string, layers []string, cut publish.Cut) (
+	map[string]catalog.Entry, error,
+) {
+	return n.t.Recut(ctx, path, layers, cut)
+}
+
 func (n *nativeTransaction) Remove(ctx context.Context, path string) error {
 	if err := n.t.Remove(ctx, path); !errors.Is(err, fs.ErrNotExist) {
 		return err

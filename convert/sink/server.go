@@ -212,6 +212,8 @@ func (s *server) call(n note, args ...string) error {
 
 // serverTransaction works in the repository's own folder, which a transaction of the repository makes writable.
 type serverTransaction struct {
+	uncut
+
 	server   *server
 	lock     *os.File
 	revision string // that was looked at

@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/internal/layertar"
 	"cvmfs-graphdriver/thin"
 )
@@ -41,6 +43,9 @@ type Transaction interface {
 	// List returns what is in a folder, sorted by name, without what marks catalogs; nothing if there is no such
 	// folder.
 	List(ctx context.Context, path string) ([]Entry, error)
+	// Recut makes a folder of files that have the content of others, in other chunks, as publish.Transaction says.
+	// Sinks that leave cutting files to somebody else make none, and return none.
+	Recut(ctx context.Context, path string, layers []string, cut publish.Cut) (map[string]catalog.Entry, error)
 	// Remove removes a path with all below it; one that isn't there is no error.
 	Remove(ctx context.Context, path string) error
 	// Commit publishes the changes. description is for people.
@@ -49,6 +54,13 @@ type Transaction interface {
 	Revision() uint64
 	// Abort drops the changes. After Commit it does nothing.
 	Abort() error
+}
+
+// uncut is a sink that leaves it to somebody else how files are cut.
+type uncut struct{}
+
+func (uncut) Recut(context.Context, string, []string, publish.Cut) (map[string]catalog.Entry, error) {
+	return nil, nil
 }
 
 // File is a small file at a path.

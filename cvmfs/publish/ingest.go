@@ -323,26 +323,36 @@ func (in *intake) content(f *file, from io.Reader) error {
 	} else {
 		err = in.chunks(w, from, newChunker(s.MinChunk, s.AvgChunk, s.MaxChunk))
 	}
+	in.read(w)
+	return err
+}
+
+// read takes note that all of a file was handed on.
+func (in *intake) read(w *whole) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.stats.Files++
-	in.stats.Bytes += f.Size
+	in.stats.Bytes += w.Size
 	in.arrived(w)
-	return err
 }
 
 // piece reads a small file.
 func (in *intake) piece(w *whole, from io.Reader) error {
-	b, err := in.t.pipeline.buffer(in.ctx, w.Size)
+	return in.part(w, from, w.Size, wholeFile)
+}
+
+// part reads so many bytes of a file as one piece.
+func (in *intake) part(w *whole, from io.Reader, size, offset int64) error {
+	b, err := in.t.pipeline.buffer(in.ctx, size)
 	if err != nil {
 		return err
 	}
-	b.bytes = b.room[:w.Size]
+	b.bytes = b.room[:size]
 	if _, err := io.ReadFull(from, b.bytes); err != nil {
 		in.t.pipeline.release(b)
 		return truncated(err)
 	}
-	return in.send(w, b, -1)
+	return in.send(w, b, offset)
 }
 
 // truncated says that content ended before its size.

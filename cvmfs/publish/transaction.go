@@ -211,18 +211,9 @@ func (t *Transaction) readFile(ctx context.Context, path string) ([]byte, error)
 	case n.file.Size > MaxContent:
 		return nil, fmt.Errorf("%d bytes, more than %d", n.file.Size, MaxContent)
 	}
-	f := n.file
-	if len(f.Chunks) == 0 {
-		return storage.ReadObject(ctx, t.repo.storage, f.Digest, hash.File, f.Compression, f.Size)
-	}
 	var all bytes.Buffer
-	for _, c := range f.Chunks {
-		_, err := storage.CopyObject(ctx, &all, t.repo.storage, c.Digest, hash.Chunk, f.Compression, c.Size)
-		if err != nil {
-			return nil, err
-		}
-	}
-	return all.Bytes(), nil
+	err = t.copyContent(ctx, &all, &n.file.Entry)
+	return all.Bytes(), err
 }
 
 // folder returns the folders down to a path's parent, made if missing, and the last component. The caller holds mu.

@@ -1,0 +1,184 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/publish/storage"
+)
+
+// Cut says what is to become of a file: a name, and where its chunks end, in bytes from its beginning; none: nothing.
+type Cut func(*catalog.Entry) (name string, ends []int64)
+
+// Recut makes a folder, in a nested catalog of its own, of files that have the content of others, in other chunks. It
+// looks at the regular files of layers that are at the paths given, and takes the first of each name that cut gives.
+// What was at the path is replaced. It returns the entries by name. Content is read from the storage, a file at a time;
+// a layer without a catalog of its own is passed over.
+func (t *Transaction) Recut(ctx context.Context, at string, layers []string, cut Cut) (
+	map[string]catalog.Entry, error,
+) {
+	made, err := t.recut(ctx, at, layers, cut)
+	if err != nil {
+		return nil, fmt.Errorf("cut files for %s: %w", at, err)
+	}
+	return made, nil
+}
+
+func (t *Transaction) recut(ctx context.Context, at string, layers []string, cut Cut) (
+	map[string]catalog.Entry, error,
+) {
+	if err := t.Remove(ctx, at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	release, err := t.reserve(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	root := newFolder(path.Base(at), t.draft.Now.Unix(), 0)
+	root.mount = freshMount()
+	in := t.newIntake(ctx)
+	for _, layer := range layers {
+		if err = t.recutLayer(in, root, layer, cut); err != nil {
+			break
+		}
+	}
+	if err := in.wait(err); err != nil || len(root.children) == 0 {
+		return nil, err
+	}
+	made := map[string]catalog.Entry{}
+	for name, n := range root.children {
+		made[name] = n.file.Entry
+	}
+	empty, err := t.empty(ctx)
+	if err != nil {
+		return nil, err
+	}
+	empty.mark(root, catalog.Marker)
+	if err := t.writeCatalogs(ctx, root, at); err != nil {
+		return nil, err
+	}
+	root.children, root.mount.loaded = nil, false
+	t.mu.Lock()
+	t.stats.NewObjects += in.stats.NewObjects
+	t.stats.NewBytes += in.stats.NewBytes
+	t.mu.Unlock()
+	return made, t.attach(ctx, at, root)
+}
+
+// recutLayer puts files of a layer into the folder root.
+func (t *Transaction) recutLayer(in *intake, root *node, layer string, cut Cut) error {
+	t.mu.Lock()
+	n, err := t.find(in.ctx, layer)
+	t.mu.Unlock()
+	if err != nil || n == nil || n.mount == nil {
+		return err
+	}
+	for catalogs := []hash.Digest{n.mount.digest}; len(catalogs) > 0; {
+		c, err := t.openCatalog(in.ctx, catalogs[0])
+		if err != nil {
+			return err
+		}
+		catalogs = catalogs[1:]
+		below, err := c.Nested()
+		for _, b := range below {
+			catalogs = append(catalogs, b.Digest)
+		}
+		if err == nil {
+			err = c.Rows(in.ctx, func(_, _ hash.PathHash, e *catalog.Entry) error {
+				return in.recutFile(root, e, cut)
+			})
+		}
+		if err := errors.Join(err, c.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openCatalog opens a catalog of the newest revision or of this transaction.
+func (t *Transaction) openCatalog(ctx context.Context, d hash.Digest) (*catalog.Catalog, error) {
+	t.mu.Lock()
+	waiting := t.pending[d]
+	name := t.temp("catalog")
+	t.mu.Unlock()
+	if waiting != nil {
+		return catalog.Open(waiting.plain)
+	}
+	if err := t.repo.fetchCatalog(ctx, d, name); err != nil {
+		return nil, err
+	}
+	c, err := catalog.Open(name)
+	return c, errors.Join(err, os.Remove(name)) // it stays open
+}
+
+// recutFile puts a file into the folder root, if it is to be cut.
+func (in *intake) recutFile(root *node, e *catalog.Entry, cut Cut) error {
+	if !e.IsRegular() {
+		return nil
+	}
+	name, ends := cut(e)
+	if len(ends) == 0 || root.children[name] != nil {
+		return nil
+	}
+	f := &file{Entry: catalog.Entry{
+		Mode: typeFile | 0o444, Nlink: 1, Size: e.Size, Mtime: root.file.Mtime, Compression: in.t.compression,
+	}}
+	root.children[name] = &node{name: name, file: f}
+	content, stop := in.t.plain(in.ctx, e)
+	defer stop()
+	w := &whole{file: f, left: 1}
+	start := int64(0)
+	for _, end := range ends {
+		for start < end { // chunks of other publishers may be larger than ours
+			size := min(end-start, int64(in.t.repo.settings.largestPiece()))
+			if err := in.part(w, content, size, start); err != nil {
+				return err
+			}
+			start += size
+		}
+	}
+	if start != e.Size {
+		return fmt.Errorf("%q is cut at %d, and has %d bytes", name, start, e.Size)
+	}
+	if _, err := io.Copy(io.Discard, content); err != nil { // its digest is known at its end
+		return err
+	}
+	in.read(w)
+	return nil
+}
+
+// plain reads the content of a file that is stored, until stop is called.
+func (t *Transaction) plain(ctx context.Context, e *catalog.Entry) (content io.Reader, stop func()) {
+	r, w := io.Pipe()
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		w.CloseWithError(t.copyContent(ctx, w, e))
+	}()
+	return r, func() {
+		_ = r.Close() // it never fails
+		<-copied
+	}
+}
+
+func (t *Transaction) copyContent(ctx context.Context, to io.Writer, e *catalog.Entry) error {
+	if len(e.Chunks) == 0 {
+		_, err := storage.CopyObject(ctx, to, t.repo.storage, e.Digest, hash.File, e.Compression, e.Size)
+		return err
+	}
+	for _, c := range e.Chunks {
+		_, err := storage.CopyObject(ctx, to, t.repo.storage, c.Digest, hash.Chunk, e.Compression, c.Size)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,134 @@
+package publish_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"cvmfs-graphdriver/cvmfs/catalog"
+	. "cvmfs-graphdriver/cvmfs/publish"
+	. "cvmfs-graphdriver/test/publishtest"
+	"cvmfs-graphdriver/test/testutil"
+)
+
+const recutAt = "/.metadata/image/files"
+
+// bySize gives files of some sizes names and ends of chunks.
+func bySize(wanted map[int64][]int64) Cut {
+	return func(e *catalog.Entry) (string, []int64) {
+		return fmt.Sprintf("size-%d", e.Size), wanted[e.Size]
+	}
+}
+
+func recut(t *testing.T, r *Repository, cut Cut, layers ...string) map[string]catalog.Entry {
+	t.Helper()
+	tx := Begin(t, r)
+	made, err := tx.Recut(t.Context(), recutAt, layers, cut)
+	if err != nil {
+		t.Fatal(err)
+	}
+	Commit(t, tx)
+	return made
+}
+
+func TestFilesAreCutWhereOneIsTold(t *testing.T) {
+	r := New(t, Settings{FQRN: FQRN})
+	whole, chunked := testutil.Sample(200_000), testutil.Sample(3_000_001)
+	tx := Begin(t, r)
+	Ingest(t, tx, "/layers/a", Pack(t, Folder("d"), File("d/whole", string(whole)), HardLink("d/again", "d/whole"),
+		File("small", "text")))
+	Ingest(t, tx, "/layers/b", Pack(t, File("chunked", string(chunked)), File("whole", string(whole))))
+	Commit(t, tx)
+	before := Newest(t, r)
+	edges := map[string][]int64{"size-200000": {10_000, 150_000, 200_000}, "size-3000001": {70_000, 1_500_000, 3_000_001}}
+	made := recut(t, r, bySize(map[int64][]int64{200_000: edges["size-200000"], 3_000_001: edges["size-3000001"]}),
+		"/layers/a", "/layers/none", "/layers/b")
+	if names := slices.Sorted(maps.Keys(made)); !slices.Equal(names, []string{"size-200000", "size-3000001"}) {
+		t.Fatalf("made %v", names)
+	}
+	now := Newest(t, r)
+	files := ReadAll(t, now, recutAt)
+	layer := ReadAll(t, before, "/layers")
+	if files["size-200000"].Content != layer["a/d/whole"].Content || files["size-3000001"].Content != layer["b/chunked"].Content {
+		t.Error("the files have other content than those of the layers")
+	}
+	for name, ends := range edges {
+		var got []int64
+		for _, c := range Chunks(t, now, recutAt+"/"+name) {
+			got = append(got, c.Offset+c.Size)
+		}
+		// Chunks are no larger than those of the folder's settings, and than files that aren't cut.
+		if !slices.IsSorted(got) || !slices.Equal(slices.DeleteFunc(slices.Clone(got), func(n int64) bool {
+			return !slices.Contains(ends, n)
+		}), ends) {
+			t.Errorf("%s is cut at %v, want %v among them", name, got, ends)
+		}
+		if !slices.Equal(made[name].Chunks, Chunks(t, now, recutAt+"/"+name)) {
+			t.Errorf("%s: other chunks are told of than are published", name)
+		}
+	}
+	if !maps.Equal(ReadAll(t, now, "/layers"), layer) {
+		t.Error("a layer has changed")
+	}
+	MustBeSound(t, r)
+
+	// Done again, with nothing to cut, what was there goes.
+	if made := recut(t, r, bySize(map[int64][]int64{200_000: {1, 200_000}}), "/layers/b"); len(made) != 1 {
+		t.Errorf("made %v", made)
+	}
+	if made := recut(t, r, bySize(nil), "/layers/b"); len(made) != 0 {
+		t.Errorf("made %v of nothing", made)
+	}
+	if _, err := Newest(t, r).Lookup(t.Context(), recutAt); err == nil {
+		t.Error("the files are still there")
+	}
+	MustBeSound(t, r)
+}
+
+// What is cut may be in a layer of the same transaction, whose catalogs aren't stored yet.
+func TestFilesOfALayerInTheMakingAreCut(t *testing.T) {
+	r := New(t, Settings{FQRN: FQRN})
+	tx := Begin(t, r)
+	Ingest(t, tx, "/layers/a", Pack(t, File("f", string(testutil.Sample(200_000)))))
+	made, err := tx.Recut(t.Context(), recutAt, []string{"/layers/a"}, bySize(map[int64][]int64{200_000: {1, 200_000}}))
+	if err != nil || len(made) != 1 {
+		t.Fatalf("%v, %v", made, err)
+	}
+	Commit(t, tx)
+	MustBeSound(t, r)
+}
+
+func TestCuttingFilesFails(t *testing.T) {
+	r := New(t, Settings{FQRN: FQRN})
+	content := testutil.Sample(200_000)
+	tx := Begin(t, r)
+	Ingest(t, tx, "/layers/a", Pack(t, File("f", string(content)), File("g", string(testutil.Sample(300_000)))))
+	Commit(t, tx)
+	try := func(ctx context.Context, cut Cut) error {
+		tx := Begin(t, r)
+		defer tx.Abort()
+		made, err := tx.Recut(ctx, recutAt, []string{"/layers/a"}, cut)
+		if found, looked := tx.Has(t.Context(), recutAt); looked != nil || found || made != nil {
+			t.Errorf("after a failure: %v, %v, %v", made, found, looked)
+		}
+		return err
+	}
+	good := bySize(map[int64][]int64{200_000: {100_000, 200_000}, 300_000: {1000, 300_000}})
+	if err := try(t.Context(), bySize(map[int64][]int64{200_000: {1, 199_999}})); err == nil ||
+		!strings.Contains(err.Error(), "is cut at 199999") {
+		t.Errorf("a file without its last byte: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := try(ctx, good); err == nil {
+		t.Error("a canceled one succeeds")
+	}
+	name := Object(t, r, "", content).Path("")
+	Put(t, r.Storage(), name, string(Stored([]byte("something else"))))
+	if err := try(t.Context(), good); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("of a damaged object: %v", err)
+	}
+}
