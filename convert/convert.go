@@ -243,7 +243,7 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 	if err != nil {
 		return err
 	}
-	unchanged := old.same(p.state) && len(missing) == 0
+	unchanged := old.same(p.state) && len(missing) == 0 && p.profile == nil
 	if unchanged && c.Refresh == NoRefresh && !c.Force && c.written(ctx, p) {
 		p.summary.Unchanged = true
 		return nil
@@ -268,7 +268,10 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 		p.summary.Unchanged = !c.Force && c.written(ctx, p)
 		return nil
 	}
-	if err := errors.Join(writeProfile(ctx, tx, p), writeState(ctx, tx, p.image, p.state)); err != nil {
+	if err := c.writeProfile(ctx, tx, p); err != nil {
+		return err
+	}
+	if err := writeState(ctx, tx, p.image, p.state); err != nil {
 		return err
 	}
 	c.emit(Event{Action: Publishing, Image: p.state.Image})

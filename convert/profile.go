@@ -8,38 +8,98 @@ import (
 	"fmt"
 
 	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/thin"
 )
 
 // errNoRecorder means that a start profile is wanted, and nobody can record one.
 var errNoRecorder = errors.New("no start profile can be recorded here")
 
-// profile has the thin image name the start profile that is published with it: the job's, or the one that is there of
-// the same image.
+// profile has the thin image name the start profile that is published of the same image, unless the job has another
+// one, which is to be published.
 func (c *Converter) profile(p *plan, old *state) error {
+	if p.job.Profile != nil {
+		p.state.Given = sha256Of(p.job.Profile)
+	}
+	there := old != nil && old.Profile != "" && old.Manifest == p.state.Manifest
 	switch {
-	case p.job.Profile != nil:
-		sum := sha256.Sum256(p.job.Profile)
-		p.profile, p.state.Profile = p.job.Profile, hex.EncodeToString(sum[:])
-	case old == nil || old.Profile == "" || old.Manifest != p.state.Manifest:
+	case p.job.Profile != nil && (!there || c.Force || old.Given != p.state.Given):
+		p.profile = p.job.Profile
 		return nil
-	default:
-		p.state.Profile = old.Profile
+	case !there:
+		return nil
 	}
-	p.descriptor.Profile = &thin.Profile{
-		FQRN: c.Sink.FQRN(), Path: metadataOf(p.image) + "/" + profileName, Digest: p.state.Profile,
-	}
+	p.state.Given = old.Given
+	return c.names(p, old.Profile)
+}
+
+// names has the thin image name its start profile, which has a digest.
+func (c *Converter) names(p *plan, digest string) error {
+	p.state.Profile = digest
+	p.descriptor.Profile = &thin.Profile{FQRN: c.Sink.FQRN(), Path: profileOf(p), Digest: digest}
 	return p.build()
 }
 
-func writeProfile(ctx context.Context, tx sink.Transaction, p *plan) error {
+func profileOf(p *plan) string { return metadataOf(p.image) + "/" + profileName }
+
+func sha256Of(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// writeProfile publishes the job's start profile, and files of the image cut into chunks that fit it.
+func (c *Converter) writeProfile(ctx context.Context, tx sink.Transaction, p *plan) error {
 	if p.profile == nil {
 		return nil
 	}
-	if err := tx.WriteFile(ctx, metadataOf(p.image)+"/"+profileName, p.profile); err != nil {
+	b, err := c.cut(ctx, tx, p)
+	if err == nil {
+		err = tx.WriteFile(ctx, profileOf(p), b)
+	}
+	if err != nil {
 		return fmt.Errorf("start profile: %w", err)
 	}
-	return nil
+	return c.names(p, sha256Of(b))
+}
+
+// cut publishes files that have the content of the image's, in chunks of what the start reads and of what it doesn't,
+// and returns the profile that names these.
+func (c *Converter) cut(ctx context.Context, tx sink.Transaction, p *plan) ([]byte, error) {
+	profile, err := objects.ParseProfile(p.profile)
+	if err != nil {
+		return nil, err
+	}
+	cuts := profile.Cuts()
+	files := (&thin.Profile{Path: profileOf(p)}).Files()
+	made, err := tx.Recut(ctx, files, p.state.Layers, func(e *catalog.Entry) (string, []int64) {
+		o, err := objects.FromEntry(e, "")
+		if err != nil { // external, or damaged: nodes will say
+			return "", nil
+		}
+		return o.Name(), cuts.Of(&o)
+	})
+	if err != nil {
+		return nil, err
+	}
+	names := map[objects.Name]objects.Name{}
+	for name, e := range made {
+		of, err := objects.ParseName(name)
+		if err != nil {
+			return nil, err
+		}
+		o, err := objects.FromEntry(&e, "")
+		if err != nil {
+			return nil, err
+		}
+		if names[of], err = objects.ParseName(o.Name()); err != nil {
+			return nil, err
+		}
+	}
+	if len(names) == 0 {
+		return p.profile, nil
+	}
+	return profile.Renamed(names).Encode(), nil
 }
 
 // convertRecorded records the start of an image that was converted, and converts it again with that.

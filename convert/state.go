@@ -22,6 +22,7 @@ type state struct {
 	Thin     string   `json:"thin"`              // digest of its manifest
 	Wish     bool     `json:"wish,omitempty"`    // a wish list named it: it goes when none does any more
 	Profile  string   `json:"profile,omitempty"` // SHA-256 of the start profile, hex; "": it has none
+	Given    string   `json:"given,omitempty"`   // SHA-256 of the one that was given, before files were cut for it
 
 	Received *Received `json:"received,omitempty"` // a node sent it: the state is that of a layer, not of an image
 }

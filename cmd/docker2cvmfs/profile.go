@@ -221,8 +221,12 @@ func profileShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	whole, chunks, bytes := p.Count()
-	_, err = fmt.Fprintf(c.App.Writer, "%d objects of %s, and %d chunks of others\n", whole,
-		units.BytesSize(float64(bytes)), chunks)
+	names, chunks, bytes := p.Count()
+	if chunks > 0 { // recorded by an older version
+		_, err = fmt.Fprintf(c.App.Writer, "%d objects, %s of them and %d chunks\n", names,
+			units.BytesSize(float64(bytes)), chunks)
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%d objects, %s of them\n", names, units.BytesSize(float64(bytes)))
 	return err
 }

@@ -438,10 +438,15 @@ func TestStartsThatAreNoneAreRefused(t *testing.T) {
 
 func TestProfileIsShown(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "p")
-	sure(t, os.WriteFile(file, []byte("cvmfs start profile 1\n5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.2048\n"+
-		"5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.70000000 3-5\n"), 0o600))
-	if out := must(t, "profile", "show", file); out != "1 objects of 2KiB, and 3 chunks of others\n" {
-		t.Error(out)
+	const reads = "5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.2048\n" +
+		"5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.70000000 3-5\n"
+	for version, want := range map[string]string{
+		"1": "2 objects, 2KiB of them and 3 chunks\n", "2": "2 objects, 14KiB of them\n",
+	} {
+		sure(t, os.WriteFile(file, []byte("cvmfs start profile "+version+"\n"+reads), 0o600))
+		if out := must(t, "profile", "show", file); out != want {
+			t.Errorf("version %s: %s", version, out)
+		}
 	}
 	sure(t, os.WriteFile(file, []byte("nonsense"), 0o600))
 	if code, _, said := call(t, "profile", "show", file); code != 1 || !strings.Contains(said, "is none") {

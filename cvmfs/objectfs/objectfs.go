@@ -48,14 +48,16 @@ const (
 type Config struct {
 	Index     *objects.Index
 	Store     *objects.Store
-	GateLimit int64 // size in bytes above which the gate does not wait for a chunked object; 1 MiB
+	GateLimit int64 // size in bytes above which the gate does not wait for a chunked object; 64 KiB
+	InPart    int64 // as objects.Config.InPart: above, it waits for none
 	Log       *slog.Logger
 	// Users reports what an object is needed for, as attributes of a log line; nil if nobody can tell.
 	Users func(objects.Ref) []any
 }
 
-// gateLimit is what is better fetched at once than page by page (ADR 33).
-const gateLimit = 1 << 20
+// gateLimit is what is better fetched at once than page by page. Files from there to 1 MiB have chunks only where a
+// start profile says that some of them aren't read (ADR 38).
+const gateLimit = 64 << 10
 
 // FS is the tree; it answers the requests of one mount.
 type FS struct {
@@ -181,8 +183,10 @@ func (f *FS) arrive(ctx context.Context, r objects.Ref) syscall.Errno {
 }
 
 // large reports whether the gate does not wait for this object. One without chunks can only be verified whole: there is
-// nothing to gain by reading it through the data folder.
-func (f *FS) large(r objects.Ref) bool { return r.Chunked() && r.Size() > f.cfg.GateLimit }
+// nothing to gain by reading it through the data folder, but that its reads are seen.
+func (f *FS) large(r objects.Ref) bool {
+	return r.Chunked() && r.Size() > f.cfg.GateLimit || f.cfg.InPart > 0 && r.Size() > f.cfg.InPart
+}
 
 // Getattr knows folders and the objects of the index. ESTALE means that the image an object belonged to is gone.
 func (f *FS) Getattr(_ context.Context, node uint64) (fusewire.Attr, syscall.Errno) {

@@ -202,7 +202,7 @@ func newHost(t *testing.T, base string, server *server, cfg Config, files ...fil
 	cfg.Store, err = objects.Open(objects.Config{
 		Dir: filepath.Join(base, "store", "objects"), Fresh: filepath.Join(base, "fresh", "objects"),
 		State:   filepath.Join(base, "state"),
-		Sources: oneFetcher{f}, Log: cfg.Log,
+		Sources: oneFetcher{f}, InPart: cfg.InPart, Log: cfg.Log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -401,11 +401,49 @@ func TestAFileThatIsHalfReadIsLocalForTheNextContainer(t *testing.T) {
 
 func TestSmallChunkedObjectComesThroughTheGate(t *testing.T) {
 	s := newServer(t)
-	b := noise(1<<20, 4)
-	h := newHost(t, t.TempDir(), s, Config{}, file{"chunked", b, s.chunked(b, 300<<10)})
+	b := noise(gateLimit, 4)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"chunked", b, s.chunked(b, 30<<10)})
 	h.expect(h.container(), "chunked")
 	if n := h.counts.of(fusewire.OpRead); n != 0 {
 		t.Errorf("%d reads through FUSE", n)
+	}
+}
+
+// A file of some size has chunks where a start reads a part of it: who opens it doesn't wait for all.
+func TestAFileThatIsCutIsReadByTheChunk(t *testing.T) {
+	s := newServer(t)
+	b := noise(gateLimit+4096, 4)
+	h := newHost(t, t.TempDir(), s, Config{}, file{"cut", b, s.chunked(b, 20<<10)})
+	f, err := os.Open(filepath.Join(h.container(), "cut"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, 4096)
+	if _, err := f.ReadAt(got, 24<<10); err != nil || !bytes.Equal(got, b[24<<10:28<<10]) {
+		t.Errorf("other content, or %v", err)
+	}
+	if n := h.counts.of(fusewire.OpRead); n == 0 {
+		t.Error("no read through FUSE")
+	}
+}
+
+// Who records a start sees each read of files that may be cut, however often they are opened.
+func TestReadsOfWhatIsServedInPartAreSeen(t *testing.T) {
+	s := newServer(t)
+	small, large := noise(4096, 4), noise(100<<10, 5)
+	h := newHost(t, t.TempDir(), s, Config{InPart: 4096}, file{"small", small, s.whole(small)},
+		file{"large", large, s.whole(large)})
+	for range 2 {
+		root := h.container()
+		h.expect(root, "small")
+		h.expect(root, "large")
+	}
+	if n := h.counts.of(fusewire.OpRead); n == 0 {
+		t.Error("no read through FUSE")
+	}
+	if found, _ := filepath.Glob(filepath.Join(h.base, "store", "objects", "??", "*")); len(found) != 1 {
+		t.Errorf("stored: %v, want the small one", found)
 	}
 }
 

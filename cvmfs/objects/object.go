@@ -133,6 +133,14 @@ func (o *Object) IsolatedPath(repo string) string {
 	return place(n.String())
 }
 
+// PlaceIn is Path, or IsolatedPath where a repository's objects are isolated.
+func (o *Object) PlaceIn(repo string, isolated bool) string {
+	if isolated {
+		return o.IsolatedPath(repo)
+	}
+	return o.Path()
+}
+
 // ownerOf is a repository's number in names: the first 64 bits of the SHA-256 of its fqrn. Never 0: the bit that would
 // be missing is worth nothing.
 func ownerOf(repo string) uint64 {

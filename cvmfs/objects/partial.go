@@ -21,7 +21,7 @@ import (
 
 const (
 	partialIdle  = time.Hour // a partial file nobody reads is given up after this
-	mostPartials = 1024      // at once; each is an open file
+	mostPartials = 4096      // at once; each is an open file
 	chunksAtOnce = 8         // per call
 	// completePart is what part of an object is read before the rest is fetched, too: half (ADR 33).
 	completePart = 2
@@ -106,6 +106,9 @@ func (s *Store) partial(r Ref) (*partial, error) {
 	s.partials.m[name] = p
 	return p, nil
 }
+
+// inPart reports whether an object is never to be stored.
+func (s *Store) inPart(r Ref) bool { return s.cfg.InPart > 0 && r.Size() > s.cfg.InPart }
 
 // release ends a use.
 func (g *partials) release(p *partial) {
@@ -231,7 +234,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (in
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
-	s.askedPieces(r, first, last)
+	s.asked(r, off, end)
 	readOn := sync.OnceFunc(func() { s.readOn(p, off, end) })
 	if p.isNew(first, last) {
 		ctx = s.whenAsked(ctx, readOn)
@@ -363,7 +366,7 @@ func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve rese
 	s.chunks.Add(1)
 	last, here := s.arrived(p, i)
 	s.admission.landed(c.Size, here)
-	if last && c.Suffix == hash.Chunk {
+	if last && c.Suffix == hash.Chunk && !s.inPart(p.ref) {
 		s.completeSoon(p)
 	}
 	return nil

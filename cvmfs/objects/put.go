@@ -21,7 +21,7 @@ var ErrOther = errors.New("the content isn't known to be that of the object")
 //
 // Errors: ErrOther; ErrLimit and syscall.ENOSPC as of Fetch. The object can be fetched after any.
 func (s *Store) Put(ctx context.Context, o *Object, path string, plain io.Reader) error {
-	if s.has(path, o.Size) {
+	if s.Holds(path, o.Size) {
 		return nil
 	}
 	if err := s.put(ctx, o, path, plain); err != nil {

@@ -12,14 +12,14 @@ type Recording struct {
 	store *Store
 
 	mu    sync.Mutex
-	seen  map[pieceRead]bool
-	reads []pieceRead
+	seen  map[pageWord]uint64 // a bit for each page that was read
+	reads []Read
 }
 
-// pieceRead is a piece that was read.
-type pieceRead struct {
-	name  Name // without an owner
-	piece int
+// pageWord is 64 pages of an object.
+type pageWord struct {
+	name Name // without an owner
+	at   int
 }
 
 // mostRecorded bounds a recording: a program that reads all of a large image has no start worth a profile.
@@ -27,7 +27,7 @@ const mostRecorded = 1 << 16 // lines of such a number are no more than MaxProfi
 
 // Record begins a recording.
 func (s *Store) Record() *Recording {
-	r := &Recording{store: s, seen: map[pieceRead]bool{}}
+	r := &Recording{store: s, seen: map[pageWord]uint64{}}
 	for {
 		old := s.recordings.Load()
 		var next []*Recording
@@ -72,7 +72,7 @@ func (r *Recording) Profile(t *Table) Profile {
 	defer r.mu.Unlock()
 	wanted := map[Name]bool{}
 	for _, read := range r.reads {
-		wanted[read.name] = false
+		wanted[read.Name] = false
 	}
 	for i := range t.Len() {
 		n := t.record(i).name()
@@ -82,49 +82,49 @@ func (r *Recording) Profile(t *Table) Profile {
 	}
 	p := Profile{}
 	for _, read := range r.reads {
-		if !wanted[read.name] {
+		if !wanted[read.Name] {
 			continue
 		}
-		if n := len(p); n > 0 && p[n-1].Name == read.name && p[n-1].Last+1 == read.piece {
-			p[n-1].Last++
+		if n := len(p); n > 0 && p[n-1].Name == read.Name && p[n-1].Last+1 == read.First {
+			p[n-1].Last = read.Last
 			continue
 		}
-		p = append(p, Read{read.name, read.piece, read.piece})
+		p = append(p, read)
+	}
+	for i := range p {
+		if off, end := p[i].Range(); off == 0 && end == p[i].Name.Size {
+			p[i] = Read{Name: p[i].Name}
+		}
 	}
 	return p
 }
 
 // asked tells recordings that bytes [off, end) of an object are read.
 func (s *Store) asked(r Ref, off, end int64) {
-	if s.recordings.Load() == nil {
-		return
-	}
-	o := r.Object()
-	stored := o.Stored()
-	first, last := within(len(stored), func(i int) int64 { return stored[i].Offset }, off, end)
-	s.askedPieces(r, first, last)
-}
-
-// askedPieces tells recordings that pieces [first, last) of an object are read.
-func (s *Store) askedPieces(r Ref, first, last int) {
 	list := s.recordings.Load()
-	if list == nil {
+	if list == nil || end <= off {
 		return
 	}
 	n := r.record().name()
 	for _, to := range *list {
-		to.add(n, first, last)
+		to.add(n, int(off/PageSize), int((end-1)/PageSize))
 	}
 }
 
+// add takes note of pages first to last, as far as they weren't read before.
 func (r *Recording) add(n Name, first, last int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := first; i < last; i++ {
-		read := pieceRead{n, i}
-		if len(r.reads) < mostRecorded && !r.seen[read] {
-			r.seen[read] = true
-			r.reads = append(r.reads, read)
+	for i := first; i <= last && len(r.reads) < mostRecorded; i++ {
+		word, bit := pageWord{n, i / 64}, uint64(1)<<(i%64)
+		if r.seen[word]&bit != 0 {
+			continue
 		}
+		r.seen[word] |= bit
+		if k := len(r.reads) - 1; k >= 0 && r.reads[k].Name == n && r.reads[k].Last+1 == i {
+			r.reads[k].Last = i
+			continue
+		}
+		r.reads = append(r.reads, Read{Name: n, Unit: Pages, First: i, Last: i})
 	}
 }

@@ -135,7 +135,8 @@ func (t *Table) steps(p Profile, done *Started) []step {
 	}
 	var steps []step
 	known := map[int]*untaken{}
-	for _, r := range p {
+	for n := range p {
+		r := &p[n]
 		i := pos[r.Name]
 		if i < 0 {
 			done.Unknown++
@@ -146,16 +147,26 @@ func (t *Table) steps(p Profile, done *Started) []step {
 			u = &untaken{stored: t.stored(i), next: map[int]int{}}
 			known[i] = u
 		}
-		if r.First >= len(u.stored) {
+		first, last := r.pieces(u.stored)
+		if first >= len(u.stored) {
 			done.Unknown++
 			continue
 		}
-		for n := u.from(r.First); n <= r.Last && n < len(u.stored); n = u.from(n) {
+		for n := u.from(first); n < last; n = u.from(n) {
 			u.next[n] = n + 1
 			steps = append(steps, step{uint32(i), n, u.stored[n].Size})
 		}
 	}
 	return steps
+}
+
+// pieces returns which pieces of the object a read needs, [first, last). There may be no such.
+func (r *Read) pieces(of []Stored) (first, last int) {
+	if r.Unit == Chunks {
+		return r.First, min(r.Last+1, len(of))
+	}
+	off, end := r.Range()
+	return within(len(of), func(i int) int64 { return of[i].Offset }, off, end)
 }
 
 // untaken are the pieces of an object that no read of a profile has named yet. A profile may name all of a large file

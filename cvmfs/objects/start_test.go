@@ -19,21 +19,28 @@ func want(r Ref, chunks ...int) Read {
 	if len(chunks) == 0 {
 		return Read{Name: n}
 	}
-	return Read{n, chunks[0], chunks[len(chunks)-1]}
+	return Read{n, Chunks, chunks[0], chunks[len(chunks)-1]}
 }
+
+// pages is the read of pages of an object.
+func pages(r Ref, first, last int) Read { return Read{r.record().name(), Pages, first, last} }
 
 func TestProfileIsReadAsItWasWritten(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
 	all := refs(t, repo.whole(noise(1, 100)), repo.chunked(noise(2, 5000), 1000))
-	p := Profile{want(all[1], 2), want(all[0]), want(all[1], 0, 1), want(all[1], 4)}
-	b := p.Encode()
-	got, err := ParseProfile(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got.Encode()) != string(b) || len(got) != len(p) {
-		t.Errorf("got %v, want %v", got, p)
+	for _, p := range []Profile{
+		{want(all[1], 2), want(all[0]), want(all[1], 0, 1), want(all[1], 4)},
+		{want(all[1]), want(all[0]), pages(all[1], 0, 1), pages(all[1], 0, 0), pages(all[0], 0, 0)},
+	} {
+		b := p.Encode()
+		got, err := ParseProfile(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got.Encode()) != string(b) || !slices.Equal(got, p) {
+			t.Errorf("got %v, want %v", got, p)
+		}
 	}
 	if empty, err := ParseProfile(Profile{}.Encode()); err != nil || len(empty) != 0 {
 		t.Errorf("an empty one: %v, %v", empty, err)
@@ -45,12 +52,15 @@ func TestWrongProfilesAreRefused(t *testing.T) {
 	const whole, chunked = "5798f7f4ca7585d850eea64610a1f73d8f8de7a3.z.6", "5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.6"
 	for _, c := range []struct{ text, says string }{
 		{"", "is none, or of a newer version"},
-		{"cvmfs start profile 2\n" + whole, "is none, or of a newer version"},
+		{"cvmfs start profile 3\n" + whole, "is none, or of a newer version"},
 		{profileHead + "\n\n", "line 2"},
 		{profileHead + "\n../../etc/passwd\n", "line 2"},
 		{profileHead + "\n" + whole + "\n" + whole + ".0123456789abcdef\n", "line 3: object"},
-		{profileHead + "\n" + whole + " 1\n", "behind no other"},
-		{profileHead + "\n" + chunked + "\n", "behind an object that has some"},
+		{chunksHead + "\n" + whole + " 1\n", "behind no other"},
+		{chunksHead + "\n" + chunked + "\n", "behind an object that has some"},
+		{chunksHead + "\n" + chunked + " 0-999999999\n", "none such"},
+		{profileHead + "\n" + whole + " 1\n", "none such"},
+		{profileHead + "\n" + strings.Replace(whole, ".6", ".0", 1) + " 0\n", "none such"},
 		{profileHead + "\n" + chunked + " x\n", "want a number"},
 		{profileHead + "\n" + chunked + " 1-\n", "want a number"},
 		{profileHead + "\n" + chunked + " 2-1\n", "none such"},
@@ -99,7 +109,8 @@ func TestProfileOfRepetitionsIsReadFast(t *testing.T) {
 }
 
 func FuzzParseProfile(f *testing.F) {
-	f.Add([]byte(profileHead + "\n5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.6 0-3\n"))
+	f.Add([]byte(profileHead + "\n5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.66666 0-3\n"))
+	f.Add([]byte(chunksHead + "\n5798f7f4ca7585d850eea64610a1f73d8f8de7a3.zc.6 0-3\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := ParseProfile(b)
 		if err != nil {
@@ -280,8 +291,8 @@ func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
 	s := newStore(t, repo)
-	plain := noise(9, 10_000)
-	all := refs(t, repo.whole(noise(1, 1000)), repo.chunked(plain, 1000), repo.whole(noise(2, 1000)))
+	plain := noise(9, 100_000)
+	all := refs(t, repo.whole(noise(1, 1000)), repo.chunked(plain, 10_000), repo.whole(noise(2, 1000)))
 	other := ref(t, repo.whole(noise(3, 1000)))
 	fetch := func(r Ref) {
 		t.Helper()
@@ -292,15 +303,16 @@ func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
 	fetch(all[0]) // before
 	rec := s.Record()
 	second := s.Record()
-	reads(t, s, all[1], plain, 3500, 1000)
+	reads(t, s, all[1], plain, 3*PageSize+500, PageSize)
 	fetch(other)
 	fetch(all[2])
 	reads(t, s, all[1], plain, 0, 10)
+	reads(t, s, all[1], plain, PageSize, 4*PageSize)
 	fetch(all[2])
 	rec.Stop()
-	reads(t, s, all[1], plain, 9000, 10)
+	reads(t, s, all[1], plain, 90_000, 10)
 	second.Stop()
-	want := Profile{want(all[1], 3, 4), want(all[2]), want(all[1], 0)}
+	want := Profile{pages(all[1], 3, 4), want(all[2]), pages(all[1], 0, 2)}
 	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
 		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
 	}
@@ -319,14 +331,14 @@ func TestRecordingHasNoMoreThanIsReadOfWhatIsComplete(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
 	s := readingStore(t, repo)
-	plain := noise(9, 10_000)
-	all := refs(t, repo.chunked(plain, 1000))
+	plain := noise(9, 10*PageSize)
+	all := refs(t, repo.chunked(plain, PageSize))
 	rec := s.Record()
-	reads(t, s, all[0], plain, 0, 6000)
+	reads(t, s, all[0], plain, 0, 6*PageSize)
 	eventually(t, "the rest", func() bool { return s.Has(all[0]) })
-	reads(t, s, all[0], plain, 7500, 10)
+	reads(t, s, all[0], plain, 7*PageSize+500, 10)
 	rec.Stop()
-	want := Profile{want(all[0], 0, 1, 2, 3, 4, 5), want(all[0], 7)}
+	want := Profile{pages(all[0], 0, 5), pages(all[0], 7, 7)}
 	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
 		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
 	}
@@ -351,5 +363,55 @@ func TestNothingIsCompletedWhereNothingIsFetchedAhead(t *testing.T) {
 	atRest(t, recorder)
 	if n := recorder.Stats().Chunks; n != 6 || recorder.Has(all[0]) {
 		t.Errorf("%d chunks are here after 6 of 10 were read", n)
+	}
+}
+
+// Recorders see all that is read of objects that may be cut: none is stored, though all of it was read.
+func TestReadsOfWhatMayBeCutAreSeen(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
+	cfg.NothingAhead, cfg.InPart = true, PageSize
+	s := open(t, cfg)
+	small, large, cut := noise(1, PageSize), noise(2, 5*PageSize), noise(3, 5*PageSize)
+	all := refs(t, repo.whole(small), repo.whole(large), repo.chunked(cut, PageSize))
+	rec := s.Record()
+	reads(t, s, all[0], small, 0, 10)
+	reads(t, s, all[1], large, 2*PageSize, 10)
+	reads(t, s, all[2], cut, 0, 5*PageSize)
+	reads(t, s, all[1], large, 0, 10)
+	atRest(t, s)
+	want := Profile{want(all[0]), pages(all[1], 2, 2), want(all[2]), pages(all[1], 0, 0)}
+	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
+		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
+	}
+	for i, stored := range []bool{true, false, false} {
+		if s.Has(all[i]) != stored {
+			t.Errorf("object %d is stored: %v, want %v", i, !stored, stored)
+		}
+	}
+	if n := repo.Requests(""); n != 7 {
+		t.Errorf("%d requests, want 7", n)
+	}
+}
+
+func TestStartFetchesThePiecesThatHavePages(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	plain := noise(9, 10*PageSize)
+	all := refs(t, repo.chunked(plain, 5000), repo.whole(noise(1, 2*PageSize)))
+	// Pages 1 and 2 are bytes 4096 to 12287, of chunks 0 to 2; pages 4 and 5 bytes 16384 to 24575, of chunks 3 and 4.
+	p := Profile{pages(all[0], 1, 2), pages(all[1], 1, 1), pages(all[0], 4, 5), pages(all[0], 1, 1)}
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p)
+	if want := (Started{Fetched: 6, Bytes: 25_000 + 2*PageSize}); err != nil || done != want {
+		t.Errorf("got %+v, %v, want %+v", done, err, want)
+	}
+	reads(t, s, all[0], plain, 0, 25_000)
+	if n := repo.Requests(""); n != 6 {
+		t.Errorf("%d requests, want 6", n)
+	}
+	if got, want := p.Of(all[0].t), (Named{Pieces: 6, Bytes: 25_000 + 2*PageSize}); got != want {
+		t.Errorf("the profile names %+v, want %+v", got, want)
 	}
 }

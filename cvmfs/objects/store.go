@@ -47,6 +47,9 @@ type Config struct {
 	Block int64
 	// NothingAhead has only that fetched which is read: no neighbours, no chunks that follow, and nothing is completed.
 	NothingAhead bool
+	// InPart has objects of more bytes read from partial files that never become objects, so that recordings see every
+	// read of them; 0: none.
+	InPart int64
 	// Hold is how long an image that was said to be used counts as mounted, so that it may be mounted meanwhile; 0 is a
 	// minute.
 	Hold time.Duration
@@ -227,10 +230,11 @@ func (s *Store) Close() error {
 
 // Has reports whether the object is here, complete.
 func (s *Store) Has(r Ref) bool {
-	return s.has(r.Path(), r.Size())
+	return s.Holds(r.Path(), r.Size())
 }
 
-func (s *Store) has(path string, size int64) bool {
+// Holds reports whether an object of a size is here, complete, at its place below the store's folder.
+func (s *Store) Holds(path string, size int64) bool {
 	var st unix.Stat_t
 	return unix.Fstatat(int(s.dir.Fd()), path, &st, 0) == nil && st.Size == size
 }
@@ -276,7 +280,7 @@ func (s *Store) fetch(ctx context.Context, r Ref) error {
 // many flights had ended before.
 func (s *Store) look(r named) (ended int64, here bool, err error) {
 	ended = s.flights.ended.Load() // first: what arrives after has has looked is by a flight that ends later
-	if s.has(r.path, r.Size()) {
+	if s.Holds(r.path, r.Size()) {
 		return ended, true, nil
 	}
 	here, err = s.claim(r)
@@ -287,7 +291,7 @@ func (s *Store) look(r named) (ended int64, here bool, err error) {
 func (s *Store) bring(ctx context.Context, ref Ref, slots chan struct{}, hold bool) (bool, error) {
 	r := ref.named()
 	ended := s.flights.ended.Load()
-	if s.has(r.path, r.Size()) || s.holds.has(r.Name()) {
+	if s.Holds(r.path, r.Size()) || s.holds.has(r.Name()) {
 		return false, nil
 	}
 	return s.bringMissing(ctx, r, ended, slots, hold)
@@ -299,7 +303,7 @@ func (s *Store) bringMissing(ctx context.Context, r named, ended int64, slots ch
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
 		if s.flights.ended.Load() != ended || r.Chunked() { // chunks arrive by other flights, too
-			if s.has(r.path, r.Size()) || s.holds.has(name) {
+			if s.Holds(r.path, r.Size()) || s.holds.has(name) {
 				return nil
 			}
 		}
@@ -449,7 +453,7 @@ func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, er
 		return 0, fmt.Errorf("read object %s: position %d", r.Name(), off)
 	case off >= r.Size():
 		return 0, io.EOF
-	case r.Chunked() && !s.Has(r):
+	case (r.Chunked() || s.inPart(r)) && !s.Has(r):
 		return s.readPartial(ctx, r, p, off)
 	}
 	s.asked(r, off, min(off+int64(len(p)), r.Size()))

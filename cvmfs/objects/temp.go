@@ -105,7 +105,7 @@ func (s *Store) publish(t *temp, path string, size int64, sha []byte) error {
 		}
 	}
 	err = s.link(t, path)
-	if errors.Is(err, fs.ErrExist) && !s.has(path, size) {
+	if errors.Is(err, fs.ErrExist) && !s.Holds(path, size) {
 		// A file of another size: one that was cut short. Its readers, if any, keep it.
 		s.log.Warn("object store: replacing a damaged object", slog.String("object", filepath.Base(path)))
 		if _, err := s.remove(path); err != nil {

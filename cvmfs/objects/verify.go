@@ -159,18 +159,40 @@ func (s *Store) drop(path string, was *unix.Stat_t, cause error) error {
 	return err
 }
 
-// checkSizes removes those objects of an image whose size is wrong: a kernel that finds them wouldn't ask.
+// checkSizes removes those objects of an image whose size is wrong: a kernel that finds them wouldn't ask. Where the
+// image names more objects than are here, all that are here are looked at instead.
 func (s *Store) checkSizes(t *Table) {
-	for i := 0; i < t.Len() && s.life.Err() == nil; i++ {
-		n := t.name(i)
-		path := place(n.String())
-		var st unix.Stat_t
-		if unix.Fstatat(int(s.dir.Fd()), path, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Size == n.Size {
-			continue
+	if s.ledger.objects.Load() >= int64(t.Len()) {
+		for i := 0; i < t.Len() && s.life.Err() == nil; i++ {
+			s.checkSize(t.name(i))
 		}
-		if err := s.drop(path, &st, fmt.Errorf("%d bytes instead of %d", st.Size, n.Size)); err != nil {
-			s.log.Error("object store: a damaged object can't be removed", slog.String("object", n.String()), slog.Any("err", err))
+		return
+	}
+	for folder := range folders {
+		err := s.eachFile(folder, func(name string) error {
+			if n, err := ParseName(name); err == nil {
+				s.checkSize(n)
+			}
+			return s.life.Err()
+		})
+		switch {
+		case s.life.Err() != nil:
+			return
+		case err != nil:
+			s.log.Warn("object store: sizes of objects can't be checked", slog.Any("err", err))
 		}
+	}
+}
+
+// checkSize removes an object whose size is wrong.
+func (s *Store) checkSize(n Name) {
+	path := place(n.String())
+	var st unix.Stat_t
+	if unix.Fstatat(int(s.dir.Fd()), path, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Size == n.Size {
+		return
+	}
+	if err := s.drop(path, &st, fmt.Errorf("%d bytes instead of %d", st.Size, n.Size)); err != nil {
+		s.log.Error("object store: a damaged object can't be removed", slog.String("object", n.String()), slog.Any("err", err))
 	}
 }
 

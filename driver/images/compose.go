@@ -42,7 +42,10 @@ type Config struct {
 	IDs          user.IdentityMapping // the engine's userns-remap; empty for none
 	Nested       bool                 // files lie below the folder [Folder] of an image, not in its root
 	Isolate      bool                 // repositories share no objects with others in images composed from now on
-	Log          *slog.Logger
+	// Here reports whether an object of a size lies at a place of the store: such ones are used as they are, however a
+	// start profile has them cut. nil: none does.
+	Here func(place string, size int64) bool
+	Log  *slog.Logger
 }
 
 // Folder is the folder of a nested image that its files are below. Where the image isn't mounted it isn't there either,
@@ -159,7 +162,24 @@ func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := c.key(parts)
+	profile := profileOf(chain)
+	files, err := c.startFiles(ctx, profile, parts)
+	var image *Image
+	if err == nil {
+		image, err = c.composeOnce(ctx, parts, profile, files)
+	}
+	if errors.Is(err, errStartFiles) && ctx.Err() == nil {
+		c.cfg.Log.Warn("start profile: a container starts without the files that were cut for it", "err", err)
+		image, err = c.composeOnce(ctx, parts, profile, nil)
+	}
+	return image, err
+}
+
+// composeOnce is Compose of what was found, files being nil if there are none.
+func (c *Composer) composeOnce(ctx context.Context, parts []part, profile *thin.Profile, files *startFiles) (
+	*Image, error,
+) {
+	key := c.key(parts, files)
 	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
 		return image, err
 	}
@@ -171,7 +191,7 @@ func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
 		return image, err // the one before has made it
 	}
-	return c.compose(ctx, key, parts)
+	return c.compose(ctx, key, parts, profile, files)
 }
 
 // turn waits until nobody composes an image and gives what ends our composing it.
@@ -425,7 +445,7 @@ func atLayer(t thin.Layer, err error) error {
 
 // key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below
 // it; a layer's record lies beside the folder.
-func (c *Composer) key(parts []part) string {
+func (c *Composer) key(parts []part, files *startFiles) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
 	write := func(v ...any) {
@@ -439,6 +459,9 @@ func (c *Composer) key(parts []part) string {
 	}
 	if c.cfg.Isolate {
 		write("isolated")
+	}
+	if files != nil {
+		write("start files", files.fqrn, files.path, files.holder.String())
 	}
 	for _, p := range parts {
 		if f := p.folder; f != nil {
@@ -455,11 +478,21 @@ func (c *Composer) key(parts []part) string {
 }
 
 // compose reads all parts, merges them and writes the image.
-func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Image, error) {
+func (c *Composer) compose(ctx context.Context, key string, parts []part, profile *thin.Profile, files *startFiles) (
+	*Image, error,
+) {
 	began := time.Now()
 	trees := make([]*node, len(parts))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
+	start := c.fetchBeside(ctx, profile)
+	var cuts *cuts
+	if files != nil {
+		group.Go(func() (err error) {
+			cuts, err = files.read(ctx)
+			return err
+		})
+	}
 	for n, p := range parts {
 		group.Go(func() (err error) {
 			if p.folder != nil {
@@ -470,10 +503,16 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part) (*Imag
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
+	err := group.Wait()
+	b := start() // in any case, as it must end
+	if err != nil {
 		return nil, err
 	}
-	f := flatten(mergeAll(c.root(), trees))
+	if cuts != nil {
+		cuts.isolate, cuts.here = c.cfg.Isolate, c.cfg.Here
+	}
+	f := flatten(mergeAll(c.root(), trees), cuts)
+	f.profile = b
 	if c.cfg.Nested {
 		f.nest()
 	}

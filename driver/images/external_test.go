@@ -27,7 +27,7 @@ func TestComposedImagesKnowWhereExternalFilesAre(t *testing.T) {
 			w.builder.add("/"+e.Name, must(f.inode(&client.Node{Path: f.path + "/" + e.Name, Entry: e}))(t))
 		}
 		dir := t.TempDir()
-		if err := flatten(w.builder.root).write(dir, &Image{Key: "0123456789abcdef0123456789abcdef"}); err != nil {
+		if err := flatten(w.builder.root, nil).write(dir, &Image{Key: "0123456789abcdef0123456789abcdef"}); err != nil {
 			t.Fatal(err)
 		}
 		files, err := filepath.Glob(filepath.Join(dir, "*", tableFile))

@@ -54,7 +54,7 @@ func TestLibrariesAreFoundAsSymbolicLinksLead(t *testing.T) {
 		}
 	}
 	files(tree)
-	f := flatten(tree)
+	f := flatten(tree, nil)
 	position := map[string]uint32{}
 	want := objects.Names{}
 	for i, file := range []string{"/etc/group", "libm.so.6.1", "blas/libblas.so.3", "y/libm.so.6"} {
@@ -76,7 +76,7 @@ func TestNamesOfLibrariesAreReadAsTheyWereWritten(t *testing.T) {
 	tree := layer(t, "f /libm.so.6")
 	tree.children["libm.so.6"].repo = "r.example.org"
 	tree.children["libm.so.6"].object = &objects.Object{Digest: hash.SHA1.Digest(nil), Size: 1}
-	if err := flatten(tree).write(dir, &Image{Key: "0123456789abcdef0123456789abcdef"}); err != nil {
+	if err := flatten(tree, nil).write(dir, &Image{Key: "0123456789abcdef0123456789abcdef"}); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "0123456789abcdef0123456789abcdef", namesFile)

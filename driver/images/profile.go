@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/durable"
@@ -36,6 +37,16 @@ func (c *Composer) Profile(ctx context.Context, key string, p *thin.Profile) (ob
 		}
 	}
 	return objects.ParseProfile(b)
+}
+
+// profileOf returns the start profile that a chain's topmost descriptor with one names; nil if none does.
+func profileOf(chain []Layer) *thin.Profile {
+	for _, l := range slices.Backward(chain) {
+		if l.Thin != nil && l.Thin.Profile != nil {
+			return l.Thin.Profile
+		}
+	}
+	return nil
 }
 
 func digestOf(b []byte) string {
@@ -79,6 +90,27 @@ func (c *Composer) fetchProfile(ctx context.Context, p *thin.Profile) ([]byte, e
 			"convert the image again", got, p.Digest)
 	}
 	return b, nil
+}
+
+// fetchBeside fetches the file of a profile, which may be nil, beside its caller. The function it returns ends that, and
+// gives the file if it has come. Whoever starts a container is told why it hasn't.
+func (c *Composer) fetchBeside(ctx context.Context, p *thin.Profile) (end func() []byte) {
+	if p == nil {
+		return func() []byte { return nil }
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	come := make(chan []byte, 1)
+	go func() {
+		b, err := c.fetchProfile(ctx, p)
+		if err != nil {
+			b = nil
+		}
+		come <- b
+	}()
+	return func() []byte {
+		cancel()
+		return <-come
+	}
 }
 
 // RecordedProfile returns the start profile that was recorded of an image here; the error is fs.ErrNotExist if none

@@ -42,7 +42,7 @@ func (c *Composer) Published(ctx context.Context, r *client.Repository, v *clien
 	if err != nil {
 		return nil, err
 	}
-	flat := flatten(tree)
+	flat := flatten(tree, nil)
 	image := &Image{
 		Key: key, Meta: filepath.Join(c.cfg.Dir, key, metaFile), Objects: len(flat.table), Size: flat.size,
 		Layers:  []Pin{{fqrn, path, v.Number, v.Certificate}},

@@ -120,7 +120,7 @@ func TestRecordedLinksAreOneFileAgain(t *testing.T) {
 			if diff := cmp.Diff([][]string{group, {"c/in1", "c/in2"}}, groups(tree)); diff != "" {
 				t.Errorf("link groups (-want +got):\n%s", diff)
 			}
-			f := flatten(tree)
+			f := flatten(tree, nil)
 			if f.size != 3 {
 				t.Errorf("%d bytes of files, want each inode's once: 3", f.size)
 			}

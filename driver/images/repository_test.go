@@ -118,6 +118,17 @@ func (p *publisher) compose(paths ...string) (*images.Image, error) {
 // layers.
 func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []images.Layer) {
 	p.Helper()
+	d := &thin.Descriptor{}
+	for _, path := range paths {
+		d.Layers = append(d.Layers, thin.Layer{Digest: "0", FQRN: publishedFQRN, Path: path})
+	}
+	c, _ := composer(p.T, images.Config{Dir: dir, Repositories: p.repositories()})
+	return c, []images.Layer{{Thin: d}}
+}
+
+// repositories is a client that has fetched nothing.
+func (p *publisher) repositories() *client.Repositories {
+	p.Helper()
 	folder := p.TempDir()
 	keys, err := filepath.Glob(filepath.Join(p.repository.Dir(), "keys", "*.pub"))
 	if err != nil || len(keys) != 1 {
@@ -135,13 +146,7 @@ func (p *publisher) composer(dir string, paths ...string) (*images.Composer, []i
 			p.Fatal(err)
 		}
 	}
-	d := &thin.Descriptor{}
-	for _, path := range paths {
-		d.Layers = append(d.Layers, thin.Layer{Digest: "0", FQRN: publishedFQRN, Path: path})
-	}
-	repositories := client.NewRepositories(config.Folder{Dir: folder}, nil, client.Options{Dir: p.TempDir()})
-	c, _ := composer(p.T, images.Config{Dir: dir, Repositories: repositories})
-	return c, []images.Layer{{Thin: d}}
+	return client.NewRepositories(config.Folder{Dir: folder}, nil, client.Options{Dir: p.TempDir()})
 }
 
 // fetched returns the path of the one object fetched so far that is neither a catalog nor a certificate.

@@ -21,6 +21,9 @@ import (
 	"cvmfs-graphdriver/internal/erofs"
 )
 
+// objectsFolder is where redirects to content of repositories begin.
+const objectsFolder = "/objects/"
+
 // maxPath bounds a path inside a layer, in bytes: a catalog may nest folders without end.
 const maxPath = 1 << 16
 
@@ -199,11 +202,7 @@ func (f *folder) inode(n *client.Node) (*inode, error) {
 		if f.tells {
 			object.File = n.Path
 		}
-		place := object.Path()
-		if f.isolate {
-			place = object.IsolatedPath(f.fqrn)
-		}
-		i.object, i.repo, i.redirect = &object, f.fqrn, "/objects/"+place
+		i.object, i.repo, i.redirect = &object, f.fqrn, objectsFolder+object.PlaceIn(f.fqrn, f.isolate)
 	}
 	return i, nil
 }

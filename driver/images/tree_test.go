@@ -158,7 +158,7 @@ func TestMergeOfThreeLayersBringsBackWhatWasRemoved(t *testing.T) {
 
 func TestFlattenKeepsHardLinksAndNamesEachObjectOnce(t *testing.T) {
 	tree := layer(t, "d /d", "f /d/a", "l /d/b", "f /z")
-	f := flatten(tree)
+	f := flatten(tree, nil)
 	d := f.root.Children[0].Node
 	if d.Children[0].Node != d.Children[1].Node {
 		t.Error("two names of one file became two inodes")

@@ -31,7 +31,8 @@ type flat struct {
 	table []tableRow // each object once, a folder's own files before those of its subfolders
 	size  int64      // plain bytes of all files, hard links counted once
 
-	names objects.Names
+	names   objects.Names
+	profile []byte // file of the start profile; nil: none, or it couldn't be had
 }
 
 type tableRow struct {
@@ -40,7 +41,8 @@ type tableRow struct {
 }
 
 // flatten joins the tree into erofs nodes and collects the objects in the order in which programs tend to ask for them.
-func flatten(root *node) *flat {
+// Files are cut as cuts say, which may be nil.
+func flatten(root *node, cuts *cuts) *flat {
 	f := &flat{root: &root.Node}
 	repos := map[string]int{}
 	positions := map[string]int{} // in the table, by redirect
@@ -61,6 +63,7 @@ func flatten(root *node) *flat {
 			}
 			c.met = true
 			f.size += c.Size
+			cuts.apply(c)
 			c.Xattrs = append(c.Xattrs,
 				erofs.Xattr{Name: overlayfs.XattrMetacopy},
 				erofs.Xattr{Name: overlayfs.XattrRedirect, Value: c.redirect})
@@ -125,6 +128,15 @@ func (f *flat) write(dir string, image *Image) (err error) {
 		})
 		if err != nil {
 			return fmt.Errorf("write names of objects: %w", err)
+		}
+	}
+	if f.profile != nil {
+		err = writeFile(filepath.Join(folder.Path(), profileFile), func(w io.Writer) error {
+			_, err := w.Write(f.profile)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("write start profile: %w", err)
 		}
 	}
 	err = writeFile(filepath.Join(folder.Path(), recordFile), func(w io.Writer) error {

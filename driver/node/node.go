@@ -81,8 +81,8 @@ type Config struct {
 	// an image isn't mounted: for overlays that others mount.
 	Nested bool
 
-	// NothingAhead has only that fetched which is read.
-	NothingAhead bool
+	// Recorder has only that fetched which is read, and every read of files that may be cut seen.
+	Recorder bool
 
 	// RecordQuiet is after which time without a new read a start is over that is recorded; 0: 10 s.
 	RecordQuiet time.Duration
@@ -221,16 +221,22 @@ func (n *Node) openObjects() (err error) {
 	// Node ids must be the same in every server of one FUSE mount, so the key is made from what names the mount.
 	key := sha256.Sum256([]byte(n.cfg.Generation))
 	n.index = objects.NewIndex([16]byte(key[:16]))
+	inPart := int64(0)
+	if n.cfg.Recorder {
+		inPart = objects.LeastCut
+	}
 	n.objects, err = objects.Open(objects.Config{
 		Dir: n.Path("store", "objects"), Fresh: n.Path("fresh", "objects"), State: n.Path("state", "objects"),
-		Sources: n, Images: cachedImages{n}, NothingAhead: n.cfg.NothingAhead, Log: n.cfg.Log,
+		Sources: n, Images: cachedImages{n}, NothingAhead: n.cfg.Recorder, InPart: inPart, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.view = view.New(view.Config{
-		Objects: objectfs.New(objectfs.Config{Index: n.index, Store: n.objects, Users: n.objectUsers, Log: n.cfg.Log}),
-		Index:   n.index, Store: n.objects, Dir: n.Path("store", "objects"), Layers: n.Path("layers"), Log: n.cfg.Log,
+		Objects: objectfs.New(objectfs.Config{
+			Index: n.index, Store: n.objects, InPart: inPart, Users: n.objectUsers, Log: n.cfg.Log,
+		}),
+		Index: n.index, Store: n.objects, Dir: n.Path("store", "objects"), Layers: n.Path("layers"), Log: n.cfg.Log,
 		Users: func(key string) []any { return []any{"layers", some(n.users(key))} },
 	})
 	return nil
@@ -336,7 +342,7 @@ func (n *Node) newComposer(c *configuration) (err error) {
 		client.Options{Dir: n.Path("state", "repositories"), UserAgent: n.cfg.Agent, Log: n.cfg.Log})
 	c.composer, err = images.New(images.Config{
 		Dir: n.Path("images"), Repositories: c.repositories, Index: n.index, View: n.view, IDs: c.settings.IDs,
-		Nested: n.cfg.Nested, Isolate: c.settings.Isolate, Log: n.cfg.Log,
+		Nested: n.cfg.Nested, Isolate: c.settings.Isolate, Here: n.objects.Holds, Log: n.cfg.Log,
 	})
 	return err
 }

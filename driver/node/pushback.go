@@ -134,11 +134,7 @@ func (n *Node) takeIn(ctx context.Context, v *client.Revision, layer string, p *
 		if err != nil {
 			return err
 		}
-		path := object.Path()
-		if settings.Isolate {
-			path = object.IsolatedPath(v.FQRN)
-		}
-		err = n.objects.Put(ctx, &object, path, archive)
+		err = n.objects.Put(ctx, &object, object.PlaceIn(v.FQRN, settings.Isolate), archive)
 		switch {
 		case err == nil:
 			taken++

@@ -117,7 +117,7 @@ func (s *starts) close() {
 // start helps a container to start, beside its caller: it fetches what the start profile of its image names. Where
 // there is none, and next to nothing of the image is here, it records one, for the next time that the image comes.
 func (n *Node) start(c *configuration, topmost string, image *images.Image) {
-	if n.cfg.NothingAhead {
+	if n.cfg.Recorder {
 		return
 	}
 	n.starts.begin(image.Key, func() func(context.Context) {

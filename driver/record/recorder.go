@@ -107,7 +107,7 @@ func openHouse(dir string, c *Config, log *slog.Logger) (_ *house, err error) {
 		Root: filepath.Join(dir, "node"), Run: filepath.Join(dir, "run"), Generation: "record",
 		Kernel: &overlayfs.Kernel{Scratch: dir}, Configuration: c.Configuration,
 		Defaults: func() ([]byte, error) { return rootfs.Defaults, nil },
-		Agent:    c.Agent, NothingAhead: true, Log: log,
+		Agent:    c.Agent, Recorder: true, Log: log,
 	}); err != nil {
 		return nil, err
 	}

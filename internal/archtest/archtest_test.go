@@ -61,7 +61,7 @@ var rules = map[string][]string{
 	"driver/status":         nil,
 	"driver/conformance":    nil,
 	"thin":                  {"cvmfs/fqrn"},
-	"convert":               {"thin", "cvmfs/catalog", "internal"},
+	"convert":               {"thin", "cvmfs/catalog", "cvmfs/objects", "internal"},
 	"convert/ducc":          {"convert"},
 	"convert/sink":          {"thin", "cvmfs/publish", "cvmfs/catalog", "cvmfs/fqrn", "internal"},
 	"convert/source":        {"internal"},
