@@ -590,15 +590,21 @@ func TestDamageIsFoundAndMended(t *testing.T) {
 func TestSizesOfAUsedImageAreChecked(t *testing.T) {
 	t.Parallel()
 	repo := newRepository(t)
-	s, images := cached(t, repo, 100*mib)
-	table, refs := images.add(t, "a", several(repo, 0, 100, 3000)...)
-	fetchAll(t, s, refs)
-	damage(t, s, refs)
-	s.Used(table)
-	eventually(t, "the short objects to go", func() bool {
-		st, _ := s.Status()
-		return st.Objects == 75 && here(s, refs) == 75
-	})
+	for name, absent := range map[string]int{"all of it is here": 0, "a part of it is here": 100} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, images := cached(t, repo, 100*mib)
+			table, refs := images.add(t, "a", several(repo, 0, 100+absent, 3000)...)
+			refs = refs[:100]
+			fetchAll(t, s, refs)
+			damage(t, s, refs)
+			s.Used(table)
+			eventually(t, "the short objects to go", func() bool {
+				st, _ := s.Status()
+				return st.Objects == 75 && here(s, refs) == 75
+			})
+		})
+	}
 }
 
 func TestWhatNothingWasRecordedOfStays(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,11 @@ func TestTheReportShowsWhatGrows(t *testing.T) {
 			})
 		}
 	}
+	for i, mode := range []string{"overlay2", string(thin), string(profiled)} {
+		r.Scale.Hoards = append(r.Scale.Hoards, &scaleCell[hoardKey, hoard]{
+			Key: hoardKey{5, "29", mode}, Measured: &hoard{Disk: int64(1e6 * (i + 1)), Fetched: 1e5},
+		})
+	}
 	dir := t.TempDir()
 	if err := writeReport(r, dir); err != nil {
 		t.Fatal(err)
@@ -84,6 +90,7 @@ func TestTheReportShowsWhatGrows(t *testing.T) {
 		"| 1 | 100000 | 1 | 100.00 s | 50.00 s |", "](performance/nodes.png)", "](performance/composed.png)",
 		// 40 requests and 3 MB a start: 6,667 requests and 500 MB a second.
 		"| 29 | 8 | 3.0 s | 6.0 s | × 2.00 | 1.0 s | 20.0 MB | 1–1 |",
+		"| 29 | 5 | 1.0 MB | 2.0 MB | 3.0 MB | 0.1 MB | 0.1 MB | 0.1 MB |",
 		"| base | thin | 40 | 3.0 MB | 6667 | 4.0 | 2 | 1 | requests | 40 |",
 	} {
 		if !strings.Contains(string(text), want) {
@@ -94,6 +101,21 @@ func TestTheReportShowsWhatGrows(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, pictureDir, name)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestHostsWithManyImagesAreNamed(t *testing.T) {
+	keys, err := options{grown: grown{hoard: list{"5", "1"}}, engines: list{"29"}, modes: list{"thin", "ordinary"}}.hoardCells()
+	if want := []hoardKey{{1, "29", "thin"}, {5, "29", "thin"}}; err != nil || !slices.Equal(keys, want) {
+		t.Errorf("%v, %v, want %v", keys, err, want)
+	}
+	for _, wrong := range []string{"many", "11", "-1"} {
+		if _, err := (options{grown: grown{hoard: list{wrong}}}).hoardCells(); err == nil {
+			t.Errorf("-hoard %s is taken", wrong)
+		}
+	}
+	if keys, err := (options{}).hoardCells(); err != nil || len(keys) != 2*3*len(hoardNumbers) {
+		t.Errorf("%d cells, %v", len(keys), err)
 	}
 }
 

@@ -78,6 +78,7 @@ func main() {
 	flag.Var(&o.grown.composed, "composed", "`SIZES` of images that are composed, as 10000x20: files and layers, and of more\n"+
 		"than one, as 10000x20x3: images")
 	flag.Var(&o.grown.containers, "containers", "`NUMBERS` of containers that are started at one time, as 1,8")
+	flag.Var(&o.grown.hoard, "hoard", "`NUMBERS` of images that a host has, one after the other, as 1,5")
 	flag.IntVar(&o.grown.atOnce, "at-once", 32, "how many nodes start at one time")
 	flag.Parse()
 	if o.isQuick {

@@ -66,7 +66,7 @@ func (r *results) document() (string, error) {
 		"Versions": strings.Join(versions, ", "),
 		"Images":   r.imageTable(), "Starts": r.starts(), "Fetched": r.fetchedTable(), "Nodes": r.nodeTable(),
 		"Missing": r.missing(), "GrownNodes": r.grownNodes(), "GrownImages": r.grownImages(),
-		"GrownTogether": r.grownTogether(), "OnPaper": r.onPaper(), "Drawn": r.drawn(),
+		"GrownTogether": r.grownTogether(), "GrownHoards": r.grownHoards(), "OnPaper": r.onPaper(), "Drawn": r.drawn(),
 		"PaperNodes": humanize.Comma(paperNodes), "ProxyRequests": humanize.Comma(proxyRequests),
 	})
 	return b.String(), err

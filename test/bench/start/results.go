@@ -60,6 +60,7 @@ type scaled struct {
 	Nodes    []*scaleCell[scale.NodesKey, scale.Nodes]       `json:"nodes,omitempty"`
 	Composed []*scaleCell[scale.ComposedKey, scale.Composed] `json:"composed,omitempty"`
 	Together []*scaleCell[togetherKey, together]             `json:"together,omitempty"`
+	Hoards   []*scaleCell[hoardKey, hoard]                   `json:"hoards,omitempty"`
 }
 
 // scaleCell has what is measured as a whole, and when. There is one sample a cell: what counts doesn't vary.

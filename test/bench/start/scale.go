@@ -14,8 +14,8 @@ import (
 
 // grown says what is measured of what grows. Empty lists are all there are, and 0 is nothing.
 type grown struct {
-	nodes, proxies, composed, containers list
-	atOnce                               int
+	nodes, proxies, composed, containers, hoard list
+	atOnce                                      int
 }
 
 // What there is to measure.
@@ -116,6 +116,10 @@ func runScale(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	hoards, err := o.hoardCells()
+	if err != nil {
+		return err
+	}
 	r, err := openResults(o.results)
 	if err != nil {
 		return err
@@ -131,6 +135,9 @@ func runScale(ctx context.Context, o options) (err error) {
 	}
 	if err == nil {
 		err = o.measureTogether(ctx, r, together)
+	}
+	if err == nil {
+		err = o.measureHoards(ctx, r, hoards)
 	}
 	if err != nil && ctx.Err() != nil {
 		return errors.New("interrupted; what was measured is in " + o.results)
@@ -167,6 +174,59 @@ func fill[K interface {
 		}
 	}
 	return nil
+}
+
+// hosts says how cells are measured of which several are of one host.
+type hosts[K, M any, H interface{ close() error }] struct {
+	same    func(a, b K) bool // whether cells are of one host
+	open    func(b *bench, ctx context.Context, k K) (H, error)
+	measure func(b *bench, on H, k K) (*M, error)
+}
+
+// fillOnHosts is fill of cells that are measured on hosts, one after the other. What is prepared for them is prepared
+// when the first is measured.
+func fillOnHosts[K interface {
+	comparable
+	String() string
+}, M any, H interface{ close() error }](
+	ctx context.Context, o options, r *results, cells *[]*scaleCell[K, M], keys []K, h hosts[K, M, H],
+) (err error) {
+	var b *bench
+	var on *H // nil: none is open
+	var of K
+	leave := func() error {
+		if on == nil {
+			return nil
+		}
+		host := *on
+		on = nil
+		return host.close()
+	}
+	defer func() {
+		err = errors.Join(err, leave())
+		if b != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	return fill(o, r, cells, keys, func(k K) (*M, error) {
+		if b == nil {
+			var err error
+			if b, err = newBench(ctx, o, r); err != nil {
+				return nil, err
+			}
+		}
+		if on == nil || !h.same(of, k) {
+			if err := leave(); err != nil {
+				return nil, err
+			}
+			host, err := h.open(b, ctx, k)
+			if err != nil {
+				return nil, err
+			}
+			on, of = &host, k
+		}
+		return h.measure(b, *on, k)
+	})
 }
 
 // measureComposing composes images, each published in a folder of its own.

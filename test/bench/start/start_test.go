@@ -205,6 +205,14 @@ func TestAStartFetchesWhatItTouches(t *testing.T) {
 			if m := find(r.Scale.Together, key).Measured; m.Took <= 0 || m.CPU <= 0 || m.Memory < 1<<20 {
 				t.Errorf("%v: %+v", key, *m)
 			}
+			o.images = list{quickImage}
+			one := hoardKey{1, door.name, string(thin)}
+			if err := o.measureHoards(t.Context(), r, []hoardKey{one}); err != nil {
+				t.Fatal(err)
+			}
+			if m := find(r.Scale.Hoards, one).Measured; m.Disk < 1<<20 || m.Fetched < 1<<20 {
+				t.Errorf("%v: %+v", one, *m)
+			}
 		})
 	}
 }

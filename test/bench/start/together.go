@@ -61,44 +61,16 @@ func (o options) togetherCells() (keys []togetherKey, err error) {
 // crowd is a node that has an image, and has run it.
 type crowd struct {
 	*node
-	key   togetherKey // of any number
 	ref   string
 	image sampleImage
 }
 
 // measureTogether starts containers on nodes without a link, several of one image.
-func (o options) measureTogether(ctx context.Context, r *results, keys []togetherKey) (err error) {
-	var b *bench
-	var on *crowd
-	leave := func() error {
-		if on == nil {
-			return nil
-		}
-		n := on.node
-		on = nil
-		return n.close()
-	}
-	defer func() {
-		err = errors.Join(err, leave())
-		if b != nil {
-			err = errors.Join(err, b.close())
-		}
-	}()
-	return fill(o, r, &r.Scale.Together, keys, func(k togetherKey) (_ *together, err error) {
-		if b == nil {
-			if b, err = newBench(ctx, o, r); err != nil {
-				return nil, err
-			}
-		}
-		if on == nil || on.key.Engine != k.Engine || on.key.Mode != k.Mode {
-			if err := leave(); err != nil {
-				return nil, err
-			}
-			if on, err = b.crowd(ctx, k); err != nil {
-				return nil, err
-			}
-		}
-		return on.start(ctx, k.Containers)
+func (o options) measureTogether(ctx context.Context, r *results, keys []togetherKey) error {
+	return fillOnHosts(ctx, o, r, &r.Scale.Together, keys, hosts[togetherKey, together, *crowd]{
+		same:    func(a, b togetherKey) bool { return a.Engine == b.Engine && a.Mode == b.Mode },
+		open:    (*bench).crowd,
+		measure: func(_ *bench, on *crowd, k togetherKey) (*together, error) { return on.start(ctx, k.Containers) },
 	})
 }
 
@@ -124,7 +96,7 @@ func (b *bench) crowd(ctx context.Context, k togetherKey) (_ *crowd, err error) 
 	if err != nil {
 		return nil, err
 	}
-	c := &crowd{n, k, reference(n.registry.Addr, image.name, mode.form), image}
+	c := &crowd{n, reference(n.registry.Addr, image.name, mode.form), image}
 	if _, err = n.Engine.Docker(ctx, "pull", "--quiet", c.ref); err == nil {
 		_, err = n.run(ctx, c.ref, image)
 	}
