@@ -77,9 +77,12 @@ func (c Cuts) Of(o *Object) []int64 {
 	var ends []int64
 	for _, piece := range o.Stored() {
 		at, last := piece.Offset, piece.Offset+piece.Size
+		for len(read) > 0 && read[0].end <= at { // spans and pieces are in order
+			read = read[1:]
+		}
 		for _, s := range read {
-			if s.end <= at || s.off >= last {
-				continue
+			if s.off >= last {
+				break
 			}
 			if s.off-at >= leastGap/2 { // of what isn't read
 				ends = evenly(ends, at, s.off)

@@ -12,7 +12,8 @@ type Recording struct {
 	store *Store
 
 	mu    sync.Mutex
-	seen  map[pageWord]uint64 // a bit for each page that was read
+	seen  map[pageWord]uint64 // a bit for each page that was read, but for those of whole objects
+	whole map[Name]bool       // objects all of which was read at once
 	reads []Read
 }
 
@@ -27,7 +28,7 @@ const mostRecorded = 1 << 16 // lines of such a number are no more than MaxProfi
 
 // Record begins a recording.
 func (s *Store) Record() *Recording {
-	r := &Recording{store: s, seen: map[pageWord]uint64{}}
+	r := &Recording{store: s, seen: map[pageWord]uint64{}, whole: map[Name]bool{}}
 	for {
 		old := s.recordings.Load()
 		var next []*Recording
@@ -85,7 +86,7 @@ func (r *Recording) Profile(t *Table) Profile {
 		if !wanted[read.Name] {
 			continue
 		}
-		if n := len(p); n > 0 && p[n-1].Name == read.Name && p[n-1].Last+1 == read.First {
+		if n := len(p); n > 0 && p[n-1].goesOn(&read) {
 			p[n-1].Last = read.Last
 			continue
 		}
@@ -107,7 +108,21 @@ func (s *Store) asked(r Ref, off, end int64) {
 	}
 	n := r.record().name()
 	for _, to := range *list {
-		to.add(n, int(off/PageSize), int((end-1)/PageSize))
+		if off == 0 && end == n.Size {
+			to.addWhole(n)
+		} else {
+			to.add(n, int(off/PageSize), int((end-1)/PageSize))
+		}
+	}
+}
+
+// addWhole takes note of all of an object, whose size an image may claim as it likes.
+func (r *Recording) addWhole(n Name) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.whole[n] && len(r.reads) < mostRecorded {
+		r.whole[n] = true
+		r.reads = append(r.reads, Read{Name: n})
 	}
 }
 
@@ -115,16 +130,25 @@ func (s *Store) asked(r Ref, off, end int64) {
 func (r *Recording) add(n Name, first, last int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.whole[n] {
+		return
+	}
 	for i := first; i <= last && len(r.reads) < mostRecorded; i++ {
 		word, bit := pageWord{n, i / 64}, uint64(1)<<(i%64)
 		if r.seen[word]&bit != 0 {
 			continue
 		}
 		r.seen[word] |= bit
-		if k := len(r.reads) - 1; k >= 0 && r.reads[k].Name == n && r.reads[k].Last+1 == i {
+		read := Read{Name: n, Unit: Pages, First: i, Last: i}
+		if k := len(r.reads) - 1; k >= 0 && r.reads[k].goesOn(&read) {
 			r.reads[k].Last = i
 			continue
 		}
-		r.reads = append(r.reads, Read{Name: n, Unit: Pages, First: i, Last: i})
+		r.reads = append(r.reads, read)
 	}
+}
+
+// goesOn reports whether another read is of the pages behind.
+func (r *Read) goesOn(next *Read) bool {
+	return r.Unit == Pages && next.Unit == Pages && r.Name == next.Name && r.Last+1 == next.First
 }

@@ -415,3 +415,21 @@ func TestStartFetchesThePiecesThatHavePages(t *testing.T) {
 		t.Errorf("the profile names %+v, want %+v", got, want)
 	}
 }
+
+// An image may claim any size of a file. That it is read is noted at once.
+func TestRecordingOfAHugeObject(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	all := refs(t, Object{Digest: repo.whole(noise(1, 10)).Digest, Size: 1 << 60})
+	rec := s.Record()
+	s.asked(all[0], 1<<59, 1<<59+1)
+	for range 2 {
+		s.asked(all[0], 0, 1<<60)
+	}
+	s.asked(all[0], PageSize, 2*PageSize)
+	want := Profile{pages(all[0], 1<<47, 1<<47), want(all[0])}
+	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
+		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
+	}
+}
