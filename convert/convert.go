@@ -268,7 +268,7 @@ func (c *Converter) publish(ctx context.Context, tx sink.Transaction, p *plan) e
 		p.summary.Unchanged = !c.Force && c.written(ctx, p)
 		return nil
 	}
-	if err := c.writeProfile(ctx, tx, p); err != nil {
+	if err := c.writeProfile(ctx, tx, p, old); err != nil {
 		return err
 	}
 	if err := writeState(ctx, tx, p.image, p.state); err != nil {

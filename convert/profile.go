@@ -37,30 +37,53 @@ func (c *Converter) profile(p *plan, old *state) error {
 // names has the thin image name its start profile, which has a digest.
 func (c *Converter) names(p *plan, digest string) error {
 	p.state.Profile = digest
-	p.descriptor.Profile = &thin.Profile{FQRN: c.Sink.FQRN(), Path: profileOf(p), Digest: digest}
+	p.descriptor.Profile = c.profileAt(p, digest)
 	return p.build()
 }
 
-func profileOf(p *plan) string { return metadataOf(p.image) + "/" + profileName }
+// profileAt is where the start profile lies that has a digest.
+func (c *Converter) profileAt(p *plan, digest string) *thin.Profile {
+	return &thin.Profile{FQRN: c.Sink.FQRN(), Path: metadataOf(p.image) + "/" + profileName, Digest: digest}
+}
 
 func sha256Of(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
 
-// writeProfile publishes the job's start profile, and files of the image cut into chunks that fit it.
-func (c *Converter) writeProfile(ctx context.Context, tx sink.Transaction, p *plan) error {
-	if p.profile == nil {
-		return nil
+// writeProfile publishes the job's start profile, and files of the image cut into chunks that fit it. What is published
+// of another profile goes.
+func (c *Converter) writeProfile(ctx context.Context, tx sink.Transaction, p *plan, old *state) error {
+	at := c.profileAt(p, p.state.Profile)
+	if p.profile != nil {
+		b, err := c.cut(ctx, tx, p)
+		if err == nil {
+			err = tx.WriteFile(ctx, at.Path, b)
+		}
+		if err == nil {
+			err = c.names(p, sha256Of(b))
+		}
+		if err != nil {
+			return fmt.Errorf("start profile: %w", err)
+		}
+		at = p.descriptor.Profile
+	} else if at.Digest == "" && old != nil && old.Profile != "" {
+		if err := tx.Remove(ctx, at.Path); err != nil {
+			return err
+		}
 	}
-	b, err := c.cut(ctx, tx, p)
-	if err == nil {
-		err = tx.WriteFile(ctx, profileOf(p), b)
+	return removeOthers(ctx, tx, at)
+}
+
+// removeOthers removes files that were cut for other profiles of the image.
+func removeOthers(ctx context.Context, tx sink.Transaction, keep *thin.Profile) error {
+	all, err := tx.List(ctx, keep.AllFiles())
+	for _, e := range all {
+		if err == nil && e.Name != keep.Digest {
+			err = tx.Remove(ctx, keep.AllFiles()+"/"+e.Name)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("start profile: %w", err)
-	}
-	return c.names(p, sha256Of(b))
+	return err
 }
 
 // cut publishes files that have the content of the image's, in chunks of what the start reads and of what it doesn't,
@@ -70,21 +93,27 @@ func (c *Converter) cut(ctx context.Context, tx sink.Transaction, p *plan) ([]by
 	if err != nil {
 		return nil, err
 	}
+	published := p.profile
 	cuts := profile.Cuts()
-	files := (&thin.Profile{Path: profileOf(p)}).Files()
-	made, err := tx.Recut(ctx, files, p.state.Layers, func(e *catalog.Entry) (string, []int64) {
+	err = tx.Recut(ctx, p.state.Layers, func(e *catalog.Entry) (string, []int64) {
 		o, err := objects.FromEntry(e, "")
 		if err != nil { // external, or damaged: nodes will say
 			return "", nil
 		}
 		return o.Name(), cuts.Of(&o)
+	}, func(made map[string]catalog.Entry) (string, error) {
+		names, err := renamed(made)
+		published = profile.Renamed(names).Encode()
+		return c.profileAt(p, sha256Of(published)).Files(), err
 	})
-	if err != nil {
-		return nil, err
-	}
+	return published, err
+}
+
+// renamed returns the names of the objects that files are, by those that they had.
+func renamed(made map[string]catalog.Entry) (map[objects.Name]objects.Name, error) {
 	names := map[objects.Name]objects.Name{}
 	for name, e := range made {
-		of, err := objects.ParseName(name)
+		was, err := objects.ParseName(name)
 		if err != nil {
 			return nil, err
 		}
@@ -92,14 +121,11 @@ func (c *Converter) cut(ctx context.Context, tx sink.Transaction, p *plan) ([]by
 		if err != nil {
 			return nil, err
 		}
-		if names[of], err = objects.ParseName(o.Name()); err != nil {
+		if names[was], err = objects.ParseName(o.Name()); err != nil {
 			return nil, err
 		}
 	}
-	if len(names) == 0 {
-		return p.profile, nil
-	}
-	return profile.Renamed(names).Encode(), nil
+	return names, nil
 }
 
 // convertRecorded records the start of an image that was converted, and converts it again with that.

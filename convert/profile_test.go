@@ -130,6 +130,21 @@ func TestFilesAreCutForTheirStartProfile(t *testing.T) {
 		t.Error("files of the profile before are still there")
 	}
 	publishtest.MustBeSound(t, repo)
+
+	// Of another image under the same name nothing of the profile stays.
+	job.Profile = startOf(t, repo, map[string][2]int{at + "/big": {0, 3}}).Encode()
+	_, d = convert()
+	other := layerOf(t, testutil.Tar(t, file("other", "text")), types.DockerLayer)
+	job.Input, job.Profile = ref(t, registry.Push(t, "a:1", imageOf(t, false, other), nil)), nil
+	if _, d := convert(); d.Profile != nil {
+		t.Errorf("another image has the profile %+v", d.Profile)
+	}
+	for _, path := range []string{d.Profile.Path, d.Profile.Files()} {
+		if _, err := publishtest.Newest(t, repo).Lookup(t.Context(), path); err == nil {
+			t.Errorf("%s is still there", path)
+		}
+	}
+	publishtest.MustBeSound(t, repo)
 }
 
 // A profile may be attached as the layers are published, and one of an older version at any time.

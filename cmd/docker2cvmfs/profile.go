@@ -146,7 +146,9 @@ func recordStart(ctx context.Context, c *cli.Context, from *publish.Repository, 
 	case c.Duration("for") < 0:
 		return nil, program.Usagef(c, "--for %v: want a duration, or 0s for no limit", c.Duration("for"))
 	}
-	descriptor, err := d.Encode()
+	layers := *d
+	layers.Profile = nil // what is recorded are reads of the layers' files, not of files that were cut for another start
+	descriptor, err := layers.Encode()
 	if err != nil {
 		return nil, err
 	}

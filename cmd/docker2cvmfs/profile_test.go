@@ -23,6 +23,8 @@ import (
 
 	"cvmfs-graphdriver/convert/source"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/cvmfs/publish"
+	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
@@ -260,6 +262,34 @@ func TestStartIsRecordedAndPublished(t *testing.T) {
 	}
 	if out := must(t, append(args, "--json", "--profile", "record")...); !strings.Contains(out, `"unchanged":true`) {
 		t.Error("it was recorded again: ", out)
+	}
+
+	// The program is cut where it is read, also if it is recorded once more.
+	cut := func(d *thin.Descriptor) int {
+		t.Helper()
+		repo, err := publish.Open(strings.TrimPrefix(target, "native:"), publish.Options{})
+		sure(t, err)
+		v := publishtest.Newest(t, repo)
+		files, err := v.List(t.Context(), d.Profile.Files())
+		sure(t, err)
+		chunks := 0
+		for _, f := range files {
+			chunks += len(f.Chunks)
+		}
+		all, err := v.List(t.Context(), d.Profile.AllFiles())
+		sure(t, err)
+		if len(all) != 1 {
+			t.Errorf("files of %d profiles are there", len(all))
+		}
+		return chunks
+	}
+	if n := cut(d); n < 2 {
+		t.Errorf("%d chunks are made for the start", n)
+	}
+	must(t, append(args, "--force", "--profile", "record")...)
+	again := descriptorOf(t, registry, "library/start:thin")
+	if n := cut(again); n < 2 {
+		t.Errorf("%d chunks are made for the start, recorded again", n)
 	}
 }
 

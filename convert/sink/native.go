@@ -122,10 +122,10 @@ func (n *nativeTransaction) List(ctx context.Context, path string) ([]Entry, err
 	return all, err
 }
 
-func (n *nativeTransaction) Recut(ctx context.Context, path string, layers []string, cut publish.Cut) (
-	map[string]catalog.Entry, error,
-) {
-	return n.t.Recut(ctx, path, layers, cut)
+func (n *nativeTransaction) Recut(ctx context.Context, layers []string, cut publish.Cut,
+	at func(made map[string]catalog.Entry) (path string, err error),
+) error {
+	return n.t.Recut(ctx, layers, cut, at)
 }
 
 func (n *nativeTransaction) Remove(ctx context.Context, path string) error {

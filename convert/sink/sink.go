@@ -44,8 +44,9 @@ type Transaction interface {
 	// folder.
 	List(ctx context.Context, path string) ([]Entry, error)
 	// Recut makes a folder of files that have the content of others, in other chunks, as publish.Transaction says.
-	// Sinks that leave cutting files to somebody else make none, and return none.
-	Recut(ctx context.Context, path string, layers []string, cut publish.Cut) (map[string]catalog.Entry, error)
+	// Sinks that leave cutting files to somebody else make none.
+	Recut(ctx context.Context, layers []string, cut publish.Cut,
+		at func(made map[string]catalog.Entry) (path string, err error)) error
 	// Remove removes a path with all below it; one that isn't there is no error.
 	Remove(ctx context.Context, path string) error
 	// Commit publishes the changes. description is for people.
@@ -59,8 +60,8 @@ type Transaction interface {
 // uncut is a sink that leaves it to somebody else how files are cut.
 type uncut struct{}
 
-func (uncut) Recut(context.Context, string, []string, publish.Cut) (map[string]catalog.Entry, error) {
-	return nil, nil
+func (uncut) Recut(context.Context, []string, publish.Cut, func(map[string]catalog.Entry) (string, error)) error {
+	return nil
 }
 
 // File is a small file at a path.

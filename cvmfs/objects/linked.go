@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
@@ -23,6 +24,10 @@ const (
 	// remembered.
 	followedMemory = 30 * time.Second
 	mostFollowed   = 1 << 14
+	// followers is how many objects are looked into at once, each an open file, and mostLinked how many libraries come
+	// because one object was opened.
+	followers  = 32
+	mostLinked = 512
 )
 
 // followed are the objects that were followed lately. The zero value is ready.
@@ -36,12 +41,14 @@ type followed struct {
 func (f *followed) begin(r Ref) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.m == nil || len(f.m) >= mostFollowed || time.Since(f.since) > followedMemory {
+	if f.m == nil || time.Since(f.since) > followedMemory {
 		f.m, f.since = map[Ref]struct{}{}, time.Now()
 	}
-	_, known := f.m[r]
+	if _, known := f.m[r]; known || len(f.m) >= mostFollowed {
+		return false
+	}
 	f.m[r] = struct{}{}
-	return !known
+	return true
 }
 
 // forget has an object followed when it is met again: nothing was found out about it.
@@ -67,14 +74,27 @@ func (s *Store) followSoon(r Ref) {
 	}
 	r = r.youngest()
 	if !s.starts.has(r.t) && s.followed.begin(r) {
-		s.tasks.start(func() { s.follow(r) })
+		s.tasks.start(func() { s.follow(r, newLinked()) })
 	}
+}
+
+// linked is how many more libraries may come because of one that was opened: each may need any others.
+type linked struct{ left atomic.Int32 }
+
+func newLinked() *linked {
+	l := &linked{}
+	l.left.Store(mostLinked)
+	return l
 }
 
 // follow has that arrive of a program or a library which the dynamic linker reads, and the libraries that are loaded
 // with it, and those that are loaded with these: a linker opens one after the other.
-func (s *Store) follow(r Ref) {
+func (s *Store) follow(r Ref, l *linked) {
 	ctx := fetch.LetPass(s.life)
+	if take(ctx, s.followers) != nil {
+		return
+	}
+	defer give(s.followers)
 	in, err := s.open(ctx, r)
 	if err != nil {
 		return // it is gone again
@@ -89,7 +109,10 @@ func (s *Store) follow(r Ref) {
 	s.fetchParts(in.partial, links.Symbols)
 	for _, name := range links.Needed {
 		if n, ok := r.library(name); ok && s.followed.begin(n) {
-			s.tasks.start(func() { s.fetchLibrary(ctx, n) })
+			if l.left.Add(-1) < 0 {
+				return
+			}
+			s.tasks.start(func() { s.fetchLibrary(ctx, n, l) })
 		}
 	}
 }
@@ -100,15 +123,16 @@ func (s *Store) Usual(x *Index, t *Table) {
 	if s.cfg.NothingAhead {
 		return
 	}
+	l := newLinked()
 	for _, pos := range t.names.usual {
 		if r := (Ref{x, t, pos}); !s.Has(r) && s.followed.begin(r) {
-			s.tasks.start(func() { s.fetchLibrary(fetch.LetPass(s.life), r) })
+			s.tasks.start(func() { s.fetchLibrary(fetch.LetPass(s.life), r, l) })
 		}
 	}
 }
 
 // fetchLibrary has a library arrive, of one in chunks the beginning, and follows it.
-func (s *Store) fetchLibrary(ctx context.Context, r Ref) {
+func (s *Store) fetchLibrary(ctx context.Context, r Ref, l *linked) {
 	var err error
 	switch {
 	case r.Chunked():
@@ -124,7 +148,7 @@ func (s *Store) fetchLibrary(ctx context.Context, r Ref) {
 		s.log.Debug("object store: a library can't be fetched ahead", slog.String("object", r.Name()), slog.Any("err", err))
 		return
 	}
-	s.follow(r)
+	s.follow(r, l)
 }
 
 // fetchParts fetches parts of an object in chunks in the background.
@@ -146,7 +170,7 @@ func (p *partial) wantPart(off, size int64) (list []int) {
 	first, last := p.within(off, off+size)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i := first; i < last; i++ {
+	for i := first; i < last && len(list) < mostWanted; i++ {
 		if c := &p.pieces[i]; !c.have && !c.read && !c.ahead {
 			c.apart = true
 			p.expect(c)

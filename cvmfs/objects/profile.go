@@ -122,7 +122,10 @@ func (r *Read) Range() (off, end int64) {
 	if r.Unit != Pages {
 		return 0, r.Name.Size
 	}
-	return int64(r.First) * PageSize, min(int64(r.Last+1)*PageSize, r.Name.Size)
+	if int64(r.Last) >= pagesOf(r.Name.Size)-1 { // where the last page ends there may be no number for
+		return int64(r.First) * PageSize, r.Name.Size
+	}
+	return int64(r.First) * PageSize, int64(r.Last+1) * PageSize
 }
 
 // Encode returns the profile's file, which ParseProfile takes.

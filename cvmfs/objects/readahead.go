@@ -18,6 +18,10 @@ const (
 	aheadOfFile = 4 << 20
 	// mostUnread is how many bytes of a file may have come ahead and not be read, unless half as many were.
 	mostUnread = 16 << 20
+	// mostWanted is how many pieces are picked at once, and mostAhead how many of all files may be on their way that
+	// nobody waits for: an image may have chunks of a byte each.
+	mostWanted = 256
+	mostAhead  = 1024
 	// endPieces are fetched of the end of an object whose beginning is read.
 	endPieces = 2
 	// blockSize is Config.Block unless that says otherwise (ADR 33).
@@ -47,7 +51,13 @@ func (s *Store) readOn(p *partial, off, end int64) {
 // fetchAhead fetches pieces of an object in the background.
 func (s *Store) fetchAhead(p *partial, pieces []int) {
 	for _, i := range pieces {
+		if s.piecesAhead.Add(1) > mostAhead {
+			s.piecesAhead.Add(-1)
+			p.failed(&p.pieces[i]) // it may be wanted again
+			continue
+		}
 		s.tasks.start(func() {
+			defer s.piecesAhead.Add(-1)
 			if err := s.FetchPieces(fetch.LetPass(s.life), p.ref, i); err != nil { // whoever needs it will see
 				s.log.Debug("object store: a chunk can't be fetched ahead", slog.Any("err", err))
 			}
@@ -93,7 +103,7 @@ func (p *partial) wantAround(first, last int, block int64) (list []int) {
 		if c.have || c.read || c.ahead {
 			return true
 		}
-		if p.ahead+c.Size > max(min(p.read+block, mostUnread), 2*p.hit) {
+		if p.ahead+c.Size > max(min(p.read+block, mostUnread), 2*p.hit) || len(list) == mostWanted {
 			return false
 		}
 		p.expect(c)
@@ -119,7 +129,7 @@ func (p *partial) wantNext(next int, off, end int64) (list []int) {
 	}
 	p.run += end - off
 	p.end = end
-	for i := next; i < len(p.pieces); i++ {
+	for i := next; i < len(p.pieces) && len(list) < mostWanted; i++ {
 		c, before := &p.pieces[i], &p.pieces[i-1]
 		switch large := c.Size > aheadPiece; {
 		case c.have || c.read || c.ahead:

@@ -15,6 +15,7 @@ type Recording struct {
 	seen  map[pageWord]uint64 // a bit for each page that was read, but for those of whole objects
 	whole map[Name]bool       // objects all of which was read at once
 	reads []Read
+	news  int // reads of something new
 }
 
 // pageWord is 64 pages of an object.
@@ -60,11 +61,11 @@ func (r *Recording) Stop() {
 	}
 }
 
-// Len returns how many pieces were read until now, of whatever image.
+// Len returns how many pages and objects were read until now, of whatever image.
 func (r *Recording) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.reads)
+	return r.news
 }
 
 // Profile returns what was read of an image's objects.
@@ -122,6 +123,7 @@ func (r *Recording) addWhole(n Name) {
 	defer r.mu.Unlock()
 	if !r.whole[n] && len(r.reads) < mostRecorded {
 		r.whole[n] = true
+		r.news++
 		r.reads = append(r.reads, Read{Name: n})
 	}
 }
@@ -139,6 +141,7 @@ func (r *Recording) add(n Name, first, last int) {
 			continue
 		}
 		r.seen[word] |= bit
+		r.news++
 		read := Read{Name: n, Unit: Pages, First: i, Last: i}
 		if k := len(r.reads) - 1; k >= 0 && r.reads[k].goesOn(&read) {
 			r.reads[k].Last = i

@@ -25,6 +25,8 @@ const (
 	// startsFor is how long a program is taken to be starting once all of its profile is here. What it asks for besides
 	// is all that is fetched until then.
 	startsFor = 30 * time.Second
+	// mostUnknown is the part of a profile, a quarter, that may be unknown for it to tell what a start reads.
+	mostUnknown = 4
 )
 
 // Started is what became of a profile. Counts are of pieces: objects without chunks, and chunks.
@@ -38,14 +40,18 @@ type Started struct {
 
 // Start fetches what a profile names of an image's objects, in order, several at once, unless it is here. Requests let
 // those pass that somebody waits for. Until the program has started, half a minute, no neighbours of the image's
-// objects are fetched, no object is completed because half of it was read, and none of any image because nobody waits.
+// objects are fetched, no object is completed because half of it was read, and none of any image because nobody waits;
+// but for profiles that fit the image too little to tell what it reads.
 // Each piece of the image is fetched once at most, whatever the profile says. The error is that of the context, that of
 // a full disk or cache, or, if no server can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
-func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile) (Started, error) {
+// around is how many bytes around a page are asked for with it, where it is more than when the profile was recorded.
+func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile, around int64) (Started, error) {
 	var done Started
-	leave := s.starts.enter(t)
-	defer func() { leave(done.Fetched > 0) }()
-	steps := t.steps(p, &done)
+	steps := t.steps(p, around, &done)
+	if done.Unknown <= len(p)/mostUnknown {
+		leave := s.starts.enter(t)
+		defer func() { leave(done.Fetched > 0) }()
+	}
 	ctx, cancel := context.WithCancelCause(fetch.LetPass(ctx))
 	defer cancel(nil)
 	var (
@@ -121,8 +127,9 @@ type step struct {
 	size  int64 // plain bytes
 }
 
-// steps returns the pieces of a profile that the table has, in the profile's order, each once.
-func (t *Table) steps(p Profile, done *Started) []step {
+// steps returns the pieces of a profile that the table has, in the profile's order, each once, with those that have
+// bytes around what is read.
+func (t *Table) steps(p Profile, around int64, done *Started) []step {
 	pos := make(map[Name]int, len(p))
 	for _, r := range p {
 		pos[r.Name] = -1
@@ -147,7 +154,7 @@ func (t *Table) steps(p Profile, done *Started) []step {
 			u = &untaken{stored: t.stored(i), next: map[int]int{}}
 			known[i] = u
 		}
-		first, last := r.pieces(u.stored)
+		first, last := r.pieces(u.stored, around)
 		if first >= len(u.stored) {
 			done.Unknown++
 			continue
@@ -160,12 +167,13 @@ func (t *Table) steps(p Profile, done *Started) []step {
 	return steps
 }
 
-// pieces returns which pieces of the object a read needs, [first, last). There may be no such.
-func (r *Read) pieces(of []Stored) (first, last int) {
+// pieces returns which pieces of the object a read, and what is around it, needs, [first, last). There may be no such.
+func (r *Read) pieces(of []Stored, around int64) (first, last int) {
 	if r.Unit == Chunks {
 		return r.First, min(r.Last+1, len(of))
 	}
 	off, end := r.Range()
+	off, end = max(off-around, 0), min(end, r.Name.Size-around)+around
 	return within(len(of), func(i int) int64 { return of[i].Offset }, off, end)
 }
 
@@ -198,7 +206,7 @@ type Named struct {
 // Of returns how much the profile names of an image.
 func (p Profile) Of(t *Table) (n Named) {
 	var done Started
-	for _, s := range t.steps(p, &done) {
+	for _, s := range t.steps(p, 0, &done) {
 		n.Pieces++
 		n.Bytes += s.size
 	}

@@ -74,12 +74,15 @@ type Store struct {
 
 	ahead    prefetcher
 	followed followed
-	starts   starts
-	holds    heldObjects
-	fresh    freshLinks
-	partials partials
-	changed  atomic.Bool // objects arrived or went since the mark
-	marking  sync.Mutex
+
+	followers   chan struct{} // objects that are being followed
+	piecesAhead atomic.Int64  // chunks on their way that nobody waits for, but for those of profiles
+	starts      starts
+	holds       heldObjects
+	fresh       freshLinks
+	partials    partials
+	changed     atomic.Bool // objects arrived or went since the mark
+	marking     sync.Mutex
 
 	token     string // names this process as the owner
 	ledger    ledger
@@ -126,7 +129,7 @@ const (
 func Open(cfg Config) (*Store, error) {
 	s := &Store{
 		cfg: cfg, log: cfg.Log, boot: cfg.BootID, slots: make(chan struct{}, foreground),
-		behind: make(chan struct{}, foreground),
+		behind: make(chan struct{}, foreground), followers: make(chan struct{}, followers),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

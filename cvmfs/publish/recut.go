@@ -19,31 +19,22 @@ type Cut func(*catalog.Entry) (name string, ends []int64)
 
 // Recut makes a folder, in a nested catalog of its own, of files that have the content of others, in other chunks. It
 // looks at the regular files of layers that are at the paths given, and takes the first of each name that cut gives.
-// What was at the path is replaced. It returns the entries by name. Content is read from the storage, a file at a time;
-// a layer without a catalog of its own is passed over.
-func (t *Transaction) Recut(ctx context.Context, at string, layers []string, cut Cut) (
-	map[string]catalog.Entry, error,
-) {
-	made, err := t.recut(ctx, at, layers, cut)
-	if err != nil {
-		return nil, fmt.Errorf("cut files for %s: %w", at, err)
+// Then it asks at for the folder's path, which is to be made of what the entries by name say: what is at that path
+// already stays, as it is the same. If no file is cut, at isn't asked. Content is read from the storage, a file at a
+// time; a layer without a catalog of its own is passed over.
+func (t *Transaction) Recut(ctx context.Context, layers []string, cut Cut,
+	at func(made map[string]catalog.Entry) (path string, err error),
+) error {
+	if err := t.recut(ctx, layers, cut, at); err != nil {
+		return fmt.Errorf("cut files of layers: %w", err)
 	}
-	return made, nil
+	return nil
 }
 
-func (t *Transaction) recut(ctx context.Context, at string, layers []string, cut Cut) (
-	map[string]catalog.Entry, error,
-) {
-	if err := t.Remove(ctx, at); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	release, err := t.reserve(ctx, at)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	root := newFolder(path.Base(at), t.draft.Now.Unix(), 0)
-	root.mount = freshMount()
+func (t *Transaction) recut(ctx context.Context, layers []string, cut Cut,
+	at func(map[string]catalog.Entry) (string, error),
+) (err error) {
+	root := newFolder("", t.draft.Now.Unix(), 0)
 	in := t.newIntake(ctx)
 	for _, layer := range layers {
 		if err = t.recutLayer(in, root, layer, cut); err != nil {
@@ -51,26 +42,39 @@ func (t *Transaction) recut(ctx context.Context, at string, layers []string, cut
 		}
 	}
 	if err := in.wait(err); err != nil || len(root.children) == 0 {
-		return nil, err
+		return err
 	}
-	made := map[string]catalog.Entry{}
-	for name, n := range root.children {
-		made[name] = n.file.Entry
-	}
-	empty, err := t.empty(ctx)
-	if err != nil {
-		return nil, err
-	}
-	empty.mark(root, catalog.Marker)
-	if err := t.writeCatalogs(ctx, root, at); err != nil {
-		return nil, err
-	}
-	root.children, root.mount.loaded = nil, false
 	t.mu.Lock()
 	t.stats.NewObjects += in.stats.NewObjects
 	t.stats.NewBytes += in.stats.NewBytes
 	t.mu.Unlock()
-	return made, t.attach(ctx, at, root)
+	made := map[string]catalog.Entry{}
+	for name, n := range root.children {
+		made[name] = n.file.Entry
+	}
+	place, err := at(made)
+	if err != nil {
+		return err
+	}
+	release, err := t.reserve(ctx, place)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	root.name, root.mount = path.Base(place), freshMount()
+	empty, err := t.empty(ctx)
+	if err != nil {
+		return err
+	}
+	empty.mark(root, catalog.Marker)
+	if err := t.writeCatalogs(ctx, root, place); err != nil {
+		return err
+	}
+	root.children, root.mount.loaded = nil, false
+	return t.attach(ctx, place, root)
 }
 
 // recutLayer puts files of a layer into the folder root.
@@ -129,7 +133,8 @@ func (in *intake) recutFile(root *node, e *catalog.Entry, cut Cut) error {
 		return nil
 	}
 	f := &file{Entry: catalog.Entry{
-		Mode: typeFile | 0o444, Nlink: 1, Size: e.Size, Mtime: root.file.Mtime, Compression: in.t.compression,
+		Mode: e.Mode, UID: e.UID, GID: e.GID, Nlink: 1, Size: e.Size, Mtime: e.Mtime, MtimeN: e.MtimeN,
+		Compression: in.t.compression,
 	}}
 	root.children[name] = &node{name: name, file: f}
 	content, stop := in.t.plain(in.ctx, e)

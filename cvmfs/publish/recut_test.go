@@ -2,6 +2,7 @@ package publish_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,10 +24,13 @@ func bySize(wanted map[int64][]int64) Cut {
 	}
 }
 
-func recut(t *testing.T, r *Repository, cut Cut, layers ...string) map[string]catalog.Entry {
+func recut(t *testing.T, r *Repository, cut Cut, layers ...string) (made map[string]catalog.Entry) {
 	t.Helper()
 	tx := Begin(t, r)
-	made, err := tx.Recut(t.Context(), recutAt, layers, cut)
+	err := tx.Recut(t.Context(), layers, cut, func(all map[string]catalog.Entry) (string, error) {
+		made = all
+		return recutAt, nil
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,15 +79,19 @@ func TestFilesAreCutWhereOneIsTold(t *testing.T) {
 	}
 	MustBeSound(t, r)
 
-	// Done again, with nothing to cut, what was there goes.
-	if made := recut(t, r, bySize(map[int64][]int64{200_000: {1, 200_000}}), "/layers/b"); len(made) != 1 {
+	// What is there stays, and where nothing is to be cut nothing is made.
+	holder, err := now.Holder(t.Context(), recutAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made := recut(t, r, bySize(map[int64][]int64{200_000: edges["size-200000"]}), "/layers/b"); len(made) != 1 {
 		t.Errorf("made %v", made)
 	}
-	if made := recut(t, r, bySize(nil), "/layers/b"); len(made) != 0 {
-		t.Errorf("made %v of nothing", made)
+	if again, err := Newest(t, r).Holder(t.Context(), recutAt); err != nil || again != holder {
+		t.Errorf("the folder that was there has changed: %v", err)
 	}
-	if _, err := Newest(t, r).Lookup(t.Context(), recutAt); err == nil {
-		t.Error("the files are still there")
+	if made := recut(t, r, bySize(nil), "/layers/b"); made != nil {
+		t.Errorf("made %v of nothing", made)
 	}
 	MustBeSound(t, r)
 }
@@ -93,13 +101,16 @@ func TestFilesOfALayerInTheMakingAreCut(t *testing.T) {
 	r := New(t, Settings{FQRN: FQRN})
 	tx := Begin(t, r)
 	Ingest(t, tx, "/layers/a", Pack(t, File("f", string(testutil.Sample(200_000)))))
-	made, err := tx.Recut(t.Context(), recutAt, []string{"/layers/a"}, bySize(map[int64][]int64{200_000: {1, 200_000}}))
-	if err != nil || len(made) != 1 {
-		t.Fatalf("%v, %v", made, err)
+	err := tx.Recut(t.Context(), []string{"/layers/a"}, bySize(map[int64][]int64{200_000: {1, 200_000}}),
+		func(made map[string]catalog.Entry) (string, error) { return fmt.Sprintf("/%d", len(made)), nil })
+	if found, looked := tx.Has(t.Context(), "/1"); err != nil || looked != nil || !found {
+		t.Fatalf("%v, %v, %v", found, err, looked)
 	}
 	Commit(t, tx)
 	MustBeSound(t, r)
 }
+
+var errNowhere = errors.New("nowhere")
 
 func TestCuttingFilesFails(t *testing.T) {
 	r := New(t, Settings{FQRN: FQRN})
@@ -110,13 +121,18 @@ func TestCuttingFilesFails(t *testing.T) {
 	try := func(ctx context.Context, cut Cut) error {
 		tx := Begin(t, r)
 		defer tx.Abort()
-		made, err := tx.Recut(ctx, recutAt, []string{"/layers/a"}, cut)
-		if found, looked := tx.Has(t.Context(), recutAt); looked != nil || found || made != nil {
-			t.Errorf("after a failure: %v, %v, %v", made, found, looked)
+		err := tx.Recut(ctx, []string{"/layers/a"}, cut, func(map[string]catalog.Entry) (string, error) {
+			return recutAt, errNowhere
+		})
+		if found, looked := tx.Has(t.Context(), recutAt); looked != nil || found {
+			t.Errorf("after a failure: %v, %v", found, looked)
 		}
 		return err
 	}
 	good := bySize(map[int64][]int64{200_000: {100_000, 200_000}, 300_000: {1000, 300_000}})
+	if err := try(t.Context(), good); !errors.Is(err, errNowhere) {
+		t.Errorf("nobody knows where to: %v", err)
+	}
 	if err := try(t.Context(), bySize(map[int64][]int64{200_000: {1, 199_999}})); err == nil ||
 		!strings.Contains(err.Error(), "is cut at 199999") {
 		t.Errorf("a file without its last byte: %v", err)

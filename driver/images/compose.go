@@ -163,23 +163,17 @@ func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 		return nil, err
 	}
 	profile := profileOf(chain)
-	files, err := c.startFiles(ctx, profile, parts)
-	var image *Image
-	if err == nil {
-		image, err = c.composeOnce(ctx, parts, profile, files)
-	}
-	if errors.Is(err, errStartFiles) && ctx.Err() == nil {
-		c.cfg.Log.Warn("start profile: a container starts without the files that were cut for it", "err", err)
-		image, err = c.composeOnce(ctx, parts, profile, nil)
+	image, err := c.composeOnce(ctx, parts, profile)
+	if errors.Is(err, errStart) && ctx.Err() == nil {
+		c.cfg.Log.Warn("start profile: an image is composed of its layers' files as they are", "err", err)
+		image, err = c.composeOnce(ctx, parts, nil)
 	}
 	return image, err
 }
 
-// composeOnce is Compose of what was found, files being nil if there are none.
-func (c *Composer) composeOnce(ctx context.Context, parts []part, profile *thin.Profile, files *startFiles) (
-	*Image, error,
-) {
-	key := c.key(parts, files)
+// composeOnce is Compose of what was found. The error is errStart if only what belongs to the profile can't be had.
+func (c *Composer) composeOnce(ctx context.Context, parts []part, profile *thin.Profile) (*Image, error) {
+	key := c.key(parts, profile)
 	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
 		return image, err
 	}
@@ -191,7 +185,7 @@ func (c *Composer) composeOnce(ctx context.Context, parts []part, profile *thin.
 	if image, err := c.Image(key); err == nil || !errors.Is(err, ErrNoImage) {
 		return image, err // the one before has made it
 	}
-	return c.compose(ctx, key, parts, profile, files)
+	return c.compose(ctx, key, parts, profile)
 }
 
 // turn waits until nobody composes an image and gives what ends our composing it.
@@ -445,7 +439,7 @@ func atLayer(t thin.Layer, err error) error {
 
 // key digests what the image will be made of. The catalog that holds a folder's entry names, by hash, everything below
 // it; a layer's record lies beside the folder.
-func (c *Composer) key(parts []part, files *startFiles) string {
+func (c *Composer) key(parts []part, profile *thin.Profile) string {
 	h := sha256.New()
 	e := json.NewEncoder(h)
 	write := func(v ...any) {
@@ -460,8 +454,8 @@ func (c *Composer) key(parts []part, files *startFiles) string {
 	if c.cfg.Isolate {
 		write("isolated")
 	}
-	if files != nil {
-		write("start files", files.fqrn, files.path, files.holder.String())
+	if profile != nil {
+		write("start profile", profile.FQRN, profile.Path, profile.Digest)
 	}
 	for _, p := range parts {
 		if f := p.folder; f != nil {
@@ -478,18 +472,15 @@ func (c *Composer) key(parts []part, files *startFiles) string {
 }
 
 // compose reads all parts, merges them and writes the image.
-func (c *Composer) compose(ctx context.Context, key string, parts []part, profile *thin.Profile, files *startFiles) (
-	*Image, error,
-) {
+func (c *Composer) compose(ctx context.Context, key string, parts []part, profile *thin.Profile) (*Image, error) {
 	began := time.Now()
 	trees := make([]*node, len(parts))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallel)
-	start := c.fetchBeside(ctx, profile)
-	var cuts *cuts
-	if files != nil {
+	var start start
+	if profile != nil {
 		group.Go(func() (err error) {
-			cuts, err = files.read(ctx)
+			start, err = c.start(ctx, profile)
 			return err
 		})
 	}
@@ -503,16 +494,11 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part, profil
 			return err
 		})
 	}
-	err := group.Wait()
-	b := start() // in any case, as it must end
-	if err != nil {
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	if cuts != nil {
-		cuts.isolate, cuts.here = c.cfg.Isolate, c.cfg.Here
-	}
-	f := flatten(mergeAll(c.root(), trees), cuts)
-	f.profile = b
+	f := flatten(mergeAll(c.root(), trees), start.cuts)
+	f.profile = start.profile
 	if c.cfg.Nested {
 		f.nest()
 	}

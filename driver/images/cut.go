@@ -7,50 +7,41 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
-	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/thin"
 )
 
-// errStartFiles means that files which are cut for a start profile can't be had.
-var errStartFiles = errors.New("files cut for the start profile")
+// startPatience is how long an image waits for what belongs to its start profile: it can do without.
+const startPatience = 10 * time.Second
 
-// startFiles is the folder in which files of an image are published once more, cut into chunks that fit its start
-// profile.
-type startFiles struct {
-	revision *client.Revision
-	holder   hash.Digest // of the catalog that lists them
-	fqrn     string
-	path     string
+// errStart means that what belongs to a start profile can't be had.
+var errStart = errors.New("start profile")
+
+// start is what belongs to the start profile of an image. The zero value is that of an image without one.
+type start struct {
+	profile []byte // its file
+	cuts    *cuts  // nil: no files are cut for it
 }
 
-// startFiles finds the folder that belongs to a start profile; nil if there is none, as for profiles that older
-// programs have published.
-func (c *Composer) startFiles(ctx context.Context, p *thin.Profile, parts []part) (*startFiles, error) {
+// start fetches what belongs to a start profile, which may be nil.
+func (c *Composer) start(ctx context.Context, p *thin.Profile) (s start, err error) {
 	if p == nil {
-		return nil, nil
-	}
-	for _, part := range parts {
-		f := part.folder
-		if f == nil || f.fqrn != p.FQRN {
-			continue
-		}
-		e, err := f.revision.Lookup(ctx, p.Files())
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !e.IsDir() {
-			return nil, nil
-		}
-		s := &startFiles{revision: f.revision, fqrn: p.FQRN, path: p.Files()}
-		if err == nil {
-			s.holder, err = f.revision.Holder(ctx, s.path)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errStartFiles, err)
-		}
 		return s, nil
 	}
-	return nil, nil
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	b, v, err := c.fetchProfile(ctx, p)
+	if err == nil {
+		s.profile = b
+		s.cuts, err = c.readCuts(ctx, v, p)
+	}
+	if err != nil {
+		return start{}, fmt.Errorf("%w cvmfs://%s%s: %w", errStart, p.FQRN, p.Path, err)
+	}
+	return s, nil
 }
 
 // cuts are recipes for content whose objects have other recipes in the layers.
@@ -61,22 +52,26 @@ type cuts struct {
 	here    func(place string, size int64) bool // see Config.Here
 }
 
-// read returns what is cut.
-func (s *startFiles) read(ctx context.Context) (*cuts, error) {
-	nodes, err := s.revision.List(ctx, s.path)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errStartFiles, err)
+// readCuts returns the files that are cut for a start profile, at a revision that has the profile; nil if none are, as
+// where a publisher leaves it to somebody else how files are cut.
+func (c *Composer) readCuts(ctx context.Context, v *client.Revision, p *thin.Profile) (*cuts, error) {
+	nodes, err := v.List(ctx, p.Files())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
-	c := &cuts{fqrn: s.fqrn, objects: map[string]*objects.Object{}}
+	if err != nil {
+		return nil, err
+	}
+	made := &cuts{fqrn: p.FQRN, objects: map[string]*objects.Object{}, isolate: c.cfg.Isolate, here: c.cfg.Here}
 	for _, n := range nodes {
 		if !n.IsRegular() {
 			continue
 		}
 		if o, err := objects.FromEntry(n.Entry, n.Path); err == nil && !o.External && len(o.Chunks) > 0 {
-			c.objects[n.Name] = &o
+			made.objects[n.Name] = &o
 		}
 	}
-	return c, nil
+	return made, nil
 }
 
 // apply has a file be made of the chunks that fit the start profile, unless all of its content is here.

@@ -13,6 +13,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -26,8 +27,8 @@ func profiled(t *testing.T) (*publisher, *thin.Profile) {
 		tar.Header{Name: "small", Mode: 0o644, Size: 5}), nil)
 	at := &thin.Profile{FQRN: publishedFQRN, Path: "/.metadata/image/start-profile"}
 	tx := p.begin()
-	profile := objects.Profile{}
-	made, err := tx.Recut(t.Context(), at.Files(), []string{"/layers/a"}, func(e *catalog.Entry) (string, []int64) {
+	var b []byte
+	err := tx.Recut(t.Context(), []string{"/layers/a"}, func(e *catalog.Entry) (string, []int64) {
 		if e.Size != 200_000 {
 			return "", nil
 		}
@@ -36,24 +37,27 @@ func profiled(t *testing.T) (*publisher, *thin.Profile) {
 			t.Error(err)
 		}
 		return o.Name(), []int64{20_000, 200_000}
+	}, func(made map[string]catalog.Entry) (string, error) {
+		profile := objects.Profile{}
+		for _, e := range made {
+			o, err := objects.FromEntry(&e, "")
+			if err != nil {
+				return "", err
+			}
+			name, err := objects.ParseName(o.Name())
+			if err != nil {
+				return "", err
+			}
+			profile = append(profile, objects.Read{Name: name, Unit: objects.Pages, First: 0, Last: 3})
+		}
+		b = profile.Encode()
+		sum := sha256.Sum256(b)
+		at.Digest = hex.EncodeToString(sum[:])
+		return at.Files(), nil
 	})
-	if err != nil || len(made) != 1 {
-		t.Fatal(made, err)
+	if err != nil || b == nil {
+		t.Fatal("nothing is cut: ", err)
 	}
-	for _, e := range made {
-		o, err := objects.FromEntry(&e, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		name, err := objects.ParseName(o.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		profile = append(profile, objects.Read{Name: name, Unit: objects.Pages, First: 0, Last: 3})
-	}
-	b := profile.Encode()
-	sum := sha256.Sum256(b)
-	at.Digest = hex.EncodeToString(sum[:])
 	if err := tx.WriteFile(t.Context(), at.Path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -148,9 +152,8 @@ func TestFilesThatAreHereAreNotCut(t *testing.T) {
 	}
 }
 
-// The profile of another repository's files, or one without files, changes nothing, nor does one whose files can't be
-// had.
-func TestFilesOfTheStartProfileAreNotThere(t *testing.T) {
+// A profile that can't be had, or whose files can't be, costs nothing but the files that are cut.
+func TestWhatBelongsToTheStartProfileIsNotThere(t *testing.T) {
 	p, at := profiled(t)
 	c, chain := p.composer("", "/layers/a")
 	plain, err := c.Compose(t.Context(), chain)
@@ -159,17 +162,11 @@ func TestFilesOfTheStartProfileAreNotThere(t *testing.T) {
 	}
 	for name, profile := range map[string]thin.Profile{
 		"none":               {FQRN: publishedFQRN, Path: "/.metadata/other/start-profile", Digest: at.Digest},
+		"another":            {FQRN: publishedFQRN, Path: at.Path, Digest: strings.Repeat("0", 64)},
 		"another repository": {FQRN: "other.example.org", Path: at.Path, Digest: at.Digest},
-		"a file":             {FQRN: publishedFQRN, Path: "/layers/a/small", Digest: at.Digest},
+		"a folder":           {FQRN: publishedFQRN, Path: "/layers/a", Digest: at.Digest},
 	} {
 		chain[0].Thin.Profile = &profile
-		if name == "a file" {
-			tx := p.begin()
-			if err := tx.WriteFile(t.Context(), profile.Files(), []byte("text"), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			tx.Abort()
-		}
 		if i, err := c.Compose(t.Context(), chain); err != nil || i.Key != plain.Key {
 			t.Errorf("%s: %+v, %v", name, i, err)
 		}
@@ -187,6 +184,35 @@ func TestFilesOfTheStartProfileAreNotThere(t *testing.T) {
 	fresh, _ := p.composer("")
 	if i, err := fresh.Compose(t.Context(), chain); err != nil || i.Key != plain.Key {
 		t.Errorf("without the catalog: %+v, %v", i, err)
+	}
+}
+
+// A host that looked at the repository just now may not know of a profile that was published since.
+func TestAProfileThatWasPublishedSinceIsFound(t *testing.T) {
+	p := newPublisher(t)
+	p.layer("/layers/a", archive(t, tar.Header{Name: "file", Mode: 0o644, Size: 5}), nil)
+	c, chain := p.composer("", "/layers/a")
+	if _, err := c.Compose(t.Context(), chain); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"cvmfs start profile 1\n", "cvmfs start profile 2\n"} {
+		sum := sha256.Sum256([]byte(text))
+		at := &thin.Profile{FQRN: publishedFQRN, Path: "/profile", Digest: hex.EncodeToString(sum[:])}
+		tx := p.begin()
+		if err := tx.WriteFile(t.Context(), at.Path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		p.commit(tx)
+		chain[0].Thin.Profile = at
+		i, err := c.Compose(t.Context(), chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.site.Set(testutil.Fault{Status: 500})
+		if _, err := c.Profile(t.Context(), i.Key, at); err != nil {
+			t.Errorf("%q isn't beside the image: %v", text, err)
+		}
+		p.site.Set()
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/thin"
@@ -29,7 +30,7 @@ func (c *Composer) Profile(ctx context.Context, key string, p *thin.Profile) (ob
 	file := filepath.Join(c.cfg.Dir, key, profileFile)
 	b, err := os.ReadFile(file)
 	if err != nil || digestOf(b) != p.Digest {
-		if b, err = c.fetchProfile(ctx, p); err != nil {
+		if b, _, err = c.fetchProfile(ctx, p); err != nil {
 			return nil, fmt.Errorf("start profile cvmfs://%s%s: %w", p.FQRN, p.Path, err)
 		}
 		if err := durable.Replace(file, 0o600, b); err != nil { // the next time it is fetched again
@@ -54,22 +55,34 @@ func digestOf(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// fetchProfile reads a profile's file from its repository.
-func (c *Composer) fetchProfile(ctx context.Context, p *thin.Profile) ([]byte, error) {
+// fetchProfile reads a profile's file from its repository, and returns a revision that has it.
+func (c *Composer) fetchProfile(ctx context.Context, p *thin.Profile) ([]byte, *client.Revision, error) {
 	r, err := c.cfg.Repositories.Repository(p.FQRN)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	v, err := r.Newest(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	e, err := v.Lookup(ctx, p.Path)
-	if errors.Is(err, fs.ErrNotExist) { // it may have been published since
-		if v, err = r.Refresh(ctx); err == nil {
-			e, err = v.Lookup(ctx, p.Path)
+	b, err := readProfile(ctx, v, p)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errOtherProfile) { // it may have been published since
+		old := v.Root
+		if v, err = r.Refresh(ctx); err == nil && v.Root != old {
+			b, err = readProfile(ctx, v, p)
+		} else if err == nil {
+			err = fmt.Errorf("not in revision %d, the newest: convert the image again", v.Number)
 		}
 	}
+	return b, v, err
+}
+
+// errOtherProfile means that another profile lies where one is looked for.
+var errOtherProfile = errors.New("another one was published since: convert the image again")
+
+// readProfile reads a profile's file at a revision.
+func readProfile(ctx context.Context, v *client.Revision, p *thin.Profile) ([]byte, error) {
+	e, err := v.Lookup(ctx, p.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -86,31 +99,9 @@ func (c *Composer) fetchProfile(ctx context.Context, p *thin.Profile) ([]byte, e
 		return nil, err
 	}
 	if got := digestOf(b); got != p.Digest {
-		return nil, fmt.Errorf("its SHA-256 is %s, the image's descriptor wants %s: another one was published since: "+
-			"convert the image again", got, p.Digest)
+		return nil, fmt.Errorf("its SHA-256 is %s, the image's descriptor wants %s: %w", got, p.Digest, errOtherProfile)
 	}
 	return b, nil
-}
-
-// fetchBeside fetches the file of a profile, which may be nil, beside its caller. The function it returns ends that, and
-// gives the file if it has come. Whoever starts a container is told why it hasn't.
-func (c *Composer) fetchBeside(ctx context.Context, p *thin.Profile) (end func() []byte) {
-	if p == nil {
-		return func() []byte { return nil }
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	come := make(chan []byte, 1)
-	go func() {
-		b, err := c.fetchProfile(ctx, p)
-		if err != nil {
-			b = nil
-		}
-		come <- b
-	}()
-	return func() []byte {
-		cancel()
-		return <-come
-	}
 }
 
 // RecordedProfile returns the start profile that was recorded of an image here; the error is fs.ErrNotExist if none

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/internal/durable"
 	"cvmfs-graphdriver/internal/erofs"
@@ -55,7 +57,7 @@ func flatten(root *node, cuts *cuts) *flat {
 			n.Children = append(n.Children, erofs.Child{Name: name, Node: &c.Node})
 			if c.isDir() {
 				folders = append(folders, name)
-			} else if len(libraries) < mostLibraries && isLibrary(name) {
+			} else if len(libraries) < mostLibraries && isLibrary(name) && len(path)+len(name) < unix.PathMax {
 				libraries = append(libraries, path+"/"+name)
 			}
 			if c.met || c.redirect == "" {

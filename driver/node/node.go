@@ -174,6 +174,7 @@ type configuration struct {
 	settings     Settings
 	face         Face
 	view         chosenView
+	around       int64 // bytes around a page that the kernel asks for with it, more than a start profile has
 	mapped       func() error // reports why owners can't be mapped for single mounts
 	composer     Composer
 	repositories *client.Repositories // nil with Config.NewComposer
@@ -288,6 +289,7 @@ func (n *Node) Configure(settings Settings, face Face) error {
 	if next.view, err = n.choose(settings.View); err != nil {
 		return err
 	}
+	next.around = n.readAhead(next.view.view)
 	next.mapped = sync.OnceValue(func() error { return n.tryMapped(next.view) })
 	if err := n.newComposer(next); err != nil {
 		return err

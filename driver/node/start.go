@@ -151,7 +151,7 @@ func (n *Node) helpStart(
 	}
 	rec.Stop()
 	began := time.Now()
-	done, err := n.objects.Start(ctx, n.index, image.Table, p)
+	done, err := n.objects.Start(ctx, n.index, image.Table, p, c.around)
 	log = log.With("fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here, "failed", done.Failed,
 		"took", time.Since(began).Round(time.Millisecond))
 	switch {

@@ -13,10 +13,6 @@ import (
 // MaxRead is the most a READ asks for, bytes.
 const MaxRead = 1 << 20
 
-// readAhead is how many bytes a page fault asks for around the page, and who reads in small pieces ahead. More would
-// have content fetched that nobody reads (ADR 38). Who asks for more at one time gets it in one READ, up to 128 KiB.
-const readAhead = 16 << 10
-
 // FlagHasResend of the handshake: the kernel sends once more what a dead server had read (FUSE_HAS_RESEND, Linux 6.9).
 const FlagHasResend = 1 << 39
 
@@ -158,7 +154,7 @@ func answerInit(request []byte, want uint64, out []byte) (Init, uint64, error) {
 	}
 	native.PutUint32(out, major)
 	native.PutUint32(out[4:], init.Minor)
-	native.PutUint32(out[8:], min(native.Uint32(arg[8:]), uint32(max(readAhead, os.Getpagesize()))))
+	copy(out[8:12], arg[8:12]) // max_readahead: what the kernel proposes
 	native.PutUint32(out[12:], uint32(init.Flags))
 	native.PutUint16(out[16:], maxBackground)
 	native.PutUint16(out[18:], maxBackground*3/4)
@@ -179,4 +175,67 @@ func Resend(dev *os.File) error {
 		return fmt.Errorf("ask the kernel to resend FUSE requests: %w", err)
 	}
 	return nil
+}
+
+// SetReadAhead sets how many KiB the kernel reads ahead on the mount at dir: around a page that is missing, and before
+// whoever reads in small pieces. It holds for files that are opened later. It sends no request to the server.
+func SetReadAhead(dir string, kib int) error {
+	if err := setReadAhead(dir, kib); err != nil {
+		return fmt.Errorf("set read-ahead of %s: %w", dir, err)
+	}
+	return nil
+}
+
+func setReadAhead(dir string, kib int) error {
+	at, err := deviceOf(dir)
+	if err != nil {
+		return err
+	}
+	above, err := deviceOf(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	if at == above {
+		return errors.New("nothing is mounted there")
+	}
+	name := fmt.Sprintf("class/bdi/%s/read_ahead_kb", at)
+	f, err := os.OpenFile("/sys/"+name, os.O_WRONLY, 0)
+	if err != nil { // in containers /sys is often read-only, or not there
+		if f, err = openInSys(name); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprint(f, kib)
+	return errors.Join(err, f.Close())
+}
+
+// deviceOf returns major and minor number of the file system that a folder is in.
+func deviceOf(dir string) (string, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+		return "", &fs.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	return fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor), nil
+}
+
+// openInSys opens a file of sysfs for writing, by a mount of it that is nowhere.
+func openInSys(name string) (*os.File, error) {
+	fsfd, err := unix.Fsopen("sysfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen sysfs", err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, os.NewSyscallError("fsconfig sysfs", err)
+	}
+	root, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount sysfs", err)
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat(root, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: "/sys/" + name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }

@@ -96,8 +96,8 @@ func TestHandshakeGrantsWhatBothSidesKnow(t *testing.T) {
 			}
 			got := view[fuse.InitOut](t, append(make([]byte, 0, initOutSize), out...))
 			want := fuse.InitOut{
-				Major: 7, Minor: init.Minor, MaxReadAhead: uint32(max(readAhead, os.Getpagesize())),
-				Flags: uint32(init.Flags), Flags2: uint32(init.Flags >> 32),
+				Major: 7, Minor: init.Minor, MaxReadAhead: 131072, Flags: uint32(init.Flags),
+				Flags2:        uint32(init.Flags >> 32),
 				MaxBackground: maxBackground, CongestionThreshold: maxBackground * 3 / 4, MaxWrite: 4096, TimeGran: 1,
 				MaxPages: uint16(MaxRead / os.Getpagesize()),
 			}

@@ -485,9 +485,18 @@ func TestJournalWaitsForAFreeSlot(t *testing.T) {
 	}
 }
 
-func TestAPageFaultAsksForLittle(t *testing.T) {
+func TestAPageFaultAsksForNoMoreThanWasSet(t *testing.T) {
 	dir, dev, init := mount(t, 0)
 	const size = 32 << 20
+	readAhead := 4 * os.Getpagesize()
+	within(t, 5*time.Second, "setting the read-ahead", func() {
+		if err := SetReadAhead(dir, readAhead/1024); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := SetReadAhead(t.TempDir(), 4); err == nil {
+		t.Error("it is set where nothing is mounted")
+	}
 	x := newTree(map[string]int64{"stalled": size})
 	close(x.thawed)
 	serve(t, dir, dev, x, Config{Init: init})
@@ -520,8 +529,29 @@ func TestAPageFaultAsksForLittle(t *testing.T) {
 	for _, there := range in {
 		pages += int(there & 1)
 	}
-	if most := max(readAhead/os.Getpagesize(), 1); pages < 1 || pages > most {
+	if most := readAhead / os.Getpagesize(); pages < 1 || pages > most {
 		t.Errorf("%d pages are read for one, want %d at most", pages, most)
+	}
+}
+
+func TestSysCanBeWrittenWithoutAMountOfIt(t *testing.T) {
+	testutil.NeedRoot(t)
+	dir, _, _ := mount(t, 0)
+	at, err := deviceOf(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "class/bdi/" + at + "/read_ahead_kb"
+	f, err := openInSys(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("64"); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile("/sys/" + name); err != nil || string(got) != "64\n" {
+		t.Errorf("it is %q, %v", got, err)
 	}
 }
 
