@@ -174,7 +174,7 @@ type configuration struct {
 	settings     Settings
 	face         Face
 	view         chosenView
-	around       int64 // bytes around a page that the kernel asks for with it, more than a start profile has
+	around       int64        // bytes around a page that the kernel asks for with it, more than a start profile has
 	mapped       func() error // reports why owners can't be mapped for single mounts
 	composer     Composer
 	repositories *client.Repositories // nil with Config.NewComposer
