@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/test/testutil"
 )
 
@@ -460,5 +462,35 @@ func TestNeighboursComeWhereTheyAreUsed(t *testing.T) {
 	ask(19, time.Second) // a long way
 	if n := repo.Requests(""); n < 1+3*mostGrant {
 		t.Errorf("%d objects came over a long way, want %d", n, 1+4*mostGrant)
+	}
+}
+
+// An image may have a file in chunks of some bytes each: they aren't all asked for at once.
+func TestSoManyChunksAreAskedForAheadAndNoMore(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	o := Object{Size: 4000}
+	for i := range int64(4000) {
+		o.Chunks = append(o.Chunks, catalog.Chunk{Offset: i, Size: 1, Digest: hash.SHA1.Digest([]byte{0})})
+	}
+	p, err := s.partial(ref(t, o))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.partials.release(p)
+	p.read = p.Size
+	for name, list := range map[string][]int{
+		"around": p.wantAround(1000, 1001, 4000), "next": p.wantNext(2000, 2000, 2001), "a part": p.wantPart(3000, 1000),
+	} {
+		if len(list) != mostWanted {
+			t.Errorf("%s: %d chunks are wanted, want %d", name, len(list), mostWanted)
+		}
+	}
+	s.piecesAhead.Store(mostAhead)
+	p.pieces[1].ahead = true
+	s.fetchAhead(p, []int{1})
+	if p.pieces[1].ahead || s.piecesAhead.Load() != mostAhead || repo.Requests("") > 0 {
+		t.Error("a chunk comes ahead though enough are on their way")
 	}
 }

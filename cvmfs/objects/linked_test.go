@@ -1,6 +1,7 @@
 package objects
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -222,5 +223,51 @@ func TestWhatAnyContainerReadsComesWhenAnImageStarts(t *testing.T) {
 	atRest(t, s)
 	if n := repo.Requests(""); n != 4 {
 		t.Errorf("%d requests", n)
+	}
+}
+
+// Whatever libraries say that they need, so many come because of one file that was opened, and no more.
+func TestLibrariesWithoutEndAreNotFollowedToIt(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	var objs []Object
+	names := Names{}
+	for i := range mostLinked + 50 {
+		next := fmt.Sprintf("lib%d.so", (i+1)%(mostLinked+50))
+		objs = append(objs, repo.whole(testutil.ELF{Needed: []string{next}}.Encode()))
+		names.Add(fmt.Sprintf("lib%d.so", i), i)
+	}
+	all := refs(t, objs...)
+	all[0].t.SetNames(names)
+	if err := s.Fetch(t.Context(), all[0]); err != nil {
+		t.Fatal(err)
+	}
+	s.followSoon(all[0])
+	eventually(t, "the last library", func() bool { return s.holds.has(all[mostLinked].Name()) })
+	atRest(t, s)
+	if s.holds.has(all[mostLinked+1].Name()) {
+		t.Errorf("more than %d libraries came", mostLinked)
+	}
+}
+
+func TestALibraryThatCouldNotBeHadIsFollowedWhenItIsMetAgain(t *testing.T) {
+	t.Parallel()
+	p := newProgram(t, testutil.ELF{})
+	p.repo.Set(testutil.Fault{Status: 500})
+	if !p.store.followed.begin(p.needed) || p.store.followed.begin(p.needed) {
+		t.Fatal("an object is followed once")
+	}
+	p.store.fetchLibrary(t.Context(), p.needed, newLinked())
+	if !p.store.followed.begin(p.needed) {
+		t.Error("it isn't followed any more")
+	}
+	p.store.followed.forget(p.needed)
+	p.store.followed.m = map[Ref]struct{}{}
+	for i := range mostFollowed {
+		p.store.followed.m[Ref{pos: uint32(i)}] = struct{}{}
+	}
+	if p.store.followed.begin(p.needed) {
+		t.Error("more are remembered than may be")
 	}
 }

@@ -433,3 +433,39 @@ func TestRecordingOfAHugeObject(t *testing.T) {
 		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())
 	}
 }
+
+// A profile that names little of the image doesn't tell what it reads: as much comes ahead as without.
+func TestNeighboursComeWhereAProfileDoesNotFit(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := readingStore(t, repo)
+	all := few(t, repo, 30)
+	elsewhere := ref(t, repo.whole(noise(77, 10)))
+	for _, unknown := range []int{1, 2} {
+		p := Profile{want(all[0]), want(all[1]), want(all[2]), want(all[3])}
+		for range unknown {
+			p = append(p, want(elsewhere))
+		}
+		if _, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0); err != nil {
+			t.Fatal(err)
+		}
+		if fits := s.starts.has(all[0].t); fits != (unknown == 1) {
+			t.Errorf("with %d of %d unknown, the image starts by its profile: %v", unknown, len(p), fits)
+		}
+		s.starts = starts{}
+	}
+}
+
+// Where the kernel asks for more around a page than when the profile was recorded, that comes as well.
+func TestWhatIsAroundThePagesComesWithThem(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	all := refs(t, repo.chunked(noise(9, 10*PageSize), PageSize))
+	for around, pieces := range map[int64]int{0: 1, 1: 3, PageSize: 3, PageSize + 1: 5, 1 << 40: 10} {
+		s := newStore(t, repo)
+		p := Profile{pages(all[0], 4, 4), pages(all[0], 4, 4)}
+		if done, err := s.Start(t.Context(), all[0].x, all[0].t, p, around); err != nil || done.Fetched != pieces {
+			t.Errorf("with %d bytes around, %d chunks came, want %d: %v", around, done.Fetched, pieces, err)
+		}
+	}
+}
