@@ -51,12 +51,11 @@ type Profile struct {
 	Digest string // SHA-256 of the file, hex
 }
 
-// Files is the folder of files that have the content of the image's, in chunks that fit what the start reads, in one for
-// those of all profiles that lie at the path. A file's name is that of the object whose content it has (package
-// objects).
+// Files is the folder of files that have the content of the image's, in chunks that fit what the start reads. A file's
+// name is that of the object whose content it has (package objects).
 func (p *Profile) Files() string { return p.AllFiles() + "/" + p.Digest }
 
-// AllFiles is the folder that Files is in.
+// AllFiles is the folder that Files is in, whatever profile lies at the path.
 func (p *Profile) AllFiles() string { return p.Path + ".files" }
 
 // InfoPath is where the info of the layer in a folder lies: in DUCC's layout where DUCC has it, else beside the folder.

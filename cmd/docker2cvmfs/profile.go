@@ -147,7 +147,7 @@ func recordStart(ctx context.Context, c *cli.Context, from *publish.Repository, 
 		return nil, program.Usagef(c, "--for %v: want a duration, or 0s for no limit", c.Duration("for"))
 	}
 	layers := *d
-	layers.Profile = nil // what is recorded are reads of the layers' files, not of files that were cut for another start
+	layers.Profile = nil // reads are recorded of the layers' files, not of those that were cut for another start
 	descriptor, err := layers.Encode()
 	if err != nil {
 		return nil, err
