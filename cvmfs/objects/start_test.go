@@ -312,6 +312,9 @@ func TestRecordingHasWhatIsReadInOrder(t *testing.T) {
 	rec.Stop()
 	reads(t, s, all[1], plain, 90_000, 10)
 	second.Stop()
+	if n := rec.Len(); n != 5+2 {
+		t.Errorf("%d pages and objects were read, want 7", n)
+	}
 	want := Profile{pages(all[1], 3, 4), want(all[2]), pages(all[1], 0, 2)}
 	if got := rec.Profile(all[0].t); string(got.Encode()) != string(want.Encode()) {
 		t.Errorf("got\n%s, want\n%s", got.Encode(), want.Encode())

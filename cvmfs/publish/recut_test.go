@@ -70,6 +70,9 @@ func TestFilesAreCutWhereOneIsTold(t *testing.T) {
 		}), ends) {
 			t.Errorf("%s is cut at %v, want %v among them", name, got, ends)
 		}
+		if mode := made[name].Mode & 0o7777; mode != 0o644 {
+			t.Errorf("%s has the mode %o, and not that of the layer's file", name, mode)
+		}
 		if !slices.Equal(made[name].Chunks, Chunks(t, now, recutAt+"/"+name)) {
 			t.Errorf("%s: other chunks are told of than are published", name)
 		}
