@@ -67,11 +67,13 @@ func (c *Composer) fetchProfile(ctx context.Context, p *thin.Profile) ([]byte, *
 	}
 	b, err := readProfile(ctx, v, p)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errOtherProfile) { // it may have been published since
-		old := v.Root
-		if v, err = r.Refresh(ctx); err == nil && v.Root != old {
+		newer, unknown := r.Refresh(ctx)
+		switch {
+		case unknown != nil:
+			return nil, nil, unknown
+		case newer.Root != v.Root:
+			v = newer
 			b, err = readProfile(ctx, v, p)
-		} else if err == nil {
-			err = fmt.Errorf("not in revision %d, the newest: convert the image again", v.Number)
 		}
 	}
 	return b, v, err
