@@ -30,7 +30,7 @@ type span struct{ off, end int64 }
 func (p Profile) Cuts() Cuts {
 	c := Cuts{}
 	for i := range p {
-		if r := &p[i]; r.Unit == Pages && r.Name.Size > LeastCut {
+		if r := &p[i]; r.Name.Size > LeastCut {
 			off, end := r.Range()
 			c[r.Name] = append(c[r.Name], span{off, end})
 		}

@@ -64,6 +64,17 @@ func TestObjectsAreCutWhereTheirReadsBeginAndEnd(t *testing.T) {
 	}
 }
 
+func TestObjectsThatAreReadAsAWholeTooAreNotCut(t *testing.T) {
+	t.Parallel()
+	o := recipe(100 << 10)
+	part := Read{o.id(), Pages, 0, 4}
+	for _, also := range []Read{{Name: o.id()}, {o.id(), Chunks, 0, 0}} {
+		if ends := (Profile{part, also}).Cuts().Of(o); ends != nil {
+			t.Errorf("with %+v, it is cut at %v", also, ends)
+		}
+	}
+}
+
 func FuzzCutsMakeUpTheObject(f *testing.F) {
 	f.Add(int64(1<<20), 3, 9, 100, 120, int64(0))
 	f.Add(int64(3<<20+7), 300, 310, 20, 700, int64(1<<20))
