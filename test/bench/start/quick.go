@@ -8,8 +8,8 @@ import (
 // quickImage is the image that is measured only when it is named: it needs nothing but a busybox.
 const quickImage = "small"
 
-// leastQuick is what a start of that image reads, in bytes: 200 files of 4.5 kB on average, and pages of busybox. Whoever
-// counts less misses some.
+// leastQuick is what a start of that image reads, in bytes: 200 files of 4.5 kB on average, and pages of busybox.
+// Whoever counts less misses some.
 const leastQuick = 1_500_000
 
 // limits are what its starts may fetch at most, by mode. Without a profile it depends on how fast the machine is how
