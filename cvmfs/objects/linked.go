@@ -189,13 +189,15 @@ type opened struct {
 
 // open opens an object that is here or held, or is in chunks: of these what is read is fetched.
 func (s *Store) open(ctx context.Context, r Ref) (opened, error) {
-	if r.Chunked() && !s.Has(r) {
-		p, err := s.partial(r)
+	if r.Chunked() {
+		p, err := s.missing(r)
 		if err != nil {
 			return opened{}, err
 		}
-		f := &fetchedPart{ctx, s, p}
-		return opened{f, f, p}, nil
+		if p != nil {
+			f := &fetchedPart{ctx, s, p}
+			return opened{f, f, p}, nil
+		}
 	}
 	f, err := os.Open(filepath.Join(s.cfg.Dir, r.Path()))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -75,9 +75,27 @@ type piece struct {
 
 // partial returns the partial file of r, and makes it if need be. The caller hands it back to release.
 func (s *Store) partial(r Ref) (*partial, error) {
+	s.partials.mu.Lock()
+	defer s.partials.mu.Unlock()
+	return s.partialOf(r, r.Name())
+}
+
+// missing is partial for an object of which something may be missing: it returns nil if all of it is here.
+func (s *Store) missing(r Ref) (*partial, error) {
+	if s.Has(r) {
+		return nil, nil
+	}
 	name := r.Name()
 	s.partials.mu.Lock()
 	defer s.partials.mu.Unlock()
+	if s.partials.m[name] == nil && s.Has(r) { // completed since
+		return nil, nil
+	}
+	return s.partialOf(r, name)
+}
+
+// partialOf is partial with partials.mu held.
+func (s *Store) partialOf(r Ref, name string) (*partial, error) {
 	if p := s.partials.m[name]; p != nil {
 		p.users++
 		return p, nil
@@ -223,13 +241,18 @@ func (g *partials) count() (files, bytes int64) {
 	return int64(len(g.m)), bytes
 }
 
-// readPartial reads from an object that is not complete, or not stored.
-func (s *Store) readPartial(ctx context.Context, r Ref, b []byte, off int64) (int, error) {
+// readUnstored reads from an object that is not stored.
+func (s *Store) readUnstored(ctx context.Context, r Ref, b []byte, off int64) (int, error) {
 	p, err := s.partial(r)
 	if err != nil {
 		return 0, err
 	}
 	defer s.partials.release(p)
+	return s.readPartial(ctx, r, p, b, off)
+}
+
+// readPartial reads r from its partial file.
+func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, off int64) (int, error) {
 	end := min(off+int64(len(b)), p.Size)
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)

@@ -195,11 +195,8 @@ func (s *Store) FetchPieces(ctx context.Context, r Ref, pieces ...int) error {
 	if !r.Chunked() {
 		return s.Fetch(ctx, r)
 	}
-	if s.Has(r) {
-		return nil
-	}
-	p, err := s.partial(r)
-	if err != nil {
+	p, err := s.missing(r)
+	if p == nil || err != nil {
 		return err
 	}
 	defer s.partials.release(p)

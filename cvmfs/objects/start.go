@@ -106,11 +106,8 @@ func (s *Store) startPiece(ctx context.Context, r Ref, piece int) (bool, error) 
 		}
 		return s.bring(ctx, r, nil, false)
 	}
-	if s.Has(r) {
-		return false, nil
-	}
-	p, err := s.partial(r)
-	if err != nil {
+	p, err := s.missing(r)
+	if p == nil || err != nil {
 		return false, err
 	}
 	defer s.partials.release(p)

@@ -456,20 +456,25 @@ func (s *Store) ReadAt(ctx context.Context, r Ref, p []byte, off int64) (int, er
 		return 0, fmt.Errorf("read object %s: position %d", r.Name(), off)
 	case off >= r.Size():
 		return 0, io.EOF
-	case (r.Chunked() || s.inPart(r)) && !s.Has(r):
-		return s.readPartial(ctx, r, p, off)
+	case r.Chunked() || s.inPart(r):
+		if part, err := s.missing(r); err != nil {
+			return 0, err
+		} else if part != nil {
+			defer s.partials.release(part)
+			return s.readPartial(ctx, r, part, p, off)
+		}
 	}
 	s.asked(r, off, min(off+int64(len(p)), r.Size()))
 	err := s.fetch(ctx, r)
 	if errors.Is(err, ErrLimit) {
-		return s.readPartial(ctx, r, p, off)
+		return s.readUnstored(ctx, r, p, off)
 	}
 	if err != nil {
 		return 0, err
 	}
 	f, err := os.Open(filepath.Join(s.cfg.Dir, r.Path()))
 	if errors.Is(err, fs.ErrNotExist) {
-		return s.readPartial(ctx, r, p, off) // removed meanwhile
+		return s.readUnstored(ctx, r, p, off) // removed meanwhile
 	}
 	if err != nil {
 		return 0, fmt.Errorf("read object: %w", err)
