@@ -162,7 +162,7 @@ func (c *Composer) Compose(ctx context.Context, chain []Layer) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile := profileOf(chain)
+	profile := ProfileOf(chain)
 	image, err := c.composeOnce(ctx, parts, profile)
 	if errors.Is(err, errStart) && ctx.Err() == nil {
 		c.cfg.Log.Warn("start profile: an image is composed of its layers' files as they are", "err", err)

@@ -40,8 +40,8 @@ func (c *Composer) Profile(ctx context.Context, key string, p *thin.Profile) (ob
 	return objects.ParseProfile(b)
 }
 
-// profileOf returns the start profile that a chain's topmost descriptor with one names; nil if none does.
-func profileOf(chain []Layer) *thin.Profile {
+// ProfileOf returns where the start profile lies that a chain's topmost descriptor with one names; nil if none does.
+func ProfileOf(chain []Layer) *thin.Profile {
 	for _, l := range slices.Backward(chain) {
 		if l.Thin != nil && l.Thin.Profile != nil {
 			return l.Thin.Profile

@@ -65,7 +65,10 @@ func (n *Node) composeNew(ctx context.Context, id string, chain []layers.Link, c
 	if err != nil {
 		return err
 	}
-	_, err = n.compose(ctx, c, chain, commit)
+	image, err := n.compose(ctx, c, chain, commit)
+	if err == nil {
+		n.startSoon(c, chain, image)
+	}
 	if errors.Is(err, fetch.ErrUnavailable) { // it says nothing about the layer, only about the network at this moment
 		n.cfg.Log.Warn("a repository can't be reached: the layer is accepted and composed when it is needed", "layer",
 			id, "err", err)
@@ -147,12 +150,8 @@ func (n *Node) compose(
 	n.beginCompose()
 	claimed := false
 	defer func() { n.endCompose(claimed) }()
-	parts := make([]images.Layer, len(chain))
-	for i, link := range chain {
-		parts[i] = images.Layer(link)
-	}
 	for {
-		image, err := c.composer.Compose(ctx, parts)
+		image, err := c.composer.Compose(ctx, partsOf(chain))
 		if err != nil {
 			return nil, err
 		}
@@ -164,6 +163,15 @@ func (n *Node) compose(
 			return nil, err
 		}
 	}
+}
+
+// partsOf returns a chain as composers want it.
+func partsOf(chain []layers.Link) []images.Layer {
+	parts := make([]images.Layer, len(chain))
+	for i, link := range chain {
+		parts[i] = images.Layer(link)
+	}
+	return parts
 }
 
 // beginCompose holds off sweeps: an image that has just been composed has no name yet.

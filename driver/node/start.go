@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/objects"
 	"cvmfs-graphdriver/driver/images"
+	"cvmfs-graphdriver/driver/layers"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -129,14 +129,31 @@ func (n *Node) start(c *configuration, topmost string, image *images.Image) {
 	})
 }
 
+// startSoon fetches what the start profile names that comes with an image which has just been composed: whoever pulls
+// an image is about to start it.
+func (n *Node) startSoon(c *configuration, chain []layers.Link, image *images.Image) {
+	at := images.ProfileOf(partsOf(chain))
+	if at == nil || n.cfg.Recorder {
+		return
+	}
+	n.starts.begin(image.Key, func() func(context.Context) {
+		return func(ctx context.Context) {
+			p, err := n.profile(ctx, c, at, image.Key)
+			n.fetchProfile(ctx, c, image, p, err)
+		}
+	})
+}
+
 // helpStart does it, with a recording from the beginning of the start.
 func (n *Node) helpStart(
 	ctx context.Context, c *configuration, topmost string, image *images.Image, rec *objects.Recording,
 ) {
-	log := n.cfg.Log.With("image", image.Key)
-	p, err := n.profile(ctx, c, topmost, image.Key)
-	switch {
-	case errors.Is(err, ErrNoProfile):
+	var p objects.Profile
+	chain, _, err := n.layers.Chain(topmost)
+	if err == nil {
+		p, err = n.profile(ctx, c, images.ProfileOf(partsOf(chain)), image.Key)
+	}
+	if errors.Is(err, ErrNoProfile) {
 		n.objects.Usual(n.index, image.Table)
 		if n.starts.first(image.Key) {
 			n.record(ctx, c, image, rec)
@@ -144,16 +161,25 @@ func (n *Node) helpStart(
 			n.starts.settle(image.Key)
 		}
 		return
-	case err != nil:
-		log.Warn("start profile: it can't be used, and a container starts without", "err", err)
+	}
+	rec.Stop()
+	n.fetchProfile(ctx, c, image, p, err)
+}
+
+// fetchProfile fetches what a start profile names of an image, unless it is here. unusable is why there is no profile.
+func (n *Node) fetchProfile(
+	ctx context.Context, c *configuration, image *images.Image, p objects.Profile, unusable error,
+) {
+	if unusable != nil {
+		n.cfg.Log.Warn("start profile: it can't be used, and a container starts without", "image", image.Key, "err",
+			unusable)
 		n.starts.settle(image.Key) // not asked for, nor told, at each start
 		return
 	}
-	rec.Stop()
 	began := time.Now()
 	done, err := n.objects.Start(ctx, n.index, image.Table, p, c.around)
-	log = log.With("fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here, "failed", done.Failed,
-		"took", time.Since(began).Round(time.Millisecond))
+	log := n.cfg.Log.With("image", image.Key, "fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here,
+		"failed", done.Failed, "took", time.Since(began).Round(time.Millisecond))
 	switch {
 	case err != nil && ctx.Err() == nil:
 		log.Warn("start profile: not all could be fetched ahead", "err", err)
@@ -165,11 +191,7 @@ func (n *Node) helpStart(
 }
 
 // profile returns the start profile of an image: the one that its descriptor names, or the one that was recorded here.
-func (n *Node) profile(ctx context.Context, c *configuration, topmost, key string) (objects.Profile, error) {
-	at, err := n.publishedProfile(topmost)
-	if err != nil {
-		return nil, err
-	}
+func (n *Node) profile(ctx context.Context, c *configuration, at *thin.Profile, key string) (objects.Profile, error) {
 	var failed error
 	if at != nil {
 		p, err := c.composer.Profile(ctx, key, at)
@@ -186,21 +208,6 @@ func (n *Node) profile(ctx context.Context, c *configuration, topmost, key strin
 		return nil, ErrNoProfile
 	}
 	return p, err
-}
-
-// publishedProfile returns where the start profile lies that the descriptor of a thin layer names, or one below it; nil
-// if none does.
-func (n *Node) publishedProfile(topmost string) (*thin.Profile, error) {
-	chain, _, err := n.layers.Chain(topmost)
-	if err != nil {
-		return nil, err
-	}
-	for _, link := range slices.Backward(chain) {
-		if link.Thin != nil && link.Thin.Profile != nil {
-			return link.Thin.Profile, nil
-		}
-	}
-	return nil, nil
 }
 
 // record goes on with the recording of a start until that is over, and keeps it, if next to nothing of the image is
