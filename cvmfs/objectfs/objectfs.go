@@ -76,7 +76,7 @@ func New(cfg Config) *FS {
 	return &FS{cfg: cfg}
 }
 
-var _ fusewire.Handler = (*FS)(nil)
+var _ fusewire.Prompt = (*FS)(nil)
 
 // Nodes of folders. Each tree's 256 folders of objects follow its first one; objects have bit 62 set.
 const (
@@ -198,6 +198,15 @@ func (f *FS) Getattr(_ context.Context, node uint64) (fusewire.Attr, syscall.Err
 		return fusewire.Attr{}, syscall.ESTALE
 	}
 	return objectAttr(r), 0
+}
+
+// ReadNow is Read of what is here of an object that is not here as a whole.
+func (f *FS) ReadNow(node uint64, p []byte, off int64) (int, bool) {
+	r, ok := f.cfg.Index.Node(node)
+	if !ok {
+		return 0, false
+	}
+	return f.cfg.Store.ReadNow(r, p[:max(0, min(int64(len(p)), r.Size()-off))], off)
 }
 
 // Read reads an object's content, which is fetched as far as needed. It never gives less than the object holds there:

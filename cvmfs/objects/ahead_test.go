@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -43,6 +44,42 @@ func atRest(t *testing.T, s *Store) {
 		defer s.admission.mu.Unlock()
 		return idle && s.admission.flying == 0 && s.Stats().Waiting == 0
 	})
+}
+
+func TestReadNowReadsWhatIsHereAndNothingElse(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	plain, whole := noise(1, 10_000), noise(2, 5000)
+	r, other := ref(t, repo.chunked(plain, 1000)), ref(t, repo.whole(whole))
+	if err := s.Fetch(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1500)
+	if n, ok := s.ReadNow(r, b, 0); ok {
+		t.Errorf("%d bytes of an object that nobody has read", n)
+	}
+	reads(t, s, r, plain, 3000, 2000)
+	asked := repo.Requests("")
+	recording := s.Record()
+	if n, ok := s.ReadNow(r, b, 3200); !ok || n != len(b) || !bytes.Equal(b, plain[3200:4700]) {
+		t.Errorf("%d bytes of what is here, %v", n, ok)
+	}
+	if n := recording.Len(); n != 2 {
+		t.Errorf("%d pages are recorded, want the two that it has bytes of", n)
+	}
+	recording.Stop()
+	for _, off := range []int64{-1, 0, 2999, 4000, 9000, 10_000, math.MaxInt64} {
+		if n, ok := s.ReadNow(r, b, off); ok {
+			t.Errorf("%d bytes at %d, which aren't all here", n, off)
+		}
+	}
+	if n, ok := s.ReadNow(other, b, 0); ok {
+		t.Errorf("%d bytes of an object that is here as a whole", n)
+	}
+	if n := repo.Requests(""); n != asked {
+		t.Errorf("%d requests", n-asked)
+	}
 }
 
 func TestWhoReadsOnHasEverMoreAhead(t *testing.T) {

@@ -128,6 +128,17 @@ func (s *Store) partialOf(r Ref, name string) (*partial, error) {
 // inPart reports whether an object is never to be stored.
 func (s *Store) inPart(r Ref) bool { return s.cfg.InPart > 0 && r.Size() > s.cfg.InPart }
 
+// get returns the partial file of an object, nil if there is none. The caller hands it back to release.
+func (g *partials) get(name string) *partial {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p := g.m[name]
+	if p != nil {
+		p.users++
+	}
+	return p
+}
+
 // release ends a use.
 func (g *partials) release(p *partial) {
 	g.mu.Lock()
@@ -251,12 +262,51 @@ func (s *Store) readUnstored(ctx context.Context, r Ref, b []byte, off int64) (i
 	return s.readPartial(ctx, r, p, b, off)
 }
 
+// ReadNow reads an object's plain bytes from off on, all of b, if they are here and the object isn't as a whole.
+// Otherwise it returns false.
+func (s *Store) ReadNow(r Ref, b []byte, off int64) (int, bool) {
+	if len(b) == 0 || off < 0 || off > r.Size()-int64(len(b)) {
+		return 0, false
+	}
+	p := s.partials.get(r.Name())
+	if p == nil {
+		return 0, false
+	}
+	defer s.partials.release(p)
+	first, last := p.within(off, off+int64(len(b)))
+	p.keep(first, last, 1)
+	defer p.keep(first, last, -1)
+	if !p.hasAll(first, last) {
+		return 0, false
+	}
+	n, err := s.readHere(r, p, b, off, off+int64(len(b)))
+	return n, n == len(b) && err == nil
+}
+
+// readHere reads the range [off, end) of r, which is in its partial file and stays.
+func (s *Store) readHere(r Ref, p *partial, b []byte, off, end int64) (int, error) {
+	s.asked(r, off, end)
+	s.readOn(p, off, end)
+	return s.readFile(r, p, b, off)
+}
+
+// readFile reads a partial file from off on. With the first bytes, what they lead to is fetched.
+func (s *Store) readFile(r Ref, p *partial, b []byte, off int64) (int, error) {
+	if off < p.pieces[0].Size && p.begins() {
+		s.followSoon(r)
+	}
+	return p.file.ReadAt(b, off)
+}
+
 // readPartial reads r from its partial file.
 func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, off int64) (int, error) {
 	end := min(off+int64(len(b)), p.Size)
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
+	if p.hasAll(first, last) {
+		return s.readHere(r, p, b, off, end)
+	}
 	s.asked(r, off, end)
 	readOn := sync.OnceFunc(func() { s.readOn(p, off, end) })
 	if p.isNew(first, last) {
@@ -265,10 +315,8 @@ func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, of
 		readOn()
 	}
 	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
-	if !p.hasAll(first, last) {
-		s.quiet.broken()
-		defer s.quiet.broken()
-	}
+	s.quiet.broken()
+	defer s.quiet.broken()
 	for {
 		err := s.need(ctx, p, first, last, reserve)
 		if errors.Is(err, ErrLimit) {
@@ -280,10 +328,7 @@ func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, of
 		break
 	}
 	readOn() // others may have made the request
-	if first == 0 && p.begins() {
-		s.followSoon(r)
-	}
-	return p.file.ReadAt(b, off)
+	return s.readFile(r, p, b, off)
 }
 
 // within returns the pieces [first, last) with bytes of a range.

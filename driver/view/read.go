@@ -52,6 +52,14 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 	return f.readFile(ctx, i, nid, n.Size, p, off)
 }
 
+// ReadNow is that of the objects. Of images it reads nothing: what is here may have to be read from a disk.
+func (f *FS) ReadNow(node uint64, p []byte, off int64) (int, bool) {
+	if isImage(node) {
+		return 0, false
+	}
+	return f.cfg.Objects.ReadNow(node, p, off)
+}
+
 // readFile reads from a file that is not open.
 func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p []byte, off int64) (int, syscall.Errno) {
 	redirect, _, err := i.Xattr(nid, overlayfs.XattrRedirect)

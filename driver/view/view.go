@@ -64,7 +64,10 @@ func New(cfg Config) *FS {
 	return &FS{cfg: cfg, images: map[uint64]*image{}}
 }
 
-var _ fusewire.Tree = (*FS)(nil)
+var (
+	_ fusewire.Tree   = (*FS)(nil)
+	_ fusewire.Prompt = (*FS)(nil)
+)
 
 // Node ids. The folder's is one objectfs has no use for: its folders are below, and its objects have bit 62.
 const (

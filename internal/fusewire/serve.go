@@ -67,6 +67,14 @@ type Tree interface {
 	Listxattr(ctx context.Context, node uint64) ([]string, syscall.Errno)
 }
 
+// Prompt is what a Handler answers besides that can tell which reads need not wait: they are answered by who has read
+// the request, which spares it a goroutine, and often the wake-up of a thread.
+type Prompt interface {
+	Handler
+	// ReadNow is Read if that doesn't wait. Otherwise it returns false, and nothing has happened.
+	ReadNow(node uint64, p []byte, off int64) (n int, done bool)
+}
+
 // Config says how to serve; all fields but Init may be left out.
 type Config struct {
 	Init    Init          // outcome of the handshake
@@ -87,6 +95,7 @@ func Serve(dev *os.File, h Handler, cfg Config) error {
 		calls: map[uint64]*call{},
 	}
 	s.tree, _ = h.(Tree)
+	s.prompt, _ = h.(Prompt)
 	readers := cfg.Readers
 	if readers <= 0 {
 		readers = 4
@@ -127,7 +136,8 @@ func Serve(dev *os.File, h Handler, cfg Config) error {
 type server struct {
 	fd      int
 	handler Handler
-	tree    Tree // the handler; nil if it is no Tree
+	tree    Tree   // the handler; nil if it is no Tree
+	prompt  Prompt // so
 	init    Init
 	journal *journal // nil: requests are kept on the heap
 	grace   time.Duration
@@ -207,6 +217,7 @@ func (s *server) handle(b []byte, slot int, out *[]byte) {
 	case h.op == OpForget || h.op == OpBatchForget:
 	case h.op == OpInterrupt:
 		s.interrupt(h, arg)
+	case h.op == OpRead && s.readNow(h, arg, out):
 	case s.handler.Blocks(h.op, h.node):
 		s.dispatch(h, arg, slot)
 		return
@@ -338,17 +349,44 @@ func (s *server) abort(c *call) {
 	}
 }
 
+// readNow answers a READ that need not wait. It reports whether it has.
+func (s *server) readNow(h header, arg []byte, out *[]byte) (done bool) {
+	if s.prompt == nil {
+		return false
+	}
+	off, size, errno := readArg(arg)
+	if errno != 0 {
+		return false
+	}
+	n := 0
+	defer func() {
+		if p := recover(); p != nil { // asked again it may panic again, and fails
+			s.panicked(h, p)
+		}
+		if done {
+			s.send(h, (*out)[:putReply(*out, h.unique, outHeaderSize+n, 0)])
+		}
+	}()
+	grow(out, outHeaderSize+size)
+	n, done = s.prompt.ReadNow(h.node, (*out)[outHeaderSize:outHeaderSize+size], int64(off))
+	return done
+}
+
 // reply answers a request. A handler that panics costs its request an EIO: were it to end the process, the next server
 // would get the same request.
 func (s *server) reply(ctx context.Context, h header, arg []byte, out *[]byte) {
 	n, errno := 0, syscall.EIO
 	defer func() {
 		if p := recover(); p != nil {
-			s.log.Error("FUSE request failed", "op", h.op, "node", h.node, "panic", p, "stack", string(debug.Stack()))
+			s.panicked(h, p)
 		}
 		s.send(h, (*out)[:putReply(*out, h.unique, n, errno)])
 	}()
 	n, errno = s.answer(ctx, h, arg, out)
+}
+
+func (s *server) panicked(h header, p any) {
+	s.log.Error("FUSE request failed", "op", h.op, "node", h.node, "panic", p, "stack", string(debug.Stack()))
 }
 
 func (s *server) send(h header, reply []byte) {

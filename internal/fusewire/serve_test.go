@@ -276,6 +276,36 @@ func within(t *testing.T, limit time.Duration, what string, f func()) {
 	}
 }
 
+// promptTree is a tree that reads some files at once that it would stall on, and panics on others.
+type promptTree struct{ *tree }
+
+func (x promptTree) ReadNow(node uint64, p []byte, off int64) (int, bool) {
+	switch name := x.names[node-2]; name {
+	case "stalled, but here":
+		return copy(p, content(name, x.sizes[name])[off:]), true
+	case "broken now":
+		panic(name)
+	}
+	return 0, false
+}
+
+func TestReadsThatNeedNotWaitAreAnsweredAtOnce(t *testing.T) {
+	forRungs(t, func(t *testing.T, dir string, dev *os.File, cfg Config) {
+		sizes := map[string]int64{"stalled, but here": 300_001, "broken now": 5000, "other": 5000}
+		x := promptTree{newTree(sizes)}
+		serve(t, dir, dev, x, cfg)
+		for name, size := range sizes {
+			got, err := readFile(filepath.Join(dir, name))
+			if err != nil || !bytes.Equal(got, content(name, size)) {
+				t.Errorf("%s: %d bytes, %v", name, len(got), err)
+			}
+		}
+		if len(x.stalled) > 0 {
+			t.Error("what can be read at once was waited for")
+		}
+	})
+}
+
 func TestStalledReadsDoNotHoldUpOthers(t *testing.T) {
 	forRungs(t, func(t *testing.T, dir string, dev *os.File, cfg Config) {
 		x := newTree(map[string]int64{"good": 10, "stalled-1": 1 << 20, "stalled-2": 10})
