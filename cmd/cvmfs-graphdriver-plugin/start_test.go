@@ -45,8 +45,8 @@ func (s *sight) profileOf(image string, files map[string]bool) []byte {
 	return append(p.Encode(), fmt.Sprintf("%040x.z.7\n", 1)...)
 }
 
-// An image that was pulled has what its profile names, and so has one of which that has gone, once a container is there,
-// which needn't read anything. A container that reads it asks for nothing more.
+// An image that was pulled has what its profile names, and so has one of which that has gone, once a container is
+// there, which needn't read anything. A container that reads it asks for nothing more.
 func TestStartProfileIsFetchedAheadOfTheReader(t *testing.T) {
 	for _, view := range []string{"auto", "fuse"} {
 		t.Run(view, func(t *testing.T) { startWithProfile(t, view) })
