@@ -87,30 +87,41 @@ func removeOthers(ctx context.Context, tx sink.Transaction, keep *thin.Profile) 
 }
 
 // cut publishes files that have the content of the image's, in chunks of what the start reads and of what it doesn't,
-// and returns the profile that names these.
+// and packs of what it reads. It returns the profile that names these.
 func (c *Converter) cut(ctx context.Context, tx sink.Transaction, p *plan) ([]byte, error) {
 	profile, err := objects.ParseProfile(p.profile)
 	if err != nil {
 		return nil, err
 	}
 	published := p.profile
-	cuts := profile.Cuts()
+	cuts, read := profile.Cuts(), map[string]objects.Object{}
+	for _, r := range profile {
+		read[r.Name.String()] = objects.Object{}
+	}
 	err = tx.Recut(ctx, p.state.Layers, func(e *catalog.Entry) (string, []int64) {
 		o, err := objects.FromEntry(e, "")
 		if err != nil { // external, or damaged: nodes will say
 			return "", nil
 		}
-		return o.Name(), cuts.Of(&o)
-	}, func(made map[string]catalog.Entry) (string, error) {
-		names, err := renamed(made)
-		published = profile.Renamed(names).Encode()
-		return c.profileAt(p, sha256Of(published)).Files(), err
+		name := o.Name()
+		if _, is := read[name]; is {
+			read[name] = o
+		}
+		return name, cuts.Of(&o)
+	}, func(made map[string]catalog.Entry) (sink.CutFolder, error) {
+		names, err := renamed(made, read)
+		renamed := profile.Renamed(names)
+		published = renamed.Encode()
+		return sink.CutFolder{
+			Path: c.profileAt(p, sha256Of(published)).Files(), Packs: renamed.Packs(read),
+		}, err
 	})
 	return published, err
 }
 
-// renamed returns the names of the objects that files are, by those that they had.
-func renamed(made map[string]catalog.Entry) (map[objects.Name]objects.Name, error) {
+// renamed returns the names of the objects that files are, by those that they had, and adds these objects to those that
+// are read.
+func renamed(made map[string]catalog.Entry, read map[string]objects.Object) (map[objects.Name]objects.Name, error) {
 	names := map[objects.Name]objects.Name{}
 	for name, e := range made {
 		was, err := objects.ParseName(name)
@@ -124,6 +135,7 @@ func renamed(made map[string]catalog.Entry) (map[objects.Name]objects.Name, erro
 		if names[was], err = objects.ParseName(o.Name()); err != nil {
 			return nil, err
 		}
+		read[o.Name()] = o
 	}
 	return names, nil
 }

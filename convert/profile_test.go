@@ -1,13 +1,23 @@
 package convert
 
 import (
+	"bufio"
+	"bytes"
+	"compress/zlib"
+	"errors"
+	"io"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"cvmfs-graphdriver/convert/sink"
+	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/cvmfs/pack"
 	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
@@ -69,6 +79,50 @@ func published(t *testing.T, repo *publish.Repository, d *thin.Descriptor) objec
 	return p
 }
 
+// filesOf are the names of the files beside a start profile.
+func filesOf(t *testing.T, repo *publish.Repository, p *thin.Profile) []string {
+	t.Helper()
+	files := publishtest.ReadAll(t, publishtest.Newest(t, repo), p.Files())
+	delete(files, "") // the folder
+	delete(files, catalog.Marker)
+	return slices.Sorted(maps.Keys(files))
+}
+
+// packedPlain is the plain content of the first pack beside a start profile.
+func packedPlain(t *testing.T, repo *publish.Repository, folder string) (plain string) {
+	t.Helper()
+	text, err := content(t, repo, folder+"/"+pack.Name(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := pack.NewReader(bufio.NewReader(strings.NewReader(text)))
+	for {
+		path, _, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return plain
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := hash.SHA1.Digest(b); path != d.Path(hash.Chunk) && path != d.Path(hash.File) {
+			t.Errorf("%s is %v", path, d)
+		}
+		z, err := zlib.NewReader(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain += string(content)
+	}
+}
+
 func TestFilesAreCutForTheirStartProfile(t *testing.T) {
 	repo, _ := newRepository(t)
 	registry := testutil.NewRegistry(t, "", "")
@@ -100,6 +154,12 @@ func TestFilesAreCutForTheirStartProfile(t *testing.T) {
 	if got, err := content(t, repo, d.Profile.Files()+"/"+was.String()); err != nil || got != big {
 		t.Errorf("the file that was cut has other content: %v", err)
 	}
+	if names := filesOf(t, repo, d.Profile); !slices.Equal(names, []string{was.String(), "pack-0"}) {
+		t.Errorf("files of the profile: %v", names)
+	}
+	if got := packedPlain(t, repo, d.Profile.Files()); got != big[:4*objects.PageSize] {
+		t.Errorf("the pack has %d bytes of what a start reads, or others", len(got))
+	}
 	if now := nameOf(t, repo, at+"/big"); now != was {
 		t.Errorf("the layer's file was %v and is %v", was, now)
 	}
@@ -126,8 +186,8 @@ func TestFilesAreCutForTheirStartProfile(t *testing.T) {
 	if string(published(t, repo, d).Encode()) != string(job.Profile) {
 		t.Errorf("the profile isn't published as it was given")
 	}
-	if _, err := publishtest.Newest(t, repo).Lookup(t.Context(), d.Profile.Files()); err == nil {
-		t.Error("files of the profile before are still there")
+	if names := filesOf(t, repo, d.Profile); !slices.Equal(names, []string{"pack-0"}) {
+		t.Errorf("for a start that reads all there are %v, want a pack alone", names)
 	}
 	publishtest.MustBeSound(t, repo)
 

@@ -123,7 +123,7 @@ func (n *nativeTransaction) List(ctx context.Context, path string) ([]Entry, err
 }
 
 func (n *nativeTransaction) Recut(ctx context.Context, layers []string, cut publish.Cut,
-	at func(made map[string]catalog.Entry) (path string, err error),
+	at func(made map[string]catalog.Entry) (CutFolder, error),
 ) error {
 	return n.t.Recut(ctx, layers, cut, at)
 }

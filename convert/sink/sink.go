@@ -43,10 +43,11 @@ type Transaction interface {
 	// List returns what is in a folder, sorted by name, without what marks catalogs; nothing if there is no such
 	// folder.
 	List(ctx context.Context, path string) ([]Entry, error)
-	// Recut makes a folder of files that have the content of others, in other chunks, as publish.Transaction says.
+	// Recut makes a folder of files that have the content of others, in other chunks, and of packs, as
+	// publish.Transaction says.
 	// Sinks that leave cutting files to somebody else make none.
 	Recut(ctx context.Context, layers []string, cut publish.Cut,
-		at func(made map[string]catalog.Entry) (path string, err error)) error
+		at func(made map[string]catalog.Entry) (CutFolder, error)) error
 	// Remove removes a path with all below it; one that isn't there is no error.
 	Remove(ctx context.Context, path string) error
 	// Commit publishes the changes. description is for people.
@@ -57,10 +58,13 @@ type Transaction interface {
 	Abort() error
 }
 
+// CutFolder is what Recut makes.
+type CutFolder = publish.CutFolder
+
 // uncut is a sink that leaves it to somebody else how files are cut.
 type uncut struct{}
 
-func (uncut) Recut(context.Context, []string, publish.Cut, func(map[string]catalog.Entry) (string, error)) error {
+func (uncut) Recut(context.Context, []string, publish.Cut, func(map[string]catalog.Entry) (CutFolder, error)) error {
 	return nil
 }
 

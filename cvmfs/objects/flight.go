@@ -122,6 +122,13 @@ type flight struct {
 	abandoned bool // cancelled; it still has to come to its end, so that no two ever write one place
 }
 
+// has reports whether a flight is under way.
+func (g *flights) has(key string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.m[key] != nil
+}
+
 // join waits for the flight of that key and gives its error. If there is none it starts one with fly, whose context
 // lives as long as anybody waits, and no longer than life.
 func (g *flights) join(ctx, life context.Context, work *tasks, key string, fly func(context.Context) error) error {

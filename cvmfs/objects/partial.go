@@ -394,7 +394,7 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve r
 		}
 		g.Go(func() error {
 			return s.join(groupCtx, &p.flights, strconv.Itoa(i),
-				func(ctx context.Context) error { return s.arrivePiece(ctx, p, i, reserve) })
+				func(ctx context.Context) error { return s.arrivePiece(ctx, p, i, reserve, nil) })
 		})
 	}
 	if g == nil {
@@ -409,25 +409,28 @@ func (s *Store) need(ctx context.Context, p *partial, first, last int, reserve r
 	return nil
 }
 
-// arrivePiece fetches a piece in a flight. Its bytes count only when they are verified.
-func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve reservation) error {
+// arrivePiece gets a piece in a flight, from the servers if get is nil. Its bytes count only when they are verified.
+func (s *Store) arrivePiece(ctx context.Context, p *partial, i int, reserve reservation, get getter) error {
 	if p.has(i) {
 		return nil
 	}
-	slots := s.slots
-	if fetch.LetsPass(ctx) {
-		slots = s.behind // else it would hold those up here that it lets pass at the servers
+	if get == nil {
+		get = s.from(p.ref.named())
+		slots := s.slots
+		if fetch.LetsPass(ctx) {
+			slots = s.behind // else it would hold those up here that it lets pass at the servers
+		}
+		if err := take(ctx, slots); err != nil {
+			return err
+		}
+		defer give(slots)
 	}
-	if err := take(ctx, slots); err != nil {
-		return err
-	}
-	defer give(slots)
 	c := p.pieces[i].Stored
 	if err := reserve(ctx, c.Size); err != nil {
 		return err
 	}
 	w := &part{file: p.file.File, at: c.Offset, size: c.Size}
-	if err := s.download(ctx, p.ref.named(), c, w); err != nil {
+	if err := get(ctx, c, w); err != nil {
 		s.admission.landed(c.Size, 0)
 		return fmt.Errorf("chunk %d at %d: %w", i, c.Offset, err)
 	}

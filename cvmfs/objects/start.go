@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"cvmfs-graphdriver/cvmfs/fetch"
@@ -41,11 +42,15 @@ type Started struct {
 // Start fetches what a profile names of an image's objects, in order, several at once, unless it is here. Requests let
 // those pass that somebody waits for. Until the program has started, half a minute, no neighbours of the image's
 // objects are fetched, no object is completed because half of it was read, and none of any image because nobody waits;
-// but for profiles that fit the image too little to tell what it reads.
-// Each piece of the image is fetched once at most, whatever the profile says. The error is that of the context, that of
-// a full disk or cache, or, if no server can be reached, of fetch.ErrUnavailable: then the rest isn't tried.
+// but for profiles that fit the image too little to tell what it reads. What packs have comes by them, if most of that
+// is missing. Each piece of the image is asked for once at most, whatever the profile says, and may come in a pack
+// besides. The error is that of the context, that of a full disk or cache, or, if no server can be reached, of
+// fetch.ErrUnavailable: then the rest isn't tried.
+//
 // around is how many bytes around a page are asked for with it, where it is more than when the profile was recorded.
-func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile, around int64) (Started, error) {
+func (s *Store) Start(
+	ctx context.Context, x *Index, t *Table, p Profile, around int64, packs []Pack,
+) (Started, error) {
 	var done Started
 	steps := t.steps(p, around, &done)
 	if done.Unknown <= len(p)/mostUnknown {
@@ -55,37 +60,63 @@ func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile, around
 	ctx, cancel := context.WithCancelCause(fetch.LetPass(ctx))
 	defer cancel(nil)
 	var (
-		mu    sync.Mutex // guards done
-		tasks sync.WaitGroup
-		room  = semaphore.NewWeighted(startBytes)
-		slots = make(chan struct{}, startPieces)
+		mu      sync.Mutex // guards done
+		tasks   sync.WaitGroup
+		room    = semaphore.NewWeighted(startBytes)
+		slots   = make(chan struct{}, startPieces)
+		packing = make(chan struct{}, packsAtOnce)
 	)
-	for _, step := range steps {
-		r := Ref{x, t, step.pos}
-		size := min(step.size, startBytes)
-		if take(ctx, slots) != nil || room.Acquire(ctx, size) != nil {
+	get := func(st step, came bool) {
+		r := Ref{x, t, st.pos}
+		arrived, err := came, error(nil)
+		if !came {
+			arrived, err = s.startPiece(ctx, r, st.piece)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case err == nil && arrived:
+			done.Fetched++
+			done.Bytes += st.size
+			s.startBytes.Add(st.size)
+		case err == nil:
+			done.Here++
+		case ends(err):
+			cancel(err)
+		default:
+			done.Failed++
+			s.log.Debug("object store: passed over at a start", slog.String("object", r.Name()), slog.Any("err", err))
+		}
+	}
+	for _, l := range s.loads(x, t, steps, packs) {
+		size := min(l.size, startBytes)
+		queue := slots
+		if l.pack != nil {
+			queue = packing
+		}
+		if take(ctx, queue) != nil || room.Acquire(ctx, size) != nil {
 			break
 		}
 		tasks.Go(func() {
-			defer give(slots)
+			defer give(queue)
 			defer room.Release(size)
-			arrived, err := s.startPiece(ctx, r, step.piece)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil && arrived:
-				done.Fetched++
-				done.Bytes += step.size
-				s.startBytes.Add(step.size)
-			case err == nil:
-				done.Here++
-			case ends(err):
-				cancel(err)
-			default:
-				done.Failed++
-				s.log.Debug("object store: passed over at a start", slog.String("object", r.Name()),
-					slog.Any("err", err))
+			if l.pack == nil {
+				get(l.steps[0], false)
+				return
 			}
+			came, err := s.startPack(ctx, x, t, &l)
+			if err != nil {
+				s.log.Debug("object store: a pack can't be used", slog.Int("pack", l.pack.First), slog.Any("err", err))
+			}
+			var rest errgroup.Group
+			rest.SetLimit(chunksAtOnce)
+			for _, st := range l.steps {
+				rest.Go(func() error {
+					get(st, came[st])
+					return nil
+				})
+			}
+			_ = rest.Wait() // none gives any
 		})
 	}
 	tasks.Wait()
@@ -101,9 +132,6 @@ func ends(err error) bool {
 // startPiece has a piece be here, and reports whether that was needed.
 func (s *Store) startPiece(ctx context.Context, r Ref, piece int) (bool, error) {
 	if !r.Chunked() {
-		if s.holds.has(r.Name()) {
-			return false, nil
-		}
 		return s.bring(ctx, r, nil, false)
 	}
 	p, err := s.missing(r)
@@ -122,6 +150,7 @@ type step struct {
 	pos   uint32
 	piece int
 	size  int64 // plain bytes
+	read  int   // of the profile, counted from 0
 }
 
 // steps returns the pieces of a profile that the table has, in the profile's order, each once, with those that have
@@ -156,9 +185,9 @@ func (t *Table) steps(p Profile, around int64, done *Started) []step {
 			done.Unknown++
 			continue
 		}
-		for n := u.from(first); n < last; n = u.from(n) {
-			u.next[n] = n + 1
-			steps = append(steps, step{uint32(i), n, u.stored[n].Size})
+		for piece := u.from(first); piece < last; piece = u.from(piece) {
+			u.next[piece] = piece + 1
+			steps = append(steps, step{uint32(i), piece, u.stored[piece].Size, n})
 		}
 	}
 	return steps

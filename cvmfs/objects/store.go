@@ -265,7 +265,7 @@ func (s *Store) fetch(ctx context.Context, r Ref) error {
 	s.quiet.broken()
 	defer s.quiet.broken()
 	for began := time.Now(); ; {
-		here, err = s.bringMissing(ctx, n, ended, s.slots, false)
+		here, err = s.bringMissing(ctx, n, ended, s.slots, false, nil)
 		if err != nil {
 			return err
 		}
@@ -297,11 +297,17 @@ func (s *Store) bring(ctx context.Context, ref Ref, slots chan struct{}, hold bo
 	if s.Holds(r.path, r.Size()) || s.holds.has(r.Name()) {
 		return false, nil
 	}
-	return s.bringMissing(ctx, r, ended, slots, hold)
+	return s.bringMissing(ctx, r, ended, slots, hold, nil)
 }
 
-// bringMissing is bring for an object that was neither here nor held when so many flights had ended.
-func (s *Store) bringMissing(ctx context.Context, r named, ended int64, slots chan struct{}, hold bool) (bool, error) {
+// getter gets the plain bytes of something stored, as download does.
+type getter func(ctx context.Context, stored Stored, w *part) error
+
+// bringMissing is bring for an object that was neither here nor held when so many flights had ended. get gets it; nil:
+// download.
+func (s *Store) bringMissing(
+	ctx context.Context, r named, ended int64, slots chan struct{}, hold bool, get getter,
+) (bool, error) {
 	name := r.Name()
 	arrived := false // of the flight's, and to be read only once it has ended
 	err := s.join(ctx, &s.flights, name, func(ctx context.Context) error {
@@ -310,7 +316,7 @@ func (s *Store) bringMissing(ctx context.Context, r named, ended int64, slots ch
 				return nil
 			}
 		}
-		if err := s.arrive(ctx, r, slots, hold); err != nil {
+		if err := s.arrive(ctx, r, slots, hold, get); err != nil {
 			return err
 		}
 		arrived = true
@@ -345,7 +351,7 @@ func (s *Store) join(ctx context.Context, g *flights, key string, fly func(conte
 }
 
 // arrive fetches an object in a flight. With hold it is held, unless it is in chunks.
-func (s *Store) arrive(ctx context.Context, r named, slots chan struct{}, hold bool) error {
+func (s *Store) arrive(ctx context.Context, r named, slots chan struct{}, hold bool, get getter) error {
 	o := r.Object()
 	if len(o.Chunks) > 0 {
 		return s.arriveInChunks(ctx, r.Ref)
@@ -365,7 +371,10 @@ func (s *Store) arrive(ctx context.Context, r named, slots chan struct{}, hold b
 	}
 	w := &part{file: t.File, size: o.Size, sum: sums.Get().(sum)}
 	defer sums.Put(w.sum)
-	err = s.download(ctx, r, o.Stored()[0], w)
+	if get == nil {
+		get = s.from(r)
+	}
+	err = get(ctx, o.Stored()[0], w)
 	if err == nil && hold {
 		s.hold(t, r, w.sum.Sum(nil))
 		inPart = o.Size
@@ -394,6 +403,11 @@ func give(slots chan struct{}) {
 	if slots != nil {
 		<-slots
 	}
+}
+
+// from is download of r.
+func (s *Store) from(r named) getter {
+	return func(ctx context.Context, stored Stored, w *part) error { return s.download(ctx, r, stored, w) }
 }
 
 // download gets what is stored of r from wherever those that name r say it is.

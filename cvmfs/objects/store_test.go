@@ -34,6 +34,22 @@ type repository struct {
 	*testutil.Faulty
 	mu    sync.Mutex
 	files map[string][]byte // by path
+	slow  map[string]*stall
+}
+
+// stall is a file of which so many bytes are served until it may go on.
+type stall struct {
+	at               int
+	stalled, proceed chan struct{} // closed
+}
+
+// stall has a file be served so.
+func (r *repository) stall(path string, at int) *stall {
+	s := &stall{at, make(chan struct{}), make(chan struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow = map[string]*stall{path: s}
+	return s
 }
 
 func newRepository(t testing.TB) *repository {
@@ -41,10 +57,18 @@ func newRepository(t testing.TB) *repository {
 	r.Faulty = testutil.NewFaulty(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		r.mu.Lock()
 		b, ok := r.files[q.URL.Path[1:]]
+		slow := r.slow[q.URL.Path[1:]]
 		r.mu.Unlock()
 		if !ok {
 			http.NotFound(w, q)
 			return
+		}
+		if slow != nil {
+			w.Write(b[:slow.at])
+			http.NewResponseController(w).Flush()
+			close(slow.stalled)
+			<-slow.proceed
+			b = b[slow.at:]
 		}
 		w.Write(b)
 	}))

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,19 +12,27 @@ import (
 
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/pack"
 	"cvmfs-graphdriver/cvmfs/publish/storage"
 )
 
 // Cut says what is to become of a file: a name, and where its chunks end, in bytes from its beginning; none: nothing.
 type Cut func(*catalog.Entry) (name string, ends []int64)
 
+// CutFolder is a folder that Recut makes.
+type CutFolder struct {
+	Path string
+	// Packs are, by number, the paths of stored objects that are to lie beside the files in a pack (package pack).
+	Packs map[int][]string
+}
+
 // Recut makes a folder, in a nested catalog of its own, of files that have the content of others, in other chunks. It
 // looks at the regular files of layers that are at the paths given, and takes the first of each name that cut gives.
-// Then it asks at for the folder's path, which is to be made of what the entries by name say: what is at that path
-// already stays, as it is the same. If no file is cut, at isn't asked. Content is read from the storage, a file at a
-// time; a layer without a catalog of its own is passed over.
+// Then it asks at for the folder, whose path is to be made of what the entries by name say: what is at that path
+// already stays, as it is the same. An empty folder isn't made. Content is read from the storage, a file at a time; a
+// layer without a catalog of its own is passed over.
 func (t *Transaction) Recut(ctx context.Context, layers []string, cut Cut,
-	at func(made map[string]catalog.Entry) (path string, err error),
+	at func(made map[string]catalog.Entry) (CutFolder, error),
 ) error {
 	if err := t.recut(ctx, layers, cut, at); err != nil {
 		return fmt.Errorf("cut files of layers: %w", err)
@@ -32,7 +41,7 @@ func (t *Transaction) Recut(ctx context.Context, layers []string, cut Cut,
 }
 
 func (t *Transaction) recut(ctx context.Context, layers []string, cut Cut,
-	at func(map[string]catalog.Entry) (string, error),
+	at func(map[string]catalog.Entry) (CutFolder, error),
 ) (err error) {
 	root := newFolder("", t.draft.Now.Unix(), 0)
 	in := t.newIntake(ctx)
@@ -41,21 +50,19 @@ func (t *Transaction) recut(ctx context.Context, layers []string, cut Cut,
 			break
 		}
 	}
-	if err := in.wait(err); err != nil || len(root.children) == 0 {
+	if err := in.wait(err); err != nil {
 		return err
 	}
-	t.mu.Lock()
-	t.stats.NewObjects += in.stats.NewObjects
-	t.stats.NewBytes += in.stats.NewBytes
-	t.mu.Unlock()
+	t.count(in.stats.NewObjects, in.stats.NewBytes)
 	made := map[string]catalog.Entry{}
 	for name, n := range root.children {
 		made[name] = n.file.Entry
 	}
-	place, err := at(made)
-	if err != nil {
+	folder, err := at(made)
+	if err != nil || len(root.children)+len(folder.Packs) == 0 {
 		return err
 	}
+	place := folder.Path
 	release, err := t.reserve(ctx, place)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
@@ -64,6 +71,11 @@ func (t *Transaction) recut(ctx context.Context, layers []string, cut Cut,
 		return err
 	}
 	defer release()
+	for n, objects := range folder.Packs {
+		if err := t.pack(ctx, root, pack.Name(n), objects); err != nil {
+			return err
+		}
+	}
 	root.name, root.mount = path.Base(place), freshMount()
 	empty, err := t.empty(ctx)
 	if err != nil {
@@ -75,6 +87,49 @@ func (t *Transaction) recut(ctx context.Context, layers []string, cut Cut,
 	}
 	root.children, root.mount.loaded = nil, false
 	return t.attach(ctx, place, root)
+}
+
+// count adds objects that are in the storage for this transaction.
+func (t *Transaction) count(objects int, bytes int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stats.NewObjects += objects
+	t.stats.NewBytes += bytes
+}
+
+// mostStored bounds a stored object that goes into a pack, bytes: deflate makes none much larger than it was.
+const mostStored = 2 * pack.MaxObject
+
+// pack puts a pack of stored objects into the folder root. It isn't compressed: its objects are.
+func (t *Transaction) pack(ctx context.Context, root *node, name string, objects []string) error {
+	var b []byte
+	for _, object := range objects {
+		stored, err := storage.ReadFile(ctx, t.repo.storage, object, mostStored)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		b = pack.Append(b, object, stored)
+	}
+	e, err := newEncoder(t.repo.algorithm, hash.None)
+	if err != nil {
+		return err
+	}
+	_, d, err := e.encode(b)
+	if err != nil {
+		return err
+	}
+	put, err := putOnce(ctx, t.repo.storage, d.Path(hash.File), bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if put {
+		t.count(1, int64(len(b)))
+	}
+	root.children[name] = &node{name: name, file: &file{Entry: catalog.Entry{
+		Mode: typeFile | 0o444, Nlink: 1, Size: int64(len(b)), Mtime: t.draft.Now.Unix(), Digest: d,
+		Compression: hash.None,
+	}}}
+	return nil
 }
 
 // recutLayer puts files of a layer into the folder root.

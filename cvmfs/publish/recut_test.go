@@ -27,9 +27,9 @@ func bySize(wanted map[int64][]int64) Cut {
 func recut(t *testing.T, r *Repository, cut Cut, layers ...string) (made map[string]catalog.Entry) {
 	t.Helper()
 	tx := Begin(t, r)
-	err := tx.Recut(t.Context(), layers, cut, func(all map[string]catalog.Entry) (string, error) {
+	err := tx.Recut(t.Context(), layers, cut, func(all map[string]catalog.Entry) (CutFolder, error) {
 		made = all
-		return recutAt, nil
+		return CutFolder{Path: recutAt}, nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func TestFilesAreCutWhereOneIsTold(t *testing.T) {
 	if again, err := Newest(t, r).Holder(t.Context(), recutAt); err != nil || again != holder {
 		t.Errorf("the folder that was there has changed: %v", err)
 	}
-	if made := recut(t, r, bySize(nil), "/layers/b"); made != nil {
+	if made := recut(t, r, bySize(nil), "/layers/b"); len(made) > 0 {
 		t.Errorf("made %v of nothing", made)
 	}
 	MustBeSound(t, r)
@@ -105,7 +105,9 @@ func TestFilesOfALayerInTheMakingAreCut(t *testing.T) {
 	tx := Begin(t, r)
 	Ingest(t, tx, "/layers/a", Pack(t, File("f", string(testutil.Sample(200_000)))))
 	err := tx.Recut(t.Context(), []string{"/layers/a"}, bySize(map[int64][]int64{200_000: {1, 200_000}}),
-		func(made map[string]catalog.Entry) (string, error) { return fmt.Sprintf("/%d", len(made)), nil })
+		func(made map[string]catalog.Entry) (CutFolder, error) {
+			return CutFolder{Path: fmt.Sprintf("/%d", len(made))}, nil
+		})
 	if found, looked := tx.Has(t.Context(), "/1"); err != nil || looked != nil || !found {
 		t.Fatalf("%v, %v, %v", found, err, looked)
 	}
@@ -124,8 +126,8 @@ func TestCuttingFilesFails(t *testing.T) {
 	try := func(ctx context.Context, cut Cut) error {
 		tx := Begin(t, r)
 		defer tx.Abort()
-		err := tx.Recut(ctx, []string{"/layers/a"}, cut, func(map[string]catalog.Entry) (string, error) {
-			return recutAt, errNowhere
+		err := tx.Recut(ctx, []string{"/layers/a"}, cut, func(map[string]catalog.Entry) (CutFolder, error) {
+			return CutFolder{Path: recutAt}, errNowhere
 		})
 		if found, looked := tx.Has(t.Context(), recutAt); looked != nil || found {
 			t.Errorf("after a failure: %v, %v", found, looked)

@@ -318,10 +318,7 @@ func (t *Transaction) writeFile(ctx context.Context, path string, content []byte
 	if err := in.wait(in.content(f, bytes.NewReader(content))); err != nil {
 		return err
 	}
-	t.mu.Lock()
-	t.stats.NewObjects += in.stats.NewObjects
-	t.stats.NewBytes += in.stats.NewBytes
-	t.mu.Unlock()
+	t.count(in.stats.NewObjects, in.stats.NewBytes)
 	return t.replace(ctx, path, f)
 }
 

@@ -87,6 +87,8 @@ type Image struct {
 	Created string         `json:"created"` // RFC 3339, UTC
 
 	Isolated bool `json:"isolated,omitempty"` // its objects are shared by images of the same repository alone
+
+	Packs []objects.Pack `json:"-"` // of its start profile; nil of an image that wasn't composed just now
 }
 
 // Pin is the state of a repository an image was composed from.
@@ -516,7 +518,13 @@ func (c *Composer) compose(ctx context.Context, key string, parts []part, profil
 	}
 	c.cfg.Log.Info("composed image", "image", key, "layers", len(parts), "objects", image.Objects, "bytes", image.Size,
 		"took", time.Since(began).Round(time.Millisecond))
-	return c.Image(key)
+	made, err := c.Image(key)
+	if err != nil || len(start.packs) == 0 {
+		return made, err
+	}
+	withPacks := *made
+	withPacks.Packs = start.packs
+	return &withPacks, nil
 }
 
 // mergeAll lays the layers' trees, bottom to top, over each other. The root folder has the attributes of the topmost

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"cvmfs-graphdriver/cvmfs/client"
+	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/cvmfs/pack"
 	"cvmfs-graphdriver/thin"
 )
 
@@ -24,6 +26,7 @@ var errStart = errors.New("start profile")
 type start struct {
 	profile []byte // its file
 	cuts    *cuts  // nil: no files are cut for it
+	packs   []objects.Pack
 }
 
 // start fetches what belongs to a start profile, which may be nil.
@@ -36,7 +39,7 @@ func (c *Composer) start(ctx context.Context, p *thin.Profile) (s start, err err
 	b, v, err := c.fetchProfile(ctx, p)
 	if err == nil {
 		s.profile = b
-		s.cuts, err = c.readCuts(ctx, v, p)
+		s.cuts, s.packs, err = c.readFiles(ctx, v, p)
 	}
 	if err != nil {
 		return start{}, fmt.Errorf("%w cvmfs://%s%s: %w", errStart, p.FQRN, p.Path, err)
@@ -52,26 +55,33 @@ type cuts struct {
 	here    func(place string, size int64) bool // see Config.Here
 }
 
-// readCuts returns the files that are cut for a start profile, at a revision that has the profile; nil if none are, as
-// where a publisher leaves it to somebody else how files are cut.
-func (c *Composer) readCuts(ctx context.Context, v *client.Revision, p *thin.Profile) (*cuts, error) {
+// readFiles returns the files that are cut for a start profile, at a revision that has the profile, and packs of what
+// it names; none where a publisher leaves it to somebody else how files are cut.
+func (c *Composer) readFiles(ctx context.Context, v *client.Revision, p *thin.Profile) (*cuts, []objects.Pack, error) {
 	nodes, err := v.List(ctx, p.Files())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	var packs []objects.Pack
 	made := &cuts{fqrn: p.FQRN, objects: map[string]*objects.Object{}, isolate: c.cfg.Isolate, here: c.cfg.Here}
 	for _, n := range nodes {
 		if !n.IsRegular() {
 			continue
 		}
-		if o, err := objects.FromEntry(n.Entry, n.Path); err == nil && !o.External && len(o.Chunks) > 0 {
+		o, err := objects.FromEntry(n.Entry, n.Path)
+		if err != nil || o.External {
+			continue
+		}
+		if first, is := pack.Number(n.Name); is && len(o.Chunks) == 0 && o.Compression == hash.None {
+			packs = append(packs, objects.Pack{FQRN: p.FQRN, First: first, Stored: o.Stored()[0]})
+		} else if len(o.Chunks) > 0 {
 			made.objects[n.Name] = &o
 		}
 	}
-	return made, nil
+	return made, packs, nil
 }
 
 // apply has a file be made of the chunks that fit the start profile, unless all of its content is here.

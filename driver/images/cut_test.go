@@ -12,6 +12,7 @@ import (
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/client"
 	"cvmfs-graphdriver/cvmfs/objects"
+	"cvmfs-graphdriver/cvmfs/publish"
 	"cvmfs-graphdriver/driver/images"
 	"cvmfs-graphdriver/test/testutil"
 	"cvmfs-graphdriver/thin"
@@ -37,23 +38,24 @@ func profiled(t *testing.T) (*publisher, *thin.Profile) {
 			t.Error(err)
 		}
 		return o.Name(), []int64{20_000, 200_000}
-	}, func(made map[string]catalog.Entry) (string, error) {
-		profile := objects.Profile{}
+	}, func(made map[string]catalog.Entry) (publish.CutFolder, error) {
+		profile, cut := objects.Profile{}, map[string]objects.Object{}
 		for _, e := range made {
 			o, err := objects.FromEntry(&e, "")
 			if err != nil {
-				return "", err
+				return publish.CutFolder{}, err
 			}
 			name, err := objects.ParseName(o.Name())
 			if err != nil {
-				return "", err
+				return publish.CutFolder{}, err
 			}
+			cut[o.Name()] = o
 			profile = append(profile, objects.Read{Name: name, Unit: objects.Pages, First: 0, Last: 3})
 		}
 		b = profile.Encode()
 		sum := sha256.Sum256(b)
 		at.Digest = hex.EncodeToString(sum[:])
-		return at.Files(), nil
+		return publish.CutFolder{Path: at.Files(), Packs: profile.Packs(cut)}, nil
 	})
 	if err != nil || b == nil {
 		t.Fatal("nothing is cut: ", err)
@@ -94,8 +96,12 @@ func TestFilesAreCutAsTheStartProfileHasThem(t *testing.T) {
 	if cut.Key == plain.Key || cut.Table.Len() != 3 || got[200_000] != 2 || got[90_000] != 0 || got[5] != 0 {
 		t.Errorf("key %s and %s, chunks %v of %d objects", plain.Key, cut.Key, got, cut.Table.Len())
 	}
-	if again, err := c.Compose(t.Context(), chain); err != nil || again.Key != cut.Key {
+	if again, err := c.Compose(t.Context(), chain); err != nil || again.Key != cut.Key || len(again.Packs) > 0 {
 		t.Errorf("again: %+v, %v", again, err)
+	}
+	if len(plain.Packs) > 0 || len(cut.Packs) != 1 || cut.Packs[0].FQRN != publishedFQRN || cut.Packs[0].First != 0 ||
+		cut.Packs[0].Size < 50 {
+		t.Errorf("packs %+v, and of the image without a profile %+v", cut.Packs, plain.Packs)
 	}
 	// What the start reads is known by the table.
 	profile, err := c.Profile(t.Context(), cut.Key, at)

@@ -177,7 +177,7 @@ func (n *Node) fetchProfile(
 		return
 	}
 	began := time.Now()
-	done, err := n.objects.Start(ctx, n.index, image.Table, p, c.around)
+	done, err := n.objects.Start(ctx, n.index, image.Table, p, c.around, image.Packs)
 	log := n.cfg.Log.With("image", image.Key, "fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here,
 		"failed", done.Failed, "took", time.Since(began).Round(time.Millisecond))
 	switch {

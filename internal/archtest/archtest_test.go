@@ -18,7 +18,7 @@ const formats = "formats"
 
 var formatPackages = []string{
 	"cvmfs/fqrn", "cvmfs/hash", "cvmfs/manifest", "cvmfs/trust", "cvmfs/catalog", "cvmfs/history", "cvmfs/config",
-	"cvmfs/sqlitefile",
+	"cvmfs/pack", "cvmfs/sqlitefile",
 }
 
 // rules say for each package, or each below a folder, what of ours it may import besides packages below itself: what it
@@ -76,8 +76,9 @@ var rules = map[string][]string{
 	"cvmfs/listing":         {"cvmfs/client", "cvmfs/fetch", formats},
 	"cvmfs/verify":          {"cvmfs/client", "cvmfs/objects", "cvmfs/fetch", formats},
 	"cvmfs/pac":             nil,
+	"cvmfs/pack":            nil,
 	"cvmfs/objectfs":        {"cvmfs/objects", "cvmfs/fetch", "internal"},
-	"cvmfs/objects":         {"cvmfs/fetch", "cvmfs/catalog", "cvmfs/hash", "internal"},
+	"cvmfs/objects":         {"cvmfs/fetch", "cvmfs/catalog", "cvmfs/hash", "cvmfs/pack", "internal"},
 	"cvmfs/fetch":           {"cvmfs/pac", "internal"},
 	"cvmfs/trust":           {"cvmfs/manifest", "cvmfs/hash", "internal"},
 	"cvmfs/history":         {"cvmfs/manifest", "cvmfs/hash", "cvmfs/sqlitefile"},
