@@ -158,8 +158,7 @@ func (s *Store) startPack(ctx context.Context, x *Index, t *Table, l *load) (cam
 			path, size, err := r.Next()
 			switch {
 			case errors.Is(err, io.EOF):
-				_, err = io.Copy(io.Discard, body)
-				return err
+				return atEnd(body)
 			case errors.Is(err, pack.ErrFormat):
 				return fmt.Errorf("%w: %w", fetch.ErrBadData, err)
 			case err != nil:
@@ -182,6 +181,17 @@ func (s *Store) startPack(ctx context.Context, x *Index, t *Table, l *load) (cam
 		}
 	})
 	return came, err
+}
+
+// atEnd reports what keeps a body from being at its end.
+func atEnd(body io.Reader) error {
+	switch _, err := io.ReadFull(body, make([]byte, 1)); {
+	case err == nil:
+		return fmt.Errorf("%w: longer than the catalog says", fetch.ErrBadData)
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	return nil
 }
 
 // unpackPiece makes a piece of an object be here of its stored bytes, or, if they are wrong, of what servers have. It

@@ -2,12 +2,16 @@ package objects
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
+	"cvmfs-graphdriver/cvmfs/fetch"
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/pack"
 )
@@ -179,6 +183,34 @@ func TestAPackThatIsGone(t *testing.T) {
 	packs[0].FQRN = "another"
 	if l := s.loads(all[0].x, all[0].t, all[0].t.steps(p, 0, &done), packs); len(l) != 46 {
 		t.Errorf("%d loads: another repository's pack has nothing of this", len(l))
+	}
+}
+
+// A server may go on and on: what follows a pack isn't read.
+func TestAPackIsReadNoFurtherThanItsEntrySays(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		body io.Reader
+		want error
+	}{
+		"its end":    {strings.NewReader(""), nil},
+		"more":       {io.MultiReader(strings.NewReader("x"), iotest.ErrReader(broken)), fetch.ErrBadData},
+		"a bad link": {iotest.ErrReader(broken), broken},
+	} {
+		if err := atEnd(c.body); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	objs, all, p := someFiles(t, repo, 40)
+	packs := repo.packs(t, p, objs, nil)
+	path := packs[0].Digest.Path(hash.File)
+	repo.store(path, append(repo.files[path], "data/00/11 0\n"...))
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+	if err != nil || done.Failed > 0 || done.Fetched != 40+5+1 || repo.Requests(path) != 2 {
+		t.Errorf("%+v, %v, %d requests for it", done, err, repo.Requests(path))
 	}
 }
 
