@@ -287,8 +287,9 @@ func (n *Node) removeImage(c *configuration, key string) error {
 	if err != nil {
 		return err
 	}
-	t, unreadable := c.composer.Peek(key)
+	n.starts.stop(key) // else it would go on to fetch what nobody needs
 	defer n.starts.forget(key)
+	t, unreadable := c.composer.Peek(key)
 	if err := c.composer.Remove(key); err != nil || unreadable != nil {
 		return err
 	}

@@ -42,14 +42,20 @@ type starts struct {
 	work sync.WaitGroup
 
 	mu      sync.Mutex
-	images  map[string]bool
+	images  map[string]*helped
 	ended   bool
 	watched map[string]bool      // images whose start was looked at without a profile
 	settled map[string]time.Time // until when images aren't looked at again
 }
 
+// helped is a start under way.
+type helped struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when it is over
+}
+
 func newStarts() *starts {
-	s := &starts{images: map[string]bool{}, watched: map[string]bool{}, settled: map[string]time.Time{}}
+	s := &starts{images: map[string]*helped{}, watched: map[string]bool{}, settled: map[string]time.Time{}}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s
 }
@@ -59,17 +65,32 @@ func newStarts() *starts {
 func (s *starts) begin(key string, prepare func() (help func(ctx context.Context))) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || s.images[key] || time.Now().Before(s.settled[key]) {
+	if s.ended || s.images[key] != nil || time.Now().Before(s.settled[key]) {
 		return
 	}
-	s.images[key] = true
+	ctx, cancel := context.WithCancel(s.life)
+	h := &helped{cancel, make(chan struct{})}
+	s.images[key] = h
 	help := prepare()
 	s.work.Go(func() {
-		help(s.life)
+		defer close(h.done)
+		defer cancel()
+		help(ctx)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.images, key)
 	})
+}
+
+// stop ends the start of an image, and waits for it.
+func (s *starts) stop(key string) {
+	s.mu.Lock()
+	h := s.images[key]
+	s.mu.Unlock()
+	if h != nil {
+		h.cancel()
+		<-h.done
+	}
 }
 
 // first reports whether an image was not looked at before.

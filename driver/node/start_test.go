@@ -46,6 +46,29 @@ func TestStartsOfAnImageAreOneAtATime(t *testing.T) {
 	}
 }
 
+func TestAStartEndsWithItsImage(t *testing.T) {
+	s := newStarts()
+	s.stop("a") // there is none
+	var ended atomic.Bool
+	s.begin("a", func() func(context.Context) {
+		return func(ctx context.Context) {
+			<-ctx.Done()
+			ended.Store(true)
+		}
+	})
+	s.stop("b")
+	if ended.Load() {
+		t.Error("a start ends with another image")
+	}
+	s.stop("a")
+	if !ended.Load() {
+		t.Error("stop doesn't wait")
+	}
+	if s.life.Err() != nil || len(s.images) > 0 {
+		t.Error("other starts can't be helped any more")
+	}
+}
+
 func TestStartsEndWithTheNode(t *testing.T) {
 	s := newStarts()
 	ended := false // read once close has waited
