@@ -52,13 +52,30 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 	return f.readFile(ctx, i, nid, n.Size, p, off)
 }
 
-// ReadNow is that of the objects. Of images it reads nothing: what is here may have to be read from a disk.
+// ReadNow is that of the objects, also of those that files of images are. What is here as a whole it doesn't read: a disk
+// may have to be waited for.
 func (f *FS) ReadNow(node uint64, p []byte, off int64) (int, bool) {
-	if isImage(node) {
+	if !isImage(node) {
+		return f.cfg.Objects.ReadNow(node, p, off)
+	}
+	i, nid := f.at(node)
+	if i == nil || f.files.get(node) != nil {
 		return 0, false
 	}
-	return f.cfg.Objects.ReadNow(node, p, off)
+	redirect, _, err := i.Xattr(nid, overlayfs.XattrRedirect)
+	if err != nil || !strings.HasPrefix(string(redirect), objectsFolder) {
+		return 0, false
+	}
+	n, err := i.Inode(nid)
+	r, ok := f.cfg.Index.Lookup(path.Base(string(redirect)))
+	if err != nil || !ok || r.Size() != n.Size {
+		return 0, false // Read tells
+	}
+	return f.cfg.Objects.ReadNow(r.Node(), p, off)
 }
+
+// objectsFolder begins the redirects to objects.
+const objectsFolder = "/objects/"
 
 // readFile reads from a file that is not open.
 func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p []byte, off int64) (int, syscall.Errno) {
@@ -67,7 +84,7 @@ func (f *FS) readFile(ctx context.Context, i *image, nid uint64, size int64, p [
 		return 0, f.fault(i, nid, err)
 	}
 	var file *os.File
-	if strings.HasPrefix(string(redirect), "/objects/") {
+	if strings.HasPrefix(string(redirect), objectsFolder) {
 		r, ok := f.cfg.Index.Lookup(path.Base(string(redirect)))
 		if !ok || r.Size() != size {
 			return 0, f.fault(i, nid, fmt.Errorf("object %s is not in the image's table", redirect))

@@ -349,6 +349,28 @@ func TestContentIsFetchedWhenItIsRead(t *testing.T) {
 	if n := h.requests.Load(); n > 3 { // one of them for the small neighbour
 		t.Errorf("%d requests for the last bytes of a file in 7 chunks", n)
 	}
+	at := func(name string) uint64 {
+		e, errno := h.view.lookupImage(filepath.Base(root))
+		if errno == 0 {
+			e, errno = h.view.Lookup(t.Context(), e.Node, []byte(name))
+		}
+		if errno != 0 {
+			t.Fatal(name, errno)
+		}
+		return e.Node
+	}
+	again := make([]byte, 100)
+	if n, ok := h.view.ReadNow(at("chunked"), again, int64(len(big)-100)); !ok || n != 100 || !bytes.Equal(again, tail) {
+		t.Errorf("%d bytes of the end can be read at once: %v", n, ok)
+	}
+	if n, ok := h.view.ReadNow(at("chunked"), again, 0); ok {
+		t.Errorf("%d bytes of the beginning, which isn't here, can be read at once", n)
+	}
+	for _, name := range []string{"ordinary", "small", "big"} {
+		if n, ok := h.view.ReadNow(at(name), again, 0); ok {
+			t.Errorf("%s: %d bytes can be read at once", name, n)
+		}
+	}
 	for range 2 {
 		for name, want := range map[string][]byte{"small": small, "big": big, "chunked": big, "ordinary": ordinary} {
 			got, err := os.ReadFile(filepath.Join(root, name))
