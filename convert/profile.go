@@ -95,8 +95,9 @@ func (c *Converter) cut(ctx context.Context, tx sink.Transaction, p *plan) ([]by
 	}
 	published := p.profile
 	cuts, read := profile.Cuts(), map[string]objects.Object{}
+	named := map[string]bool{}
 	for _, r := range profile {
-		read[r.Name.String()] = objects.Object{}
+		named[r.Name.String()] = true
 	}
 	err = tx.Recut(ctx, p.state.Layers, func(e *catalog.Entry) (string, []int64) {
 		o, err := objects.FromEntry(e, "")
@@ -104,7 +105,7 @@ func (c *Converter) cut(ctx context.Context, tx sink.Transaction, p *plan) ([]by
 			return "", nil
 		}
 		name := o.Name()
-		if _, is := read[name]; is {
+		if named[name] {
 			read[name] = o
 		}
 		return name, cuts.Of(&o)

@@ -181,7 +181,8 @@ func TestFilesAreCutForTheirStartProfile(t *testing.T) {
 	c.Force = false
 
 	// Another start reads all of it: nothing is cut any more.
-	job.Profile = startOf(t, repo, map[string][2]int{at + "/big": {0, 73}, at + "/small": {0, 0}}).Encode()
+	job.Profile = append(startOf(t, repo, map[string][2]int{at + "/big": {0, 73}, at + "/small": {0, 0}}).Encode(),
+		strings.Repeat("0", 40)+".z.7\n"...) // of what isn't the image's
 	_, d = convert()
 	if string(published(t, repo, d).Encode()) != string(job.Profile) {
 		t.Errorf("the profile isn't published as it was given")

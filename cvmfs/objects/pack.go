@@ -74,27 +74,31 @@ type load struct {
 }
 
 // loads puts steps together that a pack is to have, if most of them are missing.
-func (s *Store) loads(x *Index, t *Table, steps []step, packs []Pack) (loads []load) {
-	packs = slices.Clone(packs[:min(len(packs), mostPacks)])
-	slices.SortFunc(packs, func(a, b Pack) int { return cmp.Compare(a.First, b.First) })
+func (s *Store) loads(ctx context.Context, x *Index, t *Table, steps []step, packs []Pack) (loads []load) {
+	packs = slices.SortedFunc(slices.Values(packs), func(a, b Pack) int { return cmp.Compare(a.First, b.First) })
+	packs = packs[:min(len(packs), mostPacks)]
 	of := map[*Pack]*load{}
 	var all []*load
 	for _, st := range steps {
 		p := packOf(packs, t, st)
 		l := of[p]
-		if p == nil || l == nil {
+		switch {
+		case p != nil && l != nil && l.size >= 2*packedBytes:
+			l = &load{} // the pack has no room for it
+			all = append(all, l)
+		case p == nil || l == nil:
 			l = &load{pack: p}
 			of[p], all = l, append(all, l)
 		}
-		l.steps, l.size = append(l.steps, st), l.size+st.size
+		l.steps, l.size = append(l.steps, st), l.size+st.stored.Size
 	}
 	for _, l := range all {
-		if l.pack == nil || s.isWorth(x, t, l) {
+		if l.pack == nil || s.isWorth(ctx, x, t, l) {
 			loads = append(loads, *l)
 			continue
 		}
 		for _, st := range l.steps {
-			loads = append(loads, load{steps: []step{st}, size: st.size})
+			loads = append(loads, load{steps: []step{st}, size: st.stored.Size})
 		}
 	}
 	return loads
@@ -103,21 +107,24 @@ func (s *Store) loads(x *Index, t *Table, steps []step, packs []Pack) (loads []l
 // packOf returns the pack, of some in order, that is to have a step; nil if none is.
 func packOf(packs []Pack, t *Table, st step) *Pack {
 	n := sort.Search(len(packs), func(i int) bool { return packs[i].First > st.read }) - 1
-	if o := t.origin(int(st.pos)); n < 0 || st.size > pack.MaxObject || o.external || o.repo != packs[n].FQRN {
+	if n < 0 || st.read < 0 || !st.stored.isPacked() || t.repo(int(st.pos)) != packs[n].FQRN {
 		return nil
 	}
 	return &packs[n]
 }
 
 // isWorth reports whether most of what a pack is to have is missing, and no more lies in it than that can be.
-func (s *Store) isWorth(x *Index, t *Table, l *load) bool {
+func (s *Store) isWorth(ctx context.Context, x *Index, t *Table, l *load) bool {
 	if l.pack.Size > l.size+l.size/8+256*int64(len(l.steps)) {
 		return false
 	}
 	missing := int64(0)
 	for _, st := range l.steps {
+		if ctx.Err() != nil {
+			return false
+		}
 		if !s.hasPiece(Ref{x, t, st.pos}, st.piece) {
-			missing += st.size
+			missing += st.stored.Size
 		}
 	}
 	return len(l.steps) > 1 && missing >= l.size/2
@@ -145,8 +152,7 @@ func (s *Store) startPack(ctx context.Context, x *Index, t *Table, l *load) (cam
 	came = map[step]bool{}
 	wanted := map[string]step{}
 	for _, st := range l.steps {
-		of := t.stored(int(st.pos))[st.piece]
-		wanted[of.request().Path] = st
+		wanted[st.stored.request().Path] = st
 	}
 	f, err := s.cfg.Sources.Fetcher(l.pack.FQRN)
 	if err != nil {
@@ -165,14 +171,17 @@ func (s *Store) startPack(ctx context.Context, x *Index, t *Table, l *load) (cam
 				return err
 			}
 			st, is := wanted[path]
-			if !is || came[st] || size > storedLimit(st.size) || s.hasPiece(Ref{x, t, st.pos}, st.piece) {
+			if !is || came[st] || size > storedLimit(st.stored.Size) || s.hasPiece(Ref{x, t, st.pos}, st.piece) {
 				continue
 			}
 			b := make([]byte, size)
 			if _, err := io.ReadFull(r, b); err != nil {
 				return err
 			}
-			switch came[st], err = s.unpackPiece(ctx, Ref{x, t, st.pos}, st.piece, b); {
+			if st.stored.Digest.Algorithm.Digest(b) != st.stored.Digest {
+				continue
+			}
+			switch came[st], err = s.unpackPiece(ctx, Ref{x, t, st.pos}, st, b); {
 			case err != nil && ends(err):
 				return err
 			case err != nil:
@@ -194,18 +203,20 @@ func atEnd(body io.Reader) error {
 	return nil
 }
 
-// unpackPiece makes a piece of an object be here of its stored bytes, or, if they are wrong, of what servers have. It
-// reports whether that was needed. What is on its way already is left alone.
-func (s *Store) unpackPiece(ctx context.Context, r Ref, piece int, stored []byte) (arrived bool, err error) {
-	get := func(ctx context.Context, of Stored, w *part) error {
-		if err := w.Reset(); err != nil {
+// unpackPiece makes a piece of an object be here, of its stored bytes, which are what its digest says: a server would
+// give no others. It reports whether that was needed. What is on its way already is left alone. Nothing is asked for:
+// the caller's request has a connection that others may be waiting for.
+func (s *Store) unpackPiece(ctx context.Context, r Ref, st step, stored []byte) (arrived bool, err error) {
+	get := func(_ context.Context, of Stored, w *part) error {
+		n := counted{Resetter: w}
+		if err := n.Reset(); err != nil {
 			return err
 		}
-		err := unpack(bytes.NewReader(stored), of.Digest, of.Compression, of.Size, w)
-		if err == nil && w.n == of.Size || w.err != nil {
-			return err
+		err := unpack(bytes.NewReader(stored), of.Digest, of.Compression, of.Size, &n)
+		if err == nil && n.n != of.Size {
+			err = fmt.Errorf("%v has %d plain bytes, the catalog says %d: %w", of.Digest, n.n, of.Size, ErrSize)
 		}
-		return s.download(ctx, r.named(), of, w)
+		return err
 	}
 	if !r.Chunked() {
 		n := r.named()
@@ -219,11 +230,11 @@ func (s *Store) unpackPiece(ctx context.Context, r Ref, piece int, stored []byte
 		return false, err
 	}
 	defer s.partials.release(p)
-	key := strconv.Itoa(piece)
+	key := strconv.Itoa(st.piece)
 	if p.flights.has(key) {
 		return false, nil
 	}
 	return true, s.join(ctx, &p.flights, key, func(ctx context.Context) error {
-		return s.arrivePiece(ctx, p, piece, s.reserve, get)
+		return s.arrivePiece(ctx, p, st.piece, s.reserve, get)
 	})
 }

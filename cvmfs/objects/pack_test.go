@@ -67,7 +67,7 @@ func TestWhatAProfileNamesComesInPacks(t *testing.T) {
 		t.Fatalf("packs of %d: %+v", len(packs), packs)
 	}
 	slices.Reverse(packs) // in whatever order they are listed
-	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 	want := Started{Fetched: 2000 + 5 + 1, Bytes: 2000*2500 + 50_000 + pack.MaxObject + 1}
 	if err != nil || done != want {
 		t.Errorf("got %+v, %v, want %+v", done, err, want)
@@ -83,7 +83,7 @@ func TestWhatAProfileNamesComesInPacks(t *testing.T) {
 	if n := repo.Requests(""); n != 3+1 {
 		t.Errorf("%d requests once that was read", n)
 	}
-	again, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+	again, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 	if n := repo.Requests(""); err != nil || again.Here != done.Fetched || n != 3+1 {
 		t.Errorf("the second time: %+v, %v, %d requests", again, err, n)
 	}
@@ -116,7 +116,7 @@ func TestPacksThatAreNotWorthItAreNotFetched(t *testing.T) {
 		}
 		packs := repo.packs(t, p, objs, c.change)
 		before := repo.Requests(packs[0].Digest.Path(hash.File))
-		done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+		done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 		if n := repo.Requests(packs[0].Digest.Path(hash.File)) - before; err != nil || n != c.packs || len(packs) != 1 {
 			t.Errorf("%s: %d requests for the pack, want %d; %v", name, n, c.packs, err)
 		}
@@ -154,7 +154,7 @@ func TestBadPacksDoNoHarm(t *testing.T) {
 			s := newStore(t, repo)
 			objs, all, p := someFiles(t, repo, 40)
 			packs := repo.packs(t, p, objs, change)
-			done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+			done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 			if err != nil || done.Failed+done.Unknown > 0 || done.Fetched != 40+5+1 {
 				t.Errorf("%+v, %v", done, err)
 			}
@@ -176,12 +176,12 @@ func TestAPackThatIsGone(t *testing.T) {
 	repo.mu.Lock()
 	delete(repo.files, packs[0].Digest.Path(hash.File))
 	repo.mu.Unlock()
-	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 	if err != nil || done.Failed > 0 || done.Fetched != 40+5+1 {
 		t.Errorf("%+v, %v", done, err)
 	}
 	packs[0].FQRN = "another"
-	if l := s.loads(all[0].x, all[0].t, all[0].t.steps(p, 0, &done), packs); len(l) != 46 {
+	if l := s.loads(t.Context(), all[0].x, all[0].t, all[0].t.steps(p, 0, &done), packs); len(l) != 46 {
 		t.Errorf("%d loads: another repository's pack has nothing of this", len(l))
 	}
 }
@@ -208,7 +208,7 @@ func TestAPackIsReadNoFurtherThanItsEntrySays(t *testing.T) {
 	packs := repo.packs(t, p, objs, nil)
 	path := packs[0].Digest.Path(hash.File)
 	repo.store(path, append(repo.files[path], "data/00/11 0\n"...))
-	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 	if err != nil || done.Failed > 0 || done.Fetched != 40+5+1 || repo.Requests(path) != 2 {
 		t.Errorf("%+v, %v, %d requests for it", done, err, repo.Requests(path))
 	}
@@ -224,7 +224,7 @@ func TestReadersPassAPackThatIsSlow(t *testing.T) {
 	slow := repo.stall(packs[0].Digest.Path(hash.File), int(packs[0].Size)/2)
 	started := make(chan error, 1)
 	go func() {
-		_, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, packs)
+		_, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
 		started <- err
 	}()
 	<-slow.stalled
@@ -245,5 +245,48 @@ func TestReadersPassAPackThatIsSlow(t *testing.T) {
 	}
 	if n := repo.Requests(""); n != 1+1+1 {
 		t.Errorf("%d requests, want those for the pack, for what is too large, and for what was read", n)
+	}
+}
+
+// What is asked for around what a profile names isn't in its packs, and has requests of its own.
+func TestPacksHaveNothingOfWhatIsAround(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	objs := []Object{repo.chunked(noise(9, 200_000), 10_000)}
+	all := refs(t, objs...)
+	name := want(all[0]).Name
+	p := Profile{{Name: name, Unit: Pages, First: 20, Last: 20}, {Name: name, Unit: Pages, First: 23, Last: 30}}
+	packs := repo.packs(t, p, objs, nil)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Around: 20_000, Packs: packs})
+	if err != nil || done.Failed+done.Unknown > 0 || done.Fetched != 9 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	if n := repo.Requests(""); n != 1+4 { // of page 20 chunk 8, of the others 9 to 12; around are 6 and 7, 13 and 14
+		t.Errorf("%d requests", n)
+	}
+	reads(t, s, all[0], noise(9, 200_000), 60_000, 90_000)
+}
+
+// A pack has no more than so much, however much a read is of.
+func TestALongReadIsNotAllInOnePack(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	objs := []Object{repo.chunked(noise(9, 3*packedBytes), 100_000)}
+	all := refs(t, objs...)
+	p := Profile{{Name: want(all[0]).Name}}
+	packs := repo.packs(t, p, objs, nil)
+	if len(packs) != 1 || packs[0].Size < 2*packedBytes || packs[0].Size > 2*packedBytes+200_000 {
+		t.Fatalf("%+v", packs)
+	}
+	steps := all[0].t.steps(p, 0, &Started{})
+	loads := s.loads(t.Context(), all[0].x, all[0].t, steps, packs)
+	if n := 1 + len(steps) - len(loads[0].steps); len(loads) != n || loads[0].pack == nil {
+		t.Errorf("%d loads, want %d, of which the first is a pack", len(loads), n)
+	}
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
+	if n := repo.Requests(""); err != nil || done.Fetched != len(steps) || n != len(loads) {
+		t.Errorf("%+v, %v, %d requests, want %d", done, err, n, len(loads))
 	}
 }

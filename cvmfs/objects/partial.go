@@ -273,29 +273,27 @@ func (s *Store) ReadNow(r Ref, b []byte, off int64) (int, bool) {
 		return 0, false
 	}
 	defer s.partials.release(p)
-	first, last := p.within(off, off+int64(len(b)))
+	end := off + int64(len(b))
+	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
 	if !p.hasAll(first, last) {
 		return 0, false
 	}
-	n, err := s.readHere(r, p, b, off, off+int64(len(b)))
-	return n, n == len(b) && err == nil
-}
-
-// readHere reads the range [off, end) of r, which is in its partial file and stays.
-func (s *Store) readHere(r Ref, p *partial, b []byte, off, end int64) (int, error) {
+	if n, err := unix.Preadv2(int(p.file.Fd()), [][]byte{b}, off, unix.RWF_NOWAIT); err != nil || n < len(b) {
+		return 0, false // it left the page cache
+	}
 	s.asked(r, off, end)
 	s.readOn(p, off, end)
-	return s.readFile(r, p, b, off)
+	s.readFirst(r, p, off)
+	return len(b), true
 }
 
-// readFile reads a partial file from off on. With the first bytes, what they lead to is fetched.
-func (s *Store) readFile(r Ref, p *partial, b []byte, off int64) (int, error) {
+// readFirst takes note of a read: with the first bytes of an object, what they lead to is fetched.
+func (s *Store) readFirst(r Ref, p *partial, off int64) {
 	if off < p.pieces[0].Size && p.begins() {
 		s.followSoon(r)
 	}
-	return p.file.ReadAt(b, off)
 }
 
 // readPartial reads r from its partial file.
@@ -304,9 +302,6 @@ func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, of
 	first, last := p.within(off, end)
 	p.keep(first, last, 1)
 	defer p.keep(first, last, -1)
-	if p.hasAll(first, last) {
-		return s.readHere(r, p, b, off, end)
-	}
 	s.asked(r, off, end)
 	readOn := sync.OnceFunc(func() { s.readOn(p, off, end) })
 	if p.isNew(first, last) {
@@ -315,8 +310,10 @@ func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, of
 		readOn()
 	}
 	reserve := func(ctx context.Context, n int64) error { return s.reserveUnstored(ctx, n, p) }
-	s.quiet.broken()
-	defer s.quiet.broken()
+	if !p.hasAll(first, last) {
+		s.quiet.broken()
+		defer s.quiet.broken()
+	}
 	for {
 		err := s.need(ctx, p, first, last, reserve)
 		if errors.Is(err, ErrLimit) {
@@ -328,7 +325,8 @@ func (s *Store) readPartial(ctx context.Context, r Ref, p *partial, b []byte, of
 		break
 	}
 	readOn() // others may have made the request
-	return s.readFile(r, p, b, off)
+	s.readFirst(r, p, off)
+	return p.file.ReadAt(b, off)
 }
 
 // within returns the pieces [first, last) with bytes of a range.

@@ -39,6 +39,15 @@ type Started struct {
 	Failed  int   // they could not be had; whoever needs them will see
 }
 
+// StartOptions say how an image starts. The zero value is that of a start by the profile alone.
+type StartOptions struct {
+	// Around is how many bytes around a page are asked for with it, where it is more than when the profile was recorded.
+	Around int64
+	Packs  []Pack // of the profile
+	// First tells that a program is starting for the first time, also if all is here: else it is taken to have started.
+	First bool
+}
+
 // Start fetches what a profile names of an image's objects, in order, several at once, unless it is here. Requests let
 // those pass that somebody waits for. Until the program has started, half a minute, no neighbours of the image's
 // objects are fetched, no object is completed because half of it was read, and none of any image because nobody waits;
@@ -46,16 +55,12 @@ type Started struct {
 // is missing. Each piece of the image is asked for once at most, whatever the profile says, and may come in a pack
 // besides. The error is that of the context, that of a full disk or cache, or, if no server can be reached, of
 // fetch.ErrUnavailable: then the rest isn't tried.
-//
-// around is how many bytes around a page are asked for with it, where it is more than when the profile was recorded.
-func (s *Store) Start(
-	ctx context.Context, x *Index, t *Table, p Profile, around int64, packs []Pack,
-) (Started, error) {
+func (s *Store) Start(ctx context.Context, x *Index, t *Table, p Profile, o StartOptions) (Started, error) {
 	var done Started
-	steps := t.steps(p, around, &done)
+	steps := t.steps(p, o.Around, &done)
 	if done.Unknown <= len(p)/mostUnknown {
 		leave := s.starts.enter(t)
-		defer func() { leave(done.Fetched > 0) }()
+		defer func() { leave(o.First || done.Fetched > 0) }()
 	}
 	ctx, cancel := context.WithCancelCause(fetch.LetPass(ctx))
 	defer cancel(nil)
@@ -77,8 +82,8 @@ func (s *Store) Start(
 		switch {
 		case err == nil && arrived:
 			done.Fetched++
-			done.Bytes += st.size
-			s.startBytes.Add(st.size)
+			done.Bytes += st.stored.Size
+			s.startBytes.Add(st.stored.Size)
 		case err == nil:
 			done.Here++
 		case ends(err):
@@ -88,7 +93,7 @@ func (s *Store) Start(
 			s.log.Debug("object store: passed over at a start", slog.String("object", r.Name()), slog.Any("err", err))
 		}
 	}
-	for _, l := range s.loads(x, t, steps, packs) {
+	for _, l := range s.loads(ctx, x, t, steps, o.Packs) {
 		size := min(l.size, startBytes)
 		queue := slots
 		if l.pack != nil {
@@ -147,10 +152,10 @@ func (s *Store) startPiece(ctx context.Context, r Ref, piece int) (bool, error) 
 
 // step is a piece that a profile names.
 type step struct {
-	pos   uint32
-	piece int
-	size  int64 // plain bytes
-	read  int   // of the profile, counted from 0
+	pos    uint32
+	piece  int
+	stored *Stored
+	read   int // of the profile, counted from 0, that is of it; -1: none is, it is around one
 }
 
 // steps returns the pieces of a profile that the table has, in the profile's order, each once, with those that have
@@ -167,6 +172,13 @@ func (t *Table) steps(p Profile, around int64, done *Started) []step {
 		}
 	}
 	var steps []step
+	var own owned
+	if around > 0 {
+		own = owned{}
+		for _, st := range t.steps(p, 0, &Started{}) {
+			own[[2]int{int(st.pos), st.piece}] = st.read
+		}
+	}
 	known := map[int]*untaken{}
 	for n := range p {
 		r := &p[n]
@@ -187,10 +199,24 @@ func (t *Table) steps(p Profile, around int64, done *Started) []step {
 		}
 		for piece := u.from(first); piece < last; piece = u.from(piece) {
 			u.next[piece] = piece + 1
-			steps = append(steps, step{uint32(i), piece, u.stored[piece].Size, n})
+			steps = append(steps, step{uint32(i), piece, &u.stored[piece], own.of(i, piece, n)})
 		}
 	}
 	return steps
+}
+
+// owned is which read of a profile pieces of objects are of, where others are asked for around those.
+type owned map[[2]int]int
+
+// of returns which read a piece is of that a read asks for; -1: none.
+func (o owned) of(pos, piece, asking int) int {
+	if o == nil {
+		return asking
+	}
+	if read, is := o[[2]int{pos, piece}]; is {
+		return read
+	}
+	return -1
 }
 
 // pieces returns which pieces of the object a read, and what is around it, needs, [first, last). There may be no such.
@@ -234,7 +260,7 @@ func (p Profile) Of(t *Table) (n Named) {
 	var done Started
 	for _, s := range t.steps(p, 0, &done) {
 		n.Pieces++
-		n.Bytes += s.size
+		n.Bytes += s.stored.Size
 	}
 	n.Unknown = done.Unknown
 	return n

@@ -142,7 +142,7 @@ func TestStartFetchesWhatAProfileNamesInOrder(t *testing.T) {
 		want(all[3]), want(elsewhere), want(all[0], 2, 3), want(all[1]), want(all[3]), want(all[0], 3, 4, 5),
 		want(all[0], 9, 10, 11, 12), want(all[0], 10),
 	}
-	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, nil)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestStartFetchesWhatAProfileNamesInOrder(t *testing.T) {
 	if n := repo.Requests("") - before; n != 8 || s.Has(all[0]) {
 		t.Errorf("%d requests after more than half was read, want 8", n)
 	}
-	again, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, nil)
+	again, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{})
 	if want := (Started{Here: 7, Unknown: 2}); err != nil || again != want {
 		t.Errorf("the second time: %+v, %v, want %+v", again, err, want)
 	}
@@ -181,7 +181,7 @@ func TestStartGoesOnWithoutWhatIsMissing(t *testing.T) {
 	repo := newRepository(t)
 	s := newStore(t, repo)
 	all := refs(t, Object{Digest: repo.whole(noise(1, 10)).Digest, Size: 11}, repo.whole(noise(2, 1000)))
-	done, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0]), want(all[1])}, 0, nil)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0]), want(all[1])}, StartOptions{})
 	if want := (Started{Fetched: 1, Bytes: 1000, Failed: 1}); err != nil || done != want {
 		t.Errorf("got %+v, %v, want %+v", done, err, want)
 	}
@@ -200,14 +200,14 @@ func TestStartEndsWhereGoingOnIsInVain(t *testing.T) {
 		s := newStore(t, repo)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := s.Start(ctx, some[0].x, some[0].t, p, 0, nil); !errors.Is(err, context.Canceled) {
+		if _, err := s.Start(ctx, some[0].x, some[0].t, p, StartOptions{}); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("no server", func(t *testing.T) {
 		t.Parallel()
 		s := open(t, configIn(t.TempDir(), sources{"r": fetcher(t, "http://127.0.0.1:1")}))
-		if _, err := s.Start(t.Context(), some[0].x, some[0].t, p, 0, nil); !errors.Is(err, fetch.ErrUnavailable) {
+		if _, err := s.Start(t.Context(), some[0].x, some[0].t, p, StartOptions{}); !errors.Is(err, fetch.ErrUnavailable) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -216,7 +216,7 @@ func TestStartEndsWhereGoingOnIsInVain(t *testing.T) {
 		cfg := configIn(t.TempDir(), sources{"r": fetcher(t, repo.URL)})
 		cfg.Limits = Limits{Floor: 1 << 60}
 		s := open(t, cfg)
-		done, err := s.Start(t.Context(), some[0].x, some[0].t, p, 0, nil)
+		done, err := s.Start(t.Context(), some[0].x, some[0].t, p, StartOptions{})
 		if !errors.Is(err, syscall.ENOSPC) || done.Fetched > 0 {
 			t.Errorf("got %+v, %v", done, err)
 		}
@@ -232,7 +232,7 @@ func TestNoNeighboursComeDuringAStart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	started := make(chan error, 1)
 	go func() {
-		_, err := s.Start(ctx, all[0].x, all[0].t, Profile{want(all[0])}, 0, nil)
+		_, err := s.Start(ctx, all[0].x, all[0].t, Profile{want(all[0])}, StartOptions{})
 		started <- err
 	}()
 	eventually(t, "the start", func() bool { return repo.Requests("") == 1 })
@@ -245,7 +245,7 @@ func TestNoNeighboursComeDuringAStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	repo.Set()
-	if _, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0])}, 0, nil); err != nil {
+	if _, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0])}, StartOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.Near(all[1]) // the program is starting
@@ -266,7 +266,7 @@ func TestNothingIsCompletedDuringAStart(t *testing.T) {
 	s := open(t, cfg)
 	plain := noise(9, 10_000)
 	all := refs(t, repo.chunked(plain, 1000), repo.chunked(noise(8, 10_000), 1000))
-	if _, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0], 0, 3)}, 0, nil); err != nil {
+	if _, err := s.Start(t.Context(), all[0].x, all[0].t, Profile{want(all[0], 0, 3)}, StartOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	reads(t, s, all[0], plain, 3500, 1)
@@ -406,7 +406,7 @@ func TestStartFetchesThePiecesThatHavePages(t *testing.T) {
 	all := refs(t, repo.chunked(plain, 5000), repo.whole(noise(1, 2*PageSize)))
 	// Pages 1 and 2 are bytes 4096 to 12287, of chunks 0 to 2; pages 4 and 5 bytes 16384 to 24575, of chunks 3 and 4.
 	p := Profile{pages(all[0], 1, 2), pages(all[1], 1, 1), pages(all[0], 4, 5), pages(all[0], 1, 1)}
-	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, nil)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{})
 	if want := (Started{Fetched: 6, Bytes: 25_000 + 2*PageSize}); err != nil || done != want {
 		t.Errorf("got %+v, %v, want %+v", done, err, want)
 	}
@@ -449,7 +449,7 @@ func TestNeighboursComeWhereAProfileDoesNotFit(t *testing.T) {
 		for range unknown {
 			p = append(p, want(elsewhere))
 		}
-		if _, err := s.Start(t.Context(), all[0].x, all[0].t, p, 0, nil); err != nil {
+		if _, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		if fits := s.starts.has(all[0].t); fits != (unknown == 1) {
@@ -467,8 +467,28 @@ func TestWhatIsAroundThePagesComesWithThem(t *testing.T) {
 	for around, pieces := range map[int64]int{0: 1, 1: 3, PageSize: 3, PageSize + 1: 5, 1 << 40: 10} {
 		s := newStore(t, repo)
 		p := Profile{pages(all[0], 4, 4), pages(all[0], 4, 4)}
-		if done, err := s.Start(t.Context(), all[0].x, all[0].t, p, around, nil); err != nil || done.Fetched != pieces {
+		if done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Around: around}); err != nil || done.Fetched != pieces {
 			t.Errorf("with %d bytes around, %d chunks came, want %d: %v", around, done.Fetched, pieces, err)
+		}
+	}
+}
+
+// The first container of an image whose profile was fetched long before starts as much as one that comes with it.
+func TestAFirstStartIsOneAlsoIfAllIsHere(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	all := refs(t, repo.whole(noise(1, 1000)))
+	p := Profile{want(all[0])}
+	if err := s.Fetch(t.Context(), all[0]); err != nil {
+		t.Fatal(err)
+	}
+	for _, first := range []bool{false, true} {
+		if _, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{First: first}); err != nil {
+			t.Fatal(err)
+		}
+		if s.starts.has(all[0].t) != first {
+			t.Errorf("first %v: a program is starting: %v", first, !first)
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path"
 
+	"golang.org/x/sync/errgroup"
+
 	"cvmfs-graphdriver/cvmfs/catalog"
 	"cvmfs-graphdriver/cvmfs/hash"
 	"cvmfs-graphdriver/cvmfs/pack"
@@ -76,6 +78,9 @@ func (t *Transaction) recut(ctx context.Context, layers []string, cut Cut,
 			return err
 		}
 	}
+	if len(root.children) == 0 {
+		return nil
+	}
 	root.name, root.mount = path.Base(place), freshMount()
 	empty, err := t.empty(ctx)
 	if err != nil {
@@ -100,15 +105,35 @@ func (t *Transaction) count(objects int, bytes int64) {
 // mostStored bounds a stored object that goes into a pack, bytes: deflate makes none much larger than it was.
 const mostStored = 2 * pack.MaxObject
 
-// pack puts a pack of stored objects into the folder root. It isn't compressed: its objects are.
+// packReaders read stored objects at one time: from a bucket each takes a while.
+const packReaders = 16
+
+// pack puts a pack of stored objects into the folder root. It isn't compressed: its objects are. What the storage lacks
+// is left out: whoever needs it will be told.
 func (t *Transaction) pack(ctx context.Context, root *node, name string, objects []string) error {
+	all := make([][]byte, len(objects))
+	group, reading := errgroup.WithContext(ctx)
+	group.SetLimit(packReaders)
+	for i, object := range objects {
+		group.Go(func() (err error) {
+			all[i], err = storage.ReadFile(reading, t.repo.storage, object, mostStored)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
 	var b []byte
-	for _, object := range objects {
-		stored, err := storage.ReadFile(ctx, t.repo.storage, object, mostStored)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	for i, stored := range all {
+		if len(stored) > 0 { // no object is empty: zlib has a head, and who stores raw has no use for a pack
+			b = pack.Append(b, objects[i], stored)
 		}
-		b = pack.Append(b, object, stored)
+	}
+	if len(b) == 0 {
+		return nil
 	}
 	e, err := newEncoder(t.repo.algorithm, hash.None)
 	if err != nil {

@@ -1,15 +1,22 @@
 package publish_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"cvmfs-graphdriver/cvmfs/catalog"
+	"cvmfs-graphdriver/cvmfs/hash"
+	"cvmfs-graphdriver/cvmfs/pack"
 	. "cvmfs-graphdriver/cvmfs/publish"
 	. "cvmfs-graphdriver/test/publishtest"
 	"cvmfs-graphdriver/test/testutil"
@@ -113,6 +120,67 @@ func TestFilesOfALayerInTheMakingAreCut(t *testing.T) {
 	}
 	Commit(t, tx)
 	MustBeSound(t, r)
+}
+
+// Packs have stored objects byte by byte. What isn't there is left out, and a pack of nothing isn't made.
+func TestPacksHaveWhatIsStored(t *testing.T) {
+	r := New(t, Settings{FQRN: FQRN})
+	tx := Begin(t, r)
+	Ingest(t, tx, "/layers/a", Pack(t, File("f", "one"), File("g", "two")))
+	Commit(t, tx)
+	var paths []string
+	for _, name := range []string{"f", "g"} {
+		e, err := Newest(t, r).Lookup(t.Context(), "/layers/a/"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, e.Digest.Path(hash.File))
+	}
+	missing := hash.SHA1.Digest([]byte("missing")).Path(hash.File)
+	tx = Begin(t, r)
+	err := tx.Recut(t.Context(), []string{"/layers/a"}, bySize(nil), func(map[string]catalog.Entry) (CutFolder, error) {
+		return CutFolder{recutAt, map[int][]string{0: {paths[1], missing, paths[0]}, 7: {missing}}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	Commit(t, tx)
+	files := ReadAll(t, Newest(t, r), recutAt)
+	if _, made := files[pack.Name(7)]; made {
+		t.Error("there is a pack of nothing")
+	}
+	v, at := Newest(t, r), recutAt+"/"+pack.Name(0)
+	e, err := v.Lookup(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := v.Open(t.Context(), at, e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	in := pack.NewReader(bufio.NewReader(file))
+	for _, want := range []string{paths[1], paths[0]} {
+		path, _, err := in.Next()
+		got, failed := io.ReadAll(in)
+		stored, unknown := os.ReadFile(filepath.Join(r.Dir(), WWWFolder, FQRN, path))
+		if path != want || err != nil || failed != nil || unknown != nil || !bytes.Equal(got, stored) {
+			t.Errorf("%s, want %s: %d bytes, %v, %v, %v", path, want, len(got), err, failed, unknown)
+		}
+	}
+	if path, _, err := in.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("there is %q, %v", path, err)
+	}
+	MustBeSound(t, r)
+
+	tx = Begin(t, r)
+	defer tx.Abort()
+	err = tx.Recut(t.Context(), nil, bySize(nil), func(map[string]catalog.Entry) (CutFolder, error) {
+		return CutFolder{"/none", map[int][]string{0: {missing}}}, nil
+	})
+	if found, looked := tx.Has(t.Context(), "/none"); err != nil || looked != nil || found {
+		t.Errorf("%v, %v, %v", found, err, looked)
+	}
 }
 
 var errNowhere = errors.New("nowhere")

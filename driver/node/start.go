@@ -159,8 +159,9 @@ func (n *Node) startSoon(c *configuration, chain []layers.Link, image *images.Im
 	}
 	n.starts.begin(image.Key, func() func(context.Context) {
 		return func(ctx context.Context) {
-			p, err := n.profile(ctx, c, at, image.Key)
-			n.fetchProfile(ctx, c, image, p, err)
+			if p, err := n.profile(ctx, c, at, image.Key); err == nil { // else that will be told when it starts
+				n.fetchProfile(ctx, c, image, p, false)
+			}
 		}
 	})
 }
@@ -184,31 +185,34 @@ func (n *Node) helpStart(
 		return
 	}
 	rec.Stop()
-	n.fetchProfile(ctx, c, image, p, err)
-}
-
-// fetchProfile fetches what a start profile names of an image, unless it is here. unusable is why there is no profile.
-func (n *Node) fetchProfile(
-	ctx context.Context, c *configuration, image *images.Image, p objects.Profile, unusable error,
-) {
-	if unusable != nil {
-		n.cfg.Log.Warn("start profile: it can't be used, and a container starts without", "image", image.Key, "err",
-			unusable)
+	if err != nil {
+		n.cfg.Log.Warn("start profile: it can't be used, and a container starts without", "image", image.Key, "err", err)
 		n.starts.settle(image.Key) // not asked for, nor told, at each start
 		return
 	}
+	if all := n.fetchProfile(ctx, c, image, p, n.starts.first(image.Key)); all {
+		n.starts.settle(image.Key)
+	}
+}
+
+// fetchProfile fetches what a start profile names of an image, unless it is here, and reports whether all was. first
+// tells that the image's first container is created.
+func (n *Node) fetchProfile(
+	ctx context.Context, c *configuration, image *images.Image, p objects.Profile, first bool,
+) (all bool) {
 	began := time.Now()
-	done, err := n.objects.Start(ctx, n.index, image.Table, p, c.around, image.Packs)
+	done, err := n.objects.Start(ctx, n.index, image.Table, p, objects.StartOptions{
+		Around: c.around, Packs: image.Packs, First: first,
+	})
 	log := n.cfg.Log.With("image", image.Key, "fetched", done.Fetched, "bytes", done.Bytes, "here", done.Here,
 		"failed", done.Failed, "took", time.Since(began).Round(time.Millisecond))
 	switch {
 	case err != nil && ctx.Err() == nil:
 		log.Warn("start profile: not all could be fetched ahead", "err", err)
-	case err == nil && done.Fetched == 0 && done.Failed == 0:
-		n.starts.settle(image.Key)
 	case err == nil && done.Fetched > 0:
 		log.Info("start profile: fetched ahead of a container's start")
 	}
+	return err == nil && done.Fetched+done.Failed == 0
 }
 
 // profile returns the start profile of an image: the one that its descriptor names, or the one that was recorded here.

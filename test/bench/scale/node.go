@@ -83,7 +83,7 @@ func (n *node) start(ctx context.Context, d *thin.Descriptor, reads []string) er
 		go func() {
 			p, err := n.composer.Profile(ctx, image.Key, d.Profile)
 			if err == nil {
-				_, err = n.store.Start(ctx, n.index, image.Table, p, 0, image.Packs)
+				_, err = n.store.Start(ctx, n.index, image.Table, p, objects.StartOptions{Packs: image.Packs})
 			}
 			ahead <- err
 		}()
