@@ -41,7 +41,8 @@ type Started struct {
 
 // StartOptions say how an image starts. The zero value is that of a start by the profile alone.
 type StartOptions struct {
-	// Around is how many bytes around a page are asked for with it, where it is more than when the profile was recorded.
+	// Around is how many bytes around a page are asked for with it, where it is more than when the profile was
+	// recorded.
 	Around int64
 	Packs  []Pack // of the profile
 	// First tells that a program is starting for the first time, also if all is here: else it is taken to have started.

@@ -207,7 +207,8 @@ func TestStartEndsWhereGoingOnIsInVain(t *testing.T) {
 	t.Run("no server", func(t *testing.T) {
 		t.Parallel()
 		s := open(t, configIn(t.TempDir(), sources{"r": fetcher(t, "http://127.0.0.1:1")}))
-		if _, err := s.Start(t.Context(), some[0].x, some[0].t, p, StartOptions{}); !errors.Is(err, fetch.ErrUnavailable) {
+		_, err := s.Start(t.Context(), some[0].x, some[0].t, p, StartOptions{})
+		if !errors.Is(err, fetch.ErrUnavailable) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -467,7 +468,8 @@ func TestWhatIsAroundThePagesComesWithThem(t *testing.T) {
 	for around, pieces := range map[int64]int{0: 1, 1: 3, PageSize: 3, PageSize + 1: 5, 1 << 40: 10} {
 		s := newStore(t, repo)
 		p := Profile{pages(all[0], 4, 4), pages(all[0], 4, 4)}
-		if done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Around: around}); err != nil || done.Fetched != pieces {
+		done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Around: around})
+		if err != nil || done.Fetched != pieces {
 			t.Errorf("with %d bytes around, %d chunks came, want %d: %v", around, done.Fetched, pieces, err)
 		}
 	}
