@@ -52,8 +52,8 @@ func (f *FS) Read(ctx context.Context, node uint64, p []byte, off int64) (int, s
 	return f.readFile(ctx, i, nid, n.Size, p, off)
 }
 
-// ReadNow is that of the objects, also of those that files of images are. What is here as a whole it doesn't read: a disk
-// may have to be waited for.
+// ReadNow is that of the objects, also of those that files of images are. What is here as a whole it doesn't read: a
+// disk may have to be waited for.
 func (f *FS) ReadNow(node uint64, p []byte, off int64) (int, bool) {
 	if !isImage(node) {
 		return f.cfg.Objects.ReadNow(node, p, off)
