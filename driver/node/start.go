@@ -159,9 +159,12 @@ func (n *Node) startSoon(c *configuration, chain []layers.Link, image *images.Im
 	}
 	n.starts.begin(image.Key, func() func(context.Context) {
 		return func(ctx context.Context) {
-			if p, err := n.profile(ctx, c, at, image.Key); err == nil { // else that will be told when it starts
-				n.fetchProfile(ctx, c, image, p, false)
+			p, err := n.profile(ctx, c, at, image.Key)
+			if err != nil {
+				n.unusable(image, err)
+				return
 			}
+			n.fetchProfile(ctx, c, image, p, false)
 		}
 	})
 }
@@ -186,13 +189,18 @@ func (n *Node) helpStart(
 	}
 	rec.Stop()
 	if err != nil {
-		n.cfg.Log.Warn("start profile: it can't be used, and a container starts without", "image", image.Key, "err", err)
+		n.unusable(image, err)
 		n.starts.settle(image.Key) // not asked for, nor told, at each start
 		return
 	}
 	if all := n.fetchProfile(ctx, c, image, p, n.starts.first(image.Key)); all {
 		n.starts.settle(image.Key)
 	}
+}
+
+// unusable tells that an image has a start profile that can't be used.
+func (n *Node) unusable(image *images.Image, err error) {
+	n.cfg.Log.Warn("start profile: it can't be used, and a container starts without", "image", image.Key, "err", err)
 }
 
 // fetchProfile fetches what a start profile names of an image, unless it is here, and reports whether all was. first
