@@ -79,8 +79,15 @@ func (s *Stored) Download(ctx context.Context, f *fetch.Fetcher, w Resetter) err
 			return fmt.Errorf("%s: %w", s.File, err)
 		}
 	}
+	return s.sized(w, func(w Resetter) error {
+		return download(ctx, f, s.request(), s.Digest, s.Compression, s.Size, w)
+	})
+}
+
+// sized has get write the plain bytes, and checks how many they are.
+func (s *Stored) sized(w Resetter, get func(w Resetter) error) error {
 	n := counted{Resetter: w}
-	err := download(ctx, f, s.request(), s.Digest, s.Compression, s.Size, &n)
+	err := get(&n)
 	if err == nil && n.n != s.Size {
 		err = fmt.Errorf("%v has %d plain bytes, the catalog says %d: %w", s.Digest, n.n, s.Size, ErrSize)
 	}

@@ -208,15 +208,12 @@ func atEnd(body io.Reader) error {
 // the caller's request has a connection that others may be waiting for.
 func (s *Store) unpackPiece(ctx context.Context, r Ref, st step, stored []byte) (arrived bool, err error) {
 	get := func(_ context.Context, of Stored, w *part) error {
-		n := counted{Resetter: w}
-		if err := n.Reset(); err != nil {
-			return err
-		}
-		err := unpack(bytes.NewReader(stored), of.Digest, of.Compression, of.Size, &n)
-		if err == nil && n.n != of.Size {
-			err = fmt.Errorf("%v has %d plain bytes, the catalog says %d: %w", of.Digest, n.n, of.Size, ErrSize)
-		}
-		return err
+		return of.sized(w, func(w Resetter) error {
+			if err := w.Reset(); err != nil {
+				return err
+			}
+			return unpack(bytes.NewReader(stored), of.Digest, of.Compression, of.Size, w)
+		})
 	}
 	if !r.Chunked() {
 		n := r.named()
@@ -234,7 +231,8 @@ func (s *Store) unpackPiece(ctx context.Context, r Ref, st step, stored []byte) 
 	if p.flights.has(key) {
 		return false, nil
 	}
-	return true, s.join(ctx, &p.flights, key, func(ctx context.Context) error {
+	err = s.join(ctx, &p.flights, key, func(ctx context.Context) error {
 		return s.arrivePiece(ctx, p, st.piece, s.reserve, get)
 	})
+	return err == nil, err
 }

@@ -248,6 +248,27 @@ func TestReadersPassAPackThatIsSlow(t *testing.T) {
 	}
 }
 
+// What a pack has of an object whose size the catalog has wrong isn't taken for it.
+func TestWrongSizesDoNotComeInPacks(t *testing.T) {
+	t.Parallel()
+	repo := newRepository(t)
+	s := newStore(t, repo)
+	chunked, whole := repo.chunked(noise(1, 3000), 1000), repo.whole(noise(2, 1000))
+	chunked.Chunks[2].Size, chunked.Size, whole.Size = 1001, 3001, 1001
+	objs := []Object{chunked, whole, repo.whole(noise(3, 1000))}
+	all := refs(t, objs...)
+	p := Profile{want(all[0]), want(all[1]), want(all[2])}
+	p[0].Unit, p[0].Last = Chunks, 2
+	packs := repo.packs(t, p, objs, nil)
+	done, err := s.Start(t.Context(), all[0].x, all[0].t, p, StartOptions{Packs: packs})
+	if want := (Started{Fetched: 3, Bytes: 3000, Failed: 2}); err != nil || done != want {
+		t.Errorf("got %+v, %v, want %+v", done, err, want)
+	}
+	if s.Has(all[0]) || s.Has(all[1]) {
+		t.Error("something is here that isn't what the catalog says")
+	}
+}
+
 // What is asked for around what a profile names isn't in its packs, and has requests of its own.
 func TestPacksHaveNothingOfWhatIsAround(t *testing.T) {
 	t.Parallel()
